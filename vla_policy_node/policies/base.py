@@ -1,0 +1,65 @@
+"""What a policy is to the runtime: a thing that turns one observation into one action chunk.
+
+The runtime never looks inside. It asks for :attr:`Policy.spec` once and for :meth:`Policy.predict_chunk` from then on, always from
+the same thread of the same worker process. Normalisation, tokenisation and device placement are the policy's own business, so that
+shared memory carries physical units only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+Observation = Mapping[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """One tensor's bytes where they lie in the weights' arena (no copy).
+
+    ``dtype`` is the safetensors name (``BF16``, ``F32``, …); ``data`` is ``prod(shape) * itemsize`` bytes, C order, and stays valid
+    as long as the worker lives.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One observation feature: ``observation.state`` float32 ``[S]`` or ``observation.images.<camera>`` uint8 ``[H, W, 3]``."""
+
+    shape: tuple[int, ...]
+    dtype: str  # numpy name: "float32" or "uint8"
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """The shape of a policy's input and output."""
+
+    observation: Mapping[str, FeatureSpec]
+    horizon: int  # H: actions in a chunk
+    execute: int  # actions meant to be executed before the next chunk takes over, 1 <= execute <= H
+    action_dim: int  # A
+    uses_instruction: bool = True
+
+
+class Policy(Protocol):
+    """A loaded policy."""
+
+    spec: PolicySpec
+
+    def reset(self) -> None:
+        """Forget what an episode left behind (called at every start of an episode and after a hold)."""
+
+    def predict_chunk(self, observation: Observation, instruction: str) -> FloatArray:
+        """Return actions float32 ``[H, A]`` in physical units; action ``i`` is meant for ``i`` control periods after the observation.
+
+        Raises whatever it likes: the runtime reports it as ``POLICY_FAILED`` and holds.
+        """
