@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a policy: control loop, workers, swap, scores, robot contract."""

@@ -1,8 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a policy is to the runtime: a thing that turns one observation into one action chunk.
 
-The runtime never looks inside. It asks for :attr:`Policy.spec` once and for :meth:`Policy.predict_chunk` from then on, always from
-the same thread of the same worker process. Normalisation, tokenisation and device placement are the policy's own business, so that
-shared memory carries physical units only.
+The runtime never looks inside. It asks for :attr:`Policy.spec` once and for :meth:`Policy.predict_chunk` from then on, always
+from the same thread of the same worker process. Normalisation, tokenisation and device placement are the policy's own
+business, so that shared memory carries physical units only.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ Observation = Mapping[str, npt.NDArray[np.generic]]
 class TensorView:
     """One tensor's bytes where they lie in the weights' arena (no copy).
 
-    ``dtype`` is the safetensors name (``BF16``, ``F32``, …); ``data`` is ``prod(shape) * itemsize`` bytes, C order, and stays valid
-    as long as the worker lives.
+    ``dtype`` is the safetensors name (``BF16``, ``F32``, …); ``data`` is ``prod(shape) * itemsize`` bytes, C order, and
+    stays valid as long as the worker lives.
     """
 
     dtype: str
@@ -33,7 +34,7 @@ class TensorView:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """One observation feature: ``observation.state`` float32 ``[S]`` or ``observation.images.<camera>`` uint8 ``[H, W, 3]``."""
+    """One observation feature: ``observation.state`` float32 ``[S]``, ``observation.images.<name>`` uint8 ``[H, W, 3]``."""
 
     shape: tuple[int, ...]
     dtype: str  # numpy name: "float32" or "uint8"
@@ -59,7 +60,7 @@ class Policy(Protocol):
         """Forget what an episode left behind (called at every start of an episode and after a hold)."""
 
     def predict_chunk(self, observation: Observation, instruction: str) -> FloatArray:
-        """Return actions float32 ``[H, A]`` in physical units; action ``i`` is meant for ``i`` control periods after the observation.
+        """Return actions float32 ``[H, A]`` in physical units; action ``i`` is meant for ``i`` periods after the observation.
 
         Raises whatever it likes: the runtime reports it as ``POLICY_FAILED`` and holds.
         """

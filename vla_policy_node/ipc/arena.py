@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared memory with a versioned header: one writer, any number of readers, nobody waits.
+
+An arena is a memfd that its creator hands to other processes over a socket. It holds a ring of equal slots. The writer
+marks the slot after the newest as in progress, fills it, marks it with its sequence number and publishes that number. A
+reader copies the newest slot and accepts the copy if the slot's mark was the wanted number before and after (a sequence
+lock).
+
+Aligned 64-bit stores do not tear on x86-64 and AArch64. AArch64 may reorder them, so a full barrier stands between marks
+and payload: releasing and re-acquiring a lock orders everything before against everything after (release then acquire is
+sequentially consistent there), for every observer of the memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+
+MAGIC = 0x564C_4141_5245_4E41  # "VLAARENA"
+VERSION = 1
+IN_PROGRESS = (1 << 64) - 1
+_HEADER_BYTES = 4096
+_HEADER = struct.Struct("<QIIQQ")  # magic, version, slots, slot bytes, layout hash
+_NEWEST = 64  # offset of the newest sequence number, on a cache line of its own
+_SLOT_HEAD = 64
+
+
+class ArenaError(RuntimeError):
+    """The memory handed over is not the arena that was expected."""
+
+    code = "ARENA_MISMATCH"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of a record: ``shape`` of ``dtype`` (a numpy name)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+
+class Layout:
+    """A record of named arrays, each aligned to 64 bytes."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self.fields = tuple(fields)
+        self.offsets: dict[str, int] = {}
+        offset = 0
+        for field in self.fields:
+            self.offsets[field.name] = offset
+            size = int(np.dtype(field.dtype).itemsize * np.prod(field.shape, dtype=np.int64))
+            offset += -(-size // 64) * 64
+        self.size = offset
+
+    def views(self, buffer: memoryview) -> dict[str, Array]:
+        """Return the record's arrays as views of ``buffer`` (at least ``size`` bytes)."""
+        return {
+            f.name: np.frombuffer(buffer, f.dtype, int(np.prod(f.shape, dtype=np.int64)), self.offsets[f.name]).reshape(
+                f.shape
+            )
+            for f in self.fields
+        }
+
+    def to_json(self) -> list[list[Any]]:
+        """Return a JSON form that :meth:`from_json` reads."""
+        return [[f.name, f.dtype, list(f.shape)] for f in self.fields]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Sequence[Any]]) -> Layout:
+        """Rebuild a layout in another process."""
+        return cls([Field(str(n), str(d), tuple(int(i) for i in s)) for n, d, s in data])
+
+    @property
+    def fingerprint(self) -> int:
+        """Equal layouts have equal fingerprints in every process (FNV-1a, 64 bits)."""
+        value = 0xCBF29CE484222325
+        for byte in repr(self.to_json()).encode():
+            value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+        return value
+
+
+class Arena:
+    """A ring of records in a memfd. Create it in one process, :meth:`attach` in others."""
+
+    def __init__(self, layout: Layout, slots: int, fd: int, *, created: bool) -> None:
+        self.layout, self.slots, self.fd = layout, slots, fd
+        self._slot_bytes = _SLOT_HEAD + layout.size
+        size = _HEADER_BYTES + slots * self._slot_bytes
+        if created:
+            os.ftruncate(fd, size)
+        elif os.fstat(fd).st_size != size:
+            raise ArenaError(f"arena has {os.fstat(fd).st_size} bytes, its layout needs {size}")
+        # Populated at once: no page fault waits on a control tick.
+        self._map = mmap.mmap(fd, size, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+        expected = (MAGIC, VERSION, slots, self._slot_bytes, layout.fingerprint)
+        if created:
+            _HEADER.pack_into(self._map, 0, *expected)
+        elif _HEADER.unpack_from(self._map, 0) != expected:
+            raise ArenaError("arena header does not fit its layout")
+        self._fence = threading.Lock()
+        self._fence.acquire()
+        view = memoryview(self._map)
+        self._newest = np.frombuffer(view, np.uint64, 1, _NEWEST)
+        starts = [_HEADER_BYTES + i * self._slot_bytes for i in range(slots)]
+        self._seq = [np.frombuffer(view, np.uint64, 1, s) for s in starts]
+        self._records = [layout.views(view[s + _SLOT_HEAD : s + self._slot_bytes]) for s in starts]
+
+    @classmethod
+    def create(cls, layout: Layout, slots: int = 4, name: str = "vla_ota") -> Arena:
+        """Make a new arena of ``slots`` records (2 at least: one is being read while the next is written)."""
+        if slots < 2:
+            raise ValueError("an arena needs at least 2 slots")
+        return cls(layout, slots, os.memfd_create(name, os.MFD_CLOEXEC), created=True)
+
+    @classmethod
+    def attach(cls, layout: Layout, slots: int, fd: int) -> Arena:
+        """Map an arena that another process made. Raises :class:`ArenaError` if it is not the one described."""
+        return cls(layout, slots, fd, created=False)
+
+    @property
+    def newest(self) -> int:
+        """Sequence number of the newest record, 0 = none yet."""
+        return int(self._newest[0])
+
+    def write(self, values: dict[str, Array | float | int]) -> int:
+        """Publish a record and return its sequence number (1, 2, …). One writer only.
+
+        Every field must be given: a slot holds what was in it a round of the ring ago.
+        """
+        seq = int(self._newest[0]) + 1
+        slot = seq % self.slots
+        if values.keys() != self._records[slot].keys():
+            raise ValueError(f"fields {sorted(values.keys() ^ self._records[slot].keys())} are missing or unknown")
+        self._seq[slot][0] = IN_PROGRESS
+        self._barrier()
+        record = self._records[slot]
+        for name, value in values.items():
+            record[name][...] = value
+        self._barrier()
+        self._seq[slot][0] = seq
+        self._barrier()
+        self._newest[0] = seq
+        return seq
+
+    def read(
+        self, names: Sequence[str] | None = None, *, seq: int | None = None
+    ) -> tuple[int, dict[str, Array]] | None:
+        """Return ``(seq, copies)`` of the newest record, or of ``seq``; ``None`` if it is not there (any more).
+
+        A few tries are enough: the writer would have to come round the whole ring during each copy.
+        """
+        for _ in range(4):
+            wanted = int(self._newest[0]) if seq is None else seq
+            if wanted == 0:
+                return None
+            slot = wanted % self.slots
+            if int(self._seq[slot][0]) == wanted:
+                record = self._records[slot]
+                self._barrier()
+                copies = {name: record[name].copy() for name in (names or record)}
+                self._barrier()
+                if int(self._seq[slot][0]) == wanted:
+                    return wanted, copies
+            if seq is not None:
+                return None
+        return None
+
+    def _barrier(self) -> None:
+        self._fence.release()
+        self._fence.acquire()
+
+    def close(self) -> None:
+        """Forget the memory. The memfd itself lives as long as some process maps it or holds its descriptor."""
+        self._records, self._seq = [], []
+        del self._newest
+        self._map.close()
+        os.close(self.fd)
