@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a tensor's bytes to a ``torch.Tensor`` without copying."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+
+import torch
+
+from vla_policy_node.policies.base import TensorView
+from vla_policy_node.policies.errors import PolicyWeightsError
+
+TORCH_DTYPE: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+"""Names of the safetensors format to torch's."""
+
+
+def as_torch(view: TensorView) -> torch.Tensor:
+    """The tensor that lies in ``view.data``, sharing its memory; treat it as read-only.
+
+    Raises :class:`PolicyWeightsError` for a dtype that torch does not have or bytes that do not fit the shape.
+    """
+    dtype = TORCH_DTYPE.get(view.dtype)
+    if dtype is None:
+        raise PolicyWeightsError(f"dtype {view.dtype!r} has no torch equivalent")
+    expected = math.prod(view.shape) * dtype.itemsize
+    if view.data.nbytes != expected:
+        raise PolicyWeightsError(f"{view.dtype} {list(view.shape)} needs {expected} bytes, got {view.data.nbytes}")
+    if expected == 0:  # frombuffer refuses empty buffers
+        return torch.empty(view.shape, dtype=dtype)
+    with warnings.catch_warnings():
+        # Inference does not write to weights, so a read-only mapping is as good as a writable one.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
+        return torch.frombuffer(view.data.cast("B"), dtype=dtype).reshape(view.shape)
+
+
+def as_state_dict(tensors: Mapping[str, TensorView]) -> dict[str, torch.Tensor]:
+    """All of a bundle's tensors by name; a :class:`PolicyWeightsError` names the tensor."""
+    state: dict[str, torch.Tensor] = {}
+    for name, view in tensors.items():
+        try:
+            state[name] = as_torch(view)
+        except PolicyWeightsError as error:
+            raise PolicyWeightsError(f"tensor {name!r}: {error}") from error
+    return state
+
+
+def assign_strictly(module: torch.nn.Module, tensors: Mapping[str, TensorView]) -> None:
+    """Give ``module`` (built on the meta device) its weights without a copy; every name and shape must match exactly.
+
+    Raises :class:`PolicyWeightsError` with the names that differ.
+    """
+    try:
+        module.load_state_dict(as_state_dict(tensors), strict=True, assign=True)
+    except RuntimeError as error:
+        raise PolicyWeightsError(str(error)) from error
+    left = [name for name, tensor in module.state_dict(keep_vars=True).items() if tensor.is_meta]
+    if left:
+        raise PolicyWeightsError(f"no weights for {left}")
