@@ -1,0 +1,30 @@
+# Two commands are enough: `make demo` and `make test`. Each makes its own set-up and is quick the second time.
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test lint bench clean
+RUN := scripts/run
+
+help: ## show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## environment and build, without tests and linters
+	@scripts/setup.sh
+
+setup-dev: ## the same with tests and linters
+	@scripts/setup.sh dev
+
+demo: setup ## a simulated arm changes its policy in motion and undoes a bad one (under 3 minutes once set up)
+	@$(RUN) python -m vla_sim.demo --out build/demo
+
+test: setup-dev ## the whole test suite on real ROS 2
+	@$(RUN) python -m pytest -q
+
+lint: setup-dev ## ruff and mypy
+	@$(RUN) ruff check --output-format concise .
+	@$(RUN) ruff format --check -q .
+	@$(RUN) mypy vla_checkpoint vla_evidence vla_ros vla_policy_node vla_ota_manager vla_fleet_bridge vla_sim
+
+bench: setup-dev ## measure the control loop and the swap; tables, and build/bench/*.json
+	@$(RUN) python -m benchmarks.control_loop --out build/bench
+
+clean: ## forget the environment and the build
+	rm -rf .venv build install log

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test may rely on: a ROS domain of its own, and that no test leaves a process or shared memory behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before any rclpy context: nodes of a test never talk to anything outside this machine.
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="vla_ota_test_log_"))
+
+
+def _descendants() -> dict[int, str]:
+    """Return pid → command line of this process's living descendants (zombies left out)."""
+    parents: dict[int, tuple[int, str, str]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            state, parent = stat.rpartition(")")[2].split()[:2]
+            parents[int(entry.name)] = (int(parent), state, command)
+    found: dict[int, str] = {}
+    frontier = {os.getpid()}
+    while frontier:
+        frontier = {pid for pid, (parent, _, _) in parents.items() if parent in frontier and pid not in found}
+        found.update({pid: parents[pid][2] for pid in frontier})
+    return {pid: text for pid, text in found.items() if parents[pid][1] != "Z"}
+
+
+@pytest.fixture(autouse=True)
+def no_process_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a child process behind (session-wide helpers that were there before are theirs)."""
+    before = set(_descendants())
+    yield
+    deadline = time.monotonic() + 5.0
+    left = {pid: text for pid, text in _descendants().items() if pid not in before}
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left = {pid: text for pid, text in _descendants().items() if pid not in before}
+    for pid in left:
+        os.kill(pid, 9)
+    assert not left, f"processes left behind: {left}"
+
+
+@pytest.fixture
+def ros_domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A ROS_DOMAIN_ID that no other test of this machine uses while the fixture lives, also set in the environment."""
+    folder = Path(tempfile.gettempdir()) / "vla_ota_test_domains"
+    folder.mkdir(exist_ok=True)
+    for domain in range(1, 80):
+        handle = (folder / str(domain)).open("w")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            continue
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+        try:
+            yield domain
+        finally:
+            handle.close()
+        return
+    pytest.fail("no free ROS domain")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_shared_memory_left_behind() -> Iterator[None]:
+    """Processes killed on purpose leave Fast DDS files in /dev/shm; take away those that nobody maps any more."""
+    yield
+    _remove_orphaned_shared_memory()
+
+
+def _remove_orphaned_shared_memory() -> None:
+    mapped: set[str] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                maps = (entry / "maps").read_text()
+            except OSError:
+                continue
+            mapped.update(line.split()[-1] for line in maps.splitlines() if "/dev/shm/" in line)
+    for path in Path("/dev/shm").glob("*fastrtps_*"):
+        if str(path) not in mapped:
+            path.unlink(missing_ok=True)
