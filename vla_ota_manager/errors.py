@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong on the way of an update: one tree, a stable code for each reason.
+
+::
+
+    OtaError
+    ├── ConfigError          CONFIG_INVALID
+    ├── OfferError           OFFER_INVALID OFFER_REPEATED OFFER_QUEUE_FULL NO_SUCH_UPDATE UNCANCELLABLE
+    ├── RefusedError         UPDATE_EXPIRED VERSION_BLOCKED VERSION_CONFLICT NAME_MISMATCH VERSION_MISMATCH ROBOT_TYPE_MISMATCH
+    │                        CHANNELS_MISMATCH KIND_UNSUPPORTED BUNDLE_TOO_LARGE
+    ├── TrustError           MANIFEST_UNTRUSTED MANIFEST_DIGEST_MISMATCH
+    ├── FetchError           URL_INVALID SOURCE_NOT_ALLOWED REDIRECT_REFUSED TOO_MANY_REDIRECTS HTTP_STATUS NOT_FOUND
+    │                        CONNECTION_FAILED STALLED TRUNCATED SIZE_MISMATCH CONTENT_RANGE_INVALID CONTENT_ENCODING_REFUSED
+    │                        BLOB_DIGEST_MISMATCH MANIFEST_TOO_LARGE
+    ├── StoreError           STORE_LOCKED STORE_IO STORE_LAYOUT NAME_INVALID DISK_FULL MODEL_NOT_FOUND
+    │   └── StateError       STATE_CORRUPT STATE_TOO_NEW
+    ├── PolicyError          POLICY_ABSENT PREPARE_FAILED SWAP_FAILED SWAP_TIMEOUT
+    ├── CommandError         NO_TRIAL NO_PREVIOUS EXPECTATION_FAILED ENGINE_STOPPED COMMAND_TIMEOUT ALREADY_ACTIVE
+    └── CancelledError       CANCELLED (a person or an urgent update asked for it)
+
+Errors of ``vla_checkpoint`` and of the policy node keep their own codes on the way to the status.
+"""
+
+from __future__ import annotations
+
+
+class OtaError(Exception):
+    """Base of everything that the update engine raises.
+
+    Attributes:
+        code: stable SCREAMING_SNAKE_CASE name of the reason.
+        reason: what is wrong, for people; one line.
+        where: file, URL or field it is about; empty if none.
+    """
+
+    def __init__(self, code: str, reason: str, where: str = "") -> None:
+        self.code = code
+        self.reason = reason
+        self.where = where
+        super().__init__(f"{code}: {where}: {reason}" if where else f"{code}: {reason}")
+
+    @property
+    def message(self) -> str:
+        """The reason with its place, without the code (which travels in a field of its own)."""
+        return f"{self.where}: {self.reason}" if self.where else self.reason
+
+
+class ConfigError(OtaError):
+    """A parameter is outside its range."""
+
+
+class OfferError(OtaError):
+    """An offer is malformed, or a request names no update that it could apply to."""
+
+
+class RefusedError(OtaError):
+    """The version that is offered may not run on this robot."""
+
+
+class TrustError(OtaError):
+    """The manifest is not the one that was promised."""
+
+
+class FetchError(OtaError):
+    """Bytes could not be fetched.
+
+    Attributes:
+        retryable: the same request may succeed later.
+        retry_after_s: how long the server asked to wait [s]; 0 = it did not say.
+    """
+
+    def __init__(
+        self, code: str, reason: str, where: str = "", *, retryable: bool = False, retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(code, reason, where)
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
+
+
+class StoreError(OtaError):
+    """The robot's store refuses, or cannot do, what was asked."""
+
+
+class StateError(StoreError):
+    """``state.json`` cannot be used."""
+
+
+class PolicyError(OtaError):
+    """The policy node is not there, or did not do what was asked."""
+
+
+class CommandError(OtaError):
+    """An operator's command cannot be carried out."""
+
+
+class CancelledError(OtaError):
+    """The work was stopped on request."""

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the update engine needs of a policy node. ``node.py`` implements it over ROS, the tests over a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+OnProgress = Callable[[str, float], None]
+"""Called with the preparation's state (QUEUED, LOADING, DIGEST, GOLDEN, WARM_UP, SHADOW, READY) and its progress, 0 to 1."""
+Cancelled = Callable[[], bool]
+"""Asked several times a second by a blocking call; true: stop waiting and return."""
+
+
+@dataclass(frozen=True)
+class PolicySnapshot:
+    """The last PolicyStatus that arrived, as the engine needs it. Empty strings mean none or unknown."""
+
+    age_s: float
+    """Time since it arrived [s], by the monotonic clock."""
+    boot_id: str
+    generation: int
+    active_digest: str
+    active_version: str = ""
+    standby_digest: str = ""
+    prepared_digest: str = ""
+    holding: bool = False
+    hold_latched: bool = False
+    hold_reason: str = ""
+    on_trial: bool = False
+    episode_id: str = ""
+    running: bool = True
+    """The active generation commands the robot, or holds; false while motion is disabled or the node is not active."""
+    last_swap_cause: str = ""
+    """Cause in the last SwapReport: UPDATE, ROLLBACK, LEASE_EXPIRED or WORKER_LOST."""
+
+    def is_resident(self, digest: str) -> bool:
+        """Whether a swap to this bundle needs no loading."""
+        return bool(digest) and digest in (self.active_digest, self.standby_digest, self.prepared_digest)
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """Reply of PrepareModel."""
+
+    success: bool
+    error_code: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class SwapRequest:
+    """Request of SwapModel; ``digest`` names a resident generation."""
+
+    digest: str
+    at: str = "CHUNK"
+    expected_active_digest: str = ""
+    trial: bool = False
+    lease_s: float = 0.0
+    cause: str = "UPDATE"
+    timeout_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class SwapResult:
+    """Reply of SwapModel. ``success`` is also true if the generation asked for already was active."""
+
+    success: bool
+    error_code: str = ""
+    message: str = ""
+    active_version: str = ""
+    active_digest: str = ""
+    generation: int = 0
+    swap_latency_s: float = 0.0
+    warm: bool = False
+    stamp_s: float = 0.0
+    """First action of the generation that acts now, by the clock that stamps scores [s]; 0 = unknown."""
+
+
+class PolicyPort(Protocol):
+    """The policy node as the engine sees it.
+
+    ``status`` never blocks. ``prepare`` and ``swap`` block until done, timed out or cancelled, return a result with a code
+    (``POLICY_ABSENT`` when nobody answers, ``CANCELLED``, or the policy node's own) and never raise for what the other side did.
+    A swap that times out may still happen: the engine looks at ``status`` and asks again, which is idempotent by digest.
+    All calls come from the engine's thread.
+    """
+
+    def status(self) -> PolicySnapshot | None:
+        """Return the last status, or None if none ever came."""
+        ...
+
+    def prepare(
+        self, bundle_path: Path, digest: str, on_progress: OnProgress, cancelled: Cancelled, timeout_s: float
+    ) -> PrepareResult:
+        """Load a bundle beside the running one, check it and warm it up."""
+        ...
+
+    def swap(self, request: SwapRequest, cancelled: Cancelled) -> SwapResult:
+        """Activate a resident generation at a boundary."""
+        ...
