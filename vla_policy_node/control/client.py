@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's side of the control process: start it, give it generations, ask for swaps and holds, read its status."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vla_policy_node.contract import Contract
+from vla_policy_node.errors import ControlError
+from vla_policy_node.ipc.arena import Arena
+from vla_policy_node.ipc.channel import Channel, ChannelClosedError, ChannelFullError
+from vla_policy_node.ipc.generation import GenerationHandle
+from vla_policy_node.ipc.layouts import HOLD_REASONS, MODES, control_status_layout
+
+Event = dict[str, Any]
+
+AT = ("CHUNK", "EPISODE", "REST", "NOW")
+_STATUS_SLOTS = 16
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class ControlStatus:
+    """What the loop did on its last tick."""
+
+    age_s: float  # since that tick; grows when the control process hangs
+    tick: int  # counts deadlines, skipped ones included
+    mode: str  # one of MODES
+    latched: bool  # the hold ends only by resume (or the contract's auto_resume)
+    hold_reason: str  # one of HOLD_REASONS, empty = not holding
+    generation: int  # of the last action taken, 0 = none
+    ticks: int
+    missed: int
+    starved: int
+    clamped: int  # ticks on which a limit shortened the command
+    worst_late_ms: float
+    histogram: tuple[int, ...]  # ticks by lateness, bins of LATENESS_BOUNDS_MS
+    queue_left: int  # actions left
+    chunks: int  # taken over from the acting generation since it became active
+    command: npt.NDArray[np.float64]  # last one published, NaN = none since the last stop
+
+
+class ControlClient:
+    """Owns the control process. Methods may be called from any thread; they send and return, answers come as events.
+
+    ``observation`` is the arena that the node writes (``observation_layout``). ``sink`` says where commands go:
+    ``{"kind": "ros", "node_name", "namespace", "domain_id", "remappings": {contract topic: name}}`` or, for tests and
+    dry runs, ``{"kind": "record", "path"}``. ``on_event`` is called on the client's own thread with each event (see
+    ``control/events.py``), at last with ``{"type": "EXITED", "returncode"}``.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        observation: Arena,
+        *,
+        sink: Mapping[str, Any],
+        on_event: Callable[[Event], None],
+        python: str = sys.executable,
+        fifo_priority: int | None = 20,
+    ) -> None:
+        self._contract, self._observation, self._sink = contract, observation, dict(sink)
+        self._on_event, self._python, self._fifo_priority = on_event, python, fifo_priority
+        self._status = Arena.create(control_status_layout(len(contract.channels)), _STATUS_SLOTS, "vla_control_status")
+        self._channel: Channel | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+        self._sending = threading.Lock()
+        self._first_answer = threading.Event()
+        self._started: Event | None = None
+        self._closing = False
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def start(self, timeout_s: float = 10.0) -> Event:
+        """Start the child and return its STARTED event (``pid, fifo, mlock``).
+
+        Raises :class:`ControlError` with the child's code (COMMAND_TOPIC_LOCKED, CONTRACT_…), or CONTROL_START_TIMEOUT.
+        """
+        if self._process is not None:
+            raise ControlError("CONTROL_ALREADY_STARTED", "the control process was started before")
+        self._channel, theirs = Channel.pair()
+        path = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]))
+        try:
+            self._process = subprocess.Popen(
+                [self._python, "-m", "vla_policy_node.control.process", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        except OSError as e:
+            raise ControlError("CONTROL_START_FAILED", f"{self._python}: {e}") from e
+        finally:
+            theirs.close()
+        self._reader = threading.Thread(target=self._read, name="control-events", daemon=True)
+        self._reader.start()
+        self._send(
+            {
+                "type": "configure",
+                "contract": self._contract.text,
+                "contract_path": str(self._contract.path),
+                "sink": self._sink,
+                "fifo_priority": self._fifo_priority,
+                "observation": {"layout": self._observation.layout.to_json(), "slots": self._observation.slots},
+                "status_slots": self._status.slots,
+            },
+            [self._observation.fd, self._status.fd],
+        )
+        if not self._first_answer.wait(timeout_s):
+            self.close(0.0)
+            raise ControlError("CONTROL_START_TIMEOUT", f"the control process did not start within {timeout_s} s")
+        answer = self._started or {}
+        if answer.get("type") != "STARTED":
+            self.close(1.0)
+            code = str(answer.get("error_code") or "CONTROL_START_FAILED")
+            raise ControlError(code, str(answer.get("message") or "the control process ended while it started"))
+        return answer
+
+    def close(self, timeout_s: float = 3.0) -> None:
+        """End the child: nothing is published afterwards. Kills it if it does not end by itself in ``timeout_s``."""
+        self._closing = True
+        if self._process is None or self._channel is None:
+            return
+        if timeout_s > 0:
+            try:
+                self._send({"type": "stop"})
+                self._process.wait(timeout_s)
+            except (ControlError, subprocess.TimeoutExpired):
+                pass
+        self._process.kill()
+        self._process.wait()
+        if self._reader is not None and self._reader is not threading.current_thread():
+            self._reader.join(2.0)
+        self._channel.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child runs (it may hang all the same: see :attr:`ControlStatus.age_s`)."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child."""
+        return None if self._process is None else self._process.pid
+
+    # -- generations and swaps -------------------------------------------------------------------------------------
+
+    def add_generation(
+        self,
+        handle: GenerationHandle,
+        *,
+        latency_s: float = 0.0,
+        limits: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Make a loaded generation known. ``latency_s``: time from request to chunk measured in warm-up (a first guess).
+
+        ``limits``: the bundle's own, one mapping a channel (keys of ``ChannelLimits``); they can only tighten.
+        """
+        fields, fds = handle.to_message()
+        message = {"type": "add_generation", "handle": fields, "latency_s": latency_s}
+        self._send({**message, "limits": None if limits is None else [dict(x) for x in limits]}, fds)
+
+    def remove_generation(self, generation: int) -> None:
+        """Forget a generation. If it is the acting one: hold WORKER_LOST, latched; a pending swap to it fails."""
+        self._send({"type": "remove_generation", "generation": generation})
+
+    def activate(self, generation: int, at: str, swap_id: str, timeout_s: float) -> None:
+        """Ask for a swap at ``at`` (one of AT). The answer is an event SWAPPED or SWAP_FAILED with ``swap_id``."""
+        if at not in AT:
+            raise ControlError("SWAP_BOUNDARY_UNKNOWN", f"at={at!r}, must be one of {', '.join(AT)}")
+        message = {"type": "activate", "generation": generation, "at": at, "swap_id": swap_id, "timeout_s": timeout_s}
+        self._send({**message, "asked_ns": time.monotonic_ns()})
+
+    def cancel_activation(self, swap_id: str) -> None:
+        """Take a pending swap back: SWAP_FAILED CANCELLED, unless it has happened already."""
+        self._send({"type": "cancel_activation", "swap_id": swap_id})
+
+    def begin_span(self, span_id: str) -> None:
+        """Start counting missed, starved and late ticks under this name (a swap's preparation)."""
+        self._send({"type": "begin_span", "span_id": span_id})
+
+    def end_span(self, span_id: str, after_s: float = 0.0) -> None:
+        """End the span ``after_s`` from now; its counts come as an event SPAN."""
+        self._send({"type": "end_span", "span_id": span_id, "after_s": after_s})
+
+    # -- motion ----------------------------------------------------------------------------------------------------
+
+    def enable(self, enabled: bool) -> None:
+        """Lifecycle active or inactive. Answer: ENABLED, DISABLED or ENABLE_FAILED (COMMAND_TOPIC_TAKEN)."""
+        self._send({"type": "enable", "enabled": enabled})
+
+    def hold(self, reason: str, latched: bool) -> None:
+        """Hold. Latched: until :meth:`resume`. Not latched: until :meth:`release` of the same reason."""
+        if reason not in HOLD_REASONS[1:]:
+            raise ControlError("HOLD_REASON_UNKNOWN", f"{reason!r} is not a hold reason")
+        self._send({"type": "hold", "reason": reason, "latched": latched})
+
+    def release(self, reason: str) -> None:
+        """End a hold that was asked for without latching."""
+        self._send({"type": "release", "reason": reason})
+
+    def resume(self) -> None:
+        """End a latched hold. Answer: RESUME_ACCEPTED or RESUME_REFUSED."""
+        self._send({"type": "resume"})
+
+    def status(self) -> ControlStatus | None:
+        """Return the status of the last tick; ``None`` before the first."""
+        record = self._status.read()
+        if record is None:
+            return None
+        r = record[1]
+        return ControlStatus(
+            age_s=(time.monotonic_ns() - int(r["stamp_ns"])) / 1e9,
+            tick=int(r["tick"]),
+            mode=MODES[int(r["mode"])],
+            latched=bool(r["latched"]),
+            hold_reason=HOLD_REASONS[int(r["hold_reason"])],
+            generation=int(r["generation"]),
+            ticks=int(r["ticks"]),
+            missed=int(r["missed"]),
+            starved=int(r["starved"]),
+            clamped=int(r["clamped"]),
+            worst_late_ms=int(r["worst_late_ns"]) / 1e6,
+            histogram=tuple(int(n) for n in r["histogram"]),
+            queue_left=int(r["queue_left"]),
+            chunks=int(r["chunks"]),
+            command=r["command"],
+        )
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        if self._channel is None:
+            raise ControlError("CONTROL_NOT_STARTED", "the control process was not started")
+        try:
+            with self._sending:
+                self._channel.send(message, fds, block=False)
+        except ChannelFullError as e:
+            raise ControlError("CONTROL_UNRESPONSIVE", "the control process does not read its channel") from e
+        except (ChannelClosedError, OSError) as e:
+            raise ControlError("CONTROL_LOST", "the control process has gone") from e
+
+    def _read(self) -> None:
+        assert self._channel is not None and self._process is not None
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        while True:
+            poll.poll()
+            try:
+                received = self._channel.receive(0.0)
+            except (ChannelClosedError, json.JSONDecodeError, UnicodeDecodeError):
+                break
+            if received is None:
+                continue
+            event, fds = received
+            for fd in fds:
+                os.close(fd)
+            if not self._first_answer.is_set():
+                self._started = event
+                self._first_answer.set()
+            self._on_event(event)
+        try:
+            self._process.wait(2.0)  # its socket is closed: it is ending
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        event = {"type": "EXITED", "returncode": self._process.returncode, "expected": self._closing}
+        if not self._first_answer.is_set():
+            self._started = event
+            self._first_answer.set()
+        self._on_event(event)
