@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node knows of its workers: configuration, generations, events and the reasons for which a bundle was not loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vla_checkpoint.manifest import Manifest
+from vla_policy_node.ipc.generation import GenerationHandle
+from vla_policy_node.policies.base import PolicySpec
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """How workers are started and judged."""
+
+    worker_python: str = ""
+    """Interpreter; empty = the node's own. It needs numpy and safetensors, and what its policies import."""
+    paths: tuple[str, ...] = ()
+    """Folders added to the workers' PYTHONPATH."""
+    policy_modules: Mapping[str, str] = field(default_factory=dict)
+    """Policy type → module; goes before entry points of group ``vla_ota.policies`` and ``vla_policy_node.policies.<type>``."""
+    imports: tuple[str, ...] = ("torch",)
+    """Modules a spare worker imports ahead; those that are not there are left out."""
+    device: str = "cpu"
+    """Handed to the policy's ``load``."""
+    threads: int = 1
+    """Threads of the policy's computations (OpenMP, MKL, OpenBLAS)."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables set for workers on top of the node's environment without its ROS variables."""
+    max_generations: int = 2
+    """Generations in memory at a time: active and standby."""
+    load_timeout_s: float = 300.0
+    """Longest preparation [s]."""
+    inference_timeout_s: float = 5.0
+    """A worker that owes a chunk this long is hung, and is killed [s]."""
+    observation_max_age_s: float = 1.0
+    """An older observation is answered with OBSERVATION_STALE [s]."""
+    warm_up_inferences: int = 4
+    """Before READY, in the inference thread; the first is left out of the latency estimate."""
+    nice: int = 10
+    """Nice level of imports, loading and golden replay, 0 to 19. Inference runs at the node's own level."""
+    spare: bool = True
+    """Keep a worker waiting with its imports done."""
+    spare_delay_s: float = 5.0
+    """Wait after a preparation before the next spare is started, so that a swap goes undisturbed [s]."""
+    memory_reserve_bytes: int = 256 << 20
+    """Memory that must stay available beyond a new generation's weights [bytes]."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What a preparation took."""
+
+    load_s: float = 0.0
+    """Reading weights into memory and building the policy [s]."""
+    digest_s: float = 0.0
+    """Comparing the loaded tensors, and the bundle's other files, with the manifest [s]."""
+    golden_s: float = 0.0
+    """Replaying the golden observations [s]; 0 without golden file."""
+    warm_up_s: float = 0.0
+    """Warm-up inferences [s]."""
+    inference_ms: float = 0.0
+    """Median of the warm-up inferences but the first [ms]."""
+    golden: bool = False
+    """Whether there was a golden file to replay."""
+    spare_used: bool = False
+    """Whether a spare worker was waiting."""
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """A loaded bundle in a worker process. Compared by identity; :meth:`WorkerPool.release` ends it."""
+
+    handle: GenerationHandle
+    manifest: Manifest
+    spec: PolicySpec
+    timings: Timings
+    pid: int
+    _alive: Callable[[], bool]
+    _kill: Callable[[], None]
+
+    @property
+    def id(self) -> int:
+        """Number of the generation, as in ``GenerationHandle.id``."""
+        return self.handle.id
+
+    @property
+    def alive(self) -> bool:
+        """False once its process has ended."""
+        return self._alive()
+
+    def kill(self) -> None:
+        """End its process at once; a LOST event follows."""
+        self._kill()
+
+
+@dataclass(frozen=True)
+class WorkerEvent:
+    """Something happened in a worker. Delivered on the pool's watcher thread: take note, and return at once."""
+
+    kind: Literal["LOST", "CHUNK_ERROR", "SPARE_READY", "LOG"]
+    message: str
+    pid: int
+    generation: Generation | None = None
+    """LOST and CHUNK_ERROR: the generation concerned."""
+    code: str = ""
+    """LOST: WORKER_DIED or WORKER_HUNG. CHUNK_ERROR: one of ``ipc.layouts.CHUNK_ERRORS``."""
+
+
+class PrepareError(Exception):
+    """A bundle was not loaded; every other generation goes on as before.
+
+    ``code`` is one of: BUSY, NO_FREE_SLOT, DIGEST_MISMATCH, POLICY_TYPE_UNKNOWN, LOAD_FAILED, TENSOR_DIGEST_MISMATCH,
+    SPEC_MISMATCH, GOLDEN_MISMATCH, WARM_UP_FAILED, WORKER_START_FAILED, WORKER_DIED, LOAD_TIMEOUT, CANCELLED, OUT_OF_MEMORY,
+    CLOSED; a code of :mod:`vla_checkpoint.errors`; or the ``code`` of the exception that the policy's ``load`` raised
+    (:mod:`vla_policy_node.policies.errors`).
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
