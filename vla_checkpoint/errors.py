@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a checkpoint was refused: one small tree, one stable code for each reason.
+
+::
+
+    CheckpointError                 something is wrong with a checkpoint (catch this one)
+    ├── FileError                   FILE_MISSING FILE_UNREADABLE FILE_NOT_REGULAR FILE_TOO_LARGE FILE_NOT_WRITTEN
+    ├── JsonError                   JSON_SYNTAX JSON_DUPLICATE_KEY JSON_TOO_DEEP JSON_TOO_LARGE
+    ├── HeaderError                 HEADER_TRUNCATED HEADER_TOO_LARGE HEADER_START HEADER_PADDING HEADER_JSON
+    │                               HEADER_DUPLICATE_KEY HEADER_FIELD HEADER_METADATA HEADER_TENSOR_NAME HEADER_DTYPE
+    │                               HEADER_SHAPE HEADER_OFFSETS HEADER_TENSOR_COUNT HEADER_FILE_SIZE
+    ├── ValueCheckError             VALUES_NOT_FINITE
+    ├── ShardError                  SHARD_INDEX SHARD_MISSING SHARD_UNLISTED SHARD_TENSOR_MISSING SHARD_TENSOR_UNLISTED
+    │                               SHARD_TENSOR_DUPLICATE SHARD_TOTAL_SIZE
+    ├── ConfigError                 CONFIG_FIELD_MISSING CONFIG_FIELD_INVALID CONFIG_MISMATCH
+    ├── StatsError                  STATS_MISSING STATS_FORMAT STATS_DIMENSION STATS_NOT_FINITE STATS_STD STATS_ORDER
+    │                               STATS_CONFLICT STATS_STATE_FILE
+    ├── GoldenError                 GOLDEN_FORMAT GOLDEN_SHAPE GOLDEN_NOT_FINITE
+    ├── AdapterError                ADAPTER_CONFIG ADAPTER_EMPTY
+    ├── ManifestError               MANIFEST_JSON MANIFEST_FIELD MANIFEST_SCHEMA MANIFEST_NOT_CANONICAL
+    │                               MANIFEST_PATH MANIFEST_DUPLICATE_PATH MANIFEST_LIMIT MANIFEST_TENSORS
+    ├── VersionError                VERSION_INVALID VERSION_NOT_NEWER VERSION_BUMP_TOO_SMALL
+    ├── DigestError                 DIGEST_BUNDLE DIGEST_FILE DIGEST_TENSOR
+    ├── BundleError                 BUNDLE_NOT_A_FOLDER BUNDLE_FILE_MISSING BUNDLE_FILE_EXTRA BUNDLE_FILE_SIZE
+    │                               BUNDLE_SYMLINK BUNDLE_SPECIAL_FILE BUNDLE_FOLDER_EXTRA BUNDLE_FORBIDDEN_FILE
+    │                               BUNDLE_WEIGHTS BUNDLE_TENSORS
+    ├── ImportFolderError           IMPORT_SOURCE IMPORT_DESTINATION
+    └── CancelledCheckError         CANCELLED (the caller asked for it; nothing is said about the checkpoint)
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class CheckpointError(Exception):
+    """A checkpoint was refused.
+
+    Attributes:
+        code: stable SCREAMING_SNAKE_CASE name of the reason (see the module's docstring).
+        path: the file (or folder) at fault.
+        reason: what is wrong with it, for people; one line.
+    """
+
+    def __init__(self, code: str, path: str | os.PathLike[str], reason: str) -> None:
+        self.code = code
+        self.path = os.fspath(path)
+        self.reason = reason
+        super().__init__(f"{code}: {self.path}: {reason}")
+
+    def __reduce__(self) -> tuple[type[CheckpointError], tuple[str, str, str]]:
+        return type(self), (self.code, self.path, self.reason)
+
+
+class FileError(CheckpointError):
+    """A file cannot be read or written, or is not a plain file."""
+
+
+class JsonError(CheckpointError):
+    """A file is not the strict JSON it has to be."""
+
+
+class HeaderError(CheckpointError):
+    """A safetensors header is malformed or does not describe its file exactly."""
+
+
+class ValueCheckError(CheckpointError):
+    """Weights hold NaN or infinity."""
+
+
+class ShardError(CheckpointError):
+    """Shards and their index disagree."""
+
+
+class ConfigError(CheckpointError):
+    """``config.json`` lacks something, or contradicts the manifest."""
+
+
+class StatsError(CheckpointError):
+    """Normalisation statistics are missing, or cannot be used."""
+
+
+class GoldenError(CheckpointError):
+    """``golden.safetensors`` does not hold usable observations and chunks."""
+
+
+class AdapterError(CheckpointError):
+    """An adapter's files are not a usable PEFT layout."""
+
+
+class ManifestError(CheckpointError):
+    """``manifest.json`` breaks the schema."""
+
+
+class VersionError(CheckpointError):
+    """A version is not Semantic Versioning 2.0.0, or its step is too small."""
+
+
+class DigestError(CheckpointError):
+    """Bytes are not those that were promised."""
+
+
+class BundleError(CheckpointError):
+    """The folder does not hold what the manifest says, or holds what it must not."""
+
+
+class ImportFolderError(CheckpointError):
+    """A foreign checkpoint folder cannot be turned into a bundle."""
+
+
+class CancelledCheckError(CheckpointError):
+    """The caller cancelled a long check."""

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lies in a bundle's folder: plain files and the folders they need, and nothing that could be code or a pickle."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_checkpoint.errors import BundleError, FileError
+from vla_checkpoint.files import open_regular
+from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
+from vla_checkpoint.paths import MANIFEST_NAME
+
+# Formats that are pickles or may hold one, and code: loading either runs what somebody else wrote.
+FORBIDDEN_SUFFIXES = frozenset({
+    ".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5", ".keras", ".msgpack",
+    ".py", ".pyc", ".pyo", ".so", ".dll", ".dylib", ".sh", ".exe",
+})  # fmt: skip
+
+_MAGIC = (
+    (b"PK\x03\x04", "a zip archive (PyTorch's container for pickles)"),
+    (b"\x93NUMPY", "a numpy file (may hold pickled objects)"),
+    (b"\x7fELF", "an executable"),
+    (b"\x1f\x8b", "a gzip archive (joblib's container for pickles)"),
+)
+_PICKLE_PROTOCOLS = (2, 3, 4, 5)  # protocols 0 and 1 have no magic number
+
+
+@dataclass(frozen=True)
+class FolderFile:
+    """A regular file below a bundle."""
+
+    path: str
+    """Relative, with ``/``."""
+    size: int
+    """[bytes]"""
+
+
+def list_folder(folder: Path, limits: Limits = DEFAULT_LIMITS) -> dict[str, FolderFile]:
+    """Return relative path → file for every file below ``folder`` except the manifest.
+
+    Raises:
+        BundleError: it is no folder, or holds a symlink, a special file, an empty folder or too many files.
+        FileError: it cannot be listed.
+    """
+    if not folder.is_dir():
+        raise BundleError("BUNDLE_NOT_A_FOLDER", folder, "no such folder")
+    result: dict[str, FolderFile] = {}
+    try:
+        _list_into(folder, "", 1, result, limits)
+    except OSError as e:
+        raise FileError("FILE_UNREADABLE", e.filename or folder, e.strerror or str(e)) from e
+    result.pop(MANIFEST_NAME, None)
+    return result
+
+
+def _list_into(root: Path, prefix: str, depth: int, result: dict[str, FolderFile], limits: Limits) -> None:
+    here = root / prefix
+    if depth > limits.path_depth:
+        raise BundleError("BUNDLE_FOLDER_EXTRA", here, f"nested deeper than {limits.path_depth}")
+    empty = True
+    with os.scandir(here) as entries:
+        for entry in entries:
+            empty = False
+            name = prefix + entry.name
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                raise BundleError("BUNDLE_SYMLINK", root / name, "a bundle holds no symbolic links")
+            if stat.S_ISDIR(status.st_mode):
+                _list_into(root, name + "/", depth + 1, result, limits)
+            elif stat.S_ISREG(status.st_mode):
+                result[name] = FolderFile(name, status.st_size)
+            else:
+                raise BundleError("BUNDLE_SPECIAL_FILE", root / name, "neither file nor folder")
+            if len(result) > limits.files + 1:
+                raise BundleError("BUNDLE_FILE_EXTRA", root, f"more than {limits.files} files")
+    if empty and prefix:
+        raise BundleError("BUNDLE_FOLDER_EXTRA", here, "an empty folder")
+
+
+def forbidden_name(name: str) -> str | None:
+    """Return why a file of this name has no place in a bundle, or ``None``."""
+    suffix = Path(name).suffix.lower()
+    return f"{suffix} files are pickles or code, which a bundle never holds" if suffix in FORBIDDEN_SUFFIXES else None
+
+
+def check_not_forbidden(path: Path) -> None:
+    """Refuse pickles, archives that may hold them, and code: by name, and by the first bytes.
+
+    Raises:
+        BundleError: ``BUNDLE_FORBIDDEN_FILE``.
+        FileError: it cannot be read.
+    """
+    reason = forbidden_name(path.name)
+    if reason is None and path.suffix != ".safetensors":  # their first bytes are a length: the header's parser judges those
+        with open_regular(path) as file:
+            start = file.read(8) or b""
+        reason = next((f"is {what}" for magic, what in _MAGIC if start.startswith(magic)), None)
+        if start[:1] == b"\x80" and start[1:2] and start[1] in _PICKLE_PROTOCOLS:
+            reason = "is a pickle"
+    if reason is not None:
+        raise BundleError("BUNDLE_FORBIDDEN_FILE", path, reason)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which file names a bundle may have: they come from the network and become paths on a robot's disk."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from vla_checkpoint.errors import ManifestError
+from vla_checkpoint.files import PathLike
+from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
+
+MANIFEST_NAME = "manifest.json"
+
+
+def fold_path(path: str) -> str:
+    """Return what a file system that ignores case and Unicode composition would take ``path`` for."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", path).casefold())
+
+
+def path_fault(path: str, limits: Limits = DEFAULT_LIMITS) -> str | None:
+    """Return why ``path`` is no plain relative POSIX path below a bundle, or ``None`` if it is one."""
+    if len(path) > limits.path_chars:
+        return f"longer than {limits.path_chars} characters"
+    if "\\" in path:
+        return "holds a backslash"
+    if any(unicodedata.category(char).startswith("C") for char in path):
+        return "holds a control, format or unassigned character"
+    segments = path.split("/")
+    if len(segments) > limits.path_depth:
+        return f"more than {limits.path_depth} segments"
+    if any(segment in ("", ".", "..") for segment in segments):
+        return "is absolute, empty, or has an empty, '.' or '..' segment"
+    if any(segment != segment.strip() for segment in segments):
+        return "has a segment that begins or ends with a space"
+    if any(len(segment.encode()) > 255 for segment in segments):
+        return "has a segment longer than 255 bytes"
+    if fold_path(segments[0]) == MANIFEST_NAME:
+        return f"{MANIFEST_NAME} does not list itself"
+    return None
+
+
+def check_paths(paths: Sequence[str], manifest: PathLike, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Check every path, and that no two would meet in one place on any file system.
+
+    Raises:
+        ManifestError: ``MANIFEST_PATH`` or ``MANIFEST_DUPLICATE_PATH``.
+    """
+    folded: dict[str, str] = {}
+    for path in paths:
+        fault = path_fault(path, limits)
+        if fault is not None:
+            raise ManifestError("MANIFEST_PATH", manifest, f"{path[:80]!r} {fault}")
+        key = fold_path(path)
+        if key in folded:
+            reason = f"{path!r} and {folded[key]!r} are the same file to some systems"
+            raise ManifestError("MANIFEST_DUPLICATE_PATH", manifest, reason)
+        folded[key] = path
+    for key, path in folded.items():
+        parts = key.split("/")
+        for i in range(1, len(parts)):
+            parent = folded.get("/".join(parts[:i]))
+            if parent is not None:
+                raise ManifestError("MANIFEST_DUPLICATE_PATH", manifest, f"{parent!r} is a file and the folder of {path!r}")
