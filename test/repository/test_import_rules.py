@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each room imports only what DESIGN allows it: ROS stays in node.py files, torch stays away from the control loop."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[2]
+
+ROS = {
+    "rclpy", "vla_ota", "std_msgs", "std_srvs", "sensor_msgs", "geometry_msgs", "trajectory_msgs", "diagnostic_msgs",
+    "builtin_interfaces", "lifecycle_msgs", "action_msgs", "rcl_interfaces", "rosidl_runtime_py", "unique_identifier_msgs",
+}  # fmt: skip
+
+ROOMS = {
+    "vla_checkpoint": {"numpy", "safetensors", "rfc8785", "semver"},
+    "vla_evidence": {"numpy", "scipy"},
+    "vla_ros": {"numpy"},
+    "vla_policy_node": {"numpy", "safetensors", "yaml", "vla_checkpoint", "vla_ros"},
+    "vla_ota_manager": {"numpy", "requests", "urllib3", "vla_checkpoint", "vla_evidence", "vla_ros"},
+    "vla_fleet_bridge": {"vla_ros"},
+    "vla_sim": {"numpy", "mujoco", "safetensors", "vla_checkpoint", "vla_policy_node.policies", "vla_ros"},
+}
+"""Third-party and sibling packages that a room may import, beside the standard library and itself."""
+
+EXTRA = {
+    # Whoever starts a worker or trains may use torch; so may policies, which run in workers.
+    "vla_policy_node/worker/": {"torch"},
+    "vla_policy_node/policies/": {"torch"},
+    "vla_sim/train.py": {"torch"},
+    # The doctor looks at the whole robot.
+    "vla_ros/doctor/": {"yaml", "vla_checkpoint", "vla_policy_node", "vla_ota_manager"},
+}
+
+
+def sources() -> Iterator[Path]:
+    for room in ROOMS:
+        yield from sorted((TOP / room).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+def allowed(name: str, path: Path) -> bool:
+    relative = path.relative_to(TOP).as_posix()
+    room = relative.split("/")[0]
+    names = set(ROOMS[room])
+    for prefix, more in EXTRA.items():
+        if relative.startswith(prefix):
+            names |= more
+    if path.name == "node.py" or room == "vla_ros":
+        names |= ROS
+    top = name.split(".")[0]
+    return top in sys.stdlib_module_names or top == room or any(name == n or name.startswith(n + ".") for n in names)
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_room_imports_only_what_it_may(room: str) -> None:
+    files = [path for path in sources() if path.relative_to(TOP).parts[0] == room]
+    assert files
+    broken = [
+        f"{path.relative_to(TOP)}: {name}" for path in files for name in imported(path) if not allowed(name, path)
+    ]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    "module", ["vla_policy_node.control.process", "vla_policy_node.control.node", "vla_policy_node.engine"]
+)
+def test_the_control_loop_and_the_engine_come_up_without_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=TOP, timeout=60, check=False).returncode == 0
+
+
+def test_no_source_file_unpickles() -> None:
+    """A pickle runs code when it is read: nothing on a robot reads one."""
+    banned = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    broken = [str(path) for path in sources() if banned & {name.split(".")[0] for name in imported(path)}]
+    assert not broken
+    calls = [
+        str(path) for path in sources() if "torch.load(" in path.read_text() or "allow_pickle=True" in path.read_text()
+    ]
+    assert not calls
