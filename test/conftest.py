@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 import time
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.domains import claim_domain
 
 # Before any rclpy context: nodes of a test never talk to anything outside this machine.
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
@@ -55,22 +55,9 @@ def no_process_left_behind() -> Iterator[None]:
 @pytest.fixture
 def ros_domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A ROS_DOMAIN_ID that no other test of this machine uses while the fixture lives, also set in the environment."""
-    folder = Path(tempfile.gettempdir()) / "vla_ota_test_domains"
-    folder.mkdir(exist_ok=True)
-    for domain in range(1, 80):
-        handle = (folder / str(domain)).open("w")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
-            continue
+    with claim_domain() as domain:
         monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
-        try:
-            yield domain
-        finally:
-            handle.close()
-        return
-    pytest.fail("no free ROS domain")
+        yield domain
 
 
 @pytest.fixture(autouse=True, scope="session")

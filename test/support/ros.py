@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Talking to real nodes in tests: a probe node that is spun in the background, and nodes as real processes.
+
+::
+
+    with NodeProcess("vla_ota_manager.node", domain, tmp_path, parameters={...}) as manager, RosHarness(domain) as ros:
+        status = ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED)
+        status.wait(lambda m: m.state_name == "IDLE")
+        reply = ros.call(Rollback, "ota_manager/rollback")
+        assert manager.stop() == 0
+
+Every wait is bounded; one that runs out says what it waited for and what it had seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from rclpy.action import ActionClient
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.signals import SignalHandlerOptions
+
+from vla_ros import qos
+
+TIMEOUT_S = 20.0
+"""Bound of a wait [s]: generous, because discovery takes seconds on a busy machine. Nothing asserts how long it took."""
+
+
+def wait_for(predicate: Callable[[], Any], what: str = "a condition", timeout_s: float = TIMEOUT_S) -> Any:
+    """Return the first true value of ``predicate``; fail when ``timeout_s`` has passed."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = predicate()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s} s in vain for {what}")
+        time.sleep(0.02)
+
+
+class Inbox:
+    """The messages that a subscription has received, oldest first (thread-safe)."""
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self._messages: list[Any] = []
+        self._changed = threading.Condition()
+
+    def put(self, message: Any) -> None:
+        """Callback of the subscription."""
+        with self._changed:
+            self._messages.append(message)
+            self._changed.notify_all()
+
+    @property
+    def messages(self) -> list[Any]:
+        """All of them so far."""
+        with self._changed:
+            return list(self._messages)
+
+    @property
+    def last(self) -> Any:
+        """The newest one, None if there is none."""
+        with self._changed:
+            return self._messages[-1] if self._messages else None
+
+    def clear(self) -> None:
+        """Forget what came so far, so that ``wait`` looks at later messages only."""
+        with self._changed:
+            self._messages.clear()
+
+    def wait(self, accept: Callable[[Any], bool] = lambda _: True, timeout_s: float = TIMEOUT_S, what: str = "") -> Any:
+        """Return the first message, of those received and those to come, that ``accept`` likes."""
+        deadline = time.monotonic() + timeout_s
+        seen = 0
+        with self._changed:
+            while True:
+                for message in self._messages[seen:]:
+                    if accept(message):
+                        return message
+                seen = len(self._messages)
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    newest = self._messages[-1] if self._messages else "nothing"
+                    raise AssertionError(f"{self.topic}: waited {timeout_s} s for {what or 'a message'}; last: {newest}")
+                self._changed.wait(left)
+
+
+class Goal:
+    """A goal that was sent to an action server."""
+
+    def __init__(self, handle: Any, feedback: Inbox, owner: RosHarness) -> None:
+        self._handle, self._owner = handle, owner
+        self.feedback = feedback
+        self.accepted: bool = handle.accepted
+        self._result = handle.get_result_async() if handle.accepted else None
+
+    def result(self, timeout_s: float = TIMEOUT_S) -> Any:
+        """Wait for the result message."""
+        return self._owner.wait_future(self._result, "the result of the action", timeout_s).result
+
+    def status(self, timeout_s: float = TIMEOUT_S) -> int:
+        """Wait for the end and return its ``action_msgs/GoalStatus`` number."""
+        return int(self._owner.wait_future(self._result, "the end of the action", timeout_s).status)
+
+    def cancel(self, timeout_s: float = TIMEOUT_S) -> bool:
+        """Ask for cancellation; return whether the server agreed to try."""
+        response = self._owner.wait_future(self._handle.cancel_goal_async(), "the reply to cancel", timeout_s)
+        return bool(response.goals_canceling)
+
+
+class RosHarness:
+    """A probe node in a context of its own, spun by a thread of its own. Use as a context manager."""
+
+    def __init__(self, domain: int, name: str = "probe", namespace: str = "") -> None:
+        self.context = Context()
+        rclpy.init(context=self.context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
+        self.node = Node(name, namespace=namespace, context=self.context, enable_rosout=False)
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self.node)
+        self._stopping = threading.Event()
+        self._error: BaseException | None = None
+        self._clients: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._spin, name=f"{name} spin", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> RosHarness:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _spin(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._executor.spin_once()
+        except ExternalShutdownException:
+            pass
+        except Exception as e:  # kept: a probe that died must fail the test that uses it
+            self._error = e
+
+    def on_executor(self, task: Callable[[], Any]) -> Any:
+        """Run ``task`` between two callbacks, so that it does not race with them; return its result."""
+        return self.wait_future(self._executor.create_task(task), "the probe's executor")
+
+    def close(self) -> None:
+        """Stop spinning and leave the domain."""
+        if self._stopping.is_set():
+            return
+        self._executor.create_task(self._stopping.set)
+        self._thread.join(10.0)
+        alive = self._thread.is_alive()
+        self._executor.shutdown()
+        for client in self._clients.values():
+            client.destroy()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context, uninstall_handlers=False)
+        assert not alive, "the probe's executor does not stop"
+        if self._error is not None:
+            raise self._error
+
+    # -- topics -------------------------------------------------------------------------------------------------------------
+
+    def subscribe(self, message_type: type, topic: str, profile: QoSProfile = qos.EVENTS) -> Inbox:
+        """Collect the messages of a topic. ``qos.LATCHED`` also gets the one published before."""
+        inbox = Inbox(topic)
+        self.on_executor(lambda: self.node.create_subscription(message_type, topic, inbox.put, profile))
+        return inbox
+
+    def advertise(self, message_type: type, topic: str, profile: QoSProfile = qos.EVENTS, *, readers: int = 1) -> Any:
+        """Return a publisher that ``readers`` subscriptions are matched with already (0: do not wait)."""
+        publisher = self.on_executor(lambda: self.node.create_publisher(message_type, topic, profile))
+        wait_for(lambda: publisher.get_subscription_count() >= readers, f"{readers} subscription(s) of {topic}")
+        return publisher
+
+    def now(self) -> Any:
+        """Return the ROS time as a message."""
+        return self.node.get_clock().now().to_msg()
+
+    # -- services and actions -----------------------------------------------------------------------------------------------
+
+    def wait_future(self, future: Any, what: str, timeout_s: float = TIMEOUT_S) -> Any:
+        """Wait for a future of the probe's executor and return its result."""
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        if not done.wait(timeout_s):
+            raise AssertionError(f"waited {timeout_s} s in vain for {what}" + (f": {self._error!r}" if self._error else ""))
+        return future.result()
+
+    def call(self, service_type: type, name: str, request: Any = None, timeout_s: float = TIMEOUT_S) -> Any:
+        """Call a service, as soon as it is there, and return its response; no request = an empty one."""
+        client = self._clients.get(name)
+        if client is None:
+            client = self._clients[name] = self.on_executor(lambda: self.node.create_client(service_type, name))
+        wait_for(client.service_is_ready, f"the service {name}", timeout_s)
+        return self.wait_future(
+            client.call_async(request if request is not None else service_type.Request()), f"a reply of {name}", timeout_s
+        )
+
+    def has_service(self, name: str) -> bool:
+        """Whether a service of this full name is known in the graph."""
+        return any(service == name for service, _ in self.node.get_service_names_and_types())
+
+    def send_goal(self, action_type: type, name: str, goal: Any, timeout_s: float = TIMEOUT_S) -> Goal:
+        """Send a goal, as soon as the server is there, and return it, accepted or not."""
+        client = self._clients.get(name)
+        if client is None:
+            client = self._clients[name] = self.on_executor(lambda: ActionClient(self.node, action_type, name))
+        wait_for(client.server_is_ready, f"the action {name}", timeout_s)
+        feedback = Inbox(f"{name} feedback")
+        future = client.send_goal_async(goal, feedback_callback=lambda message: feedback.put(message.feedback))
+        return Goal(self.wait_future(future, f"a reply of {name}", timeout_s), feedback, self)
+
+
+class NodeProcess:
+    """A node as a process of its own: ``python -m <module> --ros-args …``. Use as a context manager."""
+
+    def __init__(
+        self,
+        module: str,
+        domain: int,
+        folder: Path,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        namespace: str = "",
+        remaps: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.module = module
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"{module}-{time.monotonic_ns()}"
+        self.log_file = folder / f"{stem}.log"
+        command = [sys.executable, "-m", module, "--ros-args"]
+        if parameters:
+            file = folder / f"{stem}.yaml"  # JSON is YAML
+            file.write_text(json.dumps({"/**": {"ros__parameters": dict(parameters)}}))
+            command += ["--params-file", str(file)]
+        if namespace:
+            command += ["-r", f"__ns:={namespace}"]
+        for remap in remaps:
+            command += ["-r", remap]
+        command += list(arguments)
+        env = {**os.environ, "ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1", **(environment or {})}
+        with self.log_file.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env
+            )
+
+    def __enter__(self) -> NodeProcess:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(10.0)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        if exc_type is not None:
+            print(f"--- log of {self.module}\n{self.log}")
+
+    @property
+    def log(self) -> str:
+        """What it has written to stdout and stderr."""
+        return self.log_file.read_text(errors="replace")
+
+    def wait(self, timeout_s: float = TIMEOUT_S) -> int:
+        """Wait for it to end by itself; return its exit status."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.module} did not end within {timeout_s} s\n{self.log}") from None
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = TIMEOUT_S) -> int:
+        """Ask it to end; return its exit status."""
+        self.process.send_signal(number)
+        return self.wait(timeout_s)
+
+    def kill(self) -> None:
+        """SIGKILL, as a power loss would."""
+        self.process.kill()
+        self.process.wait(10.0)
