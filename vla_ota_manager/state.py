@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``state.json``: everything the manager must still know after a crash, as one document with a schema number."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vla_ota_manager.errors import OtaError, StateError
+from vla_ota_manager.records import Event, Ref, Update
+from vla_ota_manager.states import UpdateState
+
+SCHEMA = 1
+MAX_BYTES = 32 << 20
+SEEN_SIZE = 1000
+LINEAGE_SIZE = 20
+
+
+@dataclass
+class UpdateRecord:
+    """The update in progress."""
+
+    update: Update
+    state: UpdateState = UpdateState.CHECKING
+    ref: Ref | None = None
+    """Known once the manifest has been accepted."""
+    bytes_total: int = 0
+    """To be fetched [bytes]."""
+    bytes_present: int = 0
+    """Of those files, on disk when the update began [bytes]."""
+    bytes_downloaded: int = 0
+    """Payload received so far, over all attempts [bytes]."""
+
+
+@dataclass
+class TrialRecord:
+    """A version that was, or is about to be, given control without having proved itself."""
+
+    ref: Ref
+    update_id: str
+    first_install: bool
+    phase: UpdateState = UpdateState.SWAPPING
+    clean: bool = False
+    """The manager was shut down properly since; then its restart counts no attempt."""
+    code: str = ""
+    """Why it is being rolled back: code, and in words. Valid only while ROLLING_BACK."""
+    reason: str = ""
+    block: bool = False
+    at: str = ""
+    """Boundary for the rollback; empty = as configured."""
+
+
+@dataclass
+class RollbackRecord:
+    """An operator's rollback that has been accepted and is not finished."""
+
+    target: Ref
+    reason: str
+    from_version: str
+
+
+@dataclass
+class Block:
+    """A version that a verdict rolled back."""
+
+    ref: Ref
+    reason: str
+    time_s: float
+
+
+@dataclass
+class Outcome:
+    """How an update stands or ended, kept by update_id."""
+
+    state: UpdateState
+    version: str = ""
+    code: str = ""
+    message: str = ""
+    bytes_downloaded: int = 0
+    final: bool = False
+
+
+@dataclass
+class State:
+    """The document. Mutate it only inside ``Store.edit()``."""
+
+    state: UpdateState = UpdateState.IDLE
+    update_id: str = ""
+    error_code: str = ""
+    message: str = ""
+    committed: Ref | None = None
+    previous: Ref | None = None
+    lineage: list[Ref] = field(default_factory=list)
+    """What was committed before ``committed``, oldest first; its last one that is still on disk is ``previous``."""
+    trial: TrialRecord | None = None
+    update: UpdateRecord | None = None
+    rollback: RollbackRecord | None = None
+    activation_due: bool = False
+    """The policy node has not yet confirmed that it runs ``committed`` without a lease."""
+    queue: list[Update] = field(default_factory=list)
+    attempts: dict[str, int] = field(default_factory=dict)
+    """Unclean ends of trials by digest."""
+    blocked: dict[str, Block] = field(default_factory=dict)
+    """By digest."""
+    pinned: list[Ref] = field(default_factory=list)
+    calibration: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By digest; see ``calibration.py``."""
+    history: list[Event] = field(default_factory=list)
+    seen: dict[str, Outcome] = field(default_factory=dict)
+    """By update_id, oldest first."""
+
+    def note_committed(self, ref: Ref) -> None:
+        """Make ``ref`` the committed version; what was committed becomes the one a rollback goes to."""
+        if self.committed is not None and self.committed.digest != ref.digest:
+            self.lineage = [old for old in self.lineage if old.digest not in (ref.digest, self.committed.digest)]
+            self.lineage = [*self.lineage, self.committed][-LINEAGE_SIZE:]
+            self.previous = self.committed
+        self.committed = ref
+
+    def note_rolled_back(self, target: Ref) -> None:
+        """Make ``target`` the committed version again; a further rollback goes to the one before it, never forward."""
+        digests = [old.digest for old in self.lineage]
+        if target.digest in digests:
+            self.lineage = self.lineage[: digests.index(target.digest)]
+        self.committed = target
+        self.previous = self.lineage[-1] if self.lineage else None
+
+    def blocks(self, name: str, version: str, digest: str) -> Block | None:
+        """Return the block that covers this bundle, by digest or by name and version."""
+        for key, block in self.blocked.items():
+            if key == digest or (block.ref.name, block.ref.version) == (name, version):
+                return block
+        return None
+
+    def references(self) -> list[Ref]:
+        """Return the versions that retention must not touch."""
+        refs = [self.committed, self.previous, *self.pinned]
+        refs += [record.ref for record in (self.trial, self.update) if record is not None]
+        if self.rollback is not None:
+            refs.append(self.rollback.target)
+        return [ref for ref in refs if ref is not None]
+
+    def to_bytes(self) -> bytes:
+        """Return the document's bytes."""
+        document = {"schema": SCHEMA, **asdict(self)}
+        return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> State:
+        """Parse a document.
+
+        Raises:
+            StateError: STATE_CORRUPT, or STATE_TOO_NEW when a later version of this package wrote it.
+        """
+        try:
+            document = json.loads(data)
+            schema = document["schema"]
+        except (ValueError, TypeError, KeyError, RecursionError) as e:
+            raise StateError("STATE_CORRUPT", f"not a state document: {e!r}", "state.json") from e
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise StateError("STATE_TOO_NEW", f"schema {schema!r}; this version knows {SCHEMA}", "state.json")
+        try:
+            return _state(document)
+        except (ValueError, TypeError, KeyError, AttributeError, OtaError) as e:
+            raise StateError("STATE_CORRUPT", f"a field is wrong: {e!r}", "state.json") from e
+
+
+def _state(document: dict[str, Any]) -> State:
+    update, trial, rollback = document["update"], document["trial"], document["rollback"]
+    return State(
+        state=UpdateState(document["state"]),
+        update_id=_text(document["update_id"]),
+        error_code=_text(document["error_code"]),
+        message=_text(document["message"]),
+        committed=_ref(document["committed"]),
+        previous=_ref(document["previous"]),
+        lineage=[Ref(**entry) for entry in document["lineage"]],
+        trial=None if trial is None else _trial(trial),
+        update=None if update is None else _update(update),
+        rollback=None if rollback is None else RollbackRecord(**{**rollback, "target": Ref(**rollback["target"])}),
+        activation_due=bool(document["activation_due"]),
+        queue=[Update(**entry) for entry in document["queue"]],
+        attempts={digest: int(count) for digest, count in document["attempts"].items()},
+        blocked={
+            digest: Block(Ref(**entry["ref"]), _text(entry["reason"]), float(entry["time_s"]))
+            for digest, entry in document["blocked"].items()
+        },
+        pinned=[Ref(**entry) for entry in document["pinned"]],
+        calibration={digest: dict(entry) for digest, entry in document["calibration"].items()},
+        history=[Event(**entry) for entry in document["history"]],
+        seen={
+            update_id: Outcome(**{**entry, "state": UpdateState(entry["state"])})
+            for update_id, entry in document["seen"].items()
+        },
+    )
+
+
+def _trial(entry: dict[str, Any]) -> TrialRecord:
+    return TrialRecord(**{**entry, "ref": Ref(**entry["ref"]), "phase": UpdateState(entry["phase"])})
+
+
+def _update(entry: dict[str, Any]) -> UpdateRecord:
+    fields = {"update": Update(**entry["update"]), "state": UpdateState(entry["state"]), "ref": _ref(entry["ref"])}
+    return UpdateRecord(**{**entry, **fields})
+
+
+def _ref(entry: dict[str, Any] | None) -> Ref | None:
+    return None if entry is None else Ref(**entry)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
