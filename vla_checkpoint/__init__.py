@@ -31,6 +31,7 @@ from vla_checkpoint.errors import (
 )
 from vla_checkpoint.golden import Golden, read_golden, write_golden
 from vla_checkpoint.header import DTYPE_BITS, Header, TensorInfo, read_header
+from vla_checkpoint.importer import ImportReport, import_folder
 from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.manifest import (
     ActionSpec,
@@ -67,6 +68,7 @@ __all__ = [
     "Header",
     "HeaderError",
     "ImportFolderError",
+    "ImportReport",
     "JsonError",
     "Limits",
     "Manifest",
@@ -82,6 +84,7 @@ __all__ = [
     "bump_between",
     "check_bump",
     "compare_versions",
+    "import_folder",
     "least_bump",
     "load_config",
     "load_manifest",

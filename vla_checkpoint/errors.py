@@ -48,9 +48,6 @@ class CheckpointError(Exception):
         self.reason = reason
         super().__init__(f"{code}: {self.path}: {reason}")
 
-    def __reduce__(self) -> tuple[type[CheckpointError], tuple[str, str, str]]:
-        return type(self), (self.code, self.path, self.reason)
-
 
 class FileError(CheckpointError):
     """A file cannot be read or written, or is not a plain file."""

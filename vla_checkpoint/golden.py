@@ -148,6 +148,7 @@ def _read_metadata(
         raise GoldenError("GOLDEN_FORMAT", path, f"instructions must be a list of {count} strings")
     if is_number(tolerance):
         tolerance = [tolerance] * channels
-    if not isinstance(tolerance, list) or len(tolerance) != channels or not all(is_number(t) and 0 <= t < 1e30 for t in tolerance):
+    listed = isinstance(tolerance, list) and len(tolerance) == channels
+    if not listed or not all(is_number(t) and 0 <= t < 1e30 for t in tolerance):
         raise GoldenError("GOLDEN_FORMAT", path, f"tolerance must be a number >= 0, or {channels} of them")
     return tuple(instructions), np.asarray(tolerance, dtype=np.float32)

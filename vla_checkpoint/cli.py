@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vla-checkpoint inspect | verify | manifest | import``: bundles, for people and scripts.
+
+Exit codes: 0 accepted, 1 rejected (``CODE: file: reason`` on stderr, or an object on stdout with ``--json``), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from vla_checkpoint.build import build_manifest
+from vla_checkpoint.bundle import Bundle, open_bundle, verify_bundle
+from vla_checkpoint.config import load_config
+from vla_checkpoint.errors import CheckpointError
+from vla_checkpoint.files import Progress
+from vla_checkpoint.importer import import_folder
+from vla_checkpoint.manifest import MODES, BaseRef, Channel, Mode, load_manifest, write_manifest
+
+ACCEPTED, REJECTED = 0, 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        result = options.run(options)
+    except CheckpointError as e:
+        if options.json:
+            print(json.dumps({"ok": False, "code": e.code, "path": e.path, "reason": e.reason}))
+        else:
+            print(e, file=sys.stderr)
+        return REJECTED
+    if options.json:
+        print(json.dumps({"ok": True, **result}, indent=1))
+    else:
+        _print_result(result)
+    return ACCEPTED
+
+
+def describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    """Return what a person wants to know of a bundle, as JSON values."""
+    manifest, config = bundle.manifest, bundle.config
+    infos = [info for file in bundle.weight_files for info in bundle.headers[file].tensors.values()]
+    parameters = sum(math.prod(info.shape) for info in infos)
+    base = manifest.base
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "digest": bundle.digest,
+        "kind": manifest.kind,
+        "base": None if base is None else f"{base.name} {base.version} {base.digest}",
+        "policy_type": manifest.policy_type,
+        "robot_type": manifest.robot_type,
+        "created": manifest.created,
+        "rate_hz": manifest.action.rate_hz,
+        "channels": [f"{c.name} [{c.unit}] {c.mode}" for c in manifest.action.channels],
+        "chunk": f"{config.chunk_size} actions, {config.n_action_steps} executed",
+        "inputs": [f"{key} {feature.type} {list(feature.shape)}" for key, feature in config.input_features.items()],
+        "normalized": [f"{key} {mode}" for key, (_, mode) in config.normalized_features().items()],
+        "weight_files": list(bundle.weight_files),
+        "tensors": len(infos),
+        "parameters": parameters,
+        "dtypes": dict(Counter(info.dtype for info in infos)),
+        "bytes": manifest.total_bytes,
+        "files": len(manifest.files),
+        "golden": bundle.has_golden,
+        "lineage": dict(manifest.lineage),
+    }
+
+
+def _inspect(options: argparse.Namespace) -> dict[str, Any]:
+    return describe_bundle(open_bundle(options.dir))
+
+
+def _verify(options: argparse.Namespace) -> dict[str, Any]:
+    total = load_manifest(options.dir).total_bytes
+    bundle = verify_bundle(
+        options.dir,
+        expected_digest=options.digest,
+        scan_values=not options.no_values,
+        progress=_progress(total),
+    )
+    return describe_bundle(bundle)
+
+
+def _manifest(options: argparse.Namespace) -> dict[str, Any]:
+    manifest = build_manifest(
+        options.dir,
+        name=options.name,
+        version=options.version,
+        policy_type=load_config(options.dir).type,
+        robot_type=options.robot_type,
+        channels=options.channel,
+        rate_hz=options.rate_hz,
+        kind="full" if options.base is None else "adapter",
+        base=_base(options.base),
+        lineage=options.lineage,
+        created=options.created,
+        progress=_progress(None),
+    )
+    write_manifest(options.dir, manifest)
+    return {"name": manifest.name, "version": manifest.version, "digest": manifest.digest, "bytes": manifest.total_bytes}
+
+
+def _import(options: argparse.Namespace) -> dict[str, Any]:
+    report = import_folder(
+        options.dir,
+        options.out,
+        name=options.name,
+        version=options.version,
+        robot_type=options.robot_type,
+        channels=options.channel,
+        rate_hz=options.rate_hz,
+        base=_base(options.base),
+        lineage=options.lineage,
+        created=options.created,
+        progress=_progress(None),
+    )
+    return {**describe_bundle(open_bundle(options.out)), "left_out": dict(report.left_out)}
+
+
+def _base(folder: str | None) -> BaseRef | None:
+    if folder is None:
+        return None
+    manifest = load_manifest(folder)
+    return BaseRef(manifest.name, manifest.version, manifest.digest)
+
+
+def _progress(total: int | None) -> Progress | None:
+    if not sys.stderr.isatty():
+        return None
+    done = 0
+
+    def show(count: int) -> None:
+        nonlocal done
+        done += count
+        of = f" of {total / 1e6:.0f}" if total else ""
+        end = "\n" if done == total else ""
+        print(f"\r{done / 1e6:.0f}{of} MB checked", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    for key, value in result.items():
+        if isinstance(value, list):
+            value = "\n                 ".join(value) or "none"
+        elif isinstance(value, dict):
+            value = ", ".join(f"{k}: {v}" for k, v in value.items()) or "none"
+        elif isinstance(value, bool):
+            value = "yes" if value else "no"
+        elif value is None:
+            continue
+        print(f"{key + ':':16} {value}")
+
+
+def _channel(text: str) -> Channel:
+    parts = text.rsplit(":", 2)
+    if len(parts) != 3 or parts[2] not in MODES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not name:unit:mode with a mode of {', '.join(MODES)}")
+    mode: Mode = next(mode for mode in MODES if mode == parts[2])
+    return Channel(parts[0], parts[1], mode)
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} Hz is no rate")
+    return rate
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vla-checkpoint", description="Inspect, verify and make policy bundles.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    inspect = commands.add_parser("inspect", help="parse a bundle and say what it is (reads no weights)")
+    inspect.set_defaults(run=_inspect)
+
+    verify = commands.add_parser("verify", help="check everything: digests, tensors, statistics, NaN and infinity")
+    verify.add_argument("--digest", metavar="HEX", help="SHA-256 that the manifest must have")
+    verify.add_argument("--no-values", action="store_true", help="do not look for NaN and infinity")
+    verify.set_defaults(run=_verify)
+
+    manifest = commands.add_parser("manifest", help="check a folder and write its manifest.json")
+    manifest.set_defaults(run=_manifest)
+
+    importer = commands.add_parser("import", help="make a bundle of a LeRobot folder or a local Hugging Face snapshot")
+    importer.add_argument("--out", required=True, metavar="DIR", help="bundle to create")
+    importer.set_defaults(run=_import)
+
+    for command in (manifest, importer):
+        command.add_argument("--name", required=True, help="model name, lower case")
+        command.add_argument("--version", required=True, help="Semantic Versioning 2.0.0")
+        command.add_argument("--robot-type", required=True, help="robot type of the robot contract")
+        command.add_argument("--rate-hz", required=True, type=_rate, metavar="HZ", help="actions per second")
+        command.add_argument(
+            "--channel", required=True, action="append", type=_channel, metavar="NAME:UNIT:MODE",
+            help=f"one number of an action, in order; mode: {', '.join(MODES)}; repeat it",
+        )  # fmt: skip
+        command.add_argument("--base", metavar="DIR", help="bundle that this adapter belongs on")
+        command.add_argument("--lineage", type=_json_object, metavar="JSON", help="where it comes from, any JSON object")
+        command.add_argument("--created", metavar="UTC", help="YYYY-MM-DDTHH:MM:SSZ; default: now")
+    for command in (inspect, verify, manifest, importer):
+        command.add_argument("dir", metavar="DIR", help="the folder")
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
