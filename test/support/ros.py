@@ -95,7 +95,9 @@ class Inbox:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     newest = self._messages[-1] if self._messages else "nothing"
-                    raise AssertionError(f"{self.topic}: waited {timeout_s} s for {what or 'a message'}; last: {newest}")
+                    raise AssertionError(
+                        f"{self.topic}: waited {timeout_s} s for {what or 'a message'}; last: {newest}"
+                    )
                 self._changed.wait(left)
 
 
@@ -197,7 +199,9 @@ class RosHarness:
         done = threading.Event()
         future.add_done_callback(lambda _: done.set())
         if not done.wait(timeout_s):
-            raise AssertionError(f"waited {timeout_s} s in vain for {what}" + (f": {self._error!r}" if self._error else ""))
+            raise AssertionError(
+                f"waited {timeout_s} s in vain for {what}" + (f": {self._error!r}" if self._error else "")
+            )
         return future.result()
 
     def call(self, service_type: type, name: str, request: Any = None, timeout_s: float = TIMEOUT_S) -> Any:
@@ -207,7 +211,9 @@ class RosHarness:
             client = self._clients[name] = self.on_executor(lambda: self.node.create_client(service_type, name))
         wait_for(client.service_is_ready, f"the service {name}", timeout_s)
         return self.wait_future(
-            client.call_async(request if request is not None else service_type.Request()), f"a reply of {name}", timeout_s
+            client.call_async(request if request is not None else service_type.Request()),
+            f"a reply of {name}",
+            timeout_s,
         )
 
     def has_service(self, name: str) -> bool:
