@@ -28,7 +28,7 @@ from typing import Any
 import rclpy
 from rclpy.action import ActionClient
 from rclpy.context import Context
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
@@ -125,13 +125,24 @@ class Goal:
 
 
 class RosHarness:
-    """A probe node in a context of its own, spun by a thread of its own. Use as a context manager."""
+    """A probe node in a context of its own, spun by a thread of its own. Use as a context manager.
 
-    def __init__(self, domain: int, name: str = "probe", namespace: str = "") -> None:
+    Args:
+        domain: ROS_DOMAIN_ID.
+        name: of the node.
+        namespace: of the node.
+        threads: above 1, callbacks in reentrant groups run beside each other (servers that block need it).
+    """
+
+    def __init__(self, domain: int, name: str = "probe", namespace: str = "", *, threads: int = 1) -> None:
         self.context = Context()
         rclpy.init(context=self.context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
         self.node = Node(name, namespace=namespace, context=self.context, enable_rosout=False)
-        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor = (
+            MultiThreadedExecutor(threads, context=self.context)
+            if threads > 1
+            else SingleThreadedExecutor(context=self.context)
+        )
         self._executor.add_node(self.node)
         self._stopping = threading.Event()
         self._error: BaseException | None = None
@@ -162,8 +173,11 @@ class RosHarness:
         """Stop spinning and leave the domain."""
         if self._stopping.is_set():
             return
-        self._executor.create_task(self._stopping.set)
-        self._thread.join(10.0)
+        self._stopping.set()
+        deadline = time.monotonic() + 10.0
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._executor.create_task(lambda: None)  # makes spin_once return
+            self._thread.join(0.05)
         alive = self._thread.is_alive()
         self._executor.shutdown()
         for client in self._clients.values():

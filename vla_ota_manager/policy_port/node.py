@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``PolicyPort`` over ROS: the action ``prepare_model``, the service ``swap_model``, the topics ``status`` and ``swap_report``.
+
+``prepare`` and ``swap`` block the engine's thread, never one of the executor's. They watch the policy node's heartbeat while they
+wait: a node that was killed stays in the graph for many seconds, and a restarted one knows nothing of the goal.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rclpy.action import ActionClient
+from rclpy.action.client import ClientGoalHandle
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.node import Node
+from vla_ota.action import PrepareModel
+from vla_ota.msg import PolicyStatus, SwapReport
+from vla_ota.srv import SwapModel
+
+from vla_ota_manager.port import Cancelled, OnProgress, PolicySnapshot, PrepareResult, SwapRequest, SwapResult
+from vla_ros import qos
+from vla_ros.calls import GivenUpError, GroupThread, wait, wait_until
+from vla_ros.diagnostics import Diagnostics
+from vla_ros.stamps import to_seconds
+
+DISCOVERY_S = 2.0
+"""How long a server may take to be discovered before it counts as absent [s]."""
+REPLY_S = 5.0
+"""What a policy node may need beyond the timeout that it was given, before its reply counts as lost [s]."""
+CANCEL_S = 2.0
+"""How long to wait for a cancelled preparation to end [s]; it ends by itself if that is not enough."""
+
+_CANCELLED, _TIMEOUT, _ABSENT = "CANCELLED", "TIMEOUT", "POLICY_ABSENT"
+_RUNNING = (PolicyStatus.STATE_RUNNING, PolicyStatus.STATE_HOLDING)
+
+
+class RosPolicyPort:
+    """Implements ``vla_ota_manager.port.PolicyPort``.
+
+    Args:
+        node: whose executor delivers what is received; it must be spinning.
+        prefix: the policy node's name, relative to this node's namespace, or absolute.
+        silent_s: a policy node that was silent this long counts as absent [s].
+        on_status: called with the snapshot whenever a status or a swap report has arrived.
+        diagnostics: gets incompatible-QoS events.
+    """
+
+    def __init__(
+        self, node: Node, prefix: str, silent_s: float, on_status: Callable[[], None], diagnostics: Diagnostics
+    ) -> None:
+        self._silent_s, self._on_status = silent_s, on_status
+        self._mutex = threading.Lock()
+        self._status: PolicyStatus | None = None
+        self._heard_s = 0.0
+        self._report: SwapReport | None = None
+        self._closed = False
+
+        self._among_callbacks = GroupThread(node)
+        self._prepare = ActionClient(
+            node, PrepareModel, f"{prefix}/prepare_model", callback_group=self._among_callbacks.group
+        )
+        self._swap = node.create_client(SwapModel, f"{prefix}/swap_model", callback_group=ReentrantCallbackGroup())
+        in_order = MutuallyExclusiveCallbackGroup()
+        for message_type, name, callback in (
+            (PolicyStatus, "status", self._take_status),
+            (SwapReport, "swap_report", self._take_report),
+        ):
+            topic = f"{prefix}/{name}"
+            node.create_subscription(
+                message_type, topic, callback, qos.LATCHED,
+                callback_group=in_order, event_callbacks=diagnostics.subscription_events(topic),
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Let every call that still waits return."""
+        self._closed = True
+
+    # -- what the policy node says ------------------------------------------------------------------------------------------
+
+    def _take_status(self, message: PolicyStatus) -> None:
+        with self._mutex:
+            self._status, self._heard_s = message, time.monotonic()
+        self._on_status()
+
+    def _take_report(self, message: SwapReport) -> None:
+        with self._mutex:
+            self._report = message
+        self._on_status()
+
+    def status(self) -> PolicySnapshot | None:
+        """Return the last status, or None if none ever came."""
+        with self._mutex:
+            status, report, heard_s = self._status, self._report, self._heard_s
+        if status is None:
+            return None
+        # Two topics have no common order: a report counts only for the generation that it is about.
+        fits = report is not None and (report.generation, report.to_digest) == (status.generation, status.active_digest)
+        return PolicySnapshot(
+            age_s=time.monotonic() - heard_s,
+            boot_id=status.boot_id,
+            generation=status.generation,
+            active_digest=status.active_digest,
+            active_version=status.active_version,
+            standby_digest=status.standby_digest,
+            prepared_digest=status.prepared_digest,
+            holding=status.holding,
+            hold_latched=status.hold_latched,
+            hold_reason=status.hold_reason,
+            on_trial=status.on_trial,
+            episode_id=status.episode_id,
+            running=status.state in _RUNNING,
+            last_swap_cause=report.cause if fits and report is not None else "",
+        )
+
+    # -- what it is asked ---------------------------------------------------------------------------------------------------
+
+    def prepare(
+        self, bundle_path: Path, digest: str, on_progress: OnProgress, cancelled: Cancelled, timeout_s: float
+    ) -> PrepareResult:
+        """Load a bundle beside the running one, check it and warm it up."""
+        over = threading.Event()
+        try:
+            result = self._run_prepare(
+                bundle_path, digest, on_progress, over, self._give_up(cancelled, timeout_s), cancelled
+            )
+        except GivenUpError as e:
+            return PrepareResult(False, *_given_up(e.reason, "PREPARE_TIMEOUT", f"not prepared within {timeout_s:g} s"))
+        finally:
+            over.set()
+        if result.success:
+            return PrepareResult(True, message=result.message)
+        return PrepareResult(False, result.error_code or "PREPARE_FAILED", result.message or "no reason given")
+
+    def _run_prepare(
+        self,
+        bundle_path: Path,
+        digest: str,
+        on_progress: OnProgress,
+        over: threading.Event,
+        give_up: Callable[[], str],
+        cancelled: Cancelled,
+    ) -> PrepareModel.Result:
+        def on_feedback(message: Any) -> None:
+            if not over.is_set():
+                on_progress(message.feedback.state, float(message.feedback.progress))
+
+        def send() -> Any:
+            goal = PrepareModel.Goal(bundle_path=str(bundle_path), digest=digest)
+            sent = self._prepare.send_goal_async(goal, feedback_callback=on_feedback)
+            sent.add_done_callback(lambda future: self._cancel_late(future, over))
+            return sent
+
+        self._await_server(self._prepare.server_is_ready, cancelled)
+        handle = wait(self._among_callbacks.run(send, give_up), give_up)
+        if not handle.accepted:
+            return PrepareModel.Result(message="the policy node refused the goal")
+        try:
+            return wait(self._among_callbacks.run(handle.get_result_async, give_up), give_up).result
+        except GivenUpError:
+            self._cancel(handle)
+            raise
+
+    def swap(self, request: SwapRequest, cancelled: Cancelled) -> SwapResult:
+        """Activate a resident generation at a boundary."""
+        message = SwapModel.Request(
+            digest=request.digest,
+            expected_active_digest=request.expected_active_digest,
+            at=request.at,
+            timeout_s=request.timeout_s,
+            trial=request.trial,
+            trial_lease_s=request.lease_s,
+            cause=request.cause,
+        )
+        future = None
+        try:
+            self._await_server(self._swap.service_is_ready, cancelled)
+            future = self._swap.call_async(message)
+            reply = wait(future, self._give_up(cancelled, request.timeout_s + REPLY_S))
+        except GivenUpError as e:
+            if future is not None:
+                self._swap.remove_pending_request(future)
+            return SwapResult(
+                False, *_given_up(e.reason, "SWAP_TIMEOUT", f"no reply within {request.timeout_s + REPLY_S:g} s")
+            )
+        swapped = reply.report.to_digest == request.digest
+        return SwapResult(
+            success=reply.success,
+            error_code="" if reply.success else reply.error_code or "SWAP_FAILED",
+            message=reply.message,
+            active_version=reply.active_version,
+            active_digest=request.digest if reply.success else "",
+            generation=reply.generation,
+            swap_latency_s=reply.report.swap_latency_s if swapped else 0.0,
+            warm=reply.report.warm if swapped else reply.success,
+            stamp_s=to_seconds(reply.report.header.stamp) if swapped else 0.0,
+        )
+
+    def _await_server(self, is_ready: Callable[[], bool], cancelled: Cancelled) -> None:
+        give_up = self._give_up(cancelled, DISCOVERY_S)
+        try:
+            wait_until(lambda: bool(is_ready()), give_up)
+        except GivenUpError as e:
+            raise GivenUpError(_ABSENT if e.reason == _TIMEOUT else e.reason) from e
+        if reason := give_up():
+            raise GivenUpError(reason)
+
+    def _give_up(self, cancelled: Cancelled, timeout_s: float) -> Callable[[], str]:
+        """Return a function that says why a call that begins now should stop waiting, "" while it should not."""
+        begun_s = time.monotonic()
+        with self._mutex:
+            boot_id = self._status.boot_id if self._status is not None else ""
+
+        def reason() -> str:
+            now_s = time.monotonic()
+            with self._mutex:
+                status, heard_s = self._status, self._heard_s
+            if self._closed or cancelled():
+                return _CANCELLED
+            restarted = bool(boot_id) and status is not None and status.boot_id != boot_id
+            silent = now_s - max(heard_s, begun_s) > self._silent_s
+            if restarted or silent:
+                return _ABSENT
+            return _TIMEOUT if now_s - begun_s > timeout_s else ""
+
+        return reason
+
+    def _cancel(self, handle: ClientGoalHandle) -> None:
+        """Ask for the end of a preparation and wait for it a little, so that what it held is free again."""
+        give_up = self._give_up(lambda: False, CANCEL_S)
+        try:
+            wait(self._among_callbacks.run(handle.cancel_goal_async, give_up), give_up)
+            wait(self._among_callbacks.run(handle.get_result_async, give_up), give_up)
+        except GivenUpError:
+            pass  # the policy node ends it, or is gone
+
+    def _cancel_late(self, sent: Any, over: threading.Event) -> None:
+        """Cancel a goal that was accepted after nobody waited for it any more."""
+        handle = sent.result()
+        if over.is_set() and handle is not None and handle.accepted and not self._closed:
+            self._among_callbacks.submit(handle.cancel_goal_async)
+
+
+def _given_up(reason: str, timeout_code: str, timeout_text: str) -> tuple[str, str]:
+    if reason == _CANCELLED:
+        return "CANCELLED", "cancelled"
+    if reason == _ABSENT:
+        return "POLICY_ABSENT", "the policy node does not answer"
+    return timeout_code, timeout_text
