@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vla_checkpoint.manifest import Manifest
+from vla_policy_node.errors import WorkerError
 from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.policies.base import PolicySpec
 
@@ -110,7 +111,7 @@ class WorkerEvent:
     """LOST: WORKER_DIED or WORKER_HUNG. CHUNK_ERROR: one of ``ipc.layouts.CHUNK_ERRORS``."""
 
 
-class PrepareError(Exception):
+class PrepareError(WorkerError):
     """A bundle was not loaded; every other generation goes on as before.
 
     ``code`` is one of: BUSY, NO_FREE_SLOT, DIGEST_MISMATCH, POLICY_TYPE_UNKNOWN, LOAD_FAILED, TENSOR_DIGEST_MISMATCH,
@@ -118,7 +119,3 @@ class PrepareError(Exception):
     CLOSED; a code of :mod:`vla_checkpoint.errors`; or the ``code`` of the exception that the policy's ``load`` raised
     (:mod:`vla_policy_node.policies.errors`).
     """
-
-    def __init__(self, code: str, message: str) -> None:
-        self.code = code
-        super().__init__(message)

@@ -1,21 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's side of its workers: spawn, spare, prepare, watch, end."""
+"""The node's side of its workers: spare, prepare, release, and what becomes of them."""
 
 from __future__ import annotations
 
+import os
+import queue
+import threading
+import time
+import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from vla_checkpoint.bundle import Bundle, open_bundle
+from vla_checkpoint.errors import CheckpointError
 from vla_policy_node.ipc.arena import Arena
-from vla_policy_node.policies.base import FeatureSpec
-from vla_policy_node.worker.api import Generation, WorkerConfig, WorkerEvent
+from vla_policy_node.ipc.channel import ChannelClosedError
+from vla_policy_node.ipc.generation import CHUNK_SLOTS, REQUEST_SLOTS, GenerationHandle
+from vla_policy_node.ipc.layouts import chunk_layout, request_layout
+from vla_policy_node.policies.base import FeatureSpec, PolicySpec
+from vla_policy_node.worker.api import Generation, PrepareError, Timings, WorkerConfig, WorkerEvent
+from vla_policy_node.worker.child import Child
+from vla_policy_node.worker.memory import WeightArena, WeightArenas
+from vla_policy_node.worker.plan import Plan, golden_memory, make_plan, plan_memory
+from vla_policy_node.worker.watcher import Watcher
 
 Progress = Callable[[str, float], None]
 """Called with the state (QUEUED, LOADING, DIGEST, GOLDEN, WARM_UP, READY) and the share of the whole that is done, 0 to 1."""
 
+_POLL_S = 0.05  # how soon a cancellation is noticed
+_END_TIMEOUT_S = 5.0  # a killed process normally takes milliseconds; one in the kernel's hands (a GPU driver) may take longer
+_SPARE_BACKOFF_S = (1.0, 60.0)  # after a spare died: first and longest wait
+
+
+@dataclass(eq=False)
+class _Resident:
+    """A worker with what belongs to its bundle: one preparation, then one generation."""
+
+    child: Child
+    weights: WeightArena
+    handle: GenerationHandle
+    chunks: Arena
+    requests: Arena
+    generation: Generation | None = None
+    released: bool = False
+    owing: tuple[int, float] | None = None
+    """While a request is unanswered: newest chunk, and since when it has been that."""
+
 
 class WorkerPool:
-    """Worker processes of one policy node. Every method may be called from any thread."""
+    """Worker processes of one policy node. Every method may be called from any thread, but not from ``on_event``.
+
+    Args:
+        config: how workers are started and judged.
+        observation: the arena that the node writes (``ipc.layouts.observation_layout``).
+        features: the observation features that it holds.
+        on_event: see :class:`WorkerEvent`.
+    """
 
     def __init__(
         self,
@@ -24,10 +66,25 @@ class WorkerPool:
         features: Mapping[str, FeatureSpec],
         on_event: Callable[[WorkerEvent], None],
     ) -> None:
-        raise NotImplementedError
+        self._config, self._observation, self._features = config, observation, dict(features)
+        self._on_event = on_event
+        self._weights = WeightArenas(config.max_generations, config.memory_reserve_bytes)
+        self._watcher = Watcher(self._on_message, self._on_exit, self._tick, lambda text: self._emit("LOG", text, os.getpid()))
+        self._preparing = threading.Lock()
+        self._lock = threading.Lock()  # protects everything below
+        self._residents: dict[Child, _Resident] = {}
+        self._spare: Child | None = None
+        self._spare_due_s: float | None = None  # monotonic
+        self._spare_backoff_s = _SPARE_BACKOFF_S[0]
+        self._policy_type = ""
+        self._last_id = 0
+        self._closed = False
 
     def start(self, policy_type: str = "") -> None:
         """Start watching, and the spare worker; ``policy_type`` is the type whose module it imports ahead."""
+        self._policy_type = policy_type
+        self._watcher.start()
+        self.ensure_spare()
 
     def prepare(
         self,
@@ -40,19 +97,329 @@ class WorkerPool:
     ) -> Generation:
         """Load a bundle in a worker of its own and prove it; blocks until it is READY.
 
-        Raises :class:`PrepareError`; the worker is gone by then and its memory is back.
+        Args:
+            bundle_dir: the bundle's folder, or a link to it.
+            digest: what the bundle's digest must be; empty = any.
+            on_progress: called on this thread.
+            cancelled: asked every 50 ms; true ends the preparation.
+            timeout_s: longest preparation [s]; ``None`` = ``load_timeout_s``.
+
+        Raises:
+            PrepareError: the worker is gone by then and its memory is back.
         """
-        raise NotImplementedError
+        if not self._preparing.acquire(blocking=False):
+            raise PrepareError("BUSY", "another bundle is being prepared")
+        deadline_s = time.monotonic() + (self._config.load_timeout_s if timeout_s is None else timeout_s)
+        try:
+            on_progress("QUEUED", 0.0)
+            self._raise_if_over(cancelled, deadline_s)
+            bundle, plan = self._open(bundle_dir, digest)
+            self._raise_if_over(cancelled, deadline_s)
+            resident, spare_used = self._begin(bundle, plan)
+            try:
+                generation = self._finish(resident, bundle, spare_used, on_progress, cancelled, deadline_s)
+            except BaseException:
+                self._end(resident)
+                raise
+            on_progress("READY", 1.0)
+            return generation
+        finally:
+            self._schedule_spare(self._config.spare_delay_s)
+            self._preparing.release()
 
     def release(self, generation: Generation) -> None:
         """End a generation's worker and close its descriptors; no event follows. Harmless when repeated."""
+        with self._lock:
+            resident = next((r for r in self._residents.values() if r.generation is generation), None)
+        if resident is not None:
+            self._end(resident)
 
     def generations(self) -> list[Generation]:
         """Generations not yet released, oldest first; a lost one is among them until it is released."""
-        raise NotImplementedError
+        with self._lock:
+            found = [r.generation for r in self._residents.values() if r.generation is not None and not r.released]
+        return sorted(found, key=lambda g: g.id)
 
     def ensure_spare(self) -> None:
         """Start the spare now rather than after ``spare_delay_s`` (a swap is over)."""
+        self._schedule_spare(0.0)
+
+    @property
+    def spare_pid(self) -> int | None:
+        """Process id of the spare worker, also while it is still importing."""
+        with self._lock:
+            return None if self._spare is None else self._spare.pid
 
     def close(self) -> None:
-        """End every worker and wait for it."""
+        """End every worker and wait for it. A preparation under way ends with CLOSED."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._watcher.stop()  # kills and reaps them all
+        over = self._preparing.acquire(timeout=_END_TIMEOUT_S)  # a preparation under way notices and cleans up
+        with self._lock:
+            residents = list(self._residents.values())
+        for resident in residents:
+            self._end(resident)
+        if over:
+            self._weights.close()
+            self._preparing.release()
+
+    # -- preparing, on the caller's thread
+
+    def _open(self, bundle_dir: Path, digest: str) -> tuple[Bundle, Plan]:
+        try:
+            bundle = open_bundle(bundle_dir, expected_digest=digest or None)
+            return bundle, make_plan(bundle, self._config, self._observation)
+        except CheckpointError as e:
+            raise PrepareError(e.code, str(e)) from e
+        except MemoryError as e:
+            raise PrepareError("OUT_OF_MEMORY", f"{bundle_dir}: no memory left while reading it") from e
+
+    def _begin(self, bundle: Bundle, plan: Plan) -> tuple[_Resident, bool]:
+        """Give the plan to the spare worker, or to a new one."""
+        weights = self._weights.take(plan.weights_bytes)
+        try:
+            self._policy_type = bundle.manifest.policy_type
+            child, spare_used = self._take_child()
+        except BaseException:
+            self._weights.give_back(weights)
+            raise
+        horizon, execute, action_dim = (int(plan.document["spec"][key]) for key in ("horizon", "execute", "action_dim"))
+        chunks = Arena.create(chunk_layout(horizon, action_dim), CHUNK_SLOTS, "vla_ota_chunks")
+        requests = Arena.create(request_layout(), REQUEST_SLOTS, "vla_ota_requests")
+        with self._lock:
+            self._last_id += 1
+            handle = GenerationHandle(
+                id=self._last_id,
+                version=bundle.manifest.version,
+                digest=bundle.digest,
+                horizon=horizon,
+                execute=execute,
+                action_dim=action_dim,
+                chunk_slots=CHUNK_SLOTS,
+                request_slots=REQUEST_SLOTS,
+                chunk_fd=chunks.fd,
+                request_fd=requests.fd,
+                eventfd=os.eventfd(0),
+            )
+            resident = _Resident(child, weights, handle, chunks, requests)
+            self._residents[child] = resident
+        try:
+            self._send_load(resident, plan)
+        except BaseException:
+            self._end(resident)
+            raise
+        return resident, spare_used
+
+    def _send_load(self, resident: _Resident, plan: Plan) -> None:
+        fields, handle_fds = resident.handle.to_message()
+        memory = [plan_memory(plan), golden_memory(plan.golden)]
+        fds = [memory[0], resident.weights.fd, self._observation.fd, *handle_fds, memory[1]]
+        try:
+            resident.child.channel.send({"type": "load", "handle": fields}, fds)
+        except ChannelClosedError as e:
+            raise PrepareError("WORKER_DIED", "the worker ended before it was given a bundle") from e
+        finally:
+            for fd in memory:
+                os.close(fd)
+
+    def _finish(
+        self,
+        resident: _Resident,
+        bundle: Bundle,
+        spare_used: bool,
+        on_progress: Progress,
+        cancelled: Callable[[], bool],
+        deadline_s: float,
+    ) -> Generation:
+        """Follow the worker until it is READY."""
+        while True:
+            try:
+                message = resident.child.inbox.get(timeout=_POLL_S)
+            except queue.Empty:
+                message = {"type": "nothing"}
+            self._raise_if_over(cancelled, deadline_s)
+            kind = message["type"]
+            if kind == "progress":
+                on_progress(message["state"], message["fraction"])
+            elif kind == "failed":
+                raise PrepareError(message["code"], message["message"])
+            elif kind == "exit":
+                raise PrepareError("WORKER_DIED", f"worker {resident.child.pid} {message['text']} while loading")
+            elif kind == "ready":
+                return self._admit(resident, bundle, message, spare_used)
+
+    def _admit(self, resident: _Resident, bundle: Bundle, message: dict[str, Any], spare_used: bool) -> Generation:
+        features = {name: FeatureSpec(tuple(shape), dtype) for name, (dtype, shape) in message["features"].items()}
+        handle, child, seconds = resident.handle, resident.child, message["seconds"]
+        timings = Timings(
+            load_s=seconds["load"],
+            digest_s=seconds["digest"],
+            golden_s=seconds.get("golden", 0.0),
+            warm_up_s=seconds["warm_up"],
+            inference_ms=message["inference_ms"],
+            golden=bundle.has_golden,
+            spare_used=spare_used,
+        )
+        spec = PolicySpec(features, handle.horizon, handle.execute, handle.action_dim, message["uses_instruction"])
+        generation = Generation(handle, bundle.manifest, spec, timings, child.pid, lambda: child.alive, child.kill)
+        with self._lock:
+            # From here on the watcher reports a death; one that it saw before is in the inbox.
+            if not child.alive:
+                raise PrepareError("WORKER_DIED", f"worker {child.pid} ended as it became ready")
+            resident.generation = generation
+        return generation
+
+    def _raise_if_over(self, cancelled: Callable[[], bool], deadline_s: float) -> None:
+        if self._closed:
+            raise PrepareError("CLOSED", "the node is shutting down")
+        if cancelled():
+            raise PrepareError("CANCELLED", "cancelled on request")
+        if time.monotonic() > deadline_s:
+            raise PrepareError("LOAD_TIMEOUT", "the bundle was not ready in time")
+
+    def _end(self, resident: _Resident) -> None:
+        """Kill the worker, wait for its end, and close what it shared with others."""
+        with self._lock:
+            if resident.released:
+                return
+            resident.released = True
+        resident.child.kill()
+        resident.child.ended.wait(_END_TIMEOUT_S)
+        with self._lock:
+            if not resident.child.alive:
+                self._residents.pop(resident.child, None)
+        os.close(resident.handle.eventfd)
+        resident.chunks.close()
+        resident.requests.close()
+
+    # -- spare
+
+    def _take_child(self) -> tuple[Child, bool]:
+        with self._lock:
+            child, self._spare, self._spare_due_s = self._spare, None, None
+            if child is not None and child.alive:
+                return child, child.waiting
+        return self._watcher.call(self._spawn), False
+
+    def _spawn(self) -> Child:
+        """On the watcher's thread, which lives as long as the workers."""
+        child = Child.start(self._config, lambda child, line: self._emit("LOG", line, child.pid))
+        self._watcher.add(child)
+        begin = {
+            "nice": self._config.nice,
+            "imports": list(self._config.imports),
+            "policy_type": self._policy_type,
+            "policy_modules": dict(self._config.policy_modules),
+        }
+        try:
+            child.channel.send(begin)
+        except ChannelClosedError:
+            child.kill()  # its exit is reported like any other
+        return child
+
+    def _schedule_spare(self, delay_s: float) -> None:
+        with self._lock:
+            if self._config.spare and self._spare is None and not self._closed:
+                self._spare_due_s = time.monotonic() + delay_s
+        self._watcher.wake()
+
+    def _start_spare_if_due(self, now: float) -> float | None:
+        """Return seconds until the next spare is due."""
+        with self._lock:
+            due = self._spare_due_s
+            if due is None or self._closed or self._spare is not None:
+                return None
+            if now < due:
+                return due - now
+            self._spare_due_s = None
+        try:
+            child = self._spawn()
+        except PrepareError as e:
+            self._emit("LOG", f"no spare worker: {e}", os.getpid())
+            self._retry_spare(now)
+            return 0.0
+        with self._lock:
+            self._spare = child
+            if self._closed:
+                child.kill()
+        return None
+
+    def _retry_spare(self, now: float) -> None:
+        with self._lock:
+            self._spare_due_s = now + self._spare_backoff_s
+            self._spare_backoff_s = min(2 * self._spare_backoff_s, _SPARE_BACKOFF_S[1])
+
+    # -- watching, on the watcher's thread
+
+    def _on_message(self, child: Child, message: dict[str, Any]) -> None:
+        kind = message.get("type")
+        if kind == "spare":
+            with self._lock:
+                child.waiting = True
+                is_spare = child is self._spare
+                self._spare_backoff_s = _SPARE_BACKOFF_S[0]
+            if is_spare:
+                self._emit("SPARE_READY", "a spare worker is ready", child.pid)
+        elif kind == "chunk_error":
+            with self._lock:
+                resident = self._residents.get(child)
+            left_out = f" ({message['unreported']} more not shown)" if message["unreported"] else ""
+            if resident is not None and resident.generation is not None:
+                text = str(message["text"]) + left_out
+                self._emit("CHUNK_ERROR", text, child.pid, resident.generation, str(message["error"]))
+        else:
+            child.inbox.put(message)
+
+    def _on_exit(self, child: Child, text: str) -> None:
+        lost: Generation | None = None
+        with self._lock:
+            resident = self._residents.get(child)
+            if resident is not None:
+                self._weights.give_back(resident.weights)
+                lost = None if resident.released else resident.generation
+                if resident.released:
+                    del self._residents[child]
+            was_spare = child is self._spare
+            if was_spare:
+                self._spare = None
+        if lost is not None:
+            self._emit("LOST", f"worker {child.pid} {text}", child.pid, lost, child.lost_code or "WORKER_DIED")
+        elif was_spare and not self._closed:
+            self._emit("LOG", f"spare worker {child.pid} {text}", child.pid)
+            self._retry_spare(time.monotonic())
+
+    def _tick(self) -> float | None:
+        """Kill what hangs, start what is due; return how long nothing needs to be looked at [s]."""
+        now = time.monotonic()
+        with self._lock:
+            residents = [r for r in self._residents.values() if r.generation is not None and not r.released and r.child.alive]
+            for resident in residents:
+                if self._is_hung(resident, now):
+                    resident.child.kill("WORKER_HUNG")
+        period = min(max(self._config.inference_timeout_s / 5, 0.02), 0.5) if residents else None
+        due = self._start_spare_if_due(now)
+        waits = [wait for wait in (period, due) if wait is not None]
+        return min(waits) if waits else None
+
+    def _is_hung(self, resident: _Resident, now: float) -> bool:
+        """True when a request is unanswered, and no chunk came, for ``inference_timeout_s``."""
+        request = resident.requests.read(["request"])
+        if request is None:
+            return False
+        chunk = resident.chunks.read(["request"])
+        if chunk is not None and int(chunk[1]["request"]) == int(request[1]["request"]):
+            resident.owing = None
+            return False
+        newest = 0 if chunk is None else chunk[0]
+        if resident.owing is None or resident.owing[0] != newest:
+            resident.owing = (newest, now)
+        return now - resident.owing[1] > self._config.inference_timeout_s
+
+    def _emit(self, kind: Any, message: str, pid: int, generation: Generation | None = None, code: str = "") -> None:
+        try:
+            self._on_event(WorkerEvent(kind, message, pid, generation, code))
+        except Exception:
+            traceback.print_exc()  # the listener's fault must not cost the bookkeeping

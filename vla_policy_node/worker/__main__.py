@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker process: ``python -m vla_policy_node.worker FD``, FD being its end of the channel to the node.
+
+Threads, because Linux keeps a nice level for each thread and takes privilege to lower one again:
+
+* main: at the node's own level; waits until everything is loaded, warms the policy up, then infers, for ever;
+* loader: at a raised level; imports, reads, checks, builds the policy and replays the golden observations, then ends;
+* channel: ends the process the moment the node's end closes. Should the policy hold the interpreter's lock just then, the
+  kernel does it (``PR_SET_PDEATHSIG``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import mmap
+import os
+import queue
+import signal
+import statistics
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from vla_policy_node.errors import WorkerError
+from vla_policy_node.ipc.arena import Arena, Layout
+from vla_policy_node.ipc.channel import Channel, ChannelClosedError, ChannelFullError
+from vla_policy_node.ipc.generation import GenerationHandle
+from vla_policy_node.policies.base import Policy
+from vla_policy_node.worker import loading
+from vla_policy_node.worker.golden import replay
+from vla_policy_node.worker.inference import FEATURE, ChunkError, InferenceLoop, infer
+
+_PR_SET_PDEATHSIG = 1
+_REPORT_PERIOD_S = 1.0
+_PROGRESS_STEP = 0.01
+# Where each state begins and ends in the progress of the whole.
+_SPAN = {"LOADING": (0.0, 0.4), "DIGEST": (0.4, 0.6), "BUILD": (0.6, 0.8), "GOLDEN": (0.8, 0.9), "WARM_UP": (0.9, 1.0)}
+
+Message = tuple[dict[str, Any], list[int]]
+
+
+class Worker:
+    """What the three threads share."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._reported_s = 0.0
+        self._unreported = 0
+        self._progress = ("", -1.0)
+        self.watch = loading.Stopwatch()
+
+    def run(self) -> NoReturn:
+        """Load one bundle, then serve it."""
+        threading.Thread(target=self._listen, name="channel", daemon=True).start()
+        loaded: Future[Loaded] = Future()
+        threading.Thread(target=self._load, args=(loaded,), name="loader", daemon=True).start()
+        try:
+            generation = loaded.result()
+            inference_ms = self._warm_up(generation)
+        except WorkerError as e:
+            traceback.print_exception(e.__cause__ or e)
+            self._send({"type": "failed", "code": e.code, "message": e.message[:4000]}, block=True)
+            sys.stderr.flush()
+            os._exit(1)
+        gc.collect()
+        gc.freeze()  # what was loaded is never looked at again by a collection in the middle of an inference
+        handle = generation.handle
+        loop = InferenceLoop(
+            generation.policy,
+            handle.id,
+            observation=generation.observation,
+            requests=handle.attach_requests(),
+            chunks=handle.attach_chunks(),
+            eventfd=handle.eventfd,
+            max_age_s=generation.plan["observation"]["max_age_s"],
+            report=self._report_fault,
+        )
+        spec = generation.policy.spec
+        features = {name: [feature.dtype, list(feature.shape)] for name, feature in spec.observation.items()}
+        ready = {"features": features, "uses_instruction": bool(spec.uses_instruction), "inference_ms": inference_ms}
+        self._send({"type": "ready", **ready, "seconds": self.watch.seconds}, block=True)
+        loop.run()
+        raise AssertionError("the inference loop does not end")
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                message = self._channel.receive(None)
+                if message is not None:
+                    self._inbox.put(message)
+        except ChannelClosedError:
+            pass
+        os._exit(0)
+
+    def _load(self, loaded: Future[Loaded]) -> None:
+        try:
+            begin, _ = self._inbox.get()
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + begin["nice"]))
+            self._import_ahead(begin["imports"], begin["policy_type"], begin["policy_modules"])
+            self._send({"type": "spare"}, block=True)
+            loaded.set_result(Loaded(self, *self._inbox.get()))
+        except WorkerError as e:
+            loaded.set_exception(e)
+        except MemoryError as e:
+            loaded.set_exception(_caused(WorkerError("OUT_OF_MEMORY", "no memory left while loading"), e))
+        except BaseException as e:
+            loaded.set_exception(_caused(WorkerError("LOAD_FAILED", f"{type(e).__name__}: {e}"), e))
+
+    def _import_ahead(self, imports: list[str], policy_type: str, modules: Mapping[str, str]) -> None:
+        """Import what the next policy probably needs; what cannot be imported is said, and left to the load to complain of."""
+        names = list(imports)
+        if policy_type:
+            try:
+                names.append(loading.find_policy_module(policy_type, modules))
+            except WorkerError as e:
+                sys.stderr.write(f"{e.message}\n")
+        for name in names:
+            try:
+                importlib.import_module(name)
+            except Exception as e:
+                sys.stderr.write(f"not imported ahead: {name}: {type(e).__name__}: {e}\n")
+
+    def _warm_up(self, generation: Loaded) -> float:
+        """Infer in the thread that will do so from now on; return the median time, the first left out [ms]."""
+        policy, times = generation.policy, []
+        with self.watch("warm_up"):
+            try:
+                for i in range(max(2, generation.plan["warm_up_inferences"])):
+                    self.progress("WARM_UP", i / generation.plan["warm_up_inferences"])
+                    begin = time.monotonic()
+                    infer(policy, *generation.example())
+                    times.append(time.monotonic() - begin)
+                policy.reset()
+            except ChunkError as e:
+                raise WorkerError("WARM_UP_FAILED", f"{e.error}: {e}") from e
+            except Exception as e:
+                raise WorkerError("WARM_UP_FAILED", f"reset: {type(e).__name__}: {e}") from e
+        return statistics.median(times[1:]) * 1e3
+
+    def progress(self, state: str, fraction: float) -> None:
+        """Tell the node how far the preparation is, in small steps only."""
+        low, high = _SPAN[state]
+        whole = low + (high - low) * fraction
+        shown = "LOADING" if state == "BUILD" else state
+        if shown != self._progress[0] or whole - self._progress[1] >= _PROGRESS_STEP:
+            self._progress = (shown, whole)
+            self._send({"type": "progress", "state": shown, "fraction": whole})
+
+    def _report_fault(self, error: str, text: str) -> None:
+        """At most one a second, with the number of those left out."""
+        now = time.monotonic()
+        if now - self._reported_s < _REPORT_PERIOD_S:
+            self._unreported += 1
+            return
+        self._send({"type": "chunk_error", "error": error, "text": text[-4000:], "unreported": self._unreported})
+        self._reported_s, self._unreported = now, 0
+
+    def _send(self, message: dict[str, Any], *, block: bool = False) -> None:
+        try:
+            self._channel.send(message, block=block)
+        except ChannelFullError:
+            pass  # only of what is repeated or can be missed
+        except ChannelClosedError:
+            os._exit(0)
+
+
+class Loaded:
+    """A loaded and replayed policy; built in the loader thread."""
+
+    def __init__(self, worker: Worker, message: dict[str, Any], fds: list[int]) -> None:
+        watch, progress = worker.watch, worker.progress
+        plan_fd, weights_fd, observation_fd, *handle_fds, golden_fd = fds
+        with os.fdopen(plan_fd, "rb") as file:
+            file.seek(0)
+            self.plan: dict[str, Any] = json.load(file)
+        plan, bundle_dir = self.plan, Path(self.plan["bundle_dir"])
+        self.handle = GenerationHandle.from_message(message["handle"], handle_fds)
+        view = plan["observation"]
+        self.observation = Arena.attach(Layout.from_json(view["layout"]), view["slots"], observation_fd)
+        self._golden, self._instructions = _map_golden(plan["golden"], golden_fd), [""]
+
+        with watch("load"):
+            progress("LOADING", 0.0)
+            module = loading.find_policy_module(plan["policy_type"], plan["policy_modules"])
+            arena = memoryview(_map(weights_fd, plan["weights_bytes"]))
+            tensors = loading.read_weights(bundle_dir, plan["weights"], arena, lambda f: progress("LOADING", f))
+        with watch("digest"):
+            progress("DIGEST", 0.0)
+            loading.check_tensors(plan["weights"], tensors, plan["threads"])
+            loading.check_files(bundle_dir, plan["files"])
+        with watch("load"):
+            progress("BUILD", 0.0)
+            self.policy: Policy = loading.build_policy(module, bundle_dir, tensors, plan["device"])
+            fields = [f for f in self.observation.layout.fields if f.name.startswith(FEATURE)]
+            features = {f.name.removeprefix(FEATURE): (f.dtype, f.shape) for f in fields}
+            loading.check_spec(self.policy.spec, plan["spec"], features)
+        if plan["golden"] is not None:
+            self._replay(worker)
+
+    def example(self) -> tuple[dict[str, npt.NDArray[Any]], str]:
+        """An observation to warm up with: a golden one, else the robot's newest, else zeros."""
+        features = self.policy.spec.observation
+        if self._golden:
+            return {name: self._golden[name][0] for name in features}, self._instructions[0]
+        newest = self.observation.read(["valid", *(FEATURE + name for name in features)])
+        if newest is not None and newest[1]["valid"]:
+            return {name: newest[1][FEATURE + name] for name in features}, ""
+        return {name: np.zeros(feature.shape, feature.dtype) for name, feature in features.items()}, ""
+
+    def _replay(self, worker: Worker) -> None:
+        golden = self.plan["golden"]
+        self._instructions = golden["instructions"]
+        missing = self.policy.spec.observation.keys() - self._golden.keys()
+        if missing:
+            raise WorkerError("GOLDEN_MISMATCH", f"the golden observations lack {sorted(missing)}")
+        with worker.watch("golden"):
+            worker.progress("GOLDEN", 0.0)
+            observations = {name: self._golden[name] for name in self.policy.spec.observation}
+            replay(self.policy, observations, self._golden["action"], self._instructions, golden["tolerance"])
+
+
+def _map(fd: int, size: int) -> mmap.mmap:
+    """Map shared memory with its pages in place, and close the descriptor (the mapping stays)."""
+    try:
+        return mmap.mmap(fd, size, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+    finally:
+        os.close(fd)
+
+
+def _map_golden(golden: dict[str, Any] | None, fd: int) -> dict[str, npt.NDArray[Any]]:
+    if golden is None:
+        os.close(fd)
+        return {}
+    layout = Layout.from_json(golden["layout"])
+    return layout.views(memoryview(_map(fd, layout.size)))
+
+
+def _caused(error: WorkerError, cause: BaseException) -> WorkerError:
+    error.__cause__ = cause
+    return error
+
+
+def main() -> None:
+    """Begin a worker."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")  # when memory runs out, a worker goes before the control loop
+    Worker(Channel.from_fd(int(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()

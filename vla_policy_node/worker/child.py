@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker process as the node sees it: started, listened to, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from vla_policy_node.ipc.channel import Channel, ChannelClosedError
+from vla_policy_node.worker.api import PrepareError, WorkerConfig
+from vla_policy_node.worker.environment import worker_environment
+
+_LINE_BYTES = 4096
+_LINES_PER_S = 50
+_TAIL_LINES = 20
+
+
+class Child:
+    """A worker process, its channel and its output. Only the pool's watcher thread calls the ``on_…`` methods."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], channel: Channel, output_fd: int, log: Callable[[Child, str], None]
+    ) -> None:
+        self.pid = process.pid
+        self.pidfd = os.pidfd_open(process.pid)
+        self.channel = channel
+        self.output_fd = output_fd
+        self.inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        """For whoever prepares a bundle in it; ``{"type": "exit"}`` comes last."""
+        self.alive = True
+        """False once the process has ended and was reaped."""
+        self.ended = threading.Event()
+        """Set when the pool has also taken its memory back."""
+        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self.waiting = False
+        """Its imports are done and it has nothing to load yet."""
+        self.lost_code = ""
+        """Why the pool killed it, if that is to be told."""
+        self.output_ended = False
+        self._process = process
+        self._log = log
+        self._partial = b""
+        self._second, self._lines = 0, 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def start(cls, config: WorkerConfig, log: Callable[[Child, str], None]) -> Child:
+        """Start a process, on a thread that lives as long as the process should.
+
+        When the *thread* that started it ends, the kernel kills it: that is how ``PR_SET_PDEATHSIG`` works.
+
+        Raises :class:`PrepareError` ``WORKER_START_FAILED``.
+        """
+        ours, theirs = Channel.pair()
+        output, child_output = os.pipe()
+        os.set_blocking(output, False)
+        try:
+            process = subprocess.Popen(
+                [config.worker_python or sys.executable, "-m", "vla_policy_node.worker", str(theirs.fileno())],
+                env=worker_environment(os.environ, config.paths, config.threads, config.environment),
+                cwd="/",  # -m puts the current folder before the library
+                stdin=subprocess.DEVNULL,
+                stdout=child_output,
+                stderr=child_output,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # no Ctrl-C of the node's terminal, and a group of its own to kill
+            )
+        except OSError as e:
+            ours.close()
+            os.close(output)
+            raise PrepareError("WORKER_START_FAILED", f"{config.worker_python or sys.executable}: {e.strerror}") from e
+        finally:
+            theirs.close()
+            os.close(child_output)
+        return cls(process, ours, output, log)
+
+    def kill(self, code: str = "") -> None:
+        """End it and whatever it started, at once."""
+        with self._lock, contextlib.suppress(ProcessLookupError):
+            if self.alive:  # afterwards the descriptor's number may be another's
+                self.lost_code = self.lost_code or code
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def on_message(self) -> dict[str, Any] | None:
+        """Return the next message; ``None`` at the end of the channel (then the process is killed: it is of no use)."""
+        try:
+            received = self.channel.receive(None)
+        except (ChannelClosedError, ValueError):  # ValueError: not JSON
+            self.kill()
+            return None
+        if received is None:
+            return None
+        for fd in received[1]:
+            os.close(fd)
+        return received[0]
+
+    def on_output(self) -> bool:
+        """Pass on what it printed; false if there was nothing."""
+        try:
+            data = os.read(self.output_fd, 1 << 16)
+        except BlockingIOError:
+            return False
+        self.output_ended = not data
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        if len(self._partial) > _LINE_BYTES or not data:
+            lines, self._partial = [*lines, self._partial], b""
+        for line in lines:
+            self._print(line[:_LINE_BYTES].decode(errors="replace").rstrip())
+        return bool(data)
+
+    def last_messages(self) -> list[dict[str, Any]]:
+        """Return what it sent before it ended and nobody has read yet."""
+        messages = []
+        with contextlib.suppress(ChannelClosedError, ValueError):
+            while (received := self.channel.receive(0.0)) is not None:
+                messages.append(received[0])
+        return messages
+
+    def reap(self) -> str:
+        """Bury the process, and end what it left in its group; return how it ended, for people."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)  # its number is not reused before it is reaped
+        while self.on_output():
+            pass
+        status = self._process.wait()
+        self.channel.close()
+        os.close(self.output_fd)
+        text = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
+        if self.tail and status >= 0:
+            text += f": {self.tail[-1]}"
+        with self._lock:
+            self.alive = False
+            os.close(self.pidfd)
+        return text
+
+    def finish(self, text: str) -> None:
+        """Tell whoever waits for the end."""
+        self.inbox.put({"type": "exit", "text": text})
+        self.ended.set()
+
+    def _print(self, line: str) -> None:
+        if not line:
+            return
+        self.tail.append(line)
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._lines = second, 0
+        self._lines += 1
+        if self._lines <= _LINES_PER_S:
+            self._log(self, line)
+        elif self._lines == _LINES_PER_S + 1:
+            self._log(self, f"(more than {_LINES_PER_S} lines a second: the rest of this second is left out)")
+

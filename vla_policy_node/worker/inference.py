@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker's work once it is READY: wait for a request, look at the newest observation, answer with a chunk."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vla_policy_node.ipc.arena import Arena
+from vla_policy_node.ipc.layouts import CHUNK_ERRORS
+from vla_policy_node.policies.base import FloatArray, Policy
+
+Array = npt.NDArray[Any]
+FEATURE = "feature:"
+"""Prefix of the features' fields in the observation's layout."""
+
+
+class ChunkError(Exception):
+    """No usable chunk came; ``error`` is one of :data:`CHUNK_ERRORS`."""
+
+    def __init__(self, error: str, text: str) -> None:
+        self.error = error
+        super().__init__(text)
+
+
+def infer(policy: Policy, observation: Mapping[str, Array], instruction: str) -> FloatArray:
+    """Return a checked chunk: float32 ``[H, A]``, finite.
+
+    Raises :class:`ChunkError` whatever the policy does instead (short of taking the process down).
+    """
+    spec = policy.spec
+    try:
+        chunk = policy.predict_chunk(observation, instruction)
+    except (Exception, SystemExit) as e:
+        raise ChunkError("POLICY_FAILED", traceback.format_exc(limit=-8)) from e
+    shape = (spec.horizon, spec.action_dim)
+    if not isinstance(chunk, np.ndarray) or chunk.shape != shape or chunk.dtype != np.float32:
+        found = f"{chunk.dtype} {chunk.shape}" if isinstance(chunk, np.ndarray) else type(chunk).__name__
+        raise ChunkError("WRONG_SHAPE", f"the policy returned {found}, not float32 {shape}")
+    finite = np.isfinite(chunk)
+    if not finite.all():
+        step, channel = np.argwhere(~finite)[0]
+        raise ChunkError("NAN", f"action {step}, channel {channel} is {chunk[step, channel]}")
+    return chunk
+
+
+class InferenceLoop:
+    """One generation's requests in, chunks out; the only writer of the chunk arena."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        generation: int,
+        *,
+        observation: Arena,
+        requests: Arena,
+        chunks: Arena,
+        eventfd: int,
+        max_age_s: float,
+        report: Callable[[str, str], None],
+    ) -> None:
+        self._policy, self._generation = policy, generation
+        self._observation, self._requests, self._chunks, self._eventfd = observation, requests, chunks, eventfd
+        self._max_age_ns = int(max_age_s * 1e9)
+        self._report = report
+        self._features = {FEATURE + name: name for name in policy.spec.observation}
+        self._no_actions = np.full((policy.spec.horizon, policy.spec.action_dim), np.nan, np.float32)
+        self._answered = 0  # request number
+        self._seen = 0  # sequence number of the newest request looked at
+        self._episode: int | None = None  # None: reset before the next inference
+
+    def run(self) -> None:
+        """Answer requests until the process is killed."""
+        poll = select.poll()
+        poll.register(self._eventfd, select.POLLIN)
+        while True:
+            poll.poll()
+            try:
+                os.eventfd_read(self._eventfd)
+            except BlockingIOError:
+                continue
+            self.answer()
+
+    def answer(self) -> None:
+        """Answer the newest request, if it is a new one; requests that it overtook stay unanswered."""
+        record = self._requests.read()
+        if record is None or int(record[1]["request"]) == self._answered:
+            return
+        newest, request = record
+        if any(self._asks_for_reset(seq) for seq in range(max(self._seen + 1, newest - self._requests.slots), newest + 1)):
+            self._episode = None
+        self._seen = newest
+        stamp_ns, spent_ns, error, actions = 0, 0, "", self._no_actions
+        try:
+            stamp_ns, features, instruction, episode = self._look()
+            if episode != self._episode:
+                self._reset(episode)
+            begin = time.monotonic_ns()
+            try:
+                actions = infer(self._policy, features, instruction)
+            finally:
+                spent_ns = time.monotonic_ns() - begin
+        except ChunkError as e:
+            error = e.error
+            self._report(error, str(e))
+        self._answered = int(request["request"])
+        self._chunks.write(
+            {
+                "request": request["request"],
+                "tick": request["tick"],
+                "generation": self._generation,
+                "observation_ns": stamp_ns,
+                "inference_ns": spent_ns,
+                "error": CHUNK_ERRORS.index(error),
+                "actions": actions,
+            }
+        )
+
+    def _asks_for_reset(self, seq: int) -> bool:
+        """True also for a request that was overwritten before it was seen: a reset too many does no harm."""
+        record = self._requests.read(["reset"], seq=seq)
+        return record is None or bool(record[1]["reset"])
+
+    def _look(self) -> tuple[int, dict[str, Array], str, int]:
+        record = self._observation.read(["stamp_ns", "valid", "instruction", "episode", *self._features])
+        if record is None or not record[1]["valid"]:
+            raise ChunkError("OBSERVATION_STALE", "no complete observation")
+        values = record[1]
+        stamp_ns = int(values["stamp_ns"])
+        age_ns = time.monotonic_ns() - stamp_ns
+        if age_ns > self._max_age_ns:
+            raise ChunkError("OBSERVATION_STALE", f"the newest observation is {age_ns / 1e9:.3f} s old")
+        instruction = values["instruction"].tobytes().rstrip(b"\0").decode(errors="replace")
+        return stamp_ns, {name: values[field] for field, name in self._features.items()}, instruction, int(values["episode"])
+
+    def _reset(self, episode: int) -> None:
+        self._episode = None
+        try:
+            self._policy.reset()
+        except (Exception, SystemExit) as e:
+            raise ChunkError("POLICY_FAILED", traceback.format_exc(limit=-8)) from e
+        self._episode = episode

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a bundle's files to a policy, inside the worker; ``plan.py`` decided what to read and what it must hash to.
+
+Every tensor is read straight to its place in the weights' arena, and hashed there: the bytes that were checked are the bytes
+that are used, whatever happens to the files meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vla_policy_node.errors import WorkerError
+from vla_policy_node.policies.base import Policy, PolicySpec, TensorView
+
+READ_BYTES = 16 << 20  # progress is reported after each
+_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_CODE = re.compile(r"[A-Z][A-Z0-9_]{2,63}")
+
+Fraction = Callable[[float], None]
+"""Called with the share that is done, 0 to 1."""
+
+
+def find_policy_module(policy_type: str, modules: Mapping[str, str]) -> str:
+    """Return the name of a policy type's module: configured, installed as entry point, or built in.
+
+    Raises :class:`WorkerError` ``POLICY_TYPE_UNKNOWN``.
+    """
+    if policy_type in modules:
+        return modules[policy_type]
+    for entry in importlib.metadata.entry_points(group="vla_ota.policies"):
+        if entry.name == policy_type:
+            return entry.module
+    builtin = f"vla_policy_node.policies.{policy_type}"
+    # The type comes from a file: only a plain name may become part of a module's name.
+    if _TYPE.fullmatch(policy_type) and importlib.util.find_spec(builtin) is not None:
+        return builtin
+    raise WorkerError("POLICY_TYPE_UNKNOWN", f"no module for policy type {policy_type!r} in this worker's interpreter")
+
+
+def read_weights(bundle_dir: Path, files: list[dict[str, Any]], arena: memoryview, fraction: Fraction) -> dict[str, TensorView]:
+    """Read every tensor to its offset in ``arena`` and return them by name.
+
+    Raises :class:`WorkerError` ``LOAD_FAILED`` when a file is missing or too short.
+    """
+    total = sum(t["nbytes"] for f in files for t in f["tensors"]) or 1
+    done = 0
+    tensors: dict[str, TensorView] = {}
+    for file in files:
+        path = bundle_dir / file["path"]
+        with _opened(path) as fd:
+            for tensor in file["tensors"]:
+                view = arena[tensor["offset"] : tensor["offset"] + tensor["nbytes"]]
+                filled = 0
+                while filled < len(view):
+                    count = os.preadv(fd, [view[filled : filled + READ_BYTES]], tensor["start"] + filled)
+                    if count == 0:
+                        raise WorkerError("LOAD_FAILED", f"{path}: ended inside tensor {tensor['name']!r}")
+                    filled += count
+                    done += count
+                    fraction(done / total)
+                tensors[tensor["name"]] = TensorView(tensor["dtype"], tuple(tensor["shape"]), view)
+    return tensors
+
+
+def check_tensors(files: list[dict[str, Any]], tensors: Mapping[str, TensorView], threads: int) -> None:
+    """Compare each tensor's SHA-256, taken where it will be used, with the manifest's.
+
+    Raises :class:`WorkerError` ``TENSOR_DIGEST_MISMATCH``.
+    """
+    expected = {t["name"]: (t["sha256"], f["path"]) for f in files for t in f["tensors"]}
+
+    def digest(name: str) -> str:
+        return hashlib.sha256(tensors[name].data).hexdigest()
+
+    with ThreadPoolExecutor(threads, "digest") as executor:  # hashlib lets other threads run; they inherit this one's nice level
+        for (name, (wanted, path)), found in zip(expected.items(), executor.map(digest, expected), strict=True):
+            if found != wanted:
+                raise WorkerError("TENSOR_DIGEST_MISMATCH", f"{path}: tensor {name!r} is not the one the manifest lists")
+
+
+def check_files(bundle_dir: Path, files: list[dict[str, Any]]) -> None:
+    """Compare the SHA-256 of the bundle's other files (configuration, statistics, golden) with the manifest's.
+
+    Raises :class:`WorkerError` ``DIGEST_FILE`` or ``LOAD_FAILED``.
+    """
+    for file in files:
+        digest = hashlib.sha256()
+        with _opened(bundle_dir / file["path"]) as fd:
+            while data := os.read(fd, 1 << 20):
+                digest.update(data)
+        if digest.hexdigest() != file["sha256"]:
+            raise WorkerError("DIGEST_FILE", f"{bundle_dir / file['path']}: its SHA-256 is not the manifest's")
+
+
+def build_policy(module_name: str, bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Policy:
+    """Import the policy's module and let it build the policy.
+
+    Raises :class:`WorkerError` with the ``code`` of the policy's own error, else ``OUT_OF_MEMORY`` or ``LOAD_FAILED``.
+    """
+    with _policy_errors(f"policy module {module_name}"):
+        module: ModuleType = importlib.import_module(module_name)
+        policy: Policy = module.load(bundle_dir, tensors, device)
+        return policy
+
+
+def check_spec(spec: PolicySpec, expected: Mapping[str, Any], features: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Compare what the policy says of itself with its configuration and with the robot's observation.
+
+    Args:
+        spec: of the built policy.
+        expected: ``horizon``, ``execute`` and ``action_dim`` as the bundle's files have them.
+        features: the node's observation, feature → (dtype, shape).
+
+    Raises :class:`WorkerError` ``SPEC_MISMATCH``.
+    """
+    for key, value in expected.items():
+        found = getattr(spec, key)
+        if found != value:
+            raise WorkerError("SPEC_MISMATCH", f"{key}: the policy has {found}, the bundle's files say {value}")
+    if not 1 <= spec.execute <= spec.horizon:
+        raise WorkerError("SPEC_MISMATCH", f"execute: {spec.execute} is not within 1 and the horizon, {spec.horizon}")
+    for name, feature in spec.observation.items():
+        if name not in features:
+            raise WorkerError("SPEC_MISMATCH", f"observation: the policy needs {name!r}, the robot contract does not give it")
+        wanted = (feature.dtype, tuple(feature.shape))
+        if features[name] != wanted:
+            found = features[name]
+            raise WorkerError("SPEC_MISMATCH", f"observation {name!r}: the policy needs {wanted}, the robot gives {found}")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open for reading; a file system's error becomes ``LOAD_FAILED``."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as e:
+        raise WorkerError("LOAD_FAILED", f"{path}: {e.strerror}") from e
+    try:
+        yield fd
+    except OSError as e:
+        raise WorkerError("LOAD_FAILED", f"{path}: {e.strerror}") from e
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _policy_errors(what: str) -> Iterator[None]:
+    """Give whatever a policy raises a code; its own, if it has one."""
+    try:
+        yield
+    except WorkerError:
+        raise
+    except (Exception, SystemExit) as e:
+        code = getattr(e, "code", None)
+        if isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e):
+            code = "OUT_OF_MEMORY"  # torch: a RuntimeError on the CPU, torch.OutOfMemoryError on a GPU
+        elif not isinstance(code, str) or not _CODE.fullmatch(code):
+            code = "LOAD_FAILED"
+        raise WorkerError(code, f"{what}: {type(e).__name__}: {e}") from e
+
+
+class Stopwatch:
+    """Seconds spent in each part of a preparation; a part may come more than once."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Count the time inside the ``with`` towards ``part``."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin

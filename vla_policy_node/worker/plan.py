@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker is told to load, written by the node from a bundle it has parsed and checked.
+
+The plan is JSON in a memfd (a large model has thousands of tensors, a message has a size limit). A worker needs neither
+``vla_checkpoint`` nor ``safetensors``, and never parses a header itself: names, types, places and digests are those that
+were checked here.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vla_checkpoint.bundle import Bundle
+from vla_checkpoint.golden import Golden
+from vla_policy_node.ipc.arena import Arena, Field, Layout
+from vla_policy_node.worker.api import WorkerConfig
+
+ALIGNMENT = 64
+"""Of each tensor in the weights' arena [bytes]: any element type, and a cache line."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan and how much room its weights take."""
+
+    document: Mapping[str, Any]
+    weights_bytes: int
+    golden: Golden | None
+
+
+def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena) -> Plan:
+    """Lay a bundle's tensors out in an arena and write down everything a worker needs to know.
+
+    Raises :class:`vla_checkpoint.CheckpointError` for an unusable golden file.
+    """
+    weights, offset = [], 0
+    for name in bundle.weight_files:
+        tensors = []
+        for info in bundle.headers[name].tensors.values():
+            tensors.append(
+                {
+                    "name": info.name,
+                    "dtype": info.dtype,
+                    "shape": list(info.shape),
+                    "start": info.start,
+                    "nbytes": info.nbytes,
+                    "offset": offset,
+                    "sha256": bundle.manifest.tensors[name][info.name],
+                }
+            )
+            offset += -(-info.nbytes // ALIGNMENT) * ALIGNMENT
+        weights.append({"path": name, "tensors": tensors})
+    golden = bundle.golden()
+    others = [{"path": f.path, "sha256": f.sha256} for f in bundle.manifest.files if f.path not in bundle.weight_files]
+    document = {
+        "bundle_dir": str(bundle.path),
+        "policy_type": bundle.manifest.policy_type,
+        "policy_modules": dict(config.policy_modules),
+        "device": config.device,
+        "threads": config.threads,
+        "warm_up_inferences": config.warm_up_inferences,
+        "spec": {
+            "horizon": bundle.config.chunk_size,
+            "execute": bundle.config.n_action_steps,
+            "action_dim": len(bundle.manifest.action.channels),
+        },
+        "weights": weights,
+        "weights_bytes": offset,
+        "files": others,
+        "observation": {
+            "layout": observation.layout.to_json(),
+            "slots": observation.slots,
+            "max_age_s": config.observation_max_age_s,
+        },
+        "golden": None if golden is None else _describe(golden),
+    }
+    return Plan(document, offset, golden)
+
+
+def plan_memory(plan: Plan) -> int:
+    """Return a new memfd that holds the plan; the caller closes it."""
+    fd = os.memfd_create("vla_ota_plan", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(json.dumps(plan.document, separators=(",", ":"), allow_nan=False).encode())
+    return fd
+
+
+def golden_memory(golden: Golden | None) -> int:
+    """Return a new memfd with the golden arrays in the plan's golden layout (empty without golden); the caller closes it."""
+    fd = os.memfd_create("vla_ota_golden", os.MFD_CLOEXEC)
+    if golden is not None:
+        layout = _layout(golden)
+        os.ftruncate(fd, layout.size)
+        memory = mmap.mmap(fd, layout.size)  # unmapped with its last view, when this function returns
+        views = layout.views(memoryview(memory))
+        views["action"][...] = golden.action
+        for name, array in golden.observations.items():
+            views[name][...] = array
+    return fd
+
+
+def _layout(golden: Golden) -> Layout:
+    arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = {**golden.observations, "action": golden.action}
+    return Layout([Field(name, str(array.dtype), array.shape) for name, array in sorted(arrays.items())])
+
+
+def _describe(golden: Golden) -> dict[str, Any]:
+    return {
+        "layout": _layout(golden).to_json(),
+        "instructions": list(golden.instructions),
+        "tolerance": [float(t) for t in golden.tolerance],
+    }
