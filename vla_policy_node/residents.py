@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which generations are in memory and which part each plays: active, standby, prepared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_policy_node.worker.api import Generation
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """A generation and the folder it was loaded from (for a reload)."""
+
+    generation: Generation
+    path: Path
+
+    @property
+    def id(self) -> int:
+        """Number of the generation."""
+        return self.generation.id
+
+    @property
+    def version(self) -> str:
+        """Version of its bundle."""
+        return self.generation.handle.version
+
+    @property
+    def digest(self) -> str:
+        """Digest of its bundle."""
+        return self.generation.handle.digest
+
+
+class Residents:
+    """At most one generation in each part. Not thread-safe: the engine calls it under its lock."""
+
+    def __init__(self) -> None:
+        self.active: Resident | None = None
+        self.standby: Resident | None = None
+        self.prepared: Resident | None = None
+
+    def all(self) -> list[Resident]:
+        """Everything in memory."""
+        return [r for r in (self.active, self.standby, self.prepared) if r is not None]
+
+    def find(self, digest: str) -> Resident | None:
+        """The living generation of a bundle."""
+        return next((r for r in self.all() if r.digest == digest and r.generation.alive), None)
+
+    def by_id(self, generation: int) -> Resident | None:
+        """The generation of that number."""
+        return next((r for r in self.all() if r.id == generation), None)
+
+    def activated(self, resident: Resident) -> Resident | None:
+        """Make a generation the active one; what was active becomes the standby. Returns what lost its place, if anything."""
+        if self.active is resident:
+            return None
+        displaced = None if self.standby is resident else self.standby
+        if self.prepared is resident:
+            self.prepared = None
+        self.active, self.standby = resident, self.active
+        if self.standby is None:  # nothing acted before: what stood by goes on standing by
+            self.standby, displaced = displaced, None
+        return displaced
+
+    def forget(self, resident: Resident) -> None:
+        """Take a generation out of its part."""
+        if self.active is resident:
+            self.active = None
+        if self.standby is resident:
+            self.standby = None
+        if self.prepared is resident:
+            self.prepared = None
