@@ -32,9 +32,10 @@ def open_regular(path: PathLike) -> Iterator[FileIO]:
     try:
         # O_NONBLOCK: opening a FIFO that somebody planted must not block for ever
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FileError("FILE_NOT_REGULAR", path, "not a regular file")
         with FileIO(descriptor, "r", closefd=True) as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FileError("FILE_NOT_REGULAR", path, "not a regular file")
             yield file
     except FileNotFoundError as e:
         raise FileError("FILE_MISSING", path, "no such file") from e

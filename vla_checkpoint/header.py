@@ -152,6 +152,8 @@ def _check_tensor(name: str, entry: Any, data_start: int, path: PathLike, limits
         raise HeaderError("HEADER_SHAPE", path, f"tensor {name!r}: shape must be up to {limits.dimensions} integers >= 0")
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise HeaderError("HEADER_OFFSETS", path, f"tensor {name!r}: data_offsets must be two ordered integers >= 0")
+    if math.prod(n for n in shape if n) >= 1 << 60:  # [0, 2**62, 2**62] is empty here and overflows elsewhere
+        raise HeaderError("HEADER_SHAPE", path, f"tensor {name!r}: the shape's product is out of range")
     bits = math.prod(shape) * DTYPE_BITS[dtype]  # Python integers do not overflow
     if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
         reason = f"tensor {name!r}: {dtype} {shape} does not fill its {offsets[1] - offsets[0]} bytes exactly"

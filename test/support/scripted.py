@@ -1,0 +1,89 @@
+"""Bundles of the numpy-only ``scripted`` policy (``scripted_policy.py``), and what workers need to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from support.bundles import JOINTS, make_bundle
+from vla_checkpoint import Channel, Golden, Manifest
+from vla_policy_node.worker.api import WorkerConfig
+
+TEST_FOLDER = str(Path(__file__).resolve().parents[1])
+POLICY_MODULES = {"scripted": "support.scripted_policy"}
+WARM_UP = 2
+
+Array = npt.NDArray[np.generic]
+
+
+def worker_config(**changes: Any) -> WorkerConfig:
+    """Workers that know the policy type ``scripted`` and start fast."""
+    defaults: dict[str, Any] = {
+        "paths": (TEST_FOLDER,),
+        "policy_modules": POLICY_MODULES,
+        "imports": (),
+        "warm_up_inferences": WARM_UP,
+        "memory_reserve_bytes": 0,
+        "spare_delay_s": 0.0,
+        "load_timeout_s": 60.0,
+        "inference_timeout_s": 2.0,
+    }
+    return WorkerConfig(**{**defaults, **changes})
+
+
+def scripted_bundle(
+    path: Path,
+    version: str = "1.0.0",
+    *,
+    channels: Sequence[Channel] = JOINTS,
+    rate_hz: float = 50.0,
+    horizon: int = 16,
+    execute: int = 8,
+    amplitude: float | Sequence[float] = 0.3,
+    frequency_hz: float | Sequence[float] = 0.2,
+    offset: float | Sequence[float] = 0.0,
+    phase: float | Sequence[float] = 0.0,
+    golden: bool | Golden = True,
+    warm_up: int = WARM_UP,
+    more_tensors: Mapping[str, Array] | None = None,
+    **behaviour: Any,
+) -> Manifest:
+    """Write a bundle whose policy draws sinusoids; ``behaviour``: keys of ``scripted_policy.py`` and of :func:`make_bundle`.
+
+    ``warm_up`` is the worker's ``warm_up_inferences``: the policy counts its calls from after them.
+    """
+    size = len(channels)
+    weights = {"amplitude": amplitude, "frequency": frequency_hz, "offset": offset, "phase": phase}
+    tensors: dict[str, Array] = {k: np.broadcast_to(np.asarray(v, np.float32), size).copy() for k, v in weights.items()}
+    replayed = golden_of(tensors, horizon, rate_hz) if golden is True else golden or None
+    return make_bundle(
+        path,
+        version=version,
+        channels=channels,
+        rate_hz=rate_hz,
+        horizon=horizon,
+        execute=execute,
+        tensors={**tensors, **(more_tensors or {})},
+        golden=replayed,
+        calls_before_ready=max(2, warm_up) + (0 if replayed is None else len(replayed)),
+        more_tensors=sorted(more_tensors or {}),
+        **{"script_rate_hz": rate_hz, **behaviour},
+    )
+
+
+def golden_of(tensors: Mapping[str, Array], horizon: int, rate_hz: float, count: int = 2) -> Golden:
+    """What the policy answers to the instruction ``golden``."""
+    times = np.arange(horizon)[:, None] / rate_hz
+    wave = {k: v.astype(np.float64) for k, v in tensors.items()}
+    chunk = wave["offset"] + wave["amplitude"] * np.sin(2 * np.pi * wave["frequency"] * times + wave["phase"])
+    size = chunk.shape[1]
+    return Golden(
+        observations={"observation.state": np.zeros((count, size), np.float32)},
+        action=np.repeat(chunk[None].astype(np.float32), count, 0),
+        instructions=("golden",) * count,
+        tolerance=np.full(size, 1e-3, np.float32),
+    )

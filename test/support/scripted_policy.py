@@ -1,0 +1,123 @@
+"""Policy type ``scripted``: real weights, numpy only, smooth sinusoids in physical units, and every misbehaviour on demand.
+
+Action ``i`` of a chunk, per channel: ``offset + amplitude · sin(2π · frequency · (t + i / rate) + phase)``, where ``t`` is the
+machine's monotonic clock: chunks fit together, also across generations with the same weights. For the instruction ``golden``,
+``t`` is 0, so that golden observations have one answer.
+
+Keys of config.json (call 0 is the first inference after warm-up): ``sleep_s``, ``crash_at_call``, ``exit_at_call``,
+``hang_at_call``, ``spin_at_call`` (hangs with the interpreter's lock held), ``nan_at_call``, ``raise_at_call``,
+``wrong_shape_at_call``, ``float64_at_call``, ``jump_at_call`` with ``jump``, ``load_sleep_s``, ``load_crash``, ``load_raise``,
+``reset_raises``, ``warm_up_nan``, ``golden_error``, ``print_lines``, ``child_process``, ``needs_tensors`` (strict set), ``spec`` (overrides).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_policy_node.policies.base import FeatureSpec, FloatArray, Observation, Policy, PolicySpec, TensorView
+from vla_policy_node.policies.errors import PolicyWeightsError
+
+STATE = "observation.state"
+WEIGHTS = ("amplitude", "frequency", "offset", "phase")
+
+
+class ScriptedPolicy:
+    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, FloatArray]) -> None:
+        self._config, self._weights = config, weights
+        features = {}
+        for name, feature in config["input_features"].items():
+            visual = feature["type"] == "VISUAL"
+            shape = (*feature["shape"][1:], feature["shape"][0]) if visual else tuple(feature["shape"])
+            features[name] = FeatureSpec(shape, "uint8" if visual else "float32")
+        size = config["output_features"]["action"]["shape"][0]
+        spec = PolicySpec(features, config["chunk_size"], config["n_action_steps"], size)
+        self.spec = dataclasses.replace(spec, **config.get("spec", {}))
+        self._calls = 0  # of any kind
+        self.resets = 0
+
+    def reset(self) -> None:
+        self.resets += 1
+        if self._config.get("print_resets"):
+            print(f"reset {self.resets}", flush=True)
+        if self._config.get("reset_raises"):
+            raise RuntimeError("reset went wrong")
+
+    def predict_chunk(self, observation: Observation, instruction: str) -> FloatArray:
+        config = self._config
+        call = self._calls - config["calls_before_ready"]
+        self._calls += 1
+        for name, feature in self.spec.observation.items():
+            assert observation[name].shape == feature.shape and observation[name].dtype == feature.dtype
+        time.sleep(config.get("sleep_s", 0.0))
+        for _ in range(config.get("print_lines", 0)):
+            print(f"call {call}", flush=True)
+        self._misbehave(call)
+        if config.get("echo"):  # tests see what the policy was given
+            print(f"call {call} {instruction!r} {observation[STATE].tolist()}", flush=True)
+        chunk = self._sinusoid(0.0 if instruction == "golden" else time.monotonic())
+        if instruction == "golden":
+            chunk += np.float32(config.get("golden_error", 0.0))
+        if call == config.get("jump_at_call"):
+            chunk += np.float32(config["jump"])
+        if call == config.get("nan_at_call") or (call < 0 and config.get("warm_up_nan") and instruction != "golden"):
+            chunk[-1, 0] = np.nan
+        if call == config.get("wrong_shape_at_call"):
+            return chunk[:, :-1]
+        if call == config.get("float64_at_call"):
+            return chunk.astype(np.float64)  # type: ignore[return-value]
+        return chunk
+
+    def _misbehave(self, call: int) -> None:
+        config = self._config
+        if call == config.get("crash_at_call"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if call == config.get("exit_at_call"):
+            os._exit(7)
+        if call == config.get("hang_at_call"):
+            time.sleep(3600)
+        if call == config.get("spin_at_call"):
+            ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the interpreter's lock
+        if call == config.get("raise_at_call") or config.get("raise_always") and call >= 0:
+            raise ValueError("the script says so")
+
+    def _sinusoid(self, t: float) -> FloatArray:
+        w, dt = self._weights, 1.0 / self._config["script_rate_hz"]
+        times = t + np.arange(self.spec.horizon)[:, None] * dt
+        angle = 2 * np.pi * w["frequency"].astype(np.float64) * times + w["phase"]
+        chunk: FloatArray = (w["offset"] + w["amplitude"] * np.sin(angle)).astype(np.float32)
+        return chunk[:, : self.spec.action_dim]
+
+
+def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Policy:
+    config = json.loads((bundle_dir / "config.json").read_text())
+    time.sleep(config.get("load_sleep_s", 0.0))
+    if config.get("load_crash"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if config.get("load_raise"):
+        raise ValueError("the script says so")
+    if config.get("load_no_memory"):
+        raise MemoryError
+    if config.get("child_process"):
+        print(f"child {subprocess.Popen(['sleep', '3600']).pid}", flush=True)
+    size = config["output_features"]["action"]["shape"][0]
+    extra = set(config.get("more_tensors", ()))
+    if set(tensors) - extra != set(WEIGHTS):
+        raise PolicyWeightsError(f"tensors {sorted(set(tensors) ^ set(WEIGHTS))} are missing or unknown")
+    weights = {}
+    for name in WEIGHTS:
+        view = tensors[name]
+        if (view.dtype, view.shape) != ("F32", (size,)):
+            raise PolicyWeightsError(f"tensor {name!r} is {view.dtype} {view.shape}")
+        weights[name] = np.frombuffer(view.data, np.float32).reshape(view.shape)
+    return ScriptedPolicy(config, weights)

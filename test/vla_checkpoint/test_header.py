@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A header is accepted only if it describes its file exactly."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from support.safetensors_files import entry, write_raw
+
+from vla_checkpoint import DTYPE_BITS, FileError, HeaderError, Limits, read_header
+
+
+def code_of(path: Path, limits: Limits | None = None) -> str:
+    with pytest.raises(HeaderError) as caught:
+        read_header(path, limits or Limits())
+    assert caught.value.path == str(path)
+    assert caught.value.reason
+    return caught.value.code
+
+
+PLAIN = b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}'
+
+# What the safetensors library (0.8) opens without complaint and a robot should not.
+LIBRARY_ACCEPTS: dict[str, tuple[bytes | dict[str, Any], str]] = {
+    "tensor named twice, the later one wins": (b'{"a":{"dtype":"I8","shape":[4],"data_offsets":[0,4]},' + PLAIN[1:], "HEADER_DUPLICATE_KEY"),
+    "metadata key twice": (b'{"__metadata__":{"k":"1","k":"2"},' + PLAIN[1:], "HEADER_DUPLICATE_KEY"),
+    "unknown field": ({"a": entry(strides=[1])}, "HEADER_FIELD"),
+    "entry as a list": ({"a": ["U8", [4], [0, 4]]}, "HEADER_FIELD"),
+    "leading space": (b" " + PLAIN, "HEADER_START"),
+    "padding that is not spaces": (PLAIN + b"\n\t", "HEADER_PADDING"),
+    "metadata null": ({"__metadata__": None, "a": entry()}, "HEADER_METADATA"),
+    "empty name": ({"": entry()}, "HEADER_TENSOR_NAME"),
+    "terminal escape in a name": ({"a\x1b[31m": entry()}, "HEADER_TENSOR_NAME"),
+    "seventeen dimensions": ({"a": entry(shape=[1] * 16 + [4])}, "HEADER_SHAPE"),
+    "empty tensor whose other dimensions overflow": (
+        {"a": entry(), "z": entry(shape=[0, 2**62, 2**62], offsets=[4, 4])},
+        "HEADER_SHAPE",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LIBRARY_ACCEPTS)
+def test_refuses_what_the_library_lets_through(tmp_path: Path, case: str) -> None:
+    header, code = LIBRARY_ACCEPTS[case]
+    path = write_raw(tmp_path / "x.safetensors", header, bytes(4))
+    with safetensors.safe_open(path, "np") as file:
+        assert list(file.keys())
+    assert code_of(path) == code
+
+
+REFUSED: dict[str, tuple[bytes | dict[str, Any], bytes, str]] = {
+    "not an object": (b"[1]", b"", "HEADER_START"),
+    "no JSON": (b"{]}", b"", "HEADER_JSON"),
+    "two documents": (PLAIN + PLAIN, bytes(4), "HEADER_JSON"),
+    "not UTF-8": (b'{"\xff":{}}', b"", "HEADER_JSON"),
+    "lone surrogate": (PLAIN.replace(b'"a"', b'"\\ud800"'), bytes(4), "HEADER_JSON"),
+    "NaN": (PLAIN.replace(b"[4]", b"[NaN]"), bytes(4), "HEADER_JSON"),
+    "nested to exhaust the stack": (b"{" + b'"a":[' * 1 + b"[" * 100_000 + b"]" * 100_000 + b"]}", b"", "HEADER_JSON"),
+    "a number of a megabyte": (PLAIN.replace(b"[4]", b"[" + b"1" * 1_000_000 + b"]"), bytes(4), "HEADER_JSON"),
+    "field missing": ({"a": {"dtype": "U8", "shape": [4]}}, bytes(4), "HEADER_FIELD"),
+    "entry null": ({"a": None}, b"", "HEADER_FIELD"),
+    "metadata not strings": ({"__metadata__": {"k": 1}, "a": entry()}, bytes(4), "HEADER_METADATA"),
+    "unknown dtype": ({"a": entry("F128", [1], [0, 16])}, bytes(16), "HEADER_DTYPE"),
+    "dtype in lower case": ({"a": entry("u8")}, bytes(4), "HEADER_DTYPE"),
+    "dtype unhashable": ({"a": {**entry(), "dtype": ["U8"]}}, bytes(4), "HEADER_DTYPE"),
+    "shape with a boolean": ({"a": entry(shape=[True, 4])}, bytes(4), "HEADER_SHAPE"),
+    "shape with a float": ({"a": entry(shape=[4.0])}, bytes(4), "HEADER_SHAPE"),
+    "shape negative twice": ({"a": entry(shape=[-2, -2])}, bytes(4), "HEADER_SHAPE"),
+    "shape with minus zero": (PLAIN.replace(b"[4]", b"[-0]").replace(b"[0,4]", b"[0,0]"), b"", "HEADER_SHAPE"),
+    "shape wraps around 2**64": ({"a": entry(shape=[2**32, 2**32], offsets=[0, 0])}, b"", "HEADER_SHAPE"),
+    "fewer bytes than the shape": ({"a": entry("F32", [2], [0, 4])}, bytes(4), "HEADER_SHAPE"),
+    "half a byte": ({"a": entry("F4", [3], [0, 2])}, bytes(2), "HEADER_SHAPE"),
+    "offsets backwards": ({"a": entry(offsets=[4, 0])}, bytes(4), "HEADER_OFFSETS"),
+    "offsets boolean": ({"a": entry(shape=[1], offsets=[False, True])}, bytes(1), "HEADER_OFFSETS"),
+    "three offsets": ({"a": entry(offsets=[0, 4, 4])}, bytes(4), "HEADER_OFFSETS"),
+    "gap at the front": ({"a": entry(offsets=[4, 8])}, bytes(8), "HEADER_OFFSETS"),
+    "gap between": ({"a": entry(), "b": entry(offsets=[5, 9])}, bytes(9), "HEADER_OFFSETS"),
+    "overlap": ({"a": entry(), "b": entry(offsets=[3, 7])}, bytes(7), "HEADER_OFFSETS"),
+    "two tensors in one place": ({"a": entry(), "b": entry()}, bytes(4), "HEADER_OFFSETS"),
+    "trailing bytes": ({"a": entry()}, bytes(5), "HEADER_FILE_SIZE"),
+    "data cut short": ({"a": entry()}, bytes(3), "HEADER_FILE_SIZE"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refuses(tmp_path: Path, case: str) -> None:
+    header, data, code = REFUSED[case]
+    assert code_of(write_raw(tmp_path / "x.safetensors", header, data)) == code
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "HEADER_TRUNCATED"),
+        (b"\x02\0\0\0\0\0\0", "HEADER_TRUNCATED"),
+        ((3).to_bytes(8, "little") + b"{}", "HEADER_TRUNCATED"),
+        ((100_000_001).to_bytes(8, "little") + b"{}", "HEADER_TOO_LARGE"),
+        (b"\xff" * 8, "HEADER_TOO_LARGE"),
+    ],
+)
+def test_refuses_a_length_prefix_that_lies(tmp_path: Path, content: bytes, code: str) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    assert code_of(path) == code
+
+
+def test_limits_are_held(tmp_path: Path) -> None:
+    two = write_raw(tmp_path / "two.safetensors", {"a": entry(), "b": entry(offsets=[4, 8])}, bytes(8))
+    assert list(read_header(two).tensors) == ["a", "b"]
+    assert code_of(two, Limits(tensors=1)) == "HEADER_TENSOR_COUNT"
+    assert code_of(two, Limits(header_bytes=20)) == "HEADER_TOO_LARGE"
+    assert code_of(two, Limits(json_values=3)) == "HEADER_JSON"
+    named = write_raw(tmp_path / "name.safetensors", {"abc": entry()}, bytes(4))
+    assert code_of(named, Limits(name_chars=2)) == "HEADER_TENSOR_NAME"
+
+
+def test_files_that_are_not_regular_are_refused_without_blocking(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.safetensors")
+    for path, code in (
+        (tmp_path / "fifo.safetensors", "FILE_NOT_REGULAR"),
+        (tmp_path, "FILE_NOT_REGULAR"),
+        (tmp_path / "nothing", "FILE_MISSING"),
+    ):
+        with pytest.raises(FileError) as caught:
+            read_header(path)
+        assert caught.value.code == code
+
+
+def test_tensors_come_in_file_order_with_absolute_offsets(tmp_path: Path) -> None:
+    header = {"second": entry(offsets=[4, 8]), "__metadata__": {"k": "v"}, "first": entry(), "empty": entry(shape=[0], offsets=[4, 4])}
+    path = write_raw(tmp_path / "x.safetensors", header, b"AAAABBBB")
+    read = read_header(path)
+    assert list(read.tensors) == ["first", "empty", "second"]
+    content = path.read_bytes()
+    assert content[read.tensors["first"].start : read.tensors["first"].end] == b"AAAA"
+    assert content[read.tensors["second"].start : read.tensors["second"].end] == b"BBBB"
+    assert (read.metadata, read.file_size, read.total_size) == ({"k": "v"}, len(content), 8)
+
+
+def test_every_dtype_of_the_library_is_known_and_no_other(tmp_path: Path) -> None:
+    """The library itself is the list: it opens eight elements of each type that we know, and names all it knows when it refuses."""
+    for dtype, bits in DTYPE_BITS.items():
+        path = write_raw(tmp_path / f"{dtype}.safetensors", {"a": entry(dtype, [8], [0, bits])}, bytes(bits))
+        with safetensors.safe_open(path, "np") as file:
+            assert file.get_slice("a").get_dtype() == dtype
+        assert read_header(path).tensors["a"].nbytes == bits
+    unknown = write_raw(tmp_path / "unknown.safetensors", {"a": entry("X")}, bytes(4))
+    with pytest.raises(safetensors.SafetensorError, match="unknown variant") as caught:
+        safetensors.safe_open(unknown, "np").__enter__()
+    named = str(caught.value).partition("expected one of")[2]
+    assert set(re.findall("`([A-Z0-9_]+)`", named)) == set(DTYPE_BITS)
+
+
+def test_files_that_the_library_writes_are_accepted(tmp_path: Path) -> None:
+    tensors = {"w": np.ones((3, 5), np.float32), "b": np.zeros(0, np.float16), "i": np.arange(7), "s": np.array(1.5)}
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "np"})
+    header = read_header(path)
+    assert {name: info.shape for name, info in header.tensors.items()} == {k: v.shape for k, v in tensors.items()}
+    assert header.metadata == {"format": "np"}
+
+
+@pytest.mark.parametrize("gigabytes", [3, 5, 11])
+def test_offsets_beyond_2_4_and_10_gib(tmp_path: Path, gigabytes: int) -> None:
+    """Sparse files: nothing is written but the header and the last bytes."""
+    size = gigabytes << 30
+    path = write_raw(
+        tmp_path / "big.safetensors",
+        {"big": entry("BF16", [size // 2], [0, size]), "tail": entry("U8", [4], [size, size + 4])},
+        b"",
+    )
+    start = path.stat().st_size
+    os.truncate(path, start + size + 4)
+    with path.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"tail")
+    tail = read_header(path).tensors["tail"]
+    assert (tail.start, tail.end) == (start + size, start + size + 4)
+    with path.open("rb") as file:
+        file.seek(tail.start)
+        assert file.read() == b"tail"
+    os.truncate(path, start + size + 3)
+    assert code_of(path) == "HEADER_FILE_SIZE"
