@@ -183,10 +183,11 @@ class Contract:
         ``latency_s`` is the measured time from request to chunk. Raises ContractError ROBOT_TYPE_MISMATCH, RATE_MISMATCH,
         CHANNELS_MISMATCH, UNIT_MISMATCH, MODE_MISMATCH, ACTION_DIM_MISMATCH, OBSERVATION_MISMATCH, HORIZON_TOO_SHORT.
         """
-        self._check_manifest(manifest)
+        self.check_manifest(manifest)
         self._check_spec(spec, latency_s)
 
-    def _check_manifest(self, manifest: Manifest) -> None:
+    def check_manifest(self, manifest: Manifest) -> None:
+        """The part of :meth:`check_bundle` that needs no loading."""
         what = f"{manifest.name} {manifest.version}"
         if manifest.robot_type != self.robot_type:
             self._refuse("ROBOT_TYPE_MISMATCH", f"{what} is for {manifest.robot_type!r}, this is {self.robot_type!r}")

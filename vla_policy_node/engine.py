@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy node without ROS: control process, workers, generations, episodes and scores under one roof.
 
-Threads: callers (services, actions) block in :meth:`swap` and :meth:`prepare`; events of the control process and of workers are put
-into a queue; the supervisor thread takes them, watches chunks, leases and time limits, and never blocks; automatic changes
-run on the recovery thread. Callbacks of :class:`Listener` come from any of them.
+Threads: callers (services, actions) block in :meth:`swap` and :meth:`prepare`; events of the control process and of workers
+are put into a queue; the supervisor thread takes them, watches chunks, leases and time limits, and never blocks; automatic
+changes run on the recovery thread. Callbacks of :class:`Listener` come from any of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vla_policy_node.chunk_watch import ChunkWatch
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract import Contract
 from vla_policy_node.control.client import ControlClient, ControlStatus
-from vla_policy_node.episodes import Episode, Episodes, Outcome
+from vla_policy_node.episodes import Episode, EpisodeError, Episodes, Outcome
 from vla_policy_node.errors import ControlError
 from vla_policy_node.generations import Generations
 from vla_policy_node.ipc.arena import Arena
@@ -47,6 +47,7 @@ FATAL_CHUNK_ERRORS = ("POLICY_FAILED", "WRONG_SHAPE", "NAN")
 HARD_LIMIT_HOLDS = ("LIMIT", "NAN")
 _POLL_S = 0.02
 _CONTROL_SILENT_S = 1.0
+_ANSWER_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Snapshot:
     on_trial: bool
     control: ControlStatus | None
     control_alive: bool
+    motion_permitted: bool
     loading: bool
     inference_ms: float
     episode_id: str
@@ -148,6 +150,8 @@ class PolicyEngine:
         self._recovery = Recovery(
             config, self.generations, current_episode=self._open_episode, report_error=self._report_error
         )
+        self._resuming = threading.Lock()
+        self._resume_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._error: tuple[str, str] = ("", "")
         self._loading = False
         self._enabled = False
@@ -233,9 +237,20 @@ class PolicyEngine:
     def _motion_allowed(self) -> bool:
         return not self.contract.motion.required or self.observations.motion_permitted()
 
-    def resume(self) -> None:
-        """End a latched hold. Raises ControlError."""
-        self._control.resume()
+    def resume(self) -> str:
+        """End a latched hold. Returns why that was refused, empty if it was not. Raises ControlError."""
+        with self._resuming:
+            while not self._resume_answers.empty():
+                self._resume_answers.get()
+            self._control.resume()
+            try:
+                answer = self._resume_answers.get(timeout=_ANSWER_S)
+            except queue.Empty:
+                raise ControlError("CONTROL_UNRESPONSIVE", "the control process did not answer") from None
+        if answer["type"] == "RESUME_ACCEPTED":
+            self._error = ("", "")
+            return ""
+        return f"{answer.get('error_code', '')}: {answer.get('message', '')}"
 
     def on_manager_status(self, trial_digest: str, committed_digest: str) -> None:
         """The manager has spoken: its trial's lease goes on, or ends in a commit."""
@@ -288,18 +303,25 @@ class PolicyEngine:
 
     def _supervise(self) -> None:
         while not self._stop.is_set():
-            with contextlib.suppress(queue.Empty):
-                self._events.get(timeout=_POLL_S)()
-            self._follow()
-            lease = self.generations.expired_lease()
-            if lease is not None:
-                self._report_error(
-                    "LEASE_EXPIRED", f"the manager was silent for {lease.lease_s:g} s in a trial: going back"
-                )
-                self._recovery.lease_expired(lease)
-            with self._episode_lock:
-                overdue = self._episodes.overdue(time.monotonic())
-            if overdue:
+            try:
+                self._watch_once()
+            except Exception:  # one defect must not end the watch over a moving robot
+                LOG.exception("supervision failed")
+
+    def _watch_once(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._events.get(timeout=_POLL_S)()
+        self._follow()
+        lease = self.generations.expired_lease()
+        if lease is not None:
+            self._report_error(
+                "LEASE_EXPIRED", f"the manager was silent for {lease.lease_s:g} s in a trial: going back"
+            )
+            self._recovery.lease_expired(lease)
+        with self._episode_lock:
+            overdue = self._episodes.overdue(time.monotonic())
+        if overdue:
+            with contextlib.suppress(EpisodeError):  # ended this moment
                 self.end_episode("", success=False, known=False)
 
     def _follow(self) -> None:
@@ -329,8 +351,8 @@ class PolicyEngine:
             self._report_error(str(event.get("error_code") or "ENABLE_FAILED"), str(event.get("message", "")))
         elif kind == "EXITED" and not event.get("expected"):
             self._report_error("CONTROL_LOST", "the control process ended: nothing is commanded; restart the node")
-        elif kind == "RESUME_REFUSED":
-            self._report_error(str(event.get("error_code") or "RESUME_REFUSED"), str(event.get("message", "")))
+        elif kind in ("RESUME_ACCEPTED", "RESUME_REFUSED"):
+            self._resume_answers.put(event)
         self._listener.on_change()
 
     def _on_hold(self, event: dict[str, Any]) -> None:
@@ -387,6 +409,7 @@ class PolicyEngine:
             on_trial=self.generations.lease is not None,
             control=status,
             control_alive=alive,
+            motion_permitted=self._motion_allowed(),
             loading=self._loading,
             inference_ms=self._watch.inference_ms,
             episode_id=episode.episode_id if episode else "",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,8 +40,9 @@ class SwapRequest:
 
 @dataclass(frozen=True)
 class Report:
-    """What one swap cost; see ``msg/SwapReport.msg``. ``at_s``: monotonic time of the first action [s]."""
+    """What one swap cost; see ``msg/SwapReport.msg``. ``acted_s``: monotonic time of the first action [s]."""
 
+    acted_s: float = 0.0
     from_version: str = ""
     to_version: str = ""
     from_digest: str = ""
@@ -90,6 +92,7 @@ class Pending:
     def make_report(self, previous: Resident | None, event: dict[str, Any]) -> Report:
         """The report at the moment of the swap; its span is still running."""
         return Report(
+            acted_s=time.monotonic(),
             from_version=previous.version if previous else "",
             to_version=self.target.version,
             from_digest=previous.digest if previous else "",

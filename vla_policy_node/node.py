@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ROS face of the policy engine: a lifecycle node. What it does is in ``engine.py``; here are names, messages and threads."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.action.server import ServerGoalHandle
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Bool
+from std_srvs.srv import Trigger
+from vla_ota.action import PrepareModel, RunPolicy
+from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, SwapReport
+from vla_ota.srv import EndEpisode, StartEpisode, SwapModel
+
+from vla_policy_node import messages
+from vla_policy_node.config import PolicyNodeConfig
+from vla_policy_node.contract import Contract, Source, load_contract
+from vla_policy_node.engine import PolicyEngine, Score
+from vla_policy_node.episodes import EpisodeError, Outcome
+from vla_policy_node.errors import ControlError, ObservationError
+from vla_policy_node.recovery import EXPECTED_ERRORS
+from vla_policy_node.residents import Resident
+from vla_policy_node.swapping import Report, SwapRequest
+from vla_ros import qos
+from vla_ros.diagnostics import ERROR, OK, WARN, Diagnostics
+from vla_ros.diagnostics import Report as Finding
+from vla_ros.interfaces import message_class
+from vla_ros.parameters import declare, on_live_change
+from vla_ros.runtime import main as run_main
+
+_STATUS_POLL_S = 0.05
+_RUN_POLL_S = 0.1
+
+
+class PolicyNode(LifecycleNode):
+    """Runs a policy on a robot and lets it be replaced in motion."""
+
+    def __init__(self) -> None:
+        super().__init__("policy_node")
+        self.config = declare(self, PolicyNodeConfig)
+        on_live_change(self, PolicyNodeConfig, self._set_live)
+        _forward_logging(self)
+        self._engine: PolicyEngine | None = None
+        self._calls = ReentrantCallbackGroup()  # blocking services and actions
+        self._sensors = MutuallyExclusiveCallbackGroup()
+        self._changed = threading.Event()
+        self._published_s = 0.0
+        self._outcomes: dict[str, EpisodeOutcome] = {}
+        self._message = ""
+        self._configured: list[tuple[Callable[[Any], Any], Any]] = []  # how to destroy what on_configure made
+        self.diagnostics = Diagnostics(self, "policy")
+        self.diagnostics.add("control loop", self._diagnose_loop)
+        self.diagnostics.add("policy", self._diagnose_policy)
+        # Plain publishers: a lifecycle publisher would drop the status of a node that is not active.
+        self._status = self.create_publisher(PolicyStatus, "~/status", qos.LATCHED)
+        self._reports = self.create_publisher(SwapReport, "~/swap_report", qos.LATCHED)
+        self._scores = self.create_publisher(AnomalyScore, "anomaly_score", qos.EVENTS)
+        self._episodes = self.create_publisher(EpisodeOutcome, "episode_outcome", qos.EVENTS)
+        self.create_timer(_STATUS_POLL_S, self._publish_status, callback_group=MutuallyExclusiveCallbackGroup())
+        if self.config.autostart:
+            self._starter = self.create_timer(0.0, self._autostart, callback_group=self._calls)
+
+    # -- lifecycle -------------------------------------------------------------------------------------------------
+
+    def _autostart(self) -> None:
+        self._starter.cancel()
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Start the control process and the workers; nothing is commanded yet."""
+        try:
+            contract = load_contract(self.config.contract)
+            self._engine = PolicyEngine(self.config, contract, sink=self._sink(contract), listener=self)
+            self._engine.start()
+            self._make_interfaces(contract)
+        except Exception as e:  # rclpy swallows what a transition raises
+            self._message = f"{getattr(e, 'code', 'CONFIGURE_FAILED')}: {e}"
+            self.get_logger().error(f"cannot configure: {self._message}")
+            self._take_down()
+            return TransitionCallbackReturn.FAILURE
+        self._message = ""
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Command the robot from now on (the hold of a fresh start comes first)."""
+        try:
+            self._require_engine().enable(True)
+        except ControlError as e:
+            self.get_logger().error(f"cannot activate: {e.code}: {e}")
+            return TransitionCallbackReturn.FAILURE
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop commanding."""
+        try:
+            self._require_engine().enable(False)
+        except ControlError as e:
+            self.get_logger().error(f"deactivated without an answer: {e.code}: {e}")
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End every process."""
+        self._take_down()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End every process."""
+        self._take_down()
+        return super().on_shutdown(state)
+
+    def close(self) -> None:
+        """End every process; called once before the node is destroyed."""
+        self._take_down()
+
+    def _take_down(self) -> None:
+        engine, self._engine = self._engine, None
+        for destroy, thing in reversed(self._configured):
+            destroy(thing)
+        self._configured.clear()
+        if engine is not None:
+            engine.close()
+        self._changed.set()
+
+    def _require_engine(self) -> PolicyEngine:
+        if self._engine is None:
+            raise ControlError("NOT_CONFIGURED", "the node is not configured")
+        return self._engine
+
+    def _sink(self, contract: Contract) -> dict[str, Any]:
+        topics = {output.topic: self.resolve_topic_name(output.topic) for output in contract.outputs}
+        return {
+            "kind": "ros",
+            "node_name": f"{self.get_name()}_control",
+            "namespace": self.get_namespace(),
+            "domain_id": self.context.get_domain_id(),
+            "remappings": topics,
+        }
+
+    # -- interfaces ------------------------------------------------------------------------------------------------
+
+    def _make_interfaces(self, contract: Contract) -> None:
+        keep = self._configured.append
+        for observation in contract.observations:
+            for index, source in enumerate(observation.sources):
+                callback = partial(self._on_observation, observation.key, index)
+                keep((self.destroy_subscription, self._subscribe(source, callback)))
+        if contract.motion.required:
+            subscription = self.create_subscription(
+                Bool, contract.motion.topic, self._on_motion, qos.FLAGS, callback_group=self._sensors
+            )
+            keep((self.destroy_subscription, subscription))
+        subscription = self.create_subscription(ModelStatus, "ota_manager/status", self._on_manager, qos.EVENTS)
+        keep((self.destroy_subscription, subscription))
+        for kind, name, handler in (
+            (SwapModel, "~/swap_model", self._swap_model),
+            (StartEpisode, "~/start_episode", self._start_episode),
+            (EndEpisode, "~/end_episode", self._end_episode),
+            (Trigger, "~/resume", self._resume),
+        ):
+            service = self.create_service(kind, name, handler, callback_group=self._calls)
+            keep((self.destroy_service, service))
+        for kind, name, execute in (
+            (PrepareModel, "~/prepare_model", self._prepare_model),
+            (RunPolicy, "~/run_policy", self._run_policy),
+        ):
+            server = ActionServer(
+                self,
+                kind,
+                name,
+                execute,
+                callback_group=self._calls,
+                goal_callback=lambda goal: GoalResponse.ACCEPT,
+                cancel_callback=lambda handle: CancelResponse.ACCEPT,
+            )
+            keep((lambda s: s.destroy(), server))
+
+    def _subscribe(self, source: Source, callback: Callable[[Any], None]) -> Any:
+        profile = QoSProfile(
+            depth=source.qos.depth,
+            reliability=ReliabilityPolicy[source.qos.reliability.upper()],
+            durability=DurabilityPolicy[source.qos.durability.upper()],
+        )
+        return self.create_subscription(
+            message_class(source.type),
+            source.topic,
+            callback,
+            profile,
+            callback_group=self._sensors,
+            event_callbacks=self.diagnostics.subscription_events(source.topic),
+        )
+
+    def _on_observation(self, key: str, index: int, message: Any) -> None:
+        engine = self._engine
+        if engine is None:
+            return
+        try:
+            engine.observations.receive(key, index, message, ros_now_s=self.get_clock().now().nanoseconds * 1e-9)
+        except ObservationError as e:
+            self.get_logger().error(f"{e.code}: {e}", throttle_duration_sec=5.0)
+
+    def _on_motion(self, message: Bool) -> None:
+        if self._engine is not None:
+            self._engine.observations.set_motion(message.data)
+
+    def _on_manager(self, message: ModelStatus) -> None:
+        if self._engine is not None:
+            self._engine.on_manager_status(message.trial_digest, message.committed_digest)
+
+    def _set_live(self, name: str, value: Any) -> None:
+        if name == "instruction" and self._engine is not None:
+            self._engine.set_instruction(value)
+
+    # -- services --------------------------------------------------------------------------------------------------
+
+    def _swap_model(self, request: SwapModel.Request, response: SwapModel.Response) -> SwapModel.Response:
+        wanted = SwapRequest(
+            bundle_path=request.bundle_path,
+            digest=request.digest,
+            expected_active_digest=request.expected_active_digest,
+            at=request.at,
+            timeout_s=request.timeout_s,
+            trial=request.trial,
+            trial_lease_s=request.trial_lease_s,
+            cause=request.cause,
+        )
+        try:
+            engine = self._require_engine()
+            resident, report = engine.swap(wanted)
+            response.success = True
+            response.message = f"{resident.version} acts" if report else f"{resident.version} was active already"
+            if report is not None:
+                response.report = self._report_message(report)
+        except EXPECTED_ERRORS as e:
+            response.error_code, response.message = _code_of(e), str(e)
+            self.get_logger().warning(f"swap refused: {response.error_code}: {e}")
+        active = self._engine.snapshot().active if self._engine is not None else None
+        if active is not None:
+            response.active_version, response.generation = active.version, active.id
+        return response
+
+    def _start_episode(self, request: StartEpisode.Request, response: StartEpisode.Response) -> StartEpisode.Response:
+        try:
+            engine = self._require_engine()
+            episode = engine.start_episode(request.episode_id, request.instruction, request.timeout_s)
+            response.success, response.episode_id = True, episode.episode_id
+            active = engine.snapshot().active
+            if active is not None:
+                response.version, response.generation = active.version, active.id
+        except (EpisodeError, ControlError) as e:
+            response.error_code, response.message = e.code, str(e)
+        return response
+
+    def _end_episode(self, request: EndEpisode.Request, response: EndEpisode.Response) -> EndEpisode.Response:
+        try:
+            engine = self._require_engine()
+            outcome = engine.end_episode(request.episode_id, success=request.success, intervention=request.intervention)
+            response.success = True
+            response.outcome = self._outcomes[outcome.episode_id]
+        except (EpisodeError, ControlError) as e:
+            response.error_code, response.message = e.code, str(e)
+        return response
+
+    def _resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        try:
+            engine = self._require_engine()
+            refusal = engine.resume()
+            response.success, response.message = not refusal, refusal or "resuming"
+        except ControlError as e:
+            response.message = f"{e.code}: {e}"
+        return response
+
+    # -- actions ---------------------------------------------------------------------------------------------------
+
+    def _prepare_model(self, goal: ServerGoalHandle) -> PrepareModel.Result:
+        result = PrepareModel.Result()
+
+        def on_progress(state: str, fraction: float) -> None:
+            goal.publish_feedback(PrepareModel.Feedback(state=state, progress=float(fraction)))
+
+        try:
+            engine = self._require_engine()
+            request = goal.request
+            resident = engine.prepare(
+                request.bundle_path, request.digest, on_progress, lambda: goal.is_cancel_requested
+            )
+            timings = resident.generation.timings
+            result.success = True
+            result.version, result.digest, result.generation = resident.version, resident.digest, resident.id
+            result.load_s, result.digest_s = timings.load_s, timings.digest_s
+            result.golden_s, result.warm_up_s = timings.golden_s, timings.warm_up_s
+            goal.succeed()
+        except EXPECTED_ERRORS as e:
+            result.error_code, result.message = _code_of(e), str(e)
+            self.get_logger().warning(f"not prepared: {result.error_code}: {e}")
+            goal.canceled() if goal.is_cancel_requested else goal.abort()
+        return result
+
+    def _run_policy(self, goal: ServerGoalHandle) -> RunPolicy.Result:
+        result = RunPolicy.Result()
+        try:
+            engine = self._require_engine()
+            episode = engine.start_episode(
+                goal.request.episode_id, goal.request.instruction, goal.request.max_duration_s
+            )
+        except (EpisodeError, ControlError) as e:
+            result.error_code, result.message = e.code, str(e)
+            goal.abort()
+            return result
+        name = episode.episode_id
+        while (snapshot := engine.snapshot()).episode_id == name and self._engine is engine:
+            if goal.is_cancel_requested:
+                self._end_quietly(engine, name)
+                break
+            active = snapshot.active
+            goal.publish_feedback(
+                RunPolicy.Feedback(
+                    elapsed_s=time.monotonic() - episode.started_s,
+                    version=active.version if active else "",
+                    holding=snapshot.control is None or snapshot.control.mode != "RUNNING",
+                )
+            )
+            time.sleep(_RUN_POLL_S)
+        return self._finish_run(goal, result, name)
+
+    @staticmethod
+    def _end_quietly(engine: PolicyEngine, name: str) -> None:
+        try:
+            engine.end_episode(name, success=False, intervention=True)
+        except EpisodeError:
+            return  # somebody ended it this moment: that outcome stands
+
+    def _finish_run(self, goal: ServerGoalHandle, result: RunPolicy.Result, name: str) -> RunPolicy.Result:
+        outcome = self._outcomes.get(name)
+        if outcome is not None:
+            result.outcome, result.success = outcome, outcome.success
+        if goal.is_cancel_requested:
+            result.error_code, result.message = "CANCELLED", "cancelled: the episode ended as a failure by intervention"
+            goal.canceled()
+        elif outcome is None or not outcome.known:
+            result.error_code, result.message = "EPISODE_TIMEOUT", "nobody said how the episode ended"
+            goal.abort()
+        else:
+            goal.succeed()
+        return result
+
+    # -- what the engine tells (Listener) --------------------------------------------------------------------------
+
+    def on_change(self) -> None:
+        """Publish a status soon."""
+        self._changed.set()
+
+    def on_score(self, score: Score) -> None:
+        """Publish an anomaly score."""
+        self._scores.publish(messages.score(score, self._now()))
+
+    def on_outcome(self, outcome: Outcome, active: Resident | None) -> None:
+        """Publish how an episode ended."""
+        message = messages.outcome(outcome, active, self._now())
+        self._outcomes[outcome.episode_id] = message
+        while len(self._outcomes) > 16:
+            self._outcomes.pop(next(iter(self._outcomes)))
+        self._episodes.publish(message)
+
+    def on_report(self, report: Report) -> None:
+        """Publish what a swap cost."""
+        self._reports.publish(self._report_message(report))
+
+    def _report_message(self, report: Report) -> SwapReport:
+        ago = Duration(nanoseconds=int((time.monotonic() - report.acted_s) * 1e9))
+        return messages.swap_report(report, (self.get_clock().now() - ago).to_msg())
+
+    def _now(self) -> Any:
+        return self.get_clock().now().to_msg()
+
+    # -- status ----------------------------------------------------------------------------------------------------
+
+    def _publish_status(self) -> None:
+        now = time.monotonic()
+        if not self._changed.is_set() and now - self._published_s < self.config.status_period_s:
+            return
+        self._changed.clear()
+        self._published_s = now
+        engine = self._engine
+        if engine is None:
+            self._status.publish(messages.unconfigured(self._message, self._now()))
+        else:
+            self._status.publish(messages.status(engine.snapshot(), engine.contract.rate_hz, self._now()))
+
+    def _diagnose_loop(self) -> Finding:
+        engine = self._engine
+        if engine is None:
+            return Finding(WARN, f"not configured {self._message}".strip())
+        snapshot = engine.snapshot()
+        status = snapshot.control
+        if not snapshot.control_alive or status is None:
+            return Finding(ERROR, "the control process does not run: nothing is commanded")
+        values = {
+            "rate [Hz]": engine.contract.rate_hz,
+            "ticks": status.ticks,
+            "missed": status.missed,
+            "starved": status.starved,
+            "clamped": status.clamped,
+            "worst lateness [ms]": f"{status.worst_late_ms:.2f}",
+        }
+        if status.mode == "HOLDING":
+            return Finding(
+                WARN, f"holding: {status.hold_reason}" + (" (until resume)" if status.latched else ""), values
+            )
+        return Finding(OK, status.mode.lower().replace("_", " "), values)
+
+    def _diagnose_policy(self) -> Finding:
+        engine = self._engine
+        if engine is None:
+            return Finding(WARN, "not configured")
+        snapshot = engine.snapshot()
+        active, standby = snapshot.active, snapshot.standby
+        values = {
+            "active": active.version if active else "",
+            "standby": standby.version if standby else "",
+            "inference [ms]": f"{snapshot.inference_ms:.1f}",
+            "last error": f"{snapshot.error_code} {snapshot.message}".strip(),
+        }
+        if active is None:
+            return Finding(WARN if snapshot.loading else ERROR, "loading" if snapshot.loading else "no policy", values)
+        return Finding(OK, f"{active.version} acts", values)
+
+
+def _code_of(error: Exception) -> str:
+    return str(getattr(error, "code", "") or "FAILED")
+
+
+def _forward_logging(node: LifecycleNode) -> None:
+    """What the engine logs appears in the node's log."""
+    logger = node.get_logger()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = self.format(record)
+            if record.levelno >= logging.ERROR:
+                logger.error(text)
+            elif record.levelno >= logging.WARNING:
+                logger.warning(text)
+            else:
+                logger.info(text)
+
+    engine_log = logging.getLogger("vla_policy_node")
+    engine_log.setLevel(logging.INFO)
+    engine_log.handlers[:] = [Handler()]
+    engine_log.propagate = False
+
+
+def main() -> None:
+    """Entry point of ``ros2 run vla_ota policy_node``."""
+    run_main(PolicyNode, threads=6)
+
+
+if __name__ == "__main__":
+    main()
