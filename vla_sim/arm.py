@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MuJoCo physics of a three-joint arm over a table with four coloured blocks; needs no GL.
 
-The joints follow position commands through torque-limited servos, the links have mass, the blocks are free bodies that the arm can
-push away. Physics run at ``PHYSICS_HZ``; a control period is a whole number of physics steps.
+The joints follow position commands through torque-limited servos, the links have mass, the blocks are free bodies that the arm
+can push away. Physics run at ``PHYSICS_HZ``; a control period is a whole number of physics steps.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ JOINT_NAMES = ("j1", "j2", "j3")
 CONTROL_HZ = 50
 PHYSICS_HZ = 500
 
-# What the robot contract should hold the policy to. A good policy's steps are at most 0.8 rad/s / 50 Hz = 0.016 rad within a chunk
-# and about twice that at the start of a motion.
+# What the robot contract should hold the policy to. A good policy's steps are at most 0.8 rad/s / 50 Hz = 0.016 rad within a
+# chunk and up to twice that where chunks meet.
 POSITION_LIMITS_RAD = ((-1.6, 1.6), (-0.3, 1.7), (-2.7, -0.3))
 VELOCITY_LIMITS_RAD_S = (2.5, 2.5, 2.5)
 HOME_RAD = (0.0, 1.25, -1.95)

@@ -13,11 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from vla_checkpoint import build_manifest, write_manifest
-from vla_checkpoint.config import load_config
-from vla_checkpoint.golden import write_golden
-from vla_checkpoint.header import read_header
-from vla_checkpoint.manifest import Channel, Manifest
+from vla_checkpoint import Channel, Manifest, build_manifest, load_config, read_header, write_golden, write_manifest
 from vla_policy_node.policies.base import Policy, TensorView
 from vla_sim.arm import BLOCK_COLOURS, BLOCK_SIZE_M, CONTROL_HZ, JOINT_NAMES, ROBOT_TYPE, Arm
 from vla_sim.expert import expert_chunk, goal_point
@@ -111,5 +107,12 @@ def seal(bundle_dir: Path, version: str, lineage: Mapping[str, Any], created: st
 def statistics(values: npt.NDArray[np.floating[Any]]) -> dict[str, list[float]]:
     """``mean, std, min, max, q01, q99`` of ``[N, D]`` for ``stats.json``."""
     q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
-    rows = {"mean": values.mean(0), "std": values.std(0), "min": values.min(0), "max": values.max(0), "q01": q01, "q99": q99}
+    rows = {
+        "mean": values.mean(0),
+        "std": values.std(0),
+        "min": values.min(0),
+        "max": values.max(0),
+        "q01": q01,
+        "q99": q99,
+    }
     return {key: [round(float(v), 6) for v in row] for key, row in rows.items()}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Demonstrations: what the arm sees along disturbed motions, and what the expert would do from there.
 
-The expert has no memory, so it can be asked at any moment and for any block. Frames therefore keep only what was seen; the expert's
-chunk is computed when a batch is drawn, for a colour drawn then. Disturbances (and, in later rounds, a half-trained policy at the
-controls, as in DAgger, Ross et al. 2011) show the states that imperfect policies come to.
+The expert has no memory, so it can be asked at any moment and for any block. Frames therefore keep only what was seen; the
+expert's chunk is computed when a batch is drawn, for a colour drawn then. Disturbances (and, in later rounds, a half-trained
+policy at the controls, as in DAgger, Ross et al. 2011) show the states that imperfect policies come to.
 """
 
 from __future__ import annotations

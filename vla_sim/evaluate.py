@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How good is a policy: seeded episodes with chunks executed as the policy node executes them.
 
-A chunk is asked for ``latency`` ticks before the current one has run ``execute`` ticks; while it is computed the arm goes on with
-the current one; it takes over at the action that was meant for that moment. Inference latency is simulated in ticks, so that a
-result depends on the seed only, not on the machine's load.
+A chunk is asked for when the current one has run ``execute`` ticks; while it is computed (``latency`` ticks) the arm goes on with
+the current one; then it takes over at the action that was meant for that moment. Latency is simulated in ticks, so that a result
+depends on the seed only, not on the machine's load.
 
     python -m vla_sim.evaluate vla_sim/bundles/reach_block/1.0.0 --episodes 200 --seed 1000
 """
@@ -11,14 +11,15 @@ result depends on the seed only, not on the machine's load.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from vla_policy_node.policies.base import FloatArray, Policy
 from vla_sim.arm import CONTROL_HZ, JOINT_NAMES, VELOCITY_LIMITS_RAD_S, Arm
@@ -48,7 +49,9 @@ class ChunkPlayer:
         self._policy, self._execution = policy, execution
         self._execute = execution.execute or policy.spec.execute
         if not execution.latency_ticks < self._execute <= policy.spec.horizon - execution.latency_ticks:
-            raise ValueError(f"execute={self._execute} with latency {execution.latency_ticks} does not fit H={policy.spec.horizon}")
+            raise ValueError(
+                f"execute={self._execute} with latency {execution.latency_ticks} does not fit H={policy.spec.horizon}"
+            )
         self._current: FloatArray | None = None
         self._previous: FloatArray | None = None
         self._coming: FloatArray | None = None
@@ -77,7 +80,8 @@ class ChunkPlayer:
         assert self._current is not None
         since = age - self._execution.latency_ticks
         if self._previous is None or since >= self._execution.blend_ticks or age + self._execute >= len(self._previous):
-            return self._current[age]
+            action: FloatArray = self._current[age]
+            return action
         weight = np.float32((since + 1) / (self._execution.blend_ticks + 1))
         mixed: FloatArray = weight * self._current[age] + (1 - weight) * self._previous[age + self._execute]
         return mixed
@@ -101,14 +105,16 @@ def temporal_consistency_error(old: FloatArray, new: FloatArray, executed: int) 
 
 
 def reversal_rate(actions: FloatArray, deadband: float = REVERSAL_DEADBAND_RAD) -> float:
-    """Share of pairs of successive steps that point against each other, ``Δa_t · Δa_{t-1} < 0``, both longer than the deadband."""
+    """Share of pairs of successive steps with ``Δa_t · Δa_{t-1} < 0``, both longer than the deadband [rad]."""
     steps = np.diff(actions, axis=0)
     moving = np.linalg.norm(steps, axis=-1) > deadband
     against = np.einsum("ij,ij->i", steps[1:], steps[:-1]) < 0
     return float((against & moving[1:] & moving[:-1]).mean())
 
 
-def run_episode(arm: Arm, policy: Policy, episode: Episode, execution: Execution, rules: TaskRules | None = None) -> EpisodeResult:
+def run_episode(
+    arm: Arm, policy: Policy, episode: Episode, execution: Execution, rules: TaskRules | None = None
+) -> EpisodeResult:
     """Run one episode from its start."""
     begin(arm, episode)
     policy.reset()
@@ -125,7 +131,7 @@ def run_episode(arm: Arm, policy: Policy, episode: Episode, execution: Execution
         ticks += 1
         success = judge.update(arm.state(), arm.blocks(), 1 / CONTROL_HZ)
     executed = execution.execute or policy.spec.execute
-    pairs = zip(player.chunks, player.chunks[1:], strict=False)
+    pairs = itertools.pairwise(player.chunks)
     return EpisodeResult(
         success=success,
         duration_s=ticks / CONTROL_HZ,
@@ -182,14 +188,20 @@ def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print one JSON object a bundle."""
-    parser = argparse.ArgumentParser(description="Success rate and chunk scores of bundles, in seeded simulated episodes.")
-    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="bundle folder of a policy for the simulated arm")
+    parser = argparse.ArgumentParser(
+        description="Success rate and chunk scores of bundles, in seeded simulated episodes."
+    )
+    parser.add_argument(
+        "bundles", nargs="+", type=Path, metavar="BUNDLE", help="bundle folder of a policy for the simulated arm"
+    )
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1000)
-    parser.add_argument("--latency-ticks", type=int, default=2, help=f"simulated inference latency in periods of 1/{CONTROL_HZ} s")
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument(
+        "--latency-ticks", type=int, default=2, help=f"simulated inference latency in periods of 1/{CONTROL_HZ} s"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of the policy's inference")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when the policy's torch is imported, which is below
     execution = Execution(latency_ticks=options.latency_ticks)
     for bundle in options.bundles:
         policy = load_policy(bundle)

@@ -2,8 +2,9 @@
 """The scripted teacher: reaches a block from above, smoothly and with bounded joint speed.
 
 It has no memory: the speed depends on the joints and the goal only, so that the chunks it teaches agree where they overlap. In
-cylindrical coordinates (yaw, r, z) every error decays exponentially, capped; height follows a funnel over the goal (high while far
-away, on the block when above it); turning and reaching out wait while the tip is below the funnel, so that no block is swept away.
+cylindrical coordinates (yaw, r, z) every error decays exponentially, capped; height follows a funnel over the goal (high while
+far away, on the block when above it); turning and reaching out wait while the tip is below the funnel, so that no block is swept
+away.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _REST_ABOVE_TOP_M = 0.018
 def goal_point(block: npt.ArrayLike, block_size_m: float) -> Array:
     """Where the tip rests, ``[..., 3]`` [m], for block centres ``[..., 3]`` [m]."""
     offset = np.array([0.0, 0.0, block_size_m / 2 + _REST_ABOVE_TOP_M])
-    return np.asarray(block, dtype=np.float64) + offset
+    point: Array = np.asarray(block, dtype=np.float64) + offset
+    return point
 
 
 def joint_speed(joints: npt.ArrayLike, goal: npt.ArrayLike) -> Array:
@@ -60,8 +62,8 @@ def joint_speed(joints: npt.ArrayLike, goal: npt.ArrayLike) -> Array:
 def expert_chunk(joints: npt.ArrayLike, goal: npt.ArrayLike, horizon: int) -> Array:
     """Commands ``[..., horizon, 3]`` [rad], one a control period, from measured joints ``[..., 3]`` [rad].
 
-    Command ``i`` is the expert's path ``i + 1`` periods ahead: the servos follow about one period behind their command, so a chunk
-    that begins at the measured joints continues the commands of the one before without a step back.
+    Command ``i`` is the expert's path ``i + 1`` periods ahead: the servos follow about one period behind their command, so a
+    chunk that begins at the measured joints continues the commands of the one before without a step back.
     """
     q = np.asarray(joints, dtype=np.float64)
     low, high = np.transpose(POSITION_LIMITS_RAD)

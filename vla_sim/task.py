@@ -107,7 +107,9 @@ class ReachJudge:
         """Whether the tip is on the block ``[3]`` [m] and slow."""
         over = np.linalg.norm(state.tip[:2] - block[:2])
         height = state.tip[2] - (block[2] + BLOCK_SIZE_M / 2)
-        return bool(over <= self.rules.radius_m and height <= self.rules.height_m and state.tip_speed <= self.rules.speed_m_s)
+        return bool(
+            over <= self.rules.radius_m and height <= self.rules.height_m and state.tip_speed <= self.rules.speed_m_s
+        )
 
 
 def begin(arm: Arm, episode: Episode) -> None:

@@ -43,18 +43,21 @@ class TinyVLAConfig:
         for name in positive:
             _require(getattr(self, name) >= 1, name, "must be at least 1")
         _require(1 <= self.n_action_steps <= self.chunk_size, "n_action_steps", "must lie between 1 and chunk_size")
-        _require(
-            self.n_action_queries >= 1 and self.chunk_size % self.n_action_queries == 0, "n_action_queries", "must divide chunk_size"
-        )
-        _require(self.dim_model % self.n_heads == 0, "dim_model", "must be a multiple of n_heads")
+        queries_fit = self.n_action_queries >= 1 and self.chunk_size % self.n_action_queries == 0
+        _require(queries_fit, "n_action_queries", "must divide chunk_size")
+        heads_fit = self.dim_model % self.n_heads == 0 and self.dim_model % 4 == 0
+        _require(heads_fit, "dim_model", "must be a multiple of n_heads and of 4")
         stride = 2 ** (len(self.vision_channels) + 1)
-        _require(all(side % stride == 0 for side in self.image_shape), "input_features", f"image sides must be multiples of {stride}")
+        image_fits = all(side > 0 and side % stride == 0 for side in self.image_shape)
+        _require(image_fits, "input_features", f"image sides must be multiples of {stride}")
         _require(self.vocabulary[:2] == ("<pad>", "<unk>"), "vocabulary", "must begin with <pad>, <unk>")
         _require(len(set(self.vocabulary)) == len(self.vocabulary), "vocabulary", "has a word twice")
         for kind in ("STATE", "ACTION"):
             mode = self.normalization_mapping.get(kind)
-            _require(mode in NORMALIZATION_MODES, f"normalization_mapping.{kind}", f"{mode!r} is not one of {NORMALIZATION_MODES}")
-        _require(self.normalization_mapping.get("VISUAL", "IDENTITY") == "IDENTITY", "normalization_mapping.VISUAL", "must be IDENTITY")
+            known = mode in NORMALIZATION_MODES
+            _require(known, f"normalization_mapping.{kind}", f"{mode!r} is not one of {NORMALIZATION_MODES}")
+        visual = self.normalization_mapping.get("VISUAL", "IDENTITY")
+        _require(visual == "IDENTITY", "normalization_mapping.VISUAL", "must be IDENTITY")
 
     @classmethod
     def from_file(cls, path: Path) -> TinyVLAConfig:
@@ -78,14 +81,13 @@ class TinyVLAConfig:
             channels, height, width = (int(n) for n in inputs[images[0]]["shape"])
             _require(channels == 3, f"input_features.{images[0]}", "needs three channels")
             own = {f.name for f in fields(cls)} - {"state_dim", "action_dim", "image_key", "image_shape"}
-            sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key in own}
-            return cls(
-                state_dim=int(inputs[STATE]["shape"][0]),
-                action_dim=int(outputs[ACTION]["shape"][0]),
-                image_key=images[0],
-                image_shape=(height, width),
-                **sizes,
-            )
+            sizes: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key in own
+            }
+            sizes["state_dim"] = int(inputs[STATE]["shape"][0])
+            sizes["action_dim"] = int(outputs[ACTION]["shape"][0])
+            sizes["image_key"], sizes["image_shape"] = images[0], (height, width)
+            return cls(**sizes)
         except KeyError as error:
             raise PolicyConfigError(f"{error.args[0]} is missing") from error
         except (TypeError, ValueError, AttributeError) as error:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network of ``tiny_vla``: a small vision-language-action transformer.
 
-A convolutional stem turns the picture into a grid of vision tokens. Instruction tokens, one state token and a few action queries run
-through pre-norm transformer blocks that attend to each other and to the vision tokens (as DETR's and ACT's decoders do); each action
-query gives a stretch of the chunk. Everything here is in normalised units.
+A convolutional stem turns the picture into a grid of vision tokens. Instruction tokens and a few action queries that carry the
+state run through pre-norm transformer blocks: they attend to each other and to the vision tokens, as in DETR's decoder.
+Each action query gives a stretch of the chunk. Everything here is in normalised units.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +25,31 @@ class VisionStem(nn.Module):
         widths = (3, *config.vision_channels, config.dim_model)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(inner, outer, kernel_size=5 if i == 0 else 3, stride=2, padding=2 if i == 0 else 1)
-            for i, (inner, outer) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (inner, outer) in enumerate(itertools.pairwise(widths))
         )
         stride = 2 ** len(self.convolutions)
-        places = (config.image_shape[0] // stride) * (config.image_shape[1] // stride)
-        self.place = nn.Parameter(0.1 * torch.randn(places, config.dim_model))
+        self.grid = (config.image_shape[0] // stride, config.image_shape[1] // stride)
+        self.place = nn.Parameter(waves(*self.grid, config.dim_model))
         self.norm = nn.LayerNorm(config.dim_model)
 
     def forward(self, picture: Tensor) -> Tensor:
+        """See the class."""
         x = picture
         for i, convolution in enumerate(self.convolutions):
             x = convolution(functional.gelu(x) if i else x)
-        tokens = self.norm(x.flatten(2).transpose(1, 2)) + self.place
+        tokens: Tensor = self.norm(x.flatten(2).transpose(1, 2)) + self.place
         return tokens
+
+
+def waves(rows: int, columns: int, dim: int) -> Tensor:
+    """Sines and cosines of a grid's coordinates in [-1, 1], ``[rows * columns, dim]``: where learned places start from.
+
+    As strong as the tokens' own content, so that attention to a token is attention to a place from the first step on.
+    """
+    frequency = 0.5 * torch.pi * 1.3 ** torch.arange(dim // 4)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij")
+    phases = [axis.flatten()[:, None] * frequency for axis in (x, y)]
+    return torch.cat([function(phase) for phase in phases for function in (torch.sin, torch.cos)], dim=1)
 
 
 class Attention(nn.Module):
@@ -49,11 +63,13 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
+        """See the class; returns ``[B, Q, D]``."""
         key, value = self.key_value(context).chunk(2, dim=-1)
-        mixed = functional.scaled_dot_product_attention(self._split(self.query(queries)), self._split(key), self._split(value))
+        query = self._split(self.query(queries))
+        mixed = functional.scaled_dot_product_attention(query, self._split(key), self._split(value))
         result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return result
 
@@ -71,6 +87,7 @@ class Block(nn.Module):
         self.feed_out = nn.Linear(config.dim_feedforward, dim)
 
     def forward(self, tokens: Tensor, vision: Tensor) -> Tensor:
+        """``[B, T, D]`` and ``[B, N, D]`` → ``[B, T, D]``."""
         normed = self.self_norm(tokens)
         tokens = tokens + self.self_attention(normed, normed)
         tokens = tokens + self.cross_attention(self.cross_norm(tokens), vision)
@@ -94,9 +111,8 @@ class TinyVLA(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, config.chunk_size // config.n_action_queries * config.action_dim)
 
-    def features(self, picture: Tensor, state: Tensor, words: Tensor) -> Tensor:
-        """What the action queries know after the last block, ``[B, n_action_queries, D]``."""
-        vision = self.vision(picture)
+    def features(self, vision: Tensor, state: Tensor, words: Tensor) -> Tensor:
+        """What the action queries know after the last block, ``[B, n_action_queries, D]``; ``vision`` from the stem."""
         instruction = self.word(words) + self.word_place
         queries = (self.action_query + self.state_in(state)[:, None]).expand(len(state), -1, -1)
         tokens = torch.cat([instruction, queries], dim=1)
@@ -107,7 +123,7 @@ class TinyVLA(nn.Module):
 
     def forward(self, picture: Tensor, state: Tensor, words: Tensor) -> Tensor:
         """``[B, 3, H, W]``, ``[B, S]``, int64 ``[B, L]`` → ``[B, chunk_size, A]``."""
-        return self.chunk_from(self.features(picture, state, words))
+        return self.chunk_from(self.features(self.vision(picture), state, words))
 
     def chunk_from(self, features: Tensor) -> Tensor:
         """The chunk ``[B, chunk_size, A]`` that the action queries' features say."""

@@ -41,7 +41,9 @@ class Affine:
             low = torch.tensor(stats[feature][first], dtype=torch.float32)
             high = torch.tensor(stats[feature][second], dtype=torch.float32)
         except (KeyError, TypeError, ValueError) as error:
-            raise PolicyConfigError(f"stats.json: {feature}: {first} and {second} are needed for {mode}: {error!r}") from error
+            raise PolicyConfigError(
+                f"stats.json: {feature}: {first} and {second} are needed for {mode}: {error!r}"
+            ) from error
         offset, scale = (low, high) if mode == "MEAN_STD" else ((low + high) / 2, (high - low) / 2)
         if low.shape != (dim,) or high.shape != (dim,):
             raise PolicyConfigError(f"stats.json: {feature}: {first} and {second} need {dim} values")
@@ -50,9 +52,11 @@ class Affine:
         return cls(offset, scale)
 
     def normalise(self, physical: torch.Tensor) -> torch.Tensor:
+        """``[..., D]`` physical → normalised."""
         return (physical - self.offset) / self.scale
 
     def unnormalise(self, normalised: torch.Tensor) -> torch.Tensor:
+        """``[..., D]`` normalised → physical."""
         return normalised * self.scale + self.offset
 
 
@@ -92,7 +96,7 @@ class TinyVLAProcessor:
         return cls(config, stats)
 
     @staticmethod
-    def picture(images: npt.NDArray[np.uint8]) -> torch.Tensor:
+    def picture(images: npt.NDArray[np.generic]) -> torch.Tensor:
         """uint8 ``[B, H, W, 3]`` → float32 ``[B, 3, H, W]`` in [-1, 1]."""
         return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 

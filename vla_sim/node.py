@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sim_robot``: the simulated arm with the topics of a real one, and somebody who gives it tasks.
+
+Topics (relative): publishes ``joint_states``, ``camera/image_raw``, ``motion_enabled``; subscribes
+``forward_position_controller/commands`` as ros2_control's forward_command_controller does. With ``run_tasks`` it opens and closes
+episodes at ``policy_node/start_episode`` and ``policy_node/end_episode``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from typing import Any
+
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.node import Node
+from rclpy.task import Future
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Bool, Float64MultiArray
+from vla_ota.srv import EndEpisode, StartEpisode
+
+from vla_ros import qos
+from vla_ros.diagnostics import OK, WARN, Diagnostics, Report
+from vla_ros.parameters import declare, on_live_change
+from vla_ros.runtime import main as run_main
+from vla_sim.arm import CONTROL_HZ, JOINT_NAMES, ROBOT_TYPE
+from vla_sim.errors import CommandRefusedError
+from vla_sim.robot import SimRobot
+from vla_sim.settings import SimSettings
+from vla_sim.task import TaskRules
+from vla_sim.task_runner import Reply, TaskRunner
+
+_MOTION_ENABLED_HZ = 10.0
+_PUBLISHER_DEPTH = 10  # reliable, volatile: matches every subscription
+
+
+class RosEpisodes:
+    """The policy node's episode services as the task runner's port."""
+
+    def __init__(self, node: Node, group: MutuallyExclusiveCallbackGroup) -> None:
+        self._start = node.create_client(StartEpisode, "policy_node/start_episode", callback_group=group)
+        self._end = node.create_client(EndEpisode, "policy_node/end_episode", callback_group=group)
+
+    def available(self) -> bool:
+        """Whether both services have a server now."""
+        return bool(self._start.service_is_ready() and self._end.service_is_ready())
+
+    def start(self, episode_id: str, instruction: str, timeout_s: float, reply: Reply) -> None:
+        """Ask for an episode to be opened."""
+        request = StartEpisode.Request(episode_id=episode_id, instruction=instruction, timeout_s=timeout_s)
+        self._call(self._start, request, reply)
+
+    def end(self, episode_id: str, success: bool, reply: Reply) -> None:
+        """Say how the episode ended."""
+        self._call(self._end, EndEpisode.Request(episode_id=episode_id, success=success, intervention=False), reply)
+
+    @staticmethod
+    def _call(client: Any, request: Any, reply: Reply) -> None:
+        def answered(future: Future) -> None:
+            response = None if future.cancelled() or future.exception() is not None else future.result()
+            if response is not None:
+                reply(response.success, response.error_code)
+
+        client.call_async(request).add_done_callback(answered)
+
+
+class SimRobotNode(Node):
+    """Thin shell on :class:`SimRobot` and :class:`TaskRunner`."""
+
+    def __init__(self) -> None:
+        super().__init__("sim_robot")
+        self._settings = declare(self, SimSettings)
+        on_live_change(self, SimSettings, self._change)
+        self._robot = SimRobot(self._settings.command_timeout_s)
+        self._refused = 0
+
+        self._joints = self.create_publisher(JointState, "joint_states", _PUBLISHER_DEPTH)
+        self._camera = self.create_publisher(Image, "camera/image_raw", _PUBLISHER_DEPTH)
+        self._motion = self.create_publisher(Bool, "motion_enabled", _PUBLISHER_DEPTH)
+        diagnostics = Diagnostics(self, hardware_id=ROBOT_TYPE)
+        diagnostics.add("arm", self._arm_report)
+        diagnostics.add("tasks", self._task_report)
+        topic = "forward_position_controller/commands"
+        self.create_subscription(
+            Float64MultiArray, topic, self._command, qos.SENSORS,
+            callback_group=MutuallyExclusiveCallbackGroup(), event_callbacks=diagnostics.subscription_events(topic),
+        )  # fmt: skip
+
+        tasks = MutuallyExclusiveCallbackGroup()  # replies and ticks of the runner never run at the same time
+        self._runner = TaskRunner(
+            self._robot, RosEpisodes(self, tasks), boot_id=f"sim-{uuid.uuid4().hex[:8]}", seed=self._settings.seed,
+            rules=TaskRules(timeout_s=self._settings.task_timeout_s), pause_s=self._settings.task_pause_s,
+        )  # fmt: skip
+        self._every(CONTROL_HZ, self._tick_tasks, tasks)
+        self._every(self._settings.joint_rate_hz, self._publish_joints)
+        self._every(self._settings.camera_rate_hz, self._publish_picture)
+        self._every(_MOTION_ENABLED_HZ, lambda: self._motion.publish(Bool(data=self._settings.motion_enabled)))
+        self._robot.start()
+
+    def close(self) -> None:
+        """Stop the physics."""
+        self._robot.close()
+
+    def _every(self, rate_hz: float, callback: Any, group: MutuallyExclusiveCallbackGroup | None = None) -> None:
+        self.create_timer(1.0 / rate_hz, callback, callback_group=group or MutuallyExclusiveCallbackGroup())
+
+    def _change(self, name: str, value: Any) -> None:
+        self._settings = dataclasses.replace(self._settings, **{name: value})
+
+    def _command(self, message: Float64MultiArray) -> None:
+        try:
+            self._robot.command(list(message.data))
+        except CommandRefusedError as error:
+            self._refused += 1
+            self.get_logger().error(f"{error.code}: {error}", throttle_duration_sec=1.0)
+
+    def _publish_joints(self) -> None:
+        arm = self._robot.snapshot().arm
+        message = JointState(name=list(JOINT_NAMES), position=arm.position.tolist(), velocity=arm.velocity.tolist())
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._joints.publish(message)
+
+    def _publish_picture(self) -> None:
+        message = Image()
+        message.header.stamp = self.get_clock().now().to_msg()  # before drawing: when it was seen
+        picture = self._robot.picture()
+        message.header.frame_id = "camera"
+        message.height, message.width, channels = picture.shape
+        message.encoding, message.is_bigendian, message.step = "rgb8", 0, message.width * channels
+        message.data = picture.tobytes()
+        self._camera.publish(message)
+
+    def _tick_tasks(self) -> None:
+        before = dataclasses.replace(self._runner.counts)
+        if self._settings.run_tasks or not self._runner.idle:
+            self._runner.tick(time.monotonic(), self._settings.motion_enabled)
+        counts = self._runner.counts
+        if counts != before and counts.started == before.started:
+            self.get_logger().info(
+                f"task {self._runner.episode_id} '{self._runner.instruction}': {self._runner.last_result}; "
+                f"{counts.succeeded} done, {counts.timed_out} timed out, {counts.abandoned} abandoned"
+            )
+
+    def _arm_report(self) -> Report:
+        now = self._robot.snapshot()
+        values = {
+            "holding": now.holding,
+            "sim_time_s": now.sim_time_s,
+            "skipped_s": now.skipped_s,
+            "refused_commands": self._refused,
+        }
+        if now.holding:
+            return Report(WARN, "no commands, the arm stays where it is", values)
+        return Report(OK, "following commands", values)
+
+    def _task_report(self) -> Report:
+        values = {"state": self._runner.state.value, **dataclasses.asdict(self._runner.counts)}
+        return Report(OK, self._runner.instruction or "no task yet", values)
+
+
+def main() -> None:
+    """Entry point of ``ros2 run vla_ota sim_robot``."""
+    run_main(SimRobotNode)
+
+
+if __name__ == "__main__":
+    main()
