@@ -50,16 +50,17 @@ def scripted_bundle(
     golden: bool | Golden = True,
     warm_up: int = WARM_UP,
     more_tensors: Mapping[str, Array] | None = None,
+    ignore_more: bool = True,
     **behaviour: Any,
 ) -> Manifest:
     """Write a bundle whose policy draws sinusoids; ``behaviour``: keys of ``scripted_policy.py`` and of :func:`make_bundle`.
 
-    ``warm_up`` is the worker's ``warm_up_inferences``: the policy counts its calls from after them.
+    The policy ignores ``more_tensors``, or refuses them with ``ignore_more=False``. ``warm_up`` is the worker's ``warm_up_inferences``: the policy counts its calls from after them.
     """
     size = len(channels)
     weights = {"amplitude": amplitude, "frequency": frequency_hz, "offset": offset, "phase": phase}
     tensors: dict[str, Array] = {k: np.broadcast_to(np.asarray(v, np.float32), size).copy() for k, v in weights.items()}
-    replayed = golden_of(tensors, horizon, rate_hz) if golden is True else golden or None
+    replayed = golden_of(tensors, horizon, rate_hz, images=behaviour.get("images")) if golden is True else golden or None
     return make_bundle(
         path,
         version=version,
@@ -70,19 +71,20 @@ def scripted_bundle(
         tensors={**tensors, **(more_tensors or {})},
         golden=replayed,
         calls_before_ready=max(2, warm_up) + (0 if replayed is None else len(replayed)),
-        more_tensors=sorted(more_tensors or {}),
+        ignored_tensors=sorted(more_tensors or {}) if ignore_more else [],
         **{"script_rate_hz": rate_hz, **behaviour},
     )
 
 
-def golden_of(tensors: Mapping[str, Array], horizon: int, rate_hz: float, count: int = 2) -> Golden:
+def golden_of(tensors: Mapping[str, Array], horizon: int, rate_hz: float, count: int = 2, images: Any = None) -> Golden:
     """What the policy answers to the instruction ``golden``."""
     times = np.arange(horizon)[:, None] / rate_hz
     wave = {k: v.astype(np.float64) for k, v in tensors.items()}
     chunk = wave["offset"] + wave["amplitude"] * np.sin(2 * np.pi * wave["frequency"] * times + wave["phase"])
     size = chunk.shape[1]
+    pictures = {name: np.zeros((count, *shape, 3), np.uint8) for name, shape in (images or {}).items()}
     return Golden(
-        observations={"observation.state": np.zeros((count, size), np.float32)},
+        observations={"observation.state": np.zeros((count, size), np.float32), **pictures},
         action=np.repeat(chunk[None].astype(np.float32), count, 0),
         instructions=("golden",) * count,
         tolerance=np.full(size, 1e-3, np.float32),

@@ -4,10 +4,14 @@ Action ``i`` of a chunk, per channel: ``offset + amplitude · sin(2π · frequen
 machine's monotonic clock: chunks fit together, also across generations with the same weights. For the instruction ``golden``,
 ``t`` is 0, so that golden observations have one answer.
 
-Keys of config.json (call 0 is the first inference after warm-up): ``sleep_s``, ``crash_at_call``, ``exit_at_call``,
-``hang_at_call``, ``spin_at_call`` (hangs with the interpreter's lock held), ``nan_at_call``, ``raise_at_call``,
-``wrong_shape_at_call``, ``float64_at_call``, ``jump_at_call`` with ``jump``, ``load_sleep_s``, ``load_crash``, ``load_raise``,
-``reset_raises``, ``warm_up_nan``, ``golden_error``, ``print_lines``, ``child_process``, ``needs_tensors`` (strict set), ``spec`` (overrides).
+Keys of config.json:
+
+* inference (call 0 is the first one after warm-up): ``sleep_s``, ``crash_at_call``, ``exit_at_call``, ``hang_at_call``,
+  ``spin_at_call`` (hangs with the interpreter's lock held), ``raise_at_call``, ``raise_always``, ``nan_at_call``,
+  ``wrong_shape_at_call``, ``float64_at_call``, ``jump_at_call`` with ``jump`` [physical unit], ``reset_raises_at`` (n-th reset)
+* preparation: ``load_sleep_s``, ``load_crash``, ``load_raise``, ``load_no_memory``, ``warm_up_nan``, ``golden_error`` [physical
+  unit], ``spec`` (replaces parts of the true one), ``child_process`` (leaves a ``sleep`` behind)
+* output: ``echo`` (what was observed), ``print_resets``, ``print_lines`` (so many a call)
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ class ScriptedPolicy:
         self.resets += 1
         if self._config.get("print_resets"):
             print(f"reset {self.resets}", flush=True)
-        if self._config.get("reset_raises"):
+        if self.resets == self._config.get("reset_raises_at"):
             raise RuntimeError("reset went wrong")
 
     def predict_chunk(self, observation: Observation, instruction: str) -> FloatArray:
@@ -88,7 +92,7 @@ class ScriptedPolicy:
             time.sleep(3600)
         if call == config.get("spin_at_call"):
             ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the interpreter's lock
-        if call == config.get("raise_at_call") or config.get("raise_always") and call >= 0:
+        if call == config.get("raise_at_call") or (config.get("raise_always") and call >= 0):
             raise ValueError("the script says so")
 
     def _sinusoid(self, t: float) -> FloatArray:
@@ -111,9 +115,9 @@ def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Po
     if config.get("child_process"):
         print(f"child {subprocess.Popen(['sleep', '3600']).pid}", flush=True)
     size = config["output_features"]["action"]["shape"][0]
-    extra = set(config.get("more_tensors", ()))
-    if set(tensors) - extra != set(WEIGHTS):
-        raise PolicyWeightsError(f"tensors {sorted(set(tensors) ^ set(WEIGHTS))} are missing or unknown")
+    extra = set(config["ignored_tensors"])
+    if wrong := (set(tensors) - extra) ^ set(WEIGHTS):
+        raise PolicyWeightsError(f"tensors {sorted(wrong)} are missing or unknown")
     weights = {}
     for name in WEIGHTS:
         view = tensors[name]

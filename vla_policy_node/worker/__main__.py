@@ -71,7 +71,8 @@ class Worker:
             generation = loaded.result()
             inference_ms = self._warm_up(generation)
         except WorkerError as e:
-            traceback.print_exception(e.__cause__ or e)
+            if e.__cause__ is not None:
+                traceback.print_exception(e.__cause__)
             self._send({"type": "failed", "code": e.code, "message": e.message[:4000]}, block=True)
             sys.stderr.flush()
             os._exit(1)

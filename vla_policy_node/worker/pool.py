@@ -171,6 +171,8 @@ class WorkerPool:
     def _open(self, bundle_dir: Path, digest: str) -> tuple[Bundle, Plan]:
         try:
             bundle = open_bundle(bundle_dir, expected_digest=digest or None)
+            if bundle.manifest.kind != "full":
+                raise PrepareError("KIND_UNSUPPORTED", f"{bundle_dir}: {bundle.manifest.kind} bundles cannot be loaded by themselves")
             return bundle, make_plan(bundle, self._config, self._observation)
         except CheckpointError as e:
             raise PrepareError(e.code, str(e)) from e
@@ -379,7 +381,7 @@ class WorkerPool:
             resident = self._residents.get(child)
             if resident is not None:
                 self._weights.give_back(resident.weights)
-                lost = None if resident.released else resident.generation
+                lost = None if resident.released or self._closed else resident.generation
                 if resident.released:
                     del self._residents[child]
             was_spare = child is self._spare

@@ -1,0 +1,345 @@
+"""A bundle is proved in a worker of its own before it may act; whatever goes wrong there costs that worker and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.scripted import scripted_bundle
+from support.worker_robot import STATE, WorkerRobot, gone
+from vla_checkpoint import BaseRef
+from vla_policy_node.policies.base import FeatureSpec
+from vla_policy_node.worker.api import PrepareError
+
+
+def flip_weight(bundle: Path) -> None:
+    path = bundle / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def truncate_weights(bundle: Path) -> None:
+    path = bundle / "model.safetensors"
+    os.truncate(path, path.stat().st_size - 4)
+
+
+def change_config(bundle: Path) -> None:
+    path = bundle / "config.json"
+    path.write_text(path.read_text().replace('"load_sleep_s": 0.0', '"load_sleep_s": 9.0'))
+
+
+def test_a_prepared_generation_says_what_it_is_and_what_it_cost(tmp_path: Path) -> None:
+    manifest = scripted_bundle(tmp_path / "a", "1.2.3", horizon=12, execute=5, sleep_s=0.01, load_sleep_s=0.05)
+    states: list[tuple[str, float]] = []
+    with WorkerRobot() as robot:
+        generation = robot.pool.prepare(
+            tmp_path / "a", digest=manifest.digest, on_progress=lambda state, fraction: states.append((state, fraction))
+        )
+        assert (generation.handle.version, generation.handle.digest) == ("1.2.3", manifest.digest)
+        assert (generation.spec.horizon, generation.spec.execute, generation.spec.action_dim) == (12, 5, 2)
+        assert generation.spec.observation == {STATE: FeatureSpec((2,), "float32")}
+        assert generation.manifest == manifest
+        timings = generation.timings
+        assert timings.golden
+        assert timings.load_s >= 0.05
+        assert timings.golden_s >= 0.02  # two golden observations, 10 ms each
+        assert timings.warm_up_s >= 0.02
+        assert timings.inference_ms >= 10.0
+        assert timings.digest_s > 0
+        fractions = [fraction for _, fraction in states]
+        assert fractions == sorted(fractions)
+        assert states[0] == ("QUEUED", 0.0)
+        assert states[-1] == ("READY", 1.0)
+        assert {"LOADING", "DIGEST", "GOLDEN", "WARM_UP"} <= {state for state, _ in states}
+        assert robot.pool.generations() == [generation]
+        robot.assert_works(generation)
+
+
+def test_a_bundle_without_golden_observations_is_loaded_and_says_so(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", golden=False)
+    with WorkerRobot() as robot:
+        generation = robot.pool.prepare(tmp_path / "a")
+        assert not generation.timings.golden
+        assert generation.timings.golden_s == 0
+        robot.assert_works(generation)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_tensors_of_any_length_and_type_arrive_aligned_and_whole(tmp_path: Path, shards: int) -> None:
+    rng = np.random.default_rng(0)
+    odd = {
+        "odd.bytes": rng.integers(0, 255, 13, dtype=np.uint8),
+        "odd.halves": rng.standard_normal((3, 7)).astype(np.float16),
+        "odd.empty": np.zeros((0, 4), np.float32),
+        "odd.doubles": rng.standard_normal((5,)),
+    }
+    scripted_bundle(tmp_path / "a", shards=shards, more_tensors=odd, amplitude=0.0, offset=(0.25, -0.5))
+    with WorkerRobot() as robot:
+        generation = robot.pool.prepare(tmp_path / "a")
+        answer = robot.chunk(generation)
+        assert np.allclose(answer["actions"], [0.25, -0.5], atol=1e-6)
+
+
+# what the bundle does, what the preparation says
+FAILURES: list[tuple[dict[str, Any], str]] = [
+    ({"load_crash": True}, "WORKER_DIED"),
+    ({"load_raise": True}, "LOAD_FAILED"),
+    ({"load_no_memory": True}, "OUT_OF_MEMORY"),
+    ({"more_tensors": {"unknown": np.zeros(3, np.float32)}, "ignore_more": False}, "POLICY_WEIGHTS_MISMATCH"),
+    ({"spec": {"horizon": 15}}, "SPEC_MISMATCH"),
+    ({"spec": {"action_dim": 1}}, "SPEC_MISMATCH"),
+    ({"spec": {"execute": 3}}, "SPEC_MISMATCH"),
+    ({"images": {"observation.images.top": (4, 6)}}, "SPEC_MISMATCH"),
+    ({"golden_error": 0.002}, "GOLDEN_MISMATCH"),
+    ({"golden_error": float(np.finfo(np.float32).max)}, "GOLDEN_MISMATCH"),
+    ({"nan_at_call": -4}, "GOLDEN_MISMATCH"),  # calls before READY: two golden ones, two to warm up
+    ({"raise_at_call": -3}, "GOLDEN_MISMATCH"),
+    ({"crash_at_call": -3}, "WORKER_DIED"),
+    ({"nan_at_call": -1, "golden": False}, "WARM_UP_FAILED"),
+    ({"raise_at_call": -2, "golden": False}, "WARM_UP_FAILED"),
+    ({"wrong_shape_at_call": -2, "golden": False}, "WARM_UP_FAILED"),
+    ({"reset_raises_at": 1, "golden": False}, "WARM_UP_FAILED"),
+    ({"reset_raises_at": 2}, "GOLDEN_MISMATCH"),
+    ({"exit_at_call": -1}, "WORKER_DIED"),
+    ({"policy_type": "no_such_policy"}, "POLICY_TYPE_UNKNOWN"),
+    ({"policy_type": "os.path"}, "POLICY_TYPE_UNKNOWN"),
+]
+
+
+def test_each_failure_has_its_code_and_leaves_the_running_generation_alone(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "good")
+    with WorkerRobot(spare=False) as robot:
+        good = robot.pool.prepare(tmp_path / "good")
+        for number, (behaviour, code) in enumerate(FAILURES):
+            bundle = tmp_path / f"bad{number}"
+            scripted_bundle(bundle, **behaviour)
+            with pytest.raises(PrepareError) as caught:
+                robot.pool.prepare(bundle)
+            assert caught.value.code == code, (behaviour, str(caught.value))
+            assert str(caught.value)
+            assert robot.pool.generations() == [good]
+        robot.assert_works(good)
+        assert not [event for event in robot.events if event.kind == "LOST"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (flip_weight, "TENSOR_DIGEST_MISMATCH"),
+        (truncate_weights, "BUNDLE_FILE_SIZE"),
+        (change_config, "DIGEST_FILE"),
+        (lambda bundle: (bundle / "stats.json").unlink(), "BUNDLE_FILE_MISSING"),
+        (lambda bundle: (bundle / "manifest.json").write_text("{"), "MANIFEST_FIELD"),
+    ],
+)
+def test_a_damaged_bundle_is_not_loaded(tmp_path: Path, damage: Callable[[Path], object], code: str) -> None:
+    scripted_bundle(tmp_path / "a", load_sleep_s=0.0)
+    damage(tmp_path / "a")
+    with WorkerRobot(spare=False) as robot, pytest.raises(PrepareError) as caught:
+        robot.pool.prepare(tmp_path / "a")
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(("damage", "code"), [(flip_weight, "TENSOR_DIGEST_MISMATCH"), (truncate_weights, "LOAD_FAILED")])
+def test_weights_that_change_after_the_bundle_was_checked_are_noticed(
+    tmp_path: Path, damage: Callable[[Path], None], code: str
+) -> None:
+    scripted_bundle(tmp_path / "a")
+    asked = threading.Event()
+    calls = 0
+
+    def cancelled() -> bool:
+        nonlocal calls
+        calls += 1
+        if calls >= 4:  # by now the checks are over and the (stopped) worker has its orders
+            asked.set()
+        return False
+
+    failure: list[PrepareError] = []
+
+    def prepare() -> None:
+        try:
+            robot.pool.prepare(tmp_path / "a", cancelled=cancelled)
+        except PrepareError as e:
+            failure.append(e)
+
+    with WorkerRobot() as robot:
+        spare = robot.spare_ready()
+        os.kill(spare, signal.SIGSTOP)
+        thread = threading.Thread(target=prepare)
+        thread.start()
+        assert asked.wait(20)
+        damage(tmp_path / "a")
+        os.kill(spare, signal.SIGCONT)
+        thread.join(20)
+        assert [e.code for e in failure] == [code]
+
+
+def test_another_digest_than_the_wanted_one_is_refused(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a")
+    with WorkerRobot(spare=False) as robot, pytest.raises(PrepareError) as caught:
+        robot.pool.prepare(tmp_path / "a", digest="0" * 64)
+    assert caught.value.code == "DIGEST_BUNDLE"
+
+
+def test_an_adapter_bundle_alone_is_refused(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", base=BaseRef("pick_place", "1.0.0", "0" * 64))
+    with WorkerRobot(spare=False) as robot, pytest.raises(PrepareError) as caught:
+        robot.pool.prepare(tmp_path / "a")
+    assert caught.value.code == "KIND_UNSUPPORTED"
+
+
+@pytest.mark.parametrize("where", ["load", "golden", "warm_up"])
+def test_a_cancelled_preparation_ends_although_the_policy_does_not(tmp_path: Path, where: str) -> None:
+    behaviour = {"load": {"load_sleep_s": 3600.0}, "golden": {"hang_at_call": -4}, "warm_up": {"spin_at_call": -1}}[where]
+    scripted_bundle(tmp_path / "good")
+    scripted_bundle(tmp_path / "slow", **behaviour)
+    stop = threading.Event()
+    with WorkerRobot() as robot:
+        good = robot.pool.prepare(tmp_path / "good")
+        state = {"load": "DIGEST", "golden": "GOLDEN", "warm_up": "WARM_UP"}[where]
+        pid = robot.spare_ready(not_pid=good.pid)
+        with pytest.raises(PrepareError) as caught:
+            robot.pool.prepare(tmp_path / "slow", on_progress=lambda s, _: stop.set() if s == state else None, cancelled=stop.is_set)
+        assert caught.value.code == "CANCELLED"
+        assert gone(pid, 0.1)
+        robot.assert_works(good)
+
+
+def test_a_preparation_past_its_time_ends(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "slow", load_sleep_s=3600.0)
+    with WorkerRobot(spare=False) as robot, pytest.raises(PrepareError) as caught:
+        robot.pool.prepare(tmp_path / "slow", timeout_s=0.5)
+    assert caught.value.code == "LOAD_TIMEOUT"
+
+
+def test_a_second_preparation_at_the_same_time_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", load_sleep_s=0.3)
+    scripted_bundle(tmp_path / "b")
+    refusals: list[str] = []
+
+    def intrude(state: str, fraction: float) -> None:
+        if state == "LOADING" and not refusals:
+            with pytest.raises(PrepareError) as caught:
+                robot.pool.prepare(tmp_path / "b")
+            refusals.append(caught.value.code)
+
+    with WorkerRobot(spare=False) as robot:
+        generation = robot.pool.prepare(tmp_path / "a", on_progress=intrude)
+        assert refusals == ["BUSY"]
+        robot.assert_works(generation)
+
+
+def test_a_third_generation_needs_a_place(tmp_path: Path) -> None:
+    for name in "abc":
+        scripted_bundle(tmp_path / name)
+    with WorkerRobot(spare=False) as robot:
+        a, b = (robot.pool.prepare(tmp_path / name) for name in "ab")
+        with pytest.raises(PrepareError) as caught:
+            robot.pool.prepare(tmp_path / "c")
+        assert caught.value.code == "NO_FREE_SLOT"
+        robot.pool.release(a)
+        robot.pool.release(a)
+        assert gone(a.pid, 0.1)
+        c = robot.pool.prepare(tmp_path / "c")
+        robot.assert_works(b)
+        robot.assert_works(c)
+        assert robot.pool.generations() == [b, c]
+
+
+def test_too_little_memory_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a")
+    with WorkerRobot(memory_reserve_bytes=1 << 60) as robot:
+        spare = robot.spare_ready()
+        with pytest.raises(PrepareError) as caught:
+            robot.pool.prepare(tmp_path / "a")
+        assert caught.value.code == "OUT_OF_MEMORY"
+        assert "available" in str(caught.value)
+        assert robot.pool.spare_pid == spare
+
+
+def weight_mappings(pid: int) -> dict[int, int]:
+    """Return inode → bytes of the weights' arenas that a process maps."""
+    found = {}
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if "memfd:vla_ota_weights" in line:
+            span, _, _, _, inode = line.split()[:5]
+            begin, end = (int(number, 16) for number in span.split("-"))
+            found[int(inode)] = end - begin
+    return found
+
+
+def test_ten_updates_reuse_two_arenas_and_leak_nothing(tmp_path: Path) -> None:
+    weights = {"ballast": np.ones(300_000, np.float32)}
+    for name in "ab":
+        scripted_bundle(tmp_path / name, more_tensors=weights)
+    seen: dict[int, int] = {}
+    with WorkerRobot(spare=False) as robot:
+        active = robot.pool.prepare(tmp_path / "a")
+        descriptors = set()
+        for number in range(10):
+            seen |= weight_mappings(active.pid)
+            new = robot.pool.prepare(tmp_path / "ab"[number % 2])
+            robot.pool.release(active)
+            active = new
+            descriptors.add(len(os.listdir("/proc/self/fd")))
+        seen |= weight_mappings(active.pid)
+        robot.assert_works(active)
+    assert len(seen) == 2
+    assert len(set(seen.values())) == 1
+    assert len(descriptors) == 1
+
+
+def test_loading_is_niced_and_inference_is_not(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", load_sleep_s=0.5)
+    levels: dict[str, int] = {}
+
+    def look(state: str, fraction: float) -> None:
+        if state == "LOADING" and fraction >= 0.6:  # the policy's own load is running
+            levels.update(thread_levels(spare))
+
+    with WorkerRobot(nice=7) as robot:
+        spare = robot.spare_ready()
+        generation = robot.pool.prepare(tmp_path / "a", on_progress=look)
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert levels[str(spare)] == own
+        assert min(19, own + 7) in levels.values()
+        assert set(thread_levels(generation.pid).values()) == {own}
+
+
+def thread_levels(pid: int) -> dict[str, int]:
+    """Return thread id → nice level."""
+    tasks = Path(f"/proc/{pid}/task")
+    return {t.name: int((t / "stat").read_text().rpartition(")")[2].split()[16]) for t in tasks.iterdir()}
+
+
+def test_closing_ends_a_preparation(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "slow", load_sleep_s=3600.0)
+    codes: list[str] = []
+    loading = threading.Event()
+
+    def prepare() -> None:
+        try:
+            robot.pool.prepare(tmp_path / "slow", on_progress=lambda s, f: loading.set() if f > 0 else None)
+        except PrepareError as e:
+            codes.append(e.code)
+
+    robot = WorkerRobot(spare=False)
+    robot.pool.start()
+    thread = threading.Thread(target=prepare)
+    thread.start()
+    assert loading.wait(20)
+    robot.pool.close()
+    thread.join(10)
+    assert codes in (["CLOSED"], ["WORKER_DIED"])
+    with pytest.raises(PrepareError) as caught:
+        robot.pool.prepare(tmp_path / "slow")
+    assert caught.value.code == "CLOSED"
