@@ -65,6 +65,8 @@ class BlobStore:
         """Return what is there of a partial download of ``size`` bytes; after a reboot only what was flushed counts."""
         partial = self.partial(sha256)
         with suppress(OSError):
+            if _is_sealed(partial, size):
+                return PartialInfo(size, "")
             if not partial.lstat().st_mode & 0o222:  # sealed, of another size: its bytes belong to a blob as well
                 self.discard(sha256)
         try:

@@ -85,7 +85,7 @@ class PolicyPort(Protocol):
     ``status`` never blocks. ``prepare`` and ``swap`` block until done, timed out or cancelled, return a result with a code
     (``POLICY_ABSENT`` when nobody answers, ``CANCELLED``, or the policy node's own) and never raise for what the other side did.
     A swap that times out may still happen: the engine looks at ``status`` and asks again, which is idempotent by digest.
-    All calls come from the engine's thread.
+    All calls come from the engine's thread, and so must the calls of ``on_progress`` and ``cancelled``.
     """
 
     def status(self) -> PolicySnapshot | None:

@@ -88,6 +88,32 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Score:
+    """An AnomalyScore. ``stamp_s`` by the clock that stamps scores [s]; empty version, 0 generation: unknown."""
+
+    source: str
+    value: float
+    stamp_s: float
+    version: str = ""
+    generation: int = 0
+    episode_id: str = ""
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """An EpisodeOutcome, with its meanings."""
+
+    episode_id: str
+    success: bool
+    stamp_s: float
+    version: str = ""
+    generation: int = 0
+    known: bool = True
+    mixed: bool = False
+    intervention: bool = False
+
+
+@dataclass(frozen=True)
 class Ref:
     """A bundle by name, version and digest (SHA-256 of its manifest)."""
 

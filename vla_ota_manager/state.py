@@ -49,6 +49,8 @@ class TrialRecord:
     block: bool = False
     at: str = ""
     """Boundary for the rollback; empty = as configured."""
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """What the judge had counted when it was last saved; see ``trial.py``."""
 
 
 @dataclass

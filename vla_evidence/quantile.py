@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distribution-free upper bounds of a quantile from order statistics (Wilks 1941; David and Nagaraja, Order Statistics, 7.1).
+
+For independent observations of a continuous distribution F, F(X_(k)) of n is Beta(k, n-k+1); so
+P(F(X_(k)) >= q) = P(Binomial(n, q) <= k-1). Ties make it larger: the bound stays valid for discrete scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import bdtr  # type: ignore[import-untyped]
+
+
+def quantile_upper_bound(values: Sequence[float], quantile: float, confidence: float) -> float | None:
+    """Return the smallest order statistic that lies above the ``quantile`` with probability >= ``confidence``.
+
+    None if there are too few observations for any.
+
+    Raises:
+        ValueError: a value is not finite, or a probability is not strictly between 0 and 1.
+    """
+    if not (0.0 < quantile < 1.0 and 0.0 < confidence < 1.0):
+        raise ValueError(f"quantile {quantile} at confidence {confidence}")
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    if not np.isfinite(ordered).all():
+        raise ValueError("a value is not finite")
+    if len(ordered) < observations_needed(quantile, confidence):
+        return None
+    covered = bdtr(np.arange(len(ordered), dtype=np.float64), len(ordered), quantile)  # of k-1 = 0 … n-1
+    return float(ordered[int(np.argmax(covered >= confidence))])
+
+
+def observations_needed(quantile: float, confidence: float) -> int:
+    """Return how many observations it takes until the largest one bounds the ``quantile``: 1 - quantile^n >= confidence."""
+    return max(1, math.ceil(math.log1p(-confidence) / math.log(quantile) - 1e-9))
+
+
+def exceedance_limit(values: Sequence[float], quantile: float, tolerated: float, confidence: float) -> float | None:
+    """Return a limit that scores of the same distribution exceed with probability <= ``tolerated``, at this confidence.
+
+    With enough observations it is the upper bound of ``quantile``, which leaves room below ``tolerated`` for a harmless shift;
+    with fewer, the largest observation; with too few even for that, None.
+    """
+    bound = quantile_upper_bound(values, quantile, confidence)
+    if bound is None and len(values) >= observations_needed(1.0 - tolerated, confidence):
+        bound = max(values)
+    return bound

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the parts of the engine share: store, port, transitions, and the doors through which other threads come in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from vla_ota_manager.config import OtaConfig
+from vla_ota_manager.errors import OtaError, PolicyError
+from vla_ota_manager.fetch import Fetcher
+from vla_ota_manager.port import PolicyPort, PolicySnapshot, SwapRequest, SwapResult
+from vla_ota_manager.records import EpisodeResult, Event, Ref, Score, Status
+from vla_ota_manager.state import SEEN_SIZE, Outcome, State
+from vla_ota_manager.states import UpdateState, check_transition
+from vla_ota_manager.store import Store, newest_first
+from vla_ota_manager.trust import Trust
+
+log = logging.getLogger("vla_ota_manager")
+
+_INBOX_SIZE = 20_000
+_REPORT_PERIOD_S = 0.2
+_ROLLBACK_NONE, _ROLLBACK_COLD, _ROLLBACK_WARM = 0, 1, 2
+
+
+@dataclass
+class Live:
+    """What the status shows beside the saved state; lost in a crash, which does no harm."""
+
+    progress: float = 0.0
+    bytes_done: int = 0
+    bytes_downloaded: int = 0
+    trial_progress: float = 0.0
+    trial_message: str = ""
+    message: str = ""
+    error_code: str = ""
+
+
+class Context:
+    """Shared by the engine's parts. Transitions are made by the engine's thread only."""
+
+    def __init__(
+        self,
+        config: OtaConfig,
+        store: Store,
+        port: PolicyPort,
+        fetcher: Fetcher,
+        trust: Trust,
+        on_status: Callable[[Status], None],
+        on_event: Callable[[Event], None],
+        wall_clock: Callable[[], float] = time.time,
+        stamp_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.config, self.store, self.port, self.fetcher, self.trust = config, store, port, fetcher, trust
+        self.wall_clock, self.stamp_clock = wall_clock, stamp_clock
+        self.stopping = threading.Event()
+        self.live = Live()
+        self.last_beat = time.monotonic()
+        self._on_status, self._on_event = on_status, on_event
+        self._reported = 0.0
+        self._changed = threading.Condition()
+        self._inbox: deque[Score | EpisodeResult] = deque(maxlen=_INBOX_SIZE)
+        self._permitted: bool | None = None
+        self._cancel: tuple[str, str, str] | None = None
+        self.urgent_work = 0
+        """Operator's commands that wait for the engine's thread."""
+
+    # -- from other threads -------------------------------------------------------------------------------------------------
+
+    def put(self, item: Score | EpisodeResult) -> None:
+        """Hand over a score or an outcome."""
+        self._inbox.append(item)
+        self.notify()
+
+    def set_permitted(self, permitted: bool | None) -> None:
+        """Take over ``update_permitted``; None = stale or never heard."""
+        self._permitted = permitted
+        self.notify()
+
+    def request_cancel(self, update_id: str, code: str, message: str) -> None:
+        """Ask the pipeline to give up an update at the next opportunity."""
+        self._cancel = (update_id, code, message)
+        self.notify()
+
+    def notify(self) -> None:
+        """Wake the engine's thread."""
+        with self._changed:
+            self._changed.notify_all()
+
+    # -- for the engine's thread --------------------------------------------------------------------------------------------
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep until something happens, and keep the status alive."""
+        with self._changed:
+            if not self.stopping.is_set():
+                self._changed.wait(min(timeout_s, self.config.status_period_s))
+        self.report()
+
+    def drain(self) -> list[Score | EpisodeResult]:
+        """Return the scores and outcomes that arrived since the last call."""
+        items = []
+        while self._inbox:
+            items.append(self._inbox.popleft())
+        return items
+
+    def cancelled(self) -> tuple[str, str] | None:
+        """Return code and message if the update in progress is to be given up."""
+        record, request = self.store.state.update, self._cancel
+        if record is None or request is None or request[0] != record.update.update_id:
+            return None
+        return request[1], request[2]
+
+    def interrupted(self) -> bool:
+        """Whether a blocking step has to end: the engine stops, a person wants something, or the update is cancelled."""
+        self.last_beat = time.monotonic()
+        return self.stopping.is_set() or self.urgent_work > 0 or self.cancelled() is not None
+
+    def halted(self) -> bool:
+        """Whether a step that no command may interrupt has to end: only when the engine stops."""
+        self.last_beat = time.monotonic()
+        return self.stopping.is_set()
+
+    def permitted(self) -> bool:
+        """Whether a swap to a new version may happen now; fails closed."""
+        return not self.config.require_permission or self._permitted is True
+
+    def policy(self) -> PolicySnapshot | None:
+        """Return the policy node's status if it is fresh, else None."""
+        snapshot = self.port.status()
+        return snapshot if snapshot is not None and snapshot.age_s <= self.config.policy_silent_s else None
+
+    @contextmanager
+    def transition(
+        self, new: UpdateState, *, code: str = "", message: str = "", version: str = "", final: bool = False
+    ) -> Iterator[State]:
+        """Change the state, together with whatever the block changes in it, in one write; then tell everybody.
+
+        Args:
+            new: state to enter.
+            code: error code, empty if nothing went wrong.
+            message: the reason, for people.
+            version: what it is about; default: the update's.
+            final: nothing more will happen to the update in progress, which is closed.
+        """
+        with self.store.edit() as state:
+            old = state.state
+            check_transition(old, new)
+            record = state.update
+            update_id = record.update.update_id if record is not None else ""
+            if record is not None:
+                version = version or (record.ref.version if record.ref is not None else record.update.version)
+                record.state = new
+                record.bytes_downloaded = max(record.bytes_downloaded, self.live.bytes_downloaded)
+            event = Event(self.wall_clock(), update_id, old.name, new.name, version, code, message)
+            state.state, state.message, state.update_id = new, message, update_id
+            if code or new is UpdateState.CHECKING:
+                state.error_code = code
+            state.history = [*state.history, event][-self.config.history_size :]
+            yield state
+            if record is not None:
+                downloaded = record.bytes_downloaded
+                subject = record.ref.version if record.ref is not None else record.update.version
+                state.seen[update_id] = Outcome(new, subject, code, message, downloaded, final)
+            if final:
+                state.update = None
+            for oldest in list(state.seen)[: max(0, len(state.seen) - SEEN_SIZE)]:
+                del state.seen[oldest]
+        self.live = Live(bytes_done=self.live.bytes_done, bytes_downloaded=self.live.bytes_downloaded)
+        self.store.fs.point(f"entered.{new.name}")
+        log.log(logging.WARNING if code else logging.INFO, "%s", event.to_line())
+        self._on_event(event)
+        self.report(force=True)
+
+    def announce(self, event: Event) -> None:
+        """Publish an event that changes no state."""
+        log.warning("%s", event.to_line())
+        self._on_event(event)
+
+    def show(self, message: str, error: OtaError | None = None) -> None:
+        """Put a remark on the status until the next transition."""
+        if message != self.live.message:
+            log.info("%s", message)
+        self.live.message = message
+        if error is not None:
+            self.live.error_code = error.code
+        self.report()
+
+    def report(self, *, force: bool = False) -> None:
+        """Publish the status, at most five times a second unless forced."""
+        now = self.last_beat = time.monotonic()
+        if force or now - self._reported >= _REPORT_PERIOD_S:
+            self._reported = now
+            self._on_status(self.status())
+
+    def status(self) -> Status:
+        """Return the status as it is now (thread-safe)."""
+        state, live, snapshot = self.store.state, self.live, self.port.status()
+        record, trial = state.update, state.trial
+        on_trial = trial is not None and trial.phase is UpdateState.TRIAL
+        subject = record.ref if record is not None and record.ref is not None else state.committed
+        name = subject.name if subject is not None else ""
+        total = record.bytes_total if record is not None else live.bytes_done
+        return Status(
+            state=state.state,
+            update_id=state.update_id,
+            name=name,
+            committed_version=state.committed.version if state.committed else "",
+            committed_digest=state.committed.digest if state.committed else "",
+            previous_version=state.previous.version if state.previous else "",
+            trial_version=trial.ref.version if trial is not None and on_trial else "",
+            trial_digest=trial.ref.digest if trial is not None and on_trial else "",
+            active_version=snapshot.active_version if snapshot else "",
+            active_digest=snapshot.active_digest if snapshot else "",
+            progress=live.progress,
+            bytes_done=live.bytes_done,
+            bytes_total=total,
+            bytes_downloaded=max(live.bytes_downloaded, record.bytes_downloaded if record else 0),
+            trial_progress=live.trial_progress,
+            trial_message=live.trial_message,
+            versions=tuple(newest_first([entry.ref.version for entry in self.store.installed()])),
+            blocked=tuple(newest_first([block.ref.version for block in state.blocked.values()])),
+            pinned=tuple(newest_first([ref.version for ref in state.pinned])),
+            trust=self.trust.name,
+            rollback_ready=self._rollback_ready(state, snapshot),
+            error_code=live.error_code or state.error_code,
+            message=live.message or state.message,
+        )
+
+    def _rollback_ready(self, state: State, snapshot: PolicySnapshot | None) -> int:
+        target = state.committed if state.trial is not None else state.previous
+        if target is None or not self.store.has(target):
+            return _ROLLBACK_NONE
+        return _ROLLBACK_WARM if snapshot is not None and snapshot.is_resident(target.digest) else _ROLLBACK_COLD
+
+    def activate(self, ref: Ref, request: SwapRequest, interrupted: Callable[[], bool]) -> SwapResult:
+        """Give a version on disk control: prepare it if it is not resident, then swap.
+
+        Raises:
+            PolicyError: PREPARE_FAILED with the policy node's words, if it cannot be prepared.
+        """
+        snapshot = self.policy()
+        cold = snapshot is None or not snapshot.is_resident(ref.digest)
+        if cold:
+            path = self.store.path_of(ref)
+            self.show(f"policy_node loads {ref}")
+            prepared = self.port.prepare(
+                path, ref.digest, lambda _state, _progress: self.report(), interrupted, self.config.prepare_timeout_s
+            )
+            if not prepared.success:
+                raise PolicyError(prepared.error_code or "PREPARE_FAILED", prepared.message, f"prepare {ref}")
+        self.store.fs.point("port.before_swap")
+        result = self.port.swap(replace(request, digest=ref.digest), interrupted)
+        self.store.fs.point("port.after_swap")
+        return replace(result, warm=result.warm and not cold)

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The judge of a trial: commit, roll back, or wait for more. Pure: it reads no clock and writes nothing.
+
+In this order: a hard limit or a lost heartbeat decides at once; then evidence; then exposure.
+
+**Evidence.** One e-process for each calibrated score source, and one for success. α is shared equally among them
+(Bonferroni), and each share is halved between the incumbent's calibration being off and the e-process:
+
+* scores: H0: P(a block's largest score > q | the past) <= ``tolerated_exceedance``, q being the incumbent's limit from
+  ``exceedance_limit``. A version that is merely different, but exceeds q in no more than the tolerated share of blocks,
+  satisfies H0.
+* success: H0: P(failure | the past) <= 1 - (lower bound of the incumbent's success rate - ``success_margin``).
+
+So P(a version that satisfies every H0 is ever rolled back on evidence) <= α. The e-processes allow blocks to depend on each
+other as long as H0 holds given the past; the calibration assumes the incumbent's blocks to be independent and observed under
+the same conditions. A source without enough calibration convicts nobody, and the message says so.
+
+**Exposure.** A commit needs enough episodes or enough chunks, enough time in motion, and no evidence that leans against the
+version (``commit_max_evidence``); without exposure a trial stays open.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from vla_evidence import BernoulliEProcess, exceedance_limit, observations_needed, proportion_lower_bound
+from vla_ota_manager.calibration import HARD_LIMIT_SOURCE, MAX_SOURCES, BlockBuilder, Calibration, belongs, succeeded
+from vla_ota_manager.config import OtaConfig
+from vla_ota_manager.port import PolicySnapshot
+from vla_ota_manager.records import EpisodeResult, Score
+
+CONVICTING_HOLDS = frozenset({"LIMIT", "NAN", "WORKER_LOST", "POLICY_FAILED"})
+"""Holds that say something about the version; the others (starved cameras, a person's stop) do not."""
+CHUNK_SOURCES = frozenset({"tce", "reversal", "magnitude"})
+"""Sources of which each chunk has at most one score, so that they count chunks."""
+_MAX_STEP_S = 1.0
+_LARGEST_P0 = 0.99
+
+
+class Decision(Enum):
+    """What is to be done with the version on trial."""
+
+    CONTINUE = "CONTINUE"
+    COMMIT = "COMMIT"
+    ROLLBACK = "ROLLBACK"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A decision with its grounds. ``progress``: share of the exposure that a commit needs, 0 to 1."""
+
+    decision: Decision
+    message: str
+    progress: float
+    code: str = ""
+    at_once: bool = False
+    """Do not wait for the end of the chunk."""
+
+
+@dataclass
+class _ScoreTest:
+    limit: float
+    process: BernoulliEProcess
+
+
+class TrialJudge:
+    """Judges one trial of one version.
+
+    Args:
+        config: the settings from ``alpha`` to ``heartbeat_timeout_s``.
+        incumbent: calibration of the committed version; None: nothing is known of it.
+        first_install: there is nothing to compare with: clean chunks decide.
+    """
+
+    def __init__(self, config: OtaConfig, incumbent: Calibration | None, *, first_install: bool = False) -> None:
+        self._config = config
+        self._first_install = first_install
+        self._blocks = BlockBuilder(config.block_chunks)
+        self._scores: dict[str, _ScoreTest] = {}
+        self._not_judged: list[str] = []
+        self._success: BernoulliEProcess | None = None
+        self._convicted: tuple[str, str] | None = None
+        self._chunks: dict[str, int] = {}
+        self._clean_from = 0
+        self._episodes = self._successes = self._dropped = 0
+        self._time_s = 0.0
+        self._version, self._generation, self._since_s = "", 0, 0.0
+        self._observed_at = math.nan
+        self._alpha = config.alpha
+        self._set_up(incumbent if incumbent is not None else Calibration.empty(config))
+
+    def _set_up(self, incumbent: Calibration) -> None:
+        config = self._config
+        sources = [s for s in incumbent.blocks if not config.score_sources or s in config.score_sources]
+        tests = len(sources) + 1
+        self._alpha = config.alpha / tests / 2
+        confidence = 1.0 - self._alpha
+        needed = observations_needed(1.0 - config.tolerated_exceedance, confidence)
+        for source in sorted(sources):
+            values = list(incumbent.blocks[source])
+            limit = exceedance_limit(values, config.score_quantile, config.tolerated_exceedance, confidence)
+            if limit is None:
+                self._not_judged.append(f"{source} ({len(values)} of {needed} observations to calibrate it)")
+            else:
+                self._scores[source] = _ScoreTest(limit, BernoulliEProcess(config.tolerated_exceedance))
+        rate = config.min_success_rate
+        if incumbent.episodes:
+            rate = proportion_lower_bound(incumbent.successes, incumbent.episodes, confidence) - config.success_margin
+        if rate > 1.0 - _LARGEST_P0:
+            self._success = BernoulliEProcess(max(1.0 - rate, 1e-3))
+        else:
+            self._not_judged.append(f"success (incumbent: {incumbent.successes} of {incumbent.episodes} episodes)")
+
+    # -- inputs -------------------------------------------------------------------------------------------------------------
+
+    def begin(self, version: str, generation: int, stamp_s: float, now_s: float) -> None:
+        """The version acts as ``generation`` since ``stamp_s`` (the scores' clock); again after a restart of the policy node."""
+        self._version, self._generation, self._since_s = version, generation, stamp_s
+        self._observed_at = now_s
+        self._blocks = BlockBuilder(self._config.block_chunks)
+
+    def add(self, item: Score | EpisodeResult) -> None:
+        """Take in a score or an outcome; one from before the swap or of another generation is dropped and counted."""
+        if not belongs(item, self._version, self._generation, self._since_s):
+            self._dropped += 1
+        elif isinstance(item, EpisodeResult):
+            self._add_outcome(item)
+        else:
+            self._add_score(item)
+
+    def _add_score(self, score: Score) -> None:
+        if score.source == HARD_LIMIT_SOURCE:
+            if not score.value <= 0.0:  # also NaN
+                self._convict("HARD_LIMIT", f"a hard limit was broken (score {score.value:g})")
+        elif not math.isfinite(score.value):
+            self._convict("HARD_LIMIT", f"the score {score.source} is {score.value}")
+        elif score.source in self._chunks or len(self._chunks) < MAX_SOURCES:
+            self._chunks[score.source] = self._chunks.get(score.source, 0) + 1
+            block = self._blocks.add(score)
+            if block is not None:
+                self._add_block(score.source, block)
+
+    def _add_block(self, source: str, value: float) -> None:
+        test = self._scores.get(source)
+        if test is not None:
+            test.process.update(value > test.limit)
+
+    def _add_outcome(self, result: EpisodeResult) -> None:
+        for source, value in self._blocks.end_episode(result.episode_id).items():
+            self._add_block(source, value)
+        success = succeeded(result)
+        if success is None:
+            return
+        self._episodes += 1
+        self._successes += success
+        if self._success is not None:
+            self._success.update(not success)
+
+    def observe(self, snapshot: PolicySnapshot | None, now_s: float) -> None:
+        """Look at the policy node: its heartbeat, its holds, and whether time in motion passes. ``now_s``: monotonic."""
+        step, self._observed_at = now_s - self._observed_at, now_s
+        age = math.inf if snapshot is None else snapshot.age_s
+        if snapshot is None or age > self._config.heartbeat_timeout_s:
+            self._convict("HEARTBEAT_LOST", f"policy_node has been silent for {age:.1f} s")
+            return
+        if snapshot.generation != self._generation:
+            return
+        if snapshot.holding:
+            self._clean_from = self._chunk_count()
+            if snapshot.hold_reason in CONVICTING_HOLDS:
+                self._convict("HARD_LIMIT", f"policy_node holds: {snapshot.hold_reason}")
+        elif snapshot.running and math.isfinite(step):
+            self._time_s += min(max(step, 0.0), _MAX_STEP_S)
+
+    def _convict(self, code: str, message: str) -> None:
+        self._convicted = self._convicted or (code, message)
+
+    # -- output -------------------------------------------------------------------------------------------------------------
+
+    def verdict(self) -> Verdict:
+        """Decide on what is known so far."""
+        progress = self._progress()
+        if self._convicted is not None:
+            code, message = self._convicted
+            return Verdict(Decision.ROLLBACK, message, progress, code, at_once=True)
+        for source, test in self._scores.items():
+            if test.process.rejects(self._alpha):
+                message = f"{self._describe(source, test)}: worse than the incumbent"
+                return Verdict(Decision.ROLLBACK, message, progress, "SCORES_WORSE")
+        if self._success is not None and self._success.rejects(self._alpha):
+            message = f"{self._describe_success(self._success)}: worse than the incumbent"
+            return Verdict(Decision.ROLLBACK, message, progress, "SUCCESS_WORSE")
+        message = self._describe_all()
+        if progress >= 1.0 and not self._leaning():
+            return Verdict(Decision.COMMIT, message, 1.0)
+        return Verdict(Decision.CONTINUE, message, progress)
+
+    def _progress(self) -> float:
+        config = self._config
+        if self._first_install:
+            return min(1.0, (self._chunk_count() - self._clean_from) / config.first_install_chunks)
+        shares = []
+        if config.min_trial_episodes:
+            shares.append(self._episodes / config.min_trial_episodes)
+        if config.min_trial_chunks:
+            shares.append(self._chunk_count() / config.min_trial_chunks)
+        time_share = self._time_s / config.min_trial_time_s if config.min_trial_time_s else 1.0
+        return min(1.0, time_share, max(shares, default=1.0))
+
+    def _chunk_count(self) -> int:
+        own = [count for source, count in self._chunks.items() if source in CHUNK_SOURCES]
+        return max(own or self._chunks.values(), default=0)
+
+    def _leaning(self) -> bool:
+        processes = [test.process for test in self._scores.values()] + ([self._success] if self._success else [])
+        return any(process.log_e > math.log(self._config.commit_max_evidence) for process in processes)
+
+    def _describe_all(self) -> str:
+        chunks = self._chunk_count()
+        if self._first_install:
+            clean = chunks - self._clean_from
+            return f"first install: {clean} of {self._config.first_install_chunks} clean chunks in a row"
+        config = self._config
+        parts = [
+            f"{self._episodes}/{config.min_trial_episodes} episodes or {chunks}/{config.min_trial_chunks} chunks",
+            f"{self._time_s:.0f}/{config.min_trial_time_s:g} s in motion",
+        ]
+        if not self._episodes and not chunks:
+            parts.append("no exposure yet: the trial stays open")
+        elif self._leaning():
+            parts.append("evidence leans against it: not committed yet")
+        parts += [self._describe(source, test) for source, test in self._scores.items()]
+        if self._success is not None:
+            parts.append(self._describe_success(self._success))
+        if self._not_judged:
+            parts.append("not judged: " + ", ".join(self._not_judged))
+        if self._dropped:
+            parts.append(f"{self._dropped} scores or outcomes of before or of others dropped")
+        return "; ".join(parts)
+
+    def _describe(self, source: str, test: _ScoreTest) -> str:
+        process = test.process
+        what = "episodes" if self._config.block_chunks == 0 else f"blocks of {self._config.block_chunks}"
+        return (
+            f"{source}: {process.events} of {process.observations} {what} above {test.limit:.4g}, "
+            f"tolerated {process.p0:.0%}, {self._odds(process)}"
+        )
+
+    def _describe_success(self, process: BernoulliEProcess) -> str:
+        failed = f"{process.events} of {process.observations} episodes failed"
+        return f"success: {failed}, tolerated {process.p0:.0%}, {self._odds(process)}"
+
+    def _odds(self, process: BernoulliEProcess) -> str:
+        return f"evidence {math.exp(min(process.log_e, 700.0)):.3g}, decides at {1.0 / self._alpha:.0f}"
+
+    # -- over restarts of the manager ---------------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was counted, for :meth:`restore`."""
+        tests = {source: [test.limit, *_counts(test.process)] for source, test in self._scores.items()}
+        return {
+            "episodes": self._episodes,
+            "successes": self._successes,
+            "chunks": dict(self._chunks),
+            "clean_from": self._clean_from,
+            "time_s": self._time_s,
+            "scores": tests,
+            "success": None if self._success is None else [self._success.p0, *_counts(self._success)],
+        }
+
+    def restore(self, document: dict[str, Any]) -> None:
+        """Go on where another judge of the same trial was. What does not fit this one's tests is left out."""
+        try:
+            self._episodes, self._successes = int(document["episodes"]), int(document["successes"])
+            self._chunks = {str(source): int(count) for source, count in document["chunks"].items()}
+            self._clean_from, self._time_s = int(document["clean_from"]), float(document["time_s"])
+            for source, (limit, events, observations, top) in document["scores"].items():
+                test = self._scores.get(source)
+                if test is not None and test.limit == limit:
+                    test.process.restore(events, observations, top)
+            if self._success is not None and document["success"] is not None:
+                p0, events, observations, top = document["success"]
+                if p0 == self._success.p0:
+                    self._success.restore(events, observations, top)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return
+
+
+def _counts(process: BernoulliEProcess) -> list[float]:
+    return [process.events, process.observations, process.max_log_e]

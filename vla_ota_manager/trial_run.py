@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trial from SWAPPING to its end: gives the new version control, feeds the judge, commits or takes control back.
+
+The trial is a lease: the policy node goes back by itself when this manager falls silent. What counts is in ``state.trial``;
+everything here can be done again after a crash, because a swap to the version that already acts changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+
+from vla_ota_manager.calibration import Calibration, Collector
+from vla_ota_manager.context import Context
+from vla_ota_manager.errors import OtaError, PolicyError, StoreError
+from vla_ota_manager.port import PolicySnapshot, SwapRequest, SwapResult
+from vla_ota_manager.records import Ref
+from vla_ota_manager.state import Block, State, TrialRecord
+from vla_ota_manager.states import UpdateState
+from vla_ota_manager.trial import Decision, TrialJudge
+
+_S = UpdateState
+_STEP_S = 0.2
+_RETRY_S = 1.0
+_SAVE_PERIOD_S = 10.0
+_ASK_AGAIN = frozenset(
+    {"POLICY_ABSENT", "TIMEOUT", "CANCELLED", "SWAP_IN_PROGRESS", "PREPARE_IN_PROGRESS", "MOTION_DISABLED"}
+    | {"UNEXPECTED_ACTIVE", "NOT_PREPARED"}
+)
+"""Codes after which a swap may still have happened, or may succeed later."""
+
+
+class TrialRunner:
+    """Works on ``state.trial``, one step at a time."""
+
+    def __init__(self, context: Context) -> None:
+        self._ctx = context
+        self._config = context.config
+        self._store = context.store
+        self._judge: TrialJudge | None = None
+        self._collector: Collector | None = None
+        self._generation = 0
+        self._confirmed = False
+        self._swapped_at = 0.0
+        self._give_up_at = 0.0
+        self._saved_at = 0.0
+        self._next_try = 0.0
+
+    def recover(self) -> None:
+        """Count an attempt if the last process did not end properly; too many of them are a verdict."""
+        trial = self._store.state.trial
+        if trial is None or trial.phase is _S.ROLLING_BACK:
+            return
+        if trial.clean:
+            with self._store.edit() as state:
+                _of(state).clean = False
+            return
+        with self._store.edit() as state:
+            attempts = state.attempts[trial.ref.digest] = state.attempts.get(trial.ref.digest, 0) + 1
+        if attempts >= self._config.max_trial_attempts:
+            self.roll_back(
+                "TRIAL_ATTEMPTS", f"{attempts} trials ended with the manager killed or the robot restarted", block=True
+            )
+
+    def park(self) -> None:
+        """Note that this process ends properly in the middle of a trial."""
+        if self._store.state.trial is not None:
+            with self._store.edit() as state:
+                trial = _of(state)
+                trial.clean = True
+                if self._judge is not None:
+                    trial.evidence = self._judge.to_json()
+
+    def step(self) -> None:
+        """Do what is next, and wait a moment."""
+        trial = self._store.state.trial
+        if trial is None:
+            return
+        if trial.phase is _S.ROLLING_BACK:
+            self._take_control_back(trial)
+        elif self._judge is None:
+            self._enter(trial)
+        else:
+            self._watch(trial, self._judge)
+
+    # -- SWAPPING -----------------------------------------------------------------------------------------------------------
+
+    def _enter(self, trial: TrialRecord) -> None:
+        """Swap the version in, or find it already acting after a restart."""
+        now = time.monotonic()
+        self._give_up_at = self._give_up_at or now + self._config.policy_wait_s
+        snapshot = self._ctx.policy()
+        acts = snapshot is not None and snapshot.active_digest == trial.ref.digest
+        if snapshot is None or not (acts or self._ctx.permitted()):
+            self._ctx.show(f"{trial.ref} waits for {'policy_node' if snapshot is None else 'update_permitted'}")
+            if snapshot is None and now > self._give_up_at:
+                self._close(_S.FAILED, "POLICY_ABSENT", f"policy_node was silent for {self._config.policy_wait_s:g} s")
+            self._ctx.wait(_STEP_S)
+            return
+        request = SwapRequest(
+            trial.ref.digest,
+            at=self._config.swap_at,
+            expected_active_digest="" if acts else snapshot.active_digest,
+            trial=True,
+            lease_s=self._config.trial_lease_s,
+            timeout_s=self._config.swap_timeout_s,
+        )
+        try:
+            result = self._ctx.activate(trial.ref, request, self._ctx.interrupted)
+        except PolicyError as e:
+            result = SwapResult(False, e.code, e.message)
+        if result.success:
+            self._begin(trial, result)
+        elif result.error_code not in _ASK_AGAIN or now > self._give_up_at:
+            self._close(_S.FAILED, result.error_code or "SWAP_FAILED", f"policy_node did not swap: {result.message}")
+        elif not self._ctx.interrupted():
+            self._ctx.show(f"swap to {trial.ref}: {result.error_code} {result.message}; asked again")
+            self._ctx.wait(_RETRY_S)
+
+    def _begin(self, trial: TrialRecord, result: SwapResult) -> None:
+        stamp = result.stamp_s or self._ctx.stamp_clock()
+        state = self._store.state
+        incumbent = None
+        if state.committed is not None and not trial.first_install:
+            incumbent = Calibration.from_json(state.calibration.get(state.committed.digest, {}), self._config)
+        judge = TrialJudge(self._config, incumbent, first_install=trial.first_install)
+        judge.restore(trial.evidence)
+        judge.begin(trial.ref.version, result.generation, stamp, time.monotonic())
+        if state.state is _S.SWAPPING:
+            message = f"{trial.ref} acts after {result.swap_latency_s:.3f} s and must prove itself"
+            with self._ctx.transition(_S.TRIAL, message=message) as draft:
+                _of(draft).phase = _S.TRIAL
+        self._judge = judge
+        self._collector = Collector(
+            self._config, Calibration.empty(self._config), trial.ref.version, result.generation, stamp
+        )
+        self._generation, self._confirmed, self._swapped_at = result.generation, False, time.monotonic()
+        self._saved_at = self._swapped_at
+        self._ctx.drain()
+
+    # -- TRIAL --------------------------------------------------------------------------------------------------------------
+
+    def _watch(self, trial: TrialRecord, judge: TrialJudge) -> None:
+        now = time.monotonic()
+        snapshot = self._ctx.port.status()
+        if self._policy_left(trial, snapshot, now):
+            return
+        for item in self._ctx.drain():
+            judge.add(item)
+            if self._collector is not None:
+                self._collector.add(item)
+        judge.observe(snapshot, now)
+        verdict = judge.verdict()
+        self._ctx.live.trial_progress, self._ctx.live.trial_message = verdict.progress, verdict.message
+        if verdict.decision is Decision.COMMIT:
+            self.commit(verdict.message)
+        elif verdict.decision is Decision.ROLLBACK:
+            self.roll_back(verdict.code, verdict.message, block=True, at="NOW" if verdict.at_once else "")
+        else:
+            self._save_evidence(judge, now)
+            self._ctx.wait(_STEP_S)
+
+    def _save_evidence(self, judge: TrialJudge, now: float) -> None:
+        if now - self._saved_at > _SAVE_PERIOD_S:
+            self._saved_at = now
+            with self._store.edit() as state:
+                _of(state).evidence = judge.to_json()
+
+    def _policy_left(self, trial: TrialRecord, snapshot: PolicySnapshot | None, now: float) -> bool:
+        """Notice that the policy node runs something else by its own decision, and close the trial; true if it does."""
+        if snapshot is None or snapshot.age_s > self._config.policy_silent_s or not snapshot.active_digest:
+            return False
+        if snapshot.active_digest == trial.ref.digest:
+            if (
+                self._confirmed and snapshot.generation != self._generation
+            ):  # loaded again: by a restart, or by a person
+                self._judge = None
+                return True
+            self._confirmed = self._confirmed or snapshot.generation == self._generation
+            return False
+        if not self._confirmed and now - self._swapped_at < self._config.policy_silent_s:
+            return False  # a status from before the swap
+        cause = (
+            snapshot.last_swap_cause
+            if snapshot.last_swap_cause in ("LEASE_EXPIRED", "WORKER_LOST")
+            else "POLICY_RESTARTED"
+        )
+        self._note_left(trial, snapshot, cause)
+        return True
+
+    def _loaded_again(self, snapshot: PolicySnapshot) -> None:
+        """It acts as another generation: its worker was lost; or somebody else swapped, then the trial is entered anew."""
+        if snapshot.last_swap_cause == "WORKER_LOST":
+            self.roll_back("WORKER_LOST", "its worker was lost and had to be started again", block=True, at="NOW")
+        self._judge = None
+
+    def _note_left(self, trial: TrialRecord, snapshot: PolicySnapshot, cause: str) -> None:
+        attempts = self._store.state.attempts.get(trial.ref.digest, 0)
+        if cause != "WORKER_LOST":
+            attempts += 1
+            with self._store.edit() as state:
+                state.attempts[trial.ref.digest] = attempts
+        block = cause == "WORKER_LOST" or attempts >= self._config.max_trial_attempts
+        what = f"policy_node went back to {snapshot.active_version or snapshot.active_digest[:12]} by itself ({cause})"
+        committed = self._store.state.committed
+        if committed is not None and snapshot.active_digest == committed.digest:
+            self._close(_S.ROLLED_BACK, cause, what, block=block)
+        else:
+            self.roll_back(cause, what, block=block)
+
+    def commit(self, reason: str) -> None:
+        """End the trial in favour of the version on trial."""
+        trial = _of(self._store.state)
+        collected = self._collector.calibration.to_json() if self._collector is not None else {}
+        with self._ctx.transition(_S.COMMITTED, message=reason, final=True) as state:
+            state.note_committed(trial.ref)
+            state.trial, state.activation_due = None, True
+            state.attempts.pop(trial.ref.digest, None)
+            state.calibration[trial.ref.digest] = collected
+        self._store.point_current(trial.ref)
+        self.forget()
+        self._store.retain(self._config.keep_versions)
+
+    # -- ROLLING_BACK -------------------------------------------------------------------------------------------------------
+
+    def roll_back(self, code: str, reason: str, *, block: bool, at: str = "") -> None:
+        """Begin to give control back to the committed version. A disk that cannot be written does not stop that."""
+        try:
+            with self._ctx.transition(_S.ROLLING_BACK, code=code, message=reason) as state:
+                trial = _of(state)
+                trial.phase, trial.code, trial.reason, trial.block, trial.at = _S.ROLLING_BACK, code, reason, block, at
+        except StoreError:
+            committed = self._store.state.committed
+            if committed is not None:
+                self._swap_back(committed, at)
+            raise
+        self._judge = None
+        self._next_try = 0.0
+
+    def _take_control_back(self, trial: TrialRecord) -> None:
+        committed = self._store.state.committed
+        if committed is None:
+            self._close(_S.FAILED, trial.code, f"{trial.reason}; there is nothing to go back to", block=trial.block)
+            return
+        if time.monotonic() < self._next_try:
+            self._ctx.wait(_STEP_S)
+            return
+        begun = time.monotonic()
+        try:
+            result = self._swap_back(committed, trial.at)
+        except PolicyError as e:
+            result = SwapResult(False, e.code, e.message)
+        snapshot = self._ctx.policy()
+        returned = snapshot is not None and snapshot.active_digest == committed.digest and not snapshot.on_trial
+        if result.success or returned:
+            way = "warm" if result.warm else "cold"
+            duration = result.swap_latency_s or time.monotonic() - begun
+            message = f"{trial.reason}; back to {committed.version} ({way}) in {duration:.3f} s"
+            self._close(_S.ROLLED_BACK, trial.code, message, block=trial.block)
+            return
+        self._ctx.show(f"going back to {committed}: {result.error_code} {result.message}; asked again")
+        self._next_try = time.monotonic() + _RETRY_S
+
+    def _swap_back(self, committed: Ref, at: str) -> SwapResult:
+        request = SwapRequest(
+            committed.digest, at=at or self._config.rollback_at, cause="ROLLBACK", timeout_s=self._config.swap_timeout_s
+        )
+        return self._ctx.activate(committed, request, self._ctx.halted)
+
+    # -- the end ------------------------------------------------------------------------------------------------------------
+
+    def _close(self, end: UpdateState, code: str, message: str, *, block: bool = False) -> None:
+        trial = _of(self._store.state)
+        with self._ctx.transition(end, code=code, message=message, version=trial.ref.version, final=True) as state:
+            state.trial = None
+            if block:
+                state.blocked[trial.ref.digest] = Block(trial.ref, f"{code}: {message}", self._ctx.wall_clock())
+                state.attempts.pop(trial.ref.digest, None)
+        self.forget()
+        self._store.retain(self._config.keep_versions)
+
+    def forget(self) -> None:
+        """Drop what is known of a trial that has ended."""
+        self._judge, self._collector = None, None
+        self._generation, self._confirmed, self._give_up_at = 0, False, 0.0
+
+
+def _of(state: State) -> TrialRecord:
+    if state.trial is None:
+        raise OtaError("STATE_CORRUPT", "no trial is under way")
+    return state.trial
