@@ -15,7 +15,7 @@ from vla_checkpoint.bundle import inspect_folder
 from vla_checkpoint.digest import sha256_file
 from vla_checkpoint.errors import ManifestError
 from vla_checkpoint.files import Cancel, PathLike, Progress
-from vla_checkpoint.folder import list_folder
+from vla_checkpoint.folder import list_folder, resolve_folder
 from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.manifest import ActionSpec, BaseRef, Channel, FileEntry, Kind, Manifest
 from vla_checkpoint.paths import MANIFEST_NAME
@@ -62,7 +62,7 @@ def build_manifest(
     Raises:
         CheckpointError: the folder or an argument would not be accepted.
     """
-    folder = Path(bundle_dir).resolve()
+    folder = resolve_folder(bundle_dir)
     files = list_folder(folder, limits)
     draft = Manifest(
         name=name,

@@ -79,7 +79,9 @@ def _architecture(bundle: Manifest | Bundle, other: Manifest | Bundle) -> tuple[
     """What identifies the architecture, as far as both sides can say (a manifest knows tensors' names alone)."""
     if isinstance(bundle, Bundle) and isinstance(other, Bundle):
         tensors = {
-            info.name: (info.dtype, info.shape) for file in bundle.weight_files for info in bundle.headers[file].tensors.values()
+            info.name: (info.dtype, info.shape)
+            for file in bundle.weight_files
+            for info in bundle.headers[file].tensors.values()
         }
         return tensors, _architecture_keys(bundle.config.raw)
     return ({name for tensors in _manifest(bundle).tensors.values() for name in tensors},)

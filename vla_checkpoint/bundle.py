@@ -13,7 +13,7 @@ from vla_checkpoint.config import CONFIG_NAME, PolicyConfig, load_config
 from vla_checkpoint.digest import sha256_bytes, sha256_file
 from vla_checkpoint.errors import BundleError, ConfigError, DigestError
 from vla_checkpoint.files import Cancel, PathLike, Progress, read_bytes
-from vla_checkpoint.folder import FolderFile, check_not_forbidden, list_folder
+from vla_checkpoint.folder import FolderFile, check_not_forbidden, list_folder, resolve_folder
 from vla_checkpoint.golden import GOLDEN_NAME, Golden, check_golden, read_golden
 from vla_checkpoint.header import Header, read_header
 from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
@@ -73,12 +73,14 @@ def open_bundle(path: PathLike, *, expected_digest: str | None = None, limits: L
     Raises:
         CheckpointError: whatever is wrong first (see :mod:`vla_checkpoint.errors`).
     """
-    folder = Path(path).resolve()
+    folder = resolve_folder(path)
     files = list_folder(folder, limits)
     manifest_path = folder / MANIFEST_NAME
     data = read_bytes(manifest_path, limits.manifest_bytes)
     if expected_digest is not None and sha256_bytes(data) != expected_digest:
-        raise DigestError("DIGEST_BUNDLE", manifest_path, f"SHA-256 is {sha256_bytes(data)}, expected {expected_digest}")
+        raise DigestError(
+            "DIGEST_BUNDLE", manifest_path, f"SHA-256 is {sha256_bytes(data)}, expected {expected_digest}"
+        )
     manifest = Manifest.parse(data, limits=limits, path=manifest_path)
     _check_files(folder, manifest, files)
     bundle = inspect_folder(folder, manifest, files, limits)

@@ -105,7 +105,12 @@ def _manifest(options: argparse.Namespace) -> dict[str, Any]:
         progress=_progress(None),
     )
     write_manifest(options.dir, manifest)
-    return {"name": manifest.name, "version": manifest.version, "digest": manifest.digest, "bytes": manifest.total_bytes}
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "digest": manifest.digest,
+        "bytes": manifest.total_bytes,
+    }
 
 
 def _import(options: argparse.Namespace) -> dict[str, Any]:
@@ -214,7 +219,9 @@ def _parser() -> argparse.ArgumentParser:
             help=f"one number of an action, in order; mode: {', '.join(MODES)}; repeat it",
         )  # fmt: skip
         command.add_argument("--base", metavar="DIR", help="bundle that this adapter belongs on")
-        command.add_argument("--lineage", type=_json_object, metavar="JSON", help="where it comes from, any JSON object")
+        command.add_argument(
+            "--lineage", type=_json_object, metavar="JSON", help="where it comes from, any JSON object"
+        )
         command.add_argument("--created", metavar="UTC", help="YYYY-MM-DDTHH:MM:SSZ; default: now")
     for command in (inspect, verify, manifest, importer):
         command.add_argument("dir", metavar="DIR", help="the folder")

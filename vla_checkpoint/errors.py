@@ -16,7 +16,7 @@
     ├── StatsError                  STATS_MISSING STATS_FORMAT STATS_DIMENSION STATS_NOT_FINITE STATS_STD STATS_ORDER
     │                               STATS_CONFLICT STATS_STATE_FILE
     ├── GoldenError                 GOLDEN_FORMAT GOLDEN_SHAPE GOLDEN_NOT_FINITE
-    ├── AdapterError                ADAPTER_CONFIG ADAPTER_EMPTY
+    ├── AdapterError                ADAPTER_CONFIG
     ├── ManifestError               MANIFEST_JSON MANIFEST_FIELD MANIFEST_SCHEMA MANIFEST_NOT_CANONICAL
     │                               MANIFEST_PATH MANIFEST_DUPLICATE_PATH MANIFEST_LIMIT MANIFEST_TENSORS
     ├── VersionError                VERSION_INVALID VERSION_NOT_NEWER VERSION_BUMP_TOO_SMALL
@@ -32,21 +32,29 @@ from __future__ import annotations
 
 import os
 
+_MAX_CHARS = 1000
+
+
+def _printable(text: str) -> str:
+    """Escape what would break a log line or a ROS string: names in a hostile file end up in messages."""
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_MAX_CHARS])
+    return escaped + "…" * (len(text) > _MAX_CHARS)
+
 
 class CheckpointError(Exception):
     """A checkpoint was refused.
 
     Attributes:
         code: stable SCREAMING_SNAKE_CASE name of the reason (see the module's docstring).
-        path: the file (or folder) at fault.
+        path: the file (or folder) at fault, unprintable characters escaped.
         reason: what is wrong with it, for people; one line.
     """
 
     def __init__(self, code: str, path: str | os.PathLike[str], reason: str) -> None:
         self.code = code
-        self.path = os.fspath(path)
-        self.reason = reason
-        super().__init__(f"{code}: {self.path}: {reason}")
+        self.path = _printable(os.fspath(path))
+        self.reason = _printable(reason)
+        super().__init__(f"{code}: {self.path}: {self.reason}")
 
 
 class FileError(CheckpointError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_checkpoint.errors import BundleError, FileError
-from vla_checkpoint.files import open_regular
+from vla_checkpoint.files import PathLike, open_regular
 from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.paths import MANIFEST_NAME
 
@@ -38,15 +38,28 @@ class FolderFile:
     """[bytes]"""
 
 
+def resolve_folder(path: PathLike) -> Path:
+    """Return the folder that ``path`` names, links resolved.
+
+    Raises:
+        BundleError: ``BUNDLE_NOT_A_FOLDER``.
+    """
+    try:
+        folder = Path(path).resolve()
+        if folder.is_dir():
+            return folder
+    except (OSError, RuntimeError, ValueError) as e:  # no access; a loop of links; a NUL in the name
+        raise BundleError("BUNDLE_NOT_A_FOLDER", path, f"cannot be opened: {e}") from e
+    raise BundleError("BUNDLE_NOT_A_FOLDER", path, "no such folder")
+
+
 def list_folder(folder: Path, limits: Limits = DEFAULT_LIMITS) -> dict[str, FolderFile]:
     """Return relative path → file for every file below ``folder`` except the manifest.
 
     Raises:
-        BundleError: it is no folder, or holds a symlink, a special file, an empty folder or too many files.
+        BundleError: it holds a symlink, a special file, an empty folder or too many files.
         FileError: it cannot be listed.
     """
-    if not folder.is_dir():
-        raise BundleError("BUNDLE_NOT_A_FOLDER", folder, "no such folder")
     result: dict[str, FolderFile] = {}
     try:
         _list_into(folder, "", 1, result, limits)
@@ -94,7 +107,9 @@ def check_not_forbidden(path: Path) -> None:
         FileError: it cannot be read.
     """
     reason = forbidden_name(path.name)
-    if reason is None and path.suffix != ".safetensors":  # their first bytes are a length: the header's parser judges those
+    if (
+        reason is None and path.suffix != ".safetensors"
+    ):  # their first bytes are a length: the header's parser judges those
         with open_regular(path) as file:
             start = file.read(8) or b""
         reason = next((f"is {what}" for magic, what in _MAGIC if start.startswith(magic)), None)

@@ -144,7 +144,11 @@ def _read_metadata(
         except JsonError as e:
             raise GoldenError("GOLDEN_FORMAT", path, f"metadata {key!r}: {e.reason}") from e
     instructions, tolerance = values["instructions"], values["tolerance"]
-    if not isinstance(instructions, list) or len(instructions) != count or not all(isinstance(i, str) for i in instructions):
+    if (
+        not isinstance(instructions, list)
+        or len(instructions) != count
+        or not all(isinstance(i, str) for i in instructions)
+    ):
         raise GoldenError("GOLDEN_FORMAT", path, f"instructions must be a list of {count} strings")
     if is_number(tolerance):
         tolerance = [tolerance] * channels

@@ -85,7 +85,9 @@ def read_header(path: PathLike, limits: Limits = DEFAULT_LIMITS) -> Header:
         read_exactly(file, path, memoryview(prefix))
         length = int.from_bytes(prefix, "little")
         if length > limits.header_bytes:
-            raise HeaderError("HEADER_TOO_LARGE", path, f"header of {length} bytes, at most {limits.header_bytes} allowed")
+            raise HeaderError(
+                "HEADER_TOO_LARGE", path, f"header of {length} bytes, at most {limits.header_bytes} allowed"
+            )
         if length > size - _LENGTH_BYTES:
             raise HeaderError("HEADER_TRUNCATED", path, f"header of {length} bytes in a file of {size}")
         data = bytearray(length)
@@ -149,7 +151,9 @@ def _check_tensor(name: str, entry: Any, data_start: int, path: PathLike, limits
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise HeaderError("HEADER_DTYPE", path, f"tensor {name!r} has the unknown dtype {str(dtype)[:40]!r}")
     if not _is_sizes(shape) or len(shape) > limits.dimensions:
-        raise HeaderError("HEADER_SHAPE", path, f"tensor {name!r}: shape must be up to {limits.dimensions} integers >= 0")
+        raise HeaderError(
+            "HEADER_SHAPE", path, f"tensor {name!r}: shape must be up to {limits.dimensions} integers >= 0"
+        )
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise HeaderError("HEADER_OFFSETS", path, f"tensor {name!r}: data_offsets must be two ordered integers >= 0")
     if math.prod(n for n in shape if n) >= 1 << 60:  # [0, 2**62, 2**62] is empty here and overflows elsewhere

@@ -8,6 +8,7 @@ What a bundle must not hold (pickles, code, hidden files) is left out and report
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -145,11 +146,14 @@ def _copy(folder: Path, out: Path) -> dict[str, str]:
                     continue
                 target = (Path(here) / name).resolve()
                 if not target.is_file() or not any(target.is_relative_to(root) for root in roots):
-                    raise ImportFolderError("IMPORT_SOURCE", Path(here) / name, "not a file, or a link out of the folder")
+                    raise ImportFolderError(
+                        "IMPORT_SOURCE", Path(here) / name, "not a file, or a link out of the folder"
+                    )
                 (out / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(target, out / path)
     except OSError as e:
-        raise FileError("FILE_NOT_WRITTEN", e.filename or folder, e.strerror or str(e)) from e
+        code = "FILE_NOT_WRITTEN" if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "FILE_UNREADABLE"
+        raise FileError(code, e.filename or folder, e.strerror or str(e)) from e
     return left_out
 
 
@@ -170,7 +174,9 @@ def _write_buffer_stats(folder: Path, names: Collection[str], config: PolicyConf
     stats: dict[str, dict[str, Any]] = {}
     homes = {}
     for file in find_weight_files(folder, names, kind, limits):
-        homes.update({tensor: (folder / file, info) for tensor, info in read_header(folder / file, limits).tensors.items()})
+        homes.update(
+            {tensor: (folder / file, info) for tensor, info in read_header(folder / file, limits).tensors.items()}
+        )
     for feature in config.normalized_features():
         module = "unnormalize_outputs" if feature == ACTION else "normalize_inputs"
         for name in STAT_NAMES:

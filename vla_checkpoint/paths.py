@@ -61,4 +61,6 @@ def check_paths(paths: Sequence[str], manifest: PathLike, limits: Limits = DEFAU
         for i in range(1, len(parts)):
             parent = folded.get("/".join(parts[:i]))
             if parent is not None:
-                raise ManifestError("MANIFEST_DUPLICATE_PATH", manifest, f"{parent!r} is a file and the folder of {path!r}")
+                raise ManifestError(
+                    "MANIFEST_DUPLICATE_PATH", manifest, f"{parent!r} is a file and the folder of {path!r}"
+                )

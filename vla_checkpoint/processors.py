@@ -45,7 +45,10 @@ def read_processor_stats(
         StatsError: a processor file is not the format above, or a state file is not there.
     """
     result: _FloatStats = {}
-    for processor, features in ((PREPROCESSOR_NAME, config.input_features), (POSTPROCESSOR_NAME, config.output_features)):
+    for processor, features in (
+        (PREPROCESSOR_NAME, config.input_features),
+        (POSTPROCESSOR_NAME, config.output_features),
+    ):
         if processor not in names:
             continue
         for state_file in _state_files(folder / processor, names, limits):

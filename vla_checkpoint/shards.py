@@ -33,7 +33,9 @@ class ShardIndex:
         return tuple(sorted(set(self.weight_map.values())))
 
 
-def find_weight_files(folder: PathLike, names: Collection[str], kind: str, limits: Limits = DEFAULT_LIMITS) -> tuple[str, ...]:
+def find_weight_files(
+    folder: PathLike, names: Collection[str], kind: str, limits: Limits = DEFAULT_LIMITS
+) -> tuple[str, ...]:
     """Return the names of the weight files among ``names``, the files of a bundle folder.
 
     Args:

@@ -31,7 +31,9 @@ Stats = Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
 _ORDERED = (("min", "max"), ("q01", "q10"), ("q10", "q90"), ("q90", "q99"), ("q01", "q99"))
 
 
-def load_stats(bundle_dir: PathLike, names: Collection[str], config: PolicyConfig, limits: Limits = DEFAULT_LIMITS) -> Stats:
+def load_stats(
+    bundle_dir: PathLike, names: Collection[str], config: PolicyConfig, limits: Limits = DEFAULT_LIMITS
+) -> Stats:
     """Read and check the statistics of a bundle.
 
     Args:

@@ -15,6 +15,8 @@ def write_raw(path: Path, header: bytes | dict[str, Any], data: bytes, *, length
     return path
 
 
-def entry(dtype: str = "U8", shape: list[Any] | None = None, offsets: list[Any] | None = None, **more: Any) -> dict[str, Any]:
+def entry(
+    dtype: str = "U8", shape: list[Any] | None = None, offsets: list[Any] | None = None, **more: Any
+) -> dict[str, Any]:
     """Return one tensor's header entry: four bytes by default."""
     return {"dtype": dtype, "shape": [4] if shape is None else shape, "data_offsets": offsets or [0, 4], **more}

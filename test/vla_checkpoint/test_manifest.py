@@ -117,19 +117,24 @@ def test_every_key_is_required_and_no_other_is_known(key: str) -> None:
 @pytest.mark.parametrize(
     ("where", "value"),
     [
-        ("name", ""), ("name", "../x"), ("name", "a..b"), ("name", "A"), ("name", "a/b"), ("name", ".a"), ("name", "a" * 65), ("name", 1),
+        ("name", ""), ("name", "../x"), ("name", "a..b"), ("name", "A"), ("name", "a/b"), ("name", ".a"),
+        ("name", "a" * 65), ("name", 1),
         ("kind", "lora"), ("kind", ["full"]), ("base", {}), ("kind", "adapter"),
         ("base", {"name": "a", "version": "1.0.0", "digest": HEX}),
         ("policy_type", ""), ("policy_type", "a b"), ("robot_type", "a\n"), ("robot_type", None),
-        ("action", []), ("action.channels", []), ("action.channels", {}), ("action.channels.0", "j1"), ("action.channels.0.mode", "delta"),
+        ("action", []), ("action.channels", []), ("action.channels", {}), ("action.channels.0", "j1"),
+        ("action.channels.0.mode", "delta"),
         ("action.channels.0.unit", ""), ("action.channels.0.unit", "rad "), ("action.channels.0.name", "a\x00"),
         ("action.channels.0.name", "x" * 65), ("action.channels.0.extra", 1),
         ("action.channels", [{"name": "j", "unit": "rad", "mode": "absolute"}] * 2),
-        ("action.rate_hz", 0), ("action.rate_hz", -1), ("action.rate_hz", "20"), ("action.rate_hz", True), ("action.rate_hz", 1e300),
+        ("action.rate_hz", 0), ("action.rate_hz", -1), ("action.rate_hz", "20"), ("action.rate_hz", True),
+        ("action.rate_hz", 1e300),
         ("created", "2026-11-20"), ("created", "2026-02-30T08:00:00Z"), ("created", "2026-11-20T08:00:00+00:00"),
         ("created", "२०२६-11-20T08:00:00Z"), ("lineage", []), ("lineage", None),
-        ("files", {}), ("files.0", "x"), ("files.0.size", -1), ("files.0.size", 1.5), ("files.0.size", True), ("files.0.size", 1 << 50),
-        ("files.0.sha256", HEX.upper()), ("files.0.sha256", HEX[:-1]), ("files.0.sha256", None), ("files.0.path", 1), ("files.0.mode", 1),
+        ("files", {}), ("files.0", "x"), ("files.0.size", -1), ("files.0.size", 1.5), ("files.0.size", True),
+        ("files.0.size", 1 << 50),
+        ("files.0.sha256", HEX.upper()), ("files.0.sha256", HEX[:-1]), ("files.0.sha256", None),
+        ("files.0.path", 1), ("files.0.mode", 1),
         ("tensors", []),
     ],
 )  # fmt: skip
@@ -139,7 +144,9 @@ def test_a_field_out_of_its_domain_is_refused_by_name(where: str, value: Any) ->
     assert where.split(".")[0] in error.reason or error.reason.startswith("base")
 
 
-@pytest.mark.parametrize("version", ["1.0", "v1.0.0", "01.0.0", "1.0.0-", "1.0.0-01", "", " 1.0.0", "1.0.0/..", 1, None, "1.0.0-" + "a" * 99])
+@pytest.mark.parametrize(
+    "version", ["1.0", "v1.0.0", "01.0.0", "1.0.0-", "1.0.0-01", "", " 1.0.0", "1.0.0/..", 1, None, "1.0.0-" + "a" * 99]
+)
 def test_versions_that_are_not_semantic_are_refused(version: Any) -> None:
     assert refused(changed("version", version)).code == "VERSION_INVALID"
 
@@ -155,7 +162,8 @@ def test_tensor_digests_of_anything_but_listed_safetensors_are_refused(value: An
 @pytest.mark.parametrize(
     "path",
     [
-        "", "/etc/passwd", "../x", "a/../b", "a/./b", "./a", ".", "..", "a//b", "a/", "a\\b", "..\\x", "a\0b", "a\nb", "a\x7f", "a\u202eb",
+        "", "/etc/passwd", "../x", "a/../b", "a/./b", "./a", ".", "..", "a//b", "a/", "a\\b", "..\\x", "a\0b",
+        "a\nb", "a\x7f", "a\u202eb",
         " a", "a ", "a/ b", "x" * 256, "é" * 128, "/".join("abcdefghi"), "manifest.json", "MANIFEST.JSON", "manifest.json/x",
     ],
 )  # fmt: skip
@@ -213,7 +221,13 @@ def test_numbers_that_json_cannot_carry_exactly_are_refused() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**53) + 1, 2**53 - 1),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(max_size=5),
+    ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
@@ -240,4 +254,9 @@ def test_writing_refuses_what_reading_would_and_leaves_the_old_one(tmp_path: Pat
         write_manifest(tmp_path / "b", Manifest(**{**good.__dict__, "name": "../up"}))
     assert (tmp_path / "b" / "manifest.json").read_bytes() == before
     assert load_manifest(tmp_path / "b") == good
-    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["config.json", "manifest.json", "model.safetensors", "stats.json"]
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == [
+        "config.json",
+        "manifest.json",
+        "model.safetensors",
+        "stats.json",
+    ]

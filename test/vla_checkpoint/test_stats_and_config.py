@@ -52,7 +52,10 @@ def test_what_lerobot_writes_is_read(folder: Path) -> None:
     assert config.type == "scripted"
     assert config.input_features["observation.images.top"].shape == (3, 6, 8)
     assert config.input_features["observation.images.top"].array_shape == (6, 8, 3)
-    assert {key: mode for key, (_, mode) in config.normalized_features().items()} == {"observation.state": "MEAN_STD", "action": "MEAN_STD"}
+    assert {key: mode for key, (_, mode) in config.normalized_features().items()} == {
+        "observation.state": "MEAN_STD",
+        "action": "MEAN_STD",
+    }
     assert stats["action"]["std"].tolist() == [1.0, 1.0]
 
 
@@ -61,7 +64,9 @@ def test_a_policy_without_chunk_size_returns_what_it_executes(folder: Path) -> N
     assert load(folder)[0].chunk_size == 8
 
 
-@pytest.mark.parametrize("key", ["type", "input_features", "output_features", "normalization_mapping", "n_action_steps"])
+@pytest.mark.parametrize(
+    "key", ["type", "input_features", "output_features", "normalization_mapping", "n_action_steps"]
+)
 def test_a_missing_key_of_the_configuration_is_named(folder: Path, key: str) -> None:
     edit(folder / "config.json", {key: ...})
     with pytest.raises(CheckpointError, match=key) as caught:
@@ -77,7 +82,8 @@ def test_a_missing_key_of_the_configuration_is_named(folder: Path, key: str) -> 
         {"output_features/action/shape": [True]}, {"output_features/action/shape": [2.0]}, {"output_features/action/type": 1},
         {"input_features/action": {"type": "STATE", "shape": [1]}}, {"input_features/x": None},
         {"normalization_mapping": []}, {"normalization_mapping/STATE": "Z_SCORE"}, {"normalization_mapping/STATE": None},
-        {"chunk_size": 0}, {"chunk_size": 7}, {"chunk_size": 1.5}, {"chunk_size": True}, {"n_action_steps": -1}, {"n_obs_steps": 0},
+        {"chunk_size": 0}, {"chunk_size": 7}, {"chunk_size": 1.5}, {"chunk_size": True}, {"n_action_steps": -1},
+        {"n_obs_steps": 0},
     ],
 )  # fmt: skip
 def test_a_configuration_out_of_its_domain_is_refused(folder: Path, change: dict[str, Any]) -> None:
@@ -88,9 +94,11 @@ def test_a_configuration_out_of_its_domain_is_refused(folder: Path, change: dict
 @pytest.mark.parametrize(
     ("content", "code"),
     [
-        (b"{", "JSON_SYNTAX"), (b"[]", "JSON_SYNTAX"), (b'{"type": NaN}', "JSON_SYNTAX"), (b'{"a": 1, "a": 1}', "JSON_DUPLICATE_KEY"),
+        (b"{", "JSON_SYNTAX"), (b"[]", "JSON_SYNTAX"), (b'{"type": NaN}', "JSON_SYNTAX"),
+        (b'{"a": 1, "a": 1}', "JSON_DUPLICATE_KEY"),
         (b'{"a":' * 100 + b"1" + b"}" * 100, "JSON_TOO_DEEP"), (b'{"a":' + b"[" * 200_000, "JSON_TOO_DEEP"),
-        (b'{"a": [' + b"0," * 3_000_000 + b"0]}", "JSON_TOO_LARGE"), (b'{"\xff": 1}', "JSON_SYNTAX"), (b'{"\\udc00": 1}', "JSON_SYNTAX"),
+        (b'{"a": [' + b"0," * 3_000_000 + b"0]}", "JSON_TOO_LARGE"), (b'{"\xff": 1}', "JSON_SYNTAX"),
+        (b'{"\\udc00": 1}', "JSON_SYNTAX"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["config.json", "stats.json"])
@@ -102,12 +110,15 @@ def test_what_is_no_strict_json_is_refused(folder: Path, name: str, content: byt
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"action": ...}, "STATS_MISSING"), ({"observation.state": ...}, "STATS_MISSING"), ({"action/std": ...}, "STATS_MISSING"),
+        ({"action": ...}, "STATS_MISSING"), ({"observation.state": ...}, "STATS_MISSING"), ({"action/std": ...},
+        "STATS_MISSING"),
         ({"action/mean": [0.0]}, "STATS_DIMENSION"), ({"action/mean": [0.0] * 3}, "STATS_DIMENSION"),
-        ({"action/max": [1.0]}, "STATS_DIMENSION"), ({"action/std": [1.0, 0.0]}, "STATS_STD"), ({"action/std": [1.0, -1.0]}, "STATS_STD"),
+        ({"action/max": [1.0]}, "STATS_DIMENSION"), ({"action/std": [1.0, 0.0]}, "STATS_STD"),
+        ({"action/std": [1.0, -1.0]}, "STATS_STD"),
         ({"action/min": [4.0, -4.0]}, "STATS_ORDER"), ({"action/q01": [0.0, 2.5]}, "STATS_ORDER"),
         ({"action/q10": [2.5, 0.0], "action/q90": [2.0, 1.0]}, "STATS_ORDER"),
-        ({"action": []}, "STATS_FORMAT"), ({"action/mean": "0"}, "STATS_FORMAT"), ({"action/mean": [True, False]}, "STATS_FORMAT"),
+        ({"action": []}, "STATS_FORMAT"), ({"action/mean": "0"}, "STATS_FORMAT"),
+        ({"action/mean": [True, False]}, "STATS_FORMAT"),
         ({"action/mean": [None, 0]}, "STATS_FORMAT"), ({"action/median": [0.0, 0.0]}, "STATS_FORMAT"),
     ],
 )  # fmt: skip
@@ -153,9 +164,14 @@ def test_no_statistics_at_all_are_refused(folder: Path) -> None:
     assert code_of(folder) == "STATS_MISSING"
 
 
-def write_processors(folder: Path, stats: dict[str, dict[str, list[float]]], *, step: int = 5, name: str = "registry_name") -> None:
+def write_processors(
+    folder: Path, stats: dict[str, dict[str, list[float]]], *, step: int = 5, name: str = "registry_name"
+) -> None:
     """As LeRobot >= 0.4 writes them."""
-    for processor, kind in (("policy_preprocessor", "normalizer_processor"), ("policy_postprocessor", "unnormalizer_processor")):
+    for processor, kind in (
+        ("policy_preprocessor", "normalizer_processor"),
+        ("policy_postprocessor", "unnormalizer_processor"),
+    ):
         state_file = f"{processor}_step_{step}_{kind}.safetensors"
         steps = [
             {"registry_name": "to_batch_processor", "config": {}},
@@ -163,7 +179,11 @@ def write_processors(folder: Path, stats: dict[str, dict[str, list[float]]], *, 
              "config": {"eps": 1e-8}, "state_file": state_file},
         ]  # fmt: skip
         write_json(folder / f"{processor}.json", {"name": processor, "steps": steps})
-        tensors = {f"{key}.{stat}": np.array(value, np.float32) for key, entry in stats.items() for stat, value in entry.items()}
+        tensors = {
+            f"{key}.{stat}": np.array(value, np.float32)
+            for key, entry in stats.items()
+            for stat, value in entry.items()
+        }
         safetensors.numpy.save_file(tensors, folder / state_file)
 
 

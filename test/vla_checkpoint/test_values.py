@@ -12,8 +12,12 @@ from vla_checkpoint.values import count_not_finite
 
 EVERY_BYTE = np.arange(256, dtype=np.uint8)
 EVERY_U16 = np.arange(65536, dtype=np.uint16)
-EDGES_32 = np.array([0, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000, 0xFF800000, 0xFFFFFFFF, 0x80000000, 0x00800000], np.uint32)
-EDGES_64 = np.array([0, 0x7FEFFFFFFFFFFFFF, 0x7FF0000000000000, 0x7FF0000000000001, 0xFFF8000000000000, 1 << 63], np.uint64)
+EDGES_32 = np.array(
+    [0, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000, 0xFF800000, 0xFFFFFFFF, 0x80000000, 0x00800000], np.uint32
+)
+EDGES_64 = np.array(
+    [0, 0x7FEFFFFFFFFFFFFF, 0x7FF0000000000000, 0x7FF0000000000001, 0xFFF8000000000000, 1 << 63], np.uint64
+)
 
 CASES = {
     "F8_E4M3": (EVERY_BYTE, torch.float8_e4m3fn),
@@ -35,7 +39,9 @@ def test_agrees_with_torch_on_every_bit_pattern(dtype: str) -> None:
     values = torch.from_numpy(bits.view(np.uint8).copy()).view(torch_type).to(torch.float64)
     finite = torch.isfinite(values).numpy()
     assert 0 < np.count_nonzero(~finite) < bits.size
-    found = np.array([count_not_finite(dtype, bits[i : i + 1].tobytes() * (2 if dtype == "C64" else 1)) for i in range(bits.size)])
+    found = np.array(
+        [count_not_finite(dtype, bits[i : i + 1].tobytes() * (2 if dtype == "C64" else 1)) for i in range(bits.size)]
+    )
     assert np.array_equal(found > 0, ~finite)
     assert count_not_finite(dtype, bits.tobytes()) == np.count_nonzero(~finite)
 

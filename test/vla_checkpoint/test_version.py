@@ -39,7 +39,23 @@ def test_precedence_is_that_of_the_specification() -> None:
     assert compare_versions("1.0.0+a", "1.0.0+b") == 0
 
 
-@pytest.mark.parametrize("text", ["", "1", "1.0", "1.0.0.0", "v1.0.0", "01.2.3", "1.2.3-", "1.2.3-01", "1.2.3+", "1.2.3 ", "-1.0.0", "1" * 65 + ".0.0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1",
+        "1.0",
+        "1.0.0.0",
+        "v1.0.0",
+        "01.2.3",
+        "1.2.3-",
+        "1.2.3-01",
+        "1.2.3+",
+        "1.2.3 ",
+        "-1.0.0",
+        "1" * 65 + ".0.0",
+    ],
+)
 def test_what_is_not_semantic_versioning_is_refused(text: str) -> None:
     with pytest.raises(VersionError) as caught:
         parse_version(text)
