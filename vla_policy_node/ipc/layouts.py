@@ -38,7 +38,7 @@ def request_layout() -> Layout:
     return Layout(
         [
             Field("request", "uint64"),  # counts up; the chunk carries it back
-            Field("tick", "uint64"),  # control tick that action 0 is meant for
+            Field("tick", "uint64"),  # plan tick (see control/queue.py) that action 0 is meant for
             Field("reset", "uint8"),  # 1: policy.reset() first
         ]
     )
@@ -66,7 +66,7 @@ def control_status_layout(channels: int) -> Layout:
     """Control → node: what the loop is doing, every tick."""
     return Layout(
         [
-            Field("tick", "uint64"),
+            Field("tick", "uint64"),  # counts deadlines, skipped ones included
             Field("stamp_ns", "int64"),
             Field("mode", "uint8"),  # index of MODES
             Field("latched", "uint8"),
@@ -98,4 +98,6 @@ HOLD_REASONS = (
     "MOTION_REENABLED",  # motion_enabled came back; resume is needed
     "OPERATOR",  # asked for
     "NO_EPISODE",  # require_episode is set and none is open
+    "POLICY_FAILED",  # the policy raised, or its chunk had the wrong shape
+    "OUTSIDE_LIMITS",  # the robot stands outside its limits: it has to be moved by hand
 )

@@ -1,0 +1,489 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tick: look at the observation, decide whether the policy may act, return the command or nothing.
+
+Pure: time and observation come in, a command goes out, and nothing here waits. What always holds, whatever chunks, flags and
+messages arrive (``test_control_properties.py``): every command is within the contract's position and velocity; nothing is
+commanded while inactive or while motion is disabled; a latched hold ends by resume only; the first command after a stop
+starts from the measured state; an action has one generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vla_policy_node.contract import Contract
+from vla_policy_node.control.generation import Generation
+from vla_policy_node.control.hold import Stop
+from vla_policy_node.control.limits import OK, REASONS, Limiter, Violation
+from vla_policy_node.control.queue import Action, Chunk, ChunkQueue
+from vla_policy_node.control.reasons import Reasons
+from vla_policy_node.control.swap import CommandHistory, PendingSwap
+
+Floats = npt.NDArray[np.float64]
+
+_RETRY_TICKS = 5  # after a worker said that it has no fresh observation
+_QUIET = ("", "STARTUP", "NO_POLICY")  # no event: nothing was interrupted
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the loop needs of the newest observation record (``observation_layout``)."""
+
+    stamp_ns: int
+    valid: bool
+    measured: Floats
+    measured_ns: int
+    motion_ns: int
+    episode: int
+
+
+class ControlLoop:
+    """State between ticks. ``emit`` takes events (see ``events.py``); requests come through ``Commands`` (commands.py)."""
+
+    def __init__(self, contract: Contract, emit: Callable[[dict[str, Any]], None]) -> None:
+        self.contract, self.emit = contract, emit
+        self.period_ns = round(1e9 / contract.rate_hz)
+        self.limiter = Limiter([c.limits for c in contract.channels], [c.name for c in contract.channels])
+        self.queue = ChunkQueue(contract.blend_ticks)
+        self.reasons = Reasons(auto_resume=contract.auto_resume)
+        self.history = CommandHistory(round(contract.rate_hz), len(contract.channels))
+        self.enabled = self.running = self.motion_disabled = False
+        self.active: Generation | None = None
+        self.lost = False  # the generation that acted has gone: only a swap at NOW is taken
+        self.pending: PendingSwap | None = None
+        self.swapped: tuple[PendingSwap, int, Floats | None] | None = None  # not reported yet: swap, generation, command before
+        self.command: Floats | None = None  # last one published; None = not commanding
+        self.generation = 0  # of the last action taken
+        self.chunks = 0  # taken over from the acting generation
+        self.starved = self.clamped = False  # on this tick
+        self.tick_number = 0
+        self.now_ns = 0
+        self.episode: int | None = None
+
+        self._max_age_ns = int(contract.observation_max_age_s * 1e9)
+        self._positions = np.array([c.is_position for c in contract.channels])
+        self._start_tolerance = np.array([c.start_tolerance for c in contract.channels])
+        self._measured = np.full(len(contract.channels), np.nan)  # newest, NaN = not known
+        self._rest_step = np.array([c.rest_step for c in contract.channels])
+        self._hold_timeout_ns = int(min(c.hold_timeout_s for c in contract.channels) * 1e9)
+        self._before: Floats | None = None  # the command before the last
+        self._last_target: Floats | None = None  # of the policy's stream; None = it starts anew
+        self._last_ns = 0
+        self._resting = 0
+        self._stop: Stop | None = None
+        self._converging = False
+        self._hold_ns = 0
+        self._announced = self._told = ""  # first and last reason of this hold that an event told
+        self._violation: Violation | None = None
+        self._reset = True  # the next request resets the policy
+        self._not_before_ns = 0
+        self._worker_is_blind = False
+
+    # -- one tick --------------------------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int, tick: int, look: Look) -> Floats | None:
+        """Return the command to publish, float64 ``[C]``; ``None`` = publish nothing."""
+        self.now_ns, self.tick_number = now_ns, tick
+        self.starved = self.clamped = False
+        self._measured = look.measured
+        if not self.enabled:
+            return None
+        if self.contract.motion.required and now_ns > look.motion_ns:
+            self._disable_motion()
+            return None
+        if self.motion_disabled:
+            self.motion_disabled = False
+            self.emit({"type": "MOTION_ENABLED", "tick": tick})
+        self.reasons.resume_by_itself(now_ns)
+        self._follow_episode(look.episode)
+        self._collect(self.active)
+        self._watch_swap(look)
+        plan = self.queue.plan
+        command = self._act(look)
+        self._ask(look, plan)
+        self._announce()
+        return command
+
+    @property
+    def mode(self) -> str:
+        """One of MODES."""
+        if not self.enabled:
+            return "INACTIVE"
+        if self.motion_disabled:
+            return "MOTION_DISABLED"
+        return "RUNNING" if self.running else "HOLDING"
+
+    def _act(self, look: Look) -> Floats | None:
+        cause = self._cause(look)
+        if cause or self.reasons.blocked:
+            self.hold(cause or self.reasons.cause or "STARTUP")
+        elif self.running:
+            self._swap_if_due(look)
+            command = self._take()
+            if command is not None:
+                return command
+        elif self._start(look):
+            command = self._take()
+            if command is not None:
+                return command
+        return self._hold_on()
+
+    def _cause(self, look: Look) -> str:
+        """Return why the policy cannot act whatever its chunks are."""
+        if self.active is None and self.pending is None:
+            return "NO_POLICY"
+        if not look.valid or abs(self.now_ns - look.stamp_ns) > self._max_age_ns:
+            return "OBSERVATION_STALE"
+        return ""
+
+    # -- the policy acts -------------------------------------------------------------------------------------------
+
+    def _take(self) -> Floats | None:
+        """Take the action that is due; hold if there is none or it breaks a limit."""
+        action = self.queue.peek()
+        if action is None:
+            self.hold("OBSERVATION_STALE" if self._worker_is_blind else "STARVED")
+            return None
+        violation = self._violates(action)
+        if violation is not None:
+            self.latch(violation.reason, violation)
+            return None
+        assert self.command is not None
+        dt_s = min(self.period_ns, self.now_ns - self._last_ns) / 1e9
+        command, self.clamped = self.limiter_in_use.shorten(action.values, self.command, dt_s)
+        self._last_target, self.generation = action.values, action.generation
+        self.chunks += int(action.takes_over)
+        self.queue.advance()
+        self._publish(command)
+        return command
+
+    def _violates(self, action: Action) -> Violation | None:
+        limiter = self.limiter_in_use
+        if action.verdict != OK:
+            return limiter.explain(action.raw, action.raw_before)
+        if self._last_target is not None and limiter.too_far(action.values, self._last_target):
+            return limiter.explain(action.values, self._last_target)
+        return None
+
+    @property
+    def limiter_in_use(self) -> Limiter:
+        """Limits of the acting generation."""
+        return self.limiter if self.active is None else self.active.limiter
+
+    def _publish(self, command: Floats) -> None:
+        assert self.command is not None
+        rests = bool((np.abs(command - self.command) <= self._rest_step).all())
+        self._resting = self._resting + 1 if rests else 0
+        self._before, self.command, self._last_ns = self.command, command, self.now_ns
+        self.history.add(command)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the command has been at rest for ``rest_ticks``, or the policy does not act."""
+        return not self.running or self._resting >= self.contract.rest_ticks
+
+    # -- start: from the measured state ----------------------------------------------------------------------------
+
+    def _start(self, look: Look) -> bool:
+        """Let the policy act if its chunk is there and the command lies near the measured state."""
+        swap = self.pending
+        chunk = self.queue.waiting
+        if swap is not None and swap.chunk is not None and swap.is_due(look.episode, at_rest=True, at_boundary=True):
+            chunk = swap.chunk
+        else:
+            swap = None
+        if chunk is None or self._is_outdated(chunk):
+            return False
+        if swap is not None and not self._is_good(swap, chunk):
+            return False
+        if swap is None and self._refuses_first(chunk):
+            return False
+        if not self._is_near(look):
+            return False
+        if swap is not None:
+            self._move_pointer(swap)
+        self.queue.take_over(chunk)
+        self._last_target = None
+        self.running, self._converging, self._stop = True, False, None
+        self.reasons.cause = ""
+        if self._announced:
+            held_s = (self.now_ns - self._hold_ns) / 1e9
+            self.emit({"type": "RESUMED", "reason": self._announced, "held_s": held_s, **self._where()})
+        self._announced = self._told = ""
+        return True
+
+    def _is_near(self, look: Look) -> bool:
+        """Bring the command to the measured state; ``False`` while it is not there or cannot get there."""
+        measured = look.measured
+        known = np.isfinite(measured)
+        if abs(self.now_ns - look.measured_ns) > self._max_age_ns or not known[self._positions].all():
+            self._wait("OBSERVATION_STALE")
+            return False
+        if self.command is None:
+            start = np.where(known, measured, 0.0)
+            inside = np.minimum(np.maximum(start, self.limiter.low), self.limiter.high)
+            if (self._positions & (np.abs(inside - start) > self._start_tolerance)).any():
+                self._wait("OUTSIDE_LIMITS")
+                return False
+            self.command, self._before = inside, inside
+            self._last_ns = self.now_ns - self.period_ns
+            return True
+        if self._converging:
+            return self._stop is None or self._stop.arrived
+        far = self._positions & (np.abs(self.command - np.where(known, measured, 0.0)) > self._start_tolerance)
+        if far.any() and self._stop is not None:
+            self._stop.go_to(measured)  # once: a joint that sags under its load would be chased down otherwise
+            self._converging = True
+            return False
+        return True
+
+    def _wait(self, cause: str) -> None:
+        self.hold(cause)
+        self._not_before_ns = self.now_ns + _RETRY_TICKS * self.period_ns
+
+    def _is_outdated(self, chunk: Chunk) -> bool:
+        """Drop a chunk whose time has passed, on the plan clock or on the wall."""
+        if chunk.has(self.queue.plan) and self.now_ns - chunk.asked_ns <= len(chunk.actions) * self.period_ns:
+            return False
+        if self.queue.waiting is chunk:
+            self.queue.waiting = None
+        elif self.pending is not None:
+            self.pending.chunk = None
+        return True
+
+    def _refuses_first(self, chunk: Chunk) -> bool:
+        """Latch if the chunk's first action breaks a limit: before anything is commanded."""
+        index = self.queue.plan - chunk.start
+        if chunk.verdicts[index] == OK:
+            return False
+        violation = self.limiter_in_use.explain(chunk.actions[index], chunk.actions[index - 1] if index else None)
+        self.latch(violation.reason, violation)
+        return True
+
+    # -- hold ------------------------------------------------------------------------------------------------------
+
+    def latch(self, reason: str, violation: Violation | None = None) -> None:
+        """Hold until resume."""
+        if self.reasons.latch(reason, self.now_ns):
+            self._violation = violation
+        self.hold(self.reasons.cause or "STARTUP")
+
+    def hold(self, cause: str) -> None:
+        """Stop taking actions: what was planned is forgotten, except while a late chunk is all that is missing."""
+        if self.running:
+            self.running, self._hold_ns = False, self.now_ns
+            self._begin_stop()
+        elif self._converging and (cause != self.reasons.cause or self.reasons.blocked):
+            self._begin_stop()
+        self.reasons.cause = cause
+        if cause != "STARVED" or self.reasons.blocked:
+            self.forget_plans()
+
+    def forget_plans(self) -> None:
+        """Flush the queue and refuse what is being computed: the next chunk comes from a new observation."""
+        self.queue.flush()
+        self._reset = True
+        if self.active is not None:
+            self.active.forget()
+        if self.pending is not None:
+            self.pending.generation.forget()
+            self.pending.chunk = None
+
+    def _begin_stop(self) -> None:
+        self._converging = False
+        if self.command is None or self._before is None:
+            self._stop = None
+            return
+        velocity = (self.command - self._before) * (1e9 / self.period_ns)
+        self._stop = Stop(self.contract.channels, self.command, velocity, self._measured)
+
+    def _hold_on(self) -> Floats | None:
+        self.starved = self.reasons.reason == "STARVED"
+        if self.command is None or self._stop is None:
+            return None
+        if self.now_ns - self._hold_ns > self._hold_timeout_ns:
+            self.stop_commanding()
+            return None
+        command = self._stop.step(min(self.period_ns, self.now_ns - self._last_ns) / 1e9)
+        self._publish(command)
+        return command
+
+    def stop_commanding(self) -> None:
+        """Publish nothing from now on; the next start is from the measured state."""
+        self.command = self._before = self._last_target = self._stop = None
+        self._converging = False
+        self._resting = 0
+        self.history.clear()
+
+    def stand_still(self) -> None:
+        """Nothing is planned, nothing commanded."""
+        if self.running:
+            self.running, self._hold_ns = False, self.now_ns
+            self.reasons.cause = "STARTUP"
+        self.forget_plans()
+        self.stop_commanding()
+
+    def _disable_motion(self) -> None:
+        if self.motion_disabled:
+            return
+        self.motion_disabled = True
+        self.stand_still()
+        self.reasons.latch("MOTION_REENABLED", self.now_ns)
+        self.emit({"type": "MOTION_DISABLED", "tick": self.tick_number})
+        if self.pending is not None and self.pending.at == "NOW":
+            self.swap_at_standstill(self.pending)
+        else:
+            self.fail_swap("MOTION_DISABLED", "motion was disabled before the swap")
+
+    def _announce(self) -> None:
+        reason = self.reasons.reason if not self.running else ""
+        if reason in _QUIET or reason == self._told:
+            return
+        self._told = reason
+        self._announced = self._announced or reason
+        event: dict[str, Any] = {"type": "HOLD", "reason": reason, "latched": bool(self.reasons.latched), "message": reason}
+        violation = self._violation
+        if violation is not None and violation.reason == reason:
+            value = violation.value if np.isfinite(violation.value) else None
+            limit = violation.limit if np.isfinite(violation.limit) else None
+            channel = self.contract.channels[violation.channel].name
+            event |= {"channel": channel, "value": value, "limit": limit, "message": violation.message}
+        self.emit({**event, **self._where()})
+
+    def _where(self) -> dict[str, Any]:
+        return {"tick": self.tick_number, "generation": 0 if self.active is None else self.active.id}
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def _follow_episode(self, episode: int) -> None:
+        if episode == self.episode:
+            return
+        first, self.episode = self.episode is None, episode
+        self.emit({"type": "EPISODE", "episode": episode, "tick": self.tick_number})
+        if first:
+            return
+        self._reset = True
+        self.queue.waiting = None
+        if self.active is not None:
+            self.active.forget()
+        if self.pending is not None:
+            self.pending.generation.forget()
+            self.pending.chunk = None
+        # The old plan serves until the first chunk of the new episode is there, which is the new generation's if one waits.
+        self.queue.at_once = self.pending is None or self.pending.at != "EPISODE"
+
+    def _collect(self, generation: Generation | None) -> None:
+        """Take in the acting generation's answer."""
+        answer = None if generation is None else generation.poll(self.now_ns)
+        if answer is None:
+            return
+        if answer.chunk is not None:
+            self._worker_is_blind = False
+            self.queue.offer(answer.chunk)
+        elif answer.error == "OBSERVATION_STALE":
+            self._worker_is_blind = True
+            self._not_before_ns = self.now_ns + _RETRY_TICKS * self.period_ns
+        elif answer.error == "NAN":
+            self.latch("NAN", Violation("NAN", 0, float("nan"), float("nan"), "the chunk holds NaN or infinity"))
+        else:
+            self.latch("POLICY_FAILED")
+
+    def _ask(self, look: Look, plan: int) -> None:
+        """Ask for the next chunk when it is time; while a swap is pending both generations."""
+        if self.reasons.blocked or self._cause(look):
+            return
+        queue, margin, reset = self.queue, self.contract.latency_margin_ticks, self._reset
+        if self.active is not None and queue.waiting is None and self.now_ns >= self._not_before_ns:
+            early = self.active.latency_ticks + margin
+            wanted = not self.running or queue.at_once or plan >= queue.boundary - early
+            if wanted and self.active.can_ask(self.now_ns):
+                self.active.ask(plan, self.now_ns, look.measured, reset=reset)
+                self._reset = False
+        swap = self.pending
+        if swap is None or not swap.is_open(look.episode, at_rest=self.at_rest):
+            return
+        early = swap.generation.latency_ticks + margin
+        if self.running and swap.at == "CHUNK" and plan < queue.boundary - early:
+            swap.chunk = None  # came too late for the last boundary; there is time for a fresh one before the next
+        elif swap.chunk is None and swap.generation.can_ask(self.now_ns) and self.now_ns >= swap.not_before_ns:
+            swap.generation.ask(plan, self.now_ns, look.measured, reset=True)
+
+    # -- swaps -----------------------------------------------------------------------------------------------------
+
+    def _watch_swap(self, look: Look) -> None:
+        """Take in the new generation's answer; give up when it fails or time is over."""
+        swap = self.pending
+        if swap is None:
+            return
+        if swap.at == "NOW" and self.reasons.blocked:
+            self.swap_at_standstill(swap)
+            return
+        answer = swap.generation.poll(self.now_ns)
+        if answer is not None and answer.chunk is not None:
+            swap.chunk = answer.chunk
+        elif answer is not None and answer.error == "OBSERVATION_STALE":
+            swap.not_before_ns = self.now_ns + _RETRY_TICKS * self.period_ns
+        elif answer is not None:
+            self.fail_swap(answer.error, "the new generation's first chunk could not be used")
+            return
+        if swap.chunk is not None and not swap.chunk.has(self.queue.plan):
+            swap.chunk = None
+        if self.now_ns > swap.deadline_ns:
+            state = f"holding: {self.reasons.reason}" if not self.running else "no boundary with its chunk ready"
+            self.fail_swap("SWAP_TIMEOUT", f"the new generation did not act in time ({state})")
+
+    def _swap_if_due(self, look: Look) -> None:
+        swap = self.pending
+        if swap is None or swap.chunk is None:
+            return
+        if not swap.is_due(look.episode, at_rest=self.at_rest, at_boundary=self.queue.at_boundary):
+            return
+        chunk = swap.chunk
+        if not self._is_good(swap, chunk):
+            return
+        if self._last_target is not None and swap.generation.limiter.too_far(self.queue.preview(chunk), self._last_target):
+            self.fail_swap("SEAM_JUMP", "the new generation's first action is too far from the last command")
+            return
+        self._move_pointer(swap)
+        self.queue.take_over(chunk)
+
+    def _is_good(self, swap: PendingSwap, chunk: Chunk) -> bool:
+        """Check the whole part that would be executed before the swap, or it fails."""
+        index = self.queue.plan - chunk.start
+        bad = np.flatnonzero(chunk.verdicts[index : index + chunk.execute])
+        if bad.size:
+            at = index + int(bad[0])
+            violation = swap.generation.limiter.explain(chunk.actions[at], chunk.actions[at - 1] if at else None)
+            self.fail_swap(REASONS[int(chunk.verdicts[at])], f"the new generation's first chunk: {violation.message}")
+        return not bad.size
+
+    def _move_pointer(self, swap: PendingSwap) -> None:
+        """From here on the new generation is the acting one."""
+        previous = 0 if self.active is None else self.active.id
+        if self.active is not None:
+            self.active.forget()
+        self.active, self.lost, self.pending = swap.generation, False, None
+        self.chunks, self._reset, self._worker_is_blind = 0, False, False
+        self.swapped = (swap, previous, self.command)
+        self.queue.waiting = None
+
+    def swap_at_standstill(self, swap: PendingSwap) -> None:
+        """Move the pointer while nothing acts: the next start is with the new generation."""
+        self._move_pointer(swap)
+        self.forget_plans()
+
+    def fail_swap(self, code: str, text: str) -> None:
+        """Give the pending swap up, if there is one; the acting generation goes on."""
+        swap, self.pending = self.pending, None
+        if swap is None:
+            return
+        if swap.generation is not self.active:
+            swap.generation.forget()
+        event = {"type": "SWAP_FAILED", "swap_id": swap.swap_id, "generation": swap.generation.id}
+        self.emit({**event, "error_code": code, "message": text})
+

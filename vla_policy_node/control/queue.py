@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chunk queue: which action is due now.
+
+Time is the *plan clock*: it counts the ticks on which an action was taken. While the policy acts that is the control tick;
+while the robot holds, plans wait with it. Action ``i`` of a chunk asked for at plan tick ``t`` is due at ``t + i``, so a chunk
+that arrives after ``n`` ticks of motion begins with its action ``n``, and one that was asked for at rest with its first.
+
+A chunk is executed for ``execute`` actions after its take-over; then the next one takes over if it is there, the old one's
+remaining actions serve if it is not, and after those the queue is dry (the tick is *starved*). At a take-over the overlap
+of both chunks is blended linearly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vla_policy_node.control.limits import OK
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """A judged chunk."""
+
+    generation: int
+    start: int  # plan tick of action 0
+    execute: int
+    actions: Floats  # [H, C], physical units
+    verdicts: npt.NDArray[np.uint8]  # [H], of Limiter.judge
+    asked_ns: int
+
+    @property
+    def end(self) -> int:
+        """Plan tick after the last action."""
+        return self.start + len(self.actions)
+
+    def has(self, plan: int) -> bool:
+        """Whether there is an action for that plan tick."""
+        return self.start <= plan < self.end
+
+
+@dataclass(frozen=True, eq=False)
+class Action:
+    """One action to take."""
+
+    generation: int
+    values: Floats  # [C], blended
+    raw: Floats  # [C], as the policy gave it
+    raw_before: Floats | None  # [C], the action before it in its chunk
+    verdict: int
+    takes_over: bool  # first action of its chunk
+
+
+class ChunkQueue:
+    """At most one chunk that acts, one that fades out and one that waits."""
+
+    def __init__(self, blend_ticks: int) -> None:
+        self.blend_ticks = blend_ticks
+        self.plan = 0
+        self.boundary = 0  # plan tick at which the executed part ends
+        self.current: Chunk | None = None
+        self.waiting: Chunk | None = None
+        self.at_once = False  # the next chunk takes over as soon as it is there
+        self._fading: Chunk | None = None
+        self._took_over = 0
+
+    def flush(self) -> None:
+        """Forget all actions. The plan clock goes on."""
+        self.current = self.waiting = self._fading = None
+        self.at_once = False
+        self.boundary = self.plan
+
+    def offer(self, chunk: Chunk) -> None:
+        """Let a chunk wait for its turn; a newer one replaces it."""
+        self.waiting = chunk
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the next chunk may take over now."""
+        return self.current is None or self.at_once or self.plan >= self.boundary or not self.current.has(self.plan)
+
+    @property
+    def left(self) -> int:
+        """Actions left, without the chunk that waits."""
+        return 0 if self.current is None else max(0, self.current.end - self.plan)
+
+    def take_over(self, chunk: Chunk) -> None:
+        """Let ``chunk`` act from this plan tick on; the one before it fades out."""
+        self._fading = self.current
+        self.current, self.waiting, self.at_once = chunk, None, False
+        self._took_over = self.plan
+        # Keep some of the rest for the blending with the chunk after this one.
+        last = max(self.plan + 1, chunk.end - self.blend_ticks)
+        self.boundary = min(self.plan + chunk.execute, last)
+
+    def peek(self) -> Action | None:
+        """Return the action due now; ``None`` = dry. Lets the chunk that waits take over when it is its turn."""
+        waiting = self.waiting
+        if waiting is not None and self.at_boundary:
+            if waiting.has(self.plan):
+                self.take_over(waiting)
+            else:
+                self.waiting = None
+        if self.current is None or not self.current.has(self.plan):
+            return None
+        return self._action(self.current)
+
+    def preview(self, chunk: Chunk) -> Floats:
+        """Return the first action that ``chunk`` would give if it took over now, blended with the one that acts."""
+        return self._blended(chunk, self.current, 0)
+
+    def advance(self) -> None:
+        """The action was taken."""
+        self.plan += 1
+
+    def _action(self, chunk: Chunk) -> Action:
+        index = self.plan - chunk.start
+        values = self._blended(chunk, self._fading, self.plan - self._took_over)
+        first = self.plan == self._took_over
+        before = chunk.actions[index - 1] if index else None
+        return Action(chunk.generation, values, chunk.actions[index], before, int(chunk.verdicts[index]), first)
+
+    def _blended(self, chunk: Chunk, old: Chunk | None, since: int) -> Floats:
+        new: Floats = chunk.actions[self.plan - chunk.start]
+        if old is None or since >= self.blend_ticks or not old.has(self.plan):
+            return new
+        index = self.plan - old.start
+        if old.verdicts[index] != OK:
+            return new
+        weight = (since + 1) / (self.blend_ticks + 1)
+        blend: Floats = weight * new + (1.0 - weight) * old.actions[index]
+        return blend

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why the loop holds: latched holds end by resume, holds that were asked for by release, all others with their cause."""
+
+from __future__ import annotations
+
+AUTO_RESUME_DELAY_NS = 500_000_000
+"""A contract with ``auto_resume`` ends a latched hold after this time: enough for a rollback to come first."""
+
+
+class Reasons:
+    """At most one reason of each kind. ``reason`` is the one that counts, empty = not holding."""
+
+    def __init__(self, *, auto_resume: bool) -> None:
+        self._auto_resume = auto_resume
+        self.latched = ""
+        self.asked = ""
+        self.cause = "STARTUP"
+        self._latched_ns = 0
+
+    @property
+    def reason(self) -> str:
+        """The reason that counts."""
+        return self.latched or self.asked or self.cause
+
+    @property
+    def blocked(self) -> bool:
+        """Whether somebody has to end the hold: no chunk is asked for meanwhile."""
+        return bool(self.latched or self.asked)
+
+    def latch(self, reason: str, now_ns: int) -> bool:
+        """Latch; the first reason stays, except that an operator's is never taken over. Return whether it is a new one."""
+        if self.latched and not (reason == "OPERATOR" and self.latched != "OPERATOR"):
+            return False
+        self.latched, self._latched_ns = reason, now_ns
+        return True
+
+    def resume(self) -> str:
+        """End a latched hold and return its reason. The policy then starts anew."""
+        reason, self.latched = self.latched, ""
+        if reason:
+            self.cause = "STARTUP"
+        return reason
+
+    def resume_by_itself(self, now_ns: int) -> None:
+        """End a latched hold if the contract allows that; never an operator's."""
+        waited = now_ns - self._latched_ns >= AUTO_RESUME_DELAY_NS
+        if self._auto_resume and waited and self.latched not in ("", "OPERATOR"):
+            self.resume()

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A swap that was asked for: when it may happen, and what it has cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vla_policy_node.control.generation import Generation
+from vla_policy_node.control.queue import Chunk
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass
+class PendingSwap:
+    """``at``: CHUNK = end of the executed part; EPISODE = next start of an episode; REST = command at rest; NOW = at once."""
+
+    swap_id: str
+    generation: Generation
+    at: str
+    asked_ns: int  # when the request was made, in the node process
+    deadline_ns: int
+    episode: int  # when it was asked for
+    chunk: Chunk | None = None  # the new generation's first, judged
+    not_before_ns: int = 0  # its worker had no fresh observation: ask again then
+
+    def is_open(self, episode: int, *, at_rest: bool) -> bool:
+        """Whether the new generation is asked for chunks."""
+        if self.at == "EPISODE":
+            return episode != self.episode
+        return at_rest if self.at == "REST" else True
+
+    def is_due(self, episode: int, *, at_rest: bool, at_boundary: bool) -> bool:
+        """Whether the new generation may take over on this tick."""
+        if self.at == "CHUNK":
+            return at_boundary
+        return self.is_open(episode, at_rest=at_rest)
+
+
+class CommandHistory:
+    """The last second of commands ``[n, C]``: how large a step is usual."""
+
+    def __init__(self, length: int, channels: int) -> None:
+        self._ring = np.full((max(length, 2), channels), np.nan)
+        self._next = self._count = 0
+
+    def add(self, command: Floats) -> None:
+        """Remember a command."""
+        self._ring[self._next] = command
+        self._next = (self._next + 1) % len(self._ring)
+        self._count = min(self._count + 1, len(self._ring))
+
+    def clear(self) -> None:
+        """Commands were interrupted."""
+        self._count = 0
+
+    def typical_step(self, channel: int) -> float:
+        """Return the 99th percentile of the channel's steps from tick to tick; 0 without at least two commands."""
+        if self._count < 2:
+            return 0.0
+        order = (self._next - self._count + np.arange(self._count)) % len(self._ring)
+        return float(np.percentile(np.abs(np.diff(self._ring[order, channel])), 99))
+
+
+def seam(before: Floats | None, after: Floats, step: Floats) -> tuple[int, float]:
+    """Return channel and size of the largest change between two commands, channels compared in units of their step limit."""
+    if before is None:
+        return 0, 0.0
+    jump = np.abs(after - before)
+    channel = int(np.argmax(jump / step))
+    return channel, float(jump[channel])
+
+
+def swapped_event(swap: PendingSwap, previous: int, tick: int, now_ns: int) -> dict[str, Any]:
+    """Return the SWAPPED event of a swap without motion; the loop adds what a moving one has."""
+    return {
+        "type": "SWAPPED",
+        "swap_id": swap.swap_id,
+        "generation": swap.generation.id,
+        "previous": previous,
+        "at": swap.at,
+        "tick": tick,
+        "latency_s": max(0, now_ns - swap.asked_ns) / 1e9,
+        "acted": False,  # the robot did not move: the first action comes with the end of the hold
+        "seam_jump": 0.0,
+        "seam_channel": "",
+        "typical_step": 0.0,
+    }
