@@ -55,7 +55,8 @@ def scripted_bundle(
 ) -> Manifest:
     """Write a bundle whose policy draws sinusoids; ``behaviour``: keys of ``scripted_policy.py`` and of :func:`make_bundle`.
 
-    The policy ignores ``more_tensors``, or refuses them with ``ignore_more=False``. ``warm_up`` is the worker's ``warm_up_inferences``: the policy counts its calls from after them.
+    The policy ignores ``more_tensors``, or refuses them with ``ignore_more=False``.
+    ``warm_up`` is the worker's ``warm_up_inferences``: the policy counts its calls from after them.
     """
     size = len(channels)
     weights = {"amplitude": amplitude, "frequency": frequency_hz, "offset": offset, "phase": phase}

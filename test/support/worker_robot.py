@@ -1,4 +1,4 @@
-"""What a worker pool has around it on a robot, for tests: the observation's writer, the control process's requests, the events."""
+"""What a worker pool has around it on a robot: who writes observations, asks for chunks, and takes note of events."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from support.scripted import scripted_bundle
 from support.worker_robot import STATE, WorkerRobot, gone
+
 from vla_checkpoint import BaseRef
 from vla_policy_node.policies.base import FeatureSpec
 from vla_policy_node.worker.api import PrepareError
@@ -137,7 +137,7 @@ def test_each_failure_has_its_code_and_leaves_the_running_generation_alone(tmp_p
         (truncate_weights, "BUNDLE_FILE_SIZE"),
         (change_config, "DIGEST_FILE"),
         (lambda bundle: (bundle / "stats.json").unlink(), "BUNDLE_FILE_MISSING"),
-        (lambda bundle: (bundle / "manifest.json").write_text("{"), "MANIFEST_FIELD"),
+        (lambda bundle: (bundle / "manifest.json").write_text("{"), "MANIFEST_JSON"),
     ],
 )
 def test_a_damaged_bundle_is_not_loaded(tmp_path: Path, damage: Callable[[Path], object], code: str) -> None:
@@ -208,7 +208,9 @@ def test_a_cancelled_preparation_ends_although_the_policy_does_not(tmp_path: Pat
         state = {"load": "DIGEST", "golden": "GOLDEN", "warm_up": "WARM_UP"}[where]
         pid = robot.spare_ready(not_pid=good.pid)
         with pytest.raises(PrepareError) as caught:
-            robot.pool.prepare(tmp_path / "slow", on_progress=lambda s, _: stop.set() if s == state else None, cancelled=stop.is_set)
+            robot.pool.prepare(
+                tmp_path / "slow", on_progress=lambda s, _: stop.set() if s == state else None, cancelled=stop.is_set
+            )
         assert caught.value.code == "CANCELLED"
         assert gone(pid, 0.1)
         robot.assert_works(good)
@@ -290,7 +292,7 @@ def test_ten_updates_reuse_two_arenas_and_leak_nothing(tmp_path: Path) -> None:
             new = robot.pool.prepare(tmp_path / "ab"[number % 2])
             robot.pool.release(active)
             active = new
-            descriptors.add(len(os.listdir("/proc/self/fd")))
+            descriptors.add(len(list(Path("/proc/self/fd").iterdir())))
         seen |= weight_mappings(active.pid)
         robot.assert_works(active)
     assert len(seen) == 2

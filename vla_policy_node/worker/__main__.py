@@ -40,7 +40,7 @@ from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.policies.base import Policy
 from vla_policy_node.worker import loading
 from vla_policy_node.worker.golden import replay
-from vla_policy_node.worker.inference import FEATURE, ChunkError, InferenceLoop, infer
+from vla_policy_node.worker.inference import FEATURE, ChunkError, InferenceLoop, infer, reset
 
 _PR_SET_PDEATHSIG = 1
 _REPORT_PERIOD_S = 1.0
@@ -145,11 +145,9 @@ class Worker:
                     begin = time.monotonic()
                     infer(policy, *generation.example())
                     times.append(time.monotonic() - begin)
-                policy.reset()
+                reset(policy)
             except ChunkError as e:
                 raise WorkerError("WARM_UP_FAILED", f"{e.error}: {e}") from e
-            except Exception as e:
-                raise WorkerError("WARM_UP_FAILED", f"reset: {type(e).__name__}: {e}") from e
         return statistics.median(times[1:]) * 1e3
 
     def progress(self, state: str, fraction: float) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from vla_policy_node.errors import WorkerError
 from vla_policy_node.policies.base import FloatArray, Policy
-from vla_policy_node.worker.inference import ChunkError, infer
+from vla_policy_node.worker.inference import ChunkError, infer, reset
 
 Array = npt.NDArray[Any]
 
@@ -36,8 +36,8 @@ def replay(
     """
     allowed = np.asarray(tolerance, dtype=np.float64)
     for n, instruction in enumerate(instructions):
-        policy.reset()
         try:
+            reset(policy)
             chunk = infer(policy, {name: array[n] for name, array in observations.items()}, instruction)
         except ChunkError as e:
             raise WorkerError("GOLDEN_MISMATCH", f"golden observation {n}: {e.error}: {e}") from e

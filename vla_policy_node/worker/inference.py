@@ -51,6 +51,14 @@ def infer(policy: Policy, observation: Mapping[str, Array], instruction: str) ->
     return chunk
 
 
+def reset(policy: Policy) -> None:
+    """Let a policy forget its episode; raises :class:`ChunkError` whatever it does instead."""
+    try:
+        policy.reset()
+    except (Exception, SystemExit) as e:
+        raise ChunkError("POLICY_FAILED", traceback.format_exc(limit=-8)) from e
+
+
 class InferenceLoop:
     """One generation's requests in, chunks out; the only writer of the chunk arena."""
 
@@ -101,7 +109,9 @@ class InferenceLoop:
         try:
             stamp_ns, features, instruction, episode = self._look()
             if episode != self._episode:
-                self._reset(episode)
+                self._episode = None  # should the reset fail, the next request tries again
+                reset(self._policy)
+                self._episode = episode
             begin = time.monotonic_ns()
             try:
                 actions = infer(self._policy, features, instruction)
@@ -139,11 +149,3 @@ class InferenceLoop:
             raise ChunkError("OBSERVATION_STALE", f"the newest observation is {age_ns / 1e9:.3f} s old")
         instruction = values["instruction"].tobytes().rstrip(b"\0").decode(errors="replace")
         return stamp_ns, {name: values[field] for field, name in self._features.items()}, instruction, int(values["episode"])
-
-    def _reset(self, episode: int) -> None:
-        self._episode = None
-        try:
-            self._policy.reset()
-        except (Exception, SystemExit) as e:
-            raise ChunkError("POLICY_FAILED", traceback.format_exc(limit=-8)) from e
-        self._episode = episode

@@ -172,7 +172,7 @@ class WorkerPool:
         try:
             bundle = open_bundle(bundle_dir, expected_digest=digest or None)
             if bundle.manifest.kind != "full":
-                raise PrepareError("KIND_UNSUPPORTED", f"{bundle_dir}: {bundle.manifest.kind} bundles cannot be loaded by themselves")
+                raise PrepareError("KIND_UNSUPPORTED", f"{bundle_dir}: an {bundle.manifest.kind} bundle is no policy by itself")
             return bundle, make_plan(bundle, self._config, self._observation)
         except CheckpointError as e:
             raise PrepareError(e.code, str(e)) from e
