@@ -74,6 +74,11 @@ class StandInPolicyNode:
     def __exit__(self, *exc: object) -> None:
         self._ros.close()
 
+    def is_heard(self) -> bool:
+        """Whether somebody listens to statuses, scores and outcomes."""
+        publishers = (self._status, self._report, self._score, self._outcome)
+        return all(publisher.get_subscription_count() > 0 for publisher in publishers)
+
     # -- what the robot does ------------------------------------------------------------------------------------------------
 
     def publish_scores(self, score: float, count: int, source: str = "tce") -> None:
@@ -81,7 +86,11 @@ class StandInPolicyNode:
         for _ in range(count):
             self._score.publish(
                 AnomalyScore(
-                    header=self._header(), source=source, version=self.active[1], generation=self.generation, score=score
+                    header=self._header(),
+                    source=source,
+                    version=self.active[1],
+                    generation=self.generation,
+                    score=score,
                 )
             )
             time.sleep(0.001)

@@ -31,6 +31,8 @@ DISCOVERY_S = 2.0
 """How long a server may take to be discovered before it counts as absent [s]."""
 REPLY_S = 5.0
 """What a policy node may need beyond the timeout that it was given, before its reply counts as lost [s]."""
+REPORT_GRACE_S = 0.5
+"""How long a status with another active generation waits for the report that says why [s]: topics have no common order."""
 CANCEL_S = 2.0
 """How long to wait for a cancelled preparation to end [s]; it ends by itself if that is not enough."""
 
@@ -56,6 +58,8 @@ class RosPolicyPort:
         self._mutex = threading.Lock()
         self._status: PolicyStatus | None = None
         self._heard_s = 0.0
+        self._before: PolicyStatus | None = None
+        self._changed_s = 0.0
         self._report: SwapReport | None = None
         self._closed = False
 
@@ -82,8 +86,12 @@ class RosPolicyPort:
     # -- what the policy node says ------------------------------------------------------------------------------------------
 
     def _take_status(self, message: PolicyStatus) -> None:
+        now_s = time.monotonic()
         with self._mutex:
-            self._status, self._heard_s = message, time.monotonic()
+            last = self._status
+            if last is not None and _acting(last) != _acting(message):
+                self._before, self._changed_s = last, now_s
+            self._status, self._heard_s = message, now_s
         self._on_status()
 
     def _take_report(self, message: SwapReport) -> None:
@@ -93,28 +101,17 @@ class RosPolicyPort:
 
     def status(self) -> PolicySnapshot | None:
         """Return the last status, or None if none ever came."""
+        now_s = time.monotonic()
         with self._mutex:
-            status, report, heard_s = self._status, self._report, self._heard_s
+            status, report, before = self._status, self._report, self._before
+            age_s, changed_s = now_s - self._heard_s, self._changed_s
         if status is None:
             return None
-        # Two topics have no common order: a report counts only for the generation that it is about.
-        fits = report is not None and (report.generation, report.to_digest) == (status.generation, status.active_digest)
-        return PolicySnapshot(
-            age_s=time.monotonic() - heard_s,
-            boot_id=status.boot_id,
-            generation=status.generation,
-            active_digest=status.active_digest,
-            active_version=status.active_version,
-            standby_digest=status.standby_digest,
-            prepared_digest=status.prepared_digest,
-            holding=status.holding,
-            hold_latched=status.hold_latched,
-            hold_reason=status.hold_reason,
-            on_trial=status.on_trial,
-            episode_id=status.episode_id,
-            running=status.state in _RUNNING,
-            last_swap_cause=report.cause if fits and report is not None else "",
-        )
+        explained = report is not None and (report.generation, report.to_digest) == _acting(status)[1:]
+        waits = before is not None and before.boot_id == status.boot_id and now_s - changed_s < REPORT_GRACE_S
+        if waits and not explained:
+            return _snapshot(before, age_s, "")
+        return _snapshot(status, age_s, report.cause if explained and report is not None else "")
 
     # -- what it is asked ---------------------------------------------------------------------------------------------------
 
@@ -242,6 +239,29 @@ class RosPolicyPort:
         handle = sent.result()
         if over.is_set() and handle is not None and handle.accepted and not self._closed:
             self._among_callbacks.submit(handle.cancel_goal_async)
+
+
+def _acting(status: PolicyStatus) -> tuple[str, int, str]:
+    return status.boot_id, status.generation, status.active_digest
+
+
+def _snapshot(status: PolicyStatus, age_s: float, cause: str) -> PolicySnapshot:
+    return PolicySnapshot(
+        age_s=age_s,
+        boot_id=status.boot_id,
+        generation=status.generation,
+        active_digest=status.active_digest,
+        active_version=status.active_version,
+        standby_digest=status.standby_digest,
+        prepared_digest=status.prepared_digest,
+        holding=status.holding,
+        hold_latched=status.hold_latched,
+        hold_reason=status.hold_reason,
+        on_trial=status.on_trial,
+        episode_id=status.episode_id,
+        running=status.state in _RUNNING,
+        last_swap_cause=cause,
+    )
 
 
 def _given_up(reason: str, timeout_code: str, timeout_text: str) -> tuple[str, str]:

@@ -1,0 +1,218 @@
+"""An offer on ``model_update`` ends as COMMITTED once it has proved itself, or as a coded refusal that changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray
+from support.domains import claim_domain
+from support.manager_rig import ManagerRig
+from support.ros import wait_for
+from vla_ota.msg import AnomalyScore, EpisodeOutcome
+from vla_ota.srv import ListModels, UnblockModel
+
+from vla_ros import qos
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
+    """A robot that runs 1.0.0, committed."""
+    with claim_domain() as domain, ManagerRig(domain, tmp_path_factory.mktemp("robot")) as rig:
+        rig.start()
+        rig.install("1.0.0")
+        yield rig
+
+
+def path_of(rig: ManagerRig, update_id: str) -> list[str]:
+    return [event.to_state for event in rig.events.messages if event.update_id == update_id]
+
+
+def test_an_offer_by_topic_is_fetched_swapped_in_tried_and_committed(rig: ManagerRig) -> None:
+    digest = rig.publish("1.1.0", seed=1)
+    update_id = rig.offer("1.1.0", digest)
+    rig.wait_event(update_id, "TRIAL")
+    trial = rig.wait_state("TRIAL", lambda m: m.update_id == update_id)
+    assert (trial.trial_version, trial.trial_digest, trial.committed_version) == ("1.1.0", digest, "1.0.0")
+    assert rig.policy.active == (digest, "1.1.0")
+    assert rig.policy.on_trial and rig.policy.swaps[-1].trial_lease_s > 0
+    rig.prove(update_id)
+    status = rig.wait_state("COMMITTED", lambda m: m.update_id == update_id and m.active_version == "1.1.0")
+    assert (status.committed_version, status.committed_digest, status.previous_version) == ("1.1.0", digest, "1.0.0")
+    assert status.rollback_ready == status.ROLLBACK_WARM
+    assert status.bytes_downloaded == status.bytes_total > 0
+    assert path_of(rig, update_id) == [
+        "CHECKING", "FETCHING", "VERIFYING", "INSTALLED", "PREPARING", "SWAPPING", "TRIAL", "COMMITTED",
+    ]  # fmt: skip
+    wait_for(lambda: not rig.policy.on_trial, "the end of the lease")
+
+
+def test_a_version_whose_scores_are_bad_is_rolled_back_and_blocked_until_a_person_unblocks_it(rig: ManagerRig) -> None:
+    before = rig.status.last.committed_version
+    digest = rig.publish("2.0.0", seed=2)
+    update_id = rig.offer("2.0.0", digest)
+    rig.wait_event(update_id, "TRIAL")
+    for _ in range(200):
+        rig.policy.publish_scores(50.0, 1)
+        if "ROLLED_BACK" in path_of(rig, update_id):
+            break
+        time.sleep(0.02)
+    event = rig.wait_event(update_id, "ROLLED_BACK")
+    assert event.error_code
+    status = rig.status.wait(lambda m: "2.0.0" in m.blocked and m.active_version == before)
+    assert status.committed_version == before and status.error_code == event.error_code
+
+    swaps = len(rig.policy.swaps)
+    again = rig.offer("2.0.0", digest)
+    assert rig.wait_event(again, "REJECTED").error_code == "VERSION_BLOCKED"
+    assert len(rig.policy.swaps) == swaps
+
+    unknown = rig.ros.call(UnblockModel, "ota_manager/unblock_model")
+    assert not unknown.success and unknown.error_code and unknown.message
+    reply = rig.ros.call(UnblockModel, "ota_manager/unblock_model", UnblockModel.Request(version="2.0.0"))
+    assert reply.success and "2.0.0" not in reply.blocked
+    third = rig.offer("2.0.0", digest, activate=False)
+    rig.wait_event(third, "INSTALLED")
+
+
+def refuse(rig: ManagerRig, update_id: str, *codes: str) -> None:
+    """The offer is rejected with one of the codes, in event and status; the robot keeps what it had."""
+    event = rig.wait_event(update_id, "REJECTED")
+    assert event.error_code in codes and event.message
+    status = rig.status.wait(lambda m: m.error_code in codes, what="the code in the status")
+    assert status.message
+
+
+@pytest.fixture
+def untouched(rig: ManagerRig) -> Iterator[None]:
+    """Whatever the test does, the policy node is asked nothing and the disk holds what it held."""
+    rig.status.clear()
+    active, swaps, prepared = rig.policy.active, len(rig.policy.swaps), len(rig.policy.prepared_paths)
+    models = {(m.version, m.digest) for m in rig.ros.call(ListModels, "ota_manager/list_models").models}
+    yield
+    reply = rig.ros.call(ListModels, "ota_manager/list_models")
+    assert {(m.version, m.digest) for m in reply.models} == models
+    assert (rig.policy.active, len(rig.policy.swaps), len(rig.policy.prepared_paths)) == (active, swaps, prepared)
+
+
+MALFORMED: dict[str, dict[str, Any]] = {
+    "id": {"update_id": "has a space"},
+    "empty id": {"update_id": ""},
+    "version": {"version": "1.2"},
+    "digest": {"manifest_sha256": "xyz"},
+    "name": {"name": "../../etc"},
+    "url": {"manifest_url": ""},
+}
+
+
+@pytest.mark.parametrize("fields", MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_malformed_offer_is_rejected_with_its_field(rig: ManagerRig, untouched: None, fields: dict[str, Any]) -> None:
+    refuse(rig, rig.offer("1.2.0", "0" * 64, **fields), "OFFER_INVALID")
+    assert next(iter(fields)).split("_")[-1] in rig.status.last.message
+
+
+def test_a_digest_that_is_not_the_manifests_is_rejected(rig: ManagerRig, untouched: None) -> None:
+    rig.publish("1.3.0", seed=3)
+    refuse(rig, rig.offer("1.3.0", "0" * 64), "MANIFEST_DIGEST_MISMATCH")
+
+
+def test_an_offer_without_a_digest_is_rejected_when_nobody_signs(rig: ManagerRig, untouched: None) -> None:
+    rig.publish("1.3.1", seed=3)
+    refuse(rig, rig.offer("1.3.1", ""), "MANIFEST_UNTRUSTED")
+
+
+def test_a_source_that_is_not_allowed_is_rejected(rig: ManagerRig, untouched: None) -> None:
+    refuse(rig, rig.offer("1.3.0", "0" * 64, manifest_url="http://127.0.0.1:9/x/manifest.json"), "SOURCE_NOT_ALLOWED")
+
+
+def test_a_file_outside_the_sources_is_rejected(rig: ManagerRig, untouched: None, tmp_path: Path) -> None:
+    url = (tmp_path / "manifest.json").as_uri()
+    refuse(rig, rig.offer("1.3.0", "0" * 64, manifest_url=url), "SOURCE_NOT_ALLOWED")
+
+
+def test_an_expired_offer_is_rejected(rig: ManagerRig, untouched: None) -> None:
+    digest = rig.publish("1.4.0", seed=4)
+    refuse(rig, rig.offer("1.4.0", digest, expires=Time(sec=int(time.time()) - 10)), "UPDATE_EXPIRED")
+
+
+def test_another_version_than_promised_is_rejected(rig: ManagerRig, untouched: None) -> None:
+    digest = rig.publish("1.5.0", seed=5)
+    refuse(rig, rig.offer("1.5.1", digest, manifest_url=rig.url("1.5.0")), "VERSION_MISMATCH")
+
+
+def test_another_model_than_promised_is_rejected(rig: ManagerRig, untouched: None) -> None:
+    digest = rig.publish("1.5.2", seed=5)
+    refuse(rig, rig.offer("1.5.2", digest, name="stack_cups"), "NAME_MISMATCH")
+
+
+def test_corrupted_weights_are_rejected(rig: ManagerRig, untouched: None) -> None:
+    digest = rig.publish("1.6.0", seed=6)
+    weights = rig.server.folder / "pick_place" / "1.6.0" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    refuse(rig, rig.offer("1.6.0", digest), "BLOB_DIGEST_MISMATCH")
+
+
+def test_weights_with_a_nan_are_rejected_though_every_digest_fits(rig: ManagerRig, untouched: None) -> None:
+    import numpy as np
+
+    digest = rig.publish("1.7.0", tensors={"w": np.array([1.0, np.nan], np.float32)})
+    update_id = rig.offer("1.7.0", digest)
+    event = rig.wait_event(update_id, "REJECTED")
+    assert event.error_code and "w" in event.message
+
+
+def test_an_update_id_is_acted_on_once(rig: ManagerRig) -> None:
+    digest = rig.publish("1.8.0", seed=8)
+    update_id = rig.offer("1.8.0", digest, activate=False)
+    rig.wait_event(update_id, "INSTALLED")
+    rig.offer("1.8.0", digest, update_id=update_id)
+    rig.offer("1.9.9", "0" * 64, update_id=update_id)
+    later = rig.offer("1.8.0", "0" * 64)  # has been dealt with after them
+    rig.wait_event(later, "REJECTED")
+    assert path_of(rig, update_id).count("CHECKING") == 1
+
+
+def test_a_missing_model_fails_and_the_next_offer_works(rig: ManagerRig, untouched: None) -> None:
+    update_id = rig.offer("9.9.9", "0" * 64)
+    event = rig.events.wait(lambda m: m.update_id == update_id and m.to_state in ("REJECTED", "FAILED"))
+    assert event.error_code == "NOT_FOUND"
+
+
+def test_scores_that_are_no_numbers_and_odd_outcomes_do_not_upset_the_node(rig: ManagerRig) -> None:
+    scores = rig.ros.advertise(AnomalyScore, "anomaly_score")
+    outcomes = rig.ros.advertise(EpisodeOutcome, "episode_outcome")
+    diagnostics = rig.ros.subscribe(DiagnosticArray, "/diagnostics")
+    for value in (float("nan"), float("inf"), -float("inf"), 1e308):
+        scores.publish(AnomalyScore(source="tce", score=value))
+    scores.publish(AnomalyScore(source="", score=1.0))
+    outcomes.publish(EpisodeOutcome(episode_id="\u0000\u2603" * 1000, duration_s=float("nan")))
+    finding = diagnostics.wait(lambda m: any("SCORE_INVALID" in s.message for s in m.status), what="SCORE_INVALID")
+    assert {s.name.rpartition(": ")[2] for s in finding.status} >= {
+        "qos",
+        "store",
+        "update",
+        "policy node",
+        "trust",
+        "scores",
+    }
+    assert rig.ros.call(ListModels, "ota_manager/list_models").success
+
+
+def test_diagnostics_say_that_a_hash_alone_is_no_signature(rig: ManagerRig) -> None:
+    diagnostics = rig.ros.subscribe(DiagnosticArray, "/diagnostics")
+    array = diagnostics.wait(lambda m: any(s.name == "ota_manager: trust" for s in m.status))
+    trust = next(s for s in array.status if s.name == "ota_manager: trust")
+    assert trust.level == trust.WARN and "sha256" in trust.message
+
+
+def test_a_late_joiner_gets_the_latched_status(rig: ManagerRig) -> None:
+    from vla_ota.msg import ModelStatus
+
+    late = rig.ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED)
+    assert late.wait().committed_version == rig.status.last.committed_version

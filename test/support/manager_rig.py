@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One robot for tests of the manager's node: the node as a process, a stand-in policy node, a model server, a probe."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from vla_ota.msg import ModelEvent, ModelStatus, ModelUpdate
+
+from support.bundles import make_bundle
+from support.ros import Inbox, NodeProcess, RosHarness, wait_for
+from support.ros_policy import StandInPolicyNode
+from vla_ros import qos
+
+CHUNKS, EPISODES = 12, 4
+"""Exposure that a commit needs with ``QUICK``."""
+
+QUICK: Mapping[str, Any] = {
+    "status_period_s": 0.2,
+    "policy_silent_s": 2.0,
+    "min_free_bytes": 0,
+    "backoff_s": 0.1,
+    "retries": 3,
+    "min_trial_time_s": 0.0,
+    "min_trial_chunks": CHUNKS,
+    "min_trial_episodes": EPISODES,
+    "first_install_chunks": 4,
+    "block_chunks": 1,
+    "calibration_samples": 40,
+    "policy_wait_s": 5.0,
+}
+"""Parameters of a manager that decides quickly."""
+
+
+class ModelServer:
+    """A static HTTP/1.1 server with Range on 127.0.0.1 that can be slowed down and counts what it has sent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rate_bytes_s = 0
+        """Rate of each reply [bytes/s]; 0 = as fast as it goes."""
+        self.sent: Counter[str] = Counter()
+        """Payload sent by path, without status lines and headers [bytes]."""
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http.daemon_threads = False
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), name="model server")
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where ``folder`` is."""
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def close(self) -> None:
+        """Stop serving."""
+        self.rate_bytes_s = 0
+        self._http.shutdown()
+        self._thread.join(10.0)
+        self._http.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                path = server.folder / self.path.lstrip("/")
+                if not path.is_file():
+                    self.send_error(404)
+                    return
+                data = path.read_bytes()
+                span = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+                begin = int(span[1]) if span else 0
+                self.send_response(206 if span else 200)
+                self.send_header("Content-Length", str(len(data) - begin))
+                self.send_header("ETag", f'"{len(data)}-{path.stat().st_mtime_ns}"')
+                if span:
+                    self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+                self.end_headers()
+                self._send(data, begin)
+
+            def _send(self, data: bytes, position: int) -> None:
+                while position < len(data):
+                    rate = server.rate_bytes_s
+                    step = max(1, rate // 20) if rate else len(data)
+                    try:
+                        self.wfile.write(data[position : position + step])
+                    except OSError:  # the other side is gone
+                        self.close_connection = True
+                        return
+                    server.sent[self.path] += len(data[position : position + step])
+                    position += step
+                    if rate:
+                        time.sleep(step / rate)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        return Handler
+
+
+class ManagerRig:
+    """Use as a context manager. Everything in it ends with it.
+
+    Args:
+        domain: ROS_DOMAIN_ID.
+        folder: for store, models and logs.
+        namespace: of manager and policy node; the probe stays in the root.
+        remaps: of the manager.
+        parameters: of the manager, over ``QUICK``.
+    """
+
+    def __init__(
+        self,
+        domain: int,
+        folder: Path,
+        *,
+        namespace: str = "",
+        remaps: tuple[str, ...] = (),
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.domain, self.folder, self.namespace, self._remaps = domain, folder, namespace, remaps
+        self.store = folder / "store"
+        self.server = ModelServer(folder / "models")
+        self.parameters = {
+            **QUICK,
+            "store_dir": str(self.store),
+            "allowed_sources": [f"{self.server.url}/"],
+            **(parameters or {}),
+        }
+        self.ros = RosHarness(domain)
+        self.policy = StandInPolicyNode(domain, namespace)
+        self.status: Inbox = self.ros.subscribe(ModelStatus, self.name("ota_manager/status"), qos.LATCHED)
+        self.events: Inbox = self.ros.subscribe(ModelEvent, self.name("ota_manager/events"))
+        self._offers = self.ros.advertise(ModelUpdate, self.name("model_update"), readers=0)
+        self.manager: NodeProcess | None = None
+
+    def __enter__(self) -> ManagerRig:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
+        try:
+            if self.manager is not None:
+                self.manager.__exit__(exc_type)
+        finally:
+            self.policy.__exit__()
+            self.ros.close()
+            self.server.close()
+
+    def name(self, relative: str) -> str:
+        """Return a name in the robot's namespace as the probe must say it."""
+        return f"{self.namespace}/{relative}" if self.namespace else relative
+
+    def start(self) -> NodeProcess:
+        """Start the manager and wait until it can hear offers and the policy node."""
+        self.status.clear()
+        self.manager = NodeProcess(
+            "vla_ota_manager.node",
+            self.domain,
+            self.folder / "log",
+            parameters=self.parameters,
+            namespace=self.namespace,
+            remaps=self._remaps,
+        )
+        try:
+            self.status.wait()
+            wait_for(lambda: self._offers.get_subscription_count() >= 1, "the subscription of model_update")
+            wait_for(self.policy.is_heard, "the manager's subscriptions to scores and outcomes")
+        except AssertionError as e:
+            raise AssertionError(f"{e}\n--- log\n{self.manager.log}") from None
+        return self.manager
+
+    # -- models and offers --------------------------------------------------------------------------------------------------
+
+    def publish(self, version: str, *, size: int = 0, name: str = "pick_place", **options: Any) -> str:
+        """Put a bundle on the model server; ``size``: of its weights, about [bytes]. Return its digest."""
+        if size:
+            rng = np.random.default_rng(abs(hash(version)) % 2**32)
+            options["tensors"] = {"w": rng.standard_normal(size // 4).astype(np.float32)}
+        return make_bundle(self.server.folder / name / version, name=name, version=version, **options).digest
+
+    def url(self, version: str, name: str = "pick_place") -> str:
+        """Return where a bundle's manifest is."""
+        return f"{self.server.url}/{name}/{version}/manifest.json"
+
+    def offer(self, version: str, digest: str, **fields: Any) -> str:
+        """Publish a ModelUpdate; return its update_id."""
+        values = {
+            "update_id": f"u-{uuid.uuid4().hex[:8]}",
+            "name": "pick_place",
+            "version": version,
+            "manifest_url": self.url(version),
+            "manifest_sha256": digest,
+        }
+        message = ModelUpdate(**{**values, **fields})
+        self._offers.publish(message)
+        return str(message.update_id)
+
+    def wait_state(self, state: str, accept: Callable[[Any], bool] = lambda _: True) -> Any:
+        """Wait for a status in this state, of those to come or received since ``status.clear()``."""
+        return self.status.wait(lambda m: m.state_name == state and accept(m), what=state)
+
+    def wait_event(self, update_id: str, to_state: str) -> Any:
+        """Wait for the event that says that an update has entered a state."""
+        return self.events.wait(
+            lambda m: m.update_id == update_id and m.to_state == to_state, what=f"{update_id} -> {to_state}"
+        )
+
+    def prove(self, update_id: str, *, score: float = 1.0) -> Any:
+        """Let the version on trial behave well until it is committed; return the event."""
+        self.wait_event(update_id, "TRIAL")
+        self.behave(
+            score, lambda: any(e.update_id == update_id and e.to_state == "COMMITTED" for e in self.events.messages)
+        )
+        return self.wait_event(update_id, "COMMITTED")
+
+    def behave(self, score: float, until: Callable[[], bool]) -> None:
+        """Let the robot act, a chunk of this score every few milliseconds, until something has come of it."""
+
+        def act() -> bool:
+            if until():
+                return True
+            self.policy.publish_scores(score, 1)
+            return False
+
+        wait_for(act, f"the effect of scores of {score}")
+
+    def install(self, version: str, **options: Any) -> str:
+        """Publish a bundle, offer it and let it prove itself; return its digest."""
+        digest = self.publish(version, **options)
+        self.prove(self.offer(version, digest))
+        self.status.wait(lambda m: m.committed_version == version, what=f"{version} in the status")
+        return digest

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manager's records as ROS messages, and back."""

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node ``ota_manager``: gets, keeps and judges the policy that this robot runs. A thin shell on ``UpdateEngine``.
+
+Topics, services and the action are listed in the README; parameters, with their ranges, are the fields of ``OtaConfig`` and
+``NodeConfig``.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.node import Node
+from std_msgs.msg import Bool, Float64
+from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate
+
+from vla_ota_manager.commands.node import MAX_GOALS, InstallAction, Services
+from vla_ota_manager.config import OtaConfig
+from vla_ota_manager.engine import UpdateEngine
+from vla_ota_manager.messages.node import from_event, from_status, to_result, to_score, to_update
+from vla_ota_manager.node_config import NodeConfig, ScoreTopic
+from vla_ota_manager.policy_port.node import RosPolicyPort
+from vla_ota_manager.records import Event, Score, Status
+from vla_ros import qos
+from vla_ros.diagnostics import ERROR, OK, WARN, Diagnostics, Report
+from vla_ros.parameters import declare
+from vla_ros.runtime import main as run_main
+
+THREADS = 8 + MAX_GOALS
+"""Of the executor: what may block (two services, the goals, the timers) never keeps a topic waiting."""
+
+
+class OtaManagerNode(Node):
+    """Wires ROS to the engine.
+
+    Raises:
+        ParameterError, ConfigError: a parameter is wrong.
+        StoreError: the store cannot be used.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("ota_manager")
+        self._settings, self._config = declare(self, NodeConfig), declare(self, OtaConfig)
+        self._send_log_to_ros()
+        self._publishing = threading.Lock()
+        self._published_s = 0.0
+        self._heard_permission_s: float | None = None
+        self._dropped_scores = 0
+        self._closed = False
+
+        self._diagnostics = Diagnostics(self, self._config.store_dir)
+        self._status_publisher = self.create_publisher(
+            ModelStatus, "~/status", qos.LATCHED, event_callbacks=self._diagnostics.publisher_events("~/status")
+        )
+        self._event_publisher = self.create_publisher(
+            ModelEvent, "~/events", qos.EVENTS, event_callbacks=self._diagnostics.publisher_events("~/events")
+        )
+        self._port = RosPolicyPort(
+            self, self._settings.policy_node, self._config.policy_silent_s, self._on_policy_status, self._diagnostics
+        )
+        self._engine = UpdateEngine(
+            self._config,
+            self._port,
+            on_status=self._publish_status,
+            on_event=self._publish_event,
+            stamp_clock=lambda: self.get_clock().now().nanoseconds * 1e-9,
+        )
+        self._operator, self._install = Services(self, self._engine), InstallAction(self, self._engine)
+        self._subscribe_all()
+        self._add_diagnostics()
+        self.create_timer(self._config.status_period_s / 2, self._tick, callback_group=MutuallyExclusiveCallbackGroup())
+        self._engine.start()  # last: what fails before it leaves no thread behind
+
+    def close(self) -> None:
+        """Stop the engine (a restart goes on where it was) and publish the last status."""
+        stopped = self._engine.stop()
+        self._closed = True
+        self._install.close()
+        self._port.close()
+        self._publish_status(self._engine.status())
+        if not stopped:
+            raise RuntimeError("the update engine did not stop in time")
+
+    # -- what the node says -------------------------------------------------------------------------------------------------
+
+    def _publish_status(self, status: Status) -> None:
+        with self._publishing:
+            self._published_s = time.monotonic()
+            self._status_publisher.publish(from_status(status, self.get_clock().now().to_msg()))
+
+    def _publish_event(self, event: Event) -> None:
+        self._event_publisher.publish(from_event(event, self.get_clock().now().to_msg()))
+
+    def _tick(self) -> None:
+        """Repeat the status while the engine waits for something long; never for an engine that hangs, whose lease must end."""
+        age_s = time.monotonic() - self._published_s
+        if not self._closed and self._engine.healthy and age_s >= self._config.status_period_s:
+            self._publish_status(self._engine.status())
+        heard_s = self._heard_permission_s
+        if heard_s is not None and time.monotonic() - heard_s > self._settings.permission_timeout_s:
+            self._heard_permission_s = None
+            self._engine.set_update_permitted(None)
+
+    def _send_log_to_ros(self) -> None:
+        handler, logger = _RosLogHandler(self), logging.getLogger("vla_ota_manager")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        logger.propagate = False
+
+    # -- what it hears ------------------------------------------------------------------------------------------------------
+
+    def _subscribe_all(self) -> None:
+        self._hear(ModelUpdate, "model_update", self._on_update, qos.OFFERS)
+        self._hear(EpisodeOutcome, "episode_outcome", lambda m: self._engine.on_outcome(to_result(m)), qos.EVENTS)
+        self._hear(Bool, "update_permitted", self._on_permitted, qos.FLAGS)
+        self._hear(AnomalyScore, "anomaly_score", self._on_score, qos.SCORES)
+        for entry in self._settings.scores:
+            if entry.source:
+                self._hear(Float64, entry.topic, lambda m, e=entry: self._on_number(e, m), qos.SCORES)
+            else:
+                self._hear(AnomalyScore, entry.topic, self._on_score, qos.SCORES)
+
+    def _hear(self, message_type: type, topic: str, take: Callable[[Any], None], profile: Any) -> None:
+        def callback(message: Any) -> None:
+            try:
+                take(message)
+            except Exception as e:  # a message must not take the node down
+                self.get_logger().error(f"a message on '{topic}' could not be used: {e!r}", throttle_duration_sec=5.0)
+
+        self.create_subscription(
+            message_type, topic, callback, profile,
+            callback_group=MutuallyExclusiveCallbackGroup(),
+            event_callbacks=self._diagnostics.subscription_events(topic),
+        )  # fmt: skip
+
+    def _on_update(self, message: ModelUpdate) -> None:
+        reply = self._engine.offer(to_update(message))  # a refusal is in the status, the events and the log already
+        if not reply.success and reply.error_code == "OFFER_REPEATED":
+            self.get_logger().debug(reply.message)
+
+    def _on_score(self, message: AnomalyScore) -> None:
+        self._take_score(to_score(message), message.source)
+
+    def _on_number(self, entry: ScoreTopic, message: Float64) -> None:
+        score = AnomalyScore(source=entry.source, score=message.data)
+        score.header.stamp = self.get_clock().now().to_msg()
+        self._take_score(to_score(score), entry.source)
+
+    def _take_score(self, score: Score | None, source: str) -> None:
+        if score is not None:
+            self._engine.on_score(score)
+            return
+        self._dropped_scores += 1
+        self.get_logger().warning(
+            f"SCORE_INVALID: a score of {source!r} is not finite or has no source; dropped", throttle_duration_sec=5.0
+        )
+
+    def _on_permitted(self, message: Bool) -> None:
+        self._heard_permission_s = time.monotonic()
+        self._engine.set_update_permitted(message.data)
+
+    def _on_policy_status(self) -> None:
+        self._engine.on_policy_status()
+
+    # -- diagnostics --------------------------------------------------------------------------------------------------------
+
+    def _add_diagnostics(self) -> None:
+        self._diagnostics.add("store", self._store_report)
+        self._diagnostics.add("update", self._update_report)
+        self._diagnostics.add("policy node", self._policy_report)
+        self._diagnostics.add("trust", self._trust_report)
+        self._diagnostics.add("scores", self._score_report)
+
+    def _store_report(self) -> Report:
+        free, floor = shutil.disk_usage(self._config.store_dir).free, self._config.min_free_bytes
+        status = self._engine.status()
+        values = {"free_bytes": free, "min_free_bytes": floor, "versions": " ".join(status.versions)}
+        if free <= floor:
+            return Report(WARN, f"DISK_FULL: {free} bytes are free, {floor} must stay: nothing can be fetched", values)
+        return Report(OK, f"{len(status.versions)} versions, {free >> 20} MiB free", values)
+
+    def _update_report(self) -> Report:
+        status = self._engine.status()
+        values = {
+            "state": status.state_name,
+            "committed": status.committed_version,
+            "trial": status.trial_version,
+            "blocked": " ".join(status.blocked),
+        }
+        if not self._engine.healthy:
+            return Report(ERROR, "the update engine does not move", values)
+        if status.error_code:
+            return Report(WARN, f"{status.state_name}: {status.error_code}: {status.message}", values)
+        return Report(OK, f"{status.state_name}: {status.message}", values)
+
+    def _policy_report(self) -> Report:
+        snapshot = self._port.status()
+        if snapshot is None:
+            return Report(WARN, f"nothing heard from '{self._settings.policy_node}' yet")
+        values = {
+            "age_s": f"{snapshot.age_s:.1f}",
+            "active": snapshot.active_version,
+            "on_trial": snapshot.on_trial,
+            "boot_id": snapshot.boot_id,
+        }
+        if snapshot.age_s > self._config.policy_silent_s:
+            return Report(ERROR, f"POLICY_ABSENT: silent for {snapshot.age_s:.1f} s", values)
+        if snapshot.holding:
+            return Report(WARN, f"holding: {snapshot.hold_reason}", values)
+        return Report(OK, f"runs {snapshot.active_version or 'nothing'}", values)
+
+    def _trust_report(self) -> Report:
+        trust = self._engine.status().trust
+        if trust == "tuf":
+            return Report(OK, "manifests are signed", {"trust": trust})
+        return Report(
+            WARN,
+            f"trust is '{trust}': whoever can publish on model_update decides what this robot runs",
+            {"trust": trust},
+        )
+
+    def _score_report(self) -> Report:
+        values: dict[str, object] = {"dropped": self._dropped_scores}
+        wrong = []
+        topics = {"anomaly_score": AnomalyScore} | {
+            e.topic: Float64 if e.source else AnomalyScore for e in self._settings.scores
+        }
+        for topic, expected in topics.items():
+            publishers = self.get_publishers_info_by_topic(topic)
+            values[topic] = f"{len(publishers)} publishers"
+            name = f"{expected.__module__.split('.')[0]}/msg/{expected.__name__}"
+            wrong += [f"'{topic}' carries {p.topic_type}, not {name}" for p in publishers if p.topic_type != name]
+        if wrong:
+            return Report(WARN, "; ".join(wrong), values)
+        if self._dropped_scores:
+            return Report(
+                WARN, f"SCORE_INVALID: {self._dropped_scores} scores were no numbers and were dropped", values
+            )
+        return Report(OK, "every topic of scores has the expected type", values)
+
+
+class _RosLogHandler(logging.Handler):
+    """Sends the engine's log to ROS."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self._logger = node.get_logger()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.levelno >= logging.ERROR:
+            self._logger.error(text)
+        elif record.levelno >= logging.WARNING:
+            self._logger.warning(text)
+        else:
+            self._logger.info(text)
+
+
+def main() -> None:
+    """Entry point of ``ota_manager``."""
+    run_main(OtaManagerNode, threads=THREADS)
+
+
+if __name__ == "__main__":
+    main()
