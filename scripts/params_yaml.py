@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes config/vla_ota.yaml from the settings dataclasses: python scripts/params_yaml.py > config/vla_ota.yaml."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vla_ota_manager.config import OtaConfig
+from vla_ota_manager.node_config import NodeConfig
+from vla_policy_node.config import PolicyNodeConfig
+from vla_sim.settings import SimSettings
+
+HEADER = """\
+# Every parameter of every node, with its default. Copy this file, keep what you change, and give it to the launch files as
+# params_file:=... Made by scripts/params_yaml.py from the settings dataclasses; a test holds them equal.
+# `/**/name` matches the node in every namespace. A list of strings is written [""] when it is empty.
+"""
+
+NODES: dict[str, tuple[type[Any], ...]] = {
+    "policy_node": (PolicyNodeConfig,),
+    "ota_manager": (OtaConfig, NodeConfig),
+    "sim_robot": (SimSettings,),
+}
+
+# Given by the launch files, because they differ from robot to robot.
+BY_LAUNCH = {"store_dir", "contract", "model_path", "seed", "autostart"}
+
+
+def value_text(value: Any) -> str:
+    """Return a default as YAML."""
+    if isinstance(value, tuple):
+        return json.dumps(list(value) or [""])
+    return json.dumps(value)
+
+
+def field_lines(field: dataclasses.Field[Any]) -> list[str]:
+    """Return comment and value of one parameter."""
+    meta = field.metadata
+    low, high = meta.get("low"), meta.get("high")
+    span = (
+        f" ({'' if low is None else f'{low:g}'} to {'' if high is None else f'{high:g}'})"
+        if (low, high) != (None, None)
+        else ""
+    )
+    live = "; can be set while running" if meta.get("live") else ""
+    comment = textwrap.wrap(f"{meta['doc']}{span.replace(' to )', ' or more)')}{live}", 118)
+    prefix = "# " if field.name in BY_LAUNCH else ""
+    return [*(f"    # {line}" for line in comment), f"    {prefix}{field.name}: {value_text(field.default)}"]
+
+
+def document() -> str:
+    """Return the whole file."""
+    lines = [HEADER]
+    for name, settings in NODES.items():
+        lines += [f"/**/{name}:", "  ros__parameters:"]
+        for kind in settings:
+            for field in dataclasses.fields(kind):
+                lines += field_lines(field)
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(document(), end="")
