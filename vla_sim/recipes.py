@@ -4,7 +4,8 @@
     python -m vla_sim.recipes --out build/versions
 
 Good ones, ones that a check must refuse, and ones that only their behaviour gives away. Each lies in
-``<out>/reach_block/<version>`` with a manifest, a lineage that says how it was made, and (unless that is the point) a golden file of its own weights.
+``<out>/reach_block/<version>`` with a manifest, a lineage that says how it was made, and (unless that is the point) a golden
+file of its own weights.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 
 from vla_checkpoint import FileEntry, Manifest, load_manifest, read_header, sha256_file, write_manifest
 from vla_checkpoint.scan import scan_file
+from vla_policy_node.policies.errors import PolicyError
 from vla_sim.bundle import (
     NAME,
     SHIPPED_BUNDLE,
@@ -148,8 +150,8 @@ def make(variant: Variant, out_dir: Path, base_bundle: Path = SHIPPED_BUNDLE) ->
             write_manifest(folder, _resigned(manifest, folder))
         if variant.spoil is not None:
             variant.spoil(folder)
-    except (KeyError, IndexError, TypeError) as error:
-        raise RecipeError(f"{base_bundle} does not have what recipe {variant.version} changes: {error!r}") from error
+    except (KeyError, TypeError, PolicyError) as error:
+        raise RecipeError(f"{base_bundle} does not fit recipe {variant.version}: {error}") from error
     return folder
 
 

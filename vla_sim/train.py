@@ -97,8 +97,8 @@ class Trainer:
     ) -> None:
         self.model = TinyVLA(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._processor, self._recipe, self._rng = processor, recipe, rng
-        # Auxiliary tasks, thrown away afterwards: where would the joints come to rest, and which block is seen where? Without them
-        # the eye takes many times as long to find the blocks.
+        # Auxiliary tasks, thrown away afterwards: where would the joints come to rest, and which block is seen where? Without
+        # them the eye takes many times as long to find the blocks.
         self._goal_head = nn.Linear(config.dim_model, config.action_dim)
         self._place_head = nn.Linear(config.dim_model, len(BLOCK_COLOURS))
         parameters = [*self.model.parameters(), *self._goal_head.parameters(), *self._place_head.parameters()]
