@@ -62,8 +62,9 @@ class WorkerRobot:
     def logged(self, text: str, timeout_s: float = 20.0) -> str:
         return self.wait_for(lambda e: e.kind == "LOG" and text in e.message, timeout_s).message
 
-    def spare_ready(self, not_pid: int = 0) -> int:
-        return self.wait_for(lambda e: e.kind == "SPARE_READY" and e.pid != not_pid).pid
+    def spare_ready(self, not_pid: int = 0, timeout_s: float = 20.0) -> int:
+        """Wait for a spare worker (another than ``not_pid``) to have its imports done; return its process id."""
+        return self.wait_for(lambda e: e.kind == "SPARE_READY" and e.pid != not_pid, timeout_s).pid
 
     def observe(self, *, age_s: float = 0.0, valid: int = 1, instruction: str = "", episode: int = 0, **state: Any) -> None:
         """Write an observation: ``state`` (2 numbers), zeros for everything else."""
@@ -118,6 +119,12 @@ class WorkerRobot:
         assert answer["error"] == ""
         assert answer["generation"] == generation.id
         assert np.isfinite(answer["actions"]).all()
+
+
+def thread_levels(pid: int) -> dict[str, int]:
+    """Return thread id → nice level."""
+    tasks = Path(f"/proc/{pid}/task")
+    return {t.name: int((t / "stat").read_text().rpartition(")")[2].split()[16]) for t in tasks.iterdir()}
 
 
 def processes_of_session(pid: int) -> list[int]:

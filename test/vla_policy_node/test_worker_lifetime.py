@@ -182,7 +182,8 @@ robot = WorkerRobot(inference_timeout_s=3600.0)
 robot.pool.start("scripted")
 a, b = robot.pool.prepare(bundles / "a"), robot.pool.prepare(bundles / "b")
 robot.pool.ensure_spare()
-spare = robot.spare_ready(not_pid=0)
+while robot.pool.spare_pid is None:
+    time.sleep(0.01)
 robot.observe()
 robot.request(b)  # b spins with the interpreter's lock held
 time.sleep(0.3)

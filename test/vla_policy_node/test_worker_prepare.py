@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.scripted import scripted_bundle
-from support.worker_robot import STATE, WorkerRobot, gone
+from support.worker_robot import STATE, WorkerRobot, gone, thread_levels
 
 from vla_checkpoint import BaseRef
 from vla_policy_node.policies.base import FeatureSpec
@@ -315,12 +315,6 @@ def test_loading_is_niced_and_inference_is_not(tmp_path: Path) -> None:
         assert levels[str(spare)] == own
         assert min(19, own + 7) in levels.values()
         assert set(thread_levels(generation.pid).values()) == {own}
-
-
-def thread_levels(pid: int) -> dict[str, int]:
-    """Return thread id → nice level."""
-    tasks = Path(f"/proc/{pid}/task")
-    return {t.name: int((t / "stat").read_text().rpartition(")")[2].split()[16]) for t in tasks.iterdir()}
 
 
 def test_closing_ends_a_preparation(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""A torch policy loads in a worker, from weights where they lie, while the node's process stays free of torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.scripted import TEST_FOLDER
+from support.worker_robot import STATE, WorkerRobot, thread_levels
+
+from vla_policy_node.policies.base import FeatureSpec
+from vla_policy_node.worker.api import PrepareError
+from vla_policy_node.worker.environment import PACKAGE_ROOT
+
+CAMERA = "observation.images.top"
+FEATURES = {STATE: FeatureSpec((2,), "float32"), CAMERA: FeatureSpec((32, 32, 3), "uint8")}
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_vla")
+    script = [sys.executable, "-m", "support.tiny_vla_bundles", str(folder)]  # torch stays out of this process
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE_ROOT), TEST_FOLDER])}
+    subprocess.run(script, check=True, timeout=100, env=environment)
+    return folder
+
+
+def test_a_torch_policy_is_prepared_and_infers(bundles: Path) -> None:
+    with WorkerRobot(FEATURES, imports=("torch",)) as robot:
+        spare = robot.spare_ready(timeout_s=60.0)
+        assert "libtorch" in Path(f"/proc/{spare}/maps").read_text()  # imported ahead
+        generation = robot.pool.prepare(bundles / "good")
+        assert generation.pid == spare
+        assert generation.spec.observation == FEATURES
+        assert generation.timings.golden
+        robot.observe(instruction="red block")
+        answer = robot.answer(generation, robot.request(generation))
+        assert answer is not None
+        assert answer["error"] == ""
+        assert answer["actions"].shape == (20, 2)
+        assert np.isfinite(answer["actions"]).all()
+        # no thread that inference waits for is left at the loader's level
+        assert set(thread_levels(generation.pid).values()) == {os.getpriority(os.PRIO_PROCESS, 0)}
+
+
+def test_a_torch_policy_that_answers_otherwise_than_its_golden_chunks_is_refused(bundles: Path) -> None:
+    with WorkerRobot(FEATURES, imports=(), spare=False) as robot, pytest.raises(PrepareError) as caught:
+        robot.pool.prepare(bundles / "wrong")
+    assert caught.value.code == "GOLDEN_MISMATCH"
