@@ -77,7 +77,9 @@ def parse(text: str, path: Path) -> Contract:
         outputs=outputs,
         channels=channels,
         motion=Motion(
-            motion.boolean("required"), motion.number("timeout_s", 0.05, 10.0), motion.text("topic", default="motion_enabled")
+            motion.boolean("required"),
+            motion.number("timeout_s", 0.05, 10.0),
+            motion.text("topic", default="motion_enabled"),
         ),
         auto_resume=safety.boolean("auto_resume", default=False),
         observation_max_age_s=safety.number("observation_max_age_ms", 1.0, 10_000.0) / 1e3,
@@ -154,8 +156,12 @@ def _actions(section: Section) -> tuple[tuple[Output, ...], list[tuple[float, fl
         wrong = next((s for s in select if not OUTPUT_FIELDS[kind].fullmatch(s)), None)
         if wrong is not None:
             source.fail("CONTRACT_VALUE_INVALID", "select", f"{wrong!r} is not a field of {kind}")
-        if kind == "std_msgs/msg/Float64MultiArray" and sorted(select) != sorted(f"data.{i}" for i in range(len(select))):
+        if kind == "std_msgs/msg/Float64MultiArray" and sorted(select) != sorted(
+            f"data.{i}" for i in range(len(select))
+        ):
             source.fail("CONTRACT_VALUE_INVALID", "select", "must name data.0 to data.N-1, each once")
+        if OUTPUT_FIELDS[kind] is _JOINT_FIELD:
+            _check_joints(source, select)
         apply = _apply(source)
         source.done()
         if "resize" in apply:
@@ -166,6 +172,16 @@ def _actions(section: Section) -> tuple[tuple[Output, ...], list[tuple[float, fl
     if len({o.topic for o in outputs}) != len(outputs):
         section.fail("CONTRACT_VALUE_INVALID", "action", "two outputs have the same topic")
     return tuple(outputs), clamps, declared
+
+
+def _check_joints(section: Section, select: tuple[str, ...]) -> None:
+    """A message with a position for one joint and only a velocity for another cannot be written."""
+    joints: dict[str, set[str]] = {}
+    for entry in select:
+        field, _, joint = entry.partition(".")
+        joints.setdefault(field, set()).add(joint)
+    if len({frozenset(names) for names in joints.values()}) > 1:
+        section.fail("CONTRACT_VALUE_INVALID", "select", "each joint needs the same fields")
 
 
 def _channels(
@@ -197,13 +213,17 @@ def _channel(
         section.fail("CONTRACT_HOLD_INVALID", "hold", f"{hold} does not stop a channel of mode {mode}; use {choices}")
     measured = section.optional("measured", section.text)
     if measured is None and position:
-        section.fail("CONTRACT_KEY_MISSING", "measured", "a position channel needs it: which selected field measures it")
+        section.fail(
+            "CONTRACT_KEY_MISSING", "measured", "a position channel needs it: which selected field measures it"
+        )
     timeout = section.optional("downstream_timeout_ms", lambda k: section.number(k, 1.0, 10_000.0))
     if timeout is None and not position:
         need = f"a {mode} channel is refused unless the driver stops by itself: say after how long without commands"
         section.fail("DOWNSTREAM_TIMEOUT_MISSING", "downstream_timeout_ms", need)
     if timeout is not None and timeout < 2e3 / rate_hz:
-        section.fail("CONTRACT_VALUE_INVALID", "downstream_timeout_ms", f"{timeout} ms is shorter than two control periods")
+        section.fail(
+            "CONTRACT_VALUE_INVALID", "downstream_timeout_ms", f"{timeout} ms is shorter than two control periods"
+        )
     channel = Channel(
         name=section.text("name"),
         unit=section.text("unit"),
@@ -264,7 +284,9 @@ def _find_measured(section: Section, field: str, observations: tuple[Observation
         found += [(observation.key, i) for i, name in enumerate(names) if name == field]
     if len(found) != 1:
         known = sorted({n for o in observations for s in o.sources for n in s.select})
-        section.fail("CONTRACT_VALUE_INVALID", "measured", f"{field!r} is selected {len(found)} times; selected are {known}")
+        section.fail(
+            "CONTRACT_VALUE_INVALID", "measured", f"{field!r} is selected {len(found)} times; selected are {known}"
+        )
     return found[0]
 
 
@@ -291,7 +313,9 @@ def _type(section: Section, supported: tuple[str, ...]) -> str:
     if kind.count("/") == 1:
         kind = kind.replace("/", "/msg/")
     if kind not in supported:
-        section.fail("CONTRACT_TYPE_UNSUPPORTED", "type", f"{kind} is not supported; supported are {', '.join(supported)}")
+        section.fail(
+            "CONTRACT_TYPE_UNSUPPORTED", "type", f"{kind} is not supported; supported are {', '.join(supported)}"
+        )
     return kind
 
 
