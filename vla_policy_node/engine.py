@@ -28,10 +28,8 @@ from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract import Contract
 from vla_policy_node.control.client import ControlClient, ControlStatus
 from vla_policy_node.episodes import Episode, EpisodeError, Episodes, Outcome
-from vla_policy_node.errors import ControlError
+from vla_policy_node.errors import ControlError, ObservationError, duration
 from vla_policy_node.generations import Generations
-from vla_policy_node.ipc.arena import Arena
-from vla_policy_node.ipc.layouts import observation_layout
 from vla_policy_node.observation import ObservationBuffer
 from vla_policy_node.recovery import Recovery
 from vla_policy_node.residents import Resident
@@ -46,6 +44,7 @@ FATAL_CHUNK_ERRORS = ("POLICY_FAILED", "WRONG_SHAPE", "NAN")
 """A worker that answers so is not asked again: it counts as lost."""
 HARD_LIMIT_HOLDS = ("LIMIT", "NAN")
 _POLL_S = 0.02
+_OBSERVATION_HZ = 50.0
 _CONTROL_SILENT_S = 1.0
 _ANSWER_S = 2.0
 
@@ -121,21 +120,18 @@ class PolicyEngine:
     ) -> None:
         self.config, self.contract, self._listener = config, contract, listener
         self.boot_id = uuid.uuid4().hex
-        self._arena = Arena.create(
-            observation_layout(contract.features, len(contract.channels)), name="vla_observation"
-        )
-        self.observations = ObservationBuffer(contract, self._arena)
+        self.observations = ObservationBuffer(contract)
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._control = ControlClient(
             contract,
-            self._arena,
+            self.observations.arena,
             sink=sink,
             on_event=lambda event: self._events.put(lambda: self._on_control(event)),
             fifo_priority=config.fifo_priority or None,
         )
         self._pool = WorkerPool(
             worker_config(config, contract),
-            self._arena,
+            self.observations.arena,
             contract.features,
             lambda event: self._events.put(lambda: self._on_worker(event)),
         )
@@ -146,6 +142,7 @@ class PolicyEngine:
         self._watch = ChunkWatch(ChunkScorer(scale, config.reversal_deadband))
         self._episodes = Episodes()
         self._episode_lock = threading.Lock()
+        self._episode_number = 0
         self._instruction = config.instruction
         self._recovery = Recovery(
             config, self.generations, current_episode=self._open_episode, report_error=self._report_error
@@ -157,6 +154,7 @@ class PolicyEngine:
         self._enabled = False
         self._stop = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+        self._observer = threading.Thread(target=self._observe, name="observations", daemon=True)
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -171,6 +169,7 @@ class PolicyEngine:
         path = self._start_path()
         self._pool.start(self._policy_type(path))
         self._supervisor.start()
+        self._observer.start()
         if self.config.require_episode:
             self._control.hold("NO_EPISODE", latched=False)
         if path is not None:
@@ -213,12 +212,13 @@ class PolicyEngine:
         with contextlib.suppress(ControlError):
             self._control.enable(False)
         self._recovery.close()
-        if self._supervisor.is_alive():
-            self._supervisor.join(5.0)
+        for thread in (self._supervisor, self._observer):
+            if thread.is_alive():
+                thread.join(5.0)
         self._control.close()
         self._pool.close()
         self._watch.close()
-        self._arena.close()
+        self.observations.arena.close()
 
     # -- generations -----------------------------------------------------------------------------------------------
 
@@ -235,7 +235,7 @@ class PolicyEngine:
         return resident, report
 
     def _motion_allowed(self) -> bool:
-        return not self.contract.motion.required or self.observations.motion_permitted()
+        return self.observations.motion_permitted()
 
     def resume(self) -> str:
         """End a latched hold. Returns why that was refused, empty if it was not. Raises ControlError."""
@@ -259,16 +259,15 @@ class PolicyEngine:
     # -- episodes --------------------------------------------------------------------------------------------------
 
     def start_episode(self, episode_id: str, instruction: str, timeout_s: float) -> Episode:
-        """Open an episode. Raises EpisodeError."""
+        """Open an episode. Raises EpisodeError, ObservationError (INSTRUCTION_TOO_LONG), PolicyNodeError DURATION_INVALID."""
+        timeout_s = duration("timeout_s", timeout_s, self.config.episode_timeout_s)
         with self._episode_lock:
-            episode = self._episodes.start(
-                episode_id,
-                instruction or self._instruction,
-                timeout_s or self.config.episode_timeout_s,
-                time.monotonic(),
-            )
-            self.observations.set_instruction(episode.instruction)
-            self.observations.set_episode(self._episodes.count)
+            episode = self._episodes.start(episode_id, instruction or self._instruction, timeout_s, time.monotonic())
+            try:
+                self._episode_number = self.observations.start_episode(episode.instruction)
+            except ObservationError:
+                self._episodes.open = None
+                raise
         self._events.put(self._watch.reset)
         if self.config.require_episode:
             self._control.release("NO_EPISODE")
@@ -297,9 +296,15 @@ class PolicyEngine:
 
     def _open_episode(self) -> int:
         """Number of the open episode, 0 = none."""
-        return self._episodes.count if self._episodes.open is not None else 0
+        return self._episode_number if self._episodes.open is not None else 0
 
     # -- supervision -----------------------------------------------------------------------------------------------
+
+    def _observe(self) -> None:
+        """Hand the newest observation over, as often as the loop ticks but not for every camera frame."""
+        period_s = 1.0 / min(self.contract.rate_hz, _OBSERVATION_HZ)
+        while not self._stop.wait(period_s):
+            self.observations.publish()
 
     def _supervise(self) -> None:
         while not self._stop.is_set():

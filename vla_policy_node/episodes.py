@@ -45,7 +45,6 @@ class Episodes:
 
     def __init__(self) -> None:
         self.open: Episode | None = None
-        self.count = 0  # episodes opened since boot; the observation record carries it
 
     def start(self, episode_id: str, instruction: str, timeout_s: float, now_s: float) -> Episode:
         """Open an episode. Raises :class:`EpisodeError`."""
@@ -54,7 +53,6 @@ class Episodes:
         name = episode_id or uuid.uuid4().hex[:12]
         if not _NAME.fullmatch(name):
             raise EpisodeError("EPISODE_ID_INVALID", "an episode_id has 1 to 128 characters of A-Z a-z 0-9 . _ : -")
-        self.count += 1
         self.open = Episode(name, instruction, now_s, timeout_s)
         return self.open
 

@@ -43,3 +43,10 @@ class ControlError(PolicyNodeError):
 
 class WorkerError(PolicyNodeError):
     """A worker process could not be started, could not load its bundle, or was lost."""
+
+
+def duration(name: str, value_s: float, default_s: float) -> float:
+    """Return a duration that came in a request [s]; 0 = ``default_s``. Raises PolicyNodeError DURATION_INVALID."""
+    if not 0.0 <= value_s <= 86400.0:  # also NaN
+        raise PolicyNodeError("DURATION_INVALID", f"{name} is {value_s}, must be 0 (the default) to 86400 s")
+    return value_s or default_s

@@ -18,6 +18,7 @@ from vla_checkpoint.manifest import Manifest, load_manifest
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract import Contract
 from vla_policy_node.control.client import AT, ControlClient
+from vla_policy_node.errors import duration
 from vla_policy_node.lease import TrialLease
 from vla_policy_node.residents import Resident, Residents
 from vla_policy_node.swapping import CAUSES, ROLLBACK, UPDATE, Pending, Report, SwapError, SwapRequest
@@ -153,6 +154,8 @@ class Generations:
             raise SwapError("EMPTY_REQUEST", "name what to activate: digest of a resident generation, or bundle_path")
         if not motion_allowed and cause != ROLLBACK:
             raise SwapError("MOTION_DISABLED", "motion is disabled: no swap until it is enabled again")
+        timeout_s = duration("timeout_s", request.timeout_s, self._config.swap_timeout_s)
+        lease_s = duration("trial_lease_s", request.trial_lease_s, self._config.trial_lease_s)
         self._check_expected(request.expected_active_digest)
         with self._lock:
             resident = self.residents.find(request.digest) if request.digest else None
@@ -167,13 +170,11 @@ class Generations:
             raise SwapError("SWAP_IN_PROGRESS", "another swap is under way")
         try:
             self._check_expected(request.expected_active_digest)
-            lease_s = request.trial_lease_s or self._config.trial_lease_s
             with self._lock:
                 if self.residents.active is resident:
                     self._set_lease(resident, self.residents.standby, request.trial, lease_s)
                     self._on_change()
                     return resident, None
-            timeout_s = request.timeout_s or self._config.swap_timeout_s
             return resident, self._activate(
                 resident, at, cause, timeout_s, warm=warm, trial=request.trial, lease_s=lease_s
             )

@@ -27,7 +27,7 @@ from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract import Contract, Source, load_contract
 from vla_policy_node.engine import PolicyEngine, Score
 from vla_policy_node.episodes import EpisodeError, Outcome
-from vla_policy_node.errors import ControlError, ObservationError
+from vla_policy_node.errors import ControlError, ObservationError, PolicyNodeError
 from vla_policy_node.recovery import EXPECTED_ERRORS
 from vla_policy_node.residents import Resident
 from vla_policy_node.swapping import Report, SwapRequest
@@ -205,7 +205,7 @@ class PolicyNode(LifecycleNode):
         if engine is None:
             return
         try:
-            engine.observations.receive(key, index, message, ros_now_s=self.get_clock().now().nanoseconds * 1e-9)
+            engine.observations.receive(key, index, message, ros_now_ns=self.get_clock().now().nanoseconds)
         except ObservationError as e:
             self.get_logger().error(f"{e.code}: {e}", throttle_duration_sec=5.0)
 
@@ -257,7 +257,7 @@ class PolicyNode(LifecycleNode):
             active = engine.snapshot().active
             if active is not None:
                 response.version, response.generation = active.version, active.id
-        except (EpisodeError, ControlError) as e:
+        except PolicyNodeError as e:
             response.error_code, response.message = e.code, str(e)
         return response
 
@@ -267,7 +267,7 @@ class PolicyNode(LifecycleNode):
             outcome = engine.end_episode(request.episode_id, success=request.success, intervention=request.intervention)
             response.success = True
             response.outcome = self._outcomes[outcome.episode_id]
-        except (EpisodeError, ControlError) as e:
+        except PolicyNodeError as e:
             response.error_code, response.message = e.code, str(e)
         return response
 
@@ -313,7 +313,7 @@ class PolicyNode(LifecycleNode):
             episode = engine.start_episode(
                 goal.request.episode_id, goal.request.instruction, goal.request.max_duration_s
             )
-        except (EpisodeError, ControlError) as e:
+        except PolicyNodeError as e:
             result.error_code, result.message = e.code, str(e)
             goal.abort()
             return result
