@@ -148,24 +148,22 @@ class Context:
             final: nothing more will happen to the update in progress, which is closed.
         """
         with self.store.edit() as state:
-            old = state.state
+            old, before = state.state, state.update
             check_transition(old, new)
-            record = state.update
+            yield state
+            record = state.update or before
             update_id = record.update.update_id if record is not None else ""
             if record is not None:
-                version = version or (record.ref.version if record.ref is not None else record.update.version)
+                subject = record.ref.version if record.ref is not None else record.update.version
+                version = version or subject
                 record.state = new
                 record.bytes_downloaded = max(record.bytes_downloaded, self.live.bytes_downloaded)
+                state.seen[update_id] = Outcome(new, subject, code, message, record.bytes_downloaded, final)
             event = Event(self.wall_clock(), update_id, old.name, new.name, version, code, message)
             state.state, state.message, state.update_id = new, message, update_id
             if code or new is UpdateState.CHECKING:
                 state.error_code = code
             state.history = [*state.history, event][-self.config.history_size :]
-            yield state
-            if record is not None:
-                downloaded = record.bytes_downloaded
-                subject = record.ref.version if record.ref is not None else record.update.version
-                state.seen[update_id] = Outcome(new, subject, code, message, downloaded, final)
             if final:
                 state.update = None
             for oldest in list(state.seen)[: max(0, len(state.seen) - SEEN_SIZE)]:

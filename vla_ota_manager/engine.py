@@ -19,7 +19,7 @@ from typing import Any
 from vla_checkpoint import verify_bundle
 from vla_ota_manager.calibration import CalibrationKeeper
 from vla_ota_manager.config import OtaConfig
-from vla_ota_manager.context import Context, log
+from vla_ota_manager.context import Context, Live, log
 from vla_ota_manager.errors import OfferError, OtaError, PolicyError, StoreError
 from vla_ota_manager.fetch import Fetcher
 from vla_ota_manager.filesystem import Filesystem
@@ -353,9 +353,7 @@ class UpdateEngine:
         with self._ctx.transition(_S.CHECKING, version=queued.version) as state:
             update = state.queue.pop(0)
             state.update = UpdateRecord(update)
-            state.update_id = update.update_id
-            state.seen[update.update_id] = Outcome(_S.CHECKING, update.version)
-        self._ctx.live.bytes_done = self._ctx.live.bytes_downloaded = 0
+            self._ctx.live = Live()
 
     def _replace_trial(self) -> None:
         """Let an urgent update of another version end the running trial; others wait."""

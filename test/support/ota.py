@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A robot for tests of the update engine: registry behind a real HTTP server, store, simulated policy node, engine."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from support.bundles import make_bundle
+from support.http_server import CheckpointServer, publish_bundle
+from support.simulated_policy import SimulatedPolicy
+
+from vla_checkpoint import Manifest
+from vla_ota_manager.config import OtaConfig
+from vla_ota_manager.engine import UpdateEngine
+from vla_ota_manager.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.records import EpisodeResult, Event, Score, Status, Update, UpdateOutcome
+from vla_ota_manager.states import UpdateState
+
+QUICK = {
+    "min_free_bytes": 0, "backoff_s": 0.01, "backoff_max_s": 0.05, "trial_lease_s": 5.0, "status_period_s": 0.1,
+    "min_trial_episodes": 0, "min_trial_chunks": 5, "min_trial_time_s": 0.0, "first_install_chunks": 3,
+}  # fmt: skip
+"""Settings with which a test need not wait."""
+
+
+def shared_weights(seed: int = 7, size: int = 4000) -> dict[str, Any]:
+    """Return weights of which "backbone" is the same for every seed's bundle file layout."""
+    return {"w": np.random.default_rng(seed).normal(size=size).astype(np.float32)}
+
+
+@dataclass
+class Robot:
+    """One robot; ``engine`` exists after ``start``."""
+
+    folder: Path
+    server: CheckpointServer
+    settings: dict[str, Any] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    statuses: list[Status] = field(default_factory=list)
+    feeding: bool = True
+
+    def __post_init__(self) -> None:
+        self.store_dir = self.folder / "store"
+        self.policy_file = self.folder / "policy.json"
+        self.registry = self.server.root
+        self.manifests: dict[str, Manifest] = {}
+        self.engine: UpdateEngine | None = None
+        self._stopping = threading.Event()
+        self._feeder: threading.Thread | None = None
+
+    @property
+    def config(self) -> OtaConfig:
+        return OtaConfig(**self.config_arguments())
+
+    def config_arguments(self) -> dict[str, Any]:
+        base = {"store_dir": str(self.store_dir), "allowed_sources": (self.server.base,)}
+        return {**QUICK, **base, **self.settings}
+
+    def publish(self, version: str, **bundle: Any) -> Manifest:
+        """Make a bundle and put it into the registry."""
+        folder = self.folder / f"bundle-{version}"
+        bundle.setdefault("seed", zlib.crc32(version.encode()) % 1000)
+        self.manifests[version] = make_bundle(folder, version=version, **bundle)
+        publish_bundle(self.registry, folder)
+        return self.manifests[version]
+
+    def adopt(self, version: str, **bundle: Any) -> Manifest:
+        """Make a bundle and commit it as a factory image."""
+        manifest = self.publish(version, **bundle)
+        engine = UpdateEngine(self.config, SimulatedPolicy(self.policy_file))
+        engine.import_bundle(self.folder / f"bundle-{version}")
+        return manifest
+
+    def boot_policy(self) -> SimulatedPolicy:
+        return SimulatedPolicy.boot(self.policy_file, self.store_dir / "current")
+
+    @property
+    def policy(self) -> SimulatedPolicy:
+        return SimulatedPolicy(self.policy_file)
+
+    def start(self, **engine: Any) -> UpdateEngine:
+        policy = self.policy
+        if not self.policy_file.exists():
+            self.boot_policy()
+
+        def on_status(status: Status) -> None:
+            self.statuses.append(status)
+            policy.hear_manager(status.trial_digest, status.committed_digest)
+
+        engine.setdefault("filesystem", Filesystem(CrashPoints()))
+        self.engine = UpdateEngine(self.config, policy, on_status=on_status, on_event=self.events.append, **engine)
+        self.engine.start()
+        self._stopping.clear()
+        self._feeder = threading.Thread(target=self._feed, daemon=True)
+        self._feeder.start()
+        return self.engine
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._feeder is not None:
+            self._feeder.join(5.0)
+        if self.engine is not None:
+            assert self.engine.stop()
+            self.engine = None
+
+    def _feed(self) -> None:
+        """Give the engine what a robot at work would: a good score now and then."""
+        while not self._stopping.wait(0.02):
+            snapshot = self.policy.status()
+            engine = self.engine
+            if self.feeding and engine is not None and snapshot is not None and snapshot.generation:
+                engine.on_score(Score("tce", 0.1, time.time(), snapshot.active_version, snapshot.generation))
+
+    # -- what tests do ------------------------------------------------------------------------------------------------------
+
+    def update(self, version: str, /, **fields: Any) -> Update:
+        """Return an offer of a published version."""
+        manifest = self.manifests[version]
+        return Update(**{
+            "update_id": f"u-{version}", "name": manifest.name, "version": version,
+            "manifest_url": self.server.url(f"{manifest.name}/{version}/manifest.json"),
+            "manifest_sha256": manifest.digest, **fields,
+        })  # fmt: skip
+
+    def offer(self, version: str, /, **fields: Any) -> str:
+        update = self.update(version, **fields)
+        assert self.engine is not None
+        reply = self.engine.offer(update)
+        assert reply.success, reply
+        return update.update_id
+
+    def install(self, version: str, state: UpdateState = UpdateState.COMMITTED, /, **fields: Any) -> UpdateOutcome:
+        """Offer a version and wait until that is over; check how it ended."""
+        outcome = self.ended(self.offer(version, **fields))
+        assert outcome.state is state, outcome
+        if state is UpdateState.COMMITTED:
+            self.until(lambda: self.engine is not None and not self.engine.store.state.activation_due)
+        return outcome
+
+    def ended(self, update_id: str) -> UpdateOutcome:
+        engine = self.engine
+        assert engine is not None
+        self.until(lambda: (outcome := engine.outcome(update_id)) is not None and outcome.final)
+        outcome = engine.outcome(update_id)
+        assert outcome is not None
+        return outcome
+
+    def reach(self, state: UpdateState) -> None:
+        engine = self.engine
+        assert engine is not None
+        self.until(lambda: engine.status().state is state)
+
+    def until(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            status = self.engine.status() if self.engine is not None else None
+            assert time.monotonic() < deadline, f"{status}\n" + "\n".join(e.to_line() for e in self.events)
+            time.sleep(0.005)
+
+    def score(self, value: float, source: str = "tce", episode_id: str = "") -> None:
+        """Let the acting generation score."""
+        snapshot = self.policy.status()
+        assert snapshot is not None and self.engine is not None
+        score = Score(source, value, time.time(), snapshot.active_version, snapshot.generation, episode_id)
+        self.engine.on_score(score)
+
+    def episode(self, success: bool, **fields: Any) -> None:
+        """Let the acting generation end an episode."""
+        snapshot = self.policy.status()
+        assert snapshot is not None and self.engine is not None
+        result = {"version": snapshot.active_version, "generation": snapshot.generation, **fields}
+        self.engine.on_outcome(EpisodeResult(f"e-{time.monotonic_ns()}", success, time.time(), **result))
+
+    def current_version(self) -> str:
+        link = self.store_dir / "current"
+        return link.resolve().name if link.is_symlink() else ""
+
+    def trail(self, update_id: str) -> list[str]:
+        """Return the states that an update went through."""
+        return [event.to_state for event in self.events if event.update_id == update_id]

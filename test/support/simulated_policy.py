@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy node in a file: it implements ``PolicyPort`` as the real one does, and outlives the manager that talks to it.
+
+Generations, standby, idempotent swaps, the trial lease by the machine's monotonic clock, loss of a worker, restart from ``current``.
+What it lacks is a robot. The file is read and written under a lock, so that several processes see one policy node.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vla_checkpoint import CheckpointError, load_manifest
+from vla_ota_manager.port import Cancelled, OnProgress, PolicySnapshot, PrepareResult, SwapRequest, SwapResult
+
+Document = dict[str, Any]
+
+
+class SimulatedPolicy:
+    """See the module. ``refuse``, ``delay_s`` and ``absent`` of the document make it misbehave."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def boot(path: Path, current: Path | None = None) -> SimulatedPolicy:
+        """Start a policy node, from the bundle that ``current`` names if there is one; lost is what an earlier one had loaded."""
+        policy = SimulatedPolicy(path)
+        document: Document = {
+            "boot_id": uuid.uuid4().hex, "count": 0, "active": None, "standby": None, "prepared": None, "lease": None,
+            "cause": "", "holding": "", "running": True, "absent": False, "log": [],
+            "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
+        }  # fmt: skip
+        path.write_text(json.dumps(document))
+        if current is not None and current.exists():
+            manifest = load_manifest(current)
+            with policy.edit() as edited:
+                policy._activate(edited, {"digest": manifest.digest, "version": manifest.version}, "UPDATE")
+        return policy
+
+    @contextmanager
+    def edit(self) -> Iterator[Document]:
+        """Change the document under its lock (also for tests, to make it misbehave)."""
+        with self.path.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            document: Document = json.load(file)
+            self._expire(document)
+            yield document
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(document))
+
+    def look(self) -> Document:
+        with self.edit() as document:
+            return document
+
+    # -- PolicyPort ---------------------------------------------------------------------------------------------------------
+
+    def status(self) -> PolicySnapshot | None:
+        document = self.look()
+        active, lease = document["active"] or {}, document["lease"]
+        return PolicySnapshot(
+            age_s=60.0 if document["absent"] else 0.0,
+            boot_id=document["boot_id"],
+            generation=active.get("generation", 0),
+            active_digest=active.get("digest", ""),
+            active_version=active.get("version", ""),
+            standby_digest=(document["standby"] or {}).get("digest", ""),
+            prepared_digest=(document["prepared"] or {}).get("digest", ""),
+            holding=bool(document["holding"]),
+            hold_latched=bool(document["holding"]),
+            hold_reason=document["holding"],
+            on_trial=lease is not None,
+            running=document["running"],
+            last_swap_cause=document["cause"],
+        )
+
+    def prepare(
+        self, bundle_path: Path, digest: str, on_progress: OnProgress, cancelled: Cancelled, timeout_s: float
+    ) -> PrepareResult:
+        document = self.look()
+        if document["absent"]:
+            return PrepareResult(False, "POLICY_ABSENT", "nobody answers")
+        on_progress("LOADING", 0.1)
+        if self._wait(min(document["prepare_s"], timeout_s), cancelled):
+            return PrepareResult(False, "CANCELLED", "cancelled")
+        if document["refuse_prepare"]:
+            return PrepareResult(False, document["refuse_prepare"], "refused as told")
+        try:
+            manifest = load_manifest(bundle_path)
+        except CheckpointError as e:
+            return PrepareResult(False, e.code, str(e))
+        if manifest.digest != digest:
+            return PrepareResult(False, "DIGEST_MISMATCH", manifest.digest)
+        with self.edit() as document:
+            document["log"].append(f"prepare {manifest.version}")
+            if not self._resident(document, digest):
+                document["prepared"] = {"digest": digest, "version": manifest.version}
+        on_progress("READY", 1.0)
+        return PrepareResult(True)
+
+    def swap(self, request: SwapRequest, cancelled: Cancelled) -> SwapResult:
+        document = self.look()
+        if document["absent"]:
+            return SwapResult(False, "POLICY_ABSENT", "nobody answers")
+        if self._wait(min(document["swap_s"], request.timeout_s), cancelled):
+            return SwapResult(False, "CANCELLED", "cancelled")
+        if document["refuse_swap"]:
+            return SwapResult(False, document["refuse_swap"], "refused as told")
+        with self.edit() as document:
+            active = document["active"]
+            resident = self._resident(document, request.digest)
+            if resident is None:
+                return SwapResult(False, "NOT_PREPARED", "not in memory")
+            expected = request.expected_active_digest
+            if expected and (active or {}).get("digest") != expected:
+                return SwapResult(False, "UNEXPECTED_ACTIVE", "another one acts")
+            already = active is not None and active["digest"] == request.digest
+            fallback = document["lease"]["fallback"] if already and document["lease"] else active
+            if not already:
+                document["log"].append(f"swap {resident['version']} {request.cause} {request.at}")
+                self._activate(document, resident, request.cause)
+            document["lease"] = None
+            if request.trial:
+                document["lease"] = {
+                    "lease_s": request.lease_s, "until": time.monotonic() + request.lease_s, "fallback": fallback,
+                }  # fmt: skip
+            acting = document["active"]
+            return SwapResult(
+                True, "", "", acting["version"], acting["digest"], acting["generation"],
+                0.0 if already else 0.01, True, acting["since"],
+            )  # fmt: skip
+
+    # -- what the world does to it ------------------------------------------------------------------------------------------
+
+    def hear_manager(self, trial_digest: str, committed_digest: str) -> None:
+        """A ModelStatus has arrived: it renews the lease of the trial it names, and ends it at the commit."""
+        with self.edit() as document:
+            lease, active = document["lease"], document["active"]
+            if lease is None or active is None:
+                return
+            if trial_digest == active["digest"]:
+                lease["until"] = time.monotonic() + lease["lease_s"]
+            elif committed_digest == active["digest"]:
+                document["lease"] = None
+
+    def lose_worker(self) -> None:
+        """The worker of the generation on trial dies: back to what acted before."""
+        with self.edit() as document:
+            fallback = document["lease"]["fallback"]
+            self._activate(document, fallback, "WORKER_LOST")
+            document["lease"] = None
+
+    def let_lease_run_out(self) -> None:
+        with self.edit() as document:
+            document["lease"]["until"] = 0.0
+
+    # -- inside -------------------------------------------------------------------------------------------------------------
+
+    def _activate(self, document: Document, resident: Document, cause: str) -> None:
+        old = document["active"]
+        document["count"] += 1
+        document["active"] = {**resident, "generation": document["count"], "since": time.time()}
+        document["standby"], document["prepared"], document["cause"] = old, None, cause
+        document["holding"] = ""
+
+    def _expire(self, document: Document) -> None:
+        lease = document["lease"]
+        if lease is not None and time.monotonic() > lease["until"] and lease["fallback"] is not None:
+            document["lease"] = None
+            document["log"].append("lease expired")
+            self._activate(document, lease["fallback"], "LEASE_EXPIRED")
+
+    @staticmethod
+    def _resident(document: Document, digest: str) -> Document | None:
+        for place in ("active", "standby", "prepared"):
+            entry: Document | None = document[place]
+            if entry is not None and entry["digest"] == digest:
+                return {"digest": entry["digest"], "version": entry["version"]}
+        return None
+
+    @staticmethod
+    def _wait(duration_s: float, cancelled: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + duration_s
+        while time.monotonic() < deadline:
+            if cancelled():
+                return True
+            time.sleep(0.01)
+        return cancelled()

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An update goes from its offer to COMMITTED, or ends with a code and leaves the robot with the policy it had."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+import time
+
+import pytest
+from support.http_server import Behaviour
+from support.ota import Robot, shared_weights
+
+from vla_ota_manager.errors import StoreError
+from vla_ota_manager.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.states import UpdateState
+
+S = UpdateState
+
+
+def test_first_install_is_committed_after_clean_chunks(robot: Robot) -> None:
+    robot.publish("1.0.0")
+    robot.start()
+    assert robot.current_version() == ""
+    robot.install("1.0.0")
+    assert robot.current_version() == "1.0.0"
+    assert robot.policy.look()["active"]["version"] == "1.0.0"
+    assert robot.policy.look()["lease"] is None
+
+
+def test_update_runs_through_every_state_and_keeps_current_until_the_commit(robot: Robot) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.feeding = False
+    robot.start()
+    update_id = robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    assert robot.current_version() == "1.0.0"
+    status = robot.engine.status()
+    assert (status.committed_version, status.trial_version, status.rollback_ready) == ("1.0.0", "1.1.0", 2)
+    robot.feeding = True
+    robot.ended(update_id)
+    path = ["CHECKING", "FETCHING", "VERIFYING", "INSTALLED", "PREPARING", "SWAPPING", "TRIAL", "COMMITTED"]
+    assert robot.trail(update_id) == path
+    assert robot.current_version() == "1.1.0"
+    assert robot.engine.status().previous_version == "1.0.0"
+
+
+def test_trial_without_exposure_stays_open_and_says_so(robot: Robot) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.feeding = False
+    robot.start()
+    robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    time.sleep(1.0)
+    status = robot.engine.status()
+    assert status.state is S.TRIAL and "no exposure yet" in status.trial_message
+
+
+def test_only_what_is_missing_is_fetched(robot: Robot, server) -> None:
+    robot.adopt("1.0.0", tensors=shared_weights())
+    new = robot.publish("1.1.0", tensors=shared_weights(), horizon=24)
+    robot.start()
+    outcome = robot.install("1.1.0")
+    weights = new.file("model.safetensors")
+    assert server.served[f"/blobs/sha256/{weights.sha256}"] == 0
+    manifest_bytes = len(new.canonical())
+    assert outcome.bytes_downloaded == sum(server.served.values()) > manifest_bytes
+
+
+def test_a_version_on_disk_is_activated_without_the_network(robot: Robot, server) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    outcome = robot.install("1.1.0", S.INSTALLED, activate=False)
+    assert outcome.final and robot.policy.look()["active"]["version"] == "1.0.0"
+    before = sum(server.served.values())
+    robot.install("1.1.0", update_id="again")
+    assert sum(server.served.values()) == before
+
+
+def test_the_same_update_id_is_acted_on_once_also_over_a_restart(robot: Robot) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    robot.install("1.1.0")
+    assert robot.engine.offer(robot.update("1.1.0")).error_code == "OFFER_REPEATED"
+    robot.stop()
+    robot.start()
+    assert robot.engine.offer(robot.update("1.1.0")).error_code == "OFFER_REPEATED"
+    assert robot.trail("u-1.1.0").count("CHECKING") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"expires_s": 1.0}, "UPDATE_EXPIRED"),
+        ({"manifest_sha256": ""}, "MANIFEST_UNTRUSTED"),
+        ({"manifest_sha256": "0" * 64}, "MANIFEST_DIGEST_MISMATCH"),
+        ({"version": "1.2.0"}, "VERSION_MISMATCH"),
+        ({"name": "fold_towel"}, "NAME_MISMATCH"),
+        ({"manifest_url": "http://127.0.0.1:1/x/manifest.json"}, "SOURCE_NOT_ALLOWED"),
+        ({"manifest_url": "ftp://127.0.0.1/manifest.json"}, "URL_INVALID"),
+    ],
+)
+def test_an_unfit_offer_is_rejected_with_its_code(robot: Robot, server, fields: dict, code: str) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    outcome = robot.install("1.1.0", S.REJECTED, **fields)
+    assert outcome.error_code == code and outcome.message
+    status = robot.engine.status()
+    assert (status.error_code, status.committed_version) == (code, "1.0.0")
+    assert not any("/blobs/" in path for path, _ in server.requests)
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"robot_type": "other_arm"}, "ROBOT_TYPE_MISMATCH"),
+        ({"channels": ("j1:rad", "j3:rad")}, "CHANNELS_MISMATCH"),
+        ({"channels": ("j1:deg", "j2:rad")}, "CHANNELS_MISMATCH"),
+        ({"max_bundle_bytes": 10}, "BUNDLE_TOO_LARGE"),
+        ({"model_name": "fold_towel"}, "NAME_MISMATCH"),
+    ],
+)
+def test_a_bundle_that_does_not_fit_the_robot_is_rejected_before_it_is_fetched(
+    robot: Robot, server, settings: dict, code: str
+) -> None:
+    robot.settings = settings
+    robot.publish("1.1.0")
+    robot.start()
+    assert robot.install("1.1.0", S.REJECTED, name="").error_code == code
+    assert not any("/blobs/" in path for path, _ in server.requests)
+
+
+def test_a_malformed_offer_is_refused_and_shown(robot: Robot) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    for fields in ({"update_id": "a b"}, {"manifest_sha256": "xyz"}, {"name": "../x"}, {"expires_s": float("nan")}):
+        reply = robot.engine.offer(dataclasses.replace(robot.update("1.1.0"), **fields))
+        assert (reply.success, reply.error_code) == (False, "OFFER_INVALID")
+    assert robot.engine.status().error_code == "OFFER_INVALID"
+    assert robot.events[-1].to_state == "REJECTED"
+
+
+def test_a_corrupted_blob_is_rejected_and_nothing_of_it_stays(robot: Robot, server) -> None:
+    robot.adopt("1.0.0")
+    manifest = robot.publish("1.1.1")
+    blob = server.root / "blobs/sha256" / manifest.file("model.safetensors").sha256
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(bytes(data))
+    robot.start()
+    assert robot.install("1.1.1", S.REJECTED).error_code == "BLOB_DIGEST_MISMATCH"
+    robot.until(lambda: not list((robot.store_dir / "partial").iterdir()))
+    assert robot.engine.status().versions == ("1.0.0",)
+    assert robot.policy.look()["log"] == []
+
+
+def read_header_of(data: bytes) -> dict[str, tuple[int, int]]:
+    """Return where the tensors of safetensors bytes lie."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    return {name: (start + entry["data_offsets"][0], start + entry["data_offsets"][1]) for name, entry in header.items()}
+
+
+def test_weights_with_nan_are_rejected_by_verification(robot: Robot) -> None:
+    robot.adopt("1.0.0")
+    manifest = robot.publish("1.1.0")
+    place = robot.registry / "pick_place/1.1.0"
+    blob = robot.registry / "blobs/sha256" / manifest.file("model.safetensors").sha256
+    data = blob.read_bytes()[:-4] + struct.pack("<f", float("nan"))
+    header = read_header_of(data)
+    digests = {name: hashlib.sha256(data[begin:end]).hexdigest() for name, (begin, end) in header.items()}
+    files = [
+        dataclasses.replace(e, sha256=hashlib.sha256(data).hexdigest()) if e.path == "model.safetensors" else e
+        for e in manifest.files
+    ]
+    bad = dataclasses.replace(manifest, files=tuple(files), tensors={"model.safetensors": digests})
+    (place / "manifest.json").write_bytes(bad.canonical())
+    (blob.parent / hashlib.sha256(data).hexdigest()).write_bytes(data)
+    robot.manifests["1.1.0"] = bad
+    robot.start()
+    assert robot.install("1.1.0", S.REJECTED).error_code == "VALUES_NOT_FINITE"
+    assert robot.current_version() == "1.0.0"
+
+
+def test_another_bundle_under_an_installed_version_is_refused(robot: Robot, server) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0", seed=1)
+    robot.start()
+    robot.install("1.1.0", S.INSTALLED, activate=False)
+    robot.manifests.clear()
+    for path in (robot.folder / "bundle-1.1.0", server.root / "pick_place/1.1.0"):
+        path.rename(path.with_name("old-" + path.name))
+    robot.publish("1.1.0", seed=2)
+    assert robot.install("1.1.0", S.REJECTED, update_id="other").error_code == "VERSION_CONFLICT"
+
+
+def test_a_bundle_the_policy_node_refuses_is_rejected(robot: Robot) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.boot_policy()
+    with robot.policy.edit() as document:
+        document["refuse_prepare"] = "GOLDEN_MISMATCH"
+    robot.start()
+    assert robot.install("1.1.0", S.REJECTED).error_code == "GOLDEN_MISMATCH"
+
+
+def test_an_expired_update_that_waits_for_permission_is_not_swapped_in(robot: Robot) -> None:
+    robot.settings = {"require_permission": True}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    outcome = robot.install("1.1.0", S.REJECTED, expires_s=time.time() + 1.5)
+    assert outcome.error_code == "UPDATE_EXPIRED"
+    assert robot.trail("u-1.1.0")[-2] == "INSTALLED"
+
+
+def test_permission_fails_closed_and_opens(robot: Robot) -> None:
+    robot.settings = {"require_permission": True}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    update_id = robot.offer("1.1.0")
+    robot.until(lambda: "update_permitted" in robot.engine.status().message)
+    for value in (False, None):
+        robot.engine.set_update_permitted(value)
+        time.sleep(0.5)
+        assert robot.engine.status().state is S.INSTALLED
+    robot.engine.set_update_permitted(True)
+    assert robot.ended(update_id).state is S.COMMITTED
+
+
+def test_an_absent_policy_node_is_waited_for_then_the_update_fails(robot: Robot) -> None:
+    robot.settings = {"policy_wait_s": 1.0}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.boot_policy()
+    with robot.policy.edit() as document:
+        document["absent"] = True
+    robot.start()
+    update_id = robot.offer("1.1.0")
+    robot.until(lambda: "waits for policy_node" in robot.engine.status().message)
+    outcome = robot.ended(update_id)
+    assert (outcome.state, outcome.error_code) == (S.FAILED, "POLICY_ABSENT")
+    assert "1.1.0" in robot.engine.status().versions
+
+
+def test_a_full_disk_is_noticed_before_a_byte_is_written(robot: Robot, server) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.settings = {"min_free_bytes": 1 << 60}
+    robot.start()
+    outcome = robot.install("1.1.0", S.FAILED)
+    assert outcome.error_code == "DISK_FULL"
+    assert not any("/blobs/" in path for path, _ in server.requests)
+
+
+def test_cancel_in_mid_download_is_quick_and_the_next_offer_resumes(robot: Robot, server) -> None:
+    robot.adopt("1.0.0")
+    manifest = robot.publish("1.1.0", tensors=shared_weights(3, 100_000))
+    weights = manifest.file("model.safetensors")
+    server.behave("/blobs/", Behaviour(rate_bytes_s=200_000))
+    robot.start()
+    update_id = robot.offer("1.1.0")
+    robot.until(lambda: server.served[f"/blobs/sha256/{weights.sha256}"] > 50_000)
+    begun = time.monotonic()
+    assert robot.engine.cancel(update_id).success
+    assert robot.ended(update_id).state is S.CANCELLED
+    assert time.monotonic() - begun < 5.0  # a stuck read would take the read timeout, 30 s
+    server.be_good()
+    robot.install("1.1.0", update_id="again")
+    sent = server.served[f"/blobs/sha256/{weights.sha256}"]
+    assert weights.size <= sent < weights.size + 300_000
+    assert any(headers.get("range", "bytes=0-") != "bytes=0-" for _, headers in server.requests)
+
+
+def test_cancel_before_its_turn_and_of_nothing(robot: Robot) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.publish("1.2.0")
+    robot.feeding = False
+    robot.start()
+    robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    assert robot.engine.cancel("u-1.1.0").error_code == "UNCANCELLABLE"
+    robot.offer("1.2.0")
+    robot.until(lambda: "waits until the trial" in robot.engine.status().message)
+    assert robot.engine.cancel("u-1.2.0").success
+    assert robot.engine.outcome("u-1.2.0").state is S.CANCELLED
+    assert robot.engine.cancel("nothing").error_code == "NO_SUCH_UPDATE"
+
+
+def test_an_update_that_arrives_in_a_trial_waits_for_its_end(robot: Robot) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.publish("1.2.0")
+    robot.feeding = False
+    robot.start()
+    robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    robot.offer("1.2.0")
+    robot.feeding = True
+    assert robot.ended("u-1.2.0").state is S.COMMITTED
+    assert robot.engine.outcome("u-1.1.0").state is S.COMMITTED
+
+
+def test_an_urgent_update_replaces_the_trial_without_blocking_it(robot: Robot) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.publish("1.2.0")
+    robot.feeding = False
+    robot.start()
+    robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    robot.offer("1.2.0", urgent=True)
+    outcome = robot.ended("u-1.1.0")
+    assert (outcome.state, outcome.error_code) == (S.ROLLED_BACK, "SUPERSEDED")
+    robot.feeding = True
+    assert robot.ended("u-1.2.0").state is S.COMMITTED
+    assert robot.engine.status().blocked == ()
+
+
+def test_a_disk_that_cannot_be_written_stops_nothing_but_the_update(robot: Robot) -> None:
+    class Unwritable(Filesystem):
+        broken = False
+
+        def write_file(self, path, data, point, *, keep_old_as=None):
+            if self.broken:
+                raise StoreError("STORE_IO", "read-only file system", str(path))
+            super().write_file(path, data, point, keep_old_as=keep_old_as)
+
+    filesystem = Unwritable(CrashPoints())
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start(filesystem=filesystem)
+    filesystem.broken = True
+    assert robot.engine.offer(robot.update("1.1.0")).error_code == "STORE_IO"
+    filesystem.broken = False
+    assert robot.install("1.1.0").state is S.COMMITTED
+
+
+def test_retention_keeps_the_last_n_and_what_is_needed(robot: Robot) -> None:
+    robot.settings = {"keep_versions": 2}
+    robot.adopt("1.0.0")
+    robot.start()
+    robot.engine.pin("1.0.0")
+    for version in ("1.1.0", "1.2.0", "1.3.0", "1.4.0"):
+        robot.publish(version)
+        robot.install(version)
+    status = robot.engine.status()
+    assert status.versions == ("1.4.0", "1.3.0", "1.0.0")
+    assert status.pinned == ("1.0.0",)
+    needed = {e.sha256 for v in status.versions for e in robot.manifests[v].files}
+    assert {path.name for path in (robot.store_dir / "blobs/sha256").iterdir()} == needed
