@@ -76,10 +76,10 @@ class Stop:
             velocity = _toward(velocity, 0.0, slower)
         else:
             way = goal - now
-            if abs(way) <= slower * dt_s and abs(velocity) <= 2.0 * slower:
-                return _toward(now, goal, channel.limits.rate * dt_s), 0.0
-            # The speed from which max_decel can still stop at the goal.
-            wanted = math.copysign(min(math.sqrt(2.0 * channel.max_decel * abs(way)), abs(way) / dt_s if dt_s else 0.0), way)
-            velocity = _toward(velocity, wanted, slower)
+            if dt_s <= 0.0 or (abs(way) < 1e-9 and abs(velocity) <= slower):
+                return (now, velocity) if dt_s <= 0.0 else (goal, 0.0)
+            # The speed v from which steps of max_decel a end at the goal: v^2 / 2a + v dt / 2 = |way|; the last step is whole.
+            speed = math.sqrt((slower / 2.0) ** 2 + 2.0 * channel.max_decel * abs(way)) - slower / 2.0
+            velocity = _toward(velocity, math.copysign(min(speed, abs(way) / dt_s), way), slower)
         velocity = min(max(velocity, -channel.limits.rate), channel.limits.rate)
         return cls._inside(channel, now + velocity * dt_s), velocity

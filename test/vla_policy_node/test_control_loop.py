@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each safety rule of the runtime, tried to be broken one at a time (all of them at random: test_control_properties.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from control_rig import HIGH, LOW, PER_TICK, START_TOLERANCE, Rig, ramp
+
+
+@pytest.fixture
+def make() -> Iterator[Any]:
+    rigs: list[Rig] = []
+
+    def build(**changes: Any) -> Rig:
+        rigs.append(Rig(**changes))
+        return rigs[-1]
+
+    yield build
+    for rig in rigs:
+        rig.close()
+
+
+def test_nothing_is_commanded_while_inactive(make: Any) -> None:
+    rig = make()
+    rig.add(1)
+    rig.activate(1, "NOW")
+    rig.tick(20)
+    assert all(c is None for c in rig.published)
+    rig.send("enable", enabled=True)
+    rig.tick(10)
+    assert rig.published[-1] is not None
+    rig.send("enable", enabled=False)
+    rig.tick(10)
+    assert all(c is None for c in rig.published[-10:])
+
+
+def test_the_first_command_starts_from_the_measured_state_and_moves_at_the_velocity_limit(make: Any) -> None:
+    rig = make()
+    rig.measured = np.array([0.5, -0.5])
+    rig.run((-0.9, 0.9), ticks=10)
+    first = next(c for c in rig.published if c is not None)
+    assert np.abs(first - [0.5, -0.5]).max() <= PER_TICK + 1e-9
+    rig.tick(80)
+    np.testing.assert_allclose(rig.published[-1], [-0.9, 0.9], atol=1e-6)
+    moves = np.abs(np.diff([c for c in rig.published if c is not None], axis=0))
+    assert moves.max() == pytest.approx(PER_TICK)
+
+
+def test_without_a_fresh_measurement_there_is_no_motion(make: Any) -> None:
+    rig = make()
+    rig.measured = np.array([np.nan, 0.0])
+    rig.add(1)
+    rig.activate(1, "NOW")
+    rig.send("enable", enabled=True)
+    rig.tick(30)
+    assert all(c is None for c in rig.published)
+    assert rig.of("HOLD")[-1]["reason"] == "OBSERVATION_STALE"
+    rig.measured = np.zeros(2)
+    rig.tick(20)
+    assert rig.loop.running
+
+
+def test_a_robot_that_stands_outside_its_limits_is_not_pulled_in(make: Any) -> None:
+    rig = make()
+    rig.measured = np.array([HIGH + START_TOLERANCE + 0.05, 0.0])
+    rig.add(1)
+    rig.activate(1, "NOW")
+    rig.send("enable", enabled=True)
+    rig.tick(30)
+    assert all(c is None for c in rig.published)
+    assert rig.of("HOLD")[-1]["reason"] == "OUTSIDE_LIMITS"
+
+
+@pytest.mark.parametrize("bad", [HIGH + 0.2, LOW - 0.2, 1e30])
+def test_an_action_far_outside_the_position_limits_is_never_published_and_latches(make: Any, bad: float) -> None:
+    rig = make()
+    rig.run((0.8, 0.0) if bad > 0 else (-0.8, 0.0), ticks=60)
+    rig.policies[1] = lambda plan: (bad, 0.0)
+    rig.tick(40)
+    assert (rig.loop.mode, rig.loop.reasons.latched) == ("HOLDING", "LIMIT")
+    event = rig.of("HOLD")[-1]
+    assert event["channel"] == "a" and event["latched"] and event["generation"] == 1
+    assert all(abs(c[0]) <= HIGH for c in rig.published if c is not None)
+    rig.policies[1] = lambda plan: (0.0, 0.0)
+    rig.tick(40)
+    assert rig.loop.mode == "HOLDING"  # nothing but resume ends it
+    rig.send("resume")
+    rig.tick(10)
+    assert rig.loop.mode == "RUNNING"
+
+
+def test_an_action_a_little_outside_is_clamped_and_counted(make: Any) -> None:
+    rig = make()
+    rig.run((HIGH + 0.05, 0.0), ticks=60)
+    assert rig.loop.running
+    assert rig.published[-1][0] == HIGH
+    assert rig.loop.clamped
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_holds_at_once_and_latches(make: Any, bad: float) -> None:
+    rig = make()
+    rig.run((0.1, 0.1), ticks=12)
+    chunk = np.full((20, 2), 0.1)
+    chunk[17, 1] = bad
+    rig.policies[1] = lambda plan: chunk
+    rig.tick(15)
+    assert rig.loop.reasons.latched == "NAN"
+    assert all(np.isfinite(c).all() for c in rig.published if c is not None)
+    assert rig.loop.mode == "HOLDING"
+
+
+def test_a_policy_that_jumps_within_a_chunk_is_stopped_before_the_jump(make: Any) -> None:
+    rig = make()
+    rig.run((0.0, 0.0), ticks=12)
+    chunk = np.zeros((20, 2))
+    chunk[8:] = 0.9
+    rig.policies[1] = lambda plan: chunk
+    rig.tick(40)
+    assert rig.loop.reasons.latched == "LIMIT"
+    assert "jumps" in rig.of("HOLD")[-1]["message"]
+    assert all(abs(c).max() < 0.01 for c in rig.published if c is not None)
+
+
+def test_a_policy_that_jumps_between_chunks_is_stopped(make: Any) -> None:
+    rig = make(blend=0)
+    rig.run((0.0, 0.0), ticks=12)
+    rig.policies[1] = lambda plan: (0.9, 0.0)
+    rig.tick(40)
+    assert rig.loop.reasons.latched == "LIMIT"
+
+
+@pytest.mark.parametrize("fault", ["POLICY_FAILED", "WRONG_SHAPE"])
+def test_a_policy_that_fails_holds_at_once(make: Any, fault: str) -> None:
+    rig = make()
+    rig.run()
+    rig.policies[1] = lambda plan: fault
+    rig.tick(30)
+    assert rig.loop.reasons.latched == "POLICY_FAILED"
+
+
+def test_a_late_chunk_is_bridged_by_the_rest_of_the_old_one_then_the_tick_is_starved_and_it_goes_on_by_itself(make: Any) -> None:
+    rig = make()
+    rig.run(ramp((0.002, 0.0)), ticks=12)
+    rig.policies[1] = lambda plan: None
+    starved = 0
+    for _ in range(60):
+        rig.tick()
+        starved += int(rig.loop.starved)
+    assert starved > 20
+    assert rig.of("HOLD")[-1]["reason"] == "STARVED" and not rig.of("HOLD")[-1]["latched"]
+    # 20 actions a chunk, of which 10 are executed: it acted on for about 10 more.
+    rig.policies[1] = ramp((0.002, 0.0))
+    rig.tick(40)
+    assert rig.loop.running
+    assert rig.of("RESUMED")[-1]["reason"] == "STARVED"
+    commands = np.array([c for c in rig.published if c is not None])
+    assert np.abs(np.diff(commands[:, 0])).max() <= 0.02  # no jump to where the plan would be by now
+
+
+def test_a_plan_waits_while_the_robot_holds(make: Any) -> None:
+    """A chunk that was asked for at rest begins with its first action however long it took."""
+    rig = make()
+    rig.latency = 8
+    rig.run(lambda plan: np.outer(np.arange(20), (0.01, 0.0)), ticks=15)
+    first = [c for c in rig.published if c is not None][:3]
+    np.testing.assert_allclose([c[0] for c in first], [0.0, 0.01, 0.02], atol=1e-6)
+
+
+def test_while_moving_an_action_is_taken_at_the_tick_it_was_meant_for(make: Any) -> None:
+    rig = make()
+    rig.latency = 4
+    rig.run(ramp((0.002, 0.0)), ticks=100)
+    commands = np.array([c[0] for c in rig.published if c is not None])
+    np.testing.assert_allclose(np.diff(commands), 0.002, atol=1e-6)
+    assert not rig.of("HOLD")
+
+
+def test_an_old_observation_holds_and_a_fresh_one_ends_the_hold(make: Any) -> None:
+    rig = make()
+    rig.run(ramp((0.002, 0.0)))
+    rig.fresh = False
+    rig.tick(3)
+    assert rig.loop.reasons.reason == "OBSERVATION_STALE" and not rig.loop.running
+    rig.fresh = True
+    rig.tick(10)
+    assert rig.loop.running
+
+
+def test_the_first_command_after_a_hold_lies_near_a_robot_that_was_moved_meanwhile(make: Any) -> None:
+    rig = make()
+    rig.run((0.0, 0.0))
+    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.tick(5)
+    rig.frozen = True
+    rig.measured = np.array([0.7, 0.0])  # pushed by hand while held
+    rig.send("resume")
+    before = len(rig.published)
+    while not rig.loop.running and len(rig.published) < before + 200:
+        rig.tick()
+    assert np.abs(rig.published[-1] - rig.measured).max() <= START_TOLERANCE + PER_TICK
+    moves = np.abs(np.diff(np.array(rig.published[before - 1 :]), axis=0))
+    assert moves.max() <= PER_TICK + 1e-9
+
+
+def test_motion_disabled_stops_commands_at_once_and_nothing_moves_after_it_without_resume(make: Any) -> None:
+    rig = make(motion=True)
+    rig.add(1, (0.5, 0.5))
+    rig.activate(1, "NOW")
+    rig.send("enable", enabled=True)
+    rig.tick(20)
+    assert all(c is None for c in rig.published)
+    assert rig.loop.mode == "MOTION_DISABLED"
+    rig.motion_ns = rig.now_ns + 10**12
+    rig.tick(50)
+    assert all(c is None for c in rig.published)  # enabled, but nobody has said resume
+    rig.send("resume")
+    rig.tick(10)
+    assert rig.published[-1] is not None
+    rig.motion_ns = 0
+    assert rig.tick() is None
+    rig.tick(10)
+    assert all(c is None for c in rig.published[-10:])
+    rig.send("resume")
+    assert rig.of("RESUME_REFUSED")[-1]["error_code"] == "MOTION_DISABLED"
+    rig.motion_ns = rig.now_ns + 10**12
+    rig.tick(50)
+    assert all(c is None for c in rig.published[-50:])
+
+
+def test_motion_enabled_that_is_not_renewed_is_disabled(make: Any) -> None:
+    rig = make(motion=True, auto=True)
+    rig.motion_ns = rig.now_ns + 30 * 20_000_000
+    rig.add(1)
+    rig.activate(1, "NOW")
+    rig.send("enable", enabled=True)
+    rig.tick(60)
+    assert any(c is not None for c in rig.published[:29])
+    assert all(c is None for c in rig.published[31:])
+    rig.motion_ns = rig.now_ns + 10**12
+    rig.tick(40)
+    assert rig.loop.running  # auto_resume
+
+
+@pytest.mark.parametrize("hold", ["last_command", "measured"])
+def test_a_hold_brings_a_moving_joint_to_rest_by_max_decel_and_stops_publishing_after_its_timeout(make: Any, hold: str) -> None:
+    rig = make(hold=hold, timeout_s=1.0)
+    rig.run(ramp((0.03, 0.0)), ticks=14)
+    rig.frozen = hold == "measured"
+    rig.send("hold", reason="OPERATOR", latched=True)
+    start = len(rig.published)
+    rig.tick(40)
+    held = np.array([c[0] for c in rig.published[start - 2 : start + 40]])
+    velocity = np.diff(held) / 0.02
+    assert np.abs(np.diff(velocity)).max() <= 50.0 * 0.02 + 1e-6
+    assert abs(velocity[-1]) < 1e-9
+    if hold == "measured":
+        assert held[-1] == pytest.approx(held[0])  # the robot was there when the loop last looked
+    rig.tick(20)
+    assert all(c is None for c in rig.published[-5:])
+
+
+def test_a_latched_hold_outlives_deactivation(make: Any) -> None:
+    rig = make()
+    rig.run()
+    rig.policies[1] = lambda plan: (np.nan, 0.0)
+    rig.tick(20)
+    for enabled in (False, True):
+        rig.send("enable", enabled=enabled)
+        rig.policies[1] = lambda plan: (0.0, 0.0)
+        rig.tick(20)
+    assert rig.loop.reasons.latched == "NAN"
+    assert rig.published[-1] is None
+
+
+def test_auto_resume_ends_a_latched_hold_but_not_an_operators(make: Any) -> None:
+    rig = make(auto=True)
+    rig.run()
+    rig.policies[1] = lambda plan: (np.nan, 0.0)
+    rig.tick(15)
+    assert rig.loop.reasons.latched == "NAN"
+    rig.policies[1] = lambda plan: (0.0, 0.0)
+    rig.tick(40)
+    assert rig.loop.running
+    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.tick(200)
+    assert not rig.loop.running
+
+
+def test_release_ends_only_the_hold_that_was_asked_for(make: Any) -> None:
+    rig = make()
+    rig.run()
+    rig.send("hold", reason="NO_EPISODE", latched=False)
+    rig.tick(5)
+    assert rig.loop.reasons.reason == "NO_EPISODE"
+    rig.send("release", reason="OPERATOR")
+    rig.send("resume")
+    rig.tick(10)
+    assert not rig.loop.running
+    rig.send("release", reason="NO_EPISODE")
+    rig.tick(10)
+    assert rig.loop.running
+
+
+def test_relative_actions_start_at_the_position_measured_when_the_chunk_was_asked_for(make: Any) -> None:
+    rig = make(mode="relative")
+    rig.measured = np.array([0.4, -0.4])
+    rig.run((0.05, 0.0), ticks=8)
+    np.testing.assert_allclose(rig.published[-1], [0.45, -0.4], atol=1e-6)
+
+
+def test_a_bundle_can_tighten_limits_but_not_widen_them(make: Any) -> None:
+    rig = make()
+    tight = {"low": -0.2, "high": 0.2, "rate": 0.5, "tolerance": 5.0}
+    rig.add(1, (0.19, 0.0), limits=[tight, {"high": 99.0, "rate": 99.0}])
+    rig.add(2, (0.0, 0.0), limits=[{"low": 0.9, "high": 0.1}, {}])
+    assert rig.of("REFUSED")[-1]["error_code"] == "LIMITS_INVALID"
+    rig.activate(1, "NOW")
+    rig.send("enable", enabled=True)
+    rig.tick(60)
+    moves = np.abs(np.diff([c[0] for c in rig.published if c is not None]))
+    assert moves.max() == pytest.approx(0.5 * 0.02)
+    limiter = rig.loop.active.limiter
+    np.testing.assert_array_equal(limiter.high, [0.2, HIGH])
+    rig.policies[1] = lambda plan: (0.35, 0.0)  # inside the contract's, outside the bundle's with the contract's tolerance
+    rig.tick(40)
+    assert rig.loop.reasons.latched == "LIMIT"
+
+
+def test_a_new_episode_resets_the_policy_and_refuses_chunks_of_the_old_one(make: Any) -> None:
+    rig = make()
+    worker = rig.run((0.0, 0.0))
+    rig.latency = 4
+    while worker.request() is None:
+        rig.tick()
+    old = worker.request()
+    rig.episode = 7
+    rig.tick()
+    new = worker.request()
+    assert new["request"] != old["request"] and new["reset"] == 1
+    refused = rig.loop.active.refused
+    worker.answer((0.29, 0.0), request=old)
+    rig.tick()
+    assert rig.loop.active.refused == refused + 1
+    assert rig.loop.running and not rig.of("HOLD")

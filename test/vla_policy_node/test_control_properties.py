@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever chunks, flags, messages and stalls come in whatever order: what leaves the loop is safe."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from control_rig import HIGH, LOW, PERIOD_NS, RATE, START_TOLERANCE, Rig, ramp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+EPS = 1e-9
+EXAMPLES = int(os.environ.get("VLA_OTA_PROPERTY_EXAMPLES", "120"))
+
+
+def broken_chunk(kind: str, at: int) -> Any:
+    chunk = np.zeros((20, 2))
+    chunk[at % 20, at % 2] = {"nan": np.nan, "inf": np.inf, "minus inf": -np.inf, "huge": 3e38, "far": 1.4, "jump": 0.9}[kind]
+    return chunk
+
+
+policies = st.one_of(
+    st.tuples(st.floats(-1.05, 1.05), st.floats(-1.05, 1.05)),
+    st.builds(lambda v: ramp((v, -v)), st.floats(-0.1, 0.1)),
+    st.builds(broken_chunk, st.sampled_from(["nan", "inf", "minus inf", "huge", "far", "jump"]), st.integers(0, 19)),
+    st.sampled_from(["NAN", "POLICY_FAILED", "WRONG_SHAPE", "OBSERVATION_STALE", None]),
+)
+generations = st.integers(1, 3)
+operations = st.one_of(
+    st.tuples(st.just("tick"), st.integers(1, 25), st.just(PERIOD_NS)),
+    st.tuples(st.just("tick"), st.integers(1, 3), st.integers(1, 40 * PERIOD_NS)),
+    st.tuples(st.just("policy"), generations, policies),
+    st.tuples(st.just("latency"), st.integers(1, 25)),
+    st.tuples(st.just("garbage"), generations, st.integers(0, 40), st.integers(0, 40)),
+    st.tuples(st.just("add"), generations),
+    st.tuples(st.just("remove"), generations),
+    st.tuples(st.just("activate"), generations, st.sampled_from(["CHUNK", "EPISODE", "REST", "NOW"])),
+    st.tuples(st.just("hold"), st.sampled_from(["OPERATOR", "NO_EPISODE", "WORKER_LOST"]), st.booleans()),
+    st.tuples(st.just("release"), st.sampled_from(["OPERATOR", "NO_EPISODE"])),
+    st.tuples(st.just("resume")),
+    st.tuples(st.just("enable"), st.booleans()),
+    st.tuples(st.just("motion"), st.booleans()),
+    st.tuples(st.just("fresh"), st.booleans()),
+    st.tuples(st.just("episode")),
+    st.tuples(st.just("push"), st.floats(-1.5, 1.5), st.floats(-1.5, 1.5)),
+    st.tuples(st.just("blind"), st.booleans()),
+    st.tuples(st.just("frozen"), st.booleans()),
+)
+
+
+class Watcher:
+    """Follows a rig and knows, without asking the loop, what must not happen."""
+
+    def __init__(self, rig: Rig, auto: bool) -> None:
+        self.rig, self.auto = rig, auto
+        self.last: Any = None  # command of the last tick
+        self.latched = False  # somebody has to say resume
+        self.blind = False
+        self.enabled = True
+
+    def apply(self, operation: tuple[Any, ...]) -> None:
+        kind, *args = operation
+        rig = self.rig
+        if kind == "tick":
+            for _ in range(args[0]):
+                self.tick(args[1])
+        elif kind == "policy":
+            rig.policies[args[0]] = args[1] if callable(args[1]) else lambda plan, made=args[1]: made
+        elif kind == "latency":
+            rig.latency = args[0]
+        elif kind == "garbage" and args[0] in rig.workers:
+            request = {"request": args[1], "tick": args[2]}
+            rig.workers[args[0]].answer((0.9, -0.9), request=request, generation=args[2] % 4)
+        elif kind == "add" and args[0] not in rig.workers:
+            rig.add(args[0], rig.policies.get(args[0], (0.0, 0.0)))
+        elif kind == "remove" and args[0] in rig.workers:
+            acting = rig.loop.active is not None and rig.loop.active.id == args[0]
+            rig.send("remove_generation", generation=args[0])
+            self.latched |= acting
+            rig._due = [d for d in rig._due if d[1] != args[0]]
+            rig.workers.pop(args[0]).close()
+        elif kind == "activate":
+            rig.activate(args[0], args[1], swap_id=f"{len(rig.events)}")
+        elif kind == "hold":
+            rig.send("hold", reason=args[0], latched=args[1])
+            self.latched |= args[1]
+        elif kind == "release":
+            rig.send("release", reason=args[0])
+        elif kind == "resume":
+            rig.send("resume")
+            if rig.events[-1]["type"] == "RESUME_ACCEPTED":
+                self.latched = False
+        elif kind == "enable":
+            rig.send("enable", enabled=args[0])
+            self.enabled = args[0]
+        elif kind == "motion":
+            rig.motion_ns = rig.now_ns + 10**14 if args[0] else 0
+        elif kind == "fresh":
+            rig.fresh = args[0]
+        elif kind == "episode":
+            rig.episode += 1
+        elif kind == "push":
+            rig.measured = np.array(args)
+        elif kind == "blind":
+            self.blind = args[0]
+        elif kind == "frozen":
+            rig.frozen = args[0]
+
+    def tick(self, step_ns: int) -> None:
+        rig = self.rig
+        if self.blind:
+            rig.measured = np.full(2, np.nan)
+        elif not np.isfinite(rig.measured).all():
+            rig.measured = np.zeros(2)
+        measured, plan, events = rig.measured.copy(), rig.loop.queue.plan, len(rig.events)
+        permitted = rig.motion_ns >= rig.now_ns + step_ns
+        command = rig.tick(step_ns=step_ns)
+        acted = rig.loop.queue.plan != plan
+        if self.enabled and not permitted:
+            self.latched = True  # motion was disabled: it needs a resume
+        if not self.enabled or not permitted:
+            assert command is None
+        if command is None:
+            assert not acted
+        else:
+            assert np.isfinite(command).all()
+            assert (command >= LOW - EPS).all() and (command <= HIGH + EPS).all()
+            if self.last is None:
+                assert np.abs(command - measured).max() <= START_TOLERANCE + RATE * PERIOD_NS / 1e9 + EPS
+            else:
+                reach = RATE * min(step_ns, PERIOD_NS) / 1e9
+                assert np.abs(command - self.last).max() <= reach + EPS
+        if acted:
+            assert rig.loop.active is not None and rig.loop.generation == rig.loop.active.id
+            assert rig.loop.running
+            assert rig.fresh
+            if not self.auto:
+                assert not self.latched
+        new = rig.events[events:]
+        if any(e["type"] == "HOLD" and e["latched"] for e in new):
+            self.latched = True
+            assert not acted
+        self.last = command
+
+
+@settings(max_examples=EXAMPLES, deadline=None, database=None, derandomize="VLA_OTA_PROPERTY_EXAMPLES" not in os.environ)
+@given(
+    st.lists(operations, max_size=60), st.booleans(), st.sampled_from(["last_command", "measured"]), st.sampled_from([0, 1, 5]),
+    st.sampled_from([0.1, 2.0]),
+)
+def test_no_sequence_of_inputs_makes_an_unsafe_command(
+    sequence: list[tuple[Any, ...]], auto: bool, hold: str, blend: int, timeout_s: float
+) -> None:
+    rig = Rig(motion=True, auto=auto, hold=hold, blend=blend, timeout_s=timeout_s)
+    try:
+        watcher = Watcher(rig, auto)
+        rig.motion_ns = rig.now_ns + 10**14
+        rig.add(1)
+        rig.activate(1, "NOW")
+        rig.send("enable", enabled=True)
+        for operation in [("tick", 8, PERIOD_NS), *sequence, ("tick", 30, PERIOD_NS)]:
+            watcher.apply(operation)
+    finally:
+        rig.close()
+
+
+@settings(max_examples=30, deadline=None, database=None, derandomize=True)
+@given(st.lists(operations, max_size=40))
+def test_after_anything_the_loop_runs_again_once_all_is_well(sequence: list[tuple[Any, ...]]) -> None:
+    """A hold that cannot be left would be safe and useless."""
+    rig = Rig(motion=True)
+    try:
+        watcher = Watcher(rig, auto=False)
+        rig.motion_ns = rig.now_ns + 10**14
+        rig.add(1)
+        for operation in sequence:
+            watcher.apply(operation)
+        for operation in [
+            ("motion", True), ("fresh", True), ("blind", False), ("frozen", False), ("push", 0.1, 0.1), ("latency", 1), ("add", 3),
+            ("policy", 1, (0.1, 0.1)), ("policy", 2, (0.1, 0.1)), ("policy", 3, (0.1, 0.1)), ("enable", True),
+            ("tick", 2, PERIOD_NS), ("activate", 3, "NOW"), ("release", "OPERATOR"), ("release", "NO_EPISODE"),
+            ("hold", "OPERATOR", False), ("release", "OPERATOR"), ("resume",), ("tick", 300, PERIOD_NS),
+        ]:
+            watcher.apply(operation)
+            if rig.loop.reasons.asked:
+                rig.send("release", reason=rig.loop.reasons.asked)
+        assert rig.loop.running, (rig.loop.reasons.reason, rig.events[-5:])
+        assert rig.loop.generation == 3
+    finally:
+        rig.close()

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A swap happens at its boundary without a starved tick, or it does not happen and the old generation goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from control_rig import PER_TICK, STEP, Rig, ramp
+
+
+@pytest.fixture
+def make() -> Iterator[Any]:
+    rigs: list[Rig] = []
+
+    def build(**changes: Any) -> Rig:
+        rigs.append(Rig(**changes))
+        return rigs[-1]
+
+    yield build
+    for rig in rigs:
+        rig.close()
+
+
+def report(rig: Rig) -> dict[str, Any]:
+    """The SWAPPED event as the runner makes it, from the loop's own record."""
+    assert rig.loop.swapped is not None
+    swap, previous, before = rig.loop.swapped
+    return {"generation": swap.generation.id, "previous": previous, "before": before}
+
+
+def generations(rig: Rig, ticks: int) -> list[int]:
+    found = []
+    for _ in range(ticks):
+        rig.tick()
+        found.append(rig.loop.generation)
+    return found
+
+
+@pytest.mark.parametrize("latency", [1, 4, 7])
+def test_a_swap_at_a_chunk_boundary_starves_no_tick_and_moves_within_limits(make: Any, latency: int) -> None:
+    rig = make()
+    rig.run(ramp((0.002, 0.0)), ticks=15)
+    rig.latency = latency
+    rig.tick(60)
+    base = rig.loop.queue.plan
+    rig.add(2, lambda plan: np.outer(plan - base + np.arange(20), (0.0, 0.003)) + (0.002 * base, 0.0))
+    rig.activate(2, "CHUNK")
+    acting = generations(rig, 60)
+    switch = acting.index(2)
+    assert acting == [1] * switch + [2] * (60 - switch)
+    assert not rig.of("HOLD") and not rig.of("SWAP_FAILED")
+    commands = np.array([c for c in rig.published if c is not None])
+    assert np.abs(np.diff(commands, axis=0)).max() <= PER_TICK + 1e-9
+
+
+def test_the_swap_waits_for_the_executed_parts_end_and_the_overlap_is_blended(make: Any) -> None:
+    rig = make(blend=3)
+    rig.run((0.0, 0.0), ticks=15)
+    rig.add(2, (0.04, 0.0))
+    rig.activate(2, "CHUNK")
+    boundary = rig.loop.queue.boundary
+    while rig.loop.generation == 1:
+        rig.tick()
+    assert rig.loop.queue.plan == boundary + 1
+    rig.tick(4)
+    np.testing.assert_allclose([c[0] for c in rig.published[-5:]], [0.01, 0.02, 0.03, 0.04, 0.04], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("first_chunk", "code"),
+    [
+        ((np.nan, 0.0), "NAN"),
+        ("NAN", "NAN"),
+        ("POLICY_FAILED", "POLICY_FAILED"),
+        ("WRONG_SHAPE", "WRONG_SHAPE"),
+        ((5.0, 0.0), "LIMIT"),
+        ((STEP * 4, 0.0), "LIMIT"),
+        ((0.99, 0.0), "SEAM_JUMP"),
+    ],
+)
+def test_a_bad_first_chunk_abandons_the_swap_and_the_old_generation_goes_on(make: Any, first_chunk: Any, code: str) -> None:
+    rig = make(blend=1)
+    rig.run(ramp((-0.002, 0.0)), ticks=15)
+    rig.add(2, first_chunk)
+    rig.activate(2, "CHUNK")
+    acting = generations(rig, 60)
+    assert set(acting) == {1}
+    assert [e["error_code"] for e in rig.of("SWAP_FAILED")] == [code]
+    assert rig.loop.running and not rig.of("HOLD")
+    commands = np.array([c for c in rig.published if c is not None])
+    np.testing.assert_allclose(np.diff(commands[3:, 0]), -0.002, atol=1e-6)
+
+
+def test_a_new_generation_that_never_answers_times_out_and_starves_nobody(make: Any) -> None:
+    rig = make()
+    rig.run(ramp((0.001, 0.0)), ticks=15)
+    rig.add(2, lambda plan: None)
+    rig.activate(2, "CHUNK", timeout_s=1.0)
+    acting = generations(rig, 70)
+    assert set(acting) == {1} and not rig.of("HOLD")
+    assert rig.of("SWAP_FAILED")[-1]["error_code"] == "SWAP_TIMEOUT"
+
+
+def test_a_slow_new_generation_swaps_at_a_later_boundary(make: Any) -> None:
+    rig = make()
+    rig.run((0.0, 0.0), ticks=15)
+    asked = []
+
+    def slow(plan: int) -> Any:
+        asked.append(plan)
+        return None if len(asked) == 1 else (0.01, 0.0)
+
+    rig.add(2, slow)
+    rig.activate(2, "CHUNK", timeout_s=5.0)
+    acting = generations(rig, 90)
+    assert acting[-1] == 2 and not rig.of("HOLD")
+
+
+def test_a_swap_at_an_episode_waits_for_the_next_episode(make: Any) -> None:
+    rig = make()
+    rig.run((0.0, 0.0), ticks=15)
+    rig.add(2, (0.01, 0.0))
+    rig.activate(2, "EPISODE", timeout_s=60.0)
+    assert set(generations(rig, 60)) == {1}
+    rig.episode += 1
+    acting = generations(rig, 10)
+    assert acting[-1] == 2 and not rig.of("HOLD")
+    first = [i for i, g in enumerate(acting) if g == 2][0]
+    assert acting == [1] * first + [2] * (10 - first)
+    assert first <= 3
+
+
+def test_a_swap_at_rest_waits_until_the_command_rests(make: Any) -> None:
+    rig = make()
+    speed = [0.005]
+    rig.run(lambda plan: rig.measured + np.outer(np.arange(20), (speed[0], 0.0)), ticks=15)
+    rig.add(2, lambda plan: rig.measured)
+    rig.activate(2, "REST", timeout_s=60.0)
+    assert set(generations(rig, 50)) == {1}
+    speed[0] = 0.0
+    acting = generations(rig, 50)
+    assert acting[-1] == 2
+    switch = len(rig.published) - 50 + acting.index(2)
+    rested = np.abs(np.diff(np.array(rig.published[switch - 5 : switch]), axis=0))
+    assert rested.max() <= 0.001
+
+
+def test_a_swap_now_takes_over_as_soon_as_the_first_chunk_is_there(make: Any) -> None:
+    rig = make()
+    rig.run((0.0, 0.0), ticks=15)
+    while rig.loop.queue.boundary - rig.loop.queue.plan < 8:
+        rig.tick()
+    rig.add(2, (0.01, 0.0))
+    rig.activate(2, "NOW")
+    acting = generations(rig, 6)
+    assert acting[-1] == 2
+
+
+def test_only_now_replaces_a_lost_generation_and_motion_comes_back_by_resume(make: Any) -> None:
+    rig = make()
+    rig.run((0.0, 0.0), ticks=15)
+    rig.add(2, (0.01, 0.0))
+    rig.send("remove_generation", generation=1)
+    rig.tick(5)
+    assert rig.of("HOLD")[-1]["reason"] == "WORKER_LOST" and rig.loop.reasons.latched
+    rig.activate(2, "CHUNK", swap_id="c")
+    assert rig.of("SWAP_FAILED")[-1]["error_code"] == "GENERATION_LOST"
+    rig.activate(2, "NOW", swap_id="n")
+    assert report(rig) == {"generation": 2, "previous": 0, "before": pytest.approx(np.zeros(2))}
+    rig.tick(50)
+    assert not rig.loop.running
+    rig.send("resume")
+    rig.tick(10)
+    assert rig.loop.running and rig.loop.generation == 2
+
+
+def test_a_rollback_of_a_generation_that_broke_a_limit_is_instant_and_the_hold_stays(make: Any) -> None:
+    rig = make()
+    rig.run((0.0, 0.0), ticks=15)
+    rig.policies[1] = lambda plan: (9.0, 0.0)
+    rig.tick(20)
+    assert rig.loop.reasons.latched == "LIMIT"
+    rig.add(2, (0.01, 0.0))
+    rig.activate(2, "NOW")
+    assert rig.loop.active.id == 2
+    rig.tick(50)
+    assert not rig.loop.running
+    rig.send("resume")
+    rig.tick(10)
+    assert rig.loop.generation == 2 and rig.loop.running
+
+
+def test_a_rollback_that_is_pending_when_the_hold_comes_happens_then(make: Any) -> None:
+    rig = make()
+    rig.run((0.0, 0.0), ticks=15)
+    rig.add(2, lambda plan: None)
+    rig.activate(2, "NOW")
+    rig.tick()
+    assert rig.loop.active.id == 1
+    rig.send("hold", reason="WORKER_LOST", latched=True)
+    rig.tick()
+    assert rig.loop.active.id == 2 and rig.loop.pending is None
+
+
+def test_a_swap_while_motion_is_disabled_is_refused_but_now_moves_the_pointer(make: Any) -> None:
+    rig = make(motion=True, auto=True)
+    rig.motion_ns = rig.now_ns + 10**12
+    rig.run(ticks=15)
+    rig.add(2)
+    rig.motion_ns = 0
+    rig.tick(2)
+    rig.activate(2, "CHUNK", swap_id="c")
+    assert rig.of("SWAP_FAILED")[-1]["error_code"] == "MOTION_DISABLED"
+    rig.activate(2, "NOW", swap_id="n")
+    assert rig.loop.active.id == 2
+    assert rig.tick() is None
+
+
+def test_a_pending_swap_fails_when_motion_is_disabled(make: Any) -> None:
+    rig = make(motion=True)
+    rig.motion_ns = rig.now_ns + 10**12
+    rig.add(1)
+    rig.activate(1, "NOW")
+    rig.send("enable", enabled=True)
+    rig.tick(15)
+    rig.add(2, lambda plan: None)
+    rig.activate(2, "CHUNK", swap_id="p")
+    rig.tick(2)
+    rig.motion_ns = 0
+    rig.tick()
+    assert rig.of("SWAP_FAILED")[-1]["error_code"] == "MOTION_DISABLED"
+    assert rig.loop.active.id == 1
+
+
+def test_a_second_swap_is_refused_while_one_is_pending_but_now_supersedes_it_and_cancel_takes_it_back(make: Any) -> None:
+    rig = make()
+    rig.run(ticks=15)
+    rig.add(2, lambda plan: None)
+    rig.add(3, (0.0, 0.0))
+    rig.activate(2, "CHUNK", swap_id="one")
+    rig.activate(3, "CHUNK", swap_id="two")
+    assert rig.of("SWAP_FAILED")[-1] | {"message": ""} == {
+        "type": "SWAP_FAILED", "swap_id": "two", "generation": 3, "error_code": "SWAP_IN_PROGRESS", "message": "",
+    }
+    rig.activate(3, "NOW", swap_id="three")
+    assert (rig.of("SWAP_FAILED")[-1]["swap_id"], rig.of("SWAP_FAILED")[-1]["error_code"]) == ("one", "SUPERSEDED")
+    rig.send("cancel_activation", swap_id="one")
+    assert rig.loop.pending is not None
+    rig.send("cancel_activation", swap_id="three")
+    assert rig.of("SWAP_FAILED")[-1]["error_code"] == "CANCELLED"
+    assert set(generations(rig, 30)) == {1}
+
+
+def test_the_new_worker_dying_before_the_swap_costs_nothing(make: Any) -> None:
+    rig = make()
+    rig.run((0.0, 0.0), ticks=15)
+    rig.add(2, lambda plan: None)
+    rig.activate(2, "CHUNK")
+    rig.tick(3)
+    rig.send("remove_generation", generation=2)
+    assert rig.of("SWAP_FAILED")[-1]["error_code"] == "GENERATION_LOST"
+    assert set(generations(rig, 30)) == {1} and not rig.of("HOLD")
+
+
+def test_chunks_of_another_generation_a_stale_request_or_a_repeat_are_refused(make: Any) -> None:
+    rig = make()
+    worker = rig.run((0.0, 0.0), ticks=15)
+    rig.latency = 5
+    while worker.request() is None:
+        rig.tick()
+    request = worker.request()
+    rig.policies[1] = lambda plan: None
+    before = rig.loop.active.refused
+    for fields in ({"generation": 9}, {"request": int(request["request"]) - 1}, {"tick": int(request["tick"]) + 1}):
+        worker.answer((0.29, 0.29), request={**request, "request": fields.pop("request", request["request"])}, **fields)
+        rig.tick()
+    assert rig.loop.active.refused == before + 3
+    worker.answer((0.01, 0.0), request=request)
+    rig.tick()
+    worker.answer((0.29, 0.29), request=request)  # a second time
+    rig.tick(3)
+    assert rig.loop.active.refused == before + 4
+    assert max(c[0] for c in rig.published if c is not None) <= 0.01 + 1e-6
+
+
+def test_messages_that_cannot_be_followed_are_answered_and_change_nothing(make: Any) -> None:
+    rig = make()
+    rig.run(ticks=15)
+    bad = [
+        {"type": "nonsense"}, {"type": "activate"}, {"type": "enable"}, {"type": "hold", "reason": "BORED", "latched": True},
+        {"type": "end_span", "span_id": 4, "after_s": 1}, {"type": "add_generation", "handle": {}}, {}, [], 7, None,
+        {"type": "activate", "generation": [1], "at": "NOW", "swap_id": "x", "timeout_s": 1.0, "asked_ns": 0},
+        {"type": "remove_generation", "generation": 55},
+    ]
+    for message in bad:
+        rig.commands.apply(message, (), rig.now_ns)
+    assert len(rig.of("REFUSED")) == len(bad)
+    rig.tick(20)
+    assert rig.loop.running and not rig.of("HOLD")
