@@ -7,7 +7,7 @@ Names in braces are filled in by the check that found the problem.
 
 from __future__ import annotations
 
-import re
+import string
 import sys
 from dataclasses import dataclass
 
@@ -56,7 +56,7 @@ RULES = {
     "TOPIC_QOS": Rule(
         "FAIL",
         "Publisher and subscription are incompatible: nothing flows.",
-        "{change}",
+        "set `qos: {{{policy}: {fit}}}` for {topic} in the contract, or let {node} use {other}",
     ),
     "TOPIC_SILENT": Rule(
         "FAIL",
@@ -411,9 +411,19 @@ This page is written by `python -m vla_ros.doctor.catalog`.
 
 
 def _shown(template: str) -> str:
-    """Return a remedy for reading: optional hints go, other names in braces become words in capitals."""
-    text = re.sub(r"\{(\w+)[^}]*\}", lambda m: "" if m[1] == "hint" else f"*{m[1]}*", template)
-    return text.replace("|", "\\|")
+    """Return a remedy for reading: what a check would fill in stands there in capitals."""
+    words = {name: _Word(name.upper()) for _, name, _, _ in string.Formatter().parse(template) if name}
+    fixed = {"hint": "", "action": "see the reasons below"}
+    return template.format(**{**words, **fixed}).replace("|", "\\|")
+
+
+class _Word(str):
+    """Stays what it is, whatever format a number would get."""
+
+    __slots__ = ()
+
+    def __format__(self, spec: str) -> str:
+        return str(self)
 
 
 if __name__ == "__main__":

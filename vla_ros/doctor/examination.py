@@ -41,7 +41,7 @@ class Robot(Protocol):
     def parameters(self, full: str, names: list[str]) -> dict[str, Any] | None: ...  # noqa: D102
     def lifecycle(self, full: str) -> str: ...  # noqa: D102
     def use_sim_time(self) -> None: ...  # noqa: D102
-    def listen(self, name: str, kind: str, decode: Callable[[Any], None] | None = None) -> Samples: ...  # noqa: D102
+    def listen(self, name: str, kind: str, decode: Callable[[Any], object] | None = None) -> Samples: ...  # noqa: D102
     def listen_to_status(self, name: str, kind: str) -> Samples: ...  # noqa: D102
 
 
@@ -85,8 +85,9 @@ def examine(robot: Robot, settings: DoctorSettings) -> list[Finding]:
     policy = _with_status(robot, policy, policy_samples)
     manager = _with_status(robot, manager, manager_samples)
     findings += _judge_topics(robot, contract, inputs, names, policy, until_s, settings)
-    how = {"listened_s": settings.seconds, "before_start": settings.before_start}
-    findings += nodes.check_policy_node(policy, **how) + nodes.check_manager(manager, **how)
+    listened_s, early = settings.seconds, settings.before_start
+    findings += nodes.check_policy_node(policy, listened_s=listened_s, before_start=early)
+    findings += nodes.check_manager(manager, listened_s=listened_s, before_start=early)
     findings += nodes.check_agreement(policy, manager, contract)
     findings += machine.check_clock(clock.look())
     largest = max((i.samples.largest_bytes for i in inputs), default=0)

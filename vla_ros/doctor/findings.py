@@ -10,7 +10,7 @@ from enum import IntEnum
 
 from vla_ros.doctor.catalog import RULES
 
-_WIDEST = 40
+_WIDEST = 48
 """Column of the findings: longer names push theirs to the right [characters]."""
 
 

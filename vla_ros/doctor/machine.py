@@ -58,9 +58,10 @@ def check_memory(available: int | None, bundle: int, worker: int, resident: int,
         return [problem("MEMORY_UNKNOWN", what, "/proc/meminfo says nothing")]
     missing = max(0, 2 - resident)
     needed = missing * (bundle + worker) + reserve
+    policy = f"{bundle // MIB} MiB (largest bundle)" if bundle else "unknown size (no bundle yet)"
     text = (
-        f"{available // MIB} MiB available; needed {needed // MIB} = {missing} more policies of {bundle // MIB} + {worker // MIB} MiB for "
-        f"their process, and {reserve // MIB} reserve" + ("" if bundle else " (no bundle is known yet)")
+        f"{available // MIB} MiB available, {needed // MIB} needed: {missing} more policies of {policy} "
+        f"and {worker // MIB} MiB for their process, {reserve // MIB} MiB reserve"
     )
     if needed > available:
         return [problem("MEMORY_SHORT", what, text, missing_mib=(needed - available) / MIB)]

@@ -139,7 +139,7 @@ class Doctor(Node):
 
     # -- listening ----------------------------------------------------------------------------------------------------------
 
-    def listen(self, name: str, kind: str, decode: Callable[[Any], None] | None = None) -> Samples:
+    def listen(self, name: str, kind: str, decode: Callable[[Any], object] | None = None) -> Samples:
         """Collect a topic's messages from now on.
 
         ``decode`` raises an error with ``code`` for a message that is of no use. Raises :class:`UnknownTypeError`.
@@ -162,7 +162,7 @@ class Doctor(Node):
         samples.arrivals_s.append(time.monotonic())
         samples.last = message
 
-    def _take(self, samples: Samples, kind: Any, decode: Callable[[Any], None] | None, data: bytes) -> None:
+    def _take(self, samples: Samples, kind: Any, decode: Callable[[Any], object] | None, data: bytes) -> None:
         now_s = time.monotonic()
         last_s = samples.looked_into_s
         samples.arrivals_s.append(now_s)

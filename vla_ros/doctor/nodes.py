@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do our two nodes live, alone in their namespace, and what do they say of themselves?"""
+"""Whether our two nodes live, alone in their namespace, and what they say of themselves."""
 
 from __future__ import annotations
 
@@ -109,10 +109,7 @@ def _check_node(what: str, node: NodeSeen, listened_s: float) -> list[Finding]:
     if topic is None:
         return found
     for publisher in topic.publishers:
-        if (publisher.reliability, publisher.durability) == (
-            "best_effort",
-            "volatile",
-        ) or publisher.durability == "volatile":
+        if publisher.durability == "volatile":
             text = f"{topic.name} is {publisher.reliability}, {publisher.durability}"
             found.append(problem("STATUS_QOS", what, text, topic=topic.name))
     # The first one may have been latched long ago; a living node sends another every second.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class Samples:
     def longest_gap_s(self, until_s: float) -> float:
         """Return the longest silence from the first message to ``until_s``, the end of listening [s]."""
         times = [*self.arrivals_s, until_s]
-        return max((later - earlier for earlier, later in zip(times, times[1:], strict=False)), default=0.0)
+        return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], str]:
 
 def _typed(field: dataclasses.Field[Any]) -> Any:
     """Return the argument's conversion, which checks the range."""
-    kind, low, high = type(field.default), field.metadata["low"], field.metadata["high"]
+    kind: Any = type(field.default)
+    low, high = field.metadata["low"], field.metadata["high"]
 
     def convert(text: str) -> Any:
         value = kind(text)

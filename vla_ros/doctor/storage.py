@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the store whole, can it be written, and is there room? Nothing in it is changed, and its lock is not taken."""
+"""Whether the store is whole and writable, with room for more. Nothing in it is changed, and its lock is not taken."""
 
 from __future__ import annotations
 

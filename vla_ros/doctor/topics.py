@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do the topics of the contract carry what it promises, and does nobody else command the robot?"""
+"""Whether the topics of the contract carry what it promises, and nobody else commands the robot."""
 
 from __future__ import annotations
 
@@ -54,9 +54,10 @@ def _check_publishers(what: str, need: Need, topic: TopicSeen, alike: Sequence[s
             text = f"{p.node} publishes {p.type}, the contract wants {need.type}"
             found.append(problem("TOPIC_TYPE", what, text, found=p.type, expected=need.type, node=p.node))
         elif conflict := _conflict(p, need.reliability, need.durability):
-            change = f"set `qos: {{{conflict}: {getattr(p, conflict)}}}` for this topic in the contract, or let {p.node} publish {getattr(need, conflict)}"
-            text = f"policy_node asks for {getattr(need, conflict)}, {p.node} offers {getattr(p, conflict)}"
-            found.append(problem("TOPIC_QOS", what, text, change=change))
+            wanted, offered = getattr(need, conflict), getattr(p, conflict)
+            names = {"policy": conflict, "topic": need.topic, "node": p.node, "fit": offered, "other": wanted}
+            text = f"policy_node asks for {wanted}, {p.node} offers {offered}"
+            found.append(problem("TOPIC_QOS", what, text, **names))
     if len(topic.publishers) > 1 and not found:
         nodes = _names(topic.publishers)
         found.append(problem("TOPIC_PUBLISHERS", what, f"{len(topic.publishers)} publishers: {nodes}", nodes=nodes))
@@ -141,12 +142,12 @@ def check_output(
         found.append(problem("COMMAND_UNHEARD", what, "nobody subscribes to it", hint=hint))
     offered = Endpoint(control, output.type, output.qos.reliability, output.qos.durability)
     for s in topic.subscriptions:
-        found += _check_listener(what, s, offered)
+        found += _check_listener(what, output.topic, s, offered)
     listeners = _names(topic.subscriptions)
     return found or [ok(what, f"{control if ours else 'nobody yet'} -> {listeners}")]
 
 
-def _check_listener(what: str, listener: Endpoint, offered: Endpoint) -> list[Finding]:
+def _check_listener(what: str, topic: str, listener: Endpoint, offered: Endpoint) -> list[Finding]:
     if listener.type != offered.type:
         text = f"{listener.node} listens for {listener.type}, the contract has {offered.type}"
         names = {"found": listener.type, "expected": offered.type, "node": listener.node}
@@ -154,10 +155,9 @@ def _check_listener(what: str, listener: Endpoint, offered: Endpoint) -> list[Fi
     conflict = _conflict(offered, listener.reliability, listener.durability)
     if not conflict:
         return []
-    wants = getattr(listener, conflict)
-    text = f"{listener.node} asks for {wants}, policy_node offers {getattr(offered, conflict)}"
-    change = f"set `qos: {{{conflict}: {wants}}}` for this topic in the contract's actions, or let {listener.node} ask for less"
-    return [problem("TOPIC_QOS", what, text, change=change)]
+    wanted, ours = getattr(listener, conflict), getattr(offered, conflict)
+    names = {"policy": conflict, "topic": topic, "node": listener.node, "fit": wanted, "other": ours}
+    return [problem("TOPIC_QOS", what, f"{listener.node} asks for {wanted}, policy_node offers {ours}", **names)]
 
 
 def _names(endpoints: Iterable[Endpoint]) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can the workers' interpreter import what a policy needs? It is started and asked, niced."""
+"""Whether the workers' interpreter can import what a policy needs: it is started, niced, and asked."""
 
 from __future__ import annotations
 
