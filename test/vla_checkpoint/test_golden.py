@@ -114,7 +114,7 @@ def test_a_golden_file_too_large_for_memory_is_refused(tmp_path: Path) -> None:
         (plain_golden(horizon=15), None),
         (plain_golden(), {CAMERA: (6, 8)}),
         (replace(plain_golden(), observations={"observation.state": np.zeros((2, 3), np.float32)}), None),
-        (replace(plain_golden(), observations={**plain_golden().observations, "observation.extra": np.zeros((2, 1), np.float32)}), None),
+        (replace(plain_golden(), observations={**plain_golden().observations, "extra": np.zeros((2, 1), np.float32)}), None),
         (Golden(observations(3), chunks(3), ("a",) * 3, plain_golden().tolerance), {CAMERA: (8, 6)}),
     ],
 )  # fmt: skip

@@ -177,6 +177,10 @@ def test_an_existing_destination_is_not_touched(tmp_path: Path) -> None:
         import_folder(tmp_path / "src", tmp_path / "out", **OPTIONS)
     assert caught.value.code == "IMPORT_DESTINATION"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError):
+        import_folder(tmp_path / "src", tmp_path / "empty", **OPTIONS)
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_a_peft_folder_becomes_an_adapter_bundle_on_its_base(tmp_path: Path) -> None:

@@ -217,6 +217,16 @@ def test_actions_are_unnormalised_by_the_postprocessor_alone(folder: Path) -> No
     assert code_of(folder) == "STATS_MISSING"
 
 
+def test_state_files_of_other_steps_are_no_statistics(folder: Path) -> None:
+    (folder / "stats.json").unlink()
+    write_processors(folder, PLAIN)
+    document = json.loads((folder / "policy_postprocessor.json").read_text())
+    document["steps"].append({"registry_name": "filter_processor", "state_file": "filter.safetensors"})
+    write_json(folder / "policy_postprocessor.json", document)
+    safetensors.numpy.save_file({"action.mean": np.full(2, 9.0, np.float32)}, folder / "filter.safetensors")
+    assert load(folder)[1]["action"]["mean"].tolist() == [0.0, 0.0]
+
+
 def test_a_state_file_that_is_not_there_is_refused(folder: Path) -> None:
     (folder / "stats.json").unlink()
     write_processors(folder, PLAIN)
