@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -134,6 +135,18 @@ def test_modules_that_are_not_there_cost_only_a_line_in_the_log() -> None:
     with WorkerRobot(imports=("no_such_module_here", "json")) as robot:
         robot.spare_ready()
         robot.logged("no_such_module_here")
+
+
+def test_a_spare_does_the_slow_first_time_work_of_the_type_that_ran_last(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a")
+    robot = WorkerRobot(device="somewhere")
+    robot.pool.start()  # nothing ran yet: no type to prepare for
+    with contextlib.closing(robot.pool):
+        spare = robot.spare_ready()
+        robot.pool.prepare(tmp_path / "a")
+        second = robot.spare_ready(not_pid=spare)
+        event = robot.wait_for(lambda e: e.kind == "LOG" and e.message == "preloaded for somewhere")
+        assert event.pid == second
 
 
 def test_an_interpreter_that_is_not_there_is_said(tmp_path: Path) -> None:

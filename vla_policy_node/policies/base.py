@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a policy is to the runtime: a thing that turns one observation into one action chunk.
 
-The runtime never looks inside. It asks for :attr:`Policy.spec` once and for :meth:`Policy.predict_chunk` from then on, always
-from the same thread of the same worker process. Normalisation, tokenisation and device placement are the policy's own
-business, so that shared memory carries physical units only.
+The runtime never looks inside. Normalisation, tokenisation and device placement are the policy's own business, so that shared
+memory carries physical units only. The module of a policy type offers
+
+* ``load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Policy``; an exception of its own with a ``code``
+  reaches the status as it is (``policies/errors.py``);
+* optionally ``preload(device: str) -> None``: slow first-time work (lazy imports, a device's context) that a waiting worker does
+  ahead of any bundle.
+
+Both, and the golden replay, run in a worker's low-priority thread. From then on :meth:`Policy.predict_chunk` and
+:meth:`Policy.reset` are called from one other thread of that process; so what belongs to a thread (``torch.inference_mode``) is
+entered in ``predict_chunk``, not in ``load``.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NoReturn
@@ -111,7 +110,7 @@ class Worker:
             begin, _ = self._inbox.get()
             thread = threading.get_native_id()
             os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + begin["nice"]))
-            self._import_ahead(begin["imports"], begin["policy_type"], begin["policy_modules"])
+            self._import_ahead(begin)
             self._send({"type": "spare"}, block=True)
             loaded.set_result(Loaded(self, *self._inbox.get()))
         except WorkerError as e:
@@ -121,19 +120,21 @@ class Worker:
         except BaseException as e:
             loaded.set_exception(_caused(WorkerError("LOAD_FAILED", f"{type(e).__name__}: {e}"), e))
 
-    def _import_ahead(self, imports: list[str], policy_type: str, modules: Mapping[str, str]) -> None:
+    def _import_ahead(self, begin: dict[str, Any]) -> None:
         """Import what the next policy probably needs; what cannot be imported is said, and left to the load to complain of."""
-        names = list(imports)
-        if policy_type:
-            try:
-                names.append(loading.find_policy_module(policy_type, modules))
-            except WorkerError as e:
-                sys.stderr.write(f"{e.message}\n")
-        for name in names:
+        for name in begin["imports"]:
             try:
                 importlib.import_module(name)
             except Exception as e:
                 sys.stderr.write(f"not imported ahead: {name}: {type(e).__name__}: {e}\n")
+        if not begin["policy_type"]:
+            return
+        try:
+            module = importlib.import_module(loading.find_policy_module(begin["policy_type"], begin["policy_modules"]))
+            if hasattr(module, "preload"):
+                module.preload(begin["device"])
+        except Exception as e:
+            sys.stderr.write(f"policy type {begin['policy_type']} not imported ahead: {type(e).__name__}: {e}\n")
 
     def _warm_up(self, generation: Loaded) -> float:
         """Infer in the thread that will do so from now on; return the median time, the first left out [ms]."""

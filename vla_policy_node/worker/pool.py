@@ -184,7 +184,7 @@ class WorkerPool:
         weights = self._weights.take(plan.weights_bytes)
         try:
             self._policy_type = bundle.manifest.policy_type
-            child, spare_used = self._take_child()
+            child, spare_used = self._watcher.call(self._take_child)
         except BaseException:
             self._weights.give_back(weights)
             raise
@@ -300,14 +300,15 @@ class WorkerPool:
     # -- spare
 
     def _take_child(self) -> tuple[Child, bool]:
+        """On the watcher's thread, as everything that starts a worker: no spare is being started just now."""
         with self._lock:
             child, self._spare, self._spare_due_s = self._spare, None, None
             if child is not None and child.alive:
                 return child, child.waiting
-        return self._watcher.call(self._spawn), False
+        return self._spawn(), False
 
     def _spawn(self) -> Child:
-        """On the watcher's thread, which lives as long as the workers."""
+        """On the watcher's thread, which lives as long as the workers do."""
         child = Child.start(self._config, lambda child, line: self._emit("LOG", line, child.pid))
         self._watcher.add(child)
         begin = {
@@ -315,6 +316,7 @@ class WorkerPool:
             "imports": list(self._config.imports),
             "policy_type": self._policy_type,
             "policy_modules": dict(self._config.policy_modules),
+            "device": self._config.device,
         }
         try:
             child.channel.send(begin)

@@ -56,6 +56,13 @@ class TinyVLAPolicy:
             return chunk
 
 
+def preload(device: str) -> None:
+    """Ahead of a bundle: torch imports some 800 modules of its own with the first random numbers on the meta device."""
+    with torch.device("meta"):
+        torch.nn.Embedding(1, 1)
+    torch.zeros(1, device=device)
+
+
 def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Policy:
     """Build the policy of a bundle on ``device`` ("cpu" or a torch device); on the CPU float32 weights are used where they lie.
 
