@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import sys
 import threading
 import time
 from collections import Counter
@@ -48,6 +49,14 @@ class Behaviour:
     etag: str | None = None  # instead of the true one; empty = none
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that was killed is no error of the server
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 class CheckpointServer:
     """Serves a folder on 127.0.0.1 in threads of this process."""
 
@@ -59,8 +68,7 @@ class CheckpointServer:
         self._behaviours: list[tuple[str, Behaviour, int]] = []
         self._lock = threading.Lock()
         self.closing = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler_of(self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> CheckpointServer:

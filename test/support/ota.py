@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import threading
-import zlib
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from support.bundles import make_bundle
 from support.http_server import CheckpointServer, publish_bundle
 from support.simulated_policy import SimulatedPolicy
-
 from vla_checkpoint import Manifest
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.engine import UpdateEngine

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy node in a file: it implements ``PolicyPort`` as the real one does, and outlives the manager that talks to it.
 
-Generations, standby, idempotent swaps, the trial lease by the machine's monotonic clock, loss of a worker, restart from ``current``.
-What it lacks is a robot. The file is read and written under a lock, so that several processes see one policy node.
+Generations, standby, idempotent swaps, the trial lease by the machine's monotonic clock, loss of a worker, restart from
+``current``. What it lacks is a robot. The file is read and written under a lock, so that several processes see one policy node.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class SimulatedPolicy:
     @contextmanager
     def edit(self) -> Iterator[Document]:
         """Change the document under its lock (also for tests, to make it misbehave)."""
-        with self.path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            document: Document = json.load(file)
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            document: Document = json.loads(self.path.read_text())
             self._expire(document)
             yield document
-            file.seek(0)
-            file.truncate()
-            file.write(json.dumps(document))
+            aside = self.path.with_suffix(".new")  # whoever writes may be killed
+            aside.write_text(json.dumps(document))
+            aside.replace(self.path)
 
     def look(self) -> Document:
         with self.edit() as document:

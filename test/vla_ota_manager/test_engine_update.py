@@ -167,7 +167,9 @@ def read_header_of(data: bytes) -> dict[str, tuple[int, int]]:
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     header.pop("__metadata__", None)
-    return {name: (start + entry["data_offsets"][0], start + entry["data_offsets"][1]) for name, entry in header.items()}
+    return {
+        name: (start + entry["data_offsets"][0], start + entry["data_offsets"][1]) for name, entry in header.items()
+    }
 
 
 def test_weights_with_nan_are_rejected_by_verification(robot: Robot) -> None:

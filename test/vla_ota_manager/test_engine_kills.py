@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A manager killed at any point of an update leaves a committed bundle under ``current``; the next one completes the update.
+
+A recording run writes down every crash point that an update from 1.0.0 to 1.1.0 passes; then engines are killed by
+SIGKILL at each of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support.engine_runs import EngineRuns, Job
+from support.http_server import Behaviour, CheckpointServer
+from support.ota import Robot, shared_weights
+from support.simulated_policy import SimulatedPolicy
+
+from vla_checkpoint import load_manifest, verify_bundle
+from vla_ota_manager.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.store import Store
+
+PARALLEL = 4  # the runs mostly wait
+RATE_BYTES_S = 1_000_000.0  # slow enough that little is in flight when a download is killed
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[EngineRuns]:
+    with EngineRuns() as running:
+        yield running
+
+
+class Fleet:
+    """Fresh robots, all with 1.0.0 committed, all offered 1.1.0, each under a path of its own on the same server."""
+
+    def __init__(self, folder: Path, server: CheckpointServer) -> None:
+        self.folder, self.server = folder, server
+        self.template = Robot(folder / "template", server)
+        self.template.folder.mkdir()
+        self.template.settings = {"min_trial_chunks": 2}
+        self.template.adopt("1.0.0")
+        self.new = self.template.publish("1.1.0", tensors=shared_weights(3, 20_000))
+        self.numbers = itertools.count()
+
+    def robot(self) -> tuple[Path, Job]:
+        """Return a robot's folder and the job that updates it."""
+        name = f"robot-{next(self.numbers)}"
+        folder = self.folder / name
+        no_locks = shutil.ignore_patterns(".lock")
+        shutil.copytree(
+            self.template.store_dir, folder / "store", symlinks=True, copy_function=os.link, ignore=no_locks
+        )
+        SimulatedPolicy.boot(folder / "policy.json", folder / "store/current")
+        (self.server.root / name).symlink_to(".")
+        config = {**self.template.config_arguments(), "store_dir": str(folder / "store"), "max_trial_attempts": 5}
+        url = self.server.url(f"{name}/pick_place/1.1.0/manifest.json")
+        update = self.template.update("1.1.0", manifest_url=url).to_json()
+        return folder, Job(config, str(folder / "policy.json"), update, wait_for=update["update_id"])
+
+    def asked_from(self, folder: Path, sha256: str) -> list[int]:
+        """Return the offsets from which a robot has asked for a blob so far."""
+        path = f"/{folder.name}/blobs/sha256/{sha256}"
+        requests = list(self.server.requests)
+        return [int(headers.get("range", "bytes=0-")[6:-1]) for asked, headers in requests if asked == path]
+
+
+def killed(runs: EngineRuns, job: Job, point: str, nth: int) -> bool:
+    code = runs.run(Job(**{**job.__dict__, "crash_at": f"{point}:{nth}"}))
+    assert code in (0, -signal.SIGKILL), f"{point}:{nth} ended with {code}"
+    return code < 0
+
+
+def size_on_disk(store: Path, sha256: str) -> int:
+    """Return how many bytes of a blob a killed manager has left, under whatever name."""
+    places = [store / "partial" / sha256, store / "blobs/sha256" / sha256]
+    return max((place.stat().st_size for place in places if place.exists()), default=0)
+
+
+def current_version(folder: Path) -> str:
+    """``current`` must name a complete, verified bundle; return its version."""
+    target = (folder / "store/current").resolve(strict=True)
+    manifest = load_manifest(target)
+    verify_bundle(target, expected_digest=manifest.digest)
+    return manifest.version
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("kills")
+    (folder / "registry").mkdir()
+    with CheckpointServer(folder / "registry") as server:
+        yield Fleet(folder, server)
+
+
+def kill_and_go_on(fleet: Fleet, runs: EngineRuns, name: str, nth: int) -> bool:
+    """Kill an update at one crash point, then let another manager complete it; false if the point was not reached."""
+    where = f"after a kill at {name}:{nth}"
+    folder, job = fleet.robot()
+    was_killed = killed(runs, job, name, nth)
+    assert current_version(folder) in ("1.0.0", "1.1.0"), where
+    blobs = [entry.sha256 for entry in fleet.new.files]
+    before = {sha256: fleet.asked_from(folder, sha256) for sha256 in blobs}
+    on_disk = {sha256: size_on_disk(folder / "store", sha256) for sha256 in blobs}
+    assert runs.run(job) == 0, where
+    assert current_version(folder) == "1.1.0", where
+    assert SimulatedPolicy(folder / "policy.json").look()["active"]["version"] == "1.1.0", where
+    for entry in fleet.new.files:
+        asked = fleet.asked_from(folder, entry.sha256)[len(before[entry.sha256]) :]
+        kept = on_disk[entry.sha256]
+        assert asked == ([] if kept == entry.size else [kept]), f"{entry.path} of {entry.size} bytes {where}"
+    shutil.rmtree(folder)
+    return was_killed
+
+
+@pytest.mark.timeout(300)
+def test_killed_at_every_crash_point_the_update_completes_and_no_blob_is_fetched_twice(
+    fleet: Fleet, runs: EngineRuns
+) -> None:
+    folder, job = fleet.robot()
+    fleet.server.behave("/blobs/", Behaviour(rate_bytes_s=RATE_BYTES_S))
+    log = folder / "points"
+    assert runs.run(Job(**{**job.__dict__, "crash_log": str(log)})) == 0
+    passed = Counter(log.read_text().split())
+    assert {"fetch.chunk", "install.before_rename", "port.after_swap", "current.before_rename"} <= set(passed)
+    points = [(name, nth) for name, count in passed.items() for nth in sorted({1, (count + 1) // 2, count})]
+
+    def work(share: list[tuple[str, int]]) -> list[bool]:
+        with EngineRuns() as own:
+            return [kill_and_go_on(fleet, own, name, nth) for name, nth in share]
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        reached = [hit for hits in pool.map(work, [points[i::PARALLEL] for i in range(PARALLEL)]) for hit in hits]
+    fleet.server.be_good()
+    assert sum(reached) >= 0.9 * len(points)  # how often the last state is written in a run is not fixed
+
+
+def test_killed_again_and_again_in_mid_download_it_goes_on_where_it_was(fleet: Fleet, runs: EngineRuns) -> None:
+    folder, job = fleet.robot()
+    weights = fleet.new.file("model.safetensors")
+    assert weights is not None
+    path = f"/{folder.name}/blobs/sha256/{weights.sha256}"
+    fleet.server.behave(path, Behaviour(rate_bytes_s=150_000))
+    kills = 0
+    while killed(runs, job, "fetch.chunk", 3):
+        kills += 1
+        assert kills < 30
+        assert current_version(folder) == "1.0.0"
+    fleet.server.be_good()
+    assert kills >= 2
+    starts = fleet.asked_from(folder, weights.sha256)
+    assert starts == sorted(starts) and len(set(starts)) == len(starts), "every attempt begins behind the one before"
+    assert current_version(folder) == "1.1.0"
+
+
+def test_too_many_unclean_ends_of_a_trial_roll_it_back(fleet: Fleet, runs: EngineRuns) -> None:
+    folder, job = fleet.robot()
+    job.config["max_trial_attempts"] = 2
+    job.config["min_trial_chunks"] = 1_000_000
+    assert killed(runs, job, "entered.TRIAL", 1)
+    assert killed(runs, job, "port.after_swap", 1)
+    assert runs.run(job) == 0
+    assert current_version(folder) == "1.0.0"
+    store = Store(folder / "store", Filesystem(CrashPoints()))
+    store.open()
+    state = store.state
+    store.close()
+    assert [block.ref.version for block in state.blocked.values()] == ["1.1.0"]
+    assert state.error_code == "TRIAL_ATTEMPTS"
+    assert SimulatedPolicy(folder / "policy.json").look()["active"]["version"] == "1.0.0"
+
+
+def test_a_clean_shutdown_in_a_trial_counts_no_attempt(fleet: Fleet, runs: EngineRuns) -> None:
+    folder, job = fleet.robot()
+    job.config["max_trial_attempts"] = 1
+    stay = Job(**{**job.__dict__, "until_state": "TRIAL", "wait_for": ""})
+    stay.config = {**job.config, "min_trial_chunks": 1_000_000}
+    for _ in range(3):
+        assert runs.run(stay) == 0
+    assert runs.run(job) == 0
+    assert current_version(folder) == "1.1.0"
