@@ -24,13 +24,14 @@ from vla_ros import qos
 from vla_ros.diagnostics import OK, WARN, Diagnostics, Report
 from vla_ros.parameters import declare, on_live_change
 from vla_ros.runtime import main as run_main
-from vla_sim.arm import CONTROL_HZ, JOINT_NAMES, ROBOT_TYPE
+from vla_sim.arm import JOINT_NAMES, ROBOT_TYPE
 from vla_sim.errors import CommandRefusedError
 from vla_sim.robot import SimRobot
 from vla_sim.settings import SimSettings
 from vla_sim.task import TaskRules
 from vla_sim.task_runner import Reply, TaskRunner
 
+_TASKS_HZ = 25.0  # several looks at the robot while it dwells on a block
 _MOTION_ENABLED_HZ = 10.0
 _PUBLISHER_DEPTH = 10  # reliable, volatile: matches every subscription
 
@@ -92,7 +93,7 @@ class SimRobotNode(Node):
             self._robot, RosEpisodes(self, tasks), boot_id=f"sim-{uuid.uuid4().hex[:8]}", seed=self._settings.seed,
             rules=TaskRules(timeout_s=self._settings.task_timeout_s), pause_s=self._settings.task_pause_s,
         )  # fmt: skip
-        self._every(CONTROL_HZ, self._tick_tasks, tasks)
+        self._every(_TASKS_HZ, self._tick_tasks, tasks)
         self._every(self._settings.joint_rate_hz, self._publish_joints)
         self._every(self._settings.camera_rate_hz, self._publish_picture)
         self._every(_MOTION_ENABLED_HZ, lambda: self._motion.publish(Bool(data=self._settings.motion_enabled)))
