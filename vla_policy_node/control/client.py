@@ -74,7 +74,10 @@ class ControlClient:
     ) -> None:
         self._contract, self._observation, self._sink = contract, observation, dict(sink)
         self._on_event, self._python, self._fifo_priority = on_event, python, fifo_priority
-        self._status = Arena.create(control_status_layout(len(contract.channels)), _STATUS_SLOTS, "vla_control_status")
+        self._status: Arena | None = Arena.create(
+            control_status_layout(len(contract.channels)), _STATUS_SLOTS, "vla_control_status"
+        )
+        self._status_lock = threading.Lock()
         self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -90,8 +93,8 @@ class ControlClient:
 
         Raises :class:`ControlError` with the child's code (COMMAND_TOPIC_LOCKED, CONTRACT_…), or CONTROL_START_TIMEOUT.
         """
-        if self._process is not None:
-            raise ControlError("CONTROL_ALREADY_STARTED", "the control process was started before")
+        if self._channel is not None or self._status is None:
+            raise ControlError("CONTROL_ALREADY_STARTED", "a client starts one process, once")
         self._channel, theirs = Channel.pair()
         path = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]))
         try:
@@ -102,11 +105,13 @@ class ControlClient:
                 env={**os.environ, "PYTHONPATH": path},
             )
         except OSError as e:
+            self.close()
             raise ControlError("CONTROL_START_FAILED", f"{self._python}: {e}") from e
         finally:
             theirs.close()
         self._reader = threading.Thread(target=self._read, name="control-events", daemon=True)
         self._reader.start()
+        status = self._status
         self._send(
             {
                 "type": "configure",
@@ -115,9 +120,9 @@ class ControlClient:
                 "sink": self._sink,
                 "fifo_priority": self._fifo_priority,
                 "observation": {"layout": self._observation.layout.to_json(), "slots": self._observation.slots},
-                "status_slots": self._status.slots,
+                "status_slots": status.slots,
             },
-            [self._observation.fd, self._status.fd],
+            [self._observation.fd, status.fd],
         )
         if not self._first_answer.wait(timeout_s):
             self.close(0.0)
@@ -132,19 +137,26 @@ class ControlClient:
     def close(self, timeout_s: float = 3.0) -> None:
         """End the child: nothing is published afterwards. Kills it if it does not end by itself in ``timeout_s``."""
         self._closing = True
-        if self._process is None or self._channel is None:
-            return
+        if self._process is not None:
+            self._end(self._process, timeout_s)
+        if self._reader is not None and self._reader is not threading.current_thread():
+            self._reader.join(2.0)
+        if self._channel is not None:
+            self._channel.close()
+        with self._status_lock:
+            if self._status is not None:
+                self._status.close()
+            self._status = None
+
+    def _end(self, process: subprocess.Popen[bytes], timeout_s: float) -> None:
         if timeout_s > 0:
             try:
                 self._send({"type": "stop"})
-                self._process.wait(timeout_s)
+                process.wait(timeout_s)
             except (ControlError, subprocess.TimeoutExpired):
                 pass
-        self._process.kill()
-        self._process.wait()
-        if self._reader is not None and self._reader is not threading.current_thread():
-            self._reader.join(2.0)
-        self._channel.close()
+        process.kill()
+        process.wait()
 
     @property
     def alive(self) -> bool:
@@ -217,8 +229,9 @@ class ControlClient:
         self._send({"type": "resume"})
 
     def status(self) -> ControlStatus | None:
-        """Return the status of the last tick; ``None`` before the first."""
-        record = self._status.read()
+        """Return the status of the last tick; ``None`` before the first and after :meth:`close`."""
+        with self._status_lock:
+            record = None if self._status is None else self._status.read()
         if record is None:
             return None
         r = record[1]

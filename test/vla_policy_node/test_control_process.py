@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control process as a child: it starts, commands on time, survives nonsense, and ends with its parent however that goes."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from control_rig import RATE, Worker, contract, contract_text
+
+from vla_policy_node.control.client import ControlClient
+from vla_policy_node.control.sinks import read_record
+from vla_policy_node.errors import ControlError
+from vla_policy_node.ipc.arena import Arena
+from vla_policy_node.ipc.channel import Channel
+from vla_policy_node.ipc.layouts import control_status_layout, observation_layout
+
+
+class Robot:
+    """A control process with a recorded sink, an observation that is renewed, and workers that answer from a thread."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.contract = contract(**changes)
+        self.path = folder / "commands"
+        self.observation = Arena.create(observation_layout(self.contract.features, 2))
+        self.events: list[dict[str, Any]] = []
+        self.client = ControlClient(
+            self.contract, self.observation, sink={"kind": "record", "path": str(self.path)}, on_event=self.events.append
+        )
+        self.workers: dict[int, tuple[Worker, Any]] = {}
+        self.measured = np.zeros(2)
+        self.motion_s = 10.0
+        self.episode = 1
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._live)
+
+    def start(self) -> dict[str, Any]:
+        self._thread.start()
+        return self.client.start(30.0)
+
+    def add(self, generation: int, policy: Any = (0.0, 0.0)) -> Worker:
+        worker = Worker(generation)
+        self.workers[generation] = (worker, policy)
+        self.client.add_generation(worker.handle, latency_s=0.02)
+        return worker
+
+    def run(self, policy: Any = (0.0, 0.0)) -> None:
+        self.start()
+        self.add(1, policy)
+        self.client.activate(1, "NOW", "first", 5.0)
+        self.client.enable(True)
+        self.wait(lambda: self.mode == "RUNNING")
+
+    @property
+    def mode(self) -> str:
+        status = self.client.status()
+        return "" if status is None else status.mode
+
+    def wait(self, condition: Callable[[], Any], timeout_s: float = 15.0) -> Any:
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, (self.client.status(), self.events[-5:])
+            time.sleep(0.01)
+        return condition()
+
+    def event(self, kind: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.wait(lambda: [e for e in self.events if e["type"] == kind])[-1]
+        return found
+
+    def commands(self) -> tuple[Any, Any]:
+        return read_record(self.path, 2)
+
+    def close(self) -> None:
+        self.client.close()
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+        for worker, _ in self.workers.values():
+            worker.close()
+        self.observation.close()
+
+    def _live(self) -> None:
+        while not self._over.wait(0.005):
+            now = time.monotonic_ns()
+            self.observation.write(
+                {
+                    "stamp_ns": now, "valid": 1, "measured": self.measured, "measured_ns": now,
+                    "motion_ns": now + int(self.motion_s * 1e9), "instruction": 0, "episode": self.episode,
+                    "feature:observation.state": 0.0,
+                }
+            )
+            for worker, policy in list(self.workers.values()):
+                if not select.select([worker.eventfd], [], [], 0)[0]:
+                    continue
+                os.eventfd_read(worker.eventfd)
+                if worker.request() is not None and policy is not None:
+                    worker.answer(policy)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Any]:
+    robots: list[Robot] = []
+
+    def build(**changes: Any) -> Robot:
+        robots.append(Robot(tmp_path, **changes))
+        return robots[-1]
+
+    yield build
+    for robot in robots:
+        robot.close()
+
+
+def test_it_says_what_it_got_commands_and_swaps_without_a_starved_tick(make: Any) -> None:
+    robot = make()
+    robot.start()
+    started = robot.events[0]
+    assert started["type"] == "STARTED" and started["pid"] == robot.client.pid and started["fifo"] in (0, 20)
+    robot.add(1, (0.2, 0.0))
+    robot.client.activate(1, "NOW", "first", 5.0)
+    robot.client.enable(True)
+    robot.wait(lambda: robot.mode == "RUNNING")
+    robot.add(2, (0.2, 0.05))
+    robot.client.begin_span("swap")
+    time.sleep(0.3)
+    robot.client.activate(2, "CHUNK", "swap", 10.0)
+    swapped = robot.wait(lambda: [e for e in robot.events if e.get("swap_id") == "swap"])[0]
+    assert swapped["type"] == "SWAPPED" and (swapped["previous"], swapped["generation"]) == (1, 2) and swapped["acted"]
+    assert swapped["starved"] == 0 and sum(swapped["histogram"]) == swapped["ticks"] >= 10
+    assert 0.0 < swapped["latency_s"] < 10.0
+    span = robot.wait(lambda: [e for e in robot.events if e.get("span_id") == "swap"])[0]
+    assert span["ticks"] >= swapped["ticks"] + 45
+    status = robot.client.status()
+    assert status.generation == 2 and status.age_s < 5.0 and status.starved == span["starved"] == 0
+    _, commands = robot.commands()
+    assert np.abs(np.diff(commands, axis=0)).max() <= RATE / 50 + 1e-9
+
+
+def test_parent_killed_child_ends_and_publishes_nothing_more(tmp_path: Path) -> None:
+    script = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_control_process import Robot
+robot = Robot(Path({str(tmp_path)!r}))
+robot.run()
+print(robot.client.pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+    handle = os.pidfd_open(pid) if Path(f"/proc/{pid}").exists() else None
+    if handle is not None:
+        assert select.select([handle], [], [], 10.0)[0], "the control process outlives its parent"
+        os.close(handle)
+    size = (tmp_path / "commands").stat().st_size
+    assert size > 0
+    time.sleep(0.2)
+    assert (tmp_path / "commands").stat().st_size == size
+
+
+def test_close_ends_it_and_nothing_is_published_after(make: Any) -> None:
+    robot = make()
+    robot.run()
+    robot.client.close()
+    stamps, _ = robot.commands()
+    assert not robot.client.alive
+    assert robot.event("EXITED") == {"type": "EXITED", "returncode": 0, "expected": True}
+    assert stamps[-1] <= time.monotonic_ns()
+    with pytest.raises(ControlError) as e:
+        robot.client.resume()
+    assert e.value.code == "CONTROL_LOST"
+
+
+def test_it_is_reported_when_it_is_killed(make: Any) -> None:
+    robot = make()
+    robot.run()
+    os.kill(robot.client.pid, signal.SIGKILL)
+    assert robot.event("EXITED")["returncode"] == -signal.SIGKILL
+    assert not robot.client.alive
+
+
+def test_a_silent_node_process_stops_the_robot(make: Any) -> None:
+    """The observation record is no longer renewed: its permission to move and its observation both run out."""
+    robot = make(motion=True, auto=True)
+    robot.motion_s = 0.5
+    robot.run()
+    robot._over.set()
+    robot._thread.join()
+    robot.wait(lambda: robot.mode == "MOTION_DISABLED")
+    size = robot.path.stat().st_size
+    time.sleep(0.2)
+    assert robot.path.stat().st_size == size
+
+
+def test_nonsense_on_the_channel_is_answered_and_does_not_stop_a_tick(make: Any) -> None:
+    robot = make()
+    robot.run()
+    channel = robot.client._channel
+    for data in (b"{", b"\xff\xfe\x00", b"[1,2]", b"null", b'"x"', b'{"type":7}', b"[" * 5000, b'{"type":"activate"}', b"1e999"):
+        channel.socket.send(data)
+        time.sleep(0.01)
+    read, write = os.pipe()
+    channel.send({"type": "add_generation", "handle": {"id": 5}}, [read, write])
+    os.close(read)
+    os.close(write)
+    robot.wait(lambda: sum(e["type"] == "REFUSED" for e in robot.events) == 10)
+    tick = robot.client.status().tick
+    robot.wait(lambda: robot.client.status().tick > tick + 5)
+    assert robot.mode == "RUNNING" and robot.client.status().starved == 0
+
+
+def test_a_handle_whose_memory_is_something_else_is_refused(make: Any) -> None:
+    robot = make()
+    robot.run()
+    worker, other = Worker(3), Worker(4, horizon=30)
+    fields, _ = worker.handle.to_message()
+    message = {"type": "add_generation", "handle": fields, "latency_s": 0.0, "limits": None}
+    robot.client._channel.send(message, [other.chunks.fd, other.requests.fd, other.eventfd])
+    assert robot.event("REFUSED")["error_code"] == "ARENA_MISMATCH"
+    worker.close()
+    other.close()
+    assert robot.mode == "RUNNING"
+
+
+def test_a_worker_that_never_reads_its_wake_ups_does_not_block_a_tick(make: Any) -> None:
+    robot = make()
+    robot.run()
+    worker, _ = robot.workers[1]
+    robot.workers[1] = (worker, None)
+    robot.workers.pop(1)  # nobody reads the eventfd from here on
+    os.eventfd_write(worker.eventfd, 2**64 - 2 - 1)  # one more would block
+    robot.wait(lambda: robot.client.status().hold_reason == "STARVED")
+    tick = robot.client.status().tick
+    robot.wait(lambda: robot.client.status().tick > tick + 60)  # asks again meanwhile
+    robot.workers[1] = (worker, (0.0, 0.0))
+    robot.wait(lambda: robot.mode == "RUNNING")
+
+
+def test_a_node_that_does_not_read_events_does_not_block_a_tick(tmp_path: Path) -> None:
+    parsed = contract()
+    observation = Arena.create(observation_layout(parsed.features, 2))
+    status = Arena.create(control_status_layout(2), 16)
+    ours, theirs = Channel.pair()
+    with subprocess.Popen(
+        [sys.executable, "-m", "vla_policy_node.control.process", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+    ) as child:
+        theirs.close()
+        ours.send(
+            {
+                "type": "configure", "contract": contract_text(), "contract_path": "rig.yaml", "fifo_priority": None,
+                "sink": {"kind": "record", "path": str(tmp_path / "commands")}, "status_slots": 16,
+                "observation": {"layout": observation.layout.to_json(), "slots": observation.slots},
+            },
+            [observation.fd, status.fd],
+        )
+        assert ours.receive(20.0) is not None
+        sent = 0
+        end = time.monotonic() + 3.0
+        while time.monotonic() < end and sent < 3000:
+            ours.send({"type": "nonsense", "filler": "x" * 200})
+            sent += 1
+        before = status.newest
+        time.sleep(0.5)
+        assert status.newest > before + 10
+        ours.close()
+        assert child.wait(10.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"contract": "robot_type: 1"}, "CONTRACT_"),
+        ({"sink": {"kind": "telepathy"}}, "SINK_UNKNOWN"),
+        ({"sink": {"kind": "record", "path": "/nowhere/at/all"}}, "SINK_FAILED"),
+        ({"sink": {"kind": "record"}}, "CONTROL_CONFIGURATION"),
+        ({"observation": {"layout": [["x", "int64", []]], "slots": 2}}, "ARENA_MISMATCH"),
+    ],
+)
+def test_a_start_that_fails_says_why(tmp_path: Path, change: dict[str, Any], code: str) -> None:
+    robot = Robot(tmp_path)
+    send = robot.client._send
+    robot.client._send = lambda message, fds=(): send({**message, **change}, fds)  # type: ignore[method-assign]
+    with pytest.raises(ControlError) as e:
+        robot.client.start(20.0)
+    assert e.value.code.startswith(code) and e.value.message
+    assert not robot.client.alive
+    robot.observation.close()
+
+
+def test_an_interpreter_that_does_not_exist_is_a_coded_error(tmp_path: Path) -> None:
+    robot = Robot(tmp_path)
+    robot.client._python = "/no/such/python"
+    with pytest.raises(ControlError) as e:
+        robot.client.start(5.0)
+    assert e.value.code == "CONTROL_START_FAILED"
+    robot.observation.close()
+
+
+def test_the_control_process_imports_neither_torch_nor_rclpy() -> None:
+    code = "import sys; import vla_policy_node.control.process; print([m for m in ('torch', 'rclpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
