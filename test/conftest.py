@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 from support.domains import claim_domain
+from support.shared_memory import remove_orphaned_shared_memory
 
 # Before any rclpy context: nodes of a test never talk to anything outside this machine.
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="vla_ota_test_log_"))
 
 
-def _descendants() -> dict[int, str]:
-    """Return pid → command line of this process's living descendants (zombies left out)."""
+def _descendants(spared: set[int] = frozenset()) -> dict[int, str]:  # type: ignore[assignment]
+    """Return pid → command line of this process's living descendants, without zombies, ``spared`` and what descends from them."""
     parents: dict[int, tuple[int, str, str]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -32,7 +33,9 @@ def _descendants() -> dict[int, str]:
     found: dict[int, str] = {}
     frontier = {os.getpid()}
     while frontier:
-        frontier = {pid for pid, (parent, _, _) in parents.items() if parent in frontier and pid not in found}
+        frontier = {
+            pid for pid, (parent, _, _) in parents.items() if parent in frontier and pid not in {*found, *spared}
+        }
         found.update({pid: parents[pid][2] for pid in frontier})
     return {pid: text for pid, text in found.items() if parents[pid][1] != "Z"}
 
@@ -43,10 +46,10 @@ def no_process_left_behind() -> Iterator[None]:
     before = set(_descendants())
     yield
     deadline = time.monotonic() + 5.0
-    left = {pid: text for pid, text in _descendants().items() if pid not in before}
+    left = _descendants(before)
     while left and time.monotonic() < deadline:
         time.sleep(0.1)
-        left = {pid: text for pid, text in _descendants().items() if pid not in before}
+        left = _descendants(before)
     for pid in left:
         os.kill(pid, 9)
     assert not left, f"processes left behind: {left}"
@@ -60,22 +63,15 @@ def ros_domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         yield domain
 
 
+@pytest.fixture(scope="module")
+def shared_domain() -> Iterator[int]:
+    """A domain for the nodes that the tests of one file share."""
+    with claim_domain() as domain:
+        yield domain
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_shared_memory_left_behind() -> Iterator[None]:
-    """Processes killed on purpose leave Fast DDS files in /dev/shm; take away those that nobody maps any more."""
+    """Processes killed on purpose leave Fast DDS files in /dev/shm; take away those that nobody uses any more."""
     yield
-    _remove_orphaned_shared_memory()
-
-
-def _remove_orphaned_shared_memory() -> None:
-    mapped: set[str] = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                maps = (entry / "maps").read_text()
-            except OSError:
-                continue
-            mapped.update(line.split()[-1] for line in maps.splitlines() if "/dev/shm/" in line)
-    for path in Path("/dev/shm").glob("*fastrtps_*"):
-        if str(path) not in mapped:
-            path.unlink(missing_ok=True)
+    remove_orphaned_shared_memory()
