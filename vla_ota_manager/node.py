@@ -25,7 +25,7 @@ from vla_ota_manager.engine import UpdateEngine
 from vla_ota_manager.messages.node import from_event, from_status, to_result, to_score, to_update
 from vla_ota_manager.node_config import NodeConfig, ScoreTopic
 from vla_ota_manager.policy_port.node import RosPolicyPort
-from vla_ota_manager.records import Event, Score, Status
+from vla_ota_manager.records import Event, Status
 from vla_ros import qos
 from vla_ros.diagnostics import ERROR, OK, WARN, Diagnostics, Report
 from vla_ros.parameters import declare
@@ -144,21 +144,16 @@ class OtaManagerNode(Node):
             self.get_logger().debug(reply.message)
 
     def _on_score(self, message: AnomalyScore) -> None:
-        self._take_score(to_score(message), message.source)
+        if message.source:
+            self._engine.on_score(to_score(message))
+            return
+        self._dropped_scores += 1
+        self.get_logger().warning("SCORE_INVALID: a score has no source; dropped", throttle_duration_sec=5.0)
 
     def _on_number(self, entry: ScoreTopic, message: Float64) -> None:
         score = AnomalyScore(source=entry.source, score=message.data)
         score.header.stamp = self.get_clock().now().to_msg()
-        self._take_score(to_score(score), entry.source)
-
-    def _take_score(self, score: Score | None, source: str) -> None:
-        if score is not None:
-            self._engine.on_score(score)
-            return
-        self._dropped_scores += 1
-        self.get_logger().warning(
-            f"SCORE_INVALID: a score of {source!r} is not finite or has no source; dropped", throttle_duration_sec=5.0
-        )
+        self._on_score(score)
 
     def _on_permitted(self, message: Bool) -> None:
         self._heard_permission_s = time.monotonic()
@@ -239,7 +234,7 @@ class OtaManagerNode(Node):
             return Report(WARN, "; ".join(wrong), values)
         if self._dropped_scores:
             return Report(
-                WARN, f"SCORE_INVALID: {self._dropped_scores} scores were no numbers and were dropped", values
+                WARN, f"SCORE_INVALID: {self._dropped_scores} scores named no source and were dropped", values
             )
         return Report(OK, "every topic of scores has the expected type", values)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from support.domains import claim_domain
 from support.manager_rig import ManagerRig
 from support.ros import wait_for
-from vla_ota.msg import AnomalyScore, EpisodeOutcome
+from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus
 from vla_ota.srv import ListModels, UnblockModel
 
 from vla_ros import qos
@@ -21,8 +23,9 @@ from vla_ros import qos
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagerRig]:
-    """A robot that runs 1.0.0, committed."""
-    with claim_domain() as domain, ManagerRig(domain, tmp_path_factory.mktemp("robot")) as rig:
+    """A robot that runs 1.0.0, committed after a trial long enough to calibrate its scores."""
+    parameters = {"first_install_chunks": 40, "min_trial_chunks": 40, "robot_type": "sim_arm"}
+    with claim_domain() as domain, ManagerRig(domain, tmp_path_factory.mktemp("robot"), parameters=parameters) as rig:
         rig.start()
         rig.install("1.0.0")
         yield rig
@@ -33,7 +36,7 @@ def path_of(rig: ManagerRig, update_id: str) -> list[str]:
 
 
 def test_an_offer_by_topic_is_fetched_swapped_in_tried_and_committed(rig: ManagerRig) -> None:
-    digest = rig.publish("1.1.0", seed=1)
+    digest = rig.publish("1.1.0")
     update_id = rig.offer("1.1.0", digest)
     rig.wait_event(update_id, "TRIAL")
     trial = rig.wait_state("TRIAL", lambda m: m.update_id == update_id)
@@ -44,7 +47,11 @@ def test_an_offer_by_topic_is_fetched_swapped_in_tried_and_committed(rig: Manage
     status = rig.wait_state("COMMITTED", lambda m: m.update_id == update_id and m.active_version == "1.1.0")
     assert (status.committed_version, status.committed_digest, status.previous_version) == ("1.1.0", digest, "1.0.0")
     assert status.rollback_ready == status.ROLLBACK_WARM
-    assert status.bytes_downloaded == status.bytes_total > 0
+    sent = (
+        rig.server.served["/pick_place/1.1.0/manifest.json"]
+        + rig.server.served[f"/blobs/sha256/{rig.weights('1.1.0')}"]
+    )
+    assert status.bytes_downloaded == sent
     assert path_of(rig, update_id) == [
         "CHECKING", "FETCHING", "VERIFYING", "INSTALLED", "PREPARING", "SWAPPING", "TRIAL", "COMMITTED",
     ]  # fmt: skip
@@ -53,16 +60,12 @@ def test_an_offer_by_topic_is_fetched_swapped_in_tried_and_committed(rig: Manage
 
 def test_a_version_whose_scores_are_bad_is_rolled_back_and_blocked_until_a_person_unblocks_it(rig: ManagerRig) -> None:
     before = rig.status.last.committed_version
-    digest = rig.publish("2.0.0", seed=2)
+    digest = rig.publish("2.0.0")
     update_id = rig.offer("2.0.0", digest)
     rig.wait_event(update_id, "TRIAL")
-    for _ in range(200):
-        rig.policy.publish_scores(50.0, 1)
-        if "ROLLED_BACK" in path_of(rig, update_id):
-            break
-        time.sleep(0.02)
+    rig.behave(50.0, lambda: "ROLLED_BACK" in path_of(rig, update_id))
     event = rig.wait_event(update_id, "ROLLED_BACK")
-    assert event.error_code
+    assert event.error_code == "SCORES_WORSE"
     status = rig.status.wait(lambda m: "2.0.0" in m.blocked and m.active_version == before)
     assert status.committed_version == before and status.error_code == event.error_code
 
@@ -111,17 +114,17 @@ MALFORMED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("fields", MALFORMED.values(), ids=MALFORMED.keys())
 def test_a_malformed_offer_is_rejected_with_its_field(rig: ManagerRig, untouched: None, fields: dict[str, Any]) -> None:
-    refuse(rig, rig.offer("1.2.0", "0" * 64, **fields), "OFFER_INVALID")
+    refuse(rig, rig.offer(**{"version": "1.2.0", "digest": "0" * 64, **fields}), "OFFER_INVALID")
     assert next(iter(fields)).split("_")[-1] in rig.status.last.message
 
 
 def test_a_digest_that_is_not_the_manifests_is_rejected(rig: ManagerRig, untouched: None) -> None:
-    rig.publish("1.3.0", seed=3)
+    rig.publish("1.3.0")
     refuse(rig, rig.offer("1.3.0", "0" * 64), "MANIFEST_DIGEST_MISMATCH")
 
 
 def test_an_offer_without_a_digest_is_rejected_when_nobody_signs(rig: ManagerRig, untouched: None) -> None:
-    rig.publish("1.3.1", seed=3)
+    rig.publish("1.3.1")
     refuse(rig, rig.offer("1.3.1", ""), "MANIFEST_UNTRUSTED")
 
 
@@ -135,40 +138,50 @@ def test_a_file_outside_the_sources_is_rejected(rig: ManagerRig, untouched: None
 
 
 def test_an_expired_offer_is_rejected(rig: ManagerRig, untouched: None) -> None:
-    digest = rig.publish("1.4.0", seed=4)
+    digest = rig.publish("1.4.0")
     refuse(rig, rig.offer("1.4.0", digest, expires=Time(sec=int(time.time()) - 10)), "UPDATE_EXPIRED")
 
 
 def test_another_version_than_promised_is_rejected(rig: ManagerRig, untouched: None) -> None:
-    digest = rig.publish("1.5.0", seed=5)
+    digest = rig.publish("1.5.0")
     refuse(rig, rig.offer("1.5.1", digest, manifest_url=rig.url("1.5.0")), "VERSION_MISMATCH")
 
 
 def test_another_model_than_promised_is_rejected(rig: ManagerRig, untouched: None) -> None:
-    digest = rig.publish("1.5.2", seed=5)
+    digest = rig.publish("1.5.2")
     refuse(rig, rig.offer("1.5.2", digest, name="stack_cups"), "NAME_MISMATCH")
 
 
 def test_corrupted_weights_are_rejected(rig: ManagerRig, untouched: None) -> None:
-    digest = rig.publish("1.6.0", seed=6)
-    weights = rig.server.folder / "pick_place" / "1.6.0" / "model.safetensors"
+    digest = rig.publish("1.6.0")
+    weights = rig.server.root / "blobs" / "sha256" / rig.weights("1.6.0")
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     refuse(rig, rig.offer("1.6.0", digest), "BLOB_DIGEST_MISMATCH")
 
 
-def test_weights_with_a_nan_are_rejected_though_every_digest_fits(rig: ManagerRig, untouched: None) -> None:
-    import numpy as np
-
-    digest = rig.publish("1.7.0", tensors={"w": np.array([1.0, np.nan], np.float32)})
-    update_id = rig.offer("1.7.0", digest)
+def test_a_bundle_whose_tensors_are_not_the_manifests_is_rejected_though_every_file_fits(
+    rig: ManagerRig, untouched: None
+) -> None:
+    rig.publish("1.7.0")
+    path = rig.server.root / "pick_place" / "1.7.0" / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    tensors = next(iter(manifest["tensors"].values()))
+    tensors[next(iter(tensors))] = "0" * 64
+    path.write_text(json.dumps(manifest, sort_keys=True, separators=(",", ":")))
+    update_id = rig.offer("1.7.0", hashlib.sha256(path.read_bytes()).hexdigest())
     event = rig.wait_event(update_id, "REJECTED")
-    assert event.error_code and "w" in event.message
+    assert event.from_state == "VERIFYING" and event.error_code and event.message
+
+
+def test_a_bundle_for_another_robot_is_rejected(rig: ManagerRig, untouched: None) -> None:
+    digest = rig.publish("1.7.1", robot_type="other_arm")
+    refuse(rig, rig.offer("1.7.1", digest), "ROBOT_TYPE_MISMATCH")
 
 
 def test_an_update_id_is_acted_on_once(rig: ManagerRig) -> None:
-    digest = rig.publish("1.8.0", seed=8)
+    digest = rig.publish("1.8.0")
     update_id = rig.offer("1.8.0", digest, activate=False)
     rig.wait_event(update_id, "INSTALLED")
     rig.offer("1.8.0", digest, update_id=update_id)
@@ -192,6 +205,7 @@ def test_scores_that_are_no_numbers_and_odd_outcomes_do_not_upset_the_node(rig: 
         scores.publish(AnomalyScore(source="tce", score=value))
     scores.publish(AnomalyScore(source="", score=1.0))
     outcomes.publish(EpisodeOutcome(episode_id="\u0000\u2603" * 1000, duration_s=float("nan")))
+    assert rig.ros.call(ListModels, "ota_manager/list_models").success
     finding = diagnostics.wait(lambda m: any("SCORE_INVALID" in s.message for s in m.status), what="SCORE_INVALID")
     assert {s.name.rpartition(": ")[2] for s in finding.status} >= {
         "qos",
@@ -212,7 +226,5 @@ def test_diagnostics_say_that_a_hash_alone_is_no_signature(rig: ManagerRig) -> N
 
 
 def test_a_late_joiner_gets_the_latched_status(rig: ManagerRig) -> None:
-    from vla_ota.msg import ModelStatus
-
     late = rig.ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED)
     assert late.wait().committed_version == rig.status.last.committed_version

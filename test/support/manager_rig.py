@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One robot for tests of the manager's node: the node as a process, a stand-in policy node, a model server, a probe."""
+"""One robot for tests of the manager's node: the node as a process, a stand-in policy node, a checkpoint server, a probe."""
 
 from __future__ import annotations
 
-import re
-import threading
-import time
 import uuid
-from collections import Counter
+import zlib
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +13,10 @@ import numpy as np
 from vla_ota.msg import ModelEvent, ModelStatus, ModelUpdate
 
 from support.bundles import make_bundle
+from support.http_server import CheckpointServer, publish_bundle
 from support.ros import Inbox, NodeProcess, RosHarness, wait_for
 from support.ros_policy import StandInPolicyNode
+from vla_checkpoint import load_manifest
 from vla_ros import qos
 
 CHUNKS, EPISODES = 12, 4
@@ -39,74 +37,6 @@ QUICK: Mapping[str, Any] = {
     "policy_wait_s": 5.0,
 }
 """Parameters of a manager that decides quickly."""
-
-
-class ModelServer:
-    """A static HTTP/1.1 server with Range on 127.0.0.1 that can be slowed down and counts what it has sent."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.rate_bytes_s = 0
-        """Rate of each reply [bytes/s]; 0 = as fast as it goes."""
-        self.sent: Counter[str] = Counter()
-        """Payload sent by path, without status lines and headers [bytes]."""
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = False
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), name="model server")
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        """Where ``folder`` is."""
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
-
-    def close(self) -> None:
-        """Stop serving."""
-        self.rate_bytes_s = 0
-        self._http.shutdown()
-        self._thread.join(10.0)
-        self._http.server_close()
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                path = server.folder / self.path.lstrip("/")
-                if not path.is_file():
-                    self.send_error(404)
-                    return
-                data = path.read_bytes()
-                span = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-                begin = int(span[1]) if span else 0
-                self.send_response(206 if span else 200)
-                self.send_header("Content-Length", str(len(data) - begin))
-                self.send_header("ETag", f'"{len(data)}-{path.stat().st_mtime_ns}"')
-                if span:
-                    self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
-                self.end_headers()
-                self._send(data, begin)
-
-            def _send(self, data: bytes, position: int) -> None:
-                while position < len(data):
-                    rate = server.rate_bytes_s
-                    step = max(1, rate // 20) if rate else len(data)
-                    try:
-                        self.wfile.write(data[position : position + step])
-                    except OSError:  # the other side is gone
-                        self.close_connection = True
-                        return
-                    server.sent[self.path] += len(data[position : position + step])
-                    position += step
-                    if rate:
-                        time.sleep(step / rate)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        return Handler
 
 
 class ManagerRig:
@@ -131,11 +61,14 @@ class ManagerRig:
     ) -> None:
         self.domain, self.folder, self.namespace, self._remaps = domain, folder, namespace, remaps
         self.store = folder / "store"
-        self.server = ModelServer(folder / "models")
+        self.digests: dict[str, str] = {}
+        """Of the published bundles, by version."""
+        self.server = CheckpointServer(folder / "registry")
+        self.server.__enter__()
         self.parameters = {
             **QUICK,
             "store_dir": str(self.store),
-            "allowed_sources": [f"{self.server.url}/"],
+            "allowed_sources": [f"{self.server.base}/"],
             **(parameters or {}),
         }
         self.ros = RosHarness(domain)
@@ -155,7 +88,7 @@ class ManagerRig:
         finally:
             self.policy.__exit__()
             self.ros.close()
-            self.server.close()
+            self.server.__exit__(None, None, None)
 
     def name(self, relative: str) -> str:
         """Return a name in the robot's namespace as the probe must say it."""
@@ -183,15 +116,24 @@ class ManagerRig:
     # -- models and offers --------------------------------------------------------------------------------------------------
 
     def publish(self, version: str, *, size: int = 0, name: str = "pick_place", **options: Any) -> str:
-        """Put a bundle on the model server; ``size``: of its weights, about [bytes]. Return its digest."""
+        """Put a bundle into the registry; ``size``: of its weights, about [bytes]. Return its digest."""
+        seed = zlib.crc32(version.encode())
         if size:
-            rng = np.random.default_rng(abs(hash(version)) % 2**32)
-            options["tensors"] = {"w": rng.standard_normal(size // 4).astype(np.float32)}
-        return make_bundle(self.server.folder / name / version, name=name, version=version, **options).digest
+            options["tensors"] = {"w": np.random.default_rng(seed).standard_normal(size // 4).astype(np.float32)}
+        folder = self.folder / "bundles" / name / version
+        manifest = make_bundle(folder, name=name, version=version, **{"seed": seed, **options})
+        publish_bundle(self.server.root, folder)
+        self.digests[version] = manifest.digest
+        return manifest.digest
 
     def url(self, version: str, name: str = "pick_place") -> str:
         """Return where a bundle's manifest is."""
-        return f"{self.server.url}/{name}/{version}/manifest.json"
+        return self.server.url(f"{name}/{version}/manifest.json")
+
+    def weights(self, version: str, name: str = "pick_place") -> str:
+        """Return the SHA-256 of a published bundle's ``model.safetensors``."""
+        manifest = load_manifest(self.server.root / name / version)
+        return next(entry.sha256 for entry in manifest.files if entry.path == "model.safetensors")
 
     def offer(self, version: str, digest: str, **fields: Any) -> str:
         """Publish a ModelUpdate; return its update_id."""

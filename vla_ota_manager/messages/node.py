@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import math
-
 from builtin_interfaces.msg import Time
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate, ModelVersion
 
@@ -28,10 +26,8 @@ def to_update(message: ModelUpdate) -> Update:
     )
 
 
-def to_score(message: AnomalyScore) -> Score | None:
-    """Return the score, or None if it is not a number that could be compared."""
-    if not math.isfinite(message.score) or not message.source:
-        return None
+def to_score(message: AnomalyScore) -> Score:
+    """Return the score, finite or not: what a version's NaN means is for the judge to say."""
     return Score(
         source=message.source,
         value=message.score,

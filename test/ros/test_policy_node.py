@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy node on real ROS: names, replies and messages; what it does is tested on the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from action_msgs.msg import GoalStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from std_msgs.msg import Float64MultiArray
+from std_srvs.srv import Trigger
+from support.policy_rig import PolicyRig
+from support.ros import NodeProcess, RosHarness, wait_for
+from support.scripted import scripted_bundle
+from vla_ota.action import PrepareModel, RunPolicy
+from vla_ota.msg import ModelStatus, PolicyStatus
+from vla_ota.srv import EndEpisode, StartEpisode
+
+from vla_ros import qos
+
+
+@pytest.fixture
+def rig(ros_domain: int, tmp_path: Path) -> Iterator[PolicyRig]:
+    """A robot that runs 1.0.0 from a factory bundle."""
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    with PolicyRig(ros_domain, tmp_path, model_path=str(tmp_path / "a")) as running:
+        running.wait_running("1.0.0")
+        yield running
+
+
+def test_a_swap_in_motion_is_answered_reported_and_undone_without_a_missed_tick(rig: PolicyRig, tmp_path: Path) -> None:
+    first = rig.status.last
+    manifest = scripted_bundle(tmp_path / "b", "1.1.0", offset=0.02)
+
+    reply = rig.swap(
+        bundle_path=str(tmp_path / "b"), digest=manifest.digest, expected_active_digest=first.active_digest
+    )
+
+    assert reply.success, reply.message
+    assert (reply.active_version, reply.report.from_version, reply.report.to_version) == ("1.1.0", "1.0.0", "1.1.0")
+    report = rig.reports.wait(lambda m: m.to_version == "1.1.0")
+    assert (report.missed_ticks, report.starved_ticks) == (0, 0)
+    assert not report.warm and report.load_s > 0 and report.golden_s > 0 and report.at == "CHUNK"
+    status = rig.wait_running("1.1.0")
+    assert (status.standby_version, status.generation) == ("1.0.0", reply.generation)
+
+    back = rig.swap(digest=first.active_digest, cause="ROLLBACK", at="NOW")
+
+    assert back.success and back.active_version == "1.0.0"
+    report = rig.reports.wait(lambda m: m.cause == "ROLLBACK")
+    assert report.warm and report.load_s == 0 and (report.missed_ticks, report.starved_ticks) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({}, "EMPTY_REQUEST"),
+        ({"digest": "0" * 64}, "NOT_PREPARED"),
+        ({"bundle_path": "/etc"}, "BUNDLE_OUTSIDE_ROOTS"),
+        ({"digest": "0" * 64, "at": "SOON"}, "SWAP_BOUNDARY_UNKNOWN"),
+        ({"digest": "0" * 64, "cause": "WHIM"}, "CAUSE_UNKNOWN"),
+        ({"digest": "0" * 64, "timeout_s": float("nan")}, "DURATION_INVALID"),
+        ({"digest": "0" * 64, "expected_active_digest": "1" * 64}, "UNEXPECTED_ACTIVE"),
+    ],
+)
+def test_a_swap_that_cannot_be_done_says_why_and_the_robot_keeps_its_policy(
+    shared_rig: PolicyRig, fields: dict[str, object], code: str
+) -> None:
+    reply = shared_rig.swap(**fields)
+    assert (reply.success, reply.error_code, reply.active_version) == (False, code, "1.0.0")
+    assert reply.message
+    assert shared_rig.wait_running("1.0.0").error_code in ("", code)
+
+
+@pytest.fixture(scope="module")
+def shared_rig(tmp_path_factory: pytest.TempPathFactory, shared_domain: int) -> Iterator[PolicyRig]:
+    """One robot for tests that change nothing."""
+    folder = tmp_path_factory.mktemp("shared")
+    scripted_bundle(folder / "a", "1.0.0")
+    with PolicyRig(shared_domain, folder, model_path=str(folder / "a")) as running:
+        running.wait_running("1.0.0")
+        yield running
+
+
+def test_prepare_model_gives_feedback_and_its_result_is_activated_by_digest(rig: PolicyRig, tmp_path: Path) -> None:
+    manifest = scripted_bundle(tmp_path / "b", "1.1.0")
+    goal = rig.ros.send_goal(
+        PrepareModel, "policy_node/prepare_model", PrepareModel.Goal(bundle_path=str(tmp_path / "b"))
+    )
+    result = goal.result()
+    assert result.success, result.message
+    assert (result.version, result.digest) == ("1.1.0", manifest.digest)
+    assert {m.state for m in goal.feedback.messages} >= {"LOADING", "READY"}
+    assert rig.wait_status(lambda m: m.prepared_version == "1.1.0", "1.1.0 prepared").active_version == "1.0.0"
+    assert rig.swap(digest=manifest.digest).success
+    rig.wait_running("1.1.0")
+
+
+def test_a_cancelled_preparation_leaves_the_running_policy_alone(rig: PolicyRig, tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "slow", "1.1.0", load_sleep_s=30.0)
+    request = PrepareModel.Goal(bundle_path=str(tmp_path / "slow"))
+    goal = rig.ros.send_goal(PrepareModel, "policy_node/prepare_model", request)
+    goal.feedback.wait(lambda m: m.state == "LOADING")
+    assert goal.cancel()
+    assert goal.status() == GoalStatus.STATUS_CANCELED
+    assert goal.result().error_code == "CANCELLED"
+    assert rig.wait_running("1.0.0").starved_ticks == 0
+
+
+def test_an_episode_is_opened_closed_and_published(shared_rig: PolicyRig) -> None:
+    ros = shared_rig.ros
+    request = StartEpisode.Request(episode_id="e1", instruction="reach the red block")
+    opened = ros.call(StartEpisode, "policy_node/start_episode", request)
+    assert (opened.success, opened.episode_id, opened.version) == (True, "e1", "1.0.0")
+    again = ros.call(StartEpisode, "policy_node/start_episode")
+    assert (again.success, again.error_code) == (False, "EPISODE_OPEN")
+    assert shared_rig.wait_status(lambda m: m.episode_id == "e1", "episode e1").instruction == "reach the red block"
+    shared_rig.scores.wait(lambda m: m.episode_id == "e1" and m.version == "1.0.0")
+    closed = ros.call(EndEpisode, "policy_node/end_episode", EndEpisode.Request(success=True))
+    assert closed.success and closed.outcome.success and closed.outcome.version == "1.0.0"
+    assert shared_rig.outcomes.wait(lambda m: m.episode_id == "e1").known
+    none = ros.call(EndEpisode, "policy_node/end_episode")
+    assert (none.success, none.error_code) == (False, "NO_EPISODE")
+
+
+def test_run_policy_ends_with_what_end_episode_said_or_with_cancel(shared_rig: PolicyRig) -> None:
+    ros = shared_rig.ros
+    goal = ros.send_goal(RunPolicy, "policy_node/run_policy", RunPolicy.Goal(instruction="task", episode_id="r1"))
+    assert goal.feedback.wait(lambda m: m.elapsed_s > 0).version == "1.0.0"
+    ros.call(EndEpisode, "policy_node/end_episode", EndEpisode.Request(episode_id="r1", success=True))
+    assert goal.result().success and goal.result().outcome.episode_id == "r1"
+
+    goal = ros.send_goal(RunPolicy, "policy_node/run_policy", RunPolicy.Goal(episode_id="r2"))
+    goal.feedback.wait()
+    assert goal.cancel()
+    assert goal.status() == GoalStatus.STATUS_CANCELED
+    assert shared_rig.outcomes.wait(lambda m: m.episode_id == "r2").intervention
+
+
+def test_a_late_subscriber_gets_the_status_at_once(shared_rig: PolicyRig, shared_domain: int) -> None:
+    with RosHarness(shared_domain, "late") as late:
+        status = late.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED).wait()
+    assert status.active_version == "1.0.0" and status.boot_id == shared_rig.status.last.boot_id
+
+
+def test_a_lifecycle_manager_can_stop_and_start_the_commands(ros_domain: int, tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    with PolicyRig(ros_domain, tmp_path, autostart=False, model_path=str(tmp_path / "a")) as rig:
+
+        def change(transition: int) -> None:
+            request = ChangeState.Request(transition=Transition(id=transition))
+            assert rig.ros.call(ChangeState, "policy_node/change_state", request).success
+
+        assert rig.status.wait().state == PolicyStatus.STATE_UNCONFIGURED
+        change(Transition.TRANSITION_CONFIGURE)
+        rig.wait_status(lambda m: m.active_version == "1.0.0", "1.0.0 loaded")
+        assert not rig.robot.commands, "commands before activation"
+        change(Transition.TRANSITION_ACTIVATE)
+        rig.wait_running("1.0.0")
+        wait_for(lambda: rig.robot.commands, "commands")
+        change(Transition.TRANSITION_DEACTIVATE)
+        rig.wait_status(lambda m: m.state == PolicyStatus.STATE_INACTIVE, "inactive")
+        sent = len(rig.robot.commands)
+        rig.wait_status(lambda m: m.state == PolicyStatus.STATE_INACTIVE, "still inactive")
+        assert len(rig.robot.commands) - sent <= 1, "commands while inactive"  # one may have been on its way
+        change(Transition.TRANSITION_CLEANUP)
+        assert rig.ros.call(GetState, "policy_node/get_state").current_state.label == "unconfigured"
+
+
+def test_without_a_usable_contract_the_node_stays_unconfigured_and_says_why(ros_domain: int, tmp_path: Path) -> None:
+    (tmp_path / "contract.yaml").write_text("name: x\nhold_on: 3\n")
+    with PolicyRig(ros_domain, tmp_path) as rig:
+        status = rig.status.wait(lambda m: m.message)
+        assert status.state == PolicyStatus.STATE_UNCONFIGURED and "CONTRACT_" in status.message
+
+
+def test_a_wrong_parameter_ends_the_node_with_one_clear_line(ros_domain: int, tmp_path: Path) -> None:
+    with NodeProcess("vla_policy_node.node", ros_domain, tmp_path, parameters={"worker_threads": 0}) as node:
+        assert node.wait() == 1
+        assert "PARAMETER_INVALID" in node.log and "worker_threads" in node.log and "Traceback" not in node.log
+
+
+def test_motion_disabled_stops_commands_and_they_do_not_come_back_before_resume(
+    ros_domain: int, tmp_path: Path
+) -> None:
+    manifest = scripted_bundle(tmp_path / "a", "1.0.0")
+    contract = {"auto_resume": False, "motion_required": True}
+    with PolicyRig(ros_domain, tmp_path, contract=contract, model_path=str(tmp_path / "a")) as rig:
+        rig.wait_status(
+            lambda m: m.state == PolicyStatus.STATE_MOTION_DISABLED and m.active_version, "loaded, no motion"
+        )
+        assert not rig.robot.commands
+        rig.robot.motion = True
+        rig.wait_status(lambda m: m.holding and m.hold_latched, "a latched hold")
+        assert rig.ros.call(Trigger, "policy_node/resume").success
+        rig.wait_running("1.0.0")
+
+        rig.robot.motion = False
+        rig.wait_status(lambda m: m.state == PolicyStatus.STATE_MOTION_DISABLED, "motion disabled")
+        sent = len(rig.robot.commands)
+        refused = rig.swap(digest=manifest.digest)
+        assert (refused.success, refused.error_code) == (False, "MOTION_DISABLED")
+        rig.robot.motion = True
+        rig.wait_status(lambda m: m.holding and m.hold_latched, "a latched hold after motion came back")
+        assert len(rig.robot.commands) - sent <= 1
+        assert rig.ros.call(Trigger, "policy_node/resume").success
+        rig.wait_running("1.0.0")
+
+
+def test_a_trial_whose_manager_falls_silent_ends_where_it_began(rig: PolicyRig, tmp_path: Path) -> None:
+    manifest = scripted_bundle(tmp_path / "b", "1.1.0")
+    manager = rig.play_manager()
+    assert rig.swap(bundle_path=str(tmp_path / "b"), trial=True, trial_lease_s=1.0).success
+    for _ in range(8):  # renewed for longer than the lease
+        manager.publish(ModelStatus(state=ModelStatus.STATE_TRIAL, trial_digest=manifest.digest))
+        assert rig.wait_status(lambda m: True, "a status").active_version == "1.1.0"
+    report = rig.reports.wait(lambda m: m.cause == "LEASE_EXPIRED")
+    assert (report.from_version, report.to_version, report.warm) == ("1.1.0", "1.0.0", True)
+    assert rig.wait_running("1.0.0").error_code == "LEASE_EXPIRED"
+
+
+def test_topics_can_be_remapped_and_robots_in_namespaces_do_not_meet(ros_domain: int, tmp_path: Path) -> None:
+    for arm in ("left", "right"):
+        (tmp_path / arm).mkdir()
+        scripted_bundle(tmp_path / arm / "a", "1.0.0" if arm == "left" else "2.0.0")
+    remaps = ("commands:=controller/commands",)
+    left = PolicyRig(
+        ros_domain, tmp_path / "left", namespace="/left", remaps=remaps, model_path=str(tmp_path / "left" / "a")
+    )
+    with (
+        left,
+        PolicyRig(
+            ros_domain, tmp_path / "right", namespace="/right", model_path=str(tmp_path / "right" / "a")
+        ) as right,
+    ):
+        remapped = left.ros.subscribe(Float64MultiArray, "controller/commands")
+        left.wait_running("1.0.0")
+        right.wait_running("2.0.0")
+        remapped.wait()
+        wait_for(lambda: right.robot.commands, "commands of the right arm")
+        assert not left.robot.commands, "the left arm's commands were remapped"
+
+
+def test_a_second_policy_node_is_kept_off_the_command_topic(rig: PolicyRig, ros_domain: int, tmp_path: Path) -> None:
+    with PolicyRig(ros_domain, tmp_path, model_path=str(tmp_path / "a"), remaps=("__node:=second",)) as second:
+        wait_for(lambda: "COMMAND_TOPIC_" in second.node.log, "the second node's refusal")
+    assert rig.wait_running("1.0.0").missed_ticks == 0
+
+
+def test_the_node_ends_cleanly_when_it_is_asked_to(rig: PolicyRig) -> None:
+    assert rig.node.stop() == 0
