@@ -119,7 +119,9 @@ class Section:
         if not isinstance(value, str) or not value or len(value) > 256:
             self.fail("CONTRACT_VALUE_INVALID", key, f"must be a word, is {_kind(value)}")
         if choices and value not in choices:
-            self.fail("CONTRACT_VALUE_INVALID", key, f"{value!r} must be one of {', '.join(choices)}{_hint(value, choices)}")
+            self.fail(
+                "CONTRACT_VALUE_INVALID", key, f"{value!r} must be one of {', '.join(choices)}{_hint(value, choices)}"
+            )
         return value
 
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:

@@ -26,8 +26,17 @@ PER_TICK = RATE * PERIOD_NS / 1e9
 
 
 def contract_text(
-    *, safety: str = "", hold: str = "last_command", timeout_s: float = 2.0, motion: bool = False, auto: bool = False,
-    mode: str = "absolute", blend: int = 3, fps: int = 50, step: float = STEP, max_age_ms: int = 200,
+    *,
+    safety: str = "",
+    hold: str = "last_command",
+    timeout_s: float = 2.0,
+    motion: bool = False,
+    auto: bool = False,
+    mode: str = "absolute",
+    blend: int = 3,
+    fps: int = 50,
+    step: float = STEP,
+    max_age_ms: int = 200,
 ) -> str:
     channels = "".join(
         f"""
@@ -74,7 +83,15 @@ class Worker:
         self.eventfd = os.eventfd(0, os.EFD_CLOEXEC)
         fds = self.chunks.fd, self.requests.fd, self.eventfd
         self.handle = GenerationHandle(
-            generation, f"1.0.{generation}", f"{generation:064x}", horizon, execute, dim, CHUNK_SLOTS, REQUEST_SLOTS, *fds
+            generation,
+            f"1.0.{generation}",
+            f"{generation:064x}",
+            horizon,
+            execute,
+            dim,
+            CHUNK_SLOTS,
+            REQUEST_SLOTS,
+            *fds,
         )
         self.answered = 0
 
@@ -92,8 +109,12 @@ class Worker:
             return False
         self.answered = int(request["request"])
         record = {
-            "request": request["request"], "tick": request["tick"], "generation": self.id, "observation_ns": 0,
-            "inference_ns": 0, "error": CHUNK_ERRORS.index(error),
+            "request": request["request"],
+            "tick": request["tick"],
+            "generation": self.id,
+            "observation_ns": 0,
+            "inference_ns": 0,
+            "error": CHUNK_ERRORS.index(error),
             "actions": np.broadcast_to(np.asarray(actions, np.float32), (self.horizon, self.dim)),
         }
         self.chunks.write({**record, **fields})
@@ -157,7 +178,9 @@ class Rig:
     def _work(self) -> None:
         for generation, worker in self.workers.items():
             request = worker.request()
-            if request is not None and not any(r[1] == generation and r[2]["request"] == request["request"] for r in self._due):
+            if request is not None and not any(
+                r[1] == generation and r[2]["request"] == request["request"] for r in self._due
+            ):
                 self._due.append((self.tick_number - 1 + self.latency, generation, request))
         for entry in [e for e in self._due if e[0] <= self.tick_number]:
             self._due.remove(entry)

@@ -77,10 +77,20 @@ CHANNEL = "safety/channels/0"
         ("robot_type", None, "CONTRACT_KEY_MISSING", "robot_type"),
         ("observatons", {}, "CONTRACT_KEY_UNKNOWN", "did you mean 'observations'"),
         ("observations", {}, "CONTRACT_VALUE_INVALID", "observations"),
-        ("observations/observation.state/channel/type", "sensor_msgs/msg/LaserScan", "CONTRACT_TYPE_UNSUPPORTED", "JointState"),
+        (
+            "observations/observation.state/channel/type",
+            "sensor_msgs/msg/LaserScan",
+            "CONTRACT_TYPE_UNSUPPORTED",
+            "JointState",
+        ),
         ("observations/observation.state/channel/topic", "a b", "CONTRACT_VALUE_INVALID", "topic"),
         ("observations/observation.state/channel/qos", {"depth": 0}, "CONTRACT_VALUE_INVALID", "depth"),
-        ("observations/observation.state/align", {"strategy": "asof", "timeline": "header"}, "CONTRACT_VALUE_INVALID", "asof"),
+        (
+            "observations/observation.state/align",
+            {"strategy": "asof", "timeline": "header"},
+            "CONTRACT_VALUE_INVALID",
+            "asof",
+        ),
         ("observations/observation.state/select", ["position.a", "position.a"], "CONTRACT_VALUE_INVALID", "select"),
         ("actions/action/select", ["data.0"], "CONTRACT_VALUE_INVALID", "channels"),
         ("actions/action/select", ["data.0", "data.2"], "CONTRACT_VALUE_INVALID", "data.0"),
@@ -117,8 +127,17 @@ def test_velocity_and_effort_are_refused_unless_the_driver_stops_by_itself(mode:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "[]", "a", "{", "robot_type: &a [*a]", "robot_type: !!python/object/apply:os.system ['true']", "? [1]\n: 2",
-        "1: 2", "a: 1\na: 2", "x: " + "[" * 2000, "\x00",
+        "",
+        "[]",
+        "a",
+        "{",
+        "robot_type: &a [*a]",
+        "robot_type: !!python/object/apply:os.system ['true']",
+        "? [1]\n: 2",
+        "1: 2",
+        "a: 1\na: 2",
+        "x: " + "[" * 2000,
+        "\x00",
     ],
 )
 def test_text_that_is_no_contract_is_a_coded_refusal(text: str) -> None:
@@ -134,7 +153,12 @@ def test_size_is_bounded_and_files_that_cannot_be_read_are_named(tmp_path: Path)
     assert refused(contract_text() + "#" * 70_000).code == "CONTRACT_TOO_LARGE"
     (tmp_path / "big.yaml").write_text(contract_text() + "#" * 70_000)
     (tmp_path / "latin.yaml").write_bytes(b"name: \xff")
-    for name, code in (("none.yaml", "UNREADABLE"), (".", "UNREADABLE"), ("big.yaml", "TOO_LARGE"), ("latin.yaml", "UNREADABLE")):
+    for name, code in (
+        ("none.yaml", "UNREADABLE"),
+        (".", "UNREADABLE"),
+        ("big.yaml", "TOO_LARGE"),
+        ("latin.yaml", "UNREADABLE"),
+    ):
         with pytest.raises(ContractError) as e:
             load_contract(tmp_path / name)
         assert e.value.code == f"CONTRACT_{code}" and str(tmp_path) in e.value.message
@@ -199,7 +223,8 @@ x-safety:
         "observation.state": FeatureSpec((3,), "float32"),
     }
     assert [(o.topic, o.start, o.stop, o.rad2deg) for o in parsed.outputs] == [
-        ("/arm/commands", 0, 1, True), ("/cmd_vel", 1, 3, False),
+        ("/arm/commands", 0, 1, True),
+        ("/cmd_vel", 1, 3, False),
     ]
     shoulder = parsed.channels[0]
     assert (shoulder.limits.low, shoulder.limits.high) == (-50.0, 80.0)  # the tighter of clamp and limit
@@ -218,7 +243,9 @@ def test_the_shipped_contract_is_the_simulated_arms() -> None:
 
 def manifest(fit: Contract, **changes: Any) -> Manifest:
     channels = tuple(Channel(c.name, c.unit, c.mode) for c in fit.channels)  # type: ignore[arg-type]
-    made = Manifest("m", "1.0.0", "tiny_vla", fit.robot_type, ActionSpec(channels, fit.rate_hz), "2026-01-01T00:00:00Z", (), {})
+    made = Manifest(
+        "m", "1.0.0", "tiny_vla", fit.robot_type, ActionSpec(channels, fit.rate_hz), "2026-01-01T00:00:00Z", (), {}
+    )
     return replace(made, **changes)
 
 
@@ -235,12 +262,20 @@ def channels_with(fit: Contract, **changes: Any) -> ActionSpec:
     [
         ("ROBOT_TYPE_MISMATCH", lambda c: {"robot_type": "other"}, {}),
         ("RATE_MISMATCH", lambda c: {"action": replace(manifest(c).action, rate_hz=49.0)}, {}),
-        ("CHANNELS_MISMATCH", lambda c: {"action": replace(manifest(c).action, channels=manifest(c).action.channels[::-1])}, {}),
+        (
+            "CHANNELS_MISMATCH",
+            lambda c: {"action": replace(manifest(c).action, channels=manifest(c).action.channels[::-1])},
+            {},
+        ),
         ("CHANNELS_MISMATCH", lambda c: {"action": channels_with(c, name="z")}, {}),
         ("UNIT_MISMATCH", lambda c: {"action": channels_with(c, unit="deg")}, {}),
         ("MODE_MISMATCH", lambda c: {"action": channels_with(c, mode="relative")}, {}),
         ("ACTION_DIM_MISMATCH", lambda c: {}, {"action_dim": 3}),
-        ("OBSERVATION_MISMATCH", lambda c: {}, {"observation": {"observation.images.top": FeatureSpec((8, 8, 3), "uint8")}}),
+        (
+            "OBSERVATION_MISMATCH",
+            lambda c: {},
+            {"observation": {"observation.images.top": FeatureSpec((8, 8, 3), "uint8")}},
+        ),
         ("OBSERVATION_MISMATCH", lambda c: {}, {"observation": {"observation.state": FeatureSpec((3,), "float32")}}),
         ("HORIZON_TOO_SHORT", lambda c: {}, {"horizon": 12}),
     ],

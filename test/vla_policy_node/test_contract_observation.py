@@ -44,8 +44,13 @@ def image(height: int = 2, width: int = 3, encoding: str = "rgb8", padding: int 
     rows[:, : width * size] = np.arange(height * width * size, dtype=np.uint8).reshape(height, -1)
     stamp = Message(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
     return Message(
-        height=height, width=width, encoding=encoding, step=width * size + padding, is_bigendian=0,
-        data=array("B", rows.tobytes()), header=Message(stamp=stamp),
+        height=height,
+        width=width,
+        encoding=encoding,
+        step=width * size + padding,
+        is_bigendian=0,
+        data=array("B", rows.tobytes()),
+        header=Message(stamp=stamp),
     )
 
 
@@ -177,8 +182,13 @@ def test_resizing_takes_the_pixel_under_each_centre(height: int, width: int, row
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"encoding": "16UC1"}, "IMAGE_ENCODING"), ({"encoding": ""}, "IMAGE_ENCODING"), ({"height": 3}, "IMAGE_SIZE"),
-        ({"width": 4}, "IMAGE_SIZE"), ({"step": 5}, "IMAGE_SIZE"), ({"height": 0}, "IMAGE_SIZE"), ({"width": 10**9}, "IMAGE_SIZE"),
+        ({"encoding": "16UC1"}, "IMAGE_ENCODING"),
+        ({"encoding": ""}, "IMAGE_ENCODING"),
+        ({"height": 3}, "IMAGE_SIZE"),
+        ({"width": 4}, "IMAGE_SIZE"),
+        ({"step": 5}, "IMAGE_SIZE"),
+        ({"height": 0}, "IMAGE_SIZE"),
+        ({"width": 10**9}, "IMAGE_SIZE"),
         ({"data": array("B")}, "IMAGE_SIZE"),
     ],
 )

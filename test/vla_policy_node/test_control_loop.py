@@ -143,7 +143,9 @@ def test_a_policy_that_fails_holds_at_once(make: Any, fault: str) -> None:
     assert rig.loop.reasons.latched == "POLICY_FAILED"
 
 
-def test_a_late_chunk_is_bridged_by_the_rest_of_the_old_one_then_the_tick_is_starved_and_it_goes_on_by_itself(make: Any) -> None:
+def test_a_late_chunk_is_bridged_by_the_rest_of_the_old_one_then_the_tick_is_starved_and_it_goes_on_by_itself(
+    make: Any,
+) -> None:
     rig = make()
     rig.run(ramp((0.002, 0.0)), ticks=12)
     rig.policies[1] = lambda plan: None
@@ -247,7 +249,9 @@ def test_motion_enabled_that_is_not_renewed_is_disabled(make: Any) -> None:
 
 
 @pytest.mark.parametrize("hold", ["last_command", "measured"])
-def test_a_hold_brings_a_moving_joint_to_rest_by_max_decel_and_stops_publishing_after_its_timeout(make: Any, hold: str) -> None:
+def test_a_hold_brings_a_moving_joint_to_rest_by_max_decel_and_stops_publishing_after_its_timeout(
+    make: Any, hold: str
+) -> None:
     rig = make(hold=hold, timeout_s=1.0)
     rig.run(ramp((0.03, 0.0)), ticks=14)
     rig.frozen = hold == "measured"
@@ -326,7 +330,10 @@ def test_a_bundle_can_tighten_limits_but_not_widen_them(make: Any) -> None:
     assert moves.max() == pytest.approx(0.5 * 0.02)
     limiter = rig.loop.active.limiter
     np.testing.assert_array_equal(limiter.high, [0.2, HIGH])
-    rig.policies[1] = lambda plan: (0.35, 0.0)  # inside the contract's, outside the bundle's with the contract's tolerance
+    rig.policies[1] = lambda plan: (
+        0.35,
+        0.0,
+    )  # inside the contract's, outside the bundle's with the contract's tolerance
     rig.tick(40)
     assert rig.loop.reasons.latched == "LIMIT"
 

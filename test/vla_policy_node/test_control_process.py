@@ -35,7 +35,10 @@ class Robot:
         self.observation = Arena.create(observation_layout(self.contract.features, 2))
         self.events: list[dict[str, Any]] = []
         self.client = ControlClient(
-            self.contract, self.observation, sink={"kind": "record", "path": str(self.path)}, on_event=self.events.append
+            self.contract,
+            self.observation,
+            sink={"kind": "record", "path": str(self.path)},
+            on_event=self.events.append,
         )
         self.workers: dict[int, tuple[Worker, Any]] = {}
         self.measured = np.zeros(2)
@@ -94,8 +97,13 @@ class Robot:
             now = time.monotonic_ns()
             self.observation.write(
                 {
-                    "stamp_ns": now, "valid": 1, "measured": self.measured, "measured_ns": now,
-                    "motion_ns": now + int(self.motion_s * 1e9), "instruction": 0, "episode": self.episode,
+                    "stamp_ns": now,
+                    "valid": 1,
+                    "measured": self.measured,
+                    "measured_ns": now,
+                    "motion_ns": now + int(self.motion_s * 1e9),
+                    "instruction": 0,
+                    "episode": self.episode,
                     "feature:observation.state": 0.0,
                 }
             )
@@ -208,7 +216,17 @@ def test_nonsense_on_the_channel_is_answered_and_does_not_stop_a_tick(make: Any)
     robot = make()
     robot.run()
     channel = robot.client._channel
-    for data in (b"{", b"\xff\xfe\x00", b"[1,2]", b"null", b'"x"', b'{"type":7}', b"[" * 5000, b'{"type":"activate"}', b"1e999"):
+    for data in (
+        b"{",
+        b"\xff\xfe\x00",
+        b"[1,2]",
+        b"null",
+        b'"x"',
+        b'{"type":7}',
+        b"[" * 5000,
+        b'{"type":"activate"}',
+        b"1e999",
+    ):
         channel.socket.send(data)
         time.sleep(0.01)
     read, write = os.pipe()
@@ -259,8 +277,12 @@ def test_a_node_that_does_not_read_events_does_not_block_a_tick(tmp_path: Path) 
         theirs.close()
         ours.send(
             {
-                "type": "configure", "contract": contract_text(), "contract_path": "rig.yaml", "fifo_priority": None,
-                "sink": {"kind": "record", "path": str(tmp_path / "commands")}, "status_slots": 16,
+                "type": "configure",
+                "contract": contract_text(),
+                "contract_path": "rig.yaml",
+                "fifo_priority": None,
+                "sink": {"kind": "record", "path": str(tmp_path / "commands")},
+                "status_slots": 16,
                 "observation": {"layout": observation.layout.to_json(), "slots": observation.slots},
             },
             [observation.fd, status.fd],
@@ -309,5 +331,7 @@ def test_an_interpreter_that_does_not_exist_is_a_coded_error(tmp_path: Path) -> 
 
 
 def test_the_control_process_imports_neither_torch_nor_rclpy() -> None:
-    code = "import sys; import vla_policy_node.control.process; print([m for m in ('torch', 'rclpy') if m in sys.modules])"
+    code = (
+        "import sys; import vla_policy_node.control.process; print([m for m in ('torch', 'rclpy') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -17,7 +17,14 @@ EXAMPLES = int(os.environ.get("VLA_OTA_PROPERTY_EXAMPLES", "120"))
 
 def broken_chunk(kind: str, at: int) -> Any:
     chunk = np.zeros((20, 2))
-    chunk[at % 20, at % 2] = {"nan": np.nan, "inf": np.inf, "minus inf": -np.inf, "huge": 3e38, "far": 1.4, "jump": 0.9}[kind]
+    chunk[at % 20, at % 2] = {
+        "nan": np.nan,
+        "inf": np.inf,
+        "minus inf": -np.inf,
+        "huge": 3e38,
+        "far": 1.4,
+        "jump": 0.9,
+    }[kind]
     return chunk
 
 
@@ -145,9 +152,14 @@ class Watcher:
         self.last = command
 
 
-@settings(max_examples=EXAMPLES, deadline=None, database=None, derandomize="VLA_OTA_PROPERTY_EXAMPLES" not in os.environ)
+@settings(
+    max_examples=EXAMPLES, deadline=None, database=None, derandomize="VLA_OTA_PROPERTY_EXAMPLES" not in os.environ
+)
 @given(
-    st.lists(operations, max_size=60), st.booleans(), st.sampled_from(["last_command", "measured"]), st.sampled_from([0, 1, 5]),
+    st.lists(operations, max_size=60),
+    st.booleans(),
+    st.sampled_from(["last_command", "measured"]),
+    st.sampled_from([0, 1, 5]),
     st.sampled_from([0.1, 2.0]),
 )
 def test_no_sequence_of_inputs_makes_an_unsafe_command(
@@ -178,10 +190,25 @@ def test_after_anything_the_loop_runs_again_once_all_is_well(sequence: list[tupl
         for operation in sequence:
             watcher.apply(operation)
         for operation in [
-            ("motion", True), ("fresh", True), ("blind", False), ("frozen", False), ("push", 0.1, 0.1), ("latency", 1), ("add", 3),
-            ("policy", 1, (0.1, 0.1)), ("policy", 2, (0.1, 0.1)), ("policy", 3, (0.1, 0.1)), ("enable", True),
-            ("tick", 2, PERIOD_NS), ("activate", 3, "NOW"), ("release", "OPERATOR"), ("release", "NO_EPISODE"),
-            ("hold", "OPERATOR", False), ("release", "OPERATOR"), ("resume",), ("tick", 300, PERIOD_NS),
+            ("motion", True),
+            ("fresh", True),
+            ("blind", False),
+            ("frozen", False),
+            ("push", 0.1, 0.1),
+            ("latency", 1),
+            ("add", 3),
+            ("policy", 1, (0.1, 0.1)),
+            ("policy", 2, (0.1, 0.1)),
+            ("policy", 3, (0.1, 0.1)),
+            ("enable", True),
+            ("tick", 2, PERIOD_NS),
+            ("activate", 3, "NOW"),
+            ("release", "OPERATOR"),
+            ("release", "NO_EPISODE"),
+            ("hold", "OPERATOR", False),
+            ("release", "OPERATOR"),
+            ("resume",),
+            ("tick", 300, PERIOD_NS),
         ]:
             watcher.apply(operation)
             if rig.loop.reasons.asked:

@@ -81,7 +81,9 @@ def test_the_swap_waits_for_the_executed_parts_end_and_the_overlap_is_blended(ma
         ((0.99, 0.0), "SEAM_JUMP"),
     ],
 )
-def test_a_bad_first_chunk_abandons_the_swap_and_the_old_generation_goes_on(make: Any, first_chunk: Any, code: str) -> None:
+def test_a_bad_first_chunk_abandons_the_swap_and_the_old_generation_goes_on(
+    make: Any, first_chunk: Any, code: str
+) -> None:
     rig = make(blend=1)
     rig.run(ramp((-0.002, 0.0)), ticks=15)
     rig.add(2, first_chunk)
@@ -235,7 +237,9 @@ def test_a_pending_swap_fails_when_motion_is_disabled(make: Any) -> None:
     assert rig.loop.active.id == 1
 
 
-def test_a_second_swap_is_refused_while_one_is_pending_but_now_supersedes_it_and_cancel_takes_it_back(make: Any) -> None:
+def test_a_second_swap_is_refused_while_one_is_pending_but_now_supersedes_it_and_cancel_takes_it_back(
+    make: Any,
+) -> None:
     rig = make()
     rig.run(ticks=15)
     rig.add(2, lambda plan: None)
@@ -243,7 +247,11 @@ def test_a_second_swap_is_refused_while_one_is_pending_but_now_supersedes_it_and
     rig.activate(2, "CHUNK", swap_id="one")
     rig.activate(3, "CHUNK", swap_id="two")
     assert rig.of("SWAP_FAILED")[-1] | {"message": ""} == {
-        "type": "SWAP_FAILED", "swap_id": "two", "generation": 3, "error_code": "SWAP_IN_PROGRESS", "message": "",
+        "type": "SWAP_FAILED",
+        "swap_id": "two",
+        "generation": 3,
+        "error_code": "SWAP_IN_PROGRESS",
+        "message": "",
     }
     rig.activate(3, "NOW", swap_id="three")
     assert (rig.of("SWAP_FAILED")[-1]["swap_id"], rig.of("SWAP_FAILED")[-1]["error_code"]) == ("one", "SUPERSEDED")
@@ -290,8 +298,16 @@ def test_messages_that_cannot_be_followed_are_answered_and_change_nothing(make: 
     rig = make()
     rig.run(ticks=15)
     bad = [
-        {"type": "nonsense"}, {"type": "activate"}, {"type": "enable"}, {"type": "hold", "reason": "BORED", "latched": True},
-        {"type": "end_span", "span_id": 4, "after_s": 1}, {"type": "add_generation", "handle": {}}, {}, [], 7, None,
+        {"type": "nonsense"},
+        {"type": "activate"},
+        {"type": "enable"},
+        {"type": "hold", "reason": "BORED", "latched": True},
+        {"type": "end_span", "span_id": 4, "after_s": 1},
+        {"type": "add_generation", "handle": {}},
+        {},
+        [],
+        7,
+        None,
         {"type": "activate", "generation": [1], "at": "NOW", "swap_id": "x", "timeout_s": 1.0, "asked_ns": 0},
         {"type": "remove_generation", "generation": 55},
     ]

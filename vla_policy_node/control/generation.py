@@ -34,7 +34,12 @@ class Generation:
     """One loaded generation. Answers to anything but the request that is open are refused (and counted)."""
 
     def __init__(
-        self, handle: GenerationHandle, limiter: Limiter, relative: npt.NDArray[np.bool_], period_ns: int, latency_s: float
+        self,
+        handle: GenerationHandle,
+        limiter: Limiter,
+        relative: npt.NDArray[np.bool_],
+        period_ns: int,
+        latency_s: float,
     ) -> None:
         """Attach the handle's arenas. ``relative`` ``[C]``: channels whose actions are relative to the measured position."""
         self.id, self.version, self.limiter = handle.id, handle.version, limiter

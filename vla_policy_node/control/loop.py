@@ -56,7 +56,9 @@ class ControlLoop:
         self.active: Generation | None = None
         self.lost = False  # the generation that acted has gone: only a swap at NOW is taken
         self.pending: PendingSwap | None = None
-        self.swapped: tuple[PendingSwap, int, Floats | None] | None = None  # not reported yet: swap, generation, command before
+        self.swapped: tuple[PendingSwap, int, Floats | None] | None = (
+            None  # not reported yet: swap, generation, command before
+        )
         self.command: Floats | None = None  # last one published; None = not commanding
         self.generation = 0  # of the last action taken
         self.chunks = 0  # taken over from the acting generation
@@ -346,7 +348,12 @@ class ControlLoop:
             return
         self._told = reason
         self._announced = self._announced or reason
-        event: dict[str, Any] = {"type": "HOLD", "reason": reason, "latched": bool(self.reasons.latched), "message": reason}
+        event: dict[str, Any] = {
+            "type": "HOLD",
+            "reason": reason,
+            "latched": bool(self.reasons.latched),
+            "message": reason,
+        }
         violation = self._violation
         if violation is not None and violation.reason == reason:
             value = violation.value if np.isfinite(violation.value) else None
@@ -446,7 +453,9 @@ class ControlLoop:
         chunk = swap.chunk
         if not self._is_good(swap, chunk):
             return
-        if self._last_target is not None and swap.generation.limiter.too_far(self.queue.preview(chunk), self._last_target):
+        if self._last_target is not None and swap.generation.limiter.too_far(
+            self.queue.preview(chunk), self._last_target
+        ):
             self.fail_swap("SEAM_JUMP", "the new generation's first action is too far from the last command")
             return
         self._move_pointer(swap)
@@ -486,4 +495,3 @@ class ControlLoop:
             swap.generation.forget()
         event = {"type": "SWAP_FAILED", "swap_id": swap.swap_id, "generation": swap.generation.id}
         self.emit({**event, "error_code": code, "message": text})
-

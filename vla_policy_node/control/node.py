@@ -58,7 +58,8 @@ class RosSink:
         )
         self._born = time.monotonic()
         self._outputs = [
-            _Output(self._node, output, topic, contract.period_s) for output, topic in zip(contract.outputs, topics, strict=True)
+            _Output(self._node, output, topic, contract.period_s)
+            for output, topic in zip(contract.outputs, topics, strict=True)
         ]
 
     def publish(self, values: Floats) -> None:
@@ -115,7 +116,9 @@ class _Output:
         others = self._node.get_publishers_info_by_topic(self._topic)
         if len(others) > 1:
             names = sorted({f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in others})
-            text = f"{len(others) - 1} other publisher(s) on {self._topic}: the nodes that publish are {', '.join(names)}"
+            text = (
+                f"{len(others) - 1} other publisher(s) on {self._topic}: the nodes that publish are {', '.join(names)}"
+            )
             raise ControlError("COMMAND_TOPIC_TAKEN", text)
 
     def _message(self, kind: str) -> tuple[Any, Callable[[list[float]], None]]:

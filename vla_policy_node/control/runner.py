@@ -30,7 +30,9 @@ _REASON = {name: i for i, name in enumerate(HOLD_REASONS)}
 class Runner:
     """Owns the loop, its clock and its counts; nothing of it waits but :meth:`run` for the next deadline."""
 
-    def __init__(self, contract: Contract, channel: Channel, observation: Arena, status: Arena, sink: CommandSink) -> None:
+    def __init__(
+        self, contract: Contract, channel: Channel, observation: Arena, status: Arena, sink: CommandSink
+    ) -> None:
         self._channel, self._observation, self._status, self._sink = channel, observation, status, sink
         self._events = EventQueue(channel)
         self._loop = ControlLoop(contract, self._events.put)

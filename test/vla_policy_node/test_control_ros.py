@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On real ROS 2: the control process is the one publisher of the command topic, in the message type that the contract names."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rclpy
+import yaml
+from control_rig import contract_text
+from geometry_msgs.msg import TwistStamped
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+from test_control_process import Robot
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_policy_node.contract import parse_contract
+from vla_policy_node.control.client import ControlClient
+from vla_policy_node.errors import ControlError
+
+
+class Peer:
+    """Another node on the graph."""
+
+    def __init__(self, domain: int) -> None:
+        self.context = Context()
+        rclpy.init(args=[], context=self.context, domain_id=domain)
+        self.node = Node("peer", context=self.context, use_global_arguments=False)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+
+    def wait(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end
+            self.executor.spin_once(timeout_sec=0.05)
+        return condition()
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        self.node.destroy_node()
+        self.context.try_shutdown()
+
+
+@pytest.fixture
+def peer(ros_domain: int) -> Iterator[Peer]:
+    made = Peer(ros_domain)
+    yield made
+    made.close()
+
+
+def robot_for(folder: Path, domain: int, text: str, **spec: Any) -> Robot:
+    """A Robot whose commands go to ROS."""
+    robot = Robot(folder)
+    robot.contract = parse_contract(text)
+    sink = {"kind": "ros", "node_name": "policy_control", "namespace": "/arm", "domain_id": domain, **spec}
+    robot.client.close()
+    robot.client = ControlClient(robot.contract, robot.observation, sink=sink, on_event=robot.events.append)
+    return robot
+
+
+def with_output(kind: str, select: list[str], *, degrees: bool = False) -> str:
+    data = yaml.safe_load(contract_text())
+    action = {"channel": {"topic": "commands", "type": kind}, "select": select}
+    data["actions"]["action"] = action | ({"apply": ["rad2deg"]} if degrees else {})
+    return str(yaml.safe_dump(data))
+
+
+@pytest.mark.parametrize(
+    ("kind", "select", "type_", "read"),
+    [
+        ("std_msgs/msg/Float64MultiArray", ["data.1", "data.0"], Float64MultiArray, lambda m: [m.data[1], m.data[0]]),
+        (
+            "sensor_msgs/msg/JointState",
+            ["position.x", "position.y"],
+            JointState,
+            lambda m: (list(m.name), list(m.position)),
+        ),
+        (
+            "trajectory_msgs/msg/JointTrajectory",
+            ["position.x", "position.y"],
+            JointTrajectory,
+            lambda m: (list(m.joint_names), list(m.points[0].positions), m.points[0].time_from_start.nanosec),
+        ),
+        (
+            "geometry_msgs/msg/TwistStamped",
+            ["twist.linear.x", "twist.angular.z"],
+            TwistStamped,
+            lambda m: (m.twist.linear.x, m.twist.angular.z, m.header.stamp.sec > 0),
+        ),
+    ],
+)
+def test_commands_arrive_in_the_contracts_message(
+    tmp_path: Path, ros_domain: int, peer: Peer, kind: str, select: list[str], type_: Any, read: Any
+) -> None:
+    robot = robot_for(tmp_path, ros_domain, with_output(kind, select), topics={"commands": "/arm/remapped"})
+    got: list[Any] = []
+    peer.node.create_subscription(type_, "/arm/remapped", got.append, QoSProfile(depth=10))
+    try:
+        robot.run((0.25, 0.125))
+        peer.wait(lambda: robot.client.status().command[0] == 0.25)
+        got.clear()
+        peer.wait(lambda: len(got) > 3)
+    finally:
+        robot.close()
+    want = {
+        "std_msgs/msg/Float64MultiArray": [0.25, 0.125],
+        "sensor_msgs/msg/JointState": (["x", "y"], [0.25, 0.125]),
+        "trajectory_msgs/msg/JointTrajectory": (["x", "y"], [0.25, 0.125], 20_000_000),
+        "geometry_msgs/msg/TwistStamped": (0.25, 0.125, True),
+    }
+    assert read(got[-1]) == want[kind]
+
+
+def test_a_policy_in_degrees_commands_a_driver_in_radians(tmp_path: Path, ros_domain: int, peer: Peer) -> None:
+    text = with_output("sensor_msgs/msg/JointState", ["position.x", "position.y"], degrees=True)
+    robot = robot_for(tmp_path, ros_domain, text)
+    got: list[Any] = []
+    peer.node.create_subscription(JointState, "/arm/commands", got.append, QoSProfile(depth=10))
+    try:
+        robot.run((0.25, 0.0))
+        peer.wait(lambda: got and got[-1].position[0] == pytest.approx(math.radians(0.25)))
+    finally:
+        robot.close()
+
+
+def test_a_second_control_process_for_the_topic_is_refused_and_a_foreign_publisher_is_noticed(
+    tmp_path: Path, ros_domain: int, peer: Peer
+) -> None:
+    first = robot_for(tmp_path, ros_domain, contract_text(), topics={"commands": "/arm/commands"})
+    second = robot_for(tmp_path, ros_domain, contract_text(), topics={"commands": "/arm/commands"})
+    try:
+        foreign = peer.node.create_publisher(Float64MultiArray, "/arm/commands", 1)
+        first.start()
+        with pytest.raises(ControlError) as e:
+            second.client.start(20.0)
+        assert e.value.code == "COMMAND_TOPIC_LOCKED" and "/arm/commands" in e.value.message
+        first.client.enable(True)
+        failed = first.event("ENABLE_FAILED")
+        assert failed["error_code"] == "COMMAND_TOPIC_TAKEN" and "/peer" in failed["message"]
+        assert first.mode == "INACTIVE"
+        peer.node.destroy_publisher(foreign)
+
+        def enabled() -> bool:
+            first.client.enable(True)
+            peer.executor.spin_once(timeout_sec=0.1)
+            return any(e["type"] == "ENABLED" for e in first.events)
+
+        peer.wait(enabled)
+    finally:
+        first.close()
+        second.close()
+    third = robot_for(tmp_path, ros_domain, contract_text(), topics={"commands": "/arm/commands"})
+    try:
+        third.start()  # the lock went with the process
+    finally:
+        third.close()
