@@ -41,10 +41,15 @@ def observations_needed(quantile: float, confidence: float) -> int:
 def exceedance_limit(values: Sequence[float], quantile: float, tolerated: float, confidence: float) -> float | None:
     """Return a limit that scores of the same distribution exceed with probability <= ``tolerated``, at this confidence.
 
-    With enough observations it is the upper bound of ``quantile``, which leaves room below ``tolerated`` for a harmless shift;
-    with fewer, the largest observation; with too few even for that, None.
+    It is the sample's ``quantile`` if that is safe enough, else the smallest order statistic that is. With
+    ``quantile`` above ``1 - tolerated`` there is room left for a harmless shift. None if there are too few observations.
+
+    Raises:
+        ValueError: a value is not finite, or a probability is not strictly between 0 and 1.
     """
-    bound = quantile_upper_bound(values, quantile, confidence)
-    if bound is None and len(values) >= observations_needed(1.0 - tolerated, confidence):
-        bound = max(values)
-    return bound
+    safe = quantile_upper_bound(values, 1.0 - tolerated, confidence)
+    if safe is None:
+        return None
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    rank = min(len(ordered), math.ceil(quantile * (len(ordered) + 1)))
+    return max(safe, float(ordered[rank - 1]))
