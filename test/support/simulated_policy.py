@@ -37,7 +37,9 @@ class SimulatedPolicy:
             "cause": "", "holding": "", "running": True, "absent": False, "log": [],
             "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
         }  # fmt: skip
-        path.write_text(json.dumps(document))
+        aside = path.with_suffix(".boot")
+        aside.write_text(json.dumps(document))
+        aside.replace(path)
         if current is not None and current.exists():
             manifest = load_manifest(current)
             with policy.edit() as edited:

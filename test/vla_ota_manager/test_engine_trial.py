@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bad version loses control by itself, at once and for good; a policy node that goes back by itself is noticed."""
+
+from __future__ import annotations
+
+import pytest
+from support.ota import Robot
+
+from vla_ota_manager.errors import StoreError
+from vla_ota_manager.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.states import UpdateState
+
+S = UpdateState
+
+
+@pytest.fixture
+def on_trial(robot: Robot) -> Robot:
+    """1.0.0 is committed, 1.1.0 is on trial."""
+    robot.settings = {"min_trial_chunks": 1000, "block_chunks": 1}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    return robot
+
+
+def check_rolled_back(robot: Robot, code: str, *, blocked: bool) -> None:
+    outcome = robot.ended("u-1.1.0")
+    assert (outcome.state, outcome.error_code) == (S.ROLLED_BACK, code)
+    assert robot.current_version() == "1.0.0"
+    document = robot.policy.look()
+    assert document["active"]["version"] == "1.0.0" and document["lease"] is None
+    assert robot.engine.status().blocked == (("1.1.0",) if blocked else ())
+    assert robot.engine.status().trial_version == ""
+
+
+def test_a_hard_limit_rolls_back_warm_without_a_download_and_blocks(on_trial: Robot) -> None:
+    before = sum(on_trial.server.served.values())
+    on_trial.score(1.0, "hard_limit")
+    check_rolled_back(on_trial, "HARD_LIMIT", blocked=True)
+    assert sum(on_trial.server.served.values()) == before
+    assert on_trial.policy.look()["log"][-1] == "swap 1.0.0 ROLLBACK NOW"
+    assert "warm" in on_trial.engine.outcome("u-1.1.0").message
+    assert on_trial.install("1.1.0", S.REJECTED, update_id="again").error_code == "VERSION_BLOCKED"
+
+
+def test_a_hold_by_a_limit_rolls_back(on_trial: Robot) -> None:
+    with on_trial.policy.edit() as document:
+        document["holding"] = "LIMIT"
+    check_rolled_back(on_trial, "HARD_LIMIT", blocked=True)
+
+
+def test_bad_scores_against_the_calibrated_incumbent_roll_back(robot: Robot) -> None:
+    robot.settings = {"min_trial_chunks": 1000, "block_chunks": 1}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.feeding = False
+    robot.start()
+    for index in range(60):
+        robot.score(0.1 + index * 1e-3)
+    robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    for _ in range(20):
+        robot.score(5.0)
+    check_rolled_back(robot, "SCORES_WORSE", blocked=True)
+
+
+def test_calibration_is_kept_by_digest_over_restarts(robot: Robot) -> None:
+    robot.settings = {"block_chunks": 1}
+    manifest = robot.adopt("1.0.0")
+    robot.feeding = False
+    robot.start()
+    for _ in range(30):
+        robot.score(0.2)
+    robot.episode(True)
+    robot.until(lambda: not robot.engine._ctx._inbox)
+    robot.stop()
+    robot.start()
+    kept = robot.engine.store.state.calibration[manifest.digest]
+    assert len(kept["blocks"]["tce"]) == 30 and kept["successes"] == 1
+
+
+def test_a_lost_worker_is_noticed_and_blocks(on_trial: Robot) -> None:
+    on_trial.until(lambda: "chunks" in on_trial.engine.status().trial_message)
+    on_trial.policy.lose_worker()
+    check_rolled_back(on_trial, "WORKER_LOST", blocked=True)
+
+
+def test_a_lease_that_ran_out_is_noticed_and_blocks_only_after_several(on_trial: Robot) -> None:
+    on_trial.until(lambda: "chunks" in on_trial.engine.status().trial_message)
+    on_trial.policy.let_lease_run_out()
+    check_rolled_back(on_trial, "LEASE_EXPIRED", blocked=False)
+    assert list(on_trial.engine.store.state.attempts.values()) == [1]
+
+
+def test_a_policy_node_that_restarts_in_a_trial_ends_it(on_trial: Robot) -> None:
+    on_trial.until(lambda: "chunks" in on_trial.engine.status().trial_message)
+    on_trial.boot_policy()
+    check_rolled_back(on_trial, "POLICY_RESTARTED", blocked=False)
+
+
+def test_a_policy_node_that_dies_in_a_trial_comes_back_with_the_committed_version(on_trial: Robot) -> None:
+    with on_trial.policy.edit() as document:
+        document["absent"] = True
+    on_trial.reach(S.ROLLING_BACK)
+    assert on_trial.current_version() == "1.0.0"
+    assert on_trial.engine.status().trial_digest == ""  # nothing renews the lease any more
+    on_trial.boot_policy()
+    check_rolled_back(on_trial, "HEARTBEAT_LOST", blocked=True)
+
+
+def test_the_lease_protects_the_robot_when_the_manager_stops(on_trial: Robot) -> None:
+    on_trial.stop()
+    on_trial.policy.let_lease_run_out()
+    assert on_trial.policy.look()["active"]["version"] == "1.0.0"
+    on_trial.start()
+    on_trial.until(lambda: on_trial.policy.look()["active"]["version"] == "1.1.0")
+    assert on_trial.engine.status().state is S.TRIAL
+    assert on_trial.engine.store.state.attempts == {}
+
+
+def test_evidence_survives_a_clean_restart(on_trial: Robot) -> None:
+    on_trial.until(lambda: on_trial.engine.status().trial_progress > 0.02)
+    before = on_trial.engine.status().trial_progress
+    on_trial.feeding = False
+    on_trial.stop()
+    on_trial.start()
+    on_trial.until(lambda: on_trial.engine.status().trial_progress >= before)
+
+
+def test_a_failed_first_install_is_blocked_and_nothing_becomes_current(robot: Robot) -> None:
+    robot.settings = {"first_install_chunks": 1000}
+    robot.publish("1.0.0")
+    robot.start()
+    robot.offer("1.0.0")
+    robot.reach(S.TRIAL)
+    robot.score(1.0, "hard_limit")
+    outcome = robot.ended("u-1.0.0")
+    assert (outcome.state, outcome.error_code) == (S.FAILED, "HARD_LIMIT")
+    assert robot.current_version() == "" and robot.engine.status().blocked == ("1.0.0",)
+
+
+def test_a_swap_that_is_refused_fails_the_update_and_one_in_progress_is_waited_for(robot: Robot) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.boot_policy()
+    with robot.policy.edit() as document:
+        document["refuse_swap"] = "SWAP_IN_PROGRESS"
+    robot.start()
+    robot.offer("1.1.0")
+    robot.until(lambda: "SWAP_IN_PROGRESS" in robot.engine.status().message)
+    assert robot.engine.status().state is S.SWAPPING
+    with robot.policy.edit() as document:
+        document["refuse_swap"] = "CONTRACT_MISMATCH"
+    outcome = robot.ended("u-1.1.0")
+    assert (outcome.state, outcome.error_code) == (S.FAILED, "CONTRACT_MISMATCH")
+    assert robot.engine.status().blocked == () and robot.policy.look()["active"]["version"] == "1.0.0"
+
+
+def test_control_is_given_back_even_if_the_disk_cannot_be_written(robot: Robot) -> None:
+    class Unwritable(Filesystem):
+        broken = False
+
+        def write_file(self, path, data, point, *, keep_old_as=None):
+            if self.broken:
+                raise StoreError("STORE_IO", "read-only file system", str(path))
+            super().write_file(path, data, point, keep_old_as=keep_old_as)
+
+    filesystem = Unwritable(CrashPoints())
+    robot.settings = {"min_trial_chunks": 1000}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start(filesystem=filesystem)
+    robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    filesystem.broken = True
+    robot.score(1.0, "hard_limit")
+    robot.until(lambda: robot.policy.look()["active"]["version"] == "1.0.0")
+    assert robot.engine.status().error_code == "STORE_IO"
+    filesystem.broken = False
+    robot.ended("u-1.1.0")
+    assert robot.current_version() == "1.0.0"
