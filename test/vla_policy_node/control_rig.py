@@ -37,14 +37,23 @@ def contract_text(
     fps: int = 50,
     step: float = STEP,
     max_age_ms: int = 200,
+    max_decel: float = 50.0,
 ) -> str:
+    limits = {
+        "absolute": f"{{position: [{LOW}, {HIGH}], velocity: {RATE}, step: {step}, tolerance: {TOLERANCE}}}",
+        "velocity": f"{{velocity: [{LOW}, {HIGH}], acceleration: {RATE}, step: {step}, tolerance: {TOLERANCE}}}",
+        "effort": f"{{effort: [{LOW}, {HIGH}], effort_rate: {RATE}, step: {step}, tolerance: {TOLERANCE}}}",
+    }
+    limits["relative"] = limits["absolute"]
+    downstream = "" if mode in ("absolute", "relative") else "downstream_timeout_ms: 200,"
     channels = "".join(
         f"""
-    - {{name: {j}, unit: rad, mode: {mode}, measured: position.{j}, hold: {hold}, max_decel: 50.0,
-       hold_timeout_s: {timeout_s}, rest_step: 0.001, start_tolerance: {START_TOLERANCE},
-       limits: {{position: [{LOW}, {HIGH}], velocity: {RATE}, step: {step}, tolerance: {TOLERANCE}}}}}"""
+    - {{name: {j}, unit: rad, mode: {mode}, measured: {"position" if not downstream else "velocity"}.{j}, hold: {hold},
+       max_decel: {max_decel}, hold_timeout_s: {timeout_s}, rest_step: 0.001, start_tolerance: {START_TOLERANCE},
+       {downstream} limits: {limits[mode]}}}"""
         for j in JOINTS
     )
+    fields = "velocity" if downstream else "position"
     return f"""
 robot_type: rig
 fps: {fps}
@@ -52,7 +61,7 @@ observations:
   observation.state:
     channel: {{topic: joint_states, type: sensor_msgs/msg/JointState}}
     align: {{strategy: hold, timeline: receive}}
-    select: [position.a, position.b]
+    select: [{fields}.a, {fields}.b]
 actions:
   action:
     channel: {{topic: commands, type: std_msgs/msg/Float64MultiArray}}

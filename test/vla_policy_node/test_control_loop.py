@@ -354,3 +354,85 @@ def test_a_new_episode_resets_the_policy_and_refuses_chunks_of_the_old_one(make:
     rig.tick()
     assert rig.loop.active.refused == refused + 1
     assert rig.loop.running and not rig.of("HOLD")
+
+
+def test_what_was_planned_before_a_hold_is_never_carried_out_after_it(make: Any) -> None:
+    rig = make()
+    worker = rig.run((0.0, 0.0), ticks=15)
+    rig.policies[1] = lambda plan: None
+    while worker.request() is None:
+        rig.tick()
+    old = worker.request()
+    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.tick(2)
+    assert rig.loop.queue.left == 0
+    worker.answer((0.25, 0.0), request=old)
+    rig.send("resume")
+    rig.tick(3)
+    request = worker.request() or worker.requests.read()[1]
+    assert request["request"] > old["request"] and request["reset"] == 1
+    assert not rig.loop.running
+    assert all(abs(c[0]) < 1e-6 for c in rig.published if c is not None)
+
+
+@pytest.mark.parametrize("reason", ["OPERATOR", "STARVED"])
+def test_a_joint_that_is_stopped_at_its_limit_does_not_run_over_it(make: Any, reason: str) -> None:
+    rig = make(max_decel=4.0)
+    rig.run(ramp((0.04, 0.0)), ticks=3)
+    while rig.published[-1][0] < HIGH - 0.03:
+        rig.tick()
+    if reason == "OPERATOR":
+        rig.send("hold", reason="OPERATOR", latched=True)
+    else:
+        rig.policies[1] = lambda plan: None
+        rig.loop.queue.flush()
+    rig.tick(60)
+    assert rig.of("HOLD")[-1]["reason"] == reason
+    assert rig.published[-1][0] == HIGH
+    assert max(c[0] for c in rig.published if c is not None) == HIGH
+
+
+def test_a_velocity_starts_from_what_is_measured_and_a_hold_brakes_it_to_zero(make: Any) -> None:
+    rig = make(mode="velocity", hold="zero_velocity", max_decel=1.5, timeout_s=2.0)
+    rig.measured = np.array([0.3, np.nan])  # one wheel rolls, the other's velocity is not known
+    rig.frozen = True
+    rig.run((0.3, 0.1), ticks=12)
+    first = next(c for c in rig.published if c is not None)
+    np.testing.assert_allclose(first, [0.3, PER_TICK], atol=1e-6)
+    rig.send("hold", reason="OPERATOR", latched=True)
+    start = len(rig.published)
+    rig.tick(60)
+    braked = np.array([c for c in rig.published[start - 1 :]])
+    assert np.abs(np.diff(braked, axis=0)).max() <= 1.5 * 0.02 + 1e-9
+    np.testing.assert_array_equal(braked[-1], [0.0, 0.0])
+    rig.tick(100)
+    assert rig.published[-1] is None
+
+
+def test_an_effort_that_is_held_stays_and_one_that_is_zeroed_goes_to_zero_at_its_rate(make: Any) -> None:
+    for hold, want in (("last_command", 0.2), ("zero_velocity", 0.0)):
+        rig = make(mode="effort", hold=hold, max_decel=1.5)
+        rig.run((0.2, 0.0), ticks=20)
+        rig.send("hold", reason="OPERATOR", latched=True)
+        rig.tick(40)
+        assert rig.published[-1][0] == pytest.approx(want)
+
+
+def test_an_operators_hold_takes_the_place_of_one_that_would_end_by_itself(make: Any) -> None:
+    rig = make(auto=True)
+    rig.run()
+    rig.policies[1] = lambda plan: (np.nan, 0.0)
+    rig.tick(15)
+    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.policies[1] = lambda plan: (0.0, 0.0)
+    rig.tick(200)
+    assert rig.loop.reasons.latched == "OPERATOR" and not rig.loop.running
+
+
+def test_a_stall_of_the_loop_is_not_made_up_for(make: Any) -> None:
+    """After a pause of a second the next command is one step further, not fifty."""
+    rig = make()
+    rig.run(ramp((0.01, 0.0)), ticks=20)
+    before = rig.published[-1][0]
+    rig.tick(step_ns=1_000_000_000)
+    assert rig.published[-1][0] - before == pytest.approx(0.01, abs=1e-6)

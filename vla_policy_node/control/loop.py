@@ -21,7 +21,7 @@ from vla_policy_node.control.generation import Generation
 from vla_policy_node.control.hold import Stop
 from vla_policy_node.control.limits import OK, REASONS, Limiter, Violation
 from vla_policy_node.control.queue import Action, Chunk, ChunkQueue
-from vla_policy_node.control.reasons import Reasons
+from vla_policy_node.control.reasons import TEXTS, Reasons
 from vla_policy_node.control.swap import CommandHistory, PendingSwap
 
 Floats = npt.NDArray[np.float64]
@@ -352,7 +352,7 @@ class ControlLoop:
             "type": "HOLD",
             "reason": reason,
             "latched": bool(self.reasons.latched),
-            "message": reason,
+            "message": TEXTS[reason],
         }
         violation = self._violation
         if violation is not None and violation.reason == reason:

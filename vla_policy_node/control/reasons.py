@@ -6,6 +6,21 @@ from __future__ import annotations
 AUTO_RESUME_DELAY_NS = 500_000_000
 """A contract with ``auto_resume`` ends a latched hold after this time: enough for a rollback to come first."""
 
+TEXTS = {
+    "NO_POLICY": "no generation is active",
+    "STARTUP": "waiting for the first chunk, or for resume after a start",
+    "STARVED": "the queue ran dry: the next chunk is late",
+    "OBSERVATION_STALE": "a feature or the measured state is missing or too old",
+    "LIMIT": "an action broke a hard limit",
+    "NAN": "an action was not finite",
+    "WORKER_LOST": "the acting worker died or hung",
+    "MOTION_REENABLED": "motion was disabled; resume is needed",
+    "OPERATOR": "asked for by an operator",
+    "NO_EPISODE": "no episode is open",
+    "POLICY_FAILED": "the policy raised an error, or its chunk had the wrong shape",
+    "OUTSIDE_LIMITS": "the robot stands outside its limits: move it back by hand",
+}
+
 
 class Reasons:
     """At most one reason of each kind. ``reason`` is the one that counts, empty = not holding."""

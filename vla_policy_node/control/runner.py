@@ -35,7 +35,7 @@ class Runner:
     ) -> None:
         self._channel, self._observation, self._status, self._sink = channel, observation, status, sink
         self._events = EventQueue(channel)
-        self._loop = ControlLoop(contract, self._events.put)
+        self._loop = ControlLoop(contract, self._emit)
         self._counters, self._spans = Counters(), Spans()
         self._commands = Commands(self._loop, self._spans, sink.check)
         self._nowhere = np.full(len(contract.channels), np.nan)
@@ -100,6 +100,11 @@ class Runner:
         counts = self._spans.get(swap.swap_id)
         self._events.put({**event, **(counts or Counters()).to_json()})
         self._spans.end(swap.swap_id, now_ns + _SPAN_AFTER_SWAP_NS)
+
+    def _emit(self, event: dict[str, Any]) -> None:
+        self._events.put(event)
+        if event["type"] == "SWAP_FAILED":
+            self._spans.end(event["swap_id"], self._loop.now_ns)
 
     def _write_status(self, tick: int, now_ns: int) -> None:
         loop, counters = self._loop, self._counters
