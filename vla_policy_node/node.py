@@ -144,7 +144,7 @@ class PolicyNode(LifecycleNode):
             "node_name": f"{self.get_name()}_control",
             "namespace": self.get_namespace(),
             "domain_id": self.context.get_domain_id(),
-            "remappings": topics,
+            "topics": topics,
         }
 
     # -- interfaces ------------------------------------------------------------------------------------------------
