@@ -94,8 +94,8 @@ class ManagerRig:
         """Return a name in the robot's namespace as the probe must say it."""
         return f"{self.namespace}/{relative}" if self.namespace else relative
 
-    def start(self) -> NodeProcess:
-        """Start the manager and wait until it can hear offers and the policy node."""
+    def start(self, *, scores: bool = True) -> NodeProcess:
+        """Start the manager and wait until it can hear offers and the policy node (``scores``: its scores too)."""
         self.status.clear()
         self.manager = NodeProcess(
             "vla_ota_manager.node",
@@ -108,7 +108,7 @@ class ManagerRig:
         try:
             self.status.wait()
             wait_for(lambda: self._offers.get_subscription_count() >= 1, "the subscription of model_update")
-            wait_for(self.policy.is_heard, "the manager's subscriptions to scores and outcomes")
+            wait_for(lambda: self.policy.is_heard(scores=scores), "the manager's subscriptions to the policy node")
         except AssertionError as e:
             raise AssertionError(f"{e}\n--- log\n{self.manager.log}") from None
         return self.manager

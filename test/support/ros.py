@@ -166,8 +166,19 @@ class RosHarness:
             self._error = e
 
     def on_executor(self, task: Callable[[], Any]) -> Any:
-        """Run ``task`` between two callbacks, so that it does not race with them; return its result."""
-        return self.wait_future(self._executor.create_task(task), "the probe's executor")
+        """Run ``task`` between two callbacks, so that it does not race with them; return or raise what it does."""
+        outcome: dict[str, Any] = {}
+
+        def guarded() -> None:
+            try:
+                outcome["value"] = task()
+            except Exception as e:  # the caller's, not the executor's
+                outcome["error"] = e
+
+        self.wait_future(self._executor.create_task(guarded), "the probe's executor")
+        if "error" in outcome:
+            raise outcome["error"]
+        return outcome["value"]
 
     def close(self) -> None:
         """Stop spinning and leave the domain."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stand-in for policy_node, for tests of the manager alone: its ROS interface, and nothing that loads, infers or moves.
 
-It answers on the same topics, service and action with the same QoS, keeps a resident set (active, standby, prepared) by digest and
-says so in its status. What it publishes as scores and outcomes is what the test tells it to. End-to-end tests use the real node.
+It answers on the same topics, service and action with the same QoS, keeps a resident set (active, standby, prepared) by digest
+and says so in its status. What it publishes as scores and outcomes is what the test tells it to. End-to-end
+tests use the real node.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any
 
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
-from support.ros import RosHarness
 from vla_ota.action import PrepareModel
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, PolicyStatus, SwapReport
 from vla_ota.srv import SwapModel
 
+from support.ros import RosHarness
 from vla_checkpoint import CheckpointError, load_manifest
 from vla_ros import qos
 
@@ -35,6 +36,7 @@ class StandInPolicyNode:
         prepare_s: how long a preparation takes [s].
         prepare_error: code with which preparations fail; empty = they succeed.
         swap_error: code with which swaps fail; empty = they succeed.
+        silent: no status is published.
         prepared_paths: bundle folders that preparations were asked for, in order.
         swaps: requests of swap_model, in order.
         cancelled: preparations that were cancelled.
@@ -44,6 +46,7 @@ class StandInPolicyNode:
         self.prepare_s = 0.05
         self.prepare_error = ""
         self.swap_error = ""
+        self.silent = False
         self.prepared_paths: list[Path] = []
         self.swaps: list[Any] = []
         self.cancelled = 0
@@ -72,11 +75,15 @@ class StandInPolicyNode:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the graph."""
         self._ros.close()
 
-    def is_heard(self) -> bool:
-        """Whether somebody listens to statuses, scores and outcomes."""
-        publishers = (self._status, self._report, self._score, self._outcome)
+    def is_heard(self, *, scores: bool = True) -> bool:
+        """Whether somebody listens to statuses, reports and outcomes, and to scores."""
+        publishers = [self._status, self._report, self._outcome] + ([self._score] if scores else [])
         return all(publisher.get_subscription_count() > 0 for publisher in publishers)
 
     # -- what the robot does ------------------------------------------------------------------------------------------------
@@ -112,6 +119,8 @@ class StandInPolicyNode:
 
     def publish_status(self) -> None:
         """Publish the status as it is now."""
+        if self.silent:
+            return
         with self._mutex:
             self._status.publish(
                 PolicyStatus(
@@ -130,6 +139,18 @@ class StandInPolicyNode:
                     control_rate_hz=50.0,
                 )
             )
+
+    def publish_report(self, cause: str) -> None:
+        """Publish the report of a swap to what acts now."""
+        self._report.publish(
+            SwapReport(
+                header=self._header(),
+                to_digest=self.active[0],
+                to_version=self.active[1],
+                generation=self.generation,
+                cause=cause,
+            )
+        )
 
     def _header(self) -> Any:
         message = AnomalyScore()

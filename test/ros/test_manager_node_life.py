@@ -1,0 +1,164 @@
+"""The manager's process: wrong parameters end it with one line, signals end it cleanly, SIGKILL loses nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.http_server import Behaviour
+from support.manager_rig import ManagerRig
+from support.ros import NodeProcess, wait_for
+from vla_ota.msg import ModelStatus
+
+from vla_ota_manager.node import OtaManagerNode
+from vla_ros import qos
+from vla_ros.runtime import run
+
+SIZE = 3_000_000
+
+
+def the_line(log: str) -> str:
+    """Return the one fatal line of a program that gave up, which shows no traceback."""
+    assert "Traceback" not in log
+    lines = [line for line in log.splitlines() if "[FATAL]" in line]
+    assert len(lines) == 1, log
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"alpha": 7.0}, "PARAMETER_INVALID: alpha"),
+        ({"retries": "many"}, "PARAMETER_INVALID: retries"),
+        ({"retries": -1}, "PARAMETER_INVALID: retries"),
+        ({"allowed_sources": [1, 2]}, "PARAMETER_INVALID: allowed_sources"),
+        ({"store_dir": ""}, "CONFIG_INVALID: store_dir"),
+        ({"swap_at": "SOON"}, "CONFIG_INVALID: swap_at"),
+        ({"trial_lease_s": 1.0}, "CONFIG_INVALID: trial_lease_s"),
+        ({"allowed_sources": ["ftp://host/"]}, "CONFIG_INVALID"),
+        ({"score_topics": ["a topic:x"]}, "CONFIG_INVALID: score_topics"),
+        ({"score_topics": ["same", "same:x"]}, "CONFIG_INVALID: score_topics"),
+        ({"policy_node": "no node"}, "CONFIG_INVALID: policy_node"),
+        ({"store_dir": "/proc/nowhere"}, "STORE_IO"),
+    ],
+)
+def test_a_wrong_parameter_ends_the_program_with_one_clear_line(
+    ros_domain: int, tmp_path: Path, capfd: pytest.CaptureFixture[str], parameters: dict[str, Any], words: str
+) -> None:
+    file = tmp_path / "parameters.yaml"
+    values = {"store_dir": str(tmp_path / "store"), **parameters}
+    file.write_text(json.dumps({"/**": {"ros__parameters": values}}))
+    assert run(OtaManagerNode, ["--ros-args", "--params-file", str(file)]) == 1
+    assert words in the_line(capfd.readouterr().err)
+
+
+def test_arguments_that_ros_does_not_understand_end_the_program_with_one_clear_line(
+    ros_domain: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(OtaManagerNode, ["--ros-args", "-p", "nonsense"]) == 1
+    assert "ARGUMENTS_INVALID" in the_line(capfd.readouterr().err)
+
+
+def test_a_second_manager_on_a_store_is_refused_and_sigterm_ends_the_first_cleanly(
+    ros_domain: int, tmp_path: Path
+) -> None:
+    with ManagerRig(ros_domain, tmp_path) as rig:
+        manager = rig.start()
+        with NodeProcess("vla_ota_manager.node", ros_domain, tmp_path, parameters=rig.parameters) as second:
+            assert second.wait() == 1
+            assert "STORE_LOCKED" in the_line(second.log)
+        assert manager.stop(signal.SIGTERM) == 0
+        assert "Traceback" not in manager.log
+
+
+def test_a_clean_end_during_a_download_and_in_a_trial_costs_nothing(ros_domain: int, tmp_path: Path) -> None:
+    with ManagerRig(ros_domain, tmp_path) as rig:
+        rig.start()
+        digest = rig.publish("1.0.0", size=SIZE)
+        path = f"/blobs/sha256/{rig.weights('1.0.0')}"
+        rig.server.behave(path, Behaviour(rate_bytes_s=1_000_000))
+        update_id = rig.offer("1.0.0", digest)
+        rig.status.wait(lambda m: m.state_name == "FETCHING" and m.bytes_done > 200_000)
+        assert rig.manager is not None and rig.manager.stop() == 0
+        last = rig.status.last
+        assert last.state_name == "FETCHING" and last.update_id == update_id
+
+        rig.server.be_good()
+        rig.start()
+        rig.wait_event(update_id, "TRIAL")
+        assert rig.manager.stop(signal.SIGINT) == 0
+        state = json.loads((rig.store / "state.json").read_text())
+        assert state["trial"]["clean"] and not state["attempts"]
+
+        rig.start()
+        rig.prove(update_id)
+        assert (rig.store / "current").resolve().name == "1.0.0"
+
+
+def test_a_download_that_sigkill_ended_is_resumed_and_no_byte_is_fetched_twice(ros_domain: int, tmp_path: Path) -> None:
+    with ManagerRig(ros_domain, tmp_path) as rig:
+        manager = rig.start()
+        digest = rig.publish("1.0.0", size=SIZE)
+        blob = rig.weights("1.0.0")
+        path = f"/blobs/sha256/{blob}"
+        rig.server.behave(path, Behaviour(rate_bytes_s=1_000_000))
+        update_id = rig.offer("1.0.0", digest)
+        rig.status.wait(lambda m: m.state_name == "FETCHING" and m.bytes_done > 500_000)
+        manager.kill()
+        kept = next((rig.store / "partial").glob(f"{blob}*")).stat().st_size
+        assert kept > 0
+        requests = len(rig.server.requests)
+
+        rig.server.be_good()
+        rig.start()
+        rig.wait_event(update_id, "TRIAL")
+        starts = [headers.get("range") for requested, headers in rig.server.requests[requests:] if requested == path]
+        assert starts == [f"bytes={kept}-"]
+        status = rig.status.wait(lambda m: m.state_name == "TRIAL")
+        blobs = sum(file.stat().st_size for file in (rig.server.root / "blobs" / "sha256").iterdir())
+        manifest = (rig.server.root / "pick_place" / "1.0.0" / "manifest.json").stat().st_size
+        assert blobs <= status.bytes_downloaded <= blobs + manifest
+        rig.prove(update_id)
+
+
+def test_a_manager_killed_in_a_trial_takes_it_up_again_and_after_too_many_times_rolls_back(
+    ros_domain: int, tmp_path: Path
+) -> None:
+    with ManagerRig(ros_domain, tmp_path, parameters={"max_trial_attempts": 2}) as rig:
+        manager = rig.start()
+        rig.install("1.0.0")
+        update_id = rig.offer("1.1.0", rig.publish("1.1.0"))
+        rig.wait_event(update_id, "TRIAL")
+        rig.status.wait(lambda m: m.trial_version == "1.1.0")
+        manager.kill()
+        generation = rig.policy.generation
+
+        manager = rig.start()
+        rig.status.wait(lambda m: m.trial_version == "1.1.0", what="the trial after the first kill")
+        wait_for(lambda: rig.policy.swaps[-1].trial, "the renewed lease")
+        assert rig.policy.generation == generation, "the swap to what acts already must not swap"
+        manager.kill()
+
+        rig.start()
+        rig.wait_event(update_id, "ROLLED_BACK")
+        status = rig.status.wait(lambda m: "1.1.0" in m.blocked and m.active_version == "1.0.0")
+        assert status.committed_version == "1.0.0" and status.error_code
+        assert rig.policy.active[1] == "1.0.0"
+
+
+def test_without_a_policy_node_a_version_is_kept_on_disk_and_the_update_says_why_it_waits(
+    ros_domain: int, tmp_path: Path
+) -> None:
+    with ManagerRig(ros_domain, tmp_path, parameters={"policy_wait_s": 3.0, "policy_silent_s": 0.5}) as rig:
+        rig.start()
+        rig.policy.close()
+        update_id = rig.offer("1.0.0", rig.publish("1.0.0"))
+        rig.status.wait(lambda m: m.update_id == update_id and re.search("policy_node", m.message) is not None)
+        failed = rig.events.wait(lambda m: m.update_id == update_id and m.to_state == "FAILED")
+        assert failed.error_code == "POLICY_ABSENT"
+        late = rig.ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED)
+        assert list(late.wait().versions) == ["1.0.0"]

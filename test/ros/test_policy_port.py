@@ -1,0 +1,136 @@
+"""The policy port over ROS: bounded waits whatever the policy node does, and nothing of it left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.bundles import make_bundle
+from support.domains import claim_domain
+from support.ros import RosHarness, wait_for
+from support.ros_policy import StandInPolicyNode
+
+from vla_ota_manager.policy_port.node import RosPolicyPort
+from vla_ota_manager.port import SwapRequest
+from vla_ros.diagnostics import Diagnostics
+
+SILENT_S = 1.5
+
+
+def never() -> bool:
+    return False
+
+
+def ignore(state: str, progress: float) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[RosHarness]:
+    with claim_domain() as domain, RosHarness(domain, "ota_manager", threads=6) as node:
+        node.domain = domain  # type: ignore[attr-defined]
+        yield node
+
+
+@pytest.fixture
+def policy(node: RosHarness) -> Iterator[StandInPolicyNode]:
+    with StandInPolicyNode(node.domain) as policy:  # type: ignore[attr-defined]
+        yield policy
+
+
+def make_port(node: RosHarness) -> RosPolicyPort:
+    return node.on_executor(
+        lambda: RosPolicyPort(node.node, "policy_node", SILENT_S, lambda: None, Diagnostics(node.node, "test"))
+    )
+
+
+@pytest.fixture
+def port(node: RosHarness, policy: StandInPolicyNode) -> RosPolicyPort:
+    port = make_port(node)
+    wait_for(lambda: (status := port.status()) is not None and status.boot_id == policy.boot_id, "a status")
+    return port
+
+
+def test_without_a_policy_node_calls_return_policy_absent_and_the_status_is_unknown(node: RosHarness) -> None:
+    port = make_port(node)
+    assert port.status() is None
+    assert port.prepare(Path("/nowhere"), "0" * 64, ignore, never, 600.0).error_code == "POLICY_ABSENT"
+    assert port.swap(SwapRequest("0" * 64), never).error_code == "POLICY_ABSENT"
+
+
+def test_prepare_then_swap_and_the_snapshot_says_what_acts_and_why(
+    port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path
+) -> None:
+    digest = make_bundle(tmp_path / "b").digest
+    heard: list[str] = []
+    result = port.prepare(tmp_path / "b", digest, lambda state, progress: heard.append(state), never, 10.0)
+    assert result.success and "LOADING" in heard
+    swapped = port.swap(SwapRequest(digest, trial=True, lease_s=7.0), never)
+    assert (swapped.success, swapped.active_digest, swapped.generation) == (True, digest, 1)
+    assert swapped.stamp_s > 0 and swapped.swap_latency_s > 0 and not swapped.warm
+    assert (policy.swaps[-1].trial, policy.swaps[-1].trial_lease_s) == (True, 7.0)
+    wait_for(lambda: (s := port.status()) is not None and s.last_swap_cause == "UPDATE" and s.on_trial, "the cause")
+    again = port.swap(SwapRequest(digest), never)
+    assert again.success and again.generation == 1 and again.stamp_s == 0.0
+
+
+def test_refusals_keep_the_policy_nodes_code_and_words(
+    port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path
+) -> None:
+    result = port.prepare(tmp_path / "missing", "", ignore, never, 10.0)
+    assert not result.success and result.error_code and "missing" in result.message
+    swapped = port.swap(SwapRequest("0" * 64), never)
+    assert (swapped.success, swapped.error_code, swapped.active_digest) == (False, "NOT_RESIDENT", "")
+
+
+def test_a_preparation_that_is_cancelled_or_takes_too_long_is_cancelled_there_too(
+    port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path
+) -> None:
+    digest = make_bundle(tmp_path / "b").digest
+    policy.prepare_s = 30.0
+    asked = threading.Event()
+    threading.Timer(0.3, asked.set).start()
+    assert port.prepare(tmp_path / "b", digest, ignore, asked.is_set, 60.0).error_code == "CANCELLED"
+    wait_for(lambda: policy.cancelled == 1, "the first cancellation")
+    assert port.prepare(tmp_path / "b", digest, ignore, never, 0.3).error_code == "PREPARE_TIMEOUT"
+    wait_for(lambda: policy.cancelled == 2, "the second cancellation")
+
+
+def test_a_policy_node_that_restarts_or_falls_silent_during_a_preparation_is_absent(
+    port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path
+) -> None:
+    digest = make_bundle(tmp_path / "b").digest
+    policy.prepare_s = 30.0
+    threading.Timer(0.3, lambda: setattr(policy, "boot_id", "another boot")).start()
+    assert port.prepare(tmp_path / "b", digest, ignore, never, 60.0).error_code == "POLICY_ABSENT"
+    policy.silent = True
+    assert port.prepare(tmp_path / "b", digest, ignore, never, 60.0).error_code == "POLICY_ABSENT"
+
+
+def test_a_status_that_comes_before_its_report_waits_for_the_cause(
+    port: RosPolicyPort, policy: StandInPolicyNode
+) -> None:
+    """A rollback by the policy node itself must not be taken for a restart because two topics overtook each other."""
+    policy.active, policy.generation = ("a" * 64, "1.0.0"), 1
+    policy.publish_status()
+    wait_for(lambda: (s := port.status()) is not None and s.active_digest == "a" * 64, "the first version")
+    seen: list[tuple[str, str]] = []
+    deadline = time.monotonic() + 0.25
+    policy.active, policy.generation = ("b" * 64, "2.0.0"), 2
+    policy.publish_status()
+    while time.monotonic() < deadline:
+        snapshot = port.status()
+        assert snapshot is not None
+        seen.append((snapshot.active_digest, snapshot.last_swap_cause))
+        time.sleep(0.01)
+    assert set(seen) == {("a" * 64, "")}
+    policy.publish_report("LEASE_EXPIRED")
+    wait_for(
+        lambda: (
+            (s := port.status()) is not None and (s.active_digest, s.last_swap_cause) == ("b" * 64, "LEASE_EXPIRED")
+        ),
+        "the change with its cause",
+    )
