@@ -31,7 +31,7 @@ class Robot(Protocol):
     rmw: str
     namespace: str
 
-    def discover(self) -> None: ...  # noqa: D102
+    def discover(self, expected: str) -> None: ...  # noqa: D102
     def wait(self, seconds: float) -> bool: ...  # noqa: D102
     def full_name(self, name: str, node_name: str, namespace: str) -> str: ...  # noqa: D102
     def node_names(self) -> list[str]: ...  # noqa: D102
@@ -66,7 +66,7 @@ class _Input:
 def examine(robot: Robot, settings: DoctorSettings) -> list[Finding]:
     """Examine everything; takes ``settings.seconds`` and the time of discovery and of starting an interpreter."""
     clock = machine.ClockWatch()
-    robot.discover()
+    robot.discover(_base(settings.policy_node))
     names, findings = _locate(robot, settings)
     policy = _ask(robot, names.policy, PolicyNodeConfig, lifecycle=True)
     manager = _ask(robot, names.manager, OtaConfig)
@@ -98,12 +98,12 @@ def examine(robot: Robot, settings: DoctorSettings) -> list[Finding]:
 
 def _locate(robot: Robot, settings: DoctorSettings) -> tuple[_Names, list[Finding]]:
     """Return the nodes' names: in the doctor's namespace, or where the only policy node is."""
-    base = settings.policy_node.rpartition("/")[2]
+    base = _base(settings.policy_node)
     namespace, everybody, findings = robot.namespace, sorted(set(robot.node_names())), []
     if settings.policy_node.startswith("/"):
         namespace = settings.policy_node.rpartition("/")[0] or "/"
     elif _join(namespace, base) not in everybody and namespace == "/":
-        elsewhere = [name.rpartition("/")[0] for name in everybody if name.rpartition("/")[2] == base]
+        elsewhere = [name.rpartition("/")[0] for name in everybody if _base(name) == base]
         if len(elsewhere) == 1:
             namespace = elsewhere[0]
             findings.append(ok("namespace", f"{namespace}, the only one with a {base}"))
@@ -111,6 +111,10 @@ def _locate(robot: Robot, settings: DoctorSettings) -> tuple[_Names, list[Findin
             choices = ", ".join(elsewhere)
             findings.append(problem("NAMESPACE_UNCLEAR", "namespace", f"{base} runs in {choices}", choices=choices))
     return _Names(namespace, _join(namespace, base), _join(namespace, settings.ota_manager)), findings
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _join(namespace: str, name: str) -> str:
@@ -142,7 +146,7 @@ def _listen_to_inputs(robot: Robot, contract: Contract | None, names: _Names) ->
     inputs: list[_Input] = []
     findings = []
     for need, source in needs(contract) if contract else []:
-        name = robot.full_name(need.topic, names.policy.rpartition("/")[2], names.namespace)
+        name = robot.full_name(need.topic, _base(names.policy), names.namespace)
         try:
             samples = robot.listen(name, need.type, None if source is None else _decoder(source))
         except UnknownTypeError as e:
@@ -185,7 +189,7 @@ def _judge_topics(
         seen = robot.topic(entry.name, entry.samples)
         findings += topics.check_input(entry.need, seen, policy, until_s, alike)
     for output in contract.outputs if contract else ():
-        name = robot.full_name(output.topic, names.policy.rpartition("/")[2], names.namespace)
+        name = robot.full_name(output.topic, _base(names.policy), names.namespace)
         alike = robot.topics_of_type(output.type, published=False)
         commanding = policy.lifecycle == "active"
         control = f"{names.policy}_control"

@@ -19,6 +19,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.expand_topic_name import expand_topic_name
 from rclpy.node import Node
 from rclpy.parameter import Parameter, parameter_value_to_python
+from rclpy.qos import qos_profile_parameters
 from rclpy.serialization import deserialize_message
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rclpy.utilities import remove_ros_args
@@ -32,8 +33,9 @@ from vla_ros.interfaces import message_class
 from vla_ros.parameters import ParameterError, declare
 
 USAGE = 2
-_DISCOVERY_MIN_S, _DISCOVERY_MAX_S, _SETTLED_S = 1.0, 5.0, 0.75
-_CALL_TIMEOUT_S = 2.0
+_DISCOVERY_MIN_S, _DISCOVERY_MAX_S, _SETTLED_S = 2.0, 5.0, 1.0
+"""A fresh process learns of the others in 0.25 to 2 s, or later where the computer is busy [s]."""
+_CALL_TIMEOUT_S = 5.0
 _LOOK_INTO_EVERY_S = 0.2
 
 
@@ -66,15 +68,16 @@ class Doctor(Node):
             self._executor.spin_once(timeout_sec=min(left, 0.1))
         return True
 
-    def discover(self) -> None:
-        """Wait until the graph has stopped growing."""
+    def discover(self, expected: str) -> None:
+        """Wait until the graph has stopped growing; longer while no node of the name ``expected`` is in it."""
         began_s = changed_s = time.monotonic()
         graph: Any = None
         while (now_s := time.monotonic()) - began_s < _DISCOVERY_MAX_S:
             seen = (sorted(self.get_node_names_and_namespaces()), self.get_topic_names_and_types())
             if seen != graph:
                 graph, changed_s = seen, now_s
-            if now_s - began_s > _DISCOVERY_MIN_S and now_s - changed_s > _SETTLED_S:
+            settled = now_s - began_s > _DISCOVERY_MIN_S and now_s - changed_s > _SETTLED_S
+            if settled and expected in (name for name, _ in seen[0]):
                 return
             self.wait(0.1)
 
@@ -112,28 +115,36 @@ class Doctor(Node):
     # -- asking -------------------------------------------------------------------------------------------------------------
 
     def parameters(self, full: str, names: list[str]) -> dict[str, Any] | None:
-        """Return parameters of a node; None if it does not answer."""
-        response = self._call(GetParameters, f"{full}/get_parameters", GetParameters.Request(names=names))
-        if response is None:
+        """Return those parameters of a node that have a value; None if it does not answer.
+
+        Each is asked for by itself: one without a value makes the answer to a list of them empty.
+        """
+        requests = [GetParameters.Request(names=[name]) for name in names]
+        responses = self._call(GetParameters, f"{full}/get_parameters", requests)
+        if responses is None:
             return None
-        return dict(zip(names, map(parameter_value_to_python, response.values), strict=False))
+        answers = zip(names, responses, strict=True)
+        return {name: parameter_value_to_python(r.values[0]) for name, r in answers if r.values}
 
     def lifecycle(self, full: str) -> str:
         """Return the label of a lifecycle node's state; empty if it does not answer."""
-        response = self._call(GetState, f"{full}/get_state", GetState.Request())
-        return "" if response is None else str(response.current_state.label)
+        responses = self._call(GetState, f"{full}/get_state", [GetState.Request()])
+        return "" if responses is None else str(responses[0].current_state.label)
 
     def use_sim_time(self) -> None:
         """Take the time of ``/clock``, as the policy node does."""
         self.set_parameters([Parameter("use_sim_time", value=True)])
 
-    def _call(self, kind: Any, name: str, request: Any) -> Any:
-        client = self.create_client(kind, name)
+    def _call(self, kind: Any, name: str, requests: list[Any]) -> list[Any] | None:
+        """Return the responses to requests that are sent all at once; None if one does not come."""
+        client = self.create_client(kind, name, qos_profile=qos_profile_parameters)  # the default drops all but ten
         try:
             if not self.wait(_CALL_TIMEOUT_S, client.service_is_ready):
                 return None
-            future = client.call_async(request)
-            return future.result() if self.wait(_CALL_TIMEOUT_S, future.done) else None
+            futures = [client.call_async(request) for request in requests]
+            if not self.wait(_CALL_TIMEOUT_S, lambda: all(future.done() for future in futures)):
+                return None
+            return [future.result() for future in futures]
         finally:
             self.destroy_client(client)
 
@@ -201,6 +212,8 @@ def run(argv: list[str]) -> int:
         arguments, namespace = parse_arguments(remove_ros_args(argv)[1:])
     except SystemExit as e:
         return int(e.code or 0)
+    except Exception as e:  # rclpy has an exception of its own for each fault, none of them public
+        return _usage(f"ARGUMENTS_INVALID: {e}")
     doctor: Doctor | None = None
     try:
         rclpy.init(args=argv)
@@ -211,7 +224,7 @@ def run(argv: list[str]) -> int:
         return 130
     except ParameterError as e:
         return _usage(f"{e.code}: {e}")
-    except Exception as e:  # rclpy has a private exception for each wrong argument
+    except Exception as e:  # as above
         if doctor is not None:
             raise
         return _usage(f"ARGUMENTS_INVALID: {e}")
