@@ -110,6 +110,7 @@ def test_one_number_that_is_not_finite_holds_at_once_and_latches(make: Any, bad:
     rig.policies[1] = lambda plan: chunk
     rig.tick(15)
     assert rig.loop.reasons.latched == "NAN"
+    assert (rig.of("HOLD")[-1]["channel"], rig.of("HOLD")[-1]["value"]) == ("b", None)
     assert all(np.isfinite(c).all() for c in rig.published if c is not None)
     assert rig.loop.mode == "HOLDING"
 
@@ -436,3 +437,19 @@ def test_a_stall_of_the_loop_is_not_made_up_for(make: Any) -> None:
     before = rig.published[-1][0]
     rig.tick(step_ns=1_000_000_000)
     assert rig.published[-1][0] - before == pytest.approx(0.01, abs=1e-6)
+
+
+def test_a_second_generation_that_breaks_a_limit_before_its_first_action_is_reported_too(make: Any) -> None:
+    """The node must learn of it: its way back went to a generation that is no better."""
+    rig = make()
+    rig.run((0.0, 0.0), ticks=15)
+    rig.policies[1] = lambda plan: (9.0, 0.0)
+    rig.tick(30)
+    rig.add(2, (-9.0, 0.0))
+    rig.activate(2, "NOW")
+    rig.send("resume")
+    rig.tick(20)
+    holds = rig.of("HOLD")
+    assert [(e["reason"], e["generation"]) for e in holds] == [("LIMIT", 1), ("LIMIT", 2)]
+    assert holds[-1]["value"] == -9.0
+    assert max(abs(c).max() for c in rig.published if c is not None) < 1e-6

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,7 +94,7 @@ def test_a_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
     lock = TopicLock(1, "/t", tmp_path)
     lock.close()
     lock.path.unlink()
-    os.symlink(tmp_path / "elsewhere", lock.path)
+    lock.path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ControlError) as e:
         TopicLock(1, "/t", tmp_path)
     assert e.value.code == "COMMAND_TOPIC_LOCKED"

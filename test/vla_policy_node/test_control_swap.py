@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from control_rig import PER_TICK, STEP, Rig, ramp
 
+from vla_policy_node.control.commanded import CommandHistory
+from vla_policy_node.control.swap import seam
+
 
 @pytest.fixture
 def make() -> Iterator[Any]:
@@ -46,7 +49,8 @@ def test_a_swap_at_a_chunk_boundary_starves_no_tick_and_moves_within_limits(make
     rig.latency = latency
     rig.tick(60)
     base = rig.loop.queue.plan
-    rig.add(2, lambda plan: np.outer(plan - base + np.arange(20), (0.0, 0.003)) + (0.002 * base, 0.0))
+    start = np.array([0.002 * base, 0.0])
+    rig.add(2, lambda plan: start + np.outer(plan - base + np.arange(20), (0.0, 0.003)))
     rig.activate(2, "CHUNK")
     acting = generations(rig, 60)
     switch = acting.index(2)
@@ -130,7 +134,7 @@ def test_a_swap_at_an_episode_waits_for_the_next_episode(make: Any) -> None:
     rig.episode += 1
     acting = generations(rig, 10)
     assert acting[-1] == 2 and not rig.of("HOLD")
-    first = [i for i, g in enumerate(acting) if g == 2][0]
+    first = acting.index(2)
     assert acting == [1] * first + [2] * (10 - first)
     assert first <= 3
 
@@ -316,3 +320,34 @@ def test_messages_that_cannot_be_followed_are_answered_and_change_nothing(make: 
     assert len(rig.of("REFUSED")) == len(bad)
     rig.tick(20)
     assert rig.loop.running and not rig.of("HOLD")
+
+
+def test_a_failed_swap_at_an_episode_lets_the_old_generation_begin_the_episode_anew_at_once(make: Any) -> None:
+    rig = make()
+    worker = rig.run((0.0, 0.0), ticks=15)
+    rig.add(2, "POLICY_FAILED")
+    rig.activate(2, "EPISODE", timeout_s=60.0)
+    while rig.loop.queue.boundary - rig.loop.queue.plan != 8:
+        rig.tick()
+    rig.episode += 1
+    rig.tick(5)
+    assert rig.of("SWAP_FAILED")[-1]["error_code"] == "POLICY_FAILED"
+    request = worker.requests.read()[1]
+    assert request["reset"] == 1 and rig.loop.queue.current.start == request["tick"]
+    assert rig.loop.running and not rig.of("HOLD")
+
+
+def test_the_typical_step_is_that_of_the_last_second() -> None:
+    history = CommandHistory(50, 2)
+    assert history.typical_step(0) == 0.0
+    for k in range(500):
+        history.add(np.array([k * (1.0 if k < 400 else 0.01), 0.0]))
+    assert history.typical_step(0) == pytest.approx(0.01)
+    assert history.typical_step(1) == 0.0
+    history.clear()
+    assert history.typical_step(0) == 0.0
+
+
+def test_the_seam_is_the_largest_change_in_units_of_the_step_limits() -> None:
+    assert seam(np.zeros(3), np.array([0.5, -0.2, 0.0]), np.array([1.0, 0.1, 0.1])) == (1, pytest.approx(0.2))
+    assert seam(None, np.ones(3), np.ones(3)) == (0, 0.0)

@@ -28,6 +28,7 @@ class Answer:
 
     chunk: Chunk | None
     error: str
+    channel: int | None = None  # NAN: the first channel that is not finite, if it is known
 
 
 class Generation:
@@ -107,8 +108,9 @@ class Generation:
         actions = record["actions"].astype(np.float64)
         if self._base is not None:
             actions += self._base
-        if not np.isfinite(actions).all():
-            return Answer(None, "NAN")
+        bad = np.flatnonzero(~np.isfinite(actions).all(axis=0))
+        if bad.size:
+            return Answer(None, "NAN", int(bad[0]))
         verdicts = self.limiter.judge(actions)
         return Answer(Chunk(self.id, self._plan, self.execute, actions, verdicts, asked_ns), "")
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,9 +25,9 @@ class Violation:
     """What broke which bound."""
 
     reason: str  # NAN or LIMIT
-    channel: int
+    channel: int | None  # None = not known
     value: float
-    limit: float
+    limit: float  # NaN = there is none
     message: str
 
 
@@ -61,7 +62,7 @@ class Limiter:
         for i, value in enumerate(action.tolist()):
             name = self.names[i]
             if not np.isfinite(value):
-                return Violation("NAN", i, value, 0.0, f"{name} is not finite")
+                return Violation("NAN", i, value, math.nan, f"{name} is not finite")
             if not self._lowest[i] <= value <= self._highest[i]:
                 bound = float(self.low[i] if value < self._lowest[i] else self.high[i])
                 return Violation("LIMIT", i, value, bound, f"{name} = {value:.6g}, its limit is {bound:.6g}")

@@ -9,6 +9,7 @@ starts from the measured state; an action has one generation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,17 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_policy_node.contract import Contract
+from vla_policy_node.control.announcer import Announcer
+from vla_policy_node.control.commanded import Commanded
 from vla_policy_node.control.generation import Generation
 from vla_policy_node.control.hold import Stop
 from vla_policy_node.control.limits import OK, REASONS, Limiter, Violation
 from vla_policy_node.control.queue import Action, Chunk, ChunkQueue
-from vla_policy_node.control.reasons import TEXTS, Reasons
-from vla_policy_node.control.swap import CommandHistory, PendingSwap
+from vla_policy_node.control.reasons import Reasons
+from vla_policy_node.control.swap import PendingSwap
 
 Floats = npt.NDArray[np.float64]
 
 _RETRY_TICKS = 5  # after a worker said that it has no fresh observation
-_QUIET = ("", "STARTUP", "NO_POLICY")  # no event: nothing was interrupted
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,17 @@ class ControlLoop:
     def __init__(self, contract: Contract, emit: Callable[[dict[str, Any]], None]) -> None:
         self.contract, self.emit = contract, emit
         self.period_ns = round(1e9 / contract.rate_hz)
-        self.limiter = Limiter([c.limits for c in contract.channels], [c.name for c in contract.channels])
+        names = [c.name for c in contract.channels]
+        self.limiter = Limiter([c.limits for c in contract.channels], names)
         self.queue = ChunkQueue(contract.blend_ticks)
         self.reasons = Reasons(auto_resume=contract.auto_resume)
-        self.history = CommandHistory(round(contract.rate_hz), len(contract.channels))
+        self.commanded = Commanded(contract.channels, self.period_ns, round(contract.rate_hz))
         self.enabled = self.running = self.motion_disabled = False
         self.active: Generation | None = None
         self.lost = False  # the generation that acted has gone: only a swap at NOW is taken
         self.pending: PendingSwap | None = None
-        self.swapped: tuple[PendingSwap, int, Floats | None] | None = (
-            None  # not reported yet: swap, generation, command before
-        )
-        self.command: Floats | None = None  # last one published; None = not commanding
+        # Not reported yet: the swap, the generation and the command before it.
+        self.swapped: tuple[PendingSwap, int, Floats | None] | None = None
         self.generation = 0  # of the last action taken
         self.chunks = 0  # taken over from the acting generation
         self.starved = self.clamped = False  # on this tick
@@ -71,17 +72,12 @@ class ControlLoop:
         self._positions = np.array([c.is_position for c in contract.channels])
         self._start_tolerance = np.array([c.start_tolerance for c in contract.channels])
         self._measured = np.full(len(contract.channels), np.nan)  # newest, NaN = not known
-        self._rest_step = np.array([c.rest_step for c in contract.channels])
         self._hold_timeout_ns = int(min(c.hold_timeout_s for c in contract.channels) * 1e9)
-        self._before: Floats | None = None  # the command before the last
         self._last_target: Floats | None = None  # of the policy's stream; None = it starts anew
-        self._last_ns = 0
-        self._resting = 0
         self._stop: Stop | None = None
         self._converging = False
         self._hold_ns = 0
-        self._announced = self._told = ""  # first and last reason of this hold that an event told
-        self._violation: Violation | None = None
+        self._announcer = Announcer(names, self.reasons, emit)
         self._reset = True  # the next request resets the policy
         self._not_before_ns = 0
         self._worker_is_blind = False
@@ -108,7 +104,8 @@ class ControlLoop:
         plan = self.queue.plan
         command = self._act(look)
         self._ask(look, plan)
-        self._announce()
+        if not self.running:
+            self._announcer.hold(self._where())
         return command
 
     @property
@@ -156,12 +153,12 @@ class ControlLoop:
             self.latch(violation.reason, violation)
             return None
         assert self.command is not None
-        dt_s = min(self.period_ns, self.now_ns - self._last_ns) / 1e9
-        command, self.clamped = self.limiter_in_use.shorten(action.values, self.command, dt_s)
+        since_s = self.commanded.since_s(self.now_ns)
+        command, self.clamped = self.limiter_in_use.shorten(action.values, self.command, since_s)
         self._last_target, self.generation = action.values, action.generation
         self.chunks += int(action.takes_over)
         self.queue.advance()
-        self._publish(command)
+        self.commanded.put(command, self.now_ns)
         return command
 
     def _violates(self, action: Action) -> Violation | None:
@@ -177,17 +174,15 @@ class ControlLoop:
         """Limits of the acting generation."""
         return self.limiter if self.active is None else self.active.limiter
 
-    def _publish(self, command: Floats) -> None:
-        assert self.command is not None
-        rests = bool((np.abs(command - self.command) <= self._rest_step).all())
-        self._resting = self._resting + 1 if rests else 0
-        self._before, self.command, self._last_ns = self.command, command, self.now_ns
-        self.history.add(command)
+    @property
+    def command(self) -> Floats | None:
+        """Last command; ``None`` = not commanding."""
+        return self.commanded.value
 
     @property
     def at_rest(self) -> bool:
         """Whether the command has been at rest for ``rest_ticks``, or the policy does not act."""
-        return not self.running or self._resting >= self.contract.rest_ticks
+        return not self.running or self.commanded.resting_ticks >= self.contract.rest_ticks
 
     # -- start: from the measured state ----------------------------------------------------------------------------
 
@@ -213,10 +208,7 @@ class ControlLoop:
         self._last_target = None
         self.running, self._converging, self._stop = True, False, None
         self.reasons.cause = ""
-        if self._announced:
-            held_s = (self.now_ns - self._hold_ns) / 1e9
-            self.emit({"type": "RESUMED", "reason": self._announced, "held_s": held_s, **self._where()})
-        self._announced = self._told = ""
+        self._announcer.resumed((self.now_ns - self._hold_ns) / 1e9, self._where())
         return True
 
     def _is_near(self, look: Look) -> bool:
@@ -232,8 +224,7 @@ class ControlLoop:
             if (self._positions & (np.abs(inside - start) > self._start_tolerance)).any():
                 self._wait("OUTSIDE_LIMITS")
                 return False
-            self.command, self._before = inside, inside
-            self._last_ns = self.now_ns - self.period_ns
+            self.commanded.start_from(inside, self.now_ns)
             return True
         if self._converging:
             return self._stop is None or self._stop.arrived
@@ -272,7 +263,7 @@ class ControlLoop:
     def latch(self, reason: str, violation: Violation | None = None) -> None:
         """Hold until resume."""
         if self.reasons.latch(reason, self.now_ns):
-            self._violation = violation
+            self._announcer.violation = violation
         self.hold(self.reasons.cause or "STARTUP")
 
     def hold(self, cause: str) -> None:
@@ -298,11 +289,9 @@ class ControlLoop:
 
     def _begin_stop(self) -> None:
         self._converging = False
-        if self.command is None or self._before is None:
-            self._stop = None
-            return
-        velocity = (self.command - self._before) * (1e9 / self.period_ns)
-        self._stop = Stop(self.contract.channels, self.command, velocity, self._measured)
+        self._stop = None
+        if self.command is not None:
+            self._stop = Stop(self.contract.channels, self.command, self.commanded.velocity, self._measured)
 
     def _hold_on(self) -> Floats | None:
         self.starved = self.reasons.reason == "STARVED"
@@ -311,16 +300,15 @@ class ControlLoop:
         if self.now_ns - self._hold_ns > self._hold_timeout_ns:
             self.stop_commanding()
             return None
-        command = self._stop.step(min(self.period_ns, self.now_ns - self._last_ns) / 1e9)
-        self._publish(command)
+        command = self._stop.step(self.commanded.since_s(self.now_ns))
+        self.commanded.put(command, self.now_ns)
         return command
 
     def stop_commanding(self) -> None:
         """Publish nothing from now on; the next start is from the measured state."""
-        self.command = self._before = self._last_target = self._stop = None
+        self.commanded.clear()
+        self._last_target = self._stop = None
         self._converging = False
-        self._resting = 0
-        self.history.clear()
 
     def stand_still(self) -> None:
         """Nothing is planned, nothing commanded."""
@@ -341,26 +329,6 @@ class ControlLoop:
             self.swap_at_standstill(self.pending)
         else:
             self.fail_swap("MOTION_DISABLED", "motion was disabled before the swap")
-
-    def _announce(self) -> None:
-        reason = self.reasons.reason if not self.running else ""
-        if reason in _QUIET or reason == self._told:
-            return
-        self._told = reason
-        self._announced = self._announced or reason
-        event: dict[str, Any] = {
-            "type": "HOLD",
-            "reason": reason,
-            "latched": bool(self.reasons.latched),
-            "message": TEXTS[reason],
-        }
-        violation = self._violation
-        if violation is not None and violation.reason == reason:
-            value = violation.value if np.isfinite(violation.value) else None
-            limit = violation.limit if np.isfinite(violation.limit) else None
-            channel = self.contract.channels[violation.channel].name
-            event |= {"channel": channel, "value": value, "limit": limit, "message": violation.message}
-        self.emit({**event, **self._where()})
 
     def _where(self) -> dict[str, Any]:
         return {"tick": self.tick_number, "generation": 0 if self.active is None else self.active.id}
@@ -396,7 +364,9 @@ class ControlLoop:
             self._worker_is_blind = True
             self._not_before_ns = self.now_ns + _RETRY_TICKS * self.period_ns
         elif answer.error == "NAN":
-            self.latch("NAN", Violation("NAN", 0, float("nan"), float("nan"), "the chunk holds NaN or infinity"))
+            which = "" if answer.channel is None else f": {self.contract.channels[answer.channel].name}"
+            text = f"the chunk holds NaN or infinity{which}"
+            self.latch("NAN", Violation("NAN", answer.channel, math.nan, math.nan, text))
         else:
             self.latch("POLICY_FAILED")
 
@@ -493,5 +463,7 @@ class ControlLoop:
             return
         if swap.generation is not self.active:
             swap.generation.forget()
+        if swap.at == "EPISODE" and swap.episode != self.episode:
+            self.queue.at_once = True  # the new episode still goes by the plan of the one before
         event = {"type": "SWAP_FAILED", "swap_id": swap.swap_id, "generation": swap.generation.id}
         self.emit({**event, "error_code": code, "message": text})

@@ -30,6 +30,7 @@ class Reasons:
         self.latched = ""
         self.asked = ""
         self.cause = "STARTUP"
+        self.latches = 0  # counts up
         self._latched_ns = 0
 
     @property
@@ -47,6 +48,7 @@ class Reasons:
         if self.latched and not (reason == "OPERATOR" and self.latched != "OPERATOR"):
             return False
         self.latched, self._latched_ns = reason, now_ns
+        self.latches += 1
         return True
 
     def resume(self) -> str:

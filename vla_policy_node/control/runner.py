@@ -95,7 +95,7 @@ class Runner:
         if loop.running and loop.command is not None and previous != swap.generation.id:
             channel, jump = seam(before, loop.command, loop.limiter.step)
             name = loop.contract.channels[channel].name
-            typical = loop.history.typical_step(channel)
+            typical = loop.commanded.history.typical_step(channel)
             event |= {"acted": True, "seam_jump": jump, "seam_channel": name, "typical_step": typical}
         counts = self._spans.get(swap.swap_id)
         self._events.put({**event, **(counts or Counters()).to_json()})

@@ -41,31 +41,6 @@ class PendingSwap:
         return self.is_open(episode, at_rest=at_rest)
 
 
-class CommandHistory:
-    """The last second of commands ``[n, C]``: how large a step is usual."""
-
-    def __init__(self, length: int, channels: int) -> None:
-        self._ring = np.full((max(length, 2), channels), np.nan)
-        self._next = self._count = 0
-
-    def add(self, command: Floats) -> None:
-        """Remember a command."""
-        self._ring[self._next] = command
-        self._next = (self._next + 1) % len(self._ring)
-        self._count = min(self._count + 1, len(self._ring))
-
-    def clear(self) -> None:
-        """Commands were interrupted."""
-        self._count = 0
-
-    def typical_step(self, channel: int) -> float:
-        """Return the 99th percentile of the channel's steps from tick to tick; 0 without at least two commands."""
-        if self._count < 2:
-            return 0.0
-        order = (self._next - self._count + np.arange(self._count)) % len(self._ring)
-        return float(np.percentile(np.abs(np.diff(self._ring[order, channel])), 99))
-
-
 def seam(before: Floats | None, after: Floats, step: Floats) -> tuple[int, float]:
     """Return channel and size of the largest change between two commands, channels compared in units of their step limit."""
     if before is None:

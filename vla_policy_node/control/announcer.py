@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells the node of holds: each reason once, each latch, and the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vla_policy_node.control.limits import Violation
+from vla_policy_node.control.reasons import TEXTS, Reasons
+
+_QUIET = ("", "STARTUP", "NO_POLICY")  # nothing was interrupted
+
+
+class Announcer:
+    """Events HOLD and RESUMED (see ``events.py``)."""
+
+    def __init__(self, names: Sequence[str], reasons: Reasons, emit: Callable[[dict[str, Any]], None]) -> None:
+        self._names, self._reasons, self._emit = names, reasons, emit
+        self.violation: Violation | None = None  # what the last latch was for
+        self._first = ""  # first reason of this hold that was told
+        self._told = ("", 0)  # the last one, and which latch it was
+
+    def hold(self, where: dict[str, Any]) -> None:
+        """Tell the reason that counts now, unless it was told."""
+        reason, latches = self._reasons.reason, self._reasons.latches
+        if reason in _QUIET or (reason, latches) == self._told:
+            return
+        self._told = reason, latches
+        self._first = self._first or reason
+        latched = bool(self._reasons.latched)
+        event: dict[str, Any] = {"type": "HOLD", "reason": reason, "latched": latched, "message": TEXTS[reason]}
+        violation = self.violation
+        if violation is not None and violation.reason == reason:
+            channel = "" if violation.channel is None else self._names[violation.channel]
+            numbers = {"value": _or_none(violation.value), "limit": _or_none(violation.limit)}
+            event |= {"channel": channel, **numbers, "message": violation.message}
+        self._emit({**event, **where})
+
+    def resumed(self, held_s: float, where: dict[str, Any]) -> None:
+        """Tell that the policy acts again, if a hold was told."""
+        if self._first:
+            self._emit({"type": "RESUMED", "reason": self._first, "held_s": held_s, **where})
+        self._first, self._told = "", ("", 0)
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None

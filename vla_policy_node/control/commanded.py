@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the robot was told last: the command, how fast it moves, whether it rests, what steps are usual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from vla_policy_node.contract import Channel
+
+Floats = npt.NDArray[np.float64]
+
+
+class Commanded:
+    """``value`` float64 ``[C]`` is the last command; ``None`` = the robot is not being commanded."""
+
+    def __init__(self, channels: Sequence[Channel], period_ns: int, history_ticks: int) -> None:
+        self.value: Floats | None = None
+        self.resting_ticks = 0
+        self.history = CommandHistory(history_ticks, len(channels))
+        self._before: Floats | None = None
+        self._at_ns = 0
+        self._period_ns = period_ns
+        self._rest_step = np.array([c.rest_step for c in channels])
+
+    def start_from(self, state: Floats, now_ns: int) -> None:
+        """Let the next command start from a measured state; nothing was published."""
+        self.value = self._before = state
+        self._at_ns = now_ns - self._period_ns
+
+    def put(self, command: Floats, now_ns: int) -> None:
+        """Remember a command that is published now. There must be one before, or a start."""
+        assert self.value is not None
+        rests = bool((np.abs(command - self.value) <= self._rest_step).all())
+        self.resting_ticks = self.resting_ticks + 1 if rests else 0
+        self._before, self.value, self._at_ns = self.value, command, now_ns
+        self.history.add(command)
+
+    def clear(self) -> None:
+        """Nothing is commanded from now on."""
+        self.value = self._before = None
+        self.resting_ticks = 0
+        self.history.clear()
+
+    def since_s(self, now_ns: int) -> float:
+        """Return the time since the last command, at most one period: what was missed is not made up for [s]."""
+        return min(self._period_ns, now_ns - self._at_ns) / 1e9
+
+    @property
+    def velocity(self) -> Floats:
+        """Change from the command before the last to the last, per second."""
+        assert self.value is not None and self._before is not None
+        velocity: Floats = (self.value - self._before) * (1e9 / self._period_ns)
+        return velocity
+
+
+class CommandHistory:
+    """The last second of commands ``[n, C]``: how large a step is usual."""
+
+    def __init__(self, length: int, channels: int) -> None:
+        self._ring = np.full((max(length, 2), channels), np.nan)
+        self._next = self._count = 0
+
+    def add(self, command: Floats) -> None:
+        """Remember a command."""
+        self._ring[self._next] = command
+        self._next = (self._next + 1) % len(self._ring)
+        self._count = min(self._count + 1, len(self._ring))
+
+    def clear(self) -> None:
+        """Commands were interrupted."""
+        self._count = 0
+
+    def typical_step(self, channel: int) -> float:
+        """Return the 99th percentile of the channel's steps from tick to tick; 0 without at least two commands."""
+        if self._count < 2:
+            return 0.0
+        order = (self._next - self._count + np.arange(self._count)) % len(self._ring)
+        return float(np.percentile(np.abs(np.diff(self._ring[order, channel])), 99))
