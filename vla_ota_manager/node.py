@@ -80,9 +80,9 @@ class OtaManagerNode(Node):
         """Stop the engine (a restart goes on where it was) and publish the last status."""
         stopped = self._engine.stop()
         self._closed = True
-        self._install.close()
         self._port.close()
         self._publish_status(self._engine.status())
+        self._install.close()
         if not stopped:
             raise RuntimeError("the update engine did not stop in time")
 

@@ -18,6 +18,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LAST_WORK_S = 1.0
 
 
 class ClosableNode(Protocol):
@@ -96,10 +97,18 @@ def _spin(node: Node, signals: int, threads: int) -> int:
         if asked.is_set():
             watcher.join()
         close()
+        _await_callbacks(executor)
         executor.shutdown(timeout_sec=0)
     for failure in failures:
         node.get_logger().error(f"closing failed:\n{failure}")
     return 1 if failures else 0
+
+
+def _await_callbacks(executor: MultiThreadedExecutor) -> None:
+    """Wait for callbacks that still run: ``Executor.shutdown`` means to, but does not (rclpy 7), and takes away what they use."""
+    tracker = getattr(executor, "_work_tracker", None)
+    if tracker is not None:
+        tracker.wait(_LAST_WORK_S)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 from support.http_server import Behaviour
 from support.manager_rig import ManagerRig
 from support.ros import NodeProcess, wait_for
+from vla_ota.action import InstallModel
 from vla_ota.msg import ModelStatus
 
 from vla_ota_manager.node import OtaManagerNode
@@ -80,10 +81,15 @@ def test_a_clean_end_during_a_download_and_in_a_trial_costs_nothing(ros_domain: 
         rig.start()
         digest = rig.publish("1.0.0", size=SIZE)
         path = f"/blobs/sha256/{rig.weights('1.0.0')}"
-        rig.server.behave(path, Behaviour(rate_bytes_s=1_000_000))
+        rig.server.behave(path, Behaviour(stall_after=500_000))
         update_id = rig.offer("1.0.0", digest)
         rig.status.wait(lambda m: m.state_name == "FETCHING" and m.bytes_done > 200_000)
+        goal = InstallModel.Goal(manifest_url=rig.url("1.0.0"), manifest_sha256=digest)
+        waiting = rig.ros.send_goal(InstallModel, "ota_manager/install_model", goal)
+        waiting.feedback.wait(lambda m: m.state == "IDLE")
         assert rig.manager is not None and rig.manager.stop() == 0
+        assert "Traceback" not in rig.manager.log and "never retrieved" not in rig.manager.log
+        assert waiting.result().error_code == "ENGINE_STOPPED"
         last = rig.status.last
         assert last.state_name == "FETCHING" and last.update_id == update_id
 

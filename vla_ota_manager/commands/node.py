@@ -24,6 +24,8 @@ MAX_GOALS = 4
 """Goals of install_model at a time: each keeps a thread of the executor waiting."""
 FEEDBACK_S = 0.2
 _CANCEL_RACE_S = 1.0
+_LAST_RESULT_S = 0.5
+_SEND_S = 0.1
 
 
 class Services:
@@ -106,8 +108,10 @@ class InstallAction:
         )
 
     def close(self) -> None:
-        """End the goals that still wait, as aborted; what they asked for goes on at the next start."""
+        """End the goals that still wait, as aborted, and let their results leave; the updates go on at the next start."""
         self._closing.set()
+        if all(self._goals.acquire(timeout=_LAST_RESULT_S) for _ in range(MAX_GOALS)):
+            time.sleep(_SEND_S)
 
     def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
         reply = self._engine.cancel(_update_id(goal))
