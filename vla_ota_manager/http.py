@@ -55,7 +55,6 @@ class Connection:
         self._cancelled = cancelled
         self._queue: queue.Queue[Reply | bytes | Exception | None] = queue.Queue(_QUEUED_CHUNKS)
         self._given_up = threading.Event()
-        self._response: requests.Response | None = None
         target = self._read_file if url.is_file else self._read_http
         self._thread = threading.Thread(target=self._guard, args=(target,), name="vla_ota_fetch", daemon=True)
 
@@ -65,8 +64,6 @@ class Connection:
 
     def __exit__(self, *_: object) -> None:
         self._given_up.set()
-        if self._thread.is_alive() and self._response is not None:
-            self._response.close()
 
     def head(self) -> Reply:
         """Wait for the reply's head."""
@@ -102,8 +99,7 @@ class Connection:
             self._put(None)
         except FetchError as e:
             self._put(e)
-        except (requests.RequestException, HTTPError, OSError, ValueError, AttributeError) as e:
-            # AttributeError: what urllib3 raises when the reply is closed under it by __exit__
+        except (requests.RequestException, HTTPError, OSError, ValueError) as e:
             self._put(FetchError("CONNECTION_FAILED", _first_line(e), self.url.text, retryable=True))
 
     def _put(self, item: Reply | bytes | Exception | None) -> None:
@@ -119,7 +115,7 @@ class Connection:
         with requests.Session() as session:
             session.trust_env = False  # no proxies, credentials or certificates that nobody configured here
             proxies = {"http": config.proxy, "https": config.proxy} if config.proxy else {}
-            self._response = session.get(
+            response = session.get(
                 self.url.text,
                 headers=self._headers,
                 stream=True,
@@ -128,7 +124,7 @@ class Connection:
                 proxies=proxies,
                 verify=config.ca_file or True,
             )
-            with self._response as response:
+            with response:
                 self._put(
                     Reply(response.status_code, {name.lower(): value for name, value in response.headers.items()})
                 )

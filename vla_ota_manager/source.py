@@ -49,7 +49,7 @@ def parse_url(text: str) -> Url:
         FetchError: URL_INVALID for anything unusual: another scheme, user-info, fragment, dot or empty segments, encoded
             slashes, dots, percents, control or non-ASCII characters.
     """
-    if len(text) > 8192 or not _PLAIN.fullmatch(text.lower()):
+    if len(text) > 8192 or not text.isascii() or not _PLAIN.fullmatch(text.lower()):
         raise _invalid(text, "holds characters that a URL may not have, or is too long")
     try:
         parts = urlsplit(text)

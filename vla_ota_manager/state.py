@@ -160,7 +160,9 @@ class State:
             schema = document["schema"]
         except (ValueError, TypeError, KeyError, RecursionError) as e:
             raise StateError("STATE_CORRUPT", f"not a state document: {e!r}", "state.json") from e
-        if not isinstance(schema, int) or schema > SCHEMA:
+        if type(schema) is not int or schema < 1:
+            raise StateError("STATE_CORRUPT", f"schema {schema!r} is no number", "state.json")
+        if schema > SCHEMA:
             raise StateError("STATE_TOO_NEW", f"schema {schema!r}; this version knows {SCHEMA}", "state.json")
         try:
             return _state(document)

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A download ends with exactly the promised bytes or with a code, against a server that does everything wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.http_server import Behaviour, CheckpointServer
+
+from vla_ota_manager.blobs import BlobStore
+from vla_ota_manager.config import OtaConfig
+from vla_ota_manager.errors import CancelledError, FetchError, OtaError
+from vla_ota_manager.fetch import Fetcher, Received
+from vla_ota_manager.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.source import parse_url
+
+DATA = os.urandom(300_000)
+DIGEST = hashlib.sha256(DATA).hexdigest()
+PATH = f"blobs/sha256/{DIGEST}"
+
+
+class Bench:
+    """A fetcher on an empty store, and a server that has one blob."""
+
+    def __init__(self, folder: Path, server: CheckpointServer) -> None:
+        self.folder, self.server = folder, server
+        (server.root / "blobs/sha256").mkdir(parents=True)
+        (server.root / PATH).write_bytes(DATA)
+        filesystem = Filesystem(CrashPoints())
+        self.blobs = BlobStore(folder / "blobs/sha256", folder / "partial", filesystem)
+        filesystem.make_dir(self.blobs.blob_dir)
+        filesystem.make_dir(self.blobs.partial_dir)
+        self.received = Received()
+        self.cancelled = threading.Event()
+        self.largest_partial = 0
+
+    def fetch(self, *urls: str, size: int = len(DATA), digest: str = DIGEST, **settings: Any) -> None:
+        defaults: dict[str, Any] = {"retries": 3, "backoff_s": 0.01, "backoff_max_s": 0.02, "read_timeout_s": 10.0}
+        allowed = (self.server.base, self.folder.as_uri())
+        config = OtaConfig(store_dir="/unused", **{"allowed_sources": allowed, **defaults, **settings})
+        parsed = [parse_url(url) for url in urls or (self.server.url(PATH),)]
+        fetcher = Fetcher(config, self.blobs)
+        fetcher.blob(parsed, digest, size, self.received, self._on_progress, self.cancelled.is_set)
+
+    def _on_progress(self, offset: int) -> None:
+        self.largest_partial = max(self.largest_partial, offset)
+
+    def refused(self, *urls: str, **arguments: Any) -> OtaError:
+        with pytest.raises(OtaError) as caught:
+            self.fetch(*urls, **arguments)
+        assert not self.blobs.blob(DIGEST).exists()
+        return caught.value
+
+    @property
+    def complete(self) -> bool:
+        return self.blobs.blob(DIGEST).read_bytes() == DATA and self.blobs.claim(DIGEST, len(DATA))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, server: CheckpointServer) -> Bench:
+    return Bench(tmp_path / "robot", server)
+
+
+def test_a_blob_arrives_read_only_and_is_not_fetched_again(bench: Bench) -> None:
+    bench.fetch()
+    assert bench.complete and bench.blobs.blob(DIGEST).stat().st_mode & 0o222 == 0
+    assert bench.received.count == len(DATA)
+    assert bench.server.requests[0][1]["accept-encoding"] == "identity"
+
+
+def test_a_cut_connection_is_resumed_where_it_was_cut(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(fail_after=100_000), times=1)
+    bench.server.behave(PATH, Behaviour(fail_after=50_000), times=1)
+    bench.fetch()
+    assert bench.complete and bench.server.served[f"/{PATH}"] == len(DATA)
+    ranges = [headers.get("range") for _, headers in bench.server.requests]
+    assert ranges == [None, "bytes=100000-", "bytes=150000-"]
+    assert all("if-range" in headers for _, headers in bench.server.requests[1:])
+
+
+def test_attempts_that_make_progress_are_not_counted_as_failures(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(fail_after=20_000), times=12)
+    bench.fetch(retries=2)
+    assert bench.complete and bench.server.served[f"/{PATH}"] == len(DATA)
+
+
+def test_without_progress_the_retries_end(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(status=503))
+    assert bench.refused(retries=3).code == "HTTP_STATUS"
+    assert len(bench.server.requests) == 4
+
+
+def test_a_server_that_ignores_ranges_begins_anew(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(fail_after=100_000), times=1)
+    bench.server.behave(PATH, Behaviour(ignore_range=True))
+    bench.fetch()
+    assert bench.complete and bench.received.count == 100_000 + len(DATA)
+
+
+def test_a_file_that_changed_meanwhile_is_not_glued_together(bench: Bench) -> None:
+    other = os.urandom(len(DATA))
+    bench.server.behave(PATH, Behaviour(body=other, fail_after=100_000), times=1)
+    bench.fetch()  # If-Range: the server sends the whole of the new one
+    assert bench.complete
+
+
+def test_without_a_validator_the_hash_notices_the_change_and_it_is_fetched_anew_once(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(body=os.urandom(len(DATA)), fail_after=100_000, etag=""), times=1)
+    bench.server.behave(PATH, Behaviour(etag=""))
+    bench.fetch()
+    assert bench.complete
+    assert [headers.get("range") for _, headers in bench.server.requests] == [None, "bytes=100000-", None]
+
+
+@pytest.mark.parametrize(
+    "content_range", ["bytes 5-299999/300000", "bytes 0-99/100", "nonsense", "bytes 100000-200000/*"]
+)
+def test_a_wrong_content_range_is_never_written(bench: Bench, content_range: str) -> None:
+    bench.server.behave(PATH, Behaviour(fail_after=100_000), times=1)
+    bench.server.behave(PATH, Behaviour(content_range=content_range), times=1)
+    if content_range.endswith("/100"):
+        assert bench.refused().code == "SIZE_MISMATCH"
+    else:
+        bench.fetch()
+        assert bench.complete
+
+
+def test_a_refused_range_begins_anew(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(fail_after=100_000), times=1)
+    bench.server.behave(PATH, Behaviour(status=416), times=1)
+    bench.fetch()
+    assert bench.complete
+
+
+def test_a_shorter_file_than_promised_is_refused(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(fail_after=100_000), times=1)
+    bench.server.behave(PATH, Behaviour(body=DATA[:50_000], etag=""))
+    assert bench.refused().code == "SIZE_MISMATCH"
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        Behaviour(extra=b"x"),
+        Behaviour(body=DATA[:-1]),
+        Behaviour(content_length=10**12),
+        Behaviour(body=DATA + os.urandom(500_000), chunked=True),
+    ],
+)
+def test_another_length_is_refused_and_no_byte_beyond_is_written(bench: Bench, behaviour: Behaviour) -> None:
+    bench.server.behave(PATH, behaviour)
+    assert bench.refused().code == "SIZE_MISMATCH"
+    partial = bench.blobs.partial(DIGEST)
+    assert not partial.exists() or partial.stat().st_size <= len(DATA)
+
+
+def test_a_body_without_length_is_fine_if_it_is_right(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(chunked=True))
+    bench.fetch()
+    assert bench.complete
+
+
+def test_a_body_without_length_that_ends_early_is_resumed(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(body=DATA[:70_000], chunked=True, etag=""), times=1)
+    bench.fetch()
+    assert bench.complete
+
+
+def test_compressed_replies_are_refused(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(content_encoding="gzip"))
+    assert bench.refused().code == "CONTENT_ENCODING_REFUSED"
+
+
+def test_wrong_content_is_refused_at_once_and_leaves_nothing(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(body=os.urandom(len(DATA))))
+    assert bench.refused().code == "BLOB_DIGEST_MISMATCH"
+    assert len(bench.server.requests) == 1 and not bench.blobs.partial(DIGEST).exists()
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_is_obeyed_in_both_forms_and_bounded(bench: Bench, form: str) -> None:
+    value = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)
+    bench.server.behave(PATH, Behaviour(status=503, retry_after=value), times=1)
+    begun = time.monotonic()
+    bench.fetch()
+    assert time.monotonic() - begun >= 0.9
+    bench.blobs.drop(DIGEST)
+    bench.server.behave(PATH, Behaviour(status=429, retry_after="86400"), times=1)
+    bench.fetch(retry_after_max_s=0.1)  # else this test would not end
+    assert bench.complete
+
+
+def test_a_redirect_inside_is_followed(bench: Bench) -> None:
+    (bench.server.root / "moved").write_bytes(DATA)
+    bench.server.behave(PATH, Behaviour(redirect="/moved"))
+    bench.fetch()
+    assert bench.complete
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1:1/x", "file:///etc/passwd", "http://u@127.0.0.1/x", "ftp://x/y"])
+def test_a_redirect_that_leaves_the_sources_is_refused(bench: Bench, target: str) -> None:
+    bench.server.behave(PATH, Behaviour(redirect=target))
+    assert bench.refused().code == "REDIRECT_REFUSED"
+
+
+def test_redirects_in_a_circle_end(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(redirect=f"/{PATH}"))
+    assert bench.refused().code == "TOO_MANY_REDIRECTS"
+
+
+def test_a_server_that_trickles_is_given_up(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(rate_bytes_s=20_000))
+    error = bench.refused(stall_window_s=0.5, stall_min_bytes=100_000, retries=1)
+    assert error.code == "STALLED"
+
+
+@pytest.mark.parametrize("behaviour", [Behaviour(silent_s=20.0), Behaviour(stall_after=1000)])
+def test_a_silent_server_is_given_up_and_the_rest_is_fetched_later(bench: Bench, behaviour: Behaviour) -> None:
+    bench.server.behave(PATH, behaviour, times=1)
+    bench.fetch(read_timeout_s=0.3, connect_timeout_s=0.3)
+    assert bench.complete
+
+
+@pytest.mark.parametrize("behaviour", [Behaviour(silent_s=20.0), Behaviour(stall_after=1000), Behaviour(status=503)])
+def test_a_cancellation_ends_any_wait(bench: Bench, behaviour: Behaviour) -> None:
+    bench.server.behave(PATH, behaviour)
+    threading.Timer(0.3, bench.cancelled.set).start()
+    with pytest.raises(CancelledError):
+        bench.fetch(backoff_s=30.0, backoff_max_s=30.0, retries=100)
+
+
+def test_a_refused_connection_is_retried_then_reported(bench: Bench) -> None:
+    url = f"http://127.0.0.1:1/{PATH}"
+    error = bench.refused(url, allowed_sources=("http://127.0.0.1:1",), retries=2)
+    assert error.code == "CONNECTION_FAILED"
+
+
+def test_the_bandwidth_cap_holds_the_mean_rate(bench: Bench) -> None:
+    begun = time.monotonic()
+    bench.fetch(bandwidth_bytes_s=300_000)
+    assert time.monotonic() - begun >= 0.9
+
+
+def test_the_second_place_is_tried_when_the_first_has_nothing(bench: Bench) -> None:
+    (bench.server.root / "model.safetensors").write_bytes(DATA)
+    bench.fetch(bench.server.url("blobs/sha256/nothing"), bench.server.url("model.safetensors"))
+    assert bench.complete
+    bench.blobs.drop(DIGEST)
+    bench.server.behave("nothing", Behaviour(status=403))
+    error = bench.refused(bench.server.url("nothing"), bench.server.url("model.safetensors"))
+    assert error.code == "HTTP_STATUS"
+
+
+def test_file_urls_work_and_resume(bench: Bench) -> None:
+    source = bench.folder / "source"
+    source.write_bytes(DATA)
+    bench.blobs.partial(DIGEST).write_bytes(DATA[:1234])
+    bench.fetch(source.as_uri())
+    assert bench.complete and bench.received.count == len(DATA) - 1234
+    bench.blobs.drop(DIGEST)
+    assert bench.refused((bench.folder / "missing").as_uri()).code == "NOT_FOUND"
+
+
+def test_after_a_reboot_only_what_was_flushed_is_relied_upon(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(fail_after=100_000), times=1)
+    bench.refused(retries=0)
+    assert bench.blobs.info(DIGEST, len(DATA)).size == 100_000
+    note = bench.blobs.partial_dir / f"{DIGEST}.note"
+    flushed = '{"flushed": 65536, "etag": "", "boot_id": "another"}'
+    note.write_text(flushed)
+    assert bench.blobs.info(DIGEST, len(DATA)).size == 65536
+    damaged = DATA[:65536] + bytes(100_000 - 65536)  # what a power loss may leave behind the flushed part
+    bench.blobs.partial(DIGEST).write_bytes(damaged)
+    bench.fetch()
+    assert bench.complete and bench.server.requests[-1][1]["range"] == "bytes=65536-"
+
+
+def test_a_blob_that_is_damaged_as_a_partial_download_is_fetched_anew(bench: Bench) -> None:
+    bench.blobs.partial(DIGEST).write_bytes(os.urandom(50_000))
+    bench.fetch()
+    assert bench.complete
+
+
+def test_an_empty_file_needs_no_request(bench: Bench) -> None:
+    empty = hashlib.sha256(b"").hexdigest()
+    bench.fetch(digest=empty, size=0)
+    assert bench.blobs.claim(empty, 0) and not bench.server.requests
+
+
+def test_a_manifest_is_bounded(bench: Bench) -> None:
+    config = OtaConfig(store_dir="/unused", allowed_sources=(bench.server.base,), max_manifest_bytes=1000)
+    fetcher = Fetcher(config, bench.blobs)
+    with pytest.raises(FetchError, match="MANIFEST_TOO_LARGE"):
+        fetcher.manifest(parse_url(bench.server.url(PATH)), Received(), lambda: False)
