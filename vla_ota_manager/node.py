@@ -12,9 +12,11 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from std_msgs.msg import Bool, Float64
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate
@@ -73,7 +75,14 @@ class OtaManagerNode(Node):
         self._operator, self._install = Services(self, self._engine), InstallAction(self, self._engine)
         self._subscribe_all()
         self._add_diagnostics()
-        self.create_timer(self._config.status_period_s / 2, self._tick, callback_group=MutuallyExclusiveCallbackGroup())
+        self.create_timer(
+            self._config.status_period_s / 2,
+            self._tick,
+            callback_group=MutuallyExclusiveCallbackGroup(),
+            clock=Clock(
+                clock_type=ClockType.STEADY_TIME
+            ),  # a lease and a permission end also when simulated time stands still
+        )
         self._engine.start()  # last: what fails before it leaves no thread behind
 
     def close(self) -> None:
@@ -121,7 +130,7 @@ class OtaManagerNode(Node):
         self._hear(AnomalyScore, "anomaly_score", self._on_score, qos.SCORES)
         for entry in self._settings.scores:
             if entry.source:
-                self._hear(Float64, entry.topic, lambda m, e=entry: self._on_number(e, m), qos.SCORES)
+                self._hear(Float64, entry.topic, partial(self._on_number, entry), qos.SCORES)
             else:
                 self._hear(AnomalyScore, entry.topic, self._on_score, qos.SCORES)
 

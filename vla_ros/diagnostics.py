@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.node import Node
 
@@ -31,7 +32,9 @@ class Diagnostics:
         self._tasks: dict[str, Callable[[], Report]] = {}
         self._mismatched: dict[str, int] = {}
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._timer = node.create_timer(1.0, self.publish, callback_group=MutuallyExclusiveCallbackGroup())
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
+        group = MutuallyExclusiveCallbackGroup()
+        self._timer = node.create_timer(1.0, self.publish, callback_group=group, clock=steady)
         self.add("qos", self._qos)
 
     def add(self, name: str, task: Callable[[], Report]) -> None:

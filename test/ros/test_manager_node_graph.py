@@ -24,7 +24,8 @@ BEST_EFFORT = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT, du
 
 @pytest.fixture(scope="module")
 def robots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ManagerRig, ManagerRig]]:
-    """Two robots of one graph: /left hears two more topics of scores, /right needs permission; both have no version yet."""
+    """Two robots of one graph without a version yet: /left hears two more topics of scores; /right needs permission, and its
+    simulated time stands still."""
     with claim_domain() as domain:
         left = ManagerRig(
             domain,
@@ -40,7 +41,7 @@ def robots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ManagerRi
             domain,
             tmp_path_factory.mktemp("right"),
             namespace="/right",
-            parameters={"require_permission": True, "permission_timeout_s": 0.6},
+            parameters={"require_permission": True, "permission_timeout_s": 0.6, "use_sim_time": True},
         )
         with left, right:
             left.start(scores=False)

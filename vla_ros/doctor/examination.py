@@ -66,7 +66,7 @@ class _Input:
 def examine(robot: Robot, settings: DoctorSettings) -> list[Finding]:
     """Examine everything; takes ``settings.seconds`` and the time of discovery and of starting an interpreter."""
     clock = machine.ClockWatch()
-    robot.discover(_base(settings.policy_node))
+    robot.discover("" if settings.before_start else _base(settings.policy_node))
     names, findings = _locate(robot, settings)
     policy = _ask(robot, names.policy, PolicyNodeConfig, lifecycle=True)
     manager = _ask(robot, names.manager, OtaConfig)
