@@ -22,7 +22,9 @@ class ChunkWatch:
         self._handle: GenerationHandle | None = None
         self._chunks: Arena | None = None
         self._seen = 0
-        self._inference_ms: deque[float] = deque(maxlen=50)
+        self._recent_ms: deque[float] = deque(maxlen=50)
+        self.inference_ms = 0.0
+        """Median of the last inferences [ms]; 0 = none yet. May be read from any thread."""
 
     def follow(self, handle: GenerationHandle | None) -> None:
         """Follow another generation from its next chunk on; ``None`` = nothing."""
@@ -30,7 +32,8 @@ class ChunkWatch:
             return
         self.close()
         self._handle = handle
-        self._inference_ms.clear()
+        self._recent_ms.clear()
+        self.inference_ms = 0.0
         self._scorer.reset()
         if handle is not None:
             layout = chunk_layout(handle.horizon, handle.action_dim)
@@ -50,18 +53,14 @@ class ChunkWatch:
             if record is None or int(record[1]["error"][()]):
                 continue
             fields = record[1]
-            self._inference_ms.append(float(fields["inference_ns"]) / 1e6)
+            self._recent_ms.append(float(fields["inference_ns"]) / 1e6)
+            self.inference_ms = statistics.median(self._recent_ms)
             if not acting:
                 self._scorer.reset()
                 continue
             yield self._scorer.score(
                 Chunk(int(fields["generation"]), int(fields["tick"]), self._handle.execute, fields["actions"])
             )
-
-    @property
-    def inference_ms(self) -> float:
-        """Median of the last inferences [ms]; 0 = none yet."""
-        return statistics.median(self._inference_ms) if self._inference_ms else 0.0
 
     def close(self) -> None:
         """Forget the generation and its memory."""

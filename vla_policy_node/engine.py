@@ -2,7 +2,7 @@
 """The policy node without ROS: control process, workers, generations, episodes and scores under one roof.
 
 Threads: callers (services, actions) block in :meth:`swap` and :meth:`prepare`; events of the control process and of workers
-are put into a queue; the supervisor thread takes them, watches chunks, leases and time limits, and never blocks; automatic
+are put into a queue; the supervisor thread takes them, watches chunks, leases and time limits, and waits for nobody; automatic
 changes run on the recovery thread. Callbacks of :class:`Listener` come from any of them.
 """
 
@@ -28,9 +28,9 @@ from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract import Contract
 from vla_policy_node.control.client import ControlClient, ControlStatus
 from vla_policy_node.episodes import Episode, EpisodeError, Episodes, Outcome
-from vla_policy_node.errors import ControlError, ObservationError, duration
+from vla_policy_node.errors import ControlError, PolicyNodeError, duration
 from vla_policy_node.generations import Generations
-from vla_policy_node.observation import ObservationBuffer
+from vla_policy_node.observation import ObservationBuffer, encode_instruction
 from vla_policy_node.recovery import Recovery
 from vla_policy_node.residents import Resident
 from vla_policy_node.scores import ChunkScorer
@@ -40,8 +40,8 @@ from vla_policy_node.worker.pool import Progress, WorkerPool
 
 LOG = logging.getLogger("vla_policy_node")
 
-FATAL_CHUNK_ERRORS = ("POLICY_FAILED", "WRONG_SHAPE", "NAN")
-"""A worker that answers so is not asked again: it counts as lost."""
+FATAL_HOLDS = ("NAN", "POLICY_FAILED")
+"""A worker that answers so (POLICY_FAILED: it raised, or returned a wrong shape) is not asked again: it counts as lost."""
 HARD_LIMIT_HOLDS = ("LIMIT", "NAN")
 _POLL_S = 0.02
 _OBSERVATION_HZ = 50.0
@@ -136,7 +136,13 @@ class PolicyEngine:
             lambda event: self._events.put(lambda: self._on_worker(event)),
         )
         self.generations = Generations(
-            config, contract, self._control, self._pool, on_change=listener.on_change, on_report=listener.on_report
+            config,
+            contract,
+            self._control,
+            self._pool,
+            on_change=listener.on_change,
+            on_report=listener.on_report,
+            on_active_lost=lambda resident, lease: self._recovery.worker_lost(resident, lease),
         )
         scale = np.array([c.limits.rate * contract.period_s for c in contract.channels])
         self._watch = ChunkWatch(ChunkScorer(scale, config.reversal_deadband))
@@ -150,8 +156,8 @@ class PolicyEngine:
         self._resuming = threading.Lock()
         self._resume_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._error: tuple[str, str] = ("", "")
+        self._condemned: dict[int, tuple[str, str]] = {}  # generation that was killed -> why
         self._loading = False
-        self._enabled = False
         self._stop = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
         self._observer = threading.Thread(target=self._observe, name="observations", daemon=True)
@@ -161,7 +167,7 @@ class PolicyEngine:
     def start(self) -> None:
         """Start the control process and the workers; load what the node starts with in the background.
 
-        Raises ControlError; nothing is left running then.
+        Raises ControlError, and ObservationError for an instruction that is too long; call :meth:`close` then.
         """
         self.observations.set_instruction(self._instruction)
         started = self._control.start()
@@ -171,7 +177,7 @@ class PolicyEngine:
         self._supervisor.start()
         self._observer.start()
         if self.config.require_episode:
-            self._control.hold("NO_EPISODE", latched=False)
+            self._hold_without_episode()
         if path is not None:
             self._loading = True
             self._recovery.start_from(path, self._loaded)
@@ -203,14 +209,14 @@ class PolicyEngine:
 
     def enable(self, enabled: bool) -> None:
         """Lifecycle: command the robot, or not. Raises ControlError."""
-        self._enabled = enabled
         self._control.enable(enabled)
 
     def close(self) -> None:
-        """End every process and thread."""
+        """End every process and thread; callers that wait for a preparation or a swap are told so."""
         self._stop.set()
         with contextlib.suppress(ControlError):
             self._control.enable(False)
+        self.generations.close()
         self._recovery.close()
         for thread in (self._supervisor, self._observer):
             if thread.is_alive():
@@ -218,7 +224,7 @@ class PolicyEngine:
         self._control.close()
         self._pool.close()
         self._watch.close()
-        self.observations.arena.close()
+        self.observations.close()
 
     # -- generations -----------------------------------------------------------------------------------------------
 
@@ -230,12 +236,11 @@ class PolicyEngine:
 
     def swap(self, request: SwapRequest) -> tuple[Resident, Report | None]:
         """Activate a generation; see :meth:`Generations.swap`."""
-        resident, report = self.generations.swap(request, motion_allowed=self._motion_allowed())
+        resident, report = self.generations.swap(
+            request, motion_allowed=self.observations.motion_permitted, cancelled=self._stop.is_set
+        )
         self._error = ("", "")
         return resident, report
-
-    def _motion_allowed(self) -> bool:
-        return self.observations.motion_permitted()
 
     def resume(self) -> str:
         """End a latched hold. Returns why that was refused, empty if it was not. Raises ControlError."""
@@ -248,7 +253,8 @@ class PolicyEngine:
             except queue.Empty:
                 raise ControlError("CONTROL_UNRESPONSIVE", "the control process did not answer") from None
         if answer["type"] == "RESUME_ACCEPTED":
-            self._error = ("", "")
+            if self.generations.residents.active is not None:  # else what was lost is worth telling still
+                self._error = ("", "")
             return ""
         return f"{answer.get('error_code', '')}: {answer.get('message', '')}"
 
@@ -259,36 +265,44 @@ class PolicyEngine:
     # -- episodes --------------------------------------------------------------------------------------------------
 
     def start_episode(self, episode_id: str, instruction: str, timeout_s: float) -> Episode:
-        """Open an episode. Raises EpisodeError, ObservationError (INSTRUCTION_TOO_LONG), PolicyNodeError DURATION_INVALID."""
+        """Open an episode. Raises PolicyNodeError: EpisodeError, INSTRUCTION_TOO_LONG, DURATION_INVALID, CONTROL_…."""
         timeout_s = duration("timeout_s", timeout_s, self.config.episode_timeout_s)
         with self._episode_lock:
             episode = self._episodes.start(episode_id, instruction or self._instruction, timeout_s, time.monotonic())
             try:
                 self._episode_number = self.observations.start_episode(episode.instruction)
-            except ObservationError:
+                if self.config.require_episode:
+                    self._control.release("NO_EPISODE")
+            except PolicyNodeError:
                 self._episodes.open = None
                 raise
         self._events.put(self._watch.reset)
-        if self.config.require_episode:
-            self._control.release("NO_EPISODE")
         self._listener.on_change()
         return episode
 
     def end_episode(self, episode_id: str, *, success: bool, known: bool = True, intervention: bool = False) -> Outcome:
         """Close the open episode and tell its outcome. Raises EpisodeError."""
+        self._note_who_acts()
         with self._episode_lock:
             outcome = self._episodes.end(
                 episode_id, time.monotonic(), success=success, known=known, intervention=intervention
             )
-        if self.config.require_episode:
-            self._control.hold("NO_EPISODE", latched=False)
+            self.observations.set_instruction(self._instruction)
+            if self.config.require_episode:
+                self._hold_without_episode()
         self._listener.on_outcome(outcome, self.generations.residents.active)
-        self._recovery.episode_ended()
         self._listener.on_change()
         return outcome
 
+    def _hold_without_episode(self) -> None:
+        try:
+            self._control.hold("NO_EPISODE", latched=False)
+        except ControlError as e:
+            self._report_error(e.code, str(e))
+
     def set_instruction(self, instruction: str) -> None:
-        """Task in words while no episode names another."""
+        """Task in words while no episode names another. Raises ObservationError INSTRUCTION_TOO_LONG."""
+        encode_instruction(instruction)
         with self._episode_lock:
             self._instruction = instruction
             if self._episodes.open is None:
@@ -317,12 +331,10 @@ class PolicyEngine:
         with contextlib.suppress(queue.Empty):
             self._events.get(timeout=_POLL_S)()
         self._follow()
-        lease = self.generations.expired_lease()
+        lease = self.generations.due_lease()
         if lease is not None:
-            self._report_error(
-                "LEASE_EXPIRED", f"the manager was silent for {lease.lease_s:g} s in a trial: going back"
-            )
             self._recovery.lease_expired(lease)
+        self._recovery.run_deferred()
         with self._episode_lock:
             overdue = self._episodes.overdue(time.monotonic())
         if overdue:
@@ -332,15 +344,19 @@ class PolicyEngine:
     def _follow(self) -> None:
         active = self.generations.residents.active
         self._watch.follow(active.generation.handle if active is not None else None)
-        status = self._control.status()
-        acting = (
-            active is not None and status is not None and status.mode == "RUNNING" and status.generation == active.id
-        )
+        acting = active is not None and self._note_who_acts() == active.id
         for scores in self._watch.new_scores(acting=acting):
             assert active is not None
-            self._episodes.acted(active.id)
             for source, value in scores.items():
                 self._emit_score(source, value, active)
+
+    def _note_who_acts(self) -> int:
+        """Return the generation that acts now, 0 = none, and put it down in the open episode."""
+        status = self._control.status()
+        if status is None or status.mode != "RUNNING":
+            return 0
+        self._episodes.acted(status.generation)
+        return status.generation
 
     def _emit_score(self, source: str, value: float, active: Resident) -> None:
         episode = self._episodes.open
@@ -352,46 +368,43 @@ class PolicyEngine:
             self.generations.on_control_event(event)
         elif kind == "HOLD":
             self._on_hold(event)
-        elif kind == "ENABLE_FAILED":
-            self._report_error(str(event.get("error_code") or "ENABLE_FAILED"), str(event.get("message", "")))
+        elif kind in ("ENABLE_FAILED", "REFUSED"):
+            self._report_error(str(event.get("error_code") or kind), str(event.get("message", "")))
         elif kind == "EXITED" and not event.get("expected"):
             self._report_error("CONTROL_LOST", "the control process ended: nothing is commanded; restart the node")
+            self.generations.control_lost()
         elif kind in ("RESUME_ACCEPTED", "RESUME_REFUSED"):
             self._resume_answers.put(event)
         self._listener.on_change()
 
     def _on_hold(self, event: dict[str, Any]) -> None:
-        reason = str(event.get("reason", ""))
-        LOG.warning("hold: %s %s", reason, event.get("message") or "")
+        reason, message = str(event.get("reason", "")), str(event.get("message") or "")
+        LOG.warning("hold: %s %s", reason, message)
         self._watch.reset()
         active = self.generations.residents.active
-        if reason in HARD_LIMIT_HOLDS and active is not None:
-            self._report_error(reason, str(event.get("message") or "an action broke a hard limit"))
+        if active is None or active.id != event.get("generation"):
+            return
+        if reason in HARD_LIMIT_HOLDS:
+            self._report_error(reason, message or "an action broke a hard limit")
             self._emit_score("hard_limit", 1.0, active)
+        if reason in FATAL_HOLDS:
+            self._condemned[active.id] = reason, message
+            active.generation.kill()  # LOST follows
 
     def _on_worker(self, event: WorkerEvent) -> None:
         if event.kind == "LOG":
             LOG.info("worker %d: %s", event.pid, event.message)
-        elif event.kind == "CHUNK_ERROR" and event.generation is not None:
-            if event.code in FATAL_CHUNK_ERRORS:
-                self._report_error(event.code, event.message)
-                active = self.generations.residents.active
-                if active is not None and active.generation is event.generation:
-                    if event.code == "NAN":
-                        self._emit_score("hard_limit", 1.0, active)
-                    event.generation.kill()  # LOST follows
+        elif event.kind == "CHUNK_ERROR" and event.generation is not None and event.code != "OBSERVATION_STALE":
+            self._report_error(event.code, event.message)  # the control process holds, and says so
         elif event.kind == "LOST" and event.generation is not None:
-            self._on_lost(event)
+            self._on_lost(event.generation.id, event)
 
-    def _on_lost(self, event: WorkerEvent) -> None:
-        assert event.generation is not None
-        lost = self.generations.lost(event.generation.id)
-        if lost is None:
-            return
-        resident, was_active, lease = lost
-        self._report_error(event.code or "WORKER_LOST", f"{resident.version}: {event.message}")
-        if was_active:
-            self._recovery.worker_lost(resident, lease)
+    def _on_lost(self, generation: int, event: WorkerEvent) -> None:
+        resident = self.generations.residents.by_id(generation)
+        if resident is not None:
+            code, why = self._condemned.pop(generation, (event.code or "WORKER_LOST", event.message))
+            self._report_error(code, f"{resident.version}: {why}")
+            self.generations.lost(generation)
 
     def _report_error(self, code: str, message: str) -> None:
         LOG.error("%s: %s", code, message)
@@ -414,7 +427,7 @@ class PolicyEngine:
             on_trial=self.generations.lease is not None,
             control=status,
             control_alive=alive,
-            motion_permitted=self._motion_allowed(),
+            motion_permitted=self.observations.motion_permitted(),
             loading=self._loading,
             inference_ms=self._watch.inference_ms,
             episode_id=episode.episode_id if episode else "",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vla_policy_node.contract import Align, Contract
 from vla_policy_node.decoding import Decoder, Floats, Image
@@ -29,6 +30,17 @@ class _Slot:
     taken_ns: int = 0  # monotonic time of its timeline: when it was received, or stamped
 
 
+def encode_instruction(instruction: str) -> npt.NDArray[np.uint8]:
+    """Return the task in words as the observation's record holds it. Raises ObservationError INSTRUCTION_TOO_LONG."""
+    data = instruction.encode(errors="replace")
+    if len(data) > INSTRUCTION_BYTES or b"\0" in data:
+        text = f"the instruction has {len(data)} bytes of UTF-8, at most {INSTRUCTION_BYTES}, none of them zero"
+        raise ObservationError("INSTRUCTION_TOO_LONG", text)
+    padded = np.zeros(INSTRUCTION_BYTES, np.uint8)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    return padded
+
+
 class ObservationBuffer:
     """Keeps the newest message of each source and writes the arena. Thread-safe; the arena's only writer.
 
@@ -39,6 +51,7 @@ class ObservationBuffer:
         self.contract = contract
         self.arena = Arena.create(observation_layout(contract.features, len(contract.channels)), name="vla_observation")
         self._lock = threading.Lock()
+        self._closed = False
         self._slots = {
             (o.key, i): _Slot(Decoder(s), s.align) for o in contract.observations for i, s in enumerate(o.sources)
         }
@@ -77,22 +90,25 @@ class ObservationBuffer:
 
     def start_episode(self, instruction: str) -> int:
         """Set the task in words and count a new episode. Raises ObservationError INSTRUCTION_TOO_LONG."""
-        self.set_instruction(instruction)
+        encoded = encode_instruction(instruction)
         with self._lock:
+            self._instruction = encoded
             self._episode += 1
             self._write(time.monotonic_ns())
             return self._episode
 
     def set_instruction(self, instruction: str) -> None:
         """Set the task in words without a new episode. Raises ObservationError INSTRUCTION_TOO_LONG."""
-        data = instruction.encode()
-        if len(data) > INSTRUCTION_BYTES or b"\0" in data:
-            text = f"the instruction has {len(data)} bytes of UTF-8, at most {INSTRUCTION_BYTES}, none of them zero"
-            raise ObservationError("INSTRUCTION_TOO_LONG", text)
-        padded = np.zeros(INSTRUCTION_BYTES, np.uint8)
-        padded[: len(data)] = np.frombuffer(data, np.uint8)
+        encoded = encode_instruction(instruction)
         with self._lock:
-            self._instruction = padded
+            self._instruction = encoded
+
+    def close(self) -> None:
+        """Close the arena; what comes afterwards is written nowhere."""
+        with self._lock:
+            if not self._closed:
+                self.arena.close()
+            self._closed = True
 
     def publish(self, now_ns: int | None = None) -> bool:
         """Write a record from the newest messages; return whether it is complete and fresh."""
@@ -169,7 +185,8 @@ class ObservationBuffer:
         }
         for observation in self.contract.observations:
             record[f"feature:{observation.key}"] = self._feature(observation.key, len(observation.sources))
-        self.arena.write(record)
+        if not self._closed:
+            self.arena.write(record)
         return valid
 
     def _feature(self, key: str, sources: int) -> Any:

@@ -7,10 +7,12 @@ before. Committed: the same bundle loaded again, a few times; then the standby; 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,11 +22,15 @@ from vla_policy_node.errors import PolicyNodeError
 from vla_policy_node.generations import Generations
 from vla_policy_node.lease import TrialLease
 from vla_policy_node.residents import Resident
-from vla_policy_node.swapping import LEASE_EXPIRED, WORKER_LOST
+from vla_policy_node.swapping import LEASE_EXPIRED, UPDATE, WORKER_LOST
 from vla_policy_node.worker.api import PrepareError
+
+LOG = logging.getLogger("vla_policy_node")
 
 EXPECTED_ERRORS = (PolicyNodeError, PrepareError, CheckpointError)
 """Everything that preparing or activating a bundle is documented to raise."""
+_POLL_S = 0.05
+_RETRY_S = 1.0  # a lease's way back that could not be taken
 
 
 class Recovery:
@@ -41,9 +47,9 @@ class Recovery:
         self._config, self._generations = config, generations
         self._current_episode, self._report_error = current_episode, report_error
         self._executor = ThreadPoolExecutor(1, "recovery")
-        self._losses: deque[float] = deque()
+        self._losses: defaultdict[str, deque[float]] = defaultdict(deque)  # digest -> when it was lost
         self._swaps: tuple[int, int] = (-1, 0)  # episode, automatic swaps in it
-        self._deferred: Callable[[], None] | None = None
+        self._deferred: tuple[int, Callable[[], None]] | None = None  # episode that has to end first, what to do then
         self._closing = threading.Event()
 
     def lease_expired(self, lease: TrialLease) -> None:
@@ -59,21 +65,22 @@ class Recovery:
 
         def work() -> None:
             try:
-                resident = self._generations.prepare(path, cancelled=self._closing.is_set)
-                self._generations.activate_now(resident, "UPDATE")
+                resident = self._generations.prepare(path, cancelled=self._closing.is_set, wait=True)
+                self._generations.activate_now(resident, UPDATE, instead_of=0)
             finally:
                 on_done()
 
         self._submit(work)
 
-    def episode_ended(self) -> None:
-        """Do what the limit of automatic swaps had put off."""
-        deferred, self._deferred = self._deferred, None
-        if deferred is not None:
-            self._submit(deferred)
+    def run_deferred(self) -> None:
+        """Do what the limit of automatic swaps had put off, once that episode is over. Called again and again."""
+        deferred = self._deferred
+        if deferred is not None and deferred[0] != self._current_episode():
+            self._deferred = None
+            self._submit(deferred[1])
 
     def close(self) -> None:
-        """Start nothing more and wait for what is under way (a preparation is cancelled)."""
+        """Start nothing more and wait for what is under way: preparations are cancelled; close the generations before."""
         self._closing.set()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
@@ -82,60 +89,97 @@ class Recovery:
             try:
                 work()
             except EXPECTED_ERRORS as e:
-                self._report_error(str(getattr(e, "code", "RECOVERY_FAILED")), str(e))
+                if not self._closing.is_set():
+                    self._report_error(str(getattr(e, "code", "RECOVERY_FAILED")), str(e))
             except Exception as e:
+                LOG.exception("recovery failed")
                 self._report_error("INTERNAL_ERROR", repr(e))
-                raise
 
-        if not self._closing.is_set():
+        with contextlib.suppress(RuntimeError):  # closed this moment
             self._executor.submit(guarded)
 
-    def _may_swap(self, otherwise: Callable[[], None]) -> bool:
-        """One automatic swap an episode: a robot must not be handed to and fro while it carries something.
+    # -- one automatic swap an episode: a robot must not be handed to and fro while it carries something ---------------
 
-        Past that, ``otherwise`` is what is done when the episode is over.
-        """
+    def _has_swap_left(self) -> bool:
         episode = self._current_episode()
         count = self._swaps[1] if self._swaps[0] == episode else 0
-        if episode and count >= self._config.auto_swaps_per_episode:
-            self._report_error(
-                "AUTO_SWAP_LIMIT", f"{count} automatic swaps in this episode already: waiting for its end"
-            )
-            self._deferred = otherwise
-            return False
-        self._swaps = (episode, count + 1)
-        return True
+        return not episode or count < self._config.auto_swaps_per_episode
+
+    def _count_swap(self, episode: int) -> None:
+        self._swaps = (episode, (self._swaps[1] if self._swaps[0] == episode else 0) + 1)
+
+    def _swap(self, resident: Resident, cause: str, *, instead_of: int, at: str = "NOW") -> None:
+        episode = self._current_episode()
+        if self._generations.activate_now(resident, cause, instead_of=instead_of, at=at) is not None:
+            self._count_swap(episode)
+
+    # -- lease -----------------------------------------------------------------------------------------------------
 
     def _after_lease(self, lease: TrialLease) -> None:
-        fallback = self._generations.residents.by_id(lease.fallback)
-        if fallback is None:
-            self._report_error("LEASE_EXPIRED", "the manager is silent, and nothing acted before: the trial goes on")
+        if not self._generations.lease_over(lease):
             return
-        if self._may_swap(lambda: self._after_lease(lease)):
-            self._generations.activate_now(fallback, LEASE_EXPIRED, at="CHUNK")
+        silent = f"the manager was silent for {lease.lease_s:g} s in a trial"
+        if lease.fallback is None:
+            self._report_error("LEASE_EXPIRED", f"{silent}, and nothing acted before: the trial goes on")
+            return
+        if not self._has_swap_left():
+            self._report_error("AUTO_SWAP_LIMIT", f"{silent}: going back when the episode is over")
+            self._deferred = self._current_episode(), lambda: self._after_lease(lease)
+            return
+        self._report_error("LEASE_EXPIRED", f"{silent}: going back to {lease.fallback.version}")
+        try:
+            self._swap(self._in_memory(lease.fallback), LEASE_EXPIRED, instead_of=lease.generation, at="CHUNK")
+        except EXPECTED_ERRORS:
+            lease.try_again(time.monotonic() + _RETRY_S)
+            raise
+
+    def _in_memory(self, resident: Resident) -> Resident:
+        """Return the generation, or another of the same bundle if its worker has gone."""
+        return self._generations.residents.find(resident.digest) or self._load(resident)
+
+    def _load(self, resident: Resident) -> Resident:
+        return self._generations.prepare(resident.path, resident.digest, cancelled=self._closing.is_set, wait=True)
+
+    # -- loss ------------------------------------------------------------------------------------------------------
 
     def _after_loss(self, lost: Resident, lease: TrialLease | None) -> None:
-        residents = self._generations.residents
-        if not self._may_swap(lambda: self._after_loss(lost, lease)):
+        while self._generations.swap_pending and not self._closing.wait(_POLL_S):
+            pass  # a swap that was under way comes now, or fails
+        if self._generations.residents.active is not None:
+            return  # the robot has a policy again
+        if not self._has_swap_left():
+            text = f"{lost.version} was lost, and this episode has had its automatic swap: holding until it is over"
+            self._report_error("AUTO_SWAP_LIMIT", text)
+            self._deferred = self._current_episode(), lambda: self._after_loss(lost, lease)
             return
-        if lease is not None:
-            fallback = residents.by_id(lease.fallback)
-            if fallback is not None:
-                self._generations.activate_now(fallback, WORKER_LOST)
+        reasons = []
+        for candidate in self._candidates(lost, lease):
+            if self._closing.is_set():
                 return
-        if self._may_reload():
             try:
-                self._generations.activate_now(self._generations.prepare(lost.path, lost.digest), WORKER_LOST)
+                self._swap(candidate(), WORKER_LOST, instead_of=0)
                 return
             except EXPECTED_ERRORS as e:
-                self._report_error(str(getattr(e, "code", "")), f"{lost.version} cannot be loaded again: {e}")
-        if residents.standby is None:
-            raise PolicyNodeError("POLICY_LOST", f"{lost.version} was lost and nothing stands by: holding")
-        self._generations.activate_now(residents.standby, WORKER_LOST)
+                LOG.error("recovery: %s: %s", getattr(e, "code", ""), e)
+                reasons.append(f"{getattr(e, 'code', '')}: {e}")
+        why = "; ".join(reasons) or "nothing stands by"
+        raise PolicyNodeError("POLICY_LOST", f"{lost.version} was lost ({why}): holding")
 
-    def _may_reload(self) -> bool:
-        now = time.monotonic()
-        while self._losses and now - self._losses[0] > self._config.reload_window_s:
-            self._losses.popleft()
-        self._losses.append(now)
-        return len(self._losses) <= self._config.reload_attempts
+    def _candidates(self, lost: Resident, lease: TrialLease | None) -> Iterator[Callable[[], Resident]]:
+        """Yield what may act in place of a lost generation, best first."""
+        if lease is not None and lease.fallback is not None:
+            fallback = lease.fallback
+            yield lambda: self._in_memory(fallback)
+            return  # never what is on trial again: it has just failed
+        if self._may_reload(lost.digest):
+            yield lambda: self._load(lost)
+        standby = self._generations.residents.standby
+        if standby is not None:
+            yield lambda: standby
+
+    def _may_reload(self, digest: str) -> bool:
+        now, losses = time.monotonic(), self._losses[digest]
+        while losses and now - losses[0] > self._config.reload_window_s:
+            losses.popleft()
+        losses.append(now)
+        return len(losses) <= self._config.reload_attempts

@@ -52,6 +52,13 @@ class Residents:
         """The generation of that number."""
         return next((r for r in self.all() if r.id == generation), None)
 
+    def in_the_way(self, capacity: int) -> list[Resident]:
+        """What has to go before another generation can be prepared: the one prepared before, and the standby if need be."""
+        leaving = [] if self.prepared is None else [self.prepared]
+        if self.standby is not None and len(self.all()) - len(leaving) >= capacity:
+            leaving.append(self.standby)
+        return leaving
+
     def activated(self, resident: Resident) -> Resident | None:
         """Make a generation the active one; what was active becomes the standby. Returns what lost its place, if anything."""
         if self.active is resident:

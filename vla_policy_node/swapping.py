@@ -8,19 +8,23 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vla_policy_node.errors import PolicyNodeError
+from vla_policy_node.control.client import AT
+from vla_policy_node.errors import PolicyNodeError, duration
 from vla_policy_node.residents import Resident
 from vla_policy_node.worker.api import Timings
 
 UPDATE, ROLLBACK, LEASE_EXPIRED, WORKER_LOST = "UPDATE", "ROLLBACK", "LEASE_EXPIRED", "WORKER_LOST"
-CAUSES = (UPDATE, ROLLBACK, LEASE_EXPIRED, WORKER_LOST)
+REQUEST_CAUSES = (UPDATE, ROLLBACK)
+"""Those that a request may name; the others are the node's own."""
 
 
 class SwapError(PolicyNodeError):
     """A generation was not activated; the one that acted goes on.
 
-    Codes: EMPTY_REQUEST, CAUSE_UNKNOWN, UNEXPECTED_ACTIVE, NOT_PREPARED, MOTION_DISABLED, SWAP_IN_PROGRESS, PREPARE_IN_PROGRESS,
-    TRIAL_RUNNING, BUNDLE_OUTSIDE_ROOTS, DIGEST_MISMATCH, SWAP_TIMEOUT, GENERATION_LOST, CLOSED, or the control process's own.
+    Codes: EMPTY_REQUEST, SWAP_BOUNDARY_UNKNOWN, CAUSE_UNKNOWN, UNEXPECTED_ACTIVE, NOT_PREPARED, MOTION_DISABLED,
+    SWAP_IN_PROGRESS, PREPARE_IN_PROGRESS, TRIAL_RUNNING, BUNDLE_PATH_INVALID, BUNDLE_OUTSIDE_ROOTS, DIGEST_MISMATCH,
+    GENERATION_LOST, CONTROL_LOST, CONTROL_UNRESPONSIVE, CLOSED, or the control process's own (SWAP_TIMEOUT, SEAM_JUMP, LIMIT,
+    NAN, POLICY_FAILED, INACTIVE, SUPERSEDED; CANCELLED: a change that the node made by itself came first).
     """
 
 
@@ -37,10 +41,26 @@ class SwapRequest:
     trial_lease_s: float = 0.0
     cause: str = ""
 
+    def checked(self, default_timeout_s: float, default_lease_s: float) -> SwapRequest:
+        """Return the request with its defaults filled in. Raises SwapError, or PolicyNodeError DURATION_INVALID."""
+        if not self.digest and not self.bundle_path:
+            raise SwapError("EMPTY_REQUEST", "name what to activate: digest of a resident generation, or bundle_path")
+        at, cause = self.at or "CHUNK", self.cause or UPDATE
+        if at not in AT:
+            raise SwapError("SWAP_BOUNDARY_UNKNOWN", f"at={at!r}, must be one of {', '.join(AT)}")
+        if cause not in REQUEST_CAUSES:
+            raise SwapError("CAUSE_UNKNOWN", f"cause={cause!r}, must be one of {', '.join(REQUEST_CAUSES)}")
+        timeout_s = duration("timeout_s", self.timeout_s, default_timeout_s)
+        lease_s = duration("trial_lease_s", self.trial_lease_s, default_lease_s)
+        return replace(self, at=at, cause=cause, timeout_s=timeout_s, trial_lease_s=lease_s)
+
 
 @dataclass(frozen=True)
 class Report:
-    """What one swap cost; see ``msg/SwapReport.msg``. ``acted_s``: monotonic time of the first action [s]."""
+    """What one swap cost; see ``msg/SwapReport.msg``. ``acted_s``: monotonic time of the first action [s].
+
+    ``warm``: nothing was loaded for it. A preparation is told once, in the report of the swap that follows it.
+    """
 
     acted_s: float = 0.0
     from_version: str = ""
@@ -75,19 +95,30 @@ class Report:
 
 @dataclass
 class Pending:
-    """A swap that the control process was asked for."""
+    """A swap that the control process was asked for and has not answered yet."""
 
     swap_id: str
     target: Resident
     at: str
     cause: str
-    warm: bool
+    timeout_s: float
     trial: bool
     lease_s: float
     span_id: str
+    warm: bool
     done: threading.Event = field(default_factory=threading.Event)
     report: Report | None = None
     error: SwapError | None = None
+
+    @property
+    def may_hurry(self) -> bool:
+        """Whether it is a way back that still waits for a boundary: a robot that stands still has none to wait for."""
+        return self.cause != UPDATE and self.at in ("CHUNK", "REST")
+
+    def fail(self, code: str, message: str) -> None:
+        """It will not happen: whoever waits is told."""
+        self.error = SwapError(code, message)
+        self.done.set()
 
     def make_report(self, previous: Resident | None, event: dict[str, Any]) -> Report:
         """The report at the moment of the swap; its span is still running."""
