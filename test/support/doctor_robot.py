@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +108,9 @@ class StandInPolicy:
         self.status = PolicyStatus(
             state=PolicyStatus.STATE_RUNNING, active_version="1.0.0", control_rate_hz=50.0, ticks=9000
         )
+        self._folder = tempfile.TemporaryDirectory()
+        (Path(self._folder.name) / "torch.py").write_text("__version__ = 'stand-in'")  # the real one takes seconds to import
+        parameters = {"worker_paths": [self._folder.name], **parameters}
         self._nodes = [RosHarness(domain, "policy_node", namespace)]
         ros = self._nodes[0]
         ros.node._parameter_overrides.update({k: Parameter(k, value=v) for k, v in parameters.items()})
@@ -131,3 +135,4 @@ class StandInPolicy:
     def __exit__(self, *exc: object) -> None:
         for node in self._nodes:
             node.close()
+        self._folder.cleanup()

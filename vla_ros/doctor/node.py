@@ -136,17 +136,17 @@ class Doctor(Node):
         self.set_parameters([Parameter("use_sim_time", value=True)])
 
     def _call(self, kind: Any, name: str, requests: list[Any]) -> list[Any] | None:
-        """Return the responses to requests that are sent all at once; None if one does not come."""
+        """Return the responses to requests that are sent all at once; None if one does not come.
+
+        The client stays until the end: a server whose client has gone cannot send its answer, and warns of it.
+        """
         client = self.create_client(kind, name, qos_profile=qos_profile_parameters)  # the default drops all but ten
-        try:
-            if not self.wait(_CALL_TIMEOUT_S, client.service_is_ready):
-                return None
-            futures = [client.call_async(request) for request in requests]
-            if not self.wait(_CALL_TIMEOUT_S, lambda: all(future.done() for future in futures)):
-                return None
-            return [future.result() for future in futures]
-        finally:
-            self.destroy_client(client)
+        if not self.wait(_CALL_TIMEOUT_S, client.service_is_ready):
+            return None
+        futures = [client.call_async(request) for request in requests]
+        if not self.wait(_CALL_TIMEOUT_S, lambda: all(future.done() for future in futures)):
+            return None
+        return [future.result() for future in futures]
 
     # -- listening ----------------------------------------------------------------------------------------------------------
 

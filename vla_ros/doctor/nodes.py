@@ -114,7 +114,7 @@ def _check_node(what: str, node: NodeSeen, listened_s: float) -> list[Finding]:
             found.append(problem("STATUS_QOS", what, text, topic=topic.name))
     # The first one may have been latched long ago; a living node sends another every second.
     period_s = (node.parameters or {}).get("status_period_s") or _STATUS_PERIOD_S
-    expected = 2 if listened_s > 2.0 * period_s else 1
+    expected = 2 if listened_s > 2.5 * period_s else 1
     if len(topic.samples.arrivals_s) < expected:
         text = f"{len(topic.samples.arrivals_s)} statuses in {listened_s:.1f} s"
         found.append(problem("STATUS_SILENT", what, text, topic=topic.name))
