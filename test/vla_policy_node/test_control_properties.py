@@ -35,15 +35,28 @@ policies = st.one_of(
     st.sampled_from(["NAN", "POLICY_FAILED", "WRONG_SHAPE", "OBSERVATION_STALE", None]),
 )
 generations = st.integers(1, 3)
+good = st.builds(lambda a, b: (a, b), st.floats(-0.1, 0.1), st.floats(-0.1, 0.1))
+ticks = st.tuples(st.just("tick"), st.integers(1, 25), st.just(PERIOD_NS))
+swap = st.tuples(st.just("activate"), generations, st.sampled_from(["CHUNK", "EPISODE", "REST", "NOW"]))
 operations = st.one_of(
-    st.tuples(st.just("tick"), st.integers(1, 25), st.just(PERIOD_NS)),
+    ticks,
+    ticks,
+    ticks,
+    swap,
+    swap,
+    st.tuples(st.just("policy"), generations, good),
+    st.tuples(st.just("motion"), st.just(True)),
+    st.tuples(st.just("fresh"), st.just(True)),
+    st.tuples(st.just("enable"), st.just(True)),
+    st.tuples(st.just("blind"), st.just(False)),
+    st.tuples(st.just("resume")),
     st.tuples(st.just("tick"), st.integers(1, 3), st.integers(1, 40 * PERIOD_NS)),
-    st.tuples(st.just("policy"), generations, policies),
+    st.tuples(st.just("policy"), st.integers(0, 3), policies),  # 0: of the one that acts
+    st.tuples(st.just("policy"), st.just(0), policies),
     st.tuples(st.just("latency"), st.integers(1, 25)),
     st.tuples(st.just("garbage"), generations, st.integers(0, 40), st.integers(0, 40)),
     st.tuples(st.just("add"), generations),
     st.tuples(st.just("remove"), generations),
-    st.tuples(st.just("activate"), generations, st.sampled_from(["CHUNK", "EPISODE", "REST", "NOW"])),
     st.tuples(st.just("hold"), st.sampled_from(["OPERATOR", "NO_EPISODE", "WORKER_LOST"]), st.booleans()),
     st.tuples(st.just("release"), st.sampled_from(["OPERATOR", "NO_EPISODE"])),
     st.tuples(st.just("resume")),
@@ -74,7 +87,8 @@ class Watcher:
             for _ in range(args[0]):
                 self.tick(args[1])
         elif kind == "policy":
-            rig.policies[args[0]] = args[1] if callable(args[1]) else lambda plan, made=args[1]: made
+            acting = rig.loop.active.id if rig.loop.active is not None else 1
+            rig.policies[args[0] or acting] = args[1] if callable(args[1]) else lambda plan, made=args[1]: made
         elif kind == "latency":
             rig.latency = args[0]
         elif kind == "garbage" and args[0] in rig.workers:
@@ -156,7 +170,7 @@ class Watcher:
     max_examples=EXAMPLES, deadline=None, database=None, derandomize="VLA_OTA_PROPERTY_EXAMPLES" not in os.environ
 )
 @given(
-    st.lists(operations, max_size=60),
+    st.lists(operations, min_size=20, max_size=60),
     st.booleans(),
     st.sampled_from(["last_command", "measured"]),
     st.sampled_from([0, 1, 5]),
@@ -169,7 +183,8 @@ def test_no_sequence_of_inputs_makes_an_unsafe_command(
     try:
         watcher = Watcher(rig, auto)
         rig.motion_ns = rig.now_ns + 10**14
-        rig.add(1)
+        for generation in (1, 2, 3):
+            rig.add(generation)
         rig.activate(1, "NOW")
         rig.send("enable", enabled=True)
         for operation in [("tick", 8, PERIOD_NS), *sequence, ("tick", 30, PERIOD_NS)]:

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import rclpy
 import yaml
@@ -133,34 +136,52 @@ def test_a_policy_in_degrees_commands_a_driver_in_radians(tmp_path: Path, ros_do
         robot.close()
 
 
-def test_a_second_control_process_for_the_topic_is_refused_and_a_foreign_publisher_is_noticed(
-    tmp_path: Path, ros_domain: int, peer: Peer
+TOPICS = {"commands": "/arm/commands"}
+
+
+def test_a_second_control_process_for_the_topic_is_refused_until_the_first_is_gone(
+    tmp_path: Path, ros_domain: int
 ) -> None:
-    first = robot_for(tmp_path, ros_domain, contract_text(), topics={"commands": "/arm/commands"})
-    second = robot_for(tmp_path, ros_domain, contract_text(), topics={"commands": "/arm/commands"})
+    first = robot_for(tmp_path, ros_domain, contract_text(), topics=TOPICS)
+    second = robot_for(tmp_path, ros_domain, contract_text(), topics=TOPICS)
+    third = robot_for(tmp_path, ros_domain, contract_text(), topics=TOPICS)
     try:
-        foreign = peer.node.create_publisher(Float64MultiArray, "/arm/commands", 1)
-        first.start()
+        first.run()
         with pytest.raises(ControlError) as e:
             second.client.start(20.0)
         assert e.value.code == "COMMAND_TOPIC_LOCKED" and "/arm/commands" in e.value.message
-        first.client.enable(True)
-        failed = first.event("ENABLE_FAILED")
+        os.kill(first.client.pid, signal.SIGKILL)
+        first.event("EXITED")
+        third.run()  # its predecessor's ghost in the graph does not keep it out
+    finally:
+        for robot in (first, second, third):
+            robot.close()
+
+
+def test_a_foreign_publisher_of_the_command_topic_stops_ours_and_keeps_it_out(
+    tmp_path: Path, ros_domain: int, peer: Peer
+) -> None:
+    robot = robot_for(tmp_path, ros_domain, contract_text(auto=True), topics=TOPICS)
+    try:
+        robot.run()
+        foreign = peer.node.create_publisher(Float64MultiArray, "/arm/commands", 1)
+        hold = robot.event("HOLD")
+        assert hold["reason"] == "COMMAND_TOPIC_TAKEN" and hold["latched"] and "/peer" in hold["message"]
+        status = robot.client.status()
+        assert status.mode == "HOLDING" and np.isnan(status.command).all()  # it does not fight: it is silent
+        robot.client.enable(False)
+        robot.client.enable(True)
+        failed = robot.event("ENABLE_FAILED")
         assert failed["error_code"] == "COMMAND_TOPIC_TAKEN" and "/peer" in failed["message"]
-        assert first.mode == "INACTIVE"
         peer.node.destroy_publisher(foreign)
 
         def enabled() -> bool:
-            first.client.enable(True)
-            peer.executor.spin_once(timeout_sec=0.1)
-            return any(e["type"] == "ENABLED" for e in first.events)
+            robot.client.enable(True)
+            peer.executor.spin_once(timeout_sec=0.2)
+            return robot.mode == "HOLDING"
 
         peer.wait(enabled)
+        robot.client.resume()
+        robot.wait(lambda: robot.mode == "RUNNING")
     finally:
-        first.close()
-        second.close()
-    third = robot_for(tmp_path, ros_domain, contract_text(), topics={"commands": "/arm/commands"})
-    try:
-        third.start()  # the lock went with the process
-    finally:
-        third.close()
+        robot.close()

@@ -19,6 +19,7 @@ class Announcer:
     def __init__(self, names: Sequence[str], reasons: Reasons, emit: Callable[[dict[str, Any]], None]) -> None:
         self._names, self._reasons, self._emit = names, reasons, emit
         self.violation: Violation | None = None  # what the last latch was for
+        self.text = ""  # more about it than its reason
         self._first = ""  # first reason of this hold that was told
         self._told = ("", 0)  # the last one, and which latch it was
 
@@ -30,7 +31,8 @@ class Announcer:
         self._told = reason, latches
         self._first = self._first or reason
         latched = bool(self._reasons.latched)
-        event: dict[str, Any] = {"type": "HOLD", "reason": reason, "latched": latched, "message": TEXTS[reason]}
+        message = (self.text if latched else "") or TEXTS[reason]
+        event: dict[str, Any] = {"type": "HOLD", "reason": reason, "latched": latched, "message": message}
         violation = self.violation
         if violation is not None and violation.reason == reason:
             channel = "" if violation.channel is None else self._names[violation.channel]

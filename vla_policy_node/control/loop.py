@@ -260,10 +260,10 @@ class ControlLoop:
 
     # -- hold ------------------------------------------------------------------------------------------------------
 
-    def latch(self, reason: str, violation: Violation | None = None) -> None:
-        """Hold until resume."""
+    def latch(self, reason: str, violation: Violation | None = None, *, text: str = "") -> None:
+        """Hold until resume. ``text``: what to say of it, if there is no violation that says it."""
         if self.reasons.latch(reason, self.now_ns):
-            self._announcer.violation = violation
+            self._announcer.violation, self._announcer.text = violation, text
         self.hold(self.reasons.cause or "STARTUP")
 
     def hold(self, cause: str) -> None:

@@ -18,8 +18,11 @@ TEXTS = {
     "OPERATOR": "asked for by an operator",
     "NO_EPISODE": "no episode is open",
     "POLICY_FAILED": "the policy raised an error, or its chunk had the wrong shape",
+    "COMMAND_TOPIC_TAKEN": "somebody else commands the robot",
     "OUTSIDE_LIMITS": "the robot stands outside its limits: move it back by hand",
 }
+
+_PEOPLE_ONLY = ("OPERATOR", "COMMAND_TOPIC_TAKEN")  # no contract ends these
 
 
 class Reasons:
@@ -59,7 +62,7 @@ class Reasons:
         return reason
 
     def resume_by_itself(self, now_ns: int) -> None:
-        """End a latched hold if the contract allows that; never an operator's."""
+        """End a latched hold if the contract allows that; never one that only people can end."""
         waited = now_ns - self._latched_ns >= AUTO_RESUME_DELAY_NS
-        if self._auto_resume and waited and self.latched not in ("", "OPERATOR"):
+        if self._auto_resume and waited and self.latched not in ("", *_PEOPLE_ONLY):
             self.resume()

@@ -41,6 +41,8 @@ class Runner:
         self._nowhere = np.full(len(contract.channels), np.nan)
         self._look = Look(0, False, self._nowhere, 0, 0, 0)
         self._stopping = False
+        self._look_around_ticks = max(1, round(contract.rate_hz))
+        self._next_look_around = 0
 
     def stop(self) -> None:
         """End :meth:`run` before its next tick; safe in a signal handler."""
@@ -77,6 +79,16 @@ class Runner:
         for span_id, counts in self._spans.ended(done_ns):
             self._events.put({"type": "SPAN", "span_id": span_id, **counts.to_json()})
         self._write_status(tick, done_ns)
+        if tick >= self._next_look_around:
+            self._next_look_around = tick + self._look_around_ticks
+            self._look_around()
+
+    def _look_around(self) -> None:
+        """Stop if somebody else commands the robot; done after the command is out."""
+        text = self._sink.intruder() if self._loop.enabled else ""
+        if text:
+            self._loop.latch("COMMAND_TOPIC_TAKEN", text=text)
+            self._loop.stand_still()
 
     def _observe(self) -> Look:
         read = self._observation.read(_LOOKED_AT)

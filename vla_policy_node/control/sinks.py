@@ -30,6 +30,9 @@ class CommandSink(Protocol):
     def check(self) -> None:
         """Raise PolicyNodeError COMMAND_TOPIC_TAKEN if somebody else commands the robot. Called while inactive; may wait."""
 
+    def intruder(self) -> str:
+        """Say who else commands the robot, as far as is known now; empty = nobody. Does not wait."""
+
     def close(self) -> None:
         """Publish nothing from now on."""
 
@@ -49,6 +52,10 @@ class RecordSink:
 
     def check(self) -> None:
         """Nobody else writes the file."""
+
+    def intruder(self) -> str:
+        """Nobody else writes the file."""
+        return ""
 
     def close(self) -> None:
         """See CommandSink."""

@@ -99,5 +99,6 @@ HOLD_REASONS = (
     "OPERATOR",  # asked for
     "NO_EPISODE",  # require_episode is set and none is open
     "POLICY_FAILED",  # the policy raised, or its chunk had the wrong shape
+    "COMMAND_TOPIC_TAKEN",  # another node publishes commands: ours are no longer published
     "OUTSIDE_LIMITS",  # the robot stands outside its limits: it has to be moved by hand
 )
