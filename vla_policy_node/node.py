@@ -428,6 +428,7 @@ class PolicyNode(LifecycleNode):
         values = {
             "active": active.version if active else "",
             "standby": standby.version if standby else "",
+            "worker pid": active.generation.pid if active else "",
             "inference [ms]": f"{snapshot.inference_ms:.1f}",
             "last error": f"{snapshot.error_code} {snapshot.message}".strip(),
         }

@@ -125,6 +125,7 @@ VARIANTS = (
     Variant("1.2.0", "plausible and bad: valid, golden of its own weights", "trial", overtrained),
     Variant("1.2.1", "the same weights, golden of the good policy", "golden", overtrained, own_golden=False),
     Variant("1.3.0", "another good one", "accept", relative_noise(0.004, seed=130)),
+    Variant("1.4.0", "and one more", "accept", relative_noise(0.004, seed=140)),
 )  # fmt: skip
 """Every version but the base, in the order of the demo."""
 
@@ -155,11 +156,13 @@ def make(variant: Variant, out_dir: Path, base_bundle: Path = SHIPPED_BUNDLE) ->
     return folder
 
 
-def make_all(out_dir: Path, base_bundle: Path = SHIPPED_BUNDLE) -> dict[str, Path]:
-    """Copy the base and make every version below ``out_dir/reach_block``; return version → folder."""
+def make_all(
+    out_dir: Path, base_bundle: Path = SHIPPED_BUNDLE, variants: Sequence[Variant] = VARIANTS
+) -> dict[str, Path]:
+    """Copy the base and make these versions below ``out_dir/reach_block``; return version → folder."""
     base = load_manifest(base_bundle)
     folders = {base.version: _copy(base_bundle, out_dir, base.version)}
-    for variant in VARIANTS:
+    for variant in variants:
         folders[variant.version] = make(variant, out_dir, base_bundle)
     return folders
 
@@ -190,13 +193,18 @@ def _resigned(manifest: Manifest, folder: Path) -> Manifest:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make every version and say what they are."""
+    """Make versions and say what they are."""
     parser = argparse.ArgumentParser(description="Make the demo's versions from the shipped bundle.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base", type=Path, default=SHIPPED_BUNDLE)
+    parser.add_argument("--versions", nargs="+", metavar="VERSION", help="only these; default: all")
     options = parser.parse_args(arguments)
-    folders = make_all(options.out, options.base)
-    for variant in VARIANTS:
+    known = {variant.version: variant for variant in VARIANTS}
+    if unknown := sorted(set(options.versions or ()) - set(known)):
+        parser.error(f"no recipe for {', '.join(unknown)}; known: {', '.join(known)}")
+    variants = [known[version] for version in options.versions or known]
+    folders = make_all(options.out, options.base, variants)
+    for variant in variants:
         print(f"{folders[variant.version]}  {variant.expected:7} {variant.summary}")
     return 0
 
