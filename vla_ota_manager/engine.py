@@ -188,6 +188,16 @@ class UpdateEngine:
                 state.seen[update_id] = Outcome(
                     _S.CANCELLED, outcome.version, "CANCELLED", "cancelled before it began", 0, True
                 )
+                event = Event(
+                    self._ctx.wall_clock(),
+                    update_id,
+                    "IDLE",
+                    "CANCELLED",
+                    outcome.version,
+                    "CANCELLED",
+                    "before it began",
+                )
+                self._ctx.announce(event)
                 return Reply(True, "", "cancelled before it began")
         record = self.store.state.update
         if record is None or record.update.update_id != update_id:

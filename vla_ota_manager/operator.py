@@ -10,7 +10,7 @@ from vla_ota_manager.context import Context
 from vla_ota_manager.errors import CommandError, OtaError, PolicyError, RefusedError, StoreError
 from vla_ota_manager.port import SwapRequest, SwapResult
 from vla_ota_manager.records import CommitReply, Event, ListReply, ModelEntry, Ref, RollbackReply
-from vla_ota_manager.state import RollbackRecord
+from vla_ota_manager.state import Block, RollbackRecord
 from vla_ota_manager.states import PIPELINE, UpdateState
 from vla_ota_manager.trial_run import TrialRunner
 
@@ -81,6 +81,10 @@ class Operator:
         with self._ctx.transition(_S.ROLLING_BACK, code=code, message=message) as state:
             state.rollback = RollbackRecord(target, reason, from_version)
             if trial is not None:
+                if trial.block:  # a verdict had been reached already
+                    state.blocked[trial.ref.digest] = Block(
+                        trial.ref, f"{trial.code}: {trial.reason}", self._ctx.wall_clock()
+                    )
                 state.trial = None
                 self._trials.forget()
 

@@ -44,6 +44,9 @@ class TrialRunner:
         self._give_up_at = 0.0
         self._saved_at = 0.0
         self._next_try = 0.0
+        self._boot_id = ""
+        self._unsaved: tuple[str, str, bool, str] | None = None
+        """A verdict that could not be written down yet."""
 
     def recover(self) -> None:
         """Count an attempt if the last process did not end properly; too many of them are a verdict."""
@@ -77,6 +80,9 @@ class TrialRunner:
             return
         if trial.phase is _S.ROLLING_BACK:
             self._take_control_back(trial)
+        elif self._unsaved is not None:
+            code, reason, block, at = self._unsaved
+            self.roll_back(code, reason, block=block, at=at)
         elif self._judge is None:
             self._enter(trial)
         else:
@@ -133,9 +139,10 @@ class TrialRunner:
         self._collector = Collector(
             self._config, Calibration.empty(self._config), trial.ref.version, result.generation, stamp
         )
+        snapshot = self._ctx.port.status()
+        self._boot_id = snapshot.boot_id if snapshot is not None else ""
         self._generation, self._confirmed, self._swapped_at = result.generation, False, time.monotonic()
         self._saved_at = self._swapped_at
-        self._ctx.drain()
 
     # -- TRIAL --------------------------------------------------------------------------------------------------------------
 
@@ -170,20 +177,19 @@ class TrialRunner:
         if snapshot is None or snapshot.age_s > self._config.policy_silent_s or not snapshot.active_digest:
             return False
         if snapshot.active_digest == trial.ref.digest:
-            if (
-                self._confirmed and snapshot.generation != self._generation
-            ):  # loaded again: by a restart, or by a person
-                self._judge = None
+            if self._confirmed and snapshot.generation != self._generation:
+                self._loaded_again(snapshot)
                 return True
             self._confirmed = self._confirmed or snapshot.generation == self._generation
+            self._boot_id = snapshot.boot_id
             return False
         if not self._confirmed and now - self._swapped_at < self._config.policy_silent_s:
             return False  # a status from before the swap
-        cause = (
-            snapshot.last_swap_cause
-            if snapshot.last_swap_cause in ("LEASE_EXPIRED", "WORKER_LOST")
-            else "POLICY_RESTARTED"
-        )
+        if snapshot.boot_id != self._boot_id:
+            cause = "POLICY_RESTARTED"
+        else:
+            by_itself = snapshot.last_swap_cause in ("LEASE_EXPIRED", "WORKER_LOST")
+            cause = snapshot.last_swap_cause if by_itself else "SWAPPED_AWAY"
         self._note_left(trial, snapshot, cause)
         return True
 
@@ -191,16 +197,20 @@ class TrialRunner:
         """It acts as another generation: its worker was lost; or somebody else swapped, then the trial is entered anew."""
         if snapshot.last_swap_cause == "WORKER_LOST":
             self.roll_back("WORKER_LOST", "its worker was lost and had to be started again", block=True, at="NOW")
-        self._judge = None
+        elif self._judge is not None:
+            evidence = self._judge.to_json()
+            with self._store.edit() as state:
+                _of(state).evidence = evidence
+            self._judge = None
 
     def _note_left(self, trial: TrialRecord, snapshot: PolicySnapshot, cause: str) -> None:
         attempts = self._store.state.attempts.get(trial.ref.digest, 0)
-        if cause != "WORKER_LOST":
+        if cause in ("LEASE_EXPIRED", "POLICY_RESTARTED"):
             attempts += 1
             with self._store.edit() as state:
                 state.attempts[trial.ref.digest] = attempts
         block = cause == "WORKER_LOST" or attempts >= self._config.max_trial_attempts
-        what = f"policy_node went back to {snapshot.active_version or snapshot.active_digest[:12]} by itself ({cause})"
+        what = f"policy_node runs {snapshot.active_version or snapshot.active_digest[:12]}, and not on our request"
         committed = self._store.state.committed
         if committed is not None and snapshot.active_digest == committed.digest:
             self._close(_S.ROLLED_BACK, cause, what, block=block)
@@ -229,11 +239,12 @@ class TrialRunner:
                 trial = _of(state)
                 trial.phase, trial.code, trial.reason, trial.block, trial.at = _S.ROLLING_BACK, code, reason, block, at
         except StoreError:
+            self._unsaved = (code, reason, block, at)
             committed = self._store.state.committed
             if committed is not None:
                 self._swap_back(committed, at)
             raise
-        self._judge = None
+        self._judge, self._unsaved = None, None
         self._next_try = 0.0
 
     def _take_control_back(self, trial: TrialRecord) -> None:
@@ -281,7 +292,7 @@ class TrialRunner:
     def forget(self) -> None:
         """Drop what is known of a trial that has ended."""
         self._judge, self._collector = None, None
-        self._generation, self._confirmed, self._give_up_at = 0, False, 0.0
+        self._generation, self._confirmed, self._give_up_at, self._unsaved = 0, False, 0.0, None
 
 
 def _of(state: State) -> TrialRecord:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 from vla_checkpoint import CancelledCheckError, CheckpointError, DigestError, Manifest, verify_bundle
-from vla_ota_manager.context import Context
+from vla_ota_manager.context import Context, log
 from vla_ota_manager.errors import (
     CancelledError,
     FetchError,
@@ -63,6 +64,9 @@ class UpdatePipeline:
             self._end(_S.REJECTED, e.code, e.message if isinstance(e, OtaError) else str(e))
         except OtaError as e:
             self._end(_S.REJECTED if e.code in _UNFIT_CONTENT else _S.FAILED, e.code, e.message)
+        except Exception as e:
+            log.exception("an update failed in a way that nobody foresaw")
+            self._end(_S.FAILED, "INTERNAL_ERROR", repr(e))
 
     def _interrupted(self) -> None:
         request = self._ctx.cancelled()
@@ -71,10 +75,10 @@ class UpdatePipeline:
         # else the engine stops, or has a command to carry out first: the record says where to go on
 
     def _end(self, state: UpdateState, code: str, message: str) -> None:
-        """Close the update. What was rejected leaves nothing behind; what failed or was cancelled keeps its downloads."""
+        """Close the update. What failed or was cancelled keeps its downloads; what was rejected, or fills the disk, does not."""
         with self._ctx.transition(state, code=code, message=message, final=True):
             pass
-        if state is _S.REJECTED:
+        if state is _S.REJECTED or code == "DISK_FULL":
             self._store.blobs.release(set())
         self._store.retain(self._config.keep_versions)
 
@@ -210,19 +214,24 @@ class UpdatePipeline:
                 ctx.report()
 
             ctx.show(f"fetching {paths[sha256]}")
-            urls = [self._blob_url(base, f"../../blobs/sha256/{sha256}"), join_url(base, paths[sha256])]
-            ctx.fetcher.blob([url for url in urls if url], sha256, size, received, on_progress, ctx.interrupted)
+            urls = self._places(base, sha256, paths[sha256])
+            ctx.fetcher.blob(urls, sha256, size, received, on_progress, ctx.interrupted)
             done_before += size
         live.bytes_done, live.bytes_downloaded = record.bytes_total, received.count
 
-    def _blob_url(self, base: Url, relative: str) -> Url | None:
-        """Return the registry's place of a blob, unless the manifest lies too high for one or a source covers only its folder."""
-        try:
-            url = join_url(base, relative)
-            self._ctx.fetcher.check(url)
-        except FetchError:
-            return None
-        return url
+    def _places(self, base: Url, sha256: str, path: str) -> list[Url]:
+        """Return where a blob may be: where a registry keeps it, and beside the manifest, as in a plain folder."""
+        places, refusal = [], None
+        for reference in (f"../../blobs/sha256/{sha256}", quote(path)):
+            try:
+                url = join_url(base, reference)
+                self._ctx.fetcher.check(url)
+                places.append(url)
+            except FetchError as e:  # a manifest may lie too high for the first, or only its own folder be allowed
+                refusal = e
+        if not places and refusal is not None:
+            raise refusal
+        return places
 
     def _save_count(self, count: int) -> None:
         if time.monotonic() - self._saved_at > _SAVE_PERIOD_S:

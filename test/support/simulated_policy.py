@@ -37,9 +37,11 @@ class SimulatedPolicy:
             "cause": "", "holding": "", "running": True, "absent": False, "log": [],
             "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
         }  # fmt: skip
-        aside = path.with_suffix(".boot")
-        aside.write_text(json.dumps(document))
-        aside.replace(path)
+        if not path.exists():
+            path.write_text("{}")
+        with policy.edit() as old:
+            old.clear()
+            old.update(document)
         if current is not None and current.exists():
             manifest = load_manifest(current)
             with policy.edit() as edited:
@@ -173,7 +175,7 @@ class SimulatedPolicy:
         document["holding"] = ""
 
     def _expire(self, document: Document) -> None:
-        lease = document["lease"]
+        lease = document.get("lease")
         if lease is not None and time.monotonic() > lease["until"] and lease["fallback"] is not None:
             document["lease"] = None
             document["log"].append("lease expired")

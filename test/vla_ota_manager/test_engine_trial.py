@@ -8,6 +8,7 @@ from support.ota import Robot
 
 from vla_ota_manager.errors import StoreError
 from vla_ota_manager.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.port import SwapRequest
 from vla_ota_manager.states import UpdateState
 
 S = UpdateState
@@ -100,6 +101,48 @@ def test_a_policy_node_that_restarts_in_a_trial_ends_it(on_trial: Robot) -> None
     check_rolled_back(on_trial, "POLICY_RESTARTED", blocked=False)
 
 
+def test_a_swap_by_somebody_else_ends_the_trial_and_blocks_nothing(on_trial: Robot) -> None:
+    on_trial.until(lambda: "chunks" in on_trial.engine.status().trial_message)
+    committed = on_trial.engine.status().committed_digest
+    assert on_trial.policy.swap(SwapRequest(committed), lambda: False).success
+    check_rolled_back(on_trial, "SWAPPED_AWAY", blocked=False)
+    assert on_trial.engine.store.state.attempts == {}
+
+
+def test_a_version_that_is_loaded_again_by_somebody_stays_on_trial_on_a_lease(on_trial: Robot) -> None:
+    on_trial.until(lambda: "chunks" in on_trial.engine.status().trial_message)
+    with on_trial.policy.edit() as document:
+        document["count"] += 1
+        document["active"]["generation"] = document["count"]
+        document["lease"] = None
+    on_trial.until(lambda: on_trial.policy.look()["lease"] is not None)
+    assert on_trial.engine.status().state is S.TRIAL
+    on_trial.score(1.0, "hard_limit")
+    check_rolled_back(on_trial, "HARD_LIMIT", blocked=True)
+
+
+def test_a_worker_that_is_started_again_in_a_trial_convicts_as_well(on_trial: Robot) -> None:
+    on_trial.until(lambda: "chunks" in on_trial.engine.status().trial_message)
+    with on_trial.policy.edit() as document:
+        document["count"] += 1
+        document["active"]["generation"] = document["count"]
+        document["cause"] = "WORKER_LOST"
+    check_rolled_back(on_trial, "WORKER_LOST", blocked=True)
+
+
+def test_an_operators_rollback_does_not_forgive_a_verdict(on_trial: Robot) -> None:
+    with on_trial.policy.edit() as document:
+        document["refuse_swap"] = "SWAP_IN_PROGRESS"
+    on_trial.score(1.0, "hard_limit")
+    on_trial.reach(S.ROLLING_BACK)
+    with on_trial.policy.edit() as document:
+        document["refuse_swap"] = ""
+    on_trial.engine.rollback()
+    on_trial.ended("u-1.1.0")
+    assert on_trial.engine.status().blocked == ("1.1.0",)
+    assert on_trial.policy.look()["active"]["version"] == "1.0.0"
+
+
 def test_a_policy_node_that_dies_in_a_trial_comes_back_with_the_committed_version(on_trial: Robot) -> None:
     with on_trial.policy.edit() as document:
         document["absent"] = True
@@ -179,5 +222,4 @@ def test_control_is_given_back_even_if_the_disk_cannot_be_written(robot: Robot) 
     robot.until(lambda: robot.policy.look()["active"]["version"] == "1.0.0")
     assert robot.engine.status().error_code == "STORE_IO"
     filesystem.broken = False
-    robot.ended("u-1.1.0")
-    assert robot.current_version() == "1.0.0"
+    check_rolled_back(robot, "HARD_LIMIT", blocked=True)

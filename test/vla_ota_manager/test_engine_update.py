@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import struct
 import time
 
@@ -362,3 +363,63 @@ def test_retention_keeps_the_last_n_and_what_is_needed(robot: Robot) -> None:
     assert status.pinned == ("1.0.0",)
     needed = {e.sha256 for v in status.versions for e in robot.manifests[v].files}
     assert {path.name for path in (robot.store_dir / "blobs/sha256").iterdir()} == needed
+
+
+def test_a_plain_folder_behind_a_web_server_is_enough(robot: Robot, server) -> None:
+    """`python -m http.server` over a bundle folder: no blobs/, the files lie beside the manifest."""
+    robot.adopt("1.0.0")
+    manifest = robot.publish("1.1.0", files={"extra-notes.txt": b"hello"})
+    shutil.rmtree(server.root / "blobs")
+    shutil.copytree(robot.folder / "bundle-1.1.0", server.root / "plain")
+    robot.start()
+    robot.install("1.1.0", manifest_url=server.url("plain/manifest.json"))
+    assert server.served["/plain/model.safetensors"] == manifest.file("model.safetensors").size
+    assert server.served["/plain/extra-notes.txt"] == 5
+
+
+def test_a_folder_on_a_stick_is_enough(robot: Robot) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.settings = {"allowed_sources": ((robot.folder / "bundle-1.1.0").as_uri(),)}
+    robot.start()
+    robot.install("1.1.0", manifest_url=(robot.folder / "bundle-1.1.0/manifest.json").as_uri())
+
+
+def test_a_file_that_rots_between_download_and_use_is_fetched_again(robot: Robot, server) -> None:
+    robot.adopt("1.0.0")
+    manifest = robot.publish("1.1.0")
+    robot.start()
+    robot.install("1.1.0", S.INSTALLED, activate=False)
+    weights = robot.store_dir / "models/pick_place/1.1.0/model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(bytes(data))
+    robot.install("1.1.0", update_id="again")
+    path = f"/blobs/sha256/{manifest.file('model.safetensors').sha256}"
+    assert server.served[path] == 2 * manifest.file("model.safetensors").size
+    assert "damaged" in "".join(event.message for event in robot.events)
+
+
+def test_a_disk_that_fills_up_fails_the_update_and_gives_the_space_back(robot: Robot) -> None:
+    class Full(Filesystem):
+        full = True
+
+        def append(self, path, size):
+            file = super().append(path, size)
+            if self.full:
+                file.write = no_space  # type: ignore[method-assign]
+            return file
+
+    def no_space(data: bytes) -> None:
+        raise StoreError("DISK_FULL", "no space left")
+
+    filesystem = Full(CrashPoints())
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start(filesystem=filesystem)
+    assert robot.install("1.1.0", S.FAILED).error_code == "DISK_FULL"
+    robot.until(lambda: not list((robot.store_dir / "partial").iterdir()))
+    assert robot.current_version() == "1.0.0"
+    filesystem.full = False
+    robot.install("1.1.0", update_id="again")
