@@ -299,7 +299,7 @@ def test_without_nodes_the_doctor_says_so_unless_it_is_before_the_start(ros_doma
     broken.write_text(ARM.read_text().replace("hold: last_command", "hold: float_away", 1))
     verdict = run_doctor(ros_domain, "--contract", str(broken), seconds=0.5)
     assert verdict.failed == {"CONTRACT_BROKEN", "POLICY_ABSENT"} and verdict.exit_status == 1
-    told = verdict.one("CONTRACT_BROKEN")["finding" if "finding" in verdict.findings[0] else "text"]
+    told = verdict.one("CONTRACT_BROKEN")["text"]
     assert "hold" in told and str(broken) in told
 
     verdict = run_doctor(ros_domain, ros=["-p", f"contract:={ARM}", "-p", "before_start:=true"], seconds=0.5)

@@ -109,7 +109,9 @@ class StandInPolicy:
             state=PolicyStatus.STATE_RUNNING, active_version="1.0.0", control_rate_hz=50.0, ticks=9000
         )
         self._folder = tempfile.TemporaryDirectory()
-        (Path(self._folder.name) / "torch.py").write_text("__version__ = 'stand-in'")  # the real one takes seconds to import
+        (Path(self._folder.name) / "torch.py").write_text(
+            "__version__ = 'stand-in'"
+        )  # the real one takes seconds to import
         parameters = {"worker_paths": [self._folder.name], **parameters}
         self._nodes = [RosHarness(domain, "policy_node", namespace)]
         ros = self._nodes[0]

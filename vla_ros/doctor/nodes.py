@@ -45,7 +45,7 @@ def _check_policy_status(what: str, node: NodeSeen) -> list[Finding]:
         action = hold.action.format(node=node.name) if hold else "look at the node's log"
         latched = " (until resume)" if status.hold_latched else ""
         found.append(problem("POLICY_HOLDING", what, f"{status.hold_reason}{latched}: {meaning}", action=action))
-    if status.error_code and status.state != UNCONFIGURED:
+    if status.error_code and status.error_code != status.hold_reason and status.state != UNCONFIGURED:
         found.append(problem("POLICY_LAST_ERROR", what, f"{status.error_code}: {status.message}"))
     if status.missed_ticks > _MISSED_SHARE * status.ticks:
         late = f"{status.missed_ticks} of {status.ticks} commands came over a period late, worst {status.worst_late_ms:.1f} ms"
