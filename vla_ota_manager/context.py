@@ -239,19 +239,33 @@ class Context:
         """Give a version on disk control: prepare it if it is not resident, then swap.
 
         Raises:
-            PolicyError: PREPARE_FAILED with the policy node's words, if it cannot be prepared.
+            PolicyError: PREPARE_FAILED or the policy node's own code, if it cannot be prepared.
         """
         snapshot = self.policy()
-        cold = snapshot is None or not snapshot.is_resident(ref.digest)
-        if cold:
-            path = self.store.path_of(ref)
-            self.show(f"policy_node loads {ref}")
-            prepared = self.port.prepare(
-                path, ref.digest, lambda _state, _progress: self.report(), interrupted, self.config.prepare_timeout_s
-            )
-            if not prepared.success:
-                raise PolicyError(prepared.error_code or "PREPARE_FAILED", prepared.message, f"prepare {ref}")
+        warm = snapshot is not None and snapshot.is_resident(ref.digest)
+        if not warm:
+            self._prepare(ref, interrupted)
+        result = self._swap(ref, request, interrupted)
+        if warm and result.error_code == "NOT_PREPARED":  # it was let go of since that status
+            warm = False
+            self._prepare(ref, interrupted)
+            result = self._swap(ref, request, interrupted)
+        return replace(result, warm=warm and result.warm)
+
+    def _prepare(self, ref: Ref, interrupted: Callable[[], bool]) -> None:
+        self.show(f"policy_node loads {ref}")
+        prepared = self.port.prepare(
+            self.store.path_of(ref),
+            ref.digest,
+            lambda _state, _progress: self.report(),
+            interrupted,
+            self.config.prepare_timeout_s,
+        )
+        if not prepared.success:
+            raise PolicyError(prepared.error_code or "PREPARE_FAILED", prepared.message, f"prepare {ref}")
+
+    def _swap(self, ref: Ref, request: SwapRequest, interrupted: Callable[[], bool]) -> SwapResult:
         self.store.fs.point("port.before_swap")
         result = self.port.swap(replace(request, digest=ref.digest), interrupted)
         self.store.fs.point("port.after_swap")
-        return replace(result, warm=result.warm and not cold)
+        return result

@@ -15,6 +15,8 @@ from vla_ota_manager.states import PIPELINE, UpdateState
 from vla_ota_manager.trial_run import TrialRunner
 
 _S = UpdateState
+_BUSY = frozenset({"SWAP_IN_PROGRESS", "PREPARE_IN_PROGRESS", "TRIAL_RUNNING"})
+_BUSY_S = 0.2
 
 
 class Operator:
@@ -99,12 +101,10 @@ class Operator:
             cause="ROLLBACK",
             timeout_s=self._ctx.config.swap_timeout_s,
         )
-        try:
-            if self._ctx.policy() is None:
-                raise PolicyError("POLICY_ABSENT", "policy_node is silent", "swap_model")
-            result = self._ctx.activate(record.target, request, self._ctx.halted)
-        except PolicyError as e:
-            result = SwapResult(False, e.code, e.message)
+        deadline = time.monotonic() + self._ctx.config.swap_timeout_s
+        while (result := self._try(record.target, request)).error_code in _BUSY and time.monotonic() < deadline:
+            self._ctx.show(f"going back to {record.target}: {result.error_code}; asked again")
+            self._ctx.wait(_BUSY_S)
         if self._ctx.stopping.is_set() and not result.success:
             return RollbackReply(False, "ENGINE_STOPPED", "goes on at the next start", record.from_version, "")
         if result.success or result.error_code == "POLICY_ABSENT":
@@ -116,6 +116,14 @@ class Operator:
             state.rollback = None
             state.activation_due = True
         return RollbackReply(False, result.error_code or "SWAP_FAILED", message, record.from_version, self._acting())
+
+    def _try(self, target: Ref, request: SwapRequest) -> SwapResult:
+        try:
+            if self._ctx.policy() is None:
+                raise PolicyError("POLICY_ABSENT", "policy_node is silent", "swap_model")
+            return self._ctx.activate(target, request, self._ctx.halted)
+        except PolicyError as e:
+            return SwapResult(False, e.code, e.message)
 
     def _finish(self, record: RollbackRecord, result: SwapResult) -> RollbackReply:
         target = record.target

@@ -31,6 +31,7 @@ class Job:
     until_state: str = ""
     crash_at: str = ""
     crash_log: str = ""
+    bad_version: str = ""  # breaks a hard limit whenever it acts
     timeout_s: float = 20.0
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -117,7 +118,8 @@ def _run(job: Job) -> int:
             return 0 if engine.stop() else 4
         snapshot = policy.status()
         if snapshot is not None and snapshot.generation:
-            score = Score("tce", 0.1, time.time(), snapshot.active_version, snapshot.generation)
+            source = "hard_limit" if snapshot.active_version == job.bad_version else "tce"
+            score = Score(source, 0.1, time.time(), snapshot.active_version, snapshot.generation)
             engine.on_score(score)
         time.sleep(0.01)
     print(engine.status(), file=sys.stderr)

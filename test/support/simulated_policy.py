@@ -119,6 +119,8 @@ class SimulatedPolicy:
             return SwapResult(False, document["refuse_swap"], "refused as told")
         with self.edit() as document:
             active = document["active"]
+            if document.pop("forget_at_swap", False):
+                document["standby"] = None
             resident = self._resident(document, request.digest)
             if resident is None:
                 return SwapResult(False, "NOT_PREPARED", "not in memory")

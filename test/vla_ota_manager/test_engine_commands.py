@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from support.http_server import Behaviour
 from support.ota import Robot, shared_weights
@@ -114,6 +116,21 @@ def test_a_rollback_that_the_policy_node_refuses_keeps_the_committed_version(upd
     reply = updated.engine.rollback()
     assert (reply.success, reply.error_code) == (False, "MOTION_DISABLED")
     assert updated.current_version() == "1.1.0" and updated.engine.status().state is S.FAILED
+
+
+def test_a_rollback_waits_for_a_busy_policy_node_and_loads_what_it_has_let_go(updated: Robot) -> None:
+    with updated.policy.edit() as document:
+        document["refuse_swap"] = "SWAP_IN_PROGRESS"
+        document["forget_at_swap"] = True
+
+    def calm_down() -> None:
+        with updated.policy.edit() as document:
+            document["refuse_swap"] = ""
+
+    threading.Timer(0.5, calm_down).start()
+    reply = updated.engine.rollback()
+    assert reply.success and not reply.warm
+    assert updated.policy.look()["log"][-2:] == ["prepare 1.0.0", "swap 1.0.0 ROLLBACK CHUNK"]
 
 
 def test_commit_ends_a_trial_on_a_persons_responsibility(updated: Robot) -> None:

@@ -24,6 +24,8 @@ from support.simulated_policy import SimulatedPolicy
 
 from vla_checkpoint import load_manifest, verify_bundle
 from vla_ota_manager.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.state import State
+from vla_ota_manager.states import UpdateState
 from vla_ota_manager.store import Store
 
 PARALLEL = 4  # the runs mostly wait
@@ -138,6 +140,29 @@ def test_killed_at_every_crash_point_the_update_completes_and_no_blob_is_fetched
         reached = [hit for hits in pool.map(work, [points[i::PARALLEL] for i in range(PARALLEL)]) for hit in hits]
     fleet.server.be_good()
     assert sum(reached) >= 0.9 * len(points)  # how often the last state is written in a run is not fixed
+
+
+def test_killed_at_every_crash_point_of_a_rollback_the_bad_version_ends_blocked(fleet: Fleet, runs: EngineRuns) -> None:
+    folder, job = fleet.robot()
+    job.bad_version = "1.1.0"
+    log = folder / "points"
+    assert runs.run(Job(**{**job.__dict__, "crash_log": str(log)})) == 0
+    passed = log.read_text().split()
+    before = Counter(passed[: passed.index("entered.TRIAL")])
+    points = {(name, before[name] + 1) for name in passed[passed.index("entered.TRIAL") :]}
+    assert {"entered.ROLLING_BACK", "port.before_swap", "port.after_swap"} <= {name for name, _ in points}
+    for name, nth in sorted(points):
+        where = f"after a kill at {name}:{nth}"
+        folder, job = fleet.robot()
+        job.bad_version = "1.1.0"
+        killed(runs, job, name, nth)
+        assert current_version(folder) == "1.0.0", where
+        assert runs.run(job) == 0, where
+        assert current_version(folder) == "1.0.0", where
+        assert SimulatedPolicy(folder / "policy.json").look()["active"]["version"] == "1.0.0", where
+        state = State.from_bytes((folder / "store/state.json").read_bytes())
+        assert [block.ref.version for block in state.blocked.values()] == ["1.1.0"], where
+        assert state.state is UpdateState.ROLLED_BACK, where
 
 
 def test_killed_again_and_again_in_mid_download_it_goes_on_where_it_was(fleet: Fleet, runs: EngineRuns) -> None:
