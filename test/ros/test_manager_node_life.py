@@ -64,19 +64,7 @@ def test_arguments_that_ros_does_not_understand_end_the_program_with_one_clear_l
     assert "ARGUMENTS_INVALID" in the_line(capfd.readouterr().err)
 
 
-def test_a_second_manager_on_a_store_is_refused_and_sigterm_ends_the_first_cleanly(
-    ros_domain: int, tmp_path: Path
-) -> None:
-    with ManagerRig(ros_domain, tmp_path) as rig:
-        manager = rig.start()
-        with NodeProcess("vla_ota_manager.node", ros_domain, tmp_path, parameters=rig.parameters) as second:
-            assert second.wait() == 1
-            assert "STORE_LOCKED" in the_line(second.log)
-        assert manager.stop(signal.SIGTERM) == 0
-        assert "Traceback" not in manager.log
-
-
-def test_a_clean_end_during_a_download_and_in_a_trial_costs_nothing(ros_domain: int, tmp_path: Path) -> None:
+def test_a_clean_end_costs_nothing_and_a_second_manager_is_refused(ros_domain: int, tmp_path: Path) -> None:
     with ManagerRig(ros_domain, tmp_path) as rig:
         rig.start()
         digest = rig.publish("1.0.0", size=SIZE)
@@ -87,7 +75,7 @@ def test_a_clean_end_during_a_download_and_in_a_trial_costs_nothing(ros_domain: 
         goal = InstallModel.Goal(manifest_url=rig.url("1.0.0"), manifest_sha256=digest)
         waiting = rig.ros.send_goal(InstallModel, "ota_manager/install_model", goal)
         waiting.feedback.wait(lambda m: m.state == "IDLE")
-        assert rig.manager is not None and rig.manager.stop() == 0
+        assert rig.manager is not None and rig.manager.stop(signal.SIGTERM) == 0
         assert "Traceback" not in rig.manager.log and "never retrieved" not in rig.manager.log
         assert waiting.result().error_code == "ENGINE_STOPPED"
         last = rig.status.last
@@ -96,6 +84,9 @@ def test_a_clean_end_during_a_download_and_in_a_trial_costs_nothing(ros_domain: 
         rig.server.be_good()
         rig.start()
         rig.wait_event(update_id, "TRIAL")
+        with NodeProcess("vla_ota_manager.node", ros_domain, tmp_path, parameters=rig.parameters) as second:
+            assert second.wait() == 1
+            assert "STORE_LOCKED" in the_line(second.log)
         assert rig.manager.stop(signal.SIGINT) == 0
         state = json.loads((rig.store / "state.json").read_text())
         assert state["trial"]["clean"] and not state["attempts"]
@@ -159,7 +150,7 @@ def test_a_manager_killed_in_a_trial_takes_it_up_again_and_after_too_many_times_
 def test_without_a_policy_node_a_version_is_kept_on_disk_and_the_update_says_why_it_waits(
     ros_domain: int, tmp_path: Path
 ) -> None:
-    with ManagerRig(ros_domain, tmp_path, parameters={"policy_wait_s": 3.0, "policy_silent_s": 0.5}) as rig:
+    with ManagerRig(ros_domain, tmp_path, parameters={"policy_wait_s": 1.0, "policy_silent_s": 0.5}) as rig:
         rig.start()
         rig.policy.close()
         update_id = rig.offer("1.0.0", rig.publish("1.0.0"))
