@@ -62,6 +62,10 @@ HOLDS = {
         "the policy raised an error or gave a chunk of the wrong shape",
         "read the log of {node}; roll back if the version is new; then: " + _RESUME,
     ),
+    "COMMAND_TOPIC_TAKEN": Hold(
+        "somebody else publishes the robot's command topic",
+        "stop that node (see the commands above), then: " + _RESUME,
+    ),
     "OUTSIDE_LIMITS": Hold(
         "the robot stands outside the contract's limits",
         "move it inside by hand or by its own controller, then: " + _RESUME,

@@ -21,6 +21,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter, parameter_value_to_python
 from rclpy.qos import qos_profile_parameters
 from rclpy.serialization import deserialize_message
+from rclpy.task import Future
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rclpy.utilities import remove_ros_args
 
@@ -35,7 +36,7 @@ from vla_ros.parameters import ParameterError, declare
 USAGE = 2
 _DISCOVERY_MIN_S, _DISCOVERY_MAX_S, _SETTLED_S = 2.0, 5.0, 1.0
 """A fresh process learns of the others in 0.25 to 2 s, or later where the computer is busy [s]."""
-_CALL_TIMEOUT_S = 5.0
+_CALL_TIMEOUT_S, _CALL_ATTEMPTS = 2.5, 2
 _LOOK_INTO_EVERY_S = 0.2
 
 
@@ -143,10 +144,11 @@ class Doctor(Node):
         client = self.create_client(kind, name, qos_profile=qos_profile_parameters)  # the default drops all but ten
         if not self.wait(_CALL_TIMEOUT_S, client.service_is_ready):
             return None
-        futures = [client.call_async(request) for request in requests]
-        if not self.wait(_CALL_TIMEOUT_S, lambda: all(future.done() for future in futures)):
-            return None
-        return [future.result() for future in futures]
+        for _ in range(_CALL_ATTEMPTS):  # an answer is lost if its server has not yet discovered this client
+            futures = [client.call_async(request) for request in requests]
+            if self.wait(_CALL_TIMEOUT_S, partial(_all_done, futures)):
+                return [future.result() for future in futures]
+        return None
 
     # -- listening ----------------------------------------------------------------------------------------------------------
 
@@ -194,6 +196,10 @@ class Doctor(Node):
                 decode(message)
             except Exception as e:  # whatever the decoder raises on, the policy node cannot use either
                 samples.complaint = (str(getattr(e, "code", "MESSAGE_INVALID")), str(e))
+
+
+def _all_done(futures: list[Future]) -> bool:
+    return all(future.done() for future in futures)
 
 
 def _full(name: str, namespace: str) -> str:
