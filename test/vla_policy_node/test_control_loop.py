@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from control_rig import HIGH, LOW, PER_TICK, START_TOLERANCE, Rig, ramp
+from control_rig import HIGH, LOW, PER_TICK, RATE, START_TOLERANCE, Rig, ramp
 
 
 @pytest.fixture
@@ -453,3 +453,93 @@ def test_a_second_generation_that_breaks_a_limit_before_its_first_action_is_repo
     assert [(e["reason"], e["generation"]) for e in holds] == [("LIMIT", 1), ("LIMIT", 2)]
     assert holds[-1]["value"] == -9.0
     assert max(abs(c).max() for c in rig.published if c is not None) < 1e-6
+
+
+def test_an_incomplete_observation_holds_however_fresh_it_is(make: Any) -> None:
+    rig = make()
+    rig.run(ramp((0.002, 0.0)))
+    rig.valid = False
+    rig.tick(2)
+    assert rig.loop.reasons.reason == "OBSERVATION_STALE"
+
+
+def test_a_policy_whose_first_action_breaks_a_limit_never_makes_a_command(make: Any) -> None:
+    rig = make()
+    rig.add(1, (9.0, 0.0))
+    rig.activate(1, "NOW")
+    rig.send("enable", enabled=True)
+    rig.tick(30)
+    assert rig.loop.reasons.latched == "LIMIT"
+    assert all(c is None for c in rig.published)
+
+
+def test_a_stall_while_moving_at_the_limit_does_not_buy_a_longer_step(make: Any) -> None:
+    rig = make()
+    rig.measured = np.array([-0.9, 0.0])
+    rig.run((0.9, 0.0), ticks=12)
+    before = rig.published[-1][0]
+    rig.tick(step_ns=150_000_000)
+    assert rig.published[-1][0] - before == pytest.approx(PER_TICK)
+
+
+def test_the_first_of_two_reasons_stays_but_for_an_operators(make: Any) -> None:
+    rig = make()
+    rig.run()
+    rig.send("hold", reason="NAN", latched=True)
+    rig.send("hold", reason="LIMIT", latched=True)
+    rig.tick()
+    assert rig.loop.reasons.reason == "NAN"
+
+
+@pytest.mark.parametrize("latency", [18, 19, 20, 21, 22, 30])
+def test_a_chunk_whose_whole_plan_has_passed_while_it_was_made_never_acts(make: Any, latency: int) -> None:
+    rig = make()
+    rig.run(ramp((0.001, 0.0)), ticks=15)
+    rig.latency = latency
+    for _ in range(150):
+        rig.tick()
+        if rig.loop.running and rig.loop.queue.plan - 1 == rig.loop.queue._took_over:
+            assert rig.now_ns - rig.loop.queue.current.asked_ns <= 20 * 20_000_000
+
+
+def test_while_the_command_goes_back_to_the_robot_its_chunk_grows_old_and_is_asked_for_again(make: Any) -> None:
+    rig = make()
+    rig.measured = np.array([0.9, 0.0])
+    rig.run((0.9, 0.0))
+    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.tick(3)
+    rig.frozen, rig.measured = True, np.array([-0.9, 0.0])
+    rig.policies[1] = lambda plan: (-0.9, 0.0)
+    rig.send("resume")
+    while not rig.loop.running:
+        rig.tick()
+    assert abs(rig.published[-1][0] + 0.9) <= PER_TICK
+    assert rig.now_ns - rig.loop.queue.current.asked_ns <= 20 * 20_000_000
+
+
+def test_a_hold_on_the_way_back_to_the_robot_stops_it_there(make: Any) -> None:
+    rig = make()
+    rig.measured = np.array([0.9, 0.0])
+    rig.run((0.9, 0.0))
+    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.tick(3)
+    rig.frozen, rig.measured = True, np.array([-0.9, 0.0])
+    rig.send("resume")
+    rig.tick(15)
+    on_the_way = rig.published[-1][0]
+    assert -0.8 < on_the_way < 0.8
+    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.tick(40)
+    braking = RATE**2 / (2 * 50.0) + PER_TICK
+    assert abs(rig.published[-1][0] - on_the_way) <= braking
+
+
+def test_the_first_chunk_of_a_new_episode_takes_over_at_once(make: Any) -> None:
+    rig = make()
+    rig.run((0.0, 0.0), ticks=15)
+    while rig.loop.queue.boundary - rig.loop.queue.plan != 8:
+        rig.tick()
+    old = rig.loop.queue.current
+    rig.episode += 1
+    rig.tick(3)
+    assert rig.loop.queue.current is not old

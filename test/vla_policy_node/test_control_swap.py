@@ -11,6 +11,7 @@ import pytest
 from control_rig import PER_TICK, STEP, Rig, ramp
 
 from vla_policy_node.control.commanded import CommandHistory
+from vla_policy_node.control.queue import Chunk, ChunkQueue
 from vla_policy_node.control.swap import seam
 
 
@@ -56,6 +57,7 @@ def test_a_swap_at_a_chunk_boundary_starves_no_tick_and_moves_within_limits(make
     switch = acting.index(2)
     assert acting == [1] * switch + [2] * (60 - switch)
     assert not rig.of("HOLD") and not rig.of("SWAP_FAILED")
+    assert 1 <= rig.loop.chunks <= 7  # of the new generation
     commands = np.array([c for c in rig.published if c is not None])
     assert np.abs(np.diff(commands, axis=0)).max() <= PER_TICK + 1e-9
 
@@ -83,6 +85,7 @@ def test_the_swap_waits_for_the_executed_parts_end_and_the_overlap_is_blended(ma
         ((5.0, 0.0), "LIMIT"),
         ((STEP * 4, 0.0), "LIMIT"),
         ((0.99, 0.0), "SEAM_JUMP"),
+        (np.repeat([[-0.05, 0.0], [0.5, 0.0]], [8, 12], axis=0), "LIMIT"),  # a jump later, within the executed part
     ],
 )
 def test_a_bad_first_chunk_abandons_the_swap_and_the_old_generation_goes_on(
@@ -351,3 +354,37 @@ def test_the_typical_step_is_that_of_the_last_second() -> None:
 def test_the_seam_is_the_largest_change_in_units_of_the_step_limits() -> None:
     assert seam(np.zeros(3), np.array([0.5, -0.2, 0.0]), np.array([1.0, 0.1, 0.1])) == (1, pytest.approx(0.2))
     assert seam(None, np.ones(3), np.ones(3)) == (0, 0.0)
+
+
+def chunk(start: int, rows: Any, verdicts: Any = None, execute: int = 4) -> Chunk:
+    actions = np.asarray(rows, dtype=np.float64)[:, None]
+    judged = np.zeros(len(actions), np.uint8) if verdicts is None else np.asarray(verdicts, np.uint8)
+    return Chunk(1, start, execute, actions, judged, 0)
+
+
+def test_a_refused_action_of_the_old_chunk_is_not_blended_in() -> None:
+    queue = ChunkQueue(blend_ticks=3)
+    queue.take_over(chunk(0, [0.0] * 10, [0, 0, 0, 0, 2, 0, 0, 0, 0, 0]))
+    queue.offer(chunk(2, [1.0] * 10))
+    seen = []
+    for _ in range(8):
+        action = queue.peek()
+        assert action is not None
+        seen.append(float(action.values[0]))
+        queue.advance()
+    assert seen == [0.0, 0.0, 0.0, 0.0, 1.0, 0.5, 0.75, 1.0]
+
+
+def test_the_queue_serves_the_rest_of_the_old_chunk_when_the_next_one_is_late_and_then_runs_dry() -> None:
+    queue = ChunkQueue(blend_ticks=0)
+    queue.take_over(chunk(0, range(6)))
+    seen = []
+    for _ in range(6):
+        seen.append(float(queue.peek().values[0]))
+        queue.advance()
+    assert seen == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert queue.peek() is None and queue.left == 0
+    queue.offer(chunk(0, range(6)))  # its last action was due a tick ago
+    assert queue.peek() is None
+    queue.offer(chunk(5, range(6)))
+    assert queue.peek().values[0] == 1.0
