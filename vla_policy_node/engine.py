@@ -417,14 +417,14 @@ class PolicyEngine:
         """What the node is running now."""
         status = self._control.status()
         alive = self._control.alive and (status is None or status.age_s < _CONTROL_SILENT_S)
-        residents = self.generations.residents
+        active, standby, prepared, on_trial = self.generations.parts()
         episode = self._episodes.open
         return Snapshot(
             boot_id=self.boot_id,
-            active=residents.active,
-            standby=residents.standby,
-            prepared=residents.prepared,
-            on_trial=self.generations.lease is not None,
+            active=active,
+            standby=standby,
+            prepared=prepared,
+            on_trial=on_trial,
             control=status,
             control_alive=alive,
             motion_permitted=self.observations.motion_permitted(),

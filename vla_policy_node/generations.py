@@ -70,6 +70,12 @@ class Generations:
             self._closed = True
         self._fail_all("CLOSED", "the node is shutting down")
 
+    def parts(self) -> tuple[Resident | None, Resident | None, Resident | None, bool]:
+        """Return active, standby and prepared generation, and whether the active one is on trial, all of one moment."""
+        with self._lock:
+            residents = self.residents
+            return residents.active, residents.standby, residents.prepared, self.lease is not None
+
     def control_lost(self) -> None:
         """The control process has gone: no swap can happen any more."""
         self._fail_all("CONTROL_LOST", "the control process has gone")

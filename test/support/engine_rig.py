@@ -97,6 +97,7 @@ class EngineRig:
         self._robot.start()
         self.engine.start()
         self.engine.enable(True)
+        self.wait_for(lambda: self.engine.snapshot().control is not None, "the first tick")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

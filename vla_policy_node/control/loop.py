@@ -397,7 +397,7 @@ class ControlLoop:
         swap = self.pending
         if swap is None:
             return
-        if swap.at == "NOW" and self.reasons.blocked:
+        if swap.at == "NOW" and (self.reasons.blocked or self._cause(look) or self._is_stuck):
             self.swap_at_standstill(swap)
             return
         answer = swap.generation.poll(self.now_ns)
@@ -413,6 +413,11 @@ class ControlLoop:
         if self.now_ns > swap.deadline_ns:
             state = f"holding: {self.reasons.reason}" if not self.running else "no boundary with its chunk ready"
             self.fail_swap("SWAP_TIMEOUT", f"the new generation did not act in time ({state})")
+
+    @property
+    def _is_stuck(self) -> bool:
+        """Whether it holds for what no chunk can change."""
+        return not self.running and self.reasons.cause in ("OBSERVATION_STALE", "OUTSIDE_LIMITS")
 
     def _swap_if_due(self, look: Look) -> None:
         swap = self.pending

@@ -81,7 +81,9 @@ class Watcher:
     def stop(self) -> None:
         """Kill every worker, wait until all have ended, and end the thread."""
         self._stopping = True
-        if self._thread.is_alive():
+        if self._thread.ident is None:  # it was never started
+            self._close()
+        elif self._thread.is_alive():
             self.wake()
             self._thread.join(_STOP_TIMEOUT_S)
 
@@ -96,6 +98,9 @@ class Watcher:
                         child.kill()
             except Exception:
                 self._log(f"worker watcher: {traceback.format_exc()}")
+        self._close()
+
+    def _close(self) -> None:
         self._selector.close()
         with self._lock:
             os.close(self._wake)
