@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from vla_ota_manager.config import OtaConfig
-from vla_ota_manager.errors import OtaError, PolicyError
+from vla_ota_manager.errors import OtaError, PolicyError, StoreError
 from vla_ota_manager.fetch import Fetcher
 from vla_ota_manager.port import PolicyPort, PolicySnapshot, SwapRequest, SwapResult
 from vla_ota_manager.records import EpisodeResult, Event, Ref, Score, Status
@@ -136,7 +136,14 @@ class Context:
 
     @contextmanager
     def transition(
-        self, new: UpdateState, *, code: str = "", message: str = "", version: str = "", final: bool = False
+        self,
+        new: UpdateState,
+        *,
+        code: str = "",
+        message: str = "",
+        version: str = "",
+        final: bool = False,
+        point_current: bool = False,
     ) -> Iterator[State]:
         """Change the state, together with whatever the block changes in it, in one write; then tell everybody.
 
@@ -146,6 +153,7 @@ class Context:
             message: the reason, for people.
             version: what it is about; default: the update's.
             final: nothing more will happen to the update in progress, which is closed.
+            point_current: let ``current`` follow the committed version before anybody is told.
         """
         with self.store.edit() as state:
             old, before = state.state, state.update
@@ -168,11 +176,20 @@ class Context:
                 state.update = None
             for oldest in list(state.seen)[: max(0, len(state.seen) - SEEN_SIZE)]:
                 del state.seen[oldest]
+        if point_current:
+            self._point_current()
         self.live = Live(bytes_done=self.live.bytes_done, bytes_downloaded=self.live.bytes_downloaded)
         self.store.fs.point(f"entered.{new.name}")
         log.log(logging.WARNING if code else logging.INFO, "%s", event.to_line())
         self._on_event(event)
         self.report(force=True)
+
+    def _point_current(self) -> None:
+        """Make ``current`` agree with the state; if that fails it is tried again while the engine rests."""
+        try:
+            self.store.repair_current()
+        except StoreError as e:
+            log.error("%s", e)
 
     def announce(self, event: Event) -> None:
         """Publish an event that changes no state."""

@@ -379,6 +379,7 @@ class UpdateEngine:
 
     def _idle(self) -> None:
         self._calibration.collect()
+        self.store.repair_current()
         if self.store.state.activation_due:
             self._confirm_activation()
         self._ctx.wait(_IDLE_S)

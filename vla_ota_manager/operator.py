@@ -135,13 +135,12 @@ class Operator:
         code = "OPERATOR_ROLLBACK" if self._store.state.update is not None else ""
         code = code if result.success else "POLICY_ABSENT"
         with self._ctx.transition(
-            _S.ROLLED_BACK, code=code, message=message, version=target.version, final=True
+            _S.ROLLED_BACK, code=code, message=message, version=target.version, final=True, point_current=True
         ) as state:
             if state.committed is None or state.committed.digest != target.digest:
                 state.note_rolled_back(target)
             state.rollback = None
             state.activation_due = not result.success
-        self._store.point_current(target)
         return RollbackReply(
             result.success,
             result.error_code,

@@ -145,9 +145,7 @@ class Store:
                 if fallback is not None:
                     state.note_rolled_back(fallback)
                 state.error_code, state.message = "MODEL_NOT_FOUND", self.recovery_notes[-1]
-        committed = self._state.committed
-        if committed is not None and committed != current:
-            self.point_current(committed)
+        self.repair_current()
 
     def _read(self, name: str) -> State:
         path = self.root / name
@@ -259,6 +257,15 @@ class Store:
             raise StoreError("MODEL_NOT_FOUND", f"{ref} is not on disk", str(target))
         self.fs.replace_symlink(self.root / "current", str(target.relative_to(self.root)), "current")
 
+    def repair_current(self) -> None:
+        """Let ``current`` name the committed version if it does not."""
+        committed = self._state.committed
+        if committed is None:
+            return
+        link, wanted = self.root / "current", self.path_of(committed).relative_to(self.root)
+        if not link.is_symlink() or link.readlink() != wanted:
+            self.point_current(committed)
+
     def import_bundle(self, folder: Path, verify: Callable[[Path], Manifest], *, commit: bool) -> Ref:
         """Adopt a bundle that is on this machine already (a factory image), by copy.
 
@@ -281,8 +288,7 @@ class Store:
             state.history.append(Event(time.time(), "", "", "INSTALLED", ref.version, "", f"adopted from {folder}"))
             if commit:
                 state.note_committed(ref)
-        if commit:
-            self.point_current(ref)
+        self.repair_current()
         return ref
 
     def _copy_in(self, source: Path, entry: FileEntry) -> None:

@@ -221,12 +221,11 @@ class TrialRunner:
         """End the trial in favour of the version on trial."""
         trial = _of(self._store.state)
         collected = self._collector.calibration.to_json() if self._collector is not None else {}
-        with self._ctx.transition(_S.COMMITTED, message=reason, final=True) as state:
+        with self._ctx.transition(_S.COMMITTED, message=reason, final=True, point_current=True) as state:
             state.note_committed(trial.ref)
             state.trial, state.activation_due = None, True
             state.attempts.pop(trial.ref.digest, None)
             state.calibration[trial.ref.digest] = collected
-        self._store.point_current(trial.ref)
         self.forget()
         self._store.retain(self._config.keep_versions)
 

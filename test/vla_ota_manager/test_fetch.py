@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 import time
+import tracemalloc
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -299,3 +300,21 @@ def test_a_manifest_is_bounded(bench: Bench) -> None:
     fetcher = Fetcher(config, bench.blobs)
     with pytest.raises(FetchError, match="MANIFEST_TOO_LARGE"):
         fetcher.manifest(parse_url(bench.server.url(PATH)), Received(), lambda: False)
+
+
+def test_memory_stays_bounded_whatever_the_size(bench: Bench) -> None:
+    size = 150 << 20
+    big = bench.folder / "big"
+    with big.open("wb") as file:
+        file.truncate(size)
+    digest = hashlib.sha256()
+    for _ in range(150):
+        digest.update(bytes(1 << 20))
+    tracemalloc.start()
+    try:
+        bench.fetch(big.as_uri(), size=size, digest=digest.hexdigest())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
+    assert bench.blobs.claim(digest.hexdigest(), size)
