@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m vla_sim.demo --out build/demo``: runs the story, prints a timeline and tables, writes ``report.json``.
+
+Exits with 0 if everything that the story expects has happened, with 1 and a list of what did not otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vla_checkpoint import load_manifest
+from vla_sim.bundle import SHIPPED_BUNDLE
+from vla_sim.demo.journal import Journal, ModelStatus, PolicyStatus, WaitError
+from vla_sim.demo.node import DemoDriver
+from vla_sim.demo.processes import DemoError, Processes, claim_domain
+from vla_sim.demo.report import make_report
+from vla_sim.demo.server import CheckpointServer, publish
+from vla_sim.demo.story import CHAPTERS, MODEL, VERSIONS, Chapter, Published, Stage
+from vla_sim.demo.timeline import Timeline, tables
+
+_TOP = Path(__file__).resolve().parents[2]
+_START_LIMIT_S = 60.0
+_RECIPE_LIMIT_S = 120.0
+
+# Quick, not lax: α, the tolerated rates and the margins are the defaults of config/vla_ota.yaml. A trial is short (a real one
+# takes minutes), and one chunk, not four, makes an observation, so that a version is calibrated after a quarter of a minute.
+MANAGER = {
+    "min_free_bytes": 64 << 20,
+    "block_chunks": 1,
+    "first_install_chunks": 20,
+    "min_trial_chunks": 24,
+    "min_trial_episodes": 10,
+    "min_trial_time_s": 10.0,
+    "status_period_s": 0.5,
+    "backoff_s": 0.2,
+}
+POLICY = {"status_period_s": 0.5, "load_timeout_s": 60.0}
+
+
+class _StoppedError(Exception):
+    """A signal asked the demo to end."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vla_sim.demo",
+        description="A simulated arm changes its policy over the air while it moves, and undoes a bad one by itself.",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/demo"), help="folder for report, logs and the robot's store"
+    )
+    parser.add_argument(
+        "--base", type=Path, default=SHIPPED_BUNDLE, help="trained bundle from which the versions are made"
+    )
+    parser.add_argument(
+        "--contract", type=Path, default=_TOP / "config" / "sim_arm.contract.yaml", help="robot contract"
+    )
+    parser.add_argument("--rate", type=float, default=500_000.0, help="bandwidth of the checkpoint server [bytes/s]")
+    options = parser.parse_args(arguments)
+    try:
+        with _signals():
+            return _run(options.out.resolve(), options.base.resolve(), options.contract.resolve(), options.rate)
+    except _StoppedError as e:
+        print(f"\nstopped by {e}; every process of the demo has been ended", flush=True)
+        return 130
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Turn the first SIGINT, SIGTERM or SIGHUP into an exception; later ones do not disturb the clean-up."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
+        raise _StoppedError(signal.Signals(number).name)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(out: Path, base: Path, contract: Path, rate_bytes_s: float) -> int:
+    for name in ("store", "registry", "versions", "logs"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    (out / "report.json").unlink(missing_ok=True)
+    timeline = Timeline()
+    journal = Journal(timeline.record)
+    problems: list[str] = []
+    with ExitStack() as stack:
+        domain = stack.enter_context(claim_domain())
+        environment = {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+        processes = stack.enter_context(Processes(out / "logs", environment))
+        server = stack.enter_context(CheckpointServer(out / "registry", rate_bytes_s))
+        try:
+            stage = _set_up(stack, out, base, contract, domain, timeline, journal, processes, server)
+            problems = play(CHAPTERS, stage, timeline)
+        except (DemoError, WaitError) as e:
+            problems = [f"set-up: {e}"]
+        report = make_report(journal, server)
+        report["problems"] = problems
+        (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        for line in ["", *tables(journal, server), ""]:
+            print(line, flush=True)
+    return _conclude(report, problems, out)
+
+
+def _set_up(
+    stack: ExitStack,
+    out: Path,
+    base: Path,
+    contract: Path,
+    domain: int,
+    timeline: Timeline,
+    journal: Journal,
+    processes: Processes,
+    server: CheckpointServer,
+) -> Stage:
+    """Start the nodes, make and publish the versions, and wait until everybody is there."""
+    store = out / "store"
+    store.mkdir(parents=True)
+    timeline.say(
+        "demo", f"starts sim_robot, policy_node and ota_manager in ROS domain {domain}; logs in {out / 'logs'}"
+    )
+    manager = {
+        **MANAGER,
+        "store_dir": str(store),
+        "model_name": MODEL,
+        "robot_type": load_manifest(base).robot_type,
+        "allowed_sources": [server.base_url],
+    }
+
+    def start_manager() -> None:
+        timeline.say("demo", "starts ota_manager")
+        processes.start("ota_manager", "vla_ota_manager.node", manager)
+
+    processes.start("sim_robot", "vla_sim.node", {"seed": 7})
+    processes.start(
+        "policy_node", "vla_policy_node.node", {**POLICY, "contract": str(contract), "store_dir": str(store)}
+    )
+    start_manager()
+    driver = stack.enter_context(DemoDriver(domain, journal))
+    journal.give_up = lambda: "; ".join(processes.ended())
+    timeline.say("demo", f"makes the versions {', '.join(VERSIONS[1:])} from {base.name}")
+    versions = publish_versions(base, out / "versions", server.root)
+    journal.wait(ModelStatus, lambda s: s.state_name == "IDLE", "the manager's status", _START_LIMIT_S)
+    journal.wait(PolicyStatus, lambda s: s.control_rate_hz > 0, "the policy node's status", _START_LIMIT_S)
+    return Stage(driver, journal, server, processes, versions, start_manager)
+
+
+def publish_versions(base: Path, folder: Path, registry: Path) -> dict[str, Published]:
+    """Make the demo's versions and lay them out for the server. Raises DemoError if a recipe fails."""
+    command = [sys.executable, "-m", "vla_sim.recipes", "--out", str(folder), "--base", str(base)]
+    try:
+        done = subprocess.run(
+            [*command, "--versions", *VERSIONS[1:]],
+            capture_output=True,
+            text=True,
+            timeout=_RECIPE_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as e:
+        raise DemoError(f"the versions were not made within {_RECIPE_LIMIT_S:g} s") from e
+    if done.returncode:
+        raise DemoError(f"the versions could not be made: {done.stderr.strip()[-500:]}")
+    published: dict[str, Published] = {}
+    seen: set[str] = set()
+    for version in VERSIONS:
+        bundle = folder / MODEL / version
+        manifest = load_manifest(bundle)
+        path = publish(bundle, registry)
+        own = {f"/blobs/sha256/{e.sha256}": e.size for e in manifest.files if e.sha256 not in seen}
+        seen |= {entry.sha256 for entry in manifest.files}
+        published[version] = Published(path, manifest.digest, own)
+    return published
+
+
+def play(chapters: Sequence[Chapter], stage: Stage, timeline: Timeline) -> list[str]:
+    """Play the chapters one after the other; return what did not happen. What cannot be gone on with ends the story."""
+    problems: list[str] = []
+    for number, chapter in enumerate(chapters, start=1):
+        timeline.chapter(number, chapter.title)
+        begun_s = time.monotonic()
+        try:
+            chapter.act(stage)
+            found = chapter.expect(stage.evidence)
+            ended = False
+        except (DemoError, WaitError) as e:
+            found, ended = [str(e)], True
+        problems += [f"chapter {number}: {problem}" for problem in found]
+        for problem in found:
+            timeline.say("demo", f"NOT AS EXPECTED: {problem}")
+        if ended:
+            left = len(chapters) - number
+            return problems + ([f"the last {left} chapters were not played"] if left else [])
+        if not found:
+            timeline.say("demo", f"as expected, in {time.monotonic() - begun_s:.1f} s")
+    return problems
+
+
+def _conclude(report: dict[str, Any], problems: Sequence[str], out: Path) -> int:
+    if problems:
+        print("The demo did NOT go as expected:")
+        for problem in problems:
+            print(f"  - {problem}")
+        print(f"Logs of the nodes: {out / 'logs'}/*.log; report: {out / 'report.json'}", flush=True)
+        return 1
+    swaps, rollbacks = len(report["swaps"]), len(report["rollbacks"])
+    longest_s = max(rollback["duration_s"] for rollback in report["rollbacks"])
+    print(
+        f"The arm worked at {report['control_rate_hz']:g} Hz through {swaps} swaps and {rollbacks} rollbacks, "
+        f"none of which cost a control tick; the slowest rollback took {longest_s:.2f} s and no download; "
+        f"it ends with {report['final_version']}. Report: {out / 'report.json'}",
+        flush=True,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
