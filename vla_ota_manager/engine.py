@@ -60,7 +60,7 @@ class UpdateEngine:
         port: the policy node.
         on_status: called with every change of the status and at least every ``status_period_s`` while the engine is well. In a
             trial these are what renews the lease. Called from the engine's thread; must not block.
-        on_event: called with every transition, likewise.
+        on_event: called with every transition, likewise; also in the caller's thread of ``offer`` and ``cancel``.
         trust: who vouches for manifests; default: the SHA-256 in the offer.
         filesystem: how the store is written.
         wall_clock: seconds since 1970 UTC, for expiry and history.

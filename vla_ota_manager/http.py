@@ -28,6 +28,7 @@ from vla_ota_manager.errors import CancelledError, FetchError
 from vla_ota_manager.source import AllowedSources, Url, parse_url
 
 CHUNK_BYTES = 128 << 10
+_LEAST_CHUNK_BYTES = 4 << 10
 _QUEUED_CHUNKS = 4
 _POLL_S = 0.1
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -53,6 +54,9 @@ class Connection:
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "vla_ota", **headers}
         self._config = config
         self._cancelled = cancelled
+        # with a bandwidth cap, small enough for several chunks a second
+        quarter = config.bandwidth_bytes_s // 4 or CHUNK_BYTES
+        self._chunk_bytes = max(_LEAST_CHUNK_BYTES, min(CHUNK_BYTES, quarter))
         self._queue: queue.Queue[Reply | bytes | Exception | None] = queue.Queue(_QUEUED_CHUNKS)
         self._given_up = threading.Event()
         target = self._read_file if url.is_file else self._read_http
@@ -129,7 +133,7 @@ class Connection:
                     Reply(response.status_code, {name.lower(): value for name, value in response.headers.items()})
                 )
                 raw: Any = response.raw
-                while not self._given_up.is_set() and (data := raw.read1(CHUNK_BYTES, decode_content=False)):
+                while not self._given_up.is_set() and (data := raw.read1(self._chunk_bytes, decode_content=False)):
                     self._put(data)
 
     def _read_file(self) -> None:
@@ -145,7 +149,7 @@ class Connection:
                 self._put(Reply(206, {"content-range": f"bytes {start}-{size - 1}/{size}"} if start < size else {}))
             else:
                 self._put(Reply(200, {"content-length": str(size)}))
-            while not self._given_up.is_set() and (data := file.read(CHUNK_BYTES)):
+            while not self._given_up.is_set() and (data := file.read(self._chunk_bytes)):
                 self._put(data)
 
 
