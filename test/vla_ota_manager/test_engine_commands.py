@@ -10,6 +10,7 @@ from support.http_server import Behaviour
 from support.ota import Robot, shared_weights
 
 from vla_ota_manager.errors import StoreError
+from vla_ota_manager.state import RollbackRecord
 from vla_ota_manager.states import UpdateState
 
 S = UpdateState
@@ -131,6 +132,21 @@ def test_a_rollback_waits_for_a_busy_policy_node_and_loads_what_it_has_let_go(up
     reply = updated.engine.rollback()
     assert reply.success and not reply.warm
     assert updated.policy.look()["log"][-2:] == ["prepare 1.0.0", "swap 1.0.0 ROLLBACK CHUNK"]
+
+
+def test_a_rollback_that_a_crash_interrupted_is_carried_out_at_the_next_start(updated: Robot) -> None:
+    store = updated.engine.store
+    updated.stop()
+    store.open()
+    with store.edit() as state:
+        state.rollback = RollbackRecord(state.previous, "asked for before the crash", "1.1.0")
+        state.state = S.ROLLING_BACK
+    store.close()
+    updated.start()
+    updated.until(lambda: updated.engine.store.state.rollback is None)
+    assert updated.current_version() == "1.0.0"
+    assert updated.policy.look()["active"]["version"] == "1.0.0"
+    assert updated.engine.status().state is S.ROLLED_BACK
 
 
 def test_commit_ends_a_trial_on_a_persons_responsibility(updated: Robot) -> None:

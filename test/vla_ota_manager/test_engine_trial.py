@@ -46,6 +46,36 @@ def test_a_hard_limit_rolls_back_warm_without_a_download_and_blocks(on_trial: Ro
     assert on_trial.install("1.1.0", S.REJECTED, update_id="again").error_code == "VERSION_BLOCKED"
 
 
+def test_a_verdict_is_not_gated_by_permission(robot: Robot) -> None:
+    robot.settings = {"require_permission": True, "min_trial_chunks": 1000}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    robot.engine.set_update_permitted(True)
+    robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    robot.engine.set_update_permitted(False)
+    robot.score(1.0, "hard_limit")
+    check_rolled_back(robot, "HARD_LIMIT", blocked=True)
+
+
+def test_a_trial_is_not_entered_again_without_permission(robot: Robot) -> None:
+    robot.settings = {"require_permission": True, "min_trial_chunks": 1000}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    robot.engine.set_update_permitted(True)
+    robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    robot.stop()
+    robot.policy.let_lease_run_out()
+    robot.start()
+    robot.until(lambda: "update_permitted" in robot.engine.status().message)
+    assert robot.policy.look()["active"]["version"] == "1.0.0"
+    robot.engine.set_update_permitted(True)
+    robot.until(lambda: robot.policy.look()["active"]["version"] == "1.1.0")
+
+
 def test_a_hold_by_a_limit_rolls_back(on_trial: Robot) -> None:
     with on_trial.policy.edit() as document:
         document["holding"] = "LIMIT"
