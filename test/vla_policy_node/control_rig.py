@@ -216,6 +216,8 @@ class Rig:
         return worker
 
     def close(self) -> None:
+        for generation in list(self.commands._generations):
+            self.send("remove_generation", generation=generation)
         for worker in self.workers.values():
             worker.close()
 

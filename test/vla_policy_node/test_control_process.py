@@ -108,7 +108,9 @@ class Robot:
                 }
             )
             for worker, policy in list(self.workers.values()):
-                if not select.select([worker.eventfd], [], [], 0)[0]:
+                poll = select.poll()
+                poll.register(worker.eventfd, select.POLLIN)
+                if not poll.poll(0):
                     continue
                 os.eventfd_read(worker.eventfd)
                 if worker.request() is not None and policy is not None:
@@ -170,7 +172,9 @@ time.sleep(60)
         parent.send_signal(signal.SIGKILL)
     handle = os.pidfd_open(pid) if Path(f"/proc/{pid}").exists() else None
     if handle is not None:
-        assert select.select([handle], [], [], 10.0)[0], "the control process outlives its parent"
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        assert poll.poll(10_000), "the control process outlives its parent"
         os.close(handle)
     size = (tmp_path / "commands").stat().st_size
     assert size > 0
