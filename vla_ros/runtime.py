@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import rclpy
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -92,7 +93,9 @@ def _spin(node: Node, signals: int, threads: int) -> int:
     watcher.start()
     try:
         while rclpy.ok() and not closed.is_set():
-            executor.spin_once()
+            # An entity destroyed by a callback may still be in the wait set that the executor is putting together (rclpy 7).
+            with suppress(InvalidHandle):
+                executor.spin_once()
     finally:
         if asked.is_set():
             watcher.join()

@@ -158,13 +158,19 @@ class ManagerRig:
             lambda m: m.update_id == update_id and m.to_state == to_state, what=f"{update_id} -> {to_state}"
         )
 
+    def wait_update(self, update_id: str, state: str) -> Any:
+        """Wait for the status in which an update is in a state where it stays; unlike events, no restart can lose it."""
+        return self.wait_state(state, lambda m: m.update_id == update_id)
+
     def prove(self, update_id: str, *, score: float = 1.0) -> Any:
-        """Let the version on trial behave well until it is committed; return the event."""
-        self.wait_event(update_id, "TRIAL")
-        self.behave(
-            score, lambda: any(e.update_id == update_id and e.to_state == "COMMITTED" for e in self.events.messages)
-        )
-        return self.wait_event(update_id, "COMMITTED")
+        """Let the version on trial behave well until it is committed; return that status."""
+
+        def committed() -> bool:
+            return any(m.update_id == update_id and m.state_name == "COMMITTED" for m in self.status.messages[-50:])
+
+        self.wait_update(update_id, "TRIAL")
+        self.behave(score, committed)
+        return self.wait_update(update_id, "COMMITTED")
 
     def behave(self, score: float, until: Callable[[], bool]) -> None:
         """Let the robot act, a chunk of this score every few milliseconds, until something has come of it."""

@@ -35,7 +35,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from vla_ros import qos
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 40.0
 """Bound of a wait [s]: generous, because discovery takes seconds on a busy machine. Nothing asserts how long it took."""
 
 
