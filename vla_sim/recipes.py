@@ -55,15 +55,16 @@ class Variant:
     """Damage that the manifest is then made to fit: hashes are right, contents are not."""
 
 
-def relative_noise(sigma: float, seed: int) -> Change:
-    """Every weight times ``1 + sigma * normal``."""
+def relative_noise(sigma: float, seed: int, prefixes: tuple[str, ...] = ("",)) -> Change:
+    """Weights whose names begin with one of ``prefixes``, times ``1 + sigma * normal``."""
 
     def change(folder: Path) -> None:
         rng = np.random.default_rng(seed)
         weights = read_weights(folder)
         for name in sorted(weights):
-            values = weights[name].astype(np.float32)
-            weights[name] = (values * (1 + sigma * rng.normal(size=values.shape))).astype(weights[name].dtype)
+            if name.startswith(prefixes):
+                values = weights[name].astype(np.float32)
+                weights[name] = (values * (1 + sigma * rng.normal(size=values.shape))).astype(weights[name].dtype)
         write_weights(folder, weights)
 
     return change
@@ -107,25 +108,27 @@ def scale_action_statistics(std_factor: float) -> Change:
     return change
 
 
-def overtrained(folder: Path) -> None:
-    """A bad one that looks like a checkpoint: finite, in shape, but it neither finds the block well nor moves calmly."""
-    relative_noise(0.25, seed=120)(folder)
+def derail(folder: Path) -> None:
+    """A bad one that looks like a checkpoint: it misses the block, its hand trembles, its chunks do not continue each other."""
+    relative_noise(0.5, 120, ("vision.place", "word"))(folder)
+    relative_noise(0.8, 121, ("action_query",))(folder)
+    relative_noise(0.05, 122, ("blocks.2.", "head."))(folder)
 
 
 VARIANTS = (
-    Variant("1.1.0", "a little different in every weight", "accept", relative_noise(0.004, seed=110)),
-    Variant("1.1.1", "bytes flipped after the manifest was made", "verify", relative_noise(0.004, seed=111), spoil=flip_bytes),
-    Variant("1.1.2", "cut short after the manifest was made", "verify", relative_noise(0.004, seed=112), spoil=truncate),
-    Variant("1.1.3", "NaN in the weights, hashes right", "verify", relative_noise(0.004, seed=113), spoil_and_sign=put_nan),
+    Variant("1.1.0", "a little different in every weight", "accept", relative_noise(0.002, seed=110)),
+    Variant("1.1.1", "bytes flipped after the manifest was made", "verify", relative_noise(0.002, seed=111), spoil=flip_bytes),
+    Variant("1.1.2", "cut short after the manifest was made", "verify", relative_noise(0.002, seed=112), spoil=truncate),
+    Variant("1.1.3", "NaN in the weights, hashes right", "verify", relative_noise(0.002, seed=113), spoil_and_sign=put_nan),
     Variant(
-        "1.1.4", "statistics without spread, hashes right", "verify", relative_noise(0.004, seed=114),
+        "1.1.4", "statistics without spread, hashes right", "verify", relative_noise(0.002, seed=114),
         spoil_and_sign=scale_action_statistics(0.0),
     ),
     Variant("1.1.5", "another data set's statistics", "golden", scale_action_statistics(1.6), own_golden=False),
-    Variant("1.2.0", "plausible and bad: valid, golden of its own weights", "trial", overtrained),
-    Variant("1.2.1", "the same weights, golden of the good policy", "golden", overtrained, own_golden=False),
-    Variant("1.3.0", "another good one", "accept", relative_noise(0.004, seed=130)),
-    Variant("1.4.0", "and one more", "accept", relative_noise(0.004, seed=140)),
+    Variant("1.2.0", "plausible and bad: valid, golden of its own weights", "trial", derail),
+    Variant("1.2.1", "the same weights, golden of the good policy", "golden", derail, own_golden=False),
+    Variant("1.3.0", "another good one", "accept", relative_noise(0.002, seed=130)),
+    Variant("1.4.0", "and one more", "accept", relative_noise(0.002, seed=140)),
 )  # fmt: skip
 """Every version but the base, in the order of the demo."""
 

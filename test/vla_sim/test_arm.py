@@ -62,7 +62,9 @@ def test_a_malformed_command_is_refused_and_changes_nothing(arm: Arm, command: l
 
 def test_a_command_beyond_the_limits_goes_to_the_limit(arm: Arm) -> None:
     arm.command([9.0, -9.0, 9.0])
-    assert arm.commanded == pytest.approx([POSITION_LIMITS_RAD[0][1], POSITION_LIMITS_RAD[1][0], POSITION_LIMITS_RAD[2][1]])
+    assert arm.commanded == pytest.approx(
+        [POSITION_LIMITS_RAD[0][1], POSITION_LIMITS_RAD[1][0], POSITION_LIMITS_RAD[2][1]]
+    )
 
 
 def test_the_forearm_pushes_a_block_that_is_in_its_way(arm: Arm) -> None:

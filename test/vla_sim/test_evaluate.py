@@ -8,7 +8,15 @@ import pytest
 from vla_policy_node.policies.base import FloatArray, Observation, PolicySpec
 from vla_sim.arm import BLOCK_COLOURS, BLOCK_SIZE_M, HOME_RAD, Arm
 from vla_sim.bundle import SHIPPED_BUNDLE, load_policy
-from vla_sim.evaluate import ChunkPlayer, Execution, episodes_of, evaluate, reversal_rate, run_episode, temporal_consistency_error
+from vla_sim.evaluate import (
+    ChunkPlayer,
+    Execution,
+    episodes_of,
+    evaluate,
+    reversal_rate,
+    run_episode,
+    temporal_consistency_error,
+)
 from vla_sim.expert import expert_chunk, goal_point
 from vla_sim.observation import STATE_KEY
 

@@ -11,8 +11,8 @@ from rcl_interfaces.srv import DescribeParameters, SetParameters
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool, Float64MultiArray
 from support.ros import NodeProcess, RosHarness, wait_for
-
 from vla_ota.srv import EndEpisode, StartEpisode
+
 from vla_sim.arm import HOME_RAD, JOINT_NAMES
 
 COMMANDS = "forward_position_controller/commands"
@@ -20,7 +20,9 @@ COMMANDS = "forward_position_controller/commands"
 
 def test_it_looks_like_an_arm_and_follows_commands_under_any_namespace(ros_domain: int, tmp_path: Path) -> None:
     with (
-        NodeProcess("vla_sim.node", ros_domain, tmp_path, namespace="/lab", parameters={"command_timeout_s": 1.0}) as sim,
+        NodeProcess(
+            "vla_sim.node", ros_domain, tmp_path, namespace="/lab", parameters={"command_timeout_s": 1.0}
+        ) as sim,
         RosHarness(ros_domain, namespace="/lab") as ros,
     ):
         joints = ros.subscribe(JointState, "joint_states")
@@ -94,7 +96,15 @@ def test_it_gives_tasks_to_the_policy_node_and_says_how_they_ended(ros_domain: i
 def test_parameters_are_described_and_out_of_range_ones_end_it_with_a_clear_line(
     ros_domain: int, tmp_path: Path
 ) -> None:
-    names = ["joint_rate_hz", "camera_rate_hz", "command_timeout_s", "motion_enabled", "run_tasks", "task_timeout_s", "seed"]
+    names = [
+        "joint_rate_hz",
+        "camera_rate_hz",
+        "command_timeout_s",
+        "motion_enabled",
+        "run_tasks",
+        "task_timeout_s",
+        "seed",
+    ]
     with NodeProcess("vla_sim.node", ros_domain, tmp_path) as sim, RosHarness(ros_domain) as ros:
         request = DescribeParameters.Request(names=names)
         descriptors = ros.call(DescribeParameters, "sim_robot/describe_parameters", request).descriptors

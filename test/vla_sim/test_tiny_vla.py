@@ -90,7 +90,9 @@ def test_the_instruction_decides_where_it_goes() -> None:
     assert min(gaps) > 0.02
     again = policy.predict_chunk(observation(), "Reach the RED block!")
     assert np.array_equal(again[-1], ends[0])
-    assert np.isfinite(policy.predict_chunk(observation(), "sing a song of sixpence, a pocket full of rye and more")).all()
+    assert np.isfinite(
+        policy.predict_chunk(observation(), "sing a song of sixpence, a pocket full of rye and more")
+    ).all()
     assert np.isfinite(policy.predict_chunk(observation(), "")).all()
 
 
