@@ -33,7 +33,7 @@ def wait_until(condition: object, timeout_s: float = 15.0) -> None:
 
 def test_it_follows_commands_and_stays_put_when_they_stop(robot: SimRobot) -> None:
     assert robot.snapshot().holding
-    target = np.array(HOME_RAD) + [0.3, 0.0, 0.0]
+    target = np.add(HOME_RAD, (0.3, 0.0, 0.0))
 
     def arrived() -> bool:
         robot.command(target.tolist())

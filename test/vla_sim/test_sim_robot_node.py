@@ -1,4 +1,4 @@
-"""The node: the topics of a real arm, commands that move it, parameters with ranges, and tasks that a policy node is asked to do."""
+"""The node: topics of a real arm, commands that move it, parameters with ranges, and tasks that a policy node is asked to do."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_passing_over_the_block_is_not_resting_on_it() -> None:
     assert fly(arm, episode, episode.colour)[0]  # the tip rests there now
     judge = ReachJudge(episode.colour, TaskRules(dwell_s=0.3))
     assert judge.update(arm.state(), arm.blocks(), 0.2) is None
-    elsewhere = arm.blocks() + [0.2, 0.0, 0.0]
+    elsewhere = arm.blocks() + np.array((0.2, 0.0, 0.0))
     assert judge.update(arm.state(), elsewhere, 0.02) is None
     assert judge.update(arm.state(), arm.blocks(), 0.2) is None  # the dwell began anew
     assert judge.update(arm.state(), arm.blocks(), 0.2) is True
@@ -74,7 +74,7 @@ def test_time_runs_out() -> None:
     arm, episode = Arm(), sample_episode(np.random.default_rng(4))
     begin(arm, episode)
     judge = ReachJudge(episode.colour, TaskRules(timeout_s=1.0))
-    far = arm.blocks() + [0.3, 0.0, 0.0]
+    far = arm.blocks() + np.array((0.3, 0.0, 0.0))
     assert [judge.update(arm.state(), far, 0.4) for _ in range(3)] == [None, None, False]
 
 
