@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import array
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,6 +28,7 @@ from vla_policy_node.errors import ControlError
 
 Floats = npt.NDArray[np.float64]
 
+_GRAPH_PERIOD_S = 0.5
 _DISCOVERY_S = 1.0
 """How long after its start the node may still learn of other publishers."""
 
@@ -61,6 +63,10 @@ class RosSink:
             _Output(self._node, output, topic, contract.period_s)
             for output, topic in zip(contract.outputs, topics, strict=True)
         ]
+        self._intruder = ""
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch_graph, name="graph", daemon=True)
+        self._watcher.start()
 
     def publish(self, values: Floats) -> None:
         """Publish one command on every output topic."""
@@ -68,13 +74,21 @@ class RosSink:
             output.publish(values)
 
     def intruder(self) -> str:
-        """Say who else publishes a command topic now; empty = nobody that is known."""
+        """Say who else published a command topic when it was last looked at; empty = nobody that is known."""
+        return self._intruder
+
+    def _watch_graph(self) -> None:
+        """Asking the graph takes locks that discovery holds: it is done beside the loop."""
+        while not self._closing.wait(_GRAPH_PERIOD_S):
+            self._intruder = self._ask_graph()
+
+    def _ask_graph(self) -> str:
         return next(filter(None, (output.intruder() for output in self._outputs)), "")
 
     def check(self) -> None:
         """Look for other publishers of the command topics. Raises ControlError COMMAND_TOPIC_TAKEN."""
         while True:
-            text = self.intruder()
+            text = self._intruder = self._ask_graph()
             if text:
                 raise ControlError("COMMAND_TOPIC_TAKEN", text)
             left = self._born + _DISCOVERY_S - time.monotonic()
@@ -84,6 +98,8 @@ class RosSink:
 
     def close(self) -> None:
         """Leave the graph and release the topics."""
+        self._closing.set()
+        self._watcher.join()
         self._node.destroy_node()
         self._context.try_shutdown()
         self._release()

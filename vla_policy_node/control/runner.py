@@ -53,11 +53,12 @@ class Runner:
         period_ns = self._loop.period_ns
         schedule = Schedule(period_ns, time.monotonic_ns() + period_ns)
         while True:
+            commanding = self._loop.enabled
             self._listen(time.monotonic_ns())
             if self._stopping:
                 return
             now_ns = time.monotonic_ns()
-            if not self._loop.enabled:
+            if not (commanding and self._loop.enabled):  # nothing was due while it looked for other publishers either
                 schedule.resync(now_ns - period_ns)
             if schedule.deadline_ns > now_ns:
                 time.sleep((schedule.deadline_ns - now_ns) / 1e9)
