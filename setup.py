@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For `pip install`: the packages that need no ROS (cloud machines, worker interpreters, unit tests). colcon uses CMakeLists.txt."""
+"""For `pip install`: packages for machines without ROS (cloud, workers, unit tests). colcon uses CMakeLists.txt."""
 
 from setuptools import find_packages, setup
 
