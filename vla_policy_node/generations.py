@@ -31,7 +31,7 @@ CAPACITY = 2  # generations in memory: the active one and one more
 AFTER_SWAP_S = 1.0  # a report's span ends this long after the swap
 _ANSWER_S = 2.0  # the control process gives up on a boundary by itself; wait this much longer for its answer
 _POLL_S = 0.05
-_STOOD_STILL = ("MOTION_DISABLED", "GENERATION_LOST")  # refused because the robot has stopped meanwhile
+_STOOD_STILL = ("MOTION_DISABLED", "GENERATION_LOST", "INACTIVE")  # refused because the robot has stopped meanwhile
 
 LossListener = Callable[[Resident, "TrialLease | None"], None]
 """Called when the active generation has gone, with the lease it was on."""

@@ -219,7 +219,10 @@ class PolicyNode(LifecycleNode):
 
     def _set_live(self, name: str, value: Any) -> None:
         if name == "instruction" and self._engine is not None:
-            self._engine.set_instruction(value)
+            try:
+                self._engine.set_instruction(value)
+            except PolicyNodeError as e:
+                raise ValueError(f"{e.code}: {e}") from e  # refuses the change
 
     # -- services --------------------------------------------------------------------------------------------------
 

@@ -47,10 +47,10 @@ def test_without_a_manager_the_fallback_acts_again_at_a_chunk_boundary(tmp_path:
 
 def test_only_a_status_of_this_trial_renews_the_lease(tmp_path: Path, digests: dict[str, str]) -> None:
     with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:
-        digest = on_trial(rig, tmp_path, 1.5)
+        digest = on_trial(rig, tmp_path, 1.0)
         lease = rig.engine.generations.lease
         assert lease is not None
-        end = time.monotonic() + 2.2
+        end = time.monotonic() + 1.5
         while time.monotonic() < end:  # longer than the lease
             rig.engine.on_manager_status(digest, digests["1.0.0"])
             time.sleep(0.05)

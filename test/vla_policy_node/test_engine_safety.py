@@ -27,7 +27,7 @@ def stays(rig: EngineRig, ticks: int = 30) -> bool:
 
 def test_a_jump_is_not_commanded_it_is_a_latched_hold_and_a_score_and_rollback_works_in_it(tmp_path: Path) -> None:
     good = scripted_bundle(tmp_path / "good", "1.0.0").digest
-    scripted_bundle(tmp_path / "bad", "1.1.0", jump_at_call=6, jump=0.9)
+    scripted_bundle(tmp_path / "bad", "1.1.0", jump_at_call=6, jump=1.5)
     scripted_bundle(tmp_path / "other", "1.2.0")
     with EngineRig(tmp_path, contract=LATCHED, model_path=str(tmp_path / "good")) as rig:
         rig.wait_running("1.0.0")
@@ -54,7 +54,7 @@ def test_a_jump_is_not_commanded_it_is_a_latched_hold_and_a_score_and_rollback_w
 
 
 def test_an_update_waits_for_a_held_robot_and_gives_up_in_time(tmp_path: Path) -> None:
-    scripted_bundle(tmp_path / "bad", "1.0.0", jump_at_call=6, jump=0.9)
+    scripted_bundle(tmp_path / "bad", "1.0.0", jump_at_call=6, jump=1.5)
     scripted_bundle(tmp_path / "b", "1.1.0")
     with EngineRig(tmp_path, contract=LATCHED, model_path=str(tmp_path / "bad")) as rig:
         rig.wait_for(lambda: rig.control.hold_reason == "LIMIT", "the hold")
@@ -119,7 +119,9 @@ def test_a_rollback_does_not_wait_for_observations_that_no_longer_come(tmp_path:
         rig.wait_running("1.0.0")
 
 
-def test_the_instruction_of_an_episode_reaches_the_policy_and_ends_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_instruction_of_an_episode_reaches_the_policy_and_ends_with_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     scripted_bundle(tmp_path / "a", "1.0.0", echo=True, print_resets=True)
     caplog.set_level("INFO", "vla_policy_node")
 

@@ -63,6 +63,7 @@ class PlayedControl:
     def activate(self, generation: int, at: str, swap_id: str, timeout_s: float) -> None:
         self._check()
         self.asked.append((generation, at, swap_id))
+        self.spans.add(swap_id)  # counting begins with the request
 
     def cancel_activation(self, swap_id: str) -> None:
         self.cancelled.append(swap_id)
@@ -165,6 +166,8 @@ class Stage:
     def answer(self, index: int = -1, error: str = "") -> None:
         """Answer what the control process was asked: it has swapped, or it has not."""
         generation, _, swap_id = self.control.asked[index]
+        if not error:
+            self.control.spans.discard(swap_id)
         event = {"type": "SWAP_FAILED" if error else "SWAPPED", "swap_id": swap_id, "generation": generation}
         self.generations.on_control_event({**event, "error_code": error})
 
@@ -312,7 +315,8 @@ def test_the_episode_s_allowance_is_not_spent_by_a_swap_that_failed(tmp_path: Pa
         stage.until(lambda count=count: len(stage.control.asked) > count)  # type: ignore[misc]
         stage.answer(error=error)
         stage.recovery._executor.submit(lambda: None).result(10.0)
-        lease._next_try_s = -1.0  # a second has gone by
+        assert stage.generations.lease is None or lease._next_try_s < time.monotonic() + 10.0  # soon again
+        lease._next_try_s = -1.0  # that time has come
     assert stage.generations.residents.active is first and stage.errors == ["LEASE_EXPIRED", "SEAM_JUMP", "LEASE_EXPIRED"]
     stage.dies(first)
     stage.until(lambda: stage.errors[-1] == "AUTO_SWAP_LIMIT")  # this episode has had its automatic swap
@@ -364,7 +368,8 @@ def test_a_control_process_that_has_gone_answers_everybody(stage: Stage) -> None
     stage.generations.control_lost()
     stage.until(lambda: bool(result))
     assert result == ["CONTROL_LOST"]
-    for call in (lambda: stage.prepare("1.2.0"), lambda: stage.generations.swap(SwapRequest(bundle_path=str(stage.folder / "1.1.0")))):
+    request = SwapRequest(bundle_path=str(stage.folder / "1.1.0"))
+    for call in (lambda: stage.prepare("1.2.0"), lambda: stage.generations.swap(request)):
         with pytest.raises(ControlError):
             call()
     active = stage.generations.residents.active

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -30,7 +32,7 @@ def test_scores_are_their_definitions_counted_out(
     distances = [
         float(np.sqrt(sum(((float(a[shift + i, c]) - float(b[i, c])) / scale[c]) ** 2 for c in range(size))))
         for i in range(len(b))
-        if 0 <= shift and shift + i < len(a)
+        if shift >= 0 and shift + i < len(a)
     ]
     error = temporal_consistency_error(a, b, shift, scale)
     assert error == (pytest.approx(np.mean(distances)) if distances else None)
@@ -39,7 +41,7 @@ def test_scores_are_their_definitions_counted_out(
     assert magnitude(a, scale) == pytest.approx(np.mean([np.hypot.reduce(s) for s in steps]) if steps else 0.0)
     turns = [
         abs(now[c]) >= deadband and abs(before[c]) >= deadband and now[c] * before[c] < 0
-        for before, now in zip(steps, steps[1:], strict=False)
+        for before, now in itertools.pairwise(steps)
         for c in range(size)
     ]
     assert reversal_rate(a, scale, deadband) == pytest.approx(np.mean(turns) if turns else 0.0)
