@@ -120,16 +120,16 @@ class PolicyNode(LifecycleNode):
         return super().on_shutdown(state)
 
     def close(self) -> None:
-        """End every process; called once before the node is destroyed."""
-        self._take_down()
+        """End every process; called once, while callbacks still run. What on_configure made goes with the node."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
 
     def _take_down(self) -> None:
-        engine, self._engine = self._engine, None
+        self.close()
         for destroy, thing in reversed(self._configured):
             destroy(thing)
         self._configured.clear()
-        if engine is not None:
-            engine.close()
         self._changed.set()
 
     def _require_engine(self) -> PolicyEngine:
