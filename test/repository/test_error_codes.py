@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/errors.md lists every code that the packages can give, and no other.
+
+A code is any text in SCREAMING_SNAKE_CASE that the sources *give* (pass, return, assign; alone or as ``CODE: text``) rather than
+compare with. Not only arguments of exceptions: codes also travel in replies, events and holds, and a way to give one that a
+reader of exceptions would not know of must not hide it. What looks like a code and is none is named below.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from vla_ota_manager.states import UpdateState
+from vla_policy_node.control.client import AT
+from vla_policy_node.ipc.layouts import CHUNK_ERRORS, HOLD_REASONS, MODES
+
+TOP = Path(__file__).resolve().parents[2]
+PAGE = TOP / "docs" / "errors.md"
+
+OTHER_PAGES = ("vla_ros/doctor/", "vla_sim/demo/")
+"""The doctor's findings are in docs/doctor.md; the demo gives no codes, it expects them."""
+
+VOCABULARIES = {*AT, *MODES, *(state.name for state in UpdateState)}
+"""Words that are fixed elsewhere. Some are codes as well (CANCELLED, FAILED, INACTIVE, MOTION_DISABLED): those are documented."""
+
+NOT_CODES = {
+    "environment": "AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PATH PKG_CONFIG_PATH PYTHONPATH"
+    " VLA_OTA_CRASH_AT VLA_OTA_CRASH_LOG",
+    "constants of modules": "DEFAULT_LIMITS DTYPE_BITS MANIFEST_NAME MAP_POPULATE SCHED_RESET_ON_FORK SC_PAGE_SIZE",
+    "events between processes": "CHUNK_ERROR DISABLED ENABLED ENABLE_FAILED EXITED HOLD LOG LOST MOTION_ENABLED REFUSED RESUMED"
+    " RESUME_ACCEPTED RESUME_REFUSED SPAN SPARE_READY STARTED START_FAILED SWAPPED",
+    "states of a preparation": "BUILD DIGEST GOLDEN LOADING QUEUED READY WARM_UP",
+    "causes and decisions": "COMMIT CONTINUE ROLLBACK UPDATE",
+    "words of LeRobot and Unicode": "ACTION IDENTITY MEAN_STD MIN_MAX NFKC QUANTILES STATE VISUAL",
+    "words of command lines": "BUNDLE DIR HEX HZ JSON UTC VERSION",
+    "why a wait of the policy port was given up": "TIMEOUT",
+}
+NOT_CODE_WORDS = {word for words in NOT_CODES.values() for word in words.split()}
+
+_CODE = re.compile(r"[A-Z][A-Z0-9]+(?:_[A-Z0-9]+)*")
+_BEFORE_TEXT = re.compile(rf"({_CODE.pattern}): ")
+_ROW = re.compile(r"\| `([A-Z0-9_]+)` \|(.*)\|")
+_IN_TREE = re.compile(r"\b[A-Z][A-Z0-9]+(?:_[A-Z0-9]+)+\b")
+
+
+def given(node: ast.AST) -> Iterator[tuple[str, int]]:
+    """Yield (code, line) for every code below ``node`` that is given rather than compared with, looked up or explained."""
+    if isinstance(node, (ast.Compare, ast.Set)) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    ):
+        return
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        found = _CODE.fullmatch(node.value) or _BEFORE_TEXT.match(node.value)
+        if found:
+            yield found[found.lastindex or 0], node.lineno
+    children: Iterator[ast.AST] = ast.iter_child_nodes(node)
+    if isinstance(node, ast.Dict):
+        children = iter(node.values)
+    elif isinstance(node, ast.Subscript):
+        children = iter([node.value])
+    for child in children:
+        yield from given(child)
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(TOP.glob("vla_*/**/*.py")):
+        name = path.relative_to(TOP).as_posix()
+        if not name.startswith(OTHER_PAGES):
+            yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def all_given() -> dict[str, str]:
+    """Return code → the first place that gives it."""
+    found: dict[str, str] = {}
+    for name, tree in sources():
+        for code, line in given(tree):
+            found.setdefault(code, f"{name}:{line}")
+    return found
+
+
+def sections() -> dict[str, list[tuple[str, list[str]]]]:
+    """Return section of the page → rows (code, the other cells)."""
+    found: dict[str, list[tuple[str, list[str]]]] = {}
+    title = ""
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            title = line.removeprefix("## ")
+        elif line.startswith("| `"):
+            row = _ROW.fullmatch(line)
+            if row and title:
+                found.setdefault(title, []).append((row[1], [cell.strip() for cell in row[2].split("|")]))
+            else:
+                assert not title, f"no row of a code: {line}"
+    return found
+
+
+def documented() -> set[str]:
+    return {code for rows in sections().values() for code, _ in rows}
+
+
+def test_every_code_that_can_be_given_is_documented() -> None:
+    known = documented() | NOT_CODE_WORDS | VOCABULARIES
+    missing = [f"{code} ({place})" for code, place in sorted(all_given().items()) if code not in known]
+    assert not missing, "add to docs/errors.md (or to NOT_CODES, if it is none): " + ", ".join(missing)
+
+
+def test_every_code_that_is_documented_can_be_given() -> None:
+    gone = documented() - all_given().keys()
+    assert not gone, f"docs/errors.md explains what nobody gives any more: {sorted(gone)}"
+
+
+def test_what_is_called_no_code_occurs_and_is_not_documented() -> None:
+    stale = NOT_CODE_WORDS - all_given().keys()
+    assert not stale, f"nobody uses these words any more: {sorted(stale)}"
+    assert not NOT_CODE_WORDS & documented()
+
+
+def test_every_row_says_what_it_means_what_the_robot_does_and_what_to_do() -> None:
+    for title, rows in sections().items():
+        for code, cells in rows:
+            assert len(cells) == 3 and all(cells), f"{title}: {code} has {len(cells)} cells, or an empty one"
+        twice = [code for code, count in Counter(code for code, _ in rows).items() if count > 1]
+        assert not twice, f"{title}: {twice}"
+
+
+def test_every_hold_reason_and_every_fault_of_a_chunk_is_documented_where_it_is_looked_for() -> None:
+    found = sections()
+    assert {code for code, _ in found["Why the robot holds"]} == set(HOLD_REASONS[1:])
+    swaps = {code for code, _ in found["Swaps"]} | {code for code, _ in found["Why the robot holds"]}
+    assert set(CHUNK_ERRORS[1:]) <= swaps
+
+
+def test_codes_named_in_docstrings_are_documented() -> None:
+    """The trees of errors, and the lists of codes that a class or function raises."""
+    known = documented() | NOT_CODE_WORDS | VOCABULARIES | {"SCREAMING_SNAKE_CASE"}
+    for name, tree in sources():
+        if not name.endswith(("errors.py", "swapping.py", "episodes.py", "worker/api.py")):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                unknown = set(_IN_TREE.findall(ast.get_docstring(node) or "")) - known
+                assert not unknown, f"{name}: {sorted(unknown)}"
