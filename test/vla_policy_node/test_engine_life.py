@@ -20,7 +20,7 @@ from support.scripted import TEST_FOLDER, scripted_bundle
 from vla_policy_node.recovery import EXPECTED_ERRORS
 from vla_policy_node.swapping import SwapRequest
 
-CLOSE_S = 15.0  # far below any timeout of a load or a swap; a slow machine needs some of it
+CLOSE_S = 30.0  # far below the timeouts of the loads and swaps here; a slow machine needs some of it
 
 
 def in_thread(call: Callable[[], object]) -> tuple[threading.Thread, list[str]]:

@@ -65,6 +65,23 @@ def test_swaps_in_motion_cost_no_tick_and_their_reports_add_up(tmp_path: Path) -
         no_gap(rig, start)
 
 
+def test_commands_go_from_one_generation_to_the_other_and_never_back(tmp_path: Path) -> None:
+    old, new, blend_ticks = 0.0, 0.12, 2  # the rig's contract blends over two ticks
+    scripted_bundle(tmp_path / "old", "1.0.0", amplitude=0.0, offset=old)
+    scripted_bundle(tmp_path / "new", "1.1.0", amplitude=0.0, offset=new)
+    with EngineRig(tmp_path, model_path=str(tmp_path / "old")) as rig:
+        rig.wait_running("1.0.0")
+        rig.wait_for(lambda: len(rig.commands()[1]) > 5, "commands of the old one")
+        start = len(rig.commands()[1])
+        _, report = rig.engine.swap(SwapRequest(bundle_path=str(tmp_path / "new")))
+        rig.wait_running("1.1.0")
+        rig.wait_for(lambda: bool(np.isclose(rig.commands()[1][-1], new).all()), "commands of the new one")
+        values = no_gap(rig, start)
+        between = ~np.isclose(values, old, atol=1e-6) & ~np.isclose(values, new, atol=1e-6)
+        assert (np.diff(values, axis=0) >= -1e-6).all() and between.sum(axis=0).max() <= blend_ticks
+        assert report is not None and report.seam_jump == pytest.approx(np.diff(values, axis=0).max(), rel=1e-3)
+
+
 def test_what_prepare_loaded_is_told_once_in_the_report_of_the_swap_that_follows(tmp_path: Path) -> None:
     digests = bundles(tmp_path, "1.0.0", "1.1.0")
     with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:

@@ -333,6 +333,28 @@ def test_the_episode_s_allowance_is_not_spent_by_a_swap_that_failed(tmp_path: Pa
     stage.close()
 
 
+def test_what_failed_on_trial_is_not_loaded_again_but_its_dead_fallback_is(stage: Stage) -> None:
+    first = stage.active("1.0.0")
+    second = stage.active("1.1.0", trial=True, trial_lease_s=60.0)
+    stage.dies(first)
+    assert stage.generations.lease is not None and stage.generations.residents.standby is None
+    count = len(stage.control.asked)
+    stage.dies(second)
+    stage.until(lambda: len(stage.control.asked) > count)
+    stage.answer()
+    stage.until(lambda: stage.generations.residents.active is not None)
+    active = stage.generations.residents.active
+    assert active is not None and (active.version, active.id) == ("1.0.0", 3) and not stage.errors
+    stage.recovery._executor.submit(lambda: None).result(10.0)
+
+    third = stage.active("1.2.0", trial=True, trial_lease_s=60.0)
+    stage.pool.fails = True
+    stage.dies(active)
+    stage.dies(third)
+    stage.until(lambda: bool(stage.errors))
+    assert stage.errors == ["POLICY_LOST"] and stage.generations.residents.all() == []
+
+
 def test_a_renewed_lease_calls_the_way_back_off(stage: Stage) -> None:
     stage.active("1.0.0")
     second = stage.active("1.1.0", trial=True, trial_lease_s=60.0)
