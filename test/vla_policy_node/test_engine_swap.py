@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,26 @@ def test_each_boundary_is_kept(tmp_path: Path) -> None:
         no_gap(rig, 0)
 
 
+def test_an_episode_that_begins_right_after_the_request_is_its_boundary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = bundles(tmp_path, "1.0.0", "1.1.0")
+    with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:
+        rig.wait_running("1.0.0")
+        rig.engine.prepare(str(tmp_path / "1.1.0"), "", lambda *_: None, bool)
+        activate = rig.engine._control.activate
+
+        def activate_then_begin(*arguments: Any) -> None:
+            activate(*arguments)  # within the same tick, before the control process has read it
+            rig.engine.start_episode("", "", 0.0)
+
+        monkeypatch.setattr(rig.engine._control, "activate", activate_then_begin)
+        for version in ("1.1.0", "1.0.0", "1.1.0"):
+            rig.engine.swap(SwapRequest(digest=digests[version], at="EPISODE", timeout_s=15.0))
+            assert rig.snapshot.active.version == version  # type: ignore[union-attr]
+            rig.engine.end_episode("", success=True)
+
+
 def test_a_boundary_that_does_not_come_leaves_the_old_one_acting_and_the_new_one_ready(tmp_path: Path) -> None:
     digests = bundles(tmp_path, "1.0.0", "1.1.0")
     with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:
@@ -207,7 +228,7 @@ def test_a_second_swap_or_preparation_meanwhile_is_refused_and_does_not_disturb_
             assert caught.value.code == "SWAP_IN_PROGRESS"
         assert rig.snapshot.prepared is prepared and prepared.generation.alive
         tick = rig.control.tick
-        rig.wait_for(lambda: rig.control.tick > tick + 2, "the control process to have taken note")
+        rig.wait_for(lambda: rig.control.tick > tick + 2, "the request to have been sent")
         rig.engine.start_episode("", "", 0.0)
         waiting.join(20.0)
         assert result and rig.snapshot.active is prepared

@@ -194,7 +194,9 @@ class ControlClient:
         if at not in AT:
             raise ControlError("SWAP_BOUNDARY_UNKNOWN", f"at={at!r}, must be one of {', '.join(AT)}")
         message = {"type": "activate", "generation": generation, "at": at, "swap_id": swap_id, "timeout_s": timeout_s}
-        self._send({**message, "asked_ns": time.monotonic_ns()})
+        seen = self._observation.read(["episode"])  # the loop may hear of an episode before it reads this message
+        episode = int(seen[1]["episode"]) if seen is not None else 0
+        self._send({**message, "asked_ns": time.monotonic_ns(), "episode": episode})
 
     def cancel_activation(self, swap_id: str) -> None:
         """Take a pending swap back: SWAP_FAILED CANCELLED, unless it has happened already."""

@@ -121,7 +121,8 @@ class Commands:
             loop.fail_swap("SUPERSEDED", "another generation is activated at once")
         self._spans.begin(swap_id)
         asked_ns, now_ns = int(message["asked_ns"]), loop.now_ns
-        swap = PendingSwap(swap_id, generation, at, asked_ns, now_ns + timeout_ns, loop.episode or 0)
+        episode = int(message.get("episode", loop.episode or 0))
+        swap = PendingSwap(swap_id, generation, at, asked_ns, now_ns + timeout_ns, episode)
         still = loop.motion_disabled or loop.reasons.blocked
         if loop.active is generation:
             loop.swapped = (swap, generation.id, None)  # it is the acting one already
