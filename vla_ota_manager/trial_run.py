@@ -22,8 +22,10 @@ _S = UpdateState
 _STEP_S = 0.2
 _RETRY_S = 1.0
 _SAVE_PERIOD_S = 10.0
+_REPORT_S = 5.0
+"""How long a change that nobody asked for waits for the swap's report, which says why and comes a second after it [s]."""
 _ASK_AGAIN = frozenset(
-    {"POLICY_ABSENT", "TIMEOUT", "CANCELLED", "SWAP_IN_PROGRESS", "PREPARE_IN_PROGRESS", "MOTION_DISABLED"}
+    {"POLICY_ABSENT", "SWAP_TIMEOUT", "CANCELLED", "SWAP_IN_PROGRESS", "PREPARE_IN_PROGRESS", "MOTION_DISABLED"}
     | {"UNEXPECTED_ACTIVE", "NOT_PREPARED"}
 )
 """Codes after which a swap may still have happened, or may succeed later."""
@@ -45,6 +47,7 @@ class TrialRunner:
         self._saved_at = 0.0
         self._next_try = 0.0
         self._boot_id = ""
+        self._left_at = 0.0
         self._unsaved: tuple[str, str, bool, str] | None = None
         """A verdict that could not be written down yet."""
 
@@ -142,7 +145,7 @@ class TrialRunner:
         snapshot = self._ctx.port.status()
         self._boot_id = snapshot.boot_id if snapshot is not None else ""
         self._generation, self._confirmed, self._swapped_at = result.generation, False, time.monotonic()
-        self._saved_at = self._swapped_at
+        self._saved_at, self._left_at = self._swapped_at, 0.0
 
     # -- TRIAL --------------------------------------------------------------------------------------------------------------
 
@@ -176,26 +179,34 @@ class TrialRunner:
         """Notice that the policy node runs something else by its own decision, and close the trial; true if it does."""
         if snapshot is None or snapshot.age_s > self._config.policy_silent_s or not snapshot.active_digest:
             return False
-        if snapshot.active_digest == trial.ref.digest:
-            if self._confirmed and snapshot.generation != self._generation:
-                self._loaded_again(snapshot)
-                return True
-            self._confirmed = self._confirmed or snapshot.generation == self._generation
-            self._boot_id = snapshot.boot_id
+        acts = snapshot.active_digest == trial.ref.digest
+        if acts and (snapshot.generation == self._generation or not self._confirmed):
+            self._confirmed = snapshot.generation == self._generation
+            self._boot_id, self._left_at = snapshot.boot_id, 0.0
             return False
         if not self._confirmed and now - self._swapped_at < self._config.policy_silent_s:
             return False  # a status from before the swap
-        if snapshot.boot_id != self._boot_id:
-            cause = "POLICY_RESTARTED"
+        cause = self._why(snapshot, now)
+        if cause is None:
+            self._ctx.wait(_STEP_S)
+        elif acts:
+            self._loaded_again(cause)
         else:
-            by_itself = snapshot.last_swap_cause in ("LEASE_EXPIRED", "WORKER_LOST")
-            cause = snapshot.last_swap_cause if by_itself else "SWAPPED_AWAY"
-        self._note_left(trial, snapshot, cause)
+            self._note_left(trial, snapshot, cause)
         return True
 
-    def _loaded_again(self, snapshot: PolicySnapshot) -> None:
+    def _why(self, snapshot: PolicySnapshot, now: float) -> str | None:
+        """Say why another generation acts; None while the report that says so may still come."""
+        if snapshot.boot_id != self._boot_id:
+            return "POLICY_RESTARTED"
+        if snapshot.last_swap_cause in ("LEASE_EXPIRED", "WORKER_LOST"):
+            return snapshot.last_swap_cause
+        self._left_at = self._left_at or now
+        return None if not snapshot.last_swap_cause and now - self._left_at < _REPORT_S else "SWAPPED_AWAY"
+
+    def _loaded_again(self, cause: str) -> None:
         """It acts as another generation: its worker was lost; or somebody else swapped, then the trial is entered anew."""
-        if snapshot.last_swap_cause == "WORKER_LOST":
+        if cause == "WORKER_LOST":
             self.roll_back("WORKER_LOST", "its worker was lost and had to be started again", block=True, at="NOW")
         elif self._judge is not None:
             evidence = self._judge.to_json()

@@ -37,7 +37,12 @@ _UNFIT_CONTENT = frozenset(
     | {"SIZE_MISMATCH", "BLOB_DIGEST_MISMATCH"}
 )
 _ASK_AGAIN = frozenset({"POLICY_ABSENT", "PREPARE_IN_PROGRESS", "TRIAL_RUNNING"})
-_NOT_THE_BUNDLES_FAULT = _ASK_AGAIN | {"CANCELLED", "TIMEOUT", "NOT_CONFIGURED", "SHUTTING_DOWN"}
+_NOT_THE_BUNDLES_FAULT = (
+    _ASK_AGAIN
+    | {"CANCELLED", "PREPARE_TIMEOUT", "NOT_CONFIGURED", "CLOSED", "CONTROL_LOST", "CONTROL_UNRESPONSIVE"}
+    | {"OUT_OF_MEMORY", "NO_FREE_SLOT", "WORKER_START_FAILED"}
+)
+"""The update could not be carried out (FAILED); any other code is the policy node's refusal of this bundle (REJECTED)."""
 
 
 class UpdatePipeline:

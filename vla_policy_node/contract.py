@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vla_policy_node.errors import ContractError
 from vla_policy_node.policies.base import FeatureSpec, PolicySpec
@@ -220,6 +220,22 @@ class Contract:
         if spec.horizon < needed:
             parts = f"{spec.execute} executed, {self.blend_ticks} blended, {latency} while the next chunk is made"
             self._refuse("HORIZON_TOO_SHORT", f"a chunk has {spec.horizon} actions; {needed} are needed: {parts}")
+
+    def bundle_limits(self, wanted: Any) -> list[dict[str, float]]:
+        """Check the limits that a bundle asks for and return them, one mapping a channel (empty: the contract's alone).
+
+        ``wanted`` is ``action_limits`` of the bundle's ``config.json``: ``{channel: {low, high, rate, step, tolerance}}``, each
+        bound optional, in the channel's unit. They can only tighten. Raises ContractError LIMITS_INVALID.
+        """
+        if not isinstance(wanted, dict) or not all(isinstance(bounds, dict) for bounds in wanted.values()):
+            raise ContractError("LIMITS_INVALID", "action_limits is not an object of objects, one a channel")
+        unknown = sorted(wanted.keys() - {c.name for c in self.channels})
+        if unknown:
+            raise ContractError("LIMITS_INVALID", f"action_limits: the robot has no channel {unknown[0]!r}")
+        limits = [dict(wanted.get(channel.name, {})) for channel in self.channels]
+        for channel, bounds in zip(self.channels, limits, strict=True):
+            channel.limits.tightened(bounds)
+        return limits
 
     def _refuse(self, code: str, text: str) -> None:
         raise ContractError(code, f"{self.path}: {text}")

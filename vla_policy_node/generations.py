@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vla_checkpoint.config import load_config
 from vla_checkpoint.manifest import Manifest, load_manifest
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract import Contract
@@ -128,6 +129,7 @@ class Generations:
             self._preparing.release()
 
     def _load(self, path: Path, manifest: Manifest, on_progress: Progress, cancelled: Callable[[], bool]) -> Resident:
+        limits = self._contract.bundle_limits(load_config(path).raw.get("action_limits", {}))
         span = f"prepare-{uuid.uuid4().hex}"
         self._control.begin_span(span)
         try:
@@ -135,7 +137,7 @@ class Generations:
             try:
                 latency_s = generation.timings.inference_ms / 1e3
                 self._contract.check_bundle(manifest, generation.spec, latency_s=latency_s)
-                self._control.add_generation(generation.handle, latency_s=latency_s)
+                self._control.add_generation(generation.handle, latency_s=latency_s, limits=limits)
             except BaseException:
                 self._pool.release(generation)
                 raise

@@ -76,9 +76,10 @@ def swap_report(value: Report, stamp: Time) -> SwapReport:
     )
 
 
-def unconfigured(text: str, stamp: Time) -> PolicyStatus:
-    """Return the status of a node that is not configured; ``text`` says why it could not be."""
-    return PolicyStatus(header=Header(stamp=stamp), state=PolicyStatus.STATE_UNCONFIGURED, message=text)
+def unconfigured(error_code: str, text: str, stamp: Time) -> PolicyStatus:
+    """Return the status of a node that is not configured; the code and ``text`` say why it could not be."""
+    state = PolicyStatus.STATE_UNCONFIGURED
+    return PolicyStatus(header=Header(stamp=stamp), state=state, error_code=error_code, message=text)
 
 
 def status(value: Snapshot, rate_hz: float, stamp: Time) -> PolicyStatus:

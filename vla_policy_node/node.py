@@ -56,7 +56,7 @@ class PolicyNode(LifecycleNode):
         self._changed = threading.Event()
         self._published_s = 0.0
         self._outcomes: dict[str, EpisodeOutcome] = {}
-        self._message = ""
+        self._refusal = ("", "")  # code and text of what on_configure could not do
         self._configured: list[tuple[Callable[[Any], Any], Any]] = []  # how to destroy what on_configure made
         self.diagnostics = Diagnostics(self, "policy")
         self.diagnostics.add("control loop", self._diagnose_loop)
@@ -85,11 +85,11 @@ class PolicyNode(LifecycleNode):
             self._engine.start()
             self._make_interfaces(contract)
         except Exception as e:  # rclpy swallows what a transition raises
-            self._message = f"{getattr(e, 'code', 'CONFIGURE_FAILED')}: {e}"
-            self.get_logger().error(f"cannot configure: {self._message}")
+            self._refusal = (str(getattr(e, "code", "CONFIGURE_FAILED")), str(e))
+            self.get_logger().error("cannot configure: {}: {}".format(*self._refusal))
             self._take_down()
             return TransitionCallbackReturn.FAILURE
-        self._message = ""
+        self._refusal = ("", "")
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -396,14 +396,14 @@ class PolicyNode(LifecycleNode):
         self._published_s = now
         engine = self._engine
         if engine is None:
-            self._status.publish(messages.unconfigured(self._message, self._now()))
+            self._status.publish(messages.unconfigured(*self._refusal, self._now()))
         else:
             self._status.publish(messages.status(engine.snapshot(), engine.contract.rate_hz, self._now()))
 
     def _diagnose_loop(self) -> Finding:
         engine = self._engine
         if engine is None:
-            return Finding(WARN, f"not configured {self._message}".strip())
+            return Finding(WARN, " ".join(("not configured", *self._refusal)).strip())
         snapshot = engine.snapshot()
         status = snapshot.control
         if not snapshot.control_alive or status is None:

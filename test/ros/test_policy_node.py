@@ -174,7 +174,8 @@ def test_without_a_usable_contract_the_node_stays_unconfigured_and_says_why(ros_
     (tmp_path / "contract.yaml").write_text("name: x\nhold_on: 3\n")
     with PolicyRig(ros_domain, tmp_path) as rig:
         status = rig.status.wait(lambda m: m.message)
-        assert status.state == PolicyStatus.STATE_UNCONFIGURED and "CONTRACT_" in status.message
+        assert status.state == PolicyStatus.STATE_UNCONFIGURED
+        assert status.error_code == "CONTRACT_KEY_UNKNOWN" and "hold_on" in status.message
 
 
 def test_a_wrong_parameter_ends_the_node_with_one_clear_line(ros_domain: int, tmp_path: Path) -> None:
