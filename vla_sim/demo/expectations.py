@@ -18,7 +18,7 @@ from vla_sim.demo.journal import (
     RollbackReply,
     SwapReport,
 )
-from vla_sim.demo.report import END_STATES, Rollback, Swap, holds, rollbacks, swaps
+from vla_sim.demo.report import END_STATES, SENSOR_HOLD, Rollback, Swap, holds, rollbacks, swaps
 from vla_sim.demo.server import CheckpointServer
 
 WARM_LIMIT_S = 1.0
@@ -28,8 +28,6 @@ VERDICTS = ("SCORES_WORSE", "SUCCESS_WORSE", "HARD_LIMIT")
 UPDATE_PATH = ("CHECKING", "FETCHING", "VERIFYING", "INSTALLED", "PREPARING", "SWAPPING", "TRIAL")
 SHORT_PATH = ("CHECKING", "FETCHING", "SWAPPING", "TRIAL")
 """What is heard for certain of an update whose manager was started again: events are not latched."""
-SENSOR_HOLD = "OBSERVATION_STALE"
-"""The policy's inputs were late, which a busy machine does to the simulator; it says nothing about updates."""
 _STAMP_SLACK_S = 0.1  # two processes stamp the two sides of one moment
 
 

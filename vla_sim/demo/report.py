@@ -20,6 +20,8 @@ from vla_sim.demo.server import CheckpointServer
 
 END_STATES = ("COMMITTED", "REJECTED", "CANCELLED", "ROLLED_BACK", "FAILED")
 OPERATOR = "OPERATOR"
+SENSOR_HOLD = "OBSERVATION_STALE"
+"""The policy's inputs were late, which a busy machine does to the simulator; it says nothing about updates."""
 
 
 @dataclass(frozen=True)

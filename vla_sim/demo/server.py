@@ -122,10 +122,10 @@ class CheckpointServer:
         with self._lock:
             self._requests.append(request)
 
-    def note_sent(self, path: str, size: int) -> None:
-        """Take note of a piece of a body that was sent."""
+    def note_sent(self, path: str, size: int, at_s: float | None = None) -> None:
+        """Take note of a piece of a body that was sent, now or at ``at_s``."""
         with self._lock:
-            self._sent.append(Sent(time.time(), path, size))
+            self._sent.append(Sent(time.time() if at_s is None else at_s, path, size))
 
     def pause_if_asked(self, path: str, position: int) -> None:
         """Wait here while what follows ``position`` is held back."""

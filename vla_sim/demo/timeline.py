@@ -18,11 +18,22 @@ from vla_sim.demo.journal import (
     RollbackReply,
     SwapReport,
 )
-from vla_sim.demo.report import OPERATOR, Rollback, Swap, holds, rejected, rollbacks, success_rates, swaps
+from vla_sim.demo.report import (
+    OPERATOR,
+    SENSOR_HOLD,
+    Hold,
+    Rollback,
+    Swap,
+    holds,
+    rejected,
+    rollbacks,
+    success_rates,
+    swaps,
+)
 from vla_sim.demo.server import CheckpointServer
 
 _WIDTH = 120
-_EVENT_LATE_S = 0.3  # a status may overtake the event of the same transition
+_NOTHING_YET = "nothing heard yet"
 
 
 class Timeline:
@@ -34,7 +45,7 @@ class Timeline:
         self._begun_s = time.time()
         self._held_s: float | None = None
         self._moved = False
-        self._state: tuple[str, float] = ("", 0.0)  # of the manager, and since when
+        self._deaf_to = ""  # state of a manager that has just started: its first events reach nobody
 
     def chapter(self, number: int, title: str) -> None:
         """Print a heading."""
@@ -53,12 +64,12 @@ class Timeline:
         if isinstance(record, ModelEvent):
             code = f"{record.error_code}: " if record.error_code else ""
             arrow = f"{record.from_state} -> {record.to_state}"
-            self._state = record.to_state, record.at_s
+            self._deaf_to = ""
             self.say("manager", f"{record.version or '-':6} {arrow:24} {code}{record.message}", record.at_s)
         elif isinstance(record, ModelStatus):
             self._manager(record)
         elif isinstance(record, SwapReport):
-            self.say("policy", _swap_line(record), record.at_s)
+            self.say("policy", _swap_line(record))
         elif isinstance(record, PolicyStatus):
             self._policy(record)
         elif isinstance(record, Offer):
@@ -68,16 +79,15 @@ class Timeline:
             self.say("operator", f"rollback with an empty request: {what} ({record.message})")
         elif isinstance(record, Killed):
             self.say("demo", f"SIGKILL to the {record.what}", record.at_s)
+            self._deaf_to = _NOTHING_YET if record.what == "ota_manager" else self._deaf_to
 
     def _manager(self, status: ModelStatus) -> None:
-        """Print a state whose event nobody heard: those of a manager that has just started are lost."""
-        state, since_s = self._state
-        if status.state_name != state and status.at_s > since_s + _EVENT_LATE_S:
-            self._state = status.state_name, status.at_s
+        if self._deaf_to and status.state_name != self._deaf_to:
+            self._deaf_to = status.state_name
             self.say("manager", f"is in {status.state_name}: {status.message}", status.at_s)
 
     def _policy(self, status: PolicyStatus) -> None:
-        if status.holding and self._moved and self._held_s is None:
+        if status.holding and status.hold_reason != SENSOR_HOLD and self._moved and self._held_s is None:
             self._held_s = status.at_s
             self.say("policy", f"holds: {status.hold_reason}", status.at_s)
         elif status.running:
@@ -94,7 +104,8 @@ class Timeline:
 def _swap_line(report: SwapReport) -> str:
     way = "warm" if report.warm else "loaded"
     return (
-        f"{report.to_version:6} acts ({report.cause}, {way}), {report.swap_latency_s * 1e3:.0f} ms after the request; "
+        f"{report.to_version:6} acts instead of {report.from_version or 'nothing'} ({report.cause}, {way}), "
+        f"{report.swap_latency_s * 1e3:.0f} ms after the request; "
         f"{report.missed_ticks} ticks missed, {report.starved_ticks} starved"
     )
 
@@ -117,11 +128,8 @@ def tables(journal: Journal, server: CheckpointServer) -> list[str]:
     )
     lines += ["", "Holds"]
     lines += _table(
-        ["cause", "duration s", "then acted"],
-        [
-            [h.cause, "no end" if h.duration_s is None else f"{h.duration_s:.2f}", h.recovered_version]
-            for h in holds(journal)
-        ],
+        ["cause", "times", "longest s"],
+        _hold_rows(holds(journal)),
     )
     lines += ["", "Episodes"]
     lines += _table(
@@ -160,6 +168,16 @@ def _rollback_row(rollback: Rollback) -> list[str]:
         f"{rollback.duration_s:.2f}",
         str(rollback.bytes_downloaded),
     ]
+
+
+def _hold_rows(found: Sequence[Hold]) -> list[list[str]]:
+    rows = []
+    for cause in dict.fromkeys(hold.cause for hold in found):
+        durations = [hold.duration_s for hold in found if hold.cause == cause]
+        ended = [duration for duration in durations if duration is not None]
+        longest = f"{max(ended):.2f}" if len(ended) == len(durations) else "no end"
+        rows.append([cause, str(len(durations)), longest])
+    return rows
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
