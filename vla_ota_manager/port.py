@@ -34,7 +34,8 @@ class PolicySnapshot:
     running: bool = True
     """The active generation commands the robot, or holds; false while motion is disabled or the node is not active."""
     last_swap_cause: str = ""
-    """Cause in the last SwapReport: UPDATE, ROLLBACK, LEASE_EXPIRED or WORKER_LOST."""
+    """Cause in the SwapReport of the active generation: UPDATE, ROLLBACK, LEASE_EXPIRED or WORKER_LOST; it comes about a second
+    after the swap and is empty until then."""
 
     def is_resident(self, digest: str) -> bool:
         """Whether a swap to this bundle needs no loading."""

@@ -160,6 +160,19 @@ def test_a_worker_that_is_started_again_in_a_trial_convicts_as_well(on_trial: Ro
     check_rolled_back(on_trial, "WORKER_LOST", blocked=True)
 
 
+def test_why_the_policy_node_went_back_counts_though_its_report_comes_a_second_later(on_trial: Robot) -> None:
+    on_trial.until(lambda: "chunks" in on_trial.engine.status().trial_message)
+    on_trial.policy.lose_worker()
+    with on_trial.policy.edit() as document:
+        document["cause"] = ""  # what acts is known at once
+    statuses = len(on_trial.statuses)
+    on_trial.until(lambda: len(on_trial.statuses) > statuses + 5 and on_trial.engine.status().active_version == "1.0.0")
+    assert on_trial.engine.status().state is S.TRIAL
+    with on_trial.policy.edit() as document:
+        document["cause"] = "WORKER_LOST"
+    check_rolled_back(on_trial, "WORKER_LOST", blocked=True)
+
+
 def test_an_operators_rollback_does_not_forgive_a_verdict(on_trial: Robot) -> None:
     with on_trial.policy.edit() as document:
         document["refuse_swap"] = "SWAP_IN_PROGRESS"

@@ -31,8 +31,6 @@ DISCOVERY_S = 2.0
 """How long a server may take to be discovered before it counts as absent [s]."""
 REPLY_S = 5.0
 """What a policy node may need beyond the timeout that it was given, before its reply counts as lost [s]."""
-REPORT_GRACE_S = 0.5
-"""How long a status with another active generation waits for the report that says why [s]: topics have no common order."""
 CANCEL_S = 2.0
 """How long to wait for a cancelled preparation to end [s]; it ends by itself if that is not enough."""
 
@@ -58,8 +56,6 @@ class RosPolicyPort:
         self._mutex = threading.Lock()
         self._status: PolicyStatus | None = None
         self._heard_s = 0.0
-        self._before: PolicyStatus | None = None
-        self._changed_s = 0.0
         self._report: SwapReport | None = None
         self._closed = False
 
@@ -86,12 +82,8 @@ class RosPolicyPort:
     # -- what the policy node says ------------------------------------------------------------------------------------------
 
     def _take_status(self, message: PolicyStatus) -> None:
-        now_s = time.monotonic()
         with self._mutex:
-            last = self._status
-            if last is not None and _acting(last) != _acting(message):
-                self._before, self._changed_s = last, now_s
-            self._status, self._heard_s = message, now_s
+            self._status, self._heard_s = message, time.monotonic()
         self._on_status()
 
     def _take_report(self, message: SwapReport) -> None:
@@ -100,17 +92,13 @@ class RosPolicyPort:
         self._on_status()
 
     def status(self) -> PolicySnapshot | None:
-        """Return the last status, or None if none ever came."""
+        """Return the last status, or None if none ever came. Its cause is empty until the report of that swap is there."""
         now_s = time.monotonic()
         with self._mutex:
-            status, report, before = self._status, self._report, self._before
-            age_s, changed_s = now_s - self._heard_s, self._changed_s
+            status, report, age_s = self._status, self._report, now_s - self._heard_s
         if status is None:
             return None
-        explained = report is not None and (report.generation, report.to_digest) == _acting(status)[1:]
-        waits = before is not None and before.boot_id == status.boot_id and now_s - changed_s < REPORT_GRACE_S
-        if waits and not explained:
-            return _snapshot(before, age_s, "")
+        explained = report is not None and (report.generation, report.to_digest) == _acting(status)
         return _snapshot(status, age_s, report.cause if explained and report is not None else "")
 
     # -- what it is asked ---------------------------------------------------------------------------------------------------
@@ -241,8 +229,8 @@ class RosPolicyPort:
             self._among_callbacks.submit(handle.cancel_goal_async)
 
 
-def _acting(status: PolicyStatus) -> tuple[str, int, str]:
-    return status.boot_id, status.generation, status.active_digest
+def _acting(status: PolicyStatus) -> tuple[int, str]:
+    return status.generation, status.active_digest
 
 
 def _snapshot(status: PolicyStatus, age_s: float, cause: str) -> PolicySnapshot:

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole robot for tests: the real ota_manager and the real policy_node as processes, an ideal two-joint robot that writes
+down every command, a checkpoint server, a probe.
+
+Every published version moves joint ``j1`` alike and holds ``j2`` at a place of its own (:data:`PLACES`), so that the commands
+themselves say which version acts. Trials of updates are decided by episodes, which the test runs; a first install by chunks.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from std_srvs.srv import Trigger
+from vla_ota.msg import AnomalyScore, ModelEvent, ModelStatus, ModelUpdate, PolicyStatus, SwapReport
+from vla_ota.srv import EndEpisode, StartEpisode
+
+from support.engine_rig import contract_text
+from support.http_server import CheckpointServer, publish_bundle
+from support.manager_rig import QUICK
+from support.policy_rig import IdealRobot, policy_parameters
+from support.ros import Inbox, NodeProcess, RosHarness, wait_for
+from support.scripted import scripted_bundle
+from vla_checkpoint import load_manifest, verify_bundle
+from vla_ros import qos
+
+PERIOD_S, VELOCITY, LOW, HIGH = 0.02, 4.0, -2.0, 2.0
+"""Of the contract in ``engine_rig.py``: [s], [rad/s], [rad]."""
+PLACE_STEP = 0.02
+"""Distance between the places of two versions [rad]."""
+EPISODES = 2
+"""With a known outcome, that a commit needs."""
+
+DECISIVE: Mapping[str, Any] = {
+    **QUICK,
+    "first_install_chunks": 4,
+    "min_trial_episodes": EPISODES,
+    "min_trial_chunks": 0,
+    "score_sources": ["reversal"],  # looks at one chunk alone: a busy machine does not change it
+    "tolerated_exceedance": 0.3,
+    "commit_max_evidence": 1.0,
+    "trial_lease_s": 30.0,
+    "policy_wait_s": 60.0,
+    "policy_silent_s": 3.0,
+    "heartbeat_timeout_s": 30.0,
+    "max_trial_attempts": 10,
+}
+"""Parameters of a manager that decides as soon as a test has shown it enough, and never because the machine is busy."""
+
+
+class WatchedRobot(IdealRobot):
+    """Also keeps when each command arrived."""
+
+    def __init__(self, ros: RosHarness) -> None:
+        self.record: list[tuple[float, float, float]] = []
+        super().__init__(ros)
+
+    def _on_command(self, message: Any) -> None:
+        super()._on_command(message)
+        self.record.append((time.monotonic(), message.data[0], message.data[1]))
+
+
+class RobotRig:
+    """Use as a context manager; nothing runs until ``start_policy`` and ``start_manager``. Everything in it ends with it.
+
+    Args:
+        domain: ROS_DOMAIN_ID.
+        folder: for store, bundles and logs.
+        namespace: of the whole robot.
+        contract: of the robot, see ``contract_text``.
+        manager: parameters over ``DECISIVE``.
+    """
+
+    def __init__(
+        self,
+        domain: int,
+        folder: Path,
+        *,
+        namespace: str = "",
+        contract: Mapping[str, Any] | None = None,
+        manager: Mapping[str, Any] | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.domain, self.folder, self.namespace = domain, folder, namespace
+        self.store = folder / "store"
+        (folder / "contract.yaml").write_text(contract_text(**(contract or {})))
+        self.server = CheckpointServer(folder / "registry")
+        self.server.__enter__()
+        self.ros = RosHarness(domain, namespace=namespace)
+        self.robot = WatchedRobot(self.ros)
+        self.policy_status: Inbox = self.ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED)
+        self.reports: Inbox = self.ros.subscribe(SwapReport, "policy_node/swap_report", qos.LATCHED)
+        self.scores: Inbox = self.ros.subscribe(AnomalyScore, "anomaly_score", qos.EVENTS)
+        self.status: Inbox = self.ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED)
+        self.events: Inbox = self.ros.subscribe(ModelEvent, "ota_manager/events")
+        self.diagnostics: Inbox = self.ros.subscribe(DiagnosticArray, "/diagnostics")
+        self._offers = self.ros.advertise(ModelUpdate, "model_update", readers=0)
+        self._parameters = {
+            **DECISIVE,
+            "store_dir": str(self.store),
+            "allowed_sources": [f"{self.server.base}/"],
+            **(manager or {}),
+        }
+        self.digests: dict[str, str] = {}
+        self.places: dict[str, float] = {}
+        """Where ``j2`` is while a version acts [rad]."""
+        self.policy: NodeProcess | None = None
+        self.manager: NodeProcess | None = None
+
+    def __enter__(self) -> RobotRig:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            for process in (self.manager, self.policy):
+                if process is not None:
+                    process.__exit__(kind, error, trace)
+        finally:
+            self.ros.close()
+            self.server.__exit__(None, None, None)
+
+    # -- processes ----------------------------------------------------------------------------------------------------------
+
+    def start_policy(self, **parameters: Any) -> NodeProcess:
+        """Start the policy node; it starts from the store's ``current``, if there is one."""
+        self.policy_status.clear()
+        self.policy = NodeProcess(
+            "vla_policy_node.node",
+            self.domain,
+            self.folder / "log",
+            parameters=policy_parameters(self.folder, store_dir=str(self.store), bundle_roots=[], **parameters),
+            namespace=self.namespace,
+        )
+        return self.policy
+
+    def start_manager(self, *, crash_at: str = "", **parameters: Any) -> NodeProcess:
+        """Start the manager; ``crash_at``: a crash point of ``vla_ota_manager/filesystem.py``."""
+        self.status.clear()
+        self.manager = NodeProcess(
+            "vla_ota_manager.node",
+            self.domain,
+            self.folder / "log",
+            parameters={**self._parameters, **parameters},
+            namespace=self.namespace,
+            environment={"VLA_OTA_CRASH_AT": crash_at} if crash_at else None,
+        )
+        return self.manager
+
+    def until_crash(self, crash_at: str) -> None:
+        """Start a manager that kills itself there, and wait until it has."""
+        assert self.start_manager(crash_at=crash_at).wait() == -9
+
+    def worker_pid(self) -> int:
+        """Return the process id of the acting generation's worker, from the diagnostics from now on."""
+        self.diagnostics.clear()
+
+        def pid(message: Any) -> str:
+            values = [v for status in message.status for v in status.values if v.key == "worker pid"]
+            return str(values[0].value) if values else ""
+
+        return int(pid(self.diagnostics.wait(lambda m: bool(pid(m)), what="the worker's pid")))
+
+    # -- models and offers --------------------------------------------------------------------------------------------------
+
+    def publish(self, version: str, *, size: int = 0, **options: Any) -> str:
+        """Put a bundle into the registry; ``size``: of the ballast beside its weights [bytes]. Return its digest."""
+        self.places.setdefault(version, PLACE_STEP * (len(self.places) % 12))
+        wave = {"amplitude": (0.1, 0.0), "frequency_hz": 1.0, "offset": (0.0, self.places[version])}
+        if size:
+            seed = int(self.places[version] / PLACE_STEP) + len(self.digests)
+            ballast = np.random.default_rng(seed).standard_normal(size // 4).astype(np.float32)
+            options["more_tensors"] = {"ballast": ballast}
+        folder = self.folder / "bundles" / version
+        self.digests[version] = scripted_bundle(folder, version, **{**wave, **options}).digest
+        publish_bundle(self.server.root, folder)
+        return self.digests[version]
+
+    def url(self, version: str) -> str:
+        """Return where a bundle's manifest is."""
+        return self.server.url(f"pick_place/{version}/manifest.json")
+
+    def blob(self, version: str, path: str = "model.safetensors") -> str:
+        """Return the path of a bundle's file on the server."""
+        manifest = load_manifest(self.server.root / "pick_place" / version)
+        return "/blobs/sha256/" + next(entry.sha256 for entry in manifest.files if entry.path == path)
+
+    def offer(self, version: str, **fields: Any) -> str:
+        """Publish a ModelUpdate to a manager that hears it; return its update_id."""
+        wait_for(lambda: self._offers.get_subscription_count() >= 1, "the manager's subscription of model_update")
+        values = {
+            "update_id": f"u-{version}-{uuid.uuid4().hex[:6]}",
+            "name": "pick_place",
+            "version": version,
+            "manifest_url": self.url(version),
+            "manifest_sha256": self.digests[version],
+        }
+        message = ModelUpdate(**{**values, **fields})
+        self._offers.publish(message)
+        return str(message.update_id)
+
+    # -- waiting ------------------------------------------------------------------------------------------------------------
+
+    def wait_update(self, update_id: str, *states: str) -> Any:
+        """Wait for a status in which an update is in one of these states, of those that its manager has published."""
+        return self.status.wait(
+            lambda m: m.update_id == update_id and m.state_name in states, what=f"{update_id} in {states}"
+        )
+
+    def wait_status(self, accept: Callable[[Any], bool], what: str) -> Any:
+        """Wait for a status of the manager, from now on."""
+        self.status.clear()
+        return self.status.wait(accept, what=what)
+
+    def wait_policy(self, accept: Callable[[Any], bool], what: str) -> Any:
+        """Wait for a status of the policy node, from now on."""
+        self.policy_status.clear()
+        return self.policy_status.wait(accept, what=what)
+
+    def wait_acting(self, version: str) -> Any:
+        """Wait until a version acts: the policy node says so, and the commands go where this version alone goes."""
+        status = self.wait_policy(
+            lambda m: m.state == PolicyStatus.STATE_RUNNING and m.active_version == version, f"{version} running"
+        )
+        seen = len(self.robot.record)
+        wait_for(
+            lambda: any(abs(j2 - self.places[version]) < 1e-3 for _, _, j2 in self.robot.record[seen:]),
+            f"commands of {version}",
+        )
+        return status
+
+    def wait_scored(self, version: str, count: int) -> None:
+        """Wait until so many chunks of a version have been scored."""
+        seen = len(self.scores.messages)
+        wait_for(
+            lambda: sum(m.version == version and m.source == "reversal" for m in self.scores.messages[seen:]) >= count,
+            f"{count} scored chunks of {version}",
+        )
+
+    def wait_settled(self, version: str) -> None:
+        """Wait until a version is committed and nothing remains to be done: the next manager begins with nothing pending."""
+
+        def settled() -> bool:
+            state = self.state()
+            return not state["activation_due"] and state["committed"] is not None and version in str(state["committed"])
+
+        wait_for(settled, f"{version} settled")
+        self.wait_policy(lambda m: m.active_version == version and not m.on_trial, f"{version} without a lease")
+
+    def state(self) -> dict[str, Any]:
+        """Return the manager's ``state.json``."""
+        document: dict[str, Any] = json.loads((self.store / "state.json").read_text())
+        return document
+
+    @property
+    def committed(self) -> str:
+        """Version that the manager said last that it is committed."""
+        return str(self.status.last.committed_version)
+
+    # -- what the robot does ------------------------------------------------------------------------------------------------
+
+    def episode(self, success: bool) -> Any:
+        """Run one episode; return its outcome."""
+        opened = self.ros.call(StartEpisode, "policy_node/start_episode")
+        assert opened.success, opened.message
+        request = EndEpisode.Request(episode_id=opened.episode_id, success=success)
+        closed = self.ros.call(EndEpisode, "policy_node/end_episode", request)
+        assert closed.success, closed.message
+        return closed.outcome
+
+    def episodes_until(self, success: bool, state: str, update_id: str) -> Any:
+        """Run episodes until an update is in a state; return that status."""
+
+        def there() -> bool:
+            return any(m.update_id == update_id and m.state_name == state for m in self.status.messages)
+
+        def work() -> bool:
+            if not there():
+                self.episode(success)
+            return there()
+
+        wait_for(work, f"{state} of {update_id} after episodes")
+        return self.wait_update(update_id, state)
+
+    def prove(self, update_id: str) -> Any:
+        """Let the version on trial succeed until it is committed; return that status."""
+        self.wait_update(update_id, "TRIAL")
+        return self.episodes_until(True, "COMMITTED", update_id)
+
+    def resume(self) -> Any:
+        """Call ``resume``; return the reply."""
+        return self.ros.call(Trigger, "policy_node/resume")
+
+    def install(self, version: str, **options: Any) -> str:
+        """Publish a bundle, offer it, let it prove itself, and wait until it is settled; return the update's id."""
+        self.publish(version, **options)
+        update_id = self.offer(version)
+        if not (self.store / "current").exists():
+            self.wait_update(update_id, "COMMITTED")
+        else:
+            self.prove(update_id)
+        self.wait_settled(version)
+        self.wait_acting(version)
+        return update_id
+
+    # -- what always holds --------------------------------------------------------------------------------------------------
+
+    def current(self) -> str:
+        """Return the version that ``current`` names, after its bundle has been verified whole; empty = it names none."""
+        link = self.store / "current"
+        if not link.is_symlink():
+            return ""
+        manifest = verify_bundle(link.resolve()).manifest
+        assert manifest.digest == self.digests[manifest.version]
+        return manifest.version
+
+    def check(self, committed: str, *, never: tuple[str, ...] = (), refetched: tuple[str, ...] = ()) -> None:
+        """Fail unless everything that always holds has held so far.
+
+        Args:
+            committed: version that ``current`` must name.
+            never: versions that must never have acted.
+            refetched: paths on the server that may have been fetched again.
+        """
+        assert self.current() == committed
+        self._check_commands(never)
+        acted = {m.active_version for m in self.policy_status.messages}
+        assert acted.isdisjoint(never), acted
+        asked: dict[str, list[int]] = {}
+        for path, headers in list(self.server.requests):
+            if path.startswith("/blobs/") and path not in refetched:
+                start = headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-")
+                asked.setdefault(path, []).append(int(start))
+        again = {path: starts for path, starts in asked.items() if any(np.diff(starts) <= 0)}
+        assert not again, f"bytes were fetched twice: {again}"
+
+    def _check_commands(self, never: tuple[str, ...]) -> None:
+        record = np.array(self.robot.record).reshape(-1, 3)
+        stamps, commands = record[:, 0], record[:, 1:]
+        assert np.isfinite(commands).all() and (commands >= LOW).all() and (commands <= HIGH).all()
+        jumps = np.abs(np.diff(commands, axis=0)).max(axis=1, initial=0.0)
+        reach = VELOCITY * np.maximum(np.diff(stamps), PERIOD_S) + 1e-6  # a command may get lost on a busy machine
+        assert (jumps <= reach).all(), f"the robot was told to jump by {jumps[jumps > reach]} rad"
+        others = [place for version, place in self.places.items() if version not in never]
+        for version in never:
+            place = self.places[version]
+            if all(abs(place - other) > PLACE_STEP / 2 for other in others):
+                away = np.abs(commands[:, 1] - place)
+                rests = (away[1:] < 1e-3) & (jumps < 1e-3)  # passing by is no visit
+                assert not rests.any(), f"the robot was where {version} goes"
+
+
+class Publishing:
+    """Repeats a std_msgs/Bool until it is closed or told to say something else."""
+
+    def __init__(self, publisher: Any, message: Any) -> None:
+        self._publisher, self.message = publisher, message
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.1):
+            self._publisher.publish(self.message)
+
+    def close(self) -> None:
+        """Say nothing more."""
+        self._stop.set()
+        self._thread.join(5.0)
