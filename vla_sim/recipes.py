@@ -116,19 +116,19 @@ def derail(folder: Path) -> None:
 
 
 VARIANTS = (
-    Variant("1.1.0", "a little different in every weight", "accept", relative_noise(0.002, seed=110)),
-    Variant("1.1.1", "bytes flipped after the manifest was made", "verify", relative_noise(0.002, seed=111), spoil=flip_bytes),
-    Variant("1.1.2", "cut short after the manifest was made", "verify", relative_noise(0.002, seed=112), spoil=truncate),
-    Variant("1.1.3", "NaN in the weights, hashes right", "verify", relative_noise(0.002, seed=113), spoil_and_sign=put_nan),
+    Variant("1.1.0", "a little different in every weight", "accept", relative_noise(0.001, seed=110)),
+    Variant("1.1.1", "bytes flipped after the manifest was made", "verify", relative_noise(0.001, seed=111), spoil=flip_bytes),
+    Variant("1.1.2", "cut short after the manifest was made", "verify", relative_noise(0.001, seed=112), spoil=truncate),
+    Variant("1.1.3", "NaN in the weights, hashes right", "verify", relative_noise(0.001, seed=113), spoil_and_sign=put_nan),
     Variant(
-        "1.1.4", "statistics without spread, hashes right", "verify", relative_noise(0.002, seed=114),
+        "1.1.4", "statistics without spread, hashes right", "verify", relative_noise(0.001, seed=114),
         spoil_and_sign=scale_action_statistics(0.0),
     ),
     Variant("1.1.5", "another data set's statistics", "golden", scale_action_statistics(1.6), own_golden=False),
     Variant("1.2.0", "plausible and bad: valid, golden of its own weights", "trial", derail),
     Variant("1.2.1", "the same weights, golden of the good policy", "golden", derail, own_golden=False),
-    Variant("1.3.0", "another good one", "accept", relative_noise(0.002, seed=130)),
-    Variant("1.4.0", "and one more", "accept", relative_noise(0.002, seed=140)),
+    Variant("1.3.0", "another good one", "accept", relative_noise(0.001, seed=130)),
+    Variant("1.4.0", "and one more", "accept", relative_noise(0.001, seed=140)),
 )  # fmt: skip
 """Every version but the base, in the order of the demo."""
 

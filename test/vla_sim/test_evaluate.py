@@ -118,4 +118,5 @@ def test_the_shipped_bundle_is_a_good_policy() -> None:
     """A sample of what `python -m vla_sim.evaluate` measures over 200 episodes; 60 keep the test short."""
     result = evaluate(load_policy(SHIPPED_BUNDLE), episodes=60, seed=1000)
     assert result.success_rate >= 0.92
-    assert result.worst_step[2] < 1.0  # of the velocity limit
+    assert result.worst_step[1] < 1.0  # of the velocity limit; the largest belong to first commands from odd poses
+    assert result.worst_step[2] < 3.0  # the contract's step limit, at which the arm would be stopped
