@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
@@ -74,12 +74,12 @@ def generate_launch_description() -> LaunchDescription:
         ],
         **common,
     )
-    ota_manager = Node(
-        executable="ota_manager",
-        name="ota_manager",
-        parameters=[params_file, shared],
-        condition=IfCondition(LaunchConfiguration("manager")),
-        **common,
-    )
+
+    def ota_manager(context: LaunchContext) -> list[Node]:
+        sources = LaunchConfiguration("allowed_sources").perform(context).split()
+        own = [{"allowed_sources": sources}] if sources else []
+        return [Node(executable="ota_manager", name="ota_manager", parameters=[params_file, shared, *own], **common)]
+
+    manager = OpaqueFunction(function=ota_manager, condition=IfCondition(LaunchConfiguration("manager")))
     # The fleet bridge joins here: one Node more, with a condition of its own.
-    return LaunchDescription([*arguments, policy_node, ota_manager])
+    return LaunchDescription([*arguments, policy_node, manager])

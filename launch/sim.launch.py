@@ -41,6 +41,11 @@ def generate_launch_description() -> LaunchDescription:
             default_value=[str(Path.home() / ".ros" / "vla_ota_sim"), "/", LaunchConfiguration("namespace")],
             description="Folder in which ota_manager keeps checkpoints",
         ),
+        DeclareLaunchArgument(
+            "allowed_sources",
+            default_value="",
+            description="URL prefixes that checkpoints may come from, separated by spaces; empty = what params_file says",
+        ),
         DeclareLaunchArgument("seed", default_value="0", description="Seed of the simulated tasks"),
         DeclareLaunchArgument("respawn", default_value="true", description="Start a node again when it dies"),
         DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
@@ -51,7 +56,15 @@ def generate_launch_description() -> LaunchDescription:
             "model_path": str(FIRST_BUNDLE),
             **{
                 name: LaunchConfiguration(name)
-                for name in ("namespace", "params_file", "contract", "store_dir", "respawn", "log_level")
+                for name in (
+                    "namespace",
+                    "params_file",
+                    "contract",
+                    "store_dir",
+                    "allowed_sources",
+                    "respawn",
+                    "log_level",
+                )
             },
         }.items(),
     )
