@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of a robot's node under load. Asked on standard input to run a control loop for a while, here or beside itself.
+
+Its load is the same for every way of running the loop: an executor that takes the pictures of three cameras, and a thread that
+parses a large manifest now and then in plain Python; the garbage collector is as Python ships it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from sensor_msgs.msg import Image
+
+from benchmarks.observed import ControlInThread, ObservedControl
+from benchmarks.processes import say
+from benchmarks.results import percentile
+from benchmarks.robot import FreePolicy, contract
+from vla_checkpoint import Manifest
+from vla_ros import qos
+
+_SETTLE_S = 0.3
+
+
+class Cameras:
+    """Subscribes to the cameras and makes each picture as small as a policy wants it."""
+
+    def __init__(self, cameras: int) -> None:
+        self._node = rclpy.create_node("bench_host")
+        self.taken = 0
+        for i in range(cameras):
+            self._node.create_subscription(Image, f"camera_{i}", self._take, qos.SENSORS)
+        threading.Thread(target=self._spin, name="executor", daemon=True).start()
+
+    def _spin(self) -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            rclpy.spin(self._node)
+
+    def _take(self, message: Image) -> None:
+        picture = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
+        self.newest = picture[::2, ::2].copy()
+        self.taken += 1
+
+
+class Work:
+    """Parses a manifest of so many tensors every ``period_s``, as a node does when a bundle arrives."""
+
+    def __init__(self, manifest: bytes, period_s: float) -> None:
+        self._manifest, self._period_s = manifest, period_s
+        self.done = 0
+        threading.Thread(target=self._run, name="work", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            Manifest.parse(self._manifest)
+            self.done += 1
+            time.sleep(self._period_s)
+
+
+def run(way: str, rate_hz: float, joints: int, duration_s: float, domain_id: int, cameras: Cameras) -> dict[str, Any]:
+    """Run a loop for ``duration_s`` and return its lateness."""
+    spec = contract(rate_hz, joints)
+    sink = {"kind": "ros", "node_name": "bench_control", "namespace": "", "domain_id": domain_id}
+    policy = FreePolicy(rate_hz, joints)
+    kind = ControlInThread if way == "thread" else ObservedControl
+    control = kind(spec, policy.observation, sink, 10 if way == "fifo" else None)
+    try:
+        started = control.start()
+        control.add_generation(policy.handle)
+        control.activate(1, "NOW", "first", 10.0)
+        control.enable(True)
+        _wait_running(control)
+        time.sleep(_SETTLE_S)
+        begin_ns, pictures = time.monotonic_ns(), cameras.taken
+        time.sleep(duration_s)
+        ticks = control.ticks(begin_ns, time.monotonic_ns())
+        return {
+            "p50_ms": percentile(ticks.late_ms, 0.5),
+            "p99_ms": percentile(ticks.late_ms, 0.99),
+            "worst_ms": max(ticks.late_ms),
+            "missed": ticks.missed,
+            "ticks": len(ticks.late_ms),
+            "pictures_s": (cameras.taken - pictures) / duration_s,
+            "fifo": started["fifo"],
+        }
+    finally:
+        control.close()
+        policy.close()
+
+
+def _wait_running(control: ObservedControl) -> None:
+    deadline = time.monotonic() + 15.0
+    while (status := control.status()) is None or status.mode != "RUNNING":
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the loop does not run: {status}")
+        time.sleep(0.01)
+
+
+def main() -> None:
+    """``python -m benchmarks.loop_host.node '{"domain_id", "cameras", "manifest", "work_period_s"}'``."""
+    settings = json.loads(sys.argv[1])
+    rclpy.init(args=[])
+    cameras = Cameras(settings["cameras"])
+    with open(settings["manifest"], "rb") as file:  # noqa: PTH123
+        work = Work(file.read(), settings["work_period_s"])
+    deadline = time.monotonic() + 15.0
+    while cameras.taken < 10 or work.done < 1:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{cameras.taken} pictures came")
+        time.sleep(0.05)
+    say(ready=True)
+    for line in sys.stdin:
+        say(**run(domain_id=settings["domain_id"], cameras=cameras, **json.loads(line)))
+    rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measured programs: each in a process of its own that speaks JSON lines, with the memory of everything below it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+_SAMPLE_S = 0.02
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class HostError(RuntimeError):
+    """A measured program ended early or says nothing."""
+
+
+def say(**message: Any) -> None:
+    """In a measured program: tell the driver something."""
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Host:
+    """``with Host("benchmarks.swap_peer", settings) as host``: a module as a process, asked by :meth:`ask`."""
+
+    def __init__(self, module: str, settings: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> None:
+        self.module = module
+        self.started_s = time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,  # all that it starts can be ended with it
+            preexec_fn=_die_with_parent,
+        )
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+        self._pending = b""
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def tell(self, **message: Any) -> None:
+        """Send a line."""
+        assert self._process.stdin is not None
+        self._process.stdin.write((json.dumps(message) + "\n").encode())
+        self._process.stdin.flush()
+
+    def hear(self, timeout_s: float) -> dict[str, Any]:
+        """Wait for the next line."""
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._pending:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
+                raise HostError(f"{self.module} said nothing for {timeout_s:.0f} s")
+            data = self._process.stdout.read()
+            if data == b"":
+                raise HostError(f"{self.module} ended with {self._process.wait(10.0)}")
+            self._pending += data or b""
+        line, _, self._pending = self._pending.partition(b"\n")
+        heard: dict[str, Any] = json.loads(line)
+        return heard
+
+    def ask(self, timeout_s: float = 60.0, **message: Any) -> dict[str, Any]:
+        """Send a line and wait for the answer."""
+        self.tell(**message)
+        return self.hear(timeout_s)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait(10.0)
+
+    def close(self) -> None:
+        """Let it end by itself (its input ends), else end it; afterwards nothing of it is left."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(10.0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(10.0)
+        self._process.stdout.close()
+
+
+class PeakMemory:
+    """Largest memory of a process and its descendants while ``with`` lasts [bytes], sampled every 20 ms.
+
+    Anonymous and shared-memory pages of all processes, and the file pages of the process that maps most of them: libraries that
+    several map are there once. (Proportional set sizes would say the same to the page, but reading them walks page tables and
+    makes the processes late that are being measured.)
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self.peak = 0
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join(5.0)
+
+    def _sample(self) -> None:
+        while True:
+            pages = [found for found in map(resident, descendants(self._pid)) if found is not None]
+            if pages:
+                total = sum(anonymous + shared for anonymous, shared, _ in pages) + max(file for _, _, file in pages)
+                self.peak = max(self.peak, total)
+            if self._over.wait(_SAMPLE_S):
+                return
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process and all below it."""
+    found, waiting = [], [pid]
+    while waiting:
+        current = waiting.pop()
+        found.append(current)
+        for path in Path(f"/proc/{current}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                waiting += [int(child) for child in path.read_text().split()]
+    return found
+
+
+def resident(pid: int) -> tuple[int, int, int] | None:
+    """Return a process's resident anonymous, shared-memory and file pages [bytes]; ``None`` if it has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = {
+        name: int(value.split()[0]) * 1024 for name, _, value in (x.partition(":") for x in lines) if name[:3] == "Rss"
+    }
+    return (sizes["RssAnon"], sizes["RssShmem"], sizes["RssFile"]) if sizes else None
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used, to the nanosecond [s] (``clock_getcpuclockid(3)``)."""
+    return time.clock_gettime((~pid << 3) | 2)
