@@ -226,6 +226,12 @@ def _conclude(report: dict[str, Any], problems: Sequence[str], out: Path) -> int
         return 1
     swaps, rollbacks = len(report["swaps"]), len(report["rollbacks"])
     longest_s = max(rollback["duration_s"] for rollback in report["rollbacks"])
+    lost = sum(change["missed_ticks"] for change in [*report["swaps"], *report["rollbacks"]])
+    if lost:
+        print(
+            f"Note: this machine stalls: {report['missed_ticks_outside_swaps']} of {report['ticks']} ticks were missed while "
+            f"nothing was being changed; the {lost} within swaps are no more than that explains."
+        )
     print(
         f"The arm worked at {report['control_rate_hz']:g} Hz through {swaps} swaps and {rollbacks} rollbacks, "
         f"none of which cost a control tick; the slowest rollback took {longest_s:.2f} s and no download; "

@@ -66,6 +66,7 @@ class SwapReport:
     seam_jump: float
     typical_step: float
     seam_channel: str
+    tick_histogram: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def from_message(kind: type[_R], message: Any, at_s: float) -> _R:
     for field in dataclasses.fields(kind):
         if field.name != "at_s":
             value = getattr(message, field.name)
-            values[field.name] = value if isinstance(value, str | int | float | bool) else tuple(value)
+            values[field.name] = value if isinstance(value, str | int | float) else tuple(value)
     return kind(**values)
 
 

@@ -34,6 +34,7 @@ class Swap:
     load_s: float
     warm_up_s: float
     swap_latency_s: float
+    ticks: int  # in the span that is counted: from the preparation to a second after the swap
     missed_ticks: int
     starved_ticks: int
     seam_jump: float
@@ -53,6 +54,7 @@ class Rollback:
     detect_s: float | None
     duration_s: float  # from verdict or request to the first action
     bytes_downloaded: int  # served meanwhile
+    ticks: int
     missed_ticks: int
     starved_ticks: int
 
@@ -86,6 +88,7 @@ def swaps(journal: Journal) -> list[Swap]:
             report.load_s,
             report.warm_up_s,
             report.swap_latency_s,
+            sum(report.tick_histogram),
             report.missed_ticks,
             report.starved_ticks,
             report.seam_jump,
@@ -124,6 +127,7 @@ def rollbacks(journal: Journal, server: CheckpointServer) -> list[Rollback]:
                 None if by_person or not acted else begun_s - acted[-1].at_s,
                 report.at_s - begun_s,
                 server.served_bytes(since_s=begun_s, until_s=_over_s(journal, report)),
+                sum(report.tick_histogram),
                 report.missed_ticks,
                 report.starved_ticks,
             )
@@ -144,6 +148,30 @@ def _over_s(journal: Journal, report: SwapReport) -> float:
     """When the manager said that it is over; the swap itself if it never did."""
     ends = [e.at_s for e in journal.all(ModelEvent) if e.to_state == "ROLLED_BACK" and e.at_s >= report.at_s]
     return ends[0] if ends else report.at_s
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """Ticks and how many of them were missed."""
+
+    ticks: int
+    missed: int
+
+    @property
+    def rate(self) -> float:
+        """Share of missed ticks."""
+        return self.missed / self.ticks if self.ticks else 0.0
+
+
+def ticks_outside(journal: Journal) -> Ticks:
+    """Ticks in which nothing was being swapped or recovered: what the machine itself does to the loop."""
+    last = journal.last(PolicyStatus)
+    reports = journal.all(SwapReport)
+    if last is None:
+        return Ticks(0, 0)
+    inside = sum(sum(report.tick_histogram) for report in reports)
+    missed = sum(report.missed_ticks for report in reports)
+    return Ticks(max(0, last.ticks - inside), max(0, last.missed_ticks - missed))
 
 
 def holds(journal: Journal) -> list[Hold]:
@@ -190,6 +218,7 @@ def make_report(journal: Journal, server: CheckpointServer) -> dict[str, Any]:
         "missed_ticks": last.missed_ticks if last else 0,
         "starved_ticks": last.starved_ticks if last else 0,
         "worst_late_ms": last.worst_late_ms if last else 0.0,
+        "missed_ticks_outside_swaps": ticks_outside(journal).missed,
         "commands": journal.commands,
         "swaps": [_short(asdict(swap)) for swap in swaps(journal)],
         "rollbacks": [_short(asdict(rollback)) for rollback in rollbacks(journal, server)],

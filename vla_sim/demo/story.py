@@ -43,6 +43,7 @@ UPDATE_LIMIT_S = 90.0
 """Longest time for an update from its offer to its end."""
 _CHANGE_LIMIT_S = 30.0
 _RESPAWN_S = 1.0
+_EPISODES_BEFORE = 2  # of a version before its worker is killed
 _CUT_AT = 0.4  # share of the largest blob that is on the disk when the manager is killed
 
 
@@ -104,6 +105,13 @@ class Stage:
             self.journal.wait(
                 ModelStatus, lambda s: s.committed_version == version, f"{version} in the status", _CHANGE_LIMIT_S
             )
+
+    def wait_success(self, version: str, what: str, since_s: float) -> float:
+        """Wait until an episode of a version succeeds after ``since_s``; return when it did, a moment later."""
+        outcome = self.journal.wait(
+            EpisodeOutcome, lambda o: o.success and o.version == version, what, _CHANGE_LIMIT_S, since_s=since_s
+        )
+        return outcome.at_s + 1e-3
 
     def wait_report(self, version: str, *, since_s: float, leaving: bool = False) -> None:
         """Wait for the SwapReport of a swap to a version, or away from it."""
@@ -185,9 +193,12 @@ def update_with_kill(version: str) -> Callable[[Stage], None]:
 
 
 def kill_worker(version: str) -> Callable[[Stage], None]:
-    """Kill the process that computes the arm's actions, and wait until an episode has succeeded again."""
+    """Let the arm work for a while, kill the process that computes its actions, and wait until an episode has succeeded again."""
 
     def act(stage: Stage) -> None:
+        begun_s = time.time()
+        for _ in range(_EPISODES_BEFORE):
+            begun_s = stage.wait_success(version, "an episode that succeeds", begun_s)
         pid = stage.driver.worker_pid()
         if b"vla_policy_node.worker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
             raise DemoError(f"process {pid} is no worker of policy_node")
@@ -201,13 +212,7 @@ def kill_worker(version: str) -> Callable[[Stage], None]:
             PolicyStatus, lambda s: s.running, "the end of the hold", _CHANGE_LIMIT_S, since_s=held.at_s
         )
         stage.wait_report(version, since_s=killed_s)
-        stage.journal.wait(
-            EpisodeOutcome,
-            lambda o: o.success and o.version == version,
-            "an episode that succeeds after the recovery",
-            _CHANGE_LIMIT_S,
-            since_s=back.at_s,
-        )
+        stage.wait_success(version, "an episode that succeeds after the recovery", back.at_s)
 
     return act
 
