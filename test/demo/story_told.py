@@ -111,6 +111,7 @@ _EMPTY = {
     "float": lambda _: 0.0,
     "bool": lambda _: False,
     "tuple[str, ...]": lambda _: (),
+    "tuple[int, ...]": lambda _: (),
 }
 
 

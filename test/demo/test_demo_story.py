@@ -49,7 +49,14 @@ def test_a_story_that_went_well_has_no_problem(told: Told) -> None:
 
 
 def no_event(version: str, state: str) -> Callable[[Record], bool]:
-    return lambda r: not (isinstance(r, ModelEvent) and r.version == version and r.to_state == state)
+    """Neither event nor status tells of it."""
+
+    def keep(r: Record) -> bool:
+        if isinstance(r, ModelStatus):
+            return (r.update_id, r.state_name) != (f"u-{version}", state)
+        return not (isinstance(r, ModelEvent) and r.version == version and r.to_state == state)
+
+    return keep
 
 
 def no_swap(from_version: str, to_version: str) -> Callable[[Record], bool]:
@@ -139,6 +146,22 @@ def test_ticks_that_are_lost_while_the_manager_is_gone_fail(told: Told) -> None:
     assert problems(evidence([later(r) for r in told[0]], told[1])) == [
         "3 ticks missed and 0 starved without its manager"
     ]
+
+
+def test_on_a_machine_that_stalls_at_all_times_only_more_than_that_is_blamed_on_a_swap(told: Told) -> None:
+    def stalling(in_swap: int, at_all_times: int) -> list[str]:
+        records = []
+        for r in told[0]:
+            if isinstance(r, PolicyStatus):
+                r = replace(r, missed_ticks=r.ticks * at_all_times // 100)
+            elif isinstance(r, SwapReport) and r.to_version == "1.1.0" and r.cause == "UPDATE":
+                r = replace(r, missed_ticks=in_swap, tick_histogram=(100 - in_swap, in_swap))
+            records.append(r)
+        return problems(evidence(records, told[1]))
+
+    assert stalling(in_swap=4, at_all_times=3) == []
+    assert stalling(in_swap=20, at_all_times=3) == ["1.0.0 -> 1.1.0: 20 ticks missed, 0 starved"]
+    assert stalling(in_swap=1, at_all_times=0) == ["1.0.0 -> 1.1.0: 1 ticks missed, 0 starved"]
 
 
 def test_a_slow_rollback_fails(told: Told) -> None:

@@ -26,7 +26,7 @@ COMMAND_TIMEOUT_S = 0.5
 """After so long without a command the simulated arm stops following (``sim_robot``'s ``command_timeout_s``)."""
 VERDICTS = ("SCORES_WORSE", "SUCCESS_WORSE", "HARD_LIMIT")
 UPDATE_PATH = ("CHECKING", "FETCHING", "VERIFYING", "INSTALLED", "PREPARING", "SWAPPING", "TRIAL")
-SHORT_PATH = ("CHECKING", "FETCHING", "SWAPPING", "TRIAL")
+SHORT_PATH = ("CHECKING", "FETCHING", "TRIAL")
 """What is heard for certain of an update whose manager was started again: events are not latched."""
 NOISE_FACTOR = 3.0
 """A machine on which the loop misses ticks at all times stalls in bursts: so many times its rate is possible in a short span."""
@@ -50,6 +50,14 @@ class Evidence:
         offer = self.offer(version)
         return [e for e in self.journal.all(ModelEvent) if offer is not None and e.update_id == offer.update_id]
 
+    def states(self, version: str) -> list[str]:
+        """States that a version's update is known to have been in: by its events, then by statuses."""
+        offer = self.offer(version)
+        if offer is None:
+            return []
+        statuses = [s.state_name for s in self.journal.all(ModelStatus) if s.update_id == offer.update_id]
+        return list(dict.fromkeys([*(event.to_state for event in self.events(version)), *statuses]))
+
     def rollbacks(self, version: str) -> list[Rollback]:
         """Ways back from a version."""
         return [r for r in rollbacks(self.journal, self.server) if r.from_version == version]
@@ -62,10 +70,10 @@ def committed(version: str, from_version: str, path: Sequence[str] = UPDATE_PATH
     """The version was fetched, verified, swapped in, tried and committed, and replaced ``from_version``."""
 
     def check(evidence: Evidence) -> list[str]:
-        seen = [event.to_state for event in evidence.events(version)]
+        seen = evidence.states(version)
         problems = [f"{version} was not in {state}" for state in path if state not in seen]
         if "COMMITTED" not in seen:
-            problems.append(f"{version} was not committed; its update ended in {seen[-1] if seen else 'nothing'}")
+            problems.append(f"{version} was not committed; its update was in {', '.join(seen) or 'no state'}")
         found = [s for s in swaps(evidence.journal) if s.to_version == version]
         if [s.from_version for s in found] != [from_version]:
             what = ", ".join(f"{s.from_version or 'nothing'} -> {version}" for s in found) or "none"
