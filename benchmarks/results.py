@@ -56,10 +56,10 @@ class Table:
     def note_ratio(self, metric: str, peer: str, ours: str, what: str) -> None:
         """Add a line with the ratios of a metric."""
         parts = [
-            f"{c}: {spread(n, '.1f')}" if c else spread(n, ".1f") for c, n in self.ratios(metric, peer, ours).items()
+            f"{c}: {spread(n, '.3g')}" if c else spread(n, ".3g") for c, n in self.ratios(metric, peer, ours).items()
         ]
         if parts:
-            self.notes.append(f"{what}, {peer} / {ours}, run by run: {'; '.join(parts)}")
+            self.notes.append(f"{what}, {peer} ÷ {ours}: {'; '.join(parts)}")
 
     def text(self) -> str:
         """Return the table as it is printed: median (smallest to largest)."""

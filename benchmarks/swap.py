@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What replacing a policy costs the control loop that runs it: ``python -m benchmarks.swap --out build/bench``.
+
+A transformer of 50 million parameters (200 MB of float32) is replaced under a running loop, and the replacement taken back, in
+five ways: three as others do it (``swap_peers.py``), two as we do (``swap_ours.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe
+from benchmarks.processes import Host, PeakMemory
+from benchmarks.results import Table, finish
+from vla_policy_node.control.sinks import read_record
+from vla_policy_node.worker.environment import worker_environment
+
+RATES_HZ = (100, 200)
+JOINTS = 7
+WATCH_S = 1.0
+FIRST, SECOND, THIRD = "1.0.0", "1.1.0", "1.2.0"
+RESTART = "process restarted"
+PEERS = {"between": "loaded between chunks by the loop", "thread": "loaded in a thread, pointer moves"}
+COLD, SPARE = "ours, new worker started", "ours, spare worker waiting"
+COLUMNS = (
+    ("missed", "ticks missed", ".0f"),
+    ("worst_ms", "worst late, ms", ".1f"),
+    ("starved", "starved", ".0f"),
+    ("acted_ms", "on disk → first action, ms", ".0f"),
+    ("memory_mb", "peak memory, MB", ".0f"),
+)
+BACK = (
+    ("missed", "ticks missed", ".0f"),
+    ("worst_ms", "worst late, ms", ".1f"),
+    ("starved", "starved", ".0f"),
+    ("acted_ms", "asked → first action, ms", ".0f"),
+)
+IDLE = (("missed", "ticks missed", ".0f"), ("worst_ms", "worst late, ms", ".1f"), ("starved", "starved", ".0f"))
+
+
+class Measurement:
+    """The tables, and how each way fills them."""
+
+    def __init__(self, folder: Path, fifo: bool) -> None:
+        self._folder, self._fifo = folder, fifo
+        self._records = 0
+        self.swaps = Table(f"A new policy under a running loop, to {WATCH_S:g} s after its first action", COLUMNS)
+        self.rollbacks = Table(f"Back to the policy before, to {WATCH_S:g} s after its first action", BACK)
+        self.idle = Table(f"The same loops with nothing being replaced, {WATCH_S:g} s", IDLE)
+
+    def restart(self) -> None:
+        """End the process and start it with the other policy, three times; a rollback is a restart as well."""
+        first, *others = [(100, FIRST), (100, SECOND), (200, FIRST), (200, SECOND)]
+        host, record = self._peer("restart", *first)
+        host.hear(120.0)
+        for rate_hz, version in others:
+            begin_s = time.monotonic()
+            host.kill()
+            host.close()
+            last_ms = read_record(record, JOINTS)[0][-1] / 1e6
+            host, record = self._peer("restart", rate_hz, version)
+            with PeakMemory(host.pid) as memory:
+                acted_s = float(host.hear(120.0)["acted_s"])
+            acted_ms, gap_ms, period_ms = (acted_s - begin_s) * 1e3, acted_s * 1e3 - last_ms, 1e3 / rate_hz
+            if version == FIRST:
+                self.rollbacks.row(RESTART, "100 Hz").add(acted_ms=acted_ms)
+                continue
+            lateness = {"missed": gap_ms // period_ms, "worst_ms": gap_ms - period_ms}
+            self.swaps.row(RESTART, f"{rate_hz} Hz").add(**lateness, acted_ms=acted_ms, memory_mb=memory.peak / 1e6)
+        host.close()
+
+    def peer(self, way: str) -> None:
+        """Replace and take back at each rate, in one process."""
+        name = PEERS[way]
+        host, _ = self._peer(way, RATES_HZ[0], FIRST)
+        with host:
+            host.hear(120.0)
+            for rate_hz in RATES_HZ:
+                if rate_hz != RATES_HZ[0]:
+                    host.ask(do="restart_loop", folder=self._bundle(rate_hz, FIRST), rate_hz=rate_hz)
+                self.idle.row(name, f"{rate_hz} Hz").add(**host.ask(do="idle", watch_s=WATCH_S))
+                self._exchange(host, name, rate_hz, SECOND)
+
+    def ours(self) -> None:
+        """Replace without and with a spare worker, each taken back; a process of its own for each rate."""
+        for rate_hz in RATES_HZ:
+            settings = {**self._settings(rate_hz, FIRST), "root": str(self._folder / str(rate_hz))}
+            with Host("benchmarks.swap_ours", settings, _environment()) as host:
+                host.hear(120.0)
+                self.idle.row("ours", f"{rate_hz} Hz").add(**host.ask(do="idle", watch_s=WATCH_S))
+                self._exchange(host, COLD, rate_hz, SECOND, spare=False)
+                host.ask(do="wait_for_spare")
+                self._exchange(host, SPARE, rate_hz, THIRD, spare=True)
+
+    def _exchange(self, host: Host, name: str, rate_hz: int, version: str, *, spare: bool = False) -> None:
+        condition = f"{rate_hz} Hz"
+        with PeakMemory(host.pid) as memory:
+            found = host.ask(do="swap", folder=self._bundle(rate_hz, version), watch_s=WATCH_S, timeout_s=120.0)
+        if bool(found.pop("spare_used", spare)) != spare:
+            raise RuntimeError(f"{name}: whether a spare worker was there is not as it should be")
+        self.swaps.row(name, condition).add(**found, memory_mb=memory.peak / 1e6)
+        found = host.ask(do="rollback", folder=self._bundle(rate_hz, FIRST), watch_s=WATCH_S, timeout_s=120.0)
+        self.rollbacks.row(name, condition).add(**found)
+
+    def _peer(self, way: str, rate_hz: int, version: str) -> tuple[Host, str]:
+        settings = {"way": way, **self._settings(rate_hz, version)}
+        return Host("benchmarks.swap_peers", settings, _environment()), settings["record"]
+
+    def _settings(self, rate_hz: int, version: str) -> dict[str, Any]:
+        self._records += 1
+        record = str(self._folder / f"commands-{self._records}")
+        return {"rate_hz": rate_hz, "folder": self._bundle(rate_hz, version), "record": record, "fifo": self._fifo}
+
+    def _bundle(self, rate_hz: int, version: str) -> str:
+        return str(self._folder / str(rate_hz) / version)
+
+
+def _environment() -> dict[str, str]:
+    """One thread for computations, as our workers have; the ROS wheels do not start the interpreter twice."""
+    base = worker_environment(os.environ)
+    return {name: base[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "_ROS_WHEELS_BOOTSTRAP_COMPLETE")}
+
+
+def measure(folder: Path, runs: int, fifo: bool, stop_at_s: float) -> list[Table]:
+    """Go through all ways, and that ``runs`` times, as long as there is time."""
+    measurement = Measurement(folder, fifo)
+    ways: list[Callable[[], None]] = [
+        measurement.restart,
+        lambda: measurement.peer("between"),
+        lambda: measurement.peer("thread"),
+        measurement.ours,
+    ]
+    for _ in range(runs):  # A B C D, A B C D, …: what changes on the machine meanwhile meets all of them
+        begin = time.monotonic()
+        for way in ways:
+            way()
+        if time.monotonic() + (time.monotonic() - begin) > stop_at_s:
+            break
+    swaps, rollbacks = measurement.swaps, measurement.rollbacks
+    for table, metric, what in (
+        (swaps, "worst_ms", "worst lateness"),
+        (swaps, "acted_ms", "time to the first action"),
+        (swaps, "memory_mb", "peak memory"),
+        (rollbacks, "acted_ms", "time to go back"),
+    ):
+        for peer in (RESTART, *PEERS.values()):
+            table.note_ratio(metric, peer, SPARE, what)
+    return [swaps, rollbacks, measurement.idle]
+
+
+def main() -> None:
+    """Make the bundles, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--no-fifo", action="store_true", help="no loop, ours or theirs, asks for SCHED_FIFO")
+    parser.add_argument(
+        "--budget", type=float, default=190.0, help="begin no further run when it would take longer [s]"
+    )
+    arguments = parser.parse_args()
+    stop_at_s = time.monotonic() + arguments.budget
+    machine = describe()
+    with tempfile.TemporaryDirectory(prefix="vla_ota_bench_") as name:
+        make = [sys.executable, "-m", "benchmarks.transformer.make", name, *(str(rate) for rate in RATES_HZ)]
+        subprocess.run(make, check=True, timeout=120)
+        size = (Path(name) / str(RATES_HZ[0]) / FIRST / "model.safetensors").stat().st_size
+        tables = measure(Path(name), arguments.runs, not arguments.no_fifo, stop_at_s)
+    settings = {
+        "weights_bytes": size,
+        "fifo_asked_for": not arguments.no_fifo,
+        "watch_s": WATCH_S,
+        "inference_threads": 1,
+    }
+    finish("swap", arguments.out, machine, settings, tables)
+
+
+if __name__ == "__main__":
+    main()

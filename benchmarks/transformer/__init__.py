@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy type ``bench_transformer``: a transformer of a realistic size (50 million parameters) with random weights.
+
+Its actions stay near zero, so that it can be swapped on a robot that is not there; everything else is as in a real policy:
+float32 weights in safetensors, chunks of 100 actions from 29 tokens, tens of milliseconds an inference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.transformer.model import Transformer, TransformerConfig
+from vla_policy_node.policies.base import FeatureSpec, FloatArray, Observation, Policy, PolicySpec, TensorView
+from vla_policy_node.policies.torch_tensors import assign_strictly
+
+STATE = "observation.state"
+
+
+class TransformerPolicy:
+    """A loaded model; see :class:`vla_policy_node.policies.base.Policy`."""
+
+    def __init__(self, model: Transformer) -> None:
+        config = model.config
+        self._model = model
+        self.spec = PolicySpec(
+            {STATE: FeatureSpec((config.joints,), "float32")}, config.horizon, config.execute, config.joints
+        )
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def predict_chunk(self, observation: Observation, instruction: str) -> FloatArray:
+        """Actions float32 ``[H, A]`` [rad]."""
+        config = self._model.config
+        words = np.zeros(config.words, np.int64)
+        text = np.frombuffer(instruction.encode()[: config.words], np.uint8)
+        words[: len(text)] = text
+        with torch.inference_mode():
+            state = torch.from_numpy(np.array(observation[STATE], np.float32))[None]
+            chunk: FloatArray = self._model(state, torch.from_numpy(words)[None])[0].numpy()
+        return chunk
+
+
+def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Policy:
+    """Build the policy on the weights where they lie, as our policies do."""
+    config = TransformerConfig.from_json(json.loads((bundle_dir / "config.json").read_text()))
+    with torch.device("meta"):
+        model = Transformer(config)
+    assign_strictly(model, tensors)
+    return TransformerPolicy(model.to(device).eval().requires_grad_(False))
+
+
+def preload(device: str) -> None:
+    """First use of the meta device imports much of torch."""
+    with torch.device("meta"):
+        torch.nn.Embedding(1, 1)
+    torch.zeros(1, device=device)
