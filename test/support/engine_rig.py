@@ -67,9 +67,15 @@ def contract_text(*, rate_hz: float = 50, auto_resume: bool = True, motion_requi
 
 
 class EngineRig:
-    """An engine with a robot that is always where it was last told to be. ``with`` starts and closes it."""
+    """An engine with a robot that is always where it was last told to be. ``with`` starts and closes it.
 
-    def __init__(self, folder: Path, *, contract: dict[str, Any] | None = None, **config: Any) -> None:
+    ``resumed``: somebody calls resume after the start, which a contract without ``auto_resume`` asks for.
+    """
+
+    def __init__(
+        self, folder: Path, *, contract: dict[str, Any] | None = None, resumed: bool = True, **config: Any
+    ) -> None:
+        self._resumed = resumed
         self.record = folder / "commands.bin"
         self.scores: list[Score] = []
         self.outcomes: list[Outcome] = []
@@ -98,9 +104,13 @@ class EngineRig:
         self.engine.start()
         self.engine.enable(True)
         self.wait_for(lambda: self.engine.snapshot().control is not None, "the first tick")
+        if self._resumed:
+            self.engine.resume()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.engine.close()
         self._stop.set()
         self._robot.join(5.0)

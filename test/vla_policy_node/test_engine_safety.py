@@ -53,6 +53,20 @@ def test_a_jump_is_not_commanded_it_is_a_latched_hold_and_a_score_and_rollback_w
         assert not rig.snapshot.error_code
 
 
+def test_after_a_start_nothing_moves_until_resume_and_a_swap_does_not_change_that(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    with EngineRig(tmp_path, contract=LATCHED, resumed=False, model_path=str(tmp_path / "a")) as rig:
+        rig.wait_for(lambda: rig.snapshot.active is not None, "the policy")
+        assert stays(rig) and not len(rig.commands()[1])
+        status = rig.control
+        assert (status.mode, status.latched, status.hold_reason) == ("HOLDING", True, "STARTUP")
+        scripted_bundle(tmp_path / "b", "1.1.0")
+        rig.engine.swap(SwapRequest(bundle_path=str(tmp_path / "b"), at="NOW"))
+        assert stays(rig) and not len(rig.commands()[1]) and rig.control.latched
+        assert rig.engine.resume() == ""
+        rig.wait_running("1.1.0")
+
+
 def test_an_update_waits_for_a_held_robot_and_gives_up_in_time(tmp_path: Path) -> None:
     scripted_bundle(tmp_path / "bad", "1.0.0", jump_at_call=6, jump=1.5)
     scripted_bundle(tmp_path / "b", "1.1.0")
