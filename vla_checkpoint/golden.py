@@ -107,7 +107,7 @@ def write_golden(
     instructions: list[str] | tuple[str, ...],
     tolerance: float | npt.NDArray[np.floating[Any]] | list[float],
 ) -> None:
-    """Write a golden file and read it back.
+    """Write a golden file and read it back; the same arguments give the same bytes.
 
     Args:
         path: where to; replaced atomically.
@@ -124,7 +124,7 @@ def write_golden(
     tensors[ACTION] = np.ascontiguousarray(action, dtype=np.float32)
     listed = tolerance if isinstance(tolerance, (int, float)) else [float(t) for t in tolerance]
     metadata = {"instructions": json.dumps(list(instructions)), "tolerance": json.dumps(listed)}
-    write_atomically(Path(path), safetensors.numpy.save(tensors, metadata))
+    write_atomically(Path(path), _with_sorted_header(safetensors.numpy.save(tensors, metadata)))
     try:
         read_golden(path)
     except GoldenError:
@@ -156,3 +156,13 @@ def _read_metadata(
     if not listed or not all(is_number(t) and 0 <= t < 1e30 for t in tolerance):
         raise GoldenError("GOLDEN_FORMAT", path, f"tolerance must be a number >= 0, or {channels} of them")
     return tuple(instructions), np.asarray(tolerance, dtype=np.float32)
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """The same safetensors file with sorted keys: the library writes metadata in an order that changes from call to call."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    metadata = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))}
+    text = json.dumps(metadata | header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]

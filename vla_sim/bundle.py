@@ -84,19 +84,7 @@ def write_own_golden(bundle_dir: Path) -> None:
         policy.reset()
         chunks.append(policy.predict_chunk(observations[-1], episode.instruction))
     stacked = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
-    path = bundle_dir / "golden.safetensors"
-    write_golden(path, stacked, np.stack(chunks), instructions, GOLDEN_TOLERANCE_RAD)
-    path.write_bytes(_with_sorted_header(path.read_bytes()))
-
-
-def _with_sorted_header(data: bytes) -> bytes:
-    """The same safetensors file with sorted keys: the library writes metadata in an order that changes from call to call."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    metadata = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))}
-    text = json.dumps(metadata | header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+    write_golden(bundle_dir / "golden.safetensors", stacked, np.stack(chunks), instructions, GOLDEN_TOLERANCE_RAD)
 
 
 def seal(bundle_dir: Path, version: str, lineage: Mapping[str, Any], created: str | None = None) -> Manifest:

@@ -151,3 +151,14 @@ def test_metadata_is_what_the_architecture_page_says(tmp_path: Path) -> None:
         metadata = file.metadata()
     assert json.loads(metadata["instructions"]) == ["a", "b", "c"]
     assert json.loads(metadata["tolerance"]) == [0.1, 0.2]
+
+
+def test_the_same_golden_data_gives_the_same_bytes(tmp_path: Path) -> None:
+    written = set()
+    for number in range(8):  # the library's own order of metadata changes from call to call
+        path = tmp_path / f"{number}.safetensors"
+        write_golden(
+            path, {"observation.state": np.zeros((1, 2), np.float32)}, np.zeros((1, 4, 2), np.float32), ["go"], 0.1
+        )
+        written.add(path.read_bytes())
+    assert len(written) == 1
