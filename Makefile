@@ -21,10 +21,10 @@ test: setup-dev ## the whole test suite on real ROS 2
 lint: setup-dev ## ruff and mypy
 	@$(RUN) ruff check --output-format concise .
 	@$(RUN) ruff format --check -q .
-	@$(RUN) mypy vla_checkpoint vla_evidence vla_ros vla_policy_node vla_ota_manager vla_fleet_bridge vla_sim
+	@$(RUN) mypy vla_checkpoint vla_evidence vla_ros vla_policy_node vla_ota_manager vla_fleet_bridge vla_sim benchmarks
 
-bench: setup-dev ## measure the control loop and the swap; tables, and build/bench/*.json
-	@$(RUN) python -m benchmarks.control_loop --out build/bench
+bench: setup-dev ## control loop, swap and download against other ways of doing it; tables, and build/bench/*.json
+	@$(RUN) python -m benchmarks --out build/bench
 
 clean: ## forget the environment and the build
 	rm -rf .venv build install log

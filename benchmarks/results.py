@@ -44,7 +44,7 @@ class Table:
         return self.rows[-1]
 
     def ratios(self, metric: str, peer: str, ours: str) -> dict[str, list[float]]:
-        """Return ``condition → [peer / ours of run 1, of run 2, …]``: how many times less ours needs, in the same run."""
+        """Return ``condition → [peer / ours in run 1, in run 2, …]``, without runs in which ours is 0."""
         found: dict[str, list[float]] = {}
         for row in self.rows:
             if row.way == ours:
@@ -55,9 +55,10 @@ class Table:
 
     def note_ratio(self, metric: str, peer: str, ours: str, what: str) -> None:
         """Add a line with the ratios of a metric."""
-        parts = [
-            f"{c}: {spread(n, '.3g')}" if c else spread(n, ".3g") for c, n in self.ratios(metric, peer, ours).items()
-        ]
+        parts = []
+        for condition, numbers in self.ratios(metric, peer, ours).items():
+            text = spread(numbers, ".0f" if statistics.median(numbers) >= 100 else ".2g")
+            parts.append(f"{condition}: {text}" if condition else text)
         if parts:
             self.notes.append(f"{what}, {peer} ÷ {ours}: {'; '.join(parts)}")
 
