@@ -58,6 +58,6 @@ class PolicyNodeConfig:
     require_episode: bool = _setting(False, "Act only while an episode is open; hold otherwise")
     episode_timeout_s: float = _setting(300.0, "Closes an episode that a dead client left open [s]", 1.0, 86400.0)
     reversal_deadband: float = _setting(
-        0.01, "Steps below this share of a channel's largest step do not count as reversals", 0.0, 1.0
+        0.1, "Steps below this share of a channel's largest step do not count as reversals", 0.0, 1.0
     )
     status_period_s: float = _setting(1.0, "Longest time between two statuses [s]", 0.05, 10.0)
