@@ -163,6 +163,12 @@ class Operator:
         if expected_version and expected_version != trial.ref.version:
             what = f"expected_version: is {expected_version}, but {trial.ref.version} is on trial"
             return CommitReply(False, "EXPECTATION_FAILED", what, committed)
+        snapshot = self._ctx.policy()
+        if snapshot is None:
+            return CommitReply(False, "POLICY_ABSENT", "policy_node is silent; what acts is not known", committed)
+        if snapshot.active_digest != trial.ref.digest or not snapshot.on_trial:
+            what = f"policy_node runs {snapshot.active_version or 'nothing'}, and not {trial.ref.version} on trial"
+            return CommitReply(False, "NO_TRIAL", what, committed)
         self._trials.commit(f"committed by an operator: {reason or 'no reason given'}")
         return CommitReply(True, "", f"{trial.ref} is committed", trial.ref.version)
 

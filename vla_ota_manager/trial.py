@@ -16,7 +16,8 @@ other as long as H0 holds given the past; the calibration assumes the incumbent'
 the same conditions. A source without enough calibration convicts nobody, and the message says so.
 
 **Exposure.** A commit needs enough episodes or enough chunks, enough time in motion, and no evidence that leans against the
-version (``commit_max_evidence``); without exposure a trial stays open.
+version (``commit_max_evidence``); without exposure a trial stays open. Exposure counts, and a commit is possible, only while a
+fresh status of the policy node says that this very generation acts on trial.
 """
 
 from __future__ import annotations
@@ -87,8 +88,9 @@ class TrialJudge:
         self._clean_from = 0
         self._episodes = self._successes = self._dropped = 0
         self._time_s = 0.0
-        self._version, self._generation, self._since_s = "", 0, 0.0
-        self._observed_at = math.nan
+        self._version, self._digest, self._generation, self._since_s = "", "", 0, 0.0
+        self._acts = False
+        self._observed_at = self._listening_since = math.nan
         self._alpha = config.alpha
         self._set_up(incumbent if incumbent is not None else Calibration.empty(config))
 
@@ -116,10 +118,11 @@ class TrialJudge:
 
     # -- inputs -------------------------------------------------------------------------------------------------------------
 
-    def begin(self, version: str, generation: int, stamp_s: float, now_s: float) -> None:
+    def begin(self, version: str, digest: str, generation: int, stamp_s: float, now_s: float) -> None:
         """The version acts as ``generation`` since ``stamp_s`` (the scores' clock); again after a restart of the policy node."""
-        self._version, self._generation, self._since_s = version, generation, stamp_s
-        self._observed_at = now_s
+        self._version, self._digest, self._generation, self._since_s = version, digest, generation, stamp_s
+        self._acts = False
+        self._observed_at = self._listening_since = now_s
         self._blocks = BlockBuilder(self._config.block_chunks)
 
     def add(self, item: Score | EpisodeResult) -> None:
@@ -138,7 +141,7 @@ class TrialJudge:
         elif not math.isfinite(score.value):
             self._convict("HARD_LIMIT", f"the score {score.source} is {score.value}")
         elif score.source in self._chunks or len(self._chunks) < MAX_SOURCES:
-            self._chunks[score.source] = self._chunks.get(score.source, 0) + 1
+            self._chunks[score.source] = self._chunks.get(score.source, 0) + self._acts
             block = self._blocks.add(score)
             if block is not None:
                 self._add_block(score.source, block)
@@ -154,26 +157,37 @@ class TrialJudge:
         success = succeeded(result)
         if success is None:
             return
-        self._episodes += 1
-        self._successes += success
+        if self._acts:
+            self._episodes += 1
+            self._successes += success
         if self._success is not None:
             self._success.update(not success)
 
     def observe(self, snapshot: PolicySnapshot | None, now_s: float) -> None:
         """Look at the policy node: its heartbeat, its holds, and whether time in motion passes. ``now_s``: monotonic."""
         step, self._observed_at = now_s - self._observed_at, now_s
+        timeout_s = self._config.heartbeat_timeout_s
+        if not step <= max(timeout_s / 2, _MAX_STEP_S):  # we slept ourselves: nothing was heard because nobody listened
+            self._listening_since = now_s
         age = math.inf if snapshot is None else snapshot.age_s
-        if snapshot is None or age > self._config.heartbeat_timeout_s:
-            self._convict("HEARTBEAT_LOST", f"policy_node has been silent for {age:.1f} s")
-            return
-        if snapshot.generation != self._generation:
+        silent_s = min(age, now_s - self._listening_since)
+        if silent_s > timeout_s:
+            self._convict("HEARTBEAT_LOST", f"policy_node has been silent for {silent_s:.1f} s")
+        self._acts = self._acts_on_trial(snapshot)
+        if snapshot is None or age > timeout_s or snapshot.generation != self._generation:
             return
         if snapshot.holding:
             self._clean_from = self._chunk_count()
             if snapshot.hold_reason in CONVICTING_HOLDS:
                 self._convict("HARD_LIMIT", f"policy_node holds: {snapshot.hold_reason}")
-        elif snapshot.running and math.isfinite(step):
+        elif self._acts and snapshot.running and math.isfinite(step):
             self._time_s += min(max(step, 0.0), _MAX_STEP_S)
+
+    def _acts_on_trial(self, snapshot: PolicySnapshot | None) -> bool:
+        """Whether a fresh status says that this generation acts, and on trial."""
+        if snapshot is None or snapshot.age_s > self._config.policy_silent_s or not snapshot.on_trial:
+            return False
+        return (snapshot.active_digest, snapshot.generation) == (self._digest, self._generation)
 
     def _convict(self, code: str, message: str) -> None:
         self._convicted = self._convicted or (code, message)
@@ -194,7 +208,7 @@ class TrialJudge:
             message = f"{self._describe_success(self._success)}: worse than the incumbent"
             return Verdict(Decision.ROLLBACK, message, progress, "SUCCESS_WORSE")
         message = self._describe_all()
-        if progress >= 1.0 and not self._leaning():
+        if progress >= 1.0 and self._acts and not self._leaning():
             return Verdict(Decision.COMMIT, message, 1.0)
         return Verdict(Decision.CONTINUE, message, progress)
 
@@ -220,13 +234,16 @@ class TrialJudge:
 
     def _describe_all(self) -> str:
         chunks = self._chunk_count()
+        unseen = [] if self._acts else ["nothing counts: policy_node does not say that it acts on trial"]
         if self._first_install:
             clean = chunks - self._clean_from
-            return f"first install: {clean} of {self._config.first_install_chunks} clean chunks in a row"
+            first = f"first install: {clean} of {self._config.first_install_chunks} clean chunks in a row"
+            return "; ".join([first, *unseen])
         config = self._config
         parts = [
             f"{self._episodes}/{config.min_trial_episodes} episodes or {chunks}/{config.min_trial_chunks} chunks",
             f"{self._time_s:.0f}/{config.min_trial_time_s:g} s in motion",
+            *unseen,
         ]
         if not self._episodes and not chunks:
             parts.append("no exposure yet: the trial stays open")

@@ -16,7 +16,7 @@ from vla_ota_manager.port import PolicySnapshot, SwapRequest, SwapResult
 from vla_ota_manager.records import Ref
 from vla_ota_manager.state import Block, State, TrialRecord
 from vla_ota_manager.states import UpdateState
-from vla_ota_manager.trial import Decision, TrialJudge
+from vla_ota_manager.trial import Decision, TrialJudge, Verdict
 
 _S = UpdateState
 _STEP_S = 0.2
@@ -60,8 +60,7 @@ class TrialRunner:
             with self._store.edit() as state:
                 _of(state).clean = False
             return
-        with self._store.edit() as state:
-            attempts = state.attempts[trial.ref.digest] = state.attempts.get(trial.ref.digest, 0) + 1
+        attempts = self._count_attempt(trial)
         if attempts >= self._config.max_trial_attempts:
             self.roll_back(
                 "TRIAL_ATTEMPTS", f"{attempts} trials ended with the manager killed or the robot restarted", block=True
@@ -133,7 +132,7 @@ class TrialRunner:
             incumbent = Calibration.from_json(state.calibration.get(state.committed.digest, {}), self._config)
         judge = TrialJudge(self._config, incumbent, first_install=trial.first_install)
         judge.restore(trial.evidence)
-        judge.begin(trial.ref.version, result.generation, stamp, time.monotonic())
+        judge.begin(trial.ref.version, trial.ref.digest, result.generation, stamp, time.monotonic())
         if state.state is _S.SWAPPING:
             message = f"{trial.ref} acts after {result.swap_latency_s:.3f} s and must prove itself"
             with self._ctx.transition(_S.TRIAL, message=message) as draft:
@@ -164,10 +163,21 @@ class TrialRunner:
         if verdict.decision is Decision.COMMIT:
             self.commit(verdict.message)
         elif verdict.decision is Decision.ROLLBACK:
-            self.roll_back(verdict.code, verdict.message, block=True, at="NOW" if verdict.at_once else "")
+            self._convict(trial, verdict)
         else:
             self._save_evidence(judge, now)
             self._ctx.wait(_STEP_S)
+
+    def _convict(self, trial: TrialRecord, verdict: Verdict) -> None:
+        """Carry a verdict out. Silence does not say what fell silent or why, so it blocks only when it comes again."""
+        block = verdict.code != "HEARTBEAT_LOST" or self._count_attempt(trial) >= self._config.max_trial_attempts
+        self.roll_back(verdict.code, verdict.message, block=block, at="NOW" if verdict.at_once else "")
+
+    def _count_attempt(self, trial: TrialRecord) -> int:
+        """Count an unclean end of a trial of this version; return how many there have been."""
+        with self._store.edit() as state:
+            attempts = state.attempts[trial.ref.digest] = state.attempts.get(trial.ref.digest, 0) + 1
+        return attempts
 
     def _save_evidence(self, judge: TrialJudge, now: float) -> None:
         if now - self._saved_at > _SAVE_PERIOD_S:
@@ -183,6 +193,9 @@ class TrialRunner:
         if acts and (snapshot.generation == self._generation or not self._confirmed):
             self._confirmed = snapshot.generation == self._generation
             self._boot_id, self._left_at = snapshot.boot_id, 0.0
+            if not snapshot.on_trial and now - self._swapped_at > self._config.policy_silent_s:
+                self._enter_anew()  # somebody made it act for good: without a lease nothing may be committed
+                return True
             return False
         if not self._confirmed and now - self._swapped_at < self._config.policy_silent_s:
             return False  # a status from before the swap
@@ -208,7 +221,12 @@ class TrialRunner:
         """It acts as another generation: its worker was lost; or somebody else swapped, then the trial is entered anew."""
         if cause == "WORKER_LOST":
             self.roll_back("WORKER_LOST", "its worker was lost and had to be started again", block=True, at="NOW")
-        elif self._judge is not None:
+        else:
+            self._enter_anew()
+
+    def _enter_anew(self) -> None:
+        """Ask for the trial again, with what is known so far."""
+        if self._judge is not None:
             evidence = self._judge.to_json()
             with self._store.edit() as state:
                 _of(state).evidence = evidence
@@ -217,9 +235,7 @@ class TrialRunner:
     def _note_left(self, trial: TrialRecord, snapshot: PolicySnapshot, cause: str) -> None:
         attempts = self._store.state.attempts.get(trial.ref.digest, 0)
         if cause in ("LEASE_EXPIRED", "POLICY_RESTARTED"):
-            attempts += 1
-            with self._store.edit() as state:
-                state.attempts[trial.ref.digest] = attempts
+            attempts = self._count_attempt(trial)
         block = cause == "WORKER_LOST" or attempts >= self._config.max_trial_attempts
         what = f"policy_node runs {snapshot.active_version or snapshot.active_digest[:12]}, and not on our request"
         committed = self._store.state.committed

@@ -132,6 +132,7 @@ class SimulatedPolicy:
             if not already:
                 document["log"].append(f"swap {resident['version']} {request.cause} {request.at}")
                 self._activate(document, resident, request.cause)
+            document["absent"] = document.pop("silent_after_swap", document["absent"])
             document["lease"] = None
             if request.trial:
                 document["lease"] = {

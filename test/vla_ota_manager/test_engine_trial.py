@@ -193,7 +193,62 @@ def test_a_policy_node_that_dies_in_a_trial_comes_back_with_the_committed_versio
     assert on_trial.current_version() == "1.0.0"
     assert on_trial.engine.status().trial_digest == ""  # nothing renews the lease any more
     on_trial.boot_policy()
-    check_rolled_back(on_trial, "HEARTBEAT_LOST", blocked=True)
+    check_rolled_back(on_trial, "HEARTBEAT_LOST", blocked=False)
+    assert list(on_trial.engine.store.state.attempts.values()) == [1]
+
+
+def test_a_version_in_whose_trials_the_policy_node_falls_silent_again_and_again_is_blocked(robot: Robot) -> None:
+    robot.settings = {"min_trial_chunks": 1000, "max_trial_attempts": 1, "heartbeat_timeout_s": 1.5}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    with robot.policy.edit() as document:
+        document["absent"] = True
+    robot.reach(S.ROLLING_BACK)
+    robot.boot_policy()
+    check_rolled_back(robot, "HEARTBEAT_LOST", blocked=True)
+
+
+def test_nobody_commits_a_version_while_the_policy_node_is_silent(robot: Robot) -> None:
+    robot.settings = {"heartbeat_timeout_s": 60.0, "trial_lease_s": 60.0}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.boot_policy()
+    with robot.policy.edit() as document:
+        document["silent_after_swap"] = True
+    robot.start()
+    robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    robot.until(lambda: "nothing counts" in robot.engine.status().trial_message)
+    for _ in range(20):
+        robot.score(0.1)
+    robot.until(lambda: not robot.engine._ctx._inbox)
+    reply = robot.engine.commit(reason="looks fine from here")
+    assert (reply.success, reply.error_code, reply.committed_version) == (False, "POLICY_ABSENT", "1.0.0")
+    assert robot.engine.status().state is S.TRIAL and robot.current_version() == "1.0.0"
+    with robot.policy.edit() as document:
+        document["absent"] = False
+    assert robot.ended("u-1.1.0").state is S.COMMITTED
+
+
+def test_a_version_that_lost_its_lease_is_put_on_trial_again_and_not_committed_before(robot: Robot) -> None:
+    robot.settings = {"min_trial_chunks": 1000, "policy_silent_s": 0.5}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    robot.until(lambda: "chunks" in robot.engine.status().trial_message)
+    with robot.policy.edit() as document:
+        document["lease"], document["refuse_swap"] = None, "SWAP_IN_PROGRESS"
+    reply = robot.engine.commit()
+    assert (reply.success, reply.error_code) == (False, "NO_TRIAL")
+    with robot.policy.edit() as document:
+        document["refuse_swap"] = ""
+    robot.until(lambda: robot.policy.look()["lease"] is not None)
+    assert robot.engine.commit().success
 
 
 def test_the_lease_protects_the_robot_when_the_manager_stops(on_trial: Robot) -> None:

@@ -21,7 +21,7 @@ SWAP = 100.0
 
 
 def snapshot(**fields) -> PolicySnapshot:
-    return PolicySnapshot(**{"age_s": 0.0, "boot_id": "b", "generation": 2, "active_digest": "d", **fields})
+    return PolicySnapshot(**{"age_s": 0.0, "boot_id": "b", "generation": 2, "active_digest": "d", "on_trial": True, **fields})
 
 
 def score(value: float, source: str = "tce", **fields) -> Score:
@@ -47,8 +47,15 @@ def incumbent(rng: random.Random, blocks: int = 100, episodes: int = 60, rate: f
 
 def judge_of(calibration: Calibration | None = None, config: OtaConfig = CONFIG, *, first: bool = False) -> TrialJudge:
     judge = TrialJudge(config, calibration, first_install=first)
-    judge.begin("1.1.0", 2, SWAP, 0.0)
+    judge.begin("1.1.0", "d", 2, SWAP, 0.0)
+    judge.observe(snapshot(), 0.0)
     return judge
+
+
+def look_for(judge: TrialJudge, silence_s: float, since_s: float = 0.0) -> None:
+    """The judge looks every half second at a policy node that has been silent since ``since_s``."""
+    for n in range(1, int(silence_s / 0.5) + 1):
+        judge.observe(snapshot(age_s=n * 0.5), since_s + n * 0.5)
 
 
 def run_trial(
@@ -128,8 +135,8 @@ def test_time_in_motion_is_part_of_the_exposure_and_stands_still_in_a_hold() -> 
         (lambda judge: judge.add(score(math.nan)), "HARD_LIMIT"),
         (lambda judge: judge.observe(snapshot(holding=True, hold_reason="NAN"), 1.0), "HARD_LIMIT"),
         (lambda judge: judge.observe(snapshot(holding=True, hold_reason="POLICY_FAILED"), 1.0), "HARD_LIMIT"),
-        (lambda judge: judge.observe(snapshot(age_s=6.0), 1.0), "HEARTBEAT_LOST"),
-        (lambda judge: judge.observe(None, 1.0), "HEARTBEAT_LOST"),
+        (lambda judge: look_for(judge, 6.0), "HEARTBEAT_LOST"),
+        (lambda judge: [judge.observe(None, n * 0.5) for n in range(14)], "HEARTBEAT_LOST"),
     ],
 )
 def test_hard_evidence_decides_at_once_even_at_full_exposure(evidence, code: str) -> None:
@@ -140,6 +147,41 @@ def test_hard_evidence_decides_at_once_even_at_full_exposure(evidence, code: str
     evidence(judge)
     verdict = judge.verdict()
     assert (verdict.decision, verdict.code, verdict.at_once) == (Decision.ROLLBACK, code, True)
+
+
+@pytest.mark.parametrize(
+    "unseen",
+    [{"age_s": 4.0}, {"on_trial": False}, {"active_digest": "other"}, {"generation": 1}],
+    ids=["silent", "not on trial", "another bundle", "another generation"],
+)
+def test_nothing_counts_and_nothing_is_committed_unless_the_policy_node_says_that_it_acts_on_trial(
+    unseen: dict,
+) -> None:
+    config = OtaConfig(store_dir="/unused", min_trial_time_s=10.0, min_trial_chunks=5, min_trial_episodes=0)
+    judge = judge_of(None, config)
+    for n in range(30):
+        judge.observe(snapshot(**unseen), 0.5 * n)
+        judge.add(score(0.0))
+        judge.add(episode(True, n))
+    verdict = judge.verdict()
+    assert (verdict.decision, verdict.progress) == (Decision.CONTINUE, 0.0) and "nothing counts" in verdict.message
+    for n in range(30, 60):
+        judge.observe(snapshot(), 0.5 * n)
+        judge.add(score(0.0))
+    assert judge.verdict().decision is Decision.COMMIT
+    judge.observe(snapshot(**unseen), 30.0)
+    assert judge.verdict().decision is Decision.CONTINUE
+
+
+def test_a_manager_that_slept_itself_does_not_take_that_for_silence_of_the_policy_node() -> None:
+    judge = judge_of()
+    judge.observe(snapshot(age_s=7.0), 7.0)
+    assert judge.verdict().decision is Decision.CONTINUE
+    look_for(judge, CONFIG.heartbeat_timeout_s, since_s=7.0)
+    assert judge.verdict().decision is Decision.CONTINUE
+    for n in range(3):
+        judge.observe(snapshot(age_s=13.0 + n), 12.5 + n * 0.5)
+    assert judge.verdict().code == "HEARTBEAT_LOST"
 
 
 @pytest.mark.parametrize("reason", ["STARVED", "OBSERVATION_STALE", "OPERATOR", "MOTION_REENABLED", "NO_EPISODE"])
