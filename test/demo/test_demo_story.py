@@ -142,9 +142,9 @@ def test_a_story_that_went_otherwise_fails(told: Told, edit: Callable[[Record], 
 
 def test_ticks_that_are_lost_while_the_manager_is_gone_fail(told: Told) -> None:
     killed_s = next(r.at_s for r in told[0] if isinstance(r, Killed) and r.what == "ota_manager")
-    later = change(PolicyStatus, lambda s: s.at_s > killed_s, missed_ticks=3)
+    later = change(PolicyStatus, lambda s: s.at_s > killed_s, missed_ticks=30)
     assert problems(evidence([later(r) for r in told[0]], told[1])) == [
-        "3 ticks missed and 0 starved without its manager"
+        "30 ticks missed and 0 starved without its manager"
     ]
 
 
@@ -159,8 +159,8 @@ def test_on_a_machine_that_stalls_at_all_times_only_more_than_that_is_blamed_on_
             records.append(r)
         return problems(evidence(records, told[1]))
 
-    assert stalling(in_swap=4, at_all_times=3) == []
-    assert stalling(in_swap=20, at_all_times=3) == ["1.0.0 -> 1.1.0: 20 ticks missed, 0 starved"]
+    assert stalling(in_swap=2, at_all_times=1) == []
+    assert stalling(in_swap=20, at_all_times=1) == ["1.0.0 -> 1.1.0: 20 ticks missed, 0 starved"]
     assert stalling(in_swap=1, at_all_times=0) == ["1.0.0 -> 1.1.0: 1 ticks missed, 0 starved"]
 
 

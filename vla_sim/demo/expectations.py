@@ -30,6 +30,8 @@ SHORT_PATH = ("CHECKING", "FETCHING", "TRIAL")
 """What is heard for certain of an update whose manager was started again: events are not latched."""
 NOISE_FACTOR = 3.0
 """A machine on which the loop misses ticks at all times stalls in bursts: so many times its rate is possible in a short span."""
+LATE_SHARE = 0.02
+"""Share of ticks that may be late while nothing is changed on the robot: that is the machine's doing, and is in the report."""
 _STAMP_SLACK_S = 0.1  # two processes stamp the two sides of one moment
 
 
@@ -98,7 +100,7 @@ def refused(version: str, keeps: str) -> Check:
         if any(s.to_version == version for s in evidence.journal.all(SwapReport)):
             problems.append(f"{version} was rejected and acted all the same")
         span = _between(evidence.journal, events[0].at_s, ends[-1].at_s)
-        problems += _went_on(evidence.journal, span, keeps, f"while {version} was refused")
+        problems += _went_on(span, keeps, f"while {version} was refused")
         return problems
 
     return check
@@ -179,7 +181,7 @@ def resumed(version: str) -> Check:
         if not spoke:
             return [*problems, "the manager did not come back"]
         span = _between(evidence.journal, kills[0].at_s, spoke[0])
-        return problems + _went_on(evidence.journal, span, "", "without its manager")
+        return problems + _went_on(span, "", "without its manager")
 
     return check
 
@@ -262,8 +264,8 @@ def _is_to_blame(journal: Journal, missed: int, ticks: int) -> bool:
     return missed > 0 and missed > NOISE_FACTOR * ticks_outside(journal).rate * ticks
 
 
-def _went_on(journal: Journal, span: Sequence[PolicyStatus], version: str, when: str) -> list[str]:
-    """The loop ticked on with this version (empty: whatever it was) and lost no tick."""
+def _went_on(span: Sequence[PolicyStatus], version: str, when: str) -> list[str]:
+    """The loop ticked on with this version (empty: whatever it was), starved never and was late hardly ever."""
     if len(span) < 2:
         return [f"policy_node reported nothing {when}"]
     first, last = span[0], span[-1]
@@ -277,6 +279,6 @@ def _went_on(journal: Journal, span: Sequence[PolicyStatus], version: str, when:
     if last.ticks <= first.ticks:
         problems.append(f"the control loop did not tick {when}")
     missed, starved = last.missed_ticks - first.missed_ticks, last.starved_ticks - first.starved_ticks
-    if starved or _is_to_blame(journal, missed, last.ticks - first.ticks):
+    if starved or missed > LATE_SHARE * (last.ticks - first.ticks):
         problems.append(f"{missed} ticks missed and {starved} starved {when}")
     return problems
