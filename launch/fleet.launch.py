@@ -28,7 +28,7 @@ def _robots(context: LaunchContext) -> list[IncludeLaunchDescription]:
                 "store_dir": str(store_root / f"robot_{number}"),
                 "seed": str(number),
                 "params_file": LaunchConfiguration("params_file"),
-                "log_level": LaunchConfiguration("log_level"),
+                **{name: LaunchConfiguration(name) for name in ("allowed_sources", "use_sim_time", "log_level")},
             }.items(),
         )
         for number in range(1, count + 1)
@@ -50,6 +50,12 @@ def generate_launch_description() -> LaunchDescription:
                 default_value=str(SHARE / "config" / "vla_ota.yaml"),
                 description="Parameters of all nodes; copy and edit the default one",
             ),
+            DeclareLaunchArgument(
+                "allowed_sources",
+                default_value="",
+                description="URL prefixes that checkpoints may come from, separated by spaces; empty = what params_file says",
+            ),
+            DeclareLaunchArgument("use_sim_time", default_value="false", description="Stamps from /clock"),
             DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
             OpaqueFunction(function=_robots),
         ]

@@ -7,79 +7,90 @@ ros2 launch vla_ota robot.launch.py contract:=/path/to/my_arm.contract.yaml name
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.conditions import IfCondition
-from launch.substitutions import LaunchConfiguration
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
+from launch_ros.parameter_descriptions import ParameterFile
 
 SHARE = Path(get_package_share_directory("vla_ota"))
+
+ARGUMENTS = [
+    DeclareLaunchArgument("contract", description="Robot contract (YAML): topics, features, limits, hold. Required"),
+    DeclareLaunchArgument("namespace", default_value="", description="Namespace of this policy; one a policy"),
+    DeclareLaunchArgument(
+        "params_file",
+        default_value=str(SHARE / "config" / "vla_ota.yaml"),
+        description="Parameters of all nodes; copy and edit the default one",
+    ),
+    DeclareLaunchArgument(
+        "store_dir",
+        default_value="",
+        description="Folder in which ota_manager keeps checkpoints, one a policy; empty = ~/.ros/vla_ota/<namespace>",
+    ),
+    DeclareLaunchArgument(
+        "allowed_sources",
+        default_value="",
+        description="URL prefixes that checkpoints may come from, separated by spaces; empty = what params_file says",
+    ),
+    DeclareLaunchArgument("model_path", default_value="", description="Bundle to start from while the store is empty"),
+    DeclareLaunchArgument("manager", default_value="true", description="Start ota_manager (false: policy alone)"),
+    DeclareLaunchArgument("autostart", default_value="true", description="policy_node configures and activates itself"),
+    DeclareLaunchArgument("respawn", default_value="true", description="Start a node again when it dies"),
+    DeclareLaunchArgument("use_sim_time", default_value="false", description="Stamps from /clock"),
+    DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
+    DeclareLaunchArgument(
+        "fastdds_profile",
+        default_value=EnvironmentVariable(
+            "FASTRTPS_DEFAULT_PROFILES_FILE", default_value=str(SHARE / "config" / "fastdds.xml")
+        ),
+        description="Fast DDS profile; the default one has shared memory large enough for cameras",
+    ),
+]
+
+
+def robot(context: LaunchContext) -> list[Node]:
+    """Return the nodes. An argument that is given goes before what params_file says."""
+
+    def given(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    def truth(name: str) -> bool:
+        return given(name).lower() in ("true", "1", "yes", "on")
+
+    own_store = Path.home() / ".ros" / "vla_ota" / given("namespace").strip("/")
+    shared: dict[str, Any] = {"store_dir": given("store_dir") or str(own_store), "use_sim_time": truth("use_sim_time")}
+    policy: dict[str, Any] = {"contract": given("contract"), "autostart": truth("autostart")}
+    manager: dict[str, Any] = {}
+    if given("model_path"):
+        policy["model_path"] = manager["factory_bundle"] = given("model_path")
+    if given("allowed_sources"):
+        manager["allowed_sources"] = given("allowed_sources").split()
+
+    def node(name: str, own: dict[str, Any]) -> Node:
+        return Node(
+            package="vla_ota",
+            executable=name,
+            name=name,
+            namespace=given("namespace"),
+            parameters=[ParameterFile(given("params_file"), allow_substs=True), shared, own],
+            output="screen",
+            respawn=truth("respawn"),
+            respawn_delay=1.0,
+            ros_arguments=["--log-level", given("log_level")],
+        )
+
+    nodes = [node("policy_node", policy)]
+    if truth("manager"):
+        nodes.append(node("ota_manager", manager))
+    # The fleet bridge joins here: one node more, with an argument of its own.
+    return nodes
 
 
 def generate_launch_description() -> LaunchDescription:
     """Describe the launch."""
-    arguments = [
-        DeclareLaunchArgument(
-            "contract", description="Robot contract (YAML): topics, features, limits, hold. Required"
-        ),
-        DeclareLaunchArgument("namespace", default_value="", description="Namespace of this policy; one a policy"),
-        DeclareLaunchArgument(
-            "params_file",
-            default_value=str(SHARE / "config" / "vla_ota.yaml"),
-            description="Parameters of all nodes; copy and edit the default one",
-        ),
-        DeclareLaunchArgument(
-            "store_dir",
-            default_value=[str(Path.home() / ".ros" / "vla_ota"), "/", LaunchConfiguration("namespace")],
-            description="Folder in which ota_manager keeps checkpoints; one a policy",
-        ),
-        DeclareLaunchArgument(
-            "model_path", default_value="", description="Bundle to start from while the store is empty"
-        ),
-        DeclareLaunchArgument("manager", default_value="true", description="Start ota_manager (false: policy alone)"),
-        DeclareLaunchArgument(
-            "autostart", default_value="true", description="policy_node configures and activates itself"
-        ),
-        DeclareLaunchArgument("respawn", default_value="true", description="Start a node again when it dies"),
-        DeclareLaunchArgument("use_sim_time", default_value="false", description="Stamps from /clock"),
-        DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
-    ]
-    common = {
-        "package": "vla_ota",
-        "namespace": LaunchConfiguration("namespace"),
-        "output": "screen",
-        "respawn": LaunchConfiguration("respawn"),
-        "respawn_delay": 1.0,
-        "ros_arguments": ["--log-level", LaunchConfiguration("log_level")],
-    }
-    params_file = ParameterFile(LaunchConfiguration("params_file"), allow_substs=True)
-    shared = {
-        "use_sim_time": ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool),
-        "store_dir": ParameterValue(LaunchConfiguration("store_dir"), value_type=str),
-    }
-    policy_node = Node(
-        executable="policy_node",
-        name="policy_node",
-        parameters=[
-            params_file,
-            shared,
-            {
-                "contract": ParameterValue(LaunchConfiguration("contract"), value_type=str),
-                "model_path": ParameterValue(LaunchConfiguration("model_path"), value_type=str),
-                "autostart": ParameterValue(LaunchConfiguration("autostart"), value_type=bool),
-            },
-        ],
-        **common,
-    )
-
-    def ota_manager(context: LaunchContext) -> list[Node]:
-        sources = LaunchConfiguration("allowed_sources").perform(context).split()
-        own = [{"allowed_sources": sources}] if sources else []
-        return [Node(executable="ota_manager", name="ota_manager", parameters=[params_file, shared, *own], **common)]
-
-    manager = OpaqueFunction(function=ota_manager, condition=IfCondition(LaunchConfiguration("manager")))
-    # The fleet bridge joins here: one Node more, with a condition of its own.
-    return LaunchDescription([*arguments, policy_node, manager])
+    profile = SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", LaunchConfiguration("fastdds_profile"))
+    return LaunchDescription([*ARGUMENTS, profile, OpaqueFunction(function=robot)])

@@ -47,6 +47,7 @@ def generate_launch_description() -> LaunchDescription:
             description="URL prefixes that checkpoints may come from, separated by spaces; empty = what params_file says",
         ),
         DeclareLaunchArgument("seed", default_value="0", description="Seed of the simulated tasks"),
+        DeclareLaunchArgument("use_sim_time", default_value="false", description="Stamps from /clock"),
         DeclareLaunchArgument("respawn", default_value="true", description="Start a node again when it dies"),
         DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
     ]
@@ -62,6 +63,7 @@ def generate_launch_description() -> LaunchDescription:
                     "contract",
                     "store_dir",
                     "allowed_sources",
+                    "use_sim_time",
                     "respawn",
                     "log_level",
                 )
@@ -76,6 +78,7 @@ def generate_launch_description() -> LaunchDescription:
         output="screen",
         parameters=[
             ParameterFile(LaunchConfiguration("params_file"), allow_substs=True),
+            {"use_sim_time": ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)},
             {"seed": ParameterValue(LaunchConfiguration("seed"), value_type=int)},
         ],
         ros_arguments=["--log-level", LaunchConfiguration("log_level")],

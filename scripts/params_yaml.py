@@ -20,7 +20,7 @@ from vla_sim.settings import SimSettings
 HEADER = """\
 # Every parameter of every node, with its default. Copy this file, keep what you change, and give it to the launch files as
 # params_file:=... Made by scripts/params_yaml.py from the settings dataclasses; a test holds them equal.
-# `/**/name` matches the node in every namespace. A list of strings is written [""] when it is empty.
+# Commented-out ones are given by the launch files' arguments. `/**/name` matches the node in every namespace. A list of strings is written [""] when it is empty.
 """
 
 NODES: dict[str, tuple[type[Any], ...]] = {
@@ -30,7 +30,7 @@ NODES: dict[str, tuple[type[Any], ...]] = {
 }
 
 # Given by the launch files, because they differ from robot to robot.
-BY_LAUNCH = {"store_dir", "contract", "model_path", "seed", "autostart"}
+BY_LAUNCH = {"store_dir", "contract", "model_path", "factory_bundle", "seed", "autostart"}
 
 
 def value_text(value: Any) -> str:
