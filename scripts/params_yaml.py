@@ -20,7 +20,8 @@ from vla_sim.settings import SimSettings
 HEADER = """\
 # Every parameter of every node, with its default. Copy this file, keep what you change, and give it to the launch files as
 # params_file:=... Made by scripts/params_yaml.py from the settings dataclasses; a test holds them equal.
-# Commented-out ones are given by the launch files' arguments. `/**/name` matches the node in every namespace. A list of strings is written [""] when it is empty.
+# Commented-out ones are given by the launch files' arguments. `/**/name` matches the node in every namespace. A list of strings
+# is written [""] when it is empty.
 """
 
 NODES: dict[str, tuple[type[Any], ...]] = {
