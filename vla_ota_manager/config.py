@@ -27,6 +27,11 @@ class OtaConfig:
     blob_dir: str = _setting(
         "", "Folder of blobs shared by several policies of a robot, same file system as store_dir; empty = own"
     )
+    factory_bundle: str = _setting(
+        "",
+        "Bundle folder that is verified, copied into the store and committed at the start while nothing is committed: what the "
+        "robot runs before its first update, so that there is something to go back to. Empty = none",
+    )
     model_name: str = _setting("", "Accept only this model; empty = any")
     robot_type: str = _setting("", "Accept only bundles for this robot type; empty = not checked here")
     channels: tuple[str, ...] = _setting(

@@ -16,7 +16,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
 
-from vla_checkpoint import verify_bundle
+from vla_checkpoint import CancelledCheckError, CheckpointError, Manifest, verify_bundle
 from vla_ota_manager.calibration import CalibrationKeeper
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.context import Context, Live, log
@@ -260,12 +260,20 @@ class UpdateEngine:
         """Adopt a bundle that is on this machine (a factory image) and, with ``commit``, vouch for it. Before ``start`` only."""
         self.store.open()
         try:
-            scan = self.config.scan_values
-            return self.store.import_bundle(
-                folder, lambda path: verify_bundle(path, scan_values=scan).manifest, commit=commit
-            )
+            return self.store.import_bundle(folder, self._verify, commit=commit)
         finally:
             self.store.close()
+
+    def _verify(self, folder: Path) -> Manifest:
+        """Check a bundle that nobody offered as strictly as one that was."""
+        manifest = verify_bundle(
+            folder,
+            scan_values=self.config.scan_values,
+            progress=lambda _count: self._ctx.report(),
+            cancel=self._ctx.stopping.is_set,
+        ).manifest
+        self._pipeline.refuse_unfit(Update(update_id="", manifest_url=""), manifest)
+        return manifest
 
     # -- commands -----------------------------------------------------------------------------------------------------------
 
@@ -313,6 +321,7 @@ class UpdateEngine:
     # -- the thread ---------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._guarded(self._adopt_factory_bundle)
         self._guarded(self._recover)
         while not self._ctx.stopping.is_set():
             self._guarded(self._step)
@@ -329,6 +338,25 @@ class UpdateEngine:
             log.exception("the update engine stumbled")
             self._ctx.show(f"internal error: {e!r}", OtaError("INTERNAL_ERROR", repr(e)))
             self._ctx.wait(_IDLE_S)
+
+    def _adopt_factory_bundle(self) -> None:
+        """Commit what the robot runs before its first update; a bad one is told, and the engine goes on without."""
+        state, folder = self.store.state, self.config.factory_bundle
+        if not folder or state.committed is not None or state.trial is not None:
+            return
+        self._ctx.show(f"verifying the factory bundle {folder}")
+        try:
+            ref = self.store.import_bundle(Path(folder).expanduser(), self._verify, commit=True)
+        except CancelledCheckError:
+            return  # stopping; the next start does it
+        except (OtaError, CheckpointError, OSError) as e:
+            error = OtaError(getattr(e, "code", "STORE_IO"), e.message if isinstance(e, OtaError) else str(e))
+            name = state.state.name
+            message = f"factory_bundle: {error.reason}"
+            self._ctx.announce(Event(self._ctx.wall_clock(), "", name, name, "", error.code, message))
+            self._ctx.show(message, error)
+            return
+        self._ctx.show(f"the factory bundle {ref} is committed")
 
     def _recover(self) -> None:
         for note in self.store.recovery_notes:

@@ -24,7 +24,7 @@ from vla_ota_manager.errors import (
 )
 from vla_ota_manager.fetch import Received, pause
 from vla_ota_manager.port import PrepareResult
-from vla_ota_manager.records import Ref
+from vla_ota_manager.records import Ref, Update
 from vla_ota_manager.source import Url, join_url, parse_url
 from vla_ota_manager.state import TrialRecord, UpdateRecord
 from vla_ota_manager.states import PIPELINE, UpdateState
@@ -102,7 +102,7 @@ class UpdatePipeline:
         self._ctx.trust.check_manifest(update, data)
         manifest = Manifest.parse(data)
         ref = Ref(manifest.name, manifest.version, manifest.digest)
-        self._refuse_unfit(record, manifest)
+        self.refuse_unfit(update, manifest)
         state = self._store.state
         if state.committed == ref:
             with self._ctx.transition(_S.COMMITTED, message=f"{ref} is the committed version", final=True) as draft:
@@ -134,8 +134,9 @@ class UpdatePipeline:
         if expires and self._ctx.wall_clock() > expires:
             raise RefusedError("UPDATE_EXPIRED", "the offer has expired", record.update.update_id)
 
-    def _refuse_unfit(self, record: UpdateRecord, manifest: Manifest) -> None:
-        update, config = record.update, self._config
+    def refuse_unfit(self, update: Update, manifest: Manifest) -> None:
+        """Raise ``RefusedError`` for a bundle that is not what was offered, is not for this robot, or is blocked."""
+        config = self._config
         for field, wanted, found, code in (
             ("name", update.name or config.model_name, manifest.name, "NAME_MISMATCH"),
             ("name", config.model_name, manifest.name, "NAME_MISMATCH"),

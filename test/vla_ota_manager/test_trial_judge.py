@@ -21,7 +21,9 @@ SWAP = 100.0
 
 
 def snapshot(**fields) -> PolicySnapshot:
-    return PolicySnapshot(**{"age_s": 0.0, "boot_id": "b", "generation": 2, "active_digest": "d", "on_trial": True, **fields})
+    return PolicySnapshot(
+        **{"age_s": 0.0, "boot_id": "b", "generation": 2, "active_digest": "d", "on_trial": True, **fields}
+    )
 
 
 def score(value: float, source: str = "tce", **fields) -> Score:
