@@ -8,7 +8,9 @@ themselves say which version acts. Trials of updates are decided by episodes, wh
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
 import threading
 import time
 import uuid
@@ -30,12 +32,14 @@ from support.policy_rig import IdealRobot, policy_parameters
 from support.ros import Inbox, NodeProcess, RosHarness, wait_for
 from support.scripted import scripted_bundle
 from vla_checkpoint import load_manifest, verify_bundle
+from vla_ota_manager.states import UpdateState
 from vla_ros import qos
 
 PERIOD_S, VELOCITY, LOW, HIGH = 0.02, 4.0, -2.0, 2.0
 """Of the contract in ``engine_rig.py``: [s], [rad/s], [rad]."""
 PLACE_STEP = 0.02
 """Distance between the places of two versions [rad]."""
+_REPLY_S = 6.0
 EPISODES = 2
 """With a known outcome, that a commit needs."""
 
@@ -133,6 +137,8 @@ class RobotRig:
 
     def start_policy(self, **parameters: Any) -> NodeProcess:
         """Start the policy node; it starts from the store's ``current``, if there is one."""
+        if self.policy is not None and self.policy.process.poll() is None:
+            self.policy.kill()
         self.policy_status.clear()
         self.policy = NodeProcess(
             "vla_policy_node.node",
@@ -145,6 +151,8 @@ class RobotRig:
 
     def start_manager(self, *, crash_at: str = "", **parameters: Any) -> NodeProcess:
         """Start the manager; ``crash_at``: a crash point of ``vla_ota_manager/filesystem.py``."""
+        if self.manager is not None and self.manager.process.poll() is None:
+            self.manager.kill()
         self.status.clear()
         self.manager = NodeProcess(
             "vla_ota_manager.node",
@@ -195,8 +203,7 @@ class RobotRig:
         return "/blobs/sha256/" + next(entry.sha256 for entry in manifest.files if entry.path == path)
 
     def offer(self, version: str, **fields: Any) -> str:
-        """Publish a ModelUpdate to a manager that hears it; return its update_id."""
-        wait_for(lambda: self._offers.get_subscription_count() >= 1, "the manager's subscription of model_update")
+        """Publish a ModelUpdate until the manager has taken it (a killed one stays in the graph for a while); return its id."""
         values = {
             "update_id": f"u-{version}-{uuid.uuid4().hex[:6]}",
             "name": "pick_place",
@@ -205,7 +212,16 @@ class RobotRig:
             "manifest_sha256": self.digests[version],
         }
         message = ModelUpdate(**{**values, **fields})
-        self._offers.publish(message)
+        publish = self._offers.publish
+
+        def taken() -> bool:
+            if not (self.store / "state.json").exists() or message.update_id not in self.state()["seen"]:
+                publish(message)
+                time.sleep(0.1)
+                return False
+            return True
+
+        wait_for(taken, f"the manager taking {message.update_id}")
         return str(message.update_id)
 
     # -- waiting ------------------------------------------------------------------------------------------------------------
@@ -262,18 +278,30 @@ class RobotRig:
         return document
 
     @property
+    def saved(self) -> str:
+        """State of the update as it is on disk."""
+        return UpdateState(self.state()["state"]).name
+
+    @property
     def committed(self) -> str:
-        """Version that the manager said last that it is committed."""
-        return str(self.status.last.committed_version)
+        """Version that is committed, as it is on disk."""
+        return str(self.state()["committed"]["version"])
 
     # -- what the robot does ------------------------------------------------------------------------------------------------
 
+    def call(self, service_type: type, name: str, request: Any = None) -> Any:
+        """Call a service for which a repeated request does no harm: one right after a restart may get lost on a dead server."""
+        for _ in range(7):
+            with contextlib.suppress(AssertionError):
+                return self.ros.call(service_type, name, request, timeout_s=_REPLY_S)
+        return self.ros.call(service_type, name, request, timeout_s=_REPLY_S)
+
     def episode(self, success: bool) -> Any:
         """Run one episode; return its outcome."""
-        opened = self.ros.call(StartEpisode, "policy_node/start_episode")
-        assert opened.success, opened.message
-        request = EndEpisode.Request(episode_id=opened.episode_id, success=success)
-        closed = self.ros.call(EndEpisode, "policy_node/end_episode", request)
+        name = uuid.uuid4().hex[:12]
+        opened = self.call(StartEpisode, "policy_node/start_episode", StartEpisode.Request(episode_id=name))
+        assert opened.success or opened.error_code == "EPISODE_OPEN", opened.message
+        closed = self.call(EndEpisode, "policy_node/end_episode", EndEpisode.Request(episode_id=name, success=success))
         assert closed.success, closed.message
         return closed.outcome
 
@@ -291,6 +319,19 @@ class RobotRig:
         wait_for(work, f"{state} of {update_id} after episodes")
         return self.wait_update(update_id, state)
 
+    def episodes_until_killed(self) -> None:
+        """Let the version on trial succeed until its manager kills itself."""
+        manager = self.manager
+        assert manager is not None
+
+        def work() -> bool:
+            if manager.process.poll() is None:
+                self.episode(True)
+            return manager.process.poll() is not None
+
+        wait_for(work, "the manager's end")
+        assert manager.wait() == -9
+
     def prove(self, update_id: str) -> Any:
         """Let the version on trial succeed until it is committed; return that status."""
         self.wait_update(update_id, "TRIAL")
@@ -298,7 +339,22 @@ class RobotRig:
 
     def resume(self) -> Any:
         """Call ``resume``; return the reply."""
-        return self.ros.call(Trigger, "policy_node/resume")
+        return self.call(Trigger, "policy_node/resume")
+
+    def ask_until_killed(self, service_type: type, name: str) -> None:
+        """Send empty requests to the manager until one of them makes it kill itself."""
+        manager = self.manager
+        assert manager is not None
+        client = self.ros.on_executor(lambda: self.ros.node.create_client(service_type, name))
+
+        def work() -> bool:
+            if client.service_is_ready():
+                client.call_async(service_type.Request())
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return manager.process.wait(0.5) == -9
+            return False
+
+        wait_for(work, "the manager's end")
 
     def install(self, version: str, **options: Any) -> str:
         """Publish a bundle, offer it, let it prove itself, and wait until it is settled; return the update's id."""
@@ -359,20 +415,22 @@ class RobotRig:
                 assert not rests.any(), f"the robot was where {version} goes"
 
 
-class Publishing:
-    """Repeats a std_msgs/Bool until it is closed or told to say something else."""
+class Repeating:
+    """``with Repeating(publisher, message) as repeating:`` says it ten times a second; ``message`` may be changed."""
 
     def __init__(self, publisher: Any, message: Any) -> None:
         self._publisher, self.message = publisher, message
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Repeating:
         self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join(5.0)
 
     def _run(self) -> None:
         while not self._stop.wait(0.1):
             self._publisher.publish(self.message)
-
-    def close(self) -> None:
-        """Say nothing more."""
-        self._stop.set()
-        self._thread.join(5.0)

@@ -1,0 +1,196 @@
+"""Kills of the policy node and of its processes: the robot holds, and what acts afterwards is what was committed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.domains import claim_domain
+from support.robot_rig import RobotRig
+from support.ros import wait_for
+from vla_ota.msg import PolicyStatus
+
+
+@pytest.fixture(scope="module")
+def robot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RobotRig]:
+    """A robot without auto_resume that has installed 1.0.0; nothing runs."""
+    contract = {"auto_resume": False}
+    with claim_domain() as domain, RobotRig(domain, tmp_path_factory.mktemp("robot"), contract=contract) as rig:
+        policy, manager = rig.start_policy(), rig.start_manager()
+        rig.publish("1.0.0")
+        update_id = rig.offer("1.0.0")
+        rig.wait_update(update_id, "TRIAL")
+        held = rig.wait_policy(lambda m: m.active_version == "1.0.0" and m.hold_latched, "a hold until resume")
+        assert held.hold_reason == "STARTUP" and not rig.robot.record, (
+            "a robot that was started moves when a person says so"
+        )
+        assert rig.resume().success
+        rig.wait_update(update_id, "COMMITTED")
+        rig.wait_settled("1.0.0")
+        assert manager.stop() == 0 and policy.stop() == 0
+        yield rig
+
+
+@pytest.fixture
+def moving(robot: RobotRig) -> Iterator[RobotRig]:
+    """The same robot at work: the policy node alone has started it from ``current``, and a person has said so."""
+    base = robot.committed
+    robot.start_policy()
+    start(robot, base)
+    robot.start_manager()
+    robot.status.wait()
+    yield robot
+    for process in (robot.manager, robot.policy):
+        assert process is not None and (process.process.poll() is not None or process.stop() == 0)
+
+
+def start(robot: RobotRig, version: str) -> None:
+    """A fresh policy node has loaded what is committed and holds; resume moves the robot."""
+    sent = len(robot.robot.record)
+    held = robot.wait_policy(lambda m: m.active_version != "" and m.hold_latched, "a hold after the start")
+    assert (held.active_version, held.hold_reason, held.on_trial) == (version, "STARTUP", False)
+    assert len(robot.robot.record) == sent, "commands before resume"
+    assert robot.resume().success
+    robot.wait_acting(version)
+
+
+def processes_of(pid: int) -> set[int]:
+    """Return the children of a process."""
+    return {
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    }
+
+
+def alive(pid: int) -> bool:
+    try:
+        return (Path(f"/proc/{pid}") / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def kill_policy(robot: RobotRig) -> None:
+    """SIGKILL the node process; its control process and workers end by themselves."""
+    assert robot.policy is not None
+    children = processes_of(robot.policy.process.pid)
+    assert len(children) >= 2
+    robot.policy.kill()
+    wait_for(lambda: not any(alive(pid) for pid in children), "the end of the node's processes")
+    sent = len(robot.robot.record)
+    assert robot.current() == robot.committed
+    assert len(robot.robot.record) == sent, "commands of a dead node"
+
+
+def test_a_respawned_policy_node_starts_from_current_without_the_manager_and_holds_until_resume(
+    moving: RobotRig,
+) -> None:
+    base = moving.committed
+    assert moving.manager is not None
+    moving.manager.kill()
+    kill_policy(moving)
+    moving.start_policy()
+    start(moving, base)
+    moving.check(base)
+
+
+def test_a_policy_node_killed_during_a_rollback_ends_it(moving: RobotRig) -> None:
+    base = moving.committed
+    moving.start_manager(rollback_at="REST", min_success_rate=0.9)  # it never rests
+    moving.publish("4.0.0")
+    update_id = moving.offer("4.0.0")
+    moving.wait_update(update_id, "TRIAL")
+    moving.episodes_until(False, "ROLLING_BACK", update_id)
+    moving.wait_acting("4.0.0")
+    kill_policy(moving)
+    assert moving.saved == "ROLLING_BACK"
+    moving.start_policy()
+    start(moving, base)
+    ended = moving.wait_update(update_id, "ROLLED_BACK")
+    assert (ended.error_code, list(ended.blocked)) == ("SUCCESS_WORSE", ["4.0.0"])
+    moving.check(base)
+
+
+def test_a_policy_node_killed_in_a_trial_comes_back_with_what_is_committed_and_that_is_an_attempt(
+    moving: RobotRig,
+) -> None:
+    base = moving.committed
+    moving.publish("2.0.0")
+    update_id = moving.offer("2.0.0")
+    moving.wait_update(update_id, "TRIAL")
+    moving.wait_acting("2.0.0")
+    kill_policy(moving)
+    moving.start_policy()
+    start(moving, base)
+    ended = moving.wait_update(update_id, "ROLLED_BACK")
+    assert (ended.error_code, ended.committed_version, "2.0.0" in ended.blocked) == ("POLICY_RESTARTED", base, False)
+    assert moving.state()["attempts"][moving.digests["2.0.0"]] == 1
+    moving.check(base)
+
+
+def test_a_policy_node_killed_while_it_prepares_prepares_again_and_the_update_goes_on(moving: RobotRig) -> None:
+    moving.publish("3.0.0", load_sleep_s=3.0)
+    update_id = moving.offer("3.0.0")
+    moving.status.wait(lambda m: m.state_name == "PREPARING" and "LOADING" in m.message, what="a preparation under way")
+    base = moving.committed
+    kill_policy(moving)
+    moving.start_policy()
+    start(moving, base)
+    moving.prove(update_id)
+    moving.wait_settled("3.0.0")
+    moving.check("3.0.0")
+
+
+def test_both_nodes_killed_at_once_in_a_trial_come_back_with_what_is_committed_and_the_trial_goes_on(
+    moving: RobotRig,
+) -> None:
+    base = moving.committed
+    moving.publish("5.0.0")
+    update_id = moving.offer("5.0.0")
+    moving.wait_update(update_id, "TRIAL")
+    assert moving.manager is not None
+    moving.manager.kill()
+    kill_policy(moving)
+    moving.start_policy()
+    start(moving, base)
+    moving.start_manager()
+    moving.wait_update(update_id, "TRIAL")
+    assert moving.state()["attempts"][moving.digests["5.0.0"]] == 1
+    moving.wait_acting("5.0.0")
+    moving.prove(update_id)
+    moving.wait_settled("5.0.0")
+    moving.check("5.0.0")
+
+
+def test_a_lost_worker_is_loaded_again_and_a_lost_control_process_is_told_and_commands_nothing(
+    moving: RobotRig,
+) -> None:
+    base = moving.committed
+    worker = moving.worker_pid()
+    before = moving.policy_status.last.generation
+    os.kill(worker, signal.SIGKILL)
+    lost = moving.wait_policy(lambda m: m.hold_latched, "a hold")
+    assert lost.hold_reason == "WORKER_LOST"
+    again = moving.wait_policy(lambda m: m.active_version == base and m.generation > before, "the same version again")
+    assert again.hold_latched and moving.worker_pid() != worker
+    assert moving.resume().success
+    moving.wait_acting(base)
+    report = moving.reports.wait(lambda m: m.cause == "WORKER_LOST" and m.from_version == base)
+    assert report.to_version == base
+
+    assert moving.policy is not None
+    (control,) = [
+        pid
+        for pid in processes_of(moving.policy.process.pid)
+        if b"vla_policy_node.control" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(control, signal.SIGKILL)
+    status = moving.wait_policy(lambda m: m.state == PolicyStatus.STATE_ERROR, "STATE_ERROR")
+    assert status.error_code == "CONTROL_LOST" and "restart" in status.message
+    sent = len(moving.robot.record)
+    moving.policy.kill()
+    moving.start_policy()
+    start(moving, base)
+    assert len(moving.robot.record) > sent
+    moving.check(base)
