@@ -14,6 +14,8 @@ from vla_ota_manager.context import Context
 from vla_ota_manager.records import EpisodeResult, Score
 
 HARD_LIMIT_SOURCE = "hard_limit"
+POLICY_SOURCES = frozenset({"tce", "reversal", "magnitude", HARD_LIMIT_SOURCE})
+"""Sources that the policy node has; every other one is an external monitor's."""
 MAX_SOURCES = 32
 _SAVE_PERIOD_S = 30.0
 
@@ -115,6 +117,22 @@ def belongs(item: Score | EpisodeResult, version: str, generation: int, since_s:
     if item.generation and generation and item.generation != generation:
         return False
     return item.version in ("", version) and item.stamp_s >= since_s
+
+
+def unusable(score: Score) -> str:
+    """Say why a score is no evidence of anything, "" if it may be one.
+
+    Infinity or NaN convicts a version only where the policy node says it of a generation of its own: a monitor that fails says
+    nothing about the version. Nobody else may say that a hard limit was broken.
+    """
+    by_policy_node = score.source in POLICY_SOURCES and score.generation > 0 and bool(score.version)
+    if not score.source:
+        return "it names no source"
+    if score.source == HARD_LIMIT_SOURCE and not by_policy_node:
+        return f"{HARD_LIMIT_SOURCE} is the policy node's, with version and generation"
+    if not math.isfinite(score.value) and not by_policy_node:
+        return f"{score.source} is {score.value}"
+    return ""
 
 
 class Collector:

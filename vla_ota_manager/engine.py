@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_checkpoint import CancelledCheckError, CheckpointError, Manifest, verify_bundle
-from vla_ota_manager.calibration import CalibrationKeeper
+from vla_ota_manager.calibration import CalibrationKeeper, unusable
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.context import Context, Live, log
 from vla_ota_manager.errors import OfferError, OtaError, PolicyError, StoreError
@@ -50,6 +50,7 @@ _QUEUE_SIZE = 16
 _IDLE_S = 1.0
 _STOP_S = 10.0
 _BEAT_S = 5.0
+_SCORE_WARNING_S = 5.0
 
 
 class UpdateEngine:
@@ -97,6 +98,9 @@ class UpdateEngine:
         self._commands: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._commands_lock = threading.Lock()
         self._next_activation = 0.0
+        self._next_score_warning = 0.0
+        self.scores_dropped, self.score_fault = 0, ""
+        """How many scores were no evidence, and why the last one was not."""
         self._thread: threading.Thread | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------------------
@@ -237,8 +241,17 @@ class UpdateEngine:
         return self._list_command(lambda: self._operator.list_models(name))
 
     def on_score(self, score: Score) -> None:
-        """Take in an anomaly score."""
-        self._ctx.put(score)
+        """Take in an anomaly score; one that is no evidence is dropped, counted and told."""
+        reason = unusable(score)
+        if not reason:
+            self._ctx.put(score)
+            return
+        self.scores_dropped += 1
+        self.score_fault = reason
+        now = time.monotonic()
+        if now >= self._next_score_warning:
+            self._next_score_warning = now + _SCORE_WARNING_S
+            log.warning("SCORE_INVALID: a score was dropped: %s (%d so far)", reason[:200], self.scores_dropped)
 
     def on_outcome(self, result: EpisodeResult) -> None:
         """Take in the outcome of an episode."""

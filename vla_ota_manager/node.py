@@ -52,7 +52,6 @@ class OtaManagerNode(Node):
         self._publishing = threading.Lock()
         self._published_s = 0.0
         self._heard_permission_s: float | None = None
-        self._dropped_scores = 0
         self._closed = False
 
         self._diagnostics = Diagnostics(self, self._config.store_dir)
@@ -153,11 +152,7 @@ class OtaManagerNode(Node):
             self.get_logger().debug(reply.message)
 
     def _on_score(self, message: AnomalyScore) -> None:
-        if message.source:
-            self._engine.on_score(to_score(message))
-            return
-        self._dropped_scores += 1
-        self.get_logger().warning("SCORE_INVALID: a score has no source; dropped", throttle_duration_sec=5.0)
+        self._engine.on_score(to_score(message))
 
     def _on_number(self, entry: ScoreTopic, message: Float64) -> None:
         score = AnomalyScore(source=entry.source, score=message.data)
@@ -229,7 +224,8 @@ class OtaManagerNode(Node):
         )
 
     def _score_report(self) -> Report:
-        values: dict[str, object] = {"dropped": self._dropped_scores}
+        dropped = self._engine.scores_dropped
+        values: dict[str, object] = {"dropped": dropped}
         wrong = []
         topics = {"anomaly_score": AnomalyScore} | {
             e.topic: Float64 if e.source else AnomalyScore for e in self._settings.scores
@@ -241,9 +237,9 @@ class OtaManagerNode(Node):
             wrong += [f"'{topic}' carries {p.topic_type}, not {name}" for p in publishers if p.topic_type != name]
         if wrong:
             return Report(WARN, "; ".join(wrong), values)
-        if self._dropped_scores:
+        if dropped:
             return Report(
-                WARN, f"SCORE_INVALID: {self._dropped_scores} scores named no source and were dropped", values
+                WARN, f"SCORE_INVALID: {dropped} scores were dropped, the last: {self._engine.score_fault}", values
             )
         return Report(OK, "every topic of scores has the expected type", values)
 

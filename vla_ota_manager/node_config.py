@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from vla_ota_manager.calibration import POLICY_SOURCES
 from vla_ota_manager.errors import ConfigError
 
 _TOKEN = "[A-Za-z_{][A-Za-z0-9_{}]*"
@@ -32,7 +33,7 @@ class ScoreTopic:
         """Read ``topic`` or ``topic:source`` (a topic's name has no colon).
 
         Raises:
-            ConfigError: the name of the topic or of the source is malformed.
+            ConfigError: the name of the topic or of the source is malformed, or the source is one of the policy node's.
         """
         topic, colon, source = text.partition(":")
         if not _NAME.fullmatch(topic):
@@ -41,6 +42,8 @@ class ScoreTopic:
             raise ConfigError(
                 "CONFIG_INVALID", f"{source!r} is not a source: 1 to 64 of [A-Za-z0-9_.-]", "score_topics"
             )
+        if source in POLICY_SOURCES:
+            raise ConfigError("CONFIG_INVALID", f"the source {source!r} is the policy node's own", "score_topics")
         return ScoreTopic(topic, source)
 
 

@@ -28,7 +28,15 @@ from enum import Enum
 from typing import Any
 
 from vla_evidence import BernoulliEProcess, exceedance_limit, observations_needed, proportion_lower_bound
-from vla_ota_manager.calibration import HARD_LIMIT_SOURCE, MAX_SOURCES, BlockBuilder, Calibration, belongs, succeeded
+from vla_ota_manager.calibration import (
+    HARD_LIMIT_SOURCE,
+    MAX_SOURCES,
+    BlockBuilder,
+    Calibration,
+    belongs,
+    succeeded,
+    unusable,
+)
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.port import PolicySnapshot
 from vla_ota_manager.records import EpisodeResult, Score
@@ -126,8 +134,9 @@ class TrialJudge:
         self._blocks = BlockBuilder(self._config.block_chunks)
 
     def add(self, item: Score | EpisodeResult) -> None:
-        """Take in a score or an outcome; one from before the swap or of another generation is dropped and counted."""
-        if not belongs(item, self._version, self._generation, self._since_s):
+        """Take in a score or an outcome; what is of before the swap, of another generation or no evidence is counted and dropped."""
+        foreign = not belongs(item, self._version, self._generation, self._since_s)
+        if foreign or (isinstance(item, Score) and unusable(item)):
             self._dropped += 1
         elif isinstance(item, EpisodeResult):
             self._add_outcome(item)
@@ -255,7 +264,7 @@ class TrialJudge:
         if self._not_judged:
             parts.append("not judged: " + ", ".join(self._not_judged))
         if self._dropped:
-            parts.append(f"{self._dropped} scores or outcomes of before or of others dropped")
+            parts.append(f"{self._dropped} scores or outcomes of before, of others or unusable dropped")
         return "; ".join(parts)
 
     def _describe(self, source: str, test: _ScoreTest) -> str:

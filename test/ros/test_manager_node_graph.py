@@ -84,7 +84,7 @@ def test_swaps_wait_for_permission_and_a_stale_permission_is_none(robots: tuple[
 
 
 def test_scores_of_every_reliability_and_type_count_as_evidence(robots: tuple[ManagerRig, ManagerRig]) -> None:
-    """Each publisher in turn breaks a hard limit during a trial; the rollback shows that it was heard."""
+    """Each publisher in turn says for the version on trial that it broke a hard limit; the rollback shows that it was heard."""
     left, _ = robots
     hard = AnomalyScore(source="hard_limit", score=1.0)
     publishers = {
@@ -99,6 +99,7 @@ def test_scores_of_every_reliability_and_type_count_as_evidence(robots: tuple[Ma
 
         def broken(publisher: object = publisher, message: AnomalyScore = message, update_id: str = update_id) -> bool:
             message.header.stamp = left.ros.now()
+            message.version, message.generation = left.policy.active[1], left.policy.generation
             publisher.publish(message)  # type: ignore[attr-defined]
             return any(
                 e.update_id == update_id and e.to_state in ("FAILED", "ROLLED_BACK") for e in left.events.messages
@@ -114,11 +115,23 @@ def test_a_number_counts_as_the_source_that_the_parameter_names(robots: tuple[Ma
     left.wait_event(update_id, "TRIAL")
     numbers = left.ros.advertise(Float64, "/left/collision", BEST_EFFORT)
 
-    def convicted() -> bool:
-        numbers.publish(Float64(data=float("nan")))
-        return any(e.update_id == update_id and "collision_force" in e.message for e in left.events.messages)
+    diagnostics = left.ros.subscribe(DiagnosticArray, "/diagnostics")
 
-    wait_for(convicted, "the judge's words about collision_force")
+    def told() -> bool:
+        numbers.publish(Float64(data=float("nan")))
+        return any("collision_force is nan" in s.message for m in diagnostics.messages for s in m.status)
+
+    wait_for(told, "SCORE_INVALID in the diagnostics")
+    before = len(left.status.messages)
+    wait_for(lambda: len(left.status.messages) > before + 3, "some more statuses")
+    status = left.status.last
+    assert (status.state_name, status.trial_version) == ("TRIAL", "1.5.0")  # a monitor that fails convicts nobody
+
+    def counted() -> bool:
+        numbers.publish(Float64(data=0.1))
+        return bool(left.status.last.trial_progress > 0)
+
+    wait_for(counted, "chunks that are counted by collision_force")
 
 
 def test_a_score_topic_of_another_type_and_a_publisher_that_never_matches_are_reported(

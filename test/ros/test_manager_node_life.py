@@ -43,6 +43,7 @@ def the_line(log: str) -> str:
         ({"allowed_sources": ["ftp://host/"]}, "CONFIG_INVALID"),
         ({"score_topics": ["a topic:x"]}, "CONFIG_INVALID: score_topics"),
         ({"score_topics": ["same", "same:x"]}, "CONFIG_INVALID: score_topics"),
+        ({"score_topics": ["collision:hard_limit"]}, "CONFIG_INVALID: score_topics"),
         ({"policy_node": "no node"}, "CONFIG_INVALID: policy_node"),
         ({"store_dir": "/proc/nowhere"}, "STORE_IO"),
     ],

@@ -208,6 +208,27 @@ def test_scores_of_before_the_swap_or_of_others_are_dropped_and_counted(foreign:
     assert "601 scores or outcomes" in verdict.message
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"value": math.nan, "source": "vibration"},
+        {"value": math.inf, "source": "vibration", "version": "", "generation": 0},
+        {"value": math.nan, "version": "", "generation": 0},
+        {"value": 1.0, "source": "hard_limit", "generation": 0},
+        {"value": 1.0, "source": "hard_limit", "version": ""},
+        {"value": math.nan, "source": "hard_limit", "version": "", "generation": 0},
+        {"value": 1.0, "source": ""},
+    ],
+)
+def test_a_failing_monitor_convicts_nobody_and_only_the_policy_node_says_hard_limit(foreign: dict) -> None:
+    judge = judge_of(incumbent(random.Random(0)))
+    for _ in range(300):
+        judge.add(score(**foreign))
+    verdict = judge.verdict()
+    assert (verdict.decision, verdict.progress) == (Decision.CONTINUE, 0.0)
+    assert "300 scores or outcomes" in verdict.message
+
+
 def test_episodes_of_mixed_generations_or_unknown_end_count_for_nobody_an_intervention_is_a_failure() -> None:
     judge = judge_of(incumbent(random.Random(0)))
     for n in range(50):
