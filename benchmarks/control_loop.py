@@ -141,9 +141,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--duration", type=float, default=2.0, help="of one measurement of lateness [s]")
+    parser.add_argument("--duration", type=float, default=1.5, help="of one measurement of lateness [s]")
     parser.add_argument(
-        "--budget", type=float, default=100.0, help="begin no further run when it would take longer [s]"
+        "--budget", type=float, default=110.0, help="begin no further run when it would take longer [s]"
     )
     arguments = parser.parse_args()
     stop_at_s = time.monotonic() + arguments.budget

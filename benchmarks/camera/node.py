@@ -29,10 +29,13 @@ def main() -> None:
     for i in range(settings["cameras"]):
         publisher = node.create_publisher(Image, f"camera_{i}", qos.SENSORS)
         node.create_timer(1.0 / settings["rate_hz"], lambda publisher=publisher: publisher.publish(picture))
-    threading.Thread(target=_wait_for_the_end, daemon=True).start()
+    ending = threading.Thread(target=_wait_for_the_end, daemon=True)
+    ending.start()
     print(json.dumps({"ready": True}), flush=True)
     with contextlib.suppress(ExternalShutdownException):
         rclpy.spin(node)
+    ending.join(10.0)  # a thread that is inside rclpy when the interpreter ends would abort the process
+    node.destroy_node()
 
 
 def _wait_for_the_end() -> None:

@@ -37,7 +37,14 @@ class Cameras:
         self.taken = 0
         for i in range(cameras):
             self._node.create_subscription(Image, f"camera_{i}", self._take, qos.SENSORS)
-        threading.Thread(target=self._spin, name="executor", daemon=True).start()
+        self._thread = threading.Thread(target=self._spin, name="executor", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop: a thread that is inside rclpy when the interpreter ends would abort the process."""
+        rclpy.try_shutdown()
+        self._thread.join(10.0)
+        self._node.destroy_node()
 
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):
@@ -118,7 +125,7 @@ def main() -> None:
     say(ready=True)
     for line in sys.stdin:
         say(**run(domain_id=settings["domain_id"], cameras=cameras, **json.loads(line)))
-    rclpy.try_shutdown()
+    cameras.close()
 
 
 if __name__ == "__main__":
