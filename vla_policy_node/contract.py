@@ -141,11 +141,15 @@ class Channel:
 
 @dataclass(frozen=True)
 class Motion:
-    """The ``motion_enabled`` topic."""
+    """The ``motion_enabled`` topic. An explicit false always stops the robot, until a true comes."""
 
-    required: bool
-    timeout_s: float  # older is false
+    required: bool  # motion needs a true, and a fresh one
+    timeout_s: float  # required: older is false
     topic: str = "motion_enabled"
+
+    def permits(self, until_ns: int, now_ns: int) -> bool:
+        """Whether the robot may move. ``until_ns``: end of the permission, 0 = nothing was said yet, negative = false was."""
+        return now_ns <= until_ns if self.required else until_ns >= 0
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class Contract:
     outputs: tuple[Output, ...]
     channels: tuple[Channel, ...]
     motion: Motion
-    auto_resume: bool  # latched holds end by themselves (not OPERATOR); for simulators
+    auto_resume: bool  # holds latched by a start, a limit, NaN, a loss end by themselves; for simulators
     observation_max_age_s: float
     blend_ticks: int
     rest_ticks: int

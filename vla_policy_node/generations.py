@@ -308,7 +308,7 @@ class Generations:
                 raise SwapError("CLOSED", "the node is shutting down")
             self._asked[pending.swap_id] = pending
         try:
-            self._control.activate(pending.target.id, pending.at, pending.swap_id, pending.timeout_s)
+            self._control.activate(pending.target.id, pending.at, pending.swap_id, pending.timeout_s, pending.cause)
         except ControlError:
             with self._lock:
                 self._asked.pop(pending.swap_id, None)

@@ -77,16 +77,16 @@ class ObservationBuffer:
             slot.value, slot.taken_ns = value, taken_ns
 
     def set_motion(self, enabled: bool, now_ns: int | None = None) -> None:
-        """``motion_enabled`` has come: true permits motion until the contract's timeout, false ends it now."""
+        """``motion_enabled`` has come: true permits motion until the contract's timeout, false forbids it until a true."""
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
         with self._lock:
-            self._motion_ns = now_ns + int(self.contract.motion.timeout_s * 1e9) if enabled else 0
+            self._motion_ns = now_ns + int(self.contract.motion.timeout_s * 1e9) if enabled else -1
             self._write(now_ns)
 
     def motion_permitted(self, now_ns: int | None = None) -> bool:
-        """Whether motion is permitted, or not asked for by the contract."""
+        """Whether motion is permitted (see :meth:`Motion.permits`)."""
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
-        return not self.contract.motion.required or now_ns <= self._motion_ns
+        return self.contract.motion.permits(self._motion_ns, now_ns)
 
     def start_episode(self, instruction: str) -> int:
         """Set the task in words and count a new episode. Raises ObservationError INSTRUCTION_TOO_LONG."""

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from vla_checkpoint.errors import CheckpointError
 from vla_policy_node.config import PolicyNodeConfig
+from vla_policy_node.control.swap import UPDATE
 from vla_policy_node.errors import PolicyNodeError
 from vla_policy_node.generations import Generations
 from vla_policy_node.lease import TrialLease
 from vla_policy_node.residents import Resident
-from vla_policy_node.swapping import LEASE_EXPIRED, UPDATE, WORKER_LOST
+from vla_policy_node.swapping import LEASE_EXPIRED, WORKER_LOST
 from vla_policy_node.worker.api import PrepareError
 
 LOG = logging.getLogger("vla_policy_node")
@@ -31,6 +32,9 @@ EXPECTED_ERRORS = (PolicyNodeError, PrepareError, CheckpointError)
 """Everything that preparing or activating a bundle is documented to raise."""
 _POLL_S = 0.05
 _RETRY_S = 1.0  # a lease's way back that could not be taken
+_START_WAITS_S = (1.0, 3.0, 10.0)  # before the first load is tried again
+_PASSING = ("OUT_OF_MEMORY", "WORKER_START_FAILED", "WORKER_DIED", "LOAD_TIMEOUT", "NO_FREE_SLOT", "CONTROL_UNRESPONSIVE")
+"""What is wrong with the machine rather than with the bundle, and may be right again soon."""
 
 
 class Recovery:
@@ -61,16 +65,32 @@ class Recovery:
         self._submit(lambda: self._after_loss(resident, lease))
 
     def start_from(self, path: Path, on_done: Callable[[], None]) -> None:
-        """Load what the node starts with and make it active (it does not move the robot before the control process may)."""
+        """Load what the node starts with and make it active (it does not move the robot before the control process may).
+
+        What fails for a reason that may pass is tried a few times, unless somebody activates something meanwhile.
+        """
 
         def work() -> None:
             try:
-                resident = self._generations.prepare(path, cancelled=self._closing.is_set, wait=True)
-                self._generations.activate_now(resident, UPDATE, instead_of=0)
+                for wait_s in (*_START_WAITS_S, None):
+                    try:
+                        self._start(path)
+                        return
+                    except EXPECTED_ERRORS as e:
+                        code = getattr(e, "code", "")
+                        if wait_s is None or code not in _PASSING:
+                            raise
+                        self._report_error(code, f"{e}; trying again in {wait_s:g} s")
+                    if self._closing.wait(wait_s) or self._generations.residents.active is not None:
+                        return
             finally:
                 on_done()
 
         self._submit(work)
+
+    def _start(self, path: Path) -> None:
+        resident = self._generations.prepare(path, cancelled=self._closing.is_set, wait=True)
+        self._generations.activate_now(resident, UPDATE, instead_of=0)
 
     def run_deferred(self) -> None:
         """Do what the limit of automatic swaps had put off, once that episode is over. Called again and again."""

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vla_policy_node.control.client import AT
+from vla_policy_node.control.swap import UPDATE, WAYS_BACK
 from vla_policy_node.errors import PolicyNodeError, duration
 from vla_policy_node.residents import Resident
 from vla_policy_node.worker.api import Timings
 
-UPDATE, ROLLBACK, LEASE_EXPIRED, WORKER_LOST = "UPDATE", "ROLLBACK", "LEASE_EXPIRED", "WORKER_LOST"
+ROLLBACK, LEASE_EXPIRED, WORKER_LOST = WAYS_BACK
 REQUEST_CAUSES = (UPDATE, ROLLBACK)
 """Those that a request may name; the others are the node's own."""
 

@@ -167,8 +167,16 @@ class Rig:
         self.commands.apply(message, [os.dup(fd) for fd in fds], self.now_ns)
         return worker
 
-    def activate(self, generation: int, at: str = "CHUNK", swap_id: str = "s", timeout_s: float = 5.0) -> None:
-        self.send("activate", generation=generation, at=at, swap_id=swap_id, timeout_s=timeout_s, asked_ns=self.now_ns)
+    def activate(
+        self, generation: int, at: str = "CHUNK", swap_id: str = "s", timeout_s: float = 5.0, cause: str = "UPDATE"
+    ) -> None:
+        swap = {"generation": generation, "at": at, "swap_id": swap_id, "cause": cause, "timeout_s": timeout_s}
+        self.send("activate", **swap, asked_ns=self.now_ns)
+
+    def begin(self) -> None:
+        """Activate the node, and say resume."""
+        self.send("enable", enabled=True)
+        self.send("resume")
 
     def tick(self, ticks: int = 1, *, step_ns: int = PERIOD_NS) -> Any:
         """Let time pass; workers answer ``latency`` ticks after they were asked. Returns the last command."""
@@ -210,7 +218,7 @@ class Rig:
         """Enable with generation 1 acting."""
         worker = self.add(1, policy)
         self.activate(1, "NOW")
-        self.send("enable", enabled=True)
+        self.begin()
         self.tick(ticks)
         assert self.loop.running, self.events
         return worker

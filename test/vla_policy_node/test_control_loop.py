@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from control_rig import HIGH, LOW, PER_TICK, RATE, START_TOLERANCE, Rig, ramp
+from control_rig import HIGH, LOW, PER_TICK, START_TOLERANCE, Rig, ramp
 
 
 @pytest.fixture
@@ -22,20 +22,6 @@ def make() -> Iterator[Any]:
     yield build
     for rig in rigs:
         rig.close()
-
-
-def test_nothing_is_commanded_while_inactive(make: Any) -> None:
-    rig = make()
-    rig.add(1)
-    rig.activate(1, "NOW")
-    rig.tick(20)
-    assert all(c is None for c in rig.published)
-    rig.send("enable", enabled=True)
-    rig.tick(10)
-    assert rig.published[-1] is not None
-    rig.send("enable", enabled=False)
-    rig.tick(10)
-    assert all(c is None for c in rig.published[-10:])
 
 
 def test_the_first_command_starts_from_the_measured_state_and_moves_at_the_velocity_limit(make: Any) -> None:
@@ -55,7 +41,7 @@ def test_without_a_fresh_measurement_there_is_no_motion(make: Any) -> None:
     rig.measured = np.array([np.nan, 0.0])
     rig.add(1)
     rig.activate(1, "NOW")
-    rig.send("enable", enabled=True)
+    rig.begin()
     rig.tick(30)
     assert all(c is None for c in rig.published)
     assert rig.of("HOLD")[-1]["reason"] == "OBSERVATION_STALE"
@@ -69,7 +55,7 @@ def test_a_robot_that_stands_outside_its_limits_is_not_pulled_in(make: Any) -> N
     rig.measured = np.array([HIGH + START_TOLERANCE + 0.05, 0.0])
     rig.add(1)
     rig.activate(1, "NOW")
-    rig.send("enable", enabled=True)
+    rig.begin()
     rig.tick(30)
     assert all(c is None for c in rig.published)
     assert rig.of("HOLD")[-1]["reason"] == "OUTSIDE_LIMITS"
@@ -194,123 +180,6 @@ def test_an_old_observation_holds_and_a_fresh_one_ends_the_hold(make: Any) -> No
     assert rig.loop.running
 
 
-def test_the_first_command_after_a_hold_lies_near_a_robot_that_was_moved_meanwhile(make: Any) -> None:
-    rig = make()
-    rig.run((0.0, 0.0))
-    rig.send("hold", reason="OPERATOR", latched=True)
-    rig.tick(5)
-    rig.frozen = True
-    rig.measured = np.array([0.7, 0.0])  # pushed by hand while held
-    rig.send("resume")
-    before = len(rig.published)
-    while not rig.loop.running and len(rig.published) < before + 200:
-        rig.tick()
-    assert np.abs(rig.published[-1] - rig.measured).max() <= START_TOLERANCE + PER_TICK
-    moves = np.abs(np.diff(np.array(rig.published[before - 1 :]), axis=0))
-    assert moves.max() <= PER_TICK + 1e-9
-
-
-def test_motion_disabled_stops_commands_at_once_and_nothing_moves_after_it_without_resume(make: Any) -> None:
-    rig = make(motion=True)
-    rig.add(1, (0.5, 0.5))
-    rig.activate(1, "NOW")
-    rig.send("enable", enabled=True)
-    rig.tick(20)
-    assert all(c is None for c in rig.published)
-    assert rig.loop.mode == "MOTION_DISABLED"
-    rig.motion_ns = rig.now_ns + 10**12
-    rig.tick(50)
-    assert all(c is None for c in rig.published)  # enabled, but nobody has said resume
-    rig.send("resume")
-    rig.tick(10)
-    assert rig.published[-1] is not None
-    rig.motion_ns = 0
-    assert rig.tick() is None
-    rig.tick(10)
-    assert all(c is None for c in rig.published[-10:])
-    rig.send("resume")
-    assert rig.of("RESUME_REFUSED")[-1]["error_code"] == "MOTION_DISABLED"
-    rig.motion_ns = rig.now_ns + 10**12
-    rig.tick(50)
-    assert all(c is None for c in rig.published[-50:])
-
-
-def test_motion_enabled_that_is_not_renewed_is_disabled(make: Any) -> None:
-    rig = make(motion=True, auto=True)
-    rig.motion_ns = rig.now_ns + 30 * 20_000_000
-    rig.add(1)
-    rig.activate(1, "NOW")
-    rig.send("enable", enabled=True)
-    rig.tick(60)
-    assert any(c is not None for c in rig.published[:29])
-    assert all(c is None for c in rig.published[31:])
-    rig.motion_ns = rig.now_ns + 10**12
-    rig.tick(40)
-    assert rig.loop.running  # auto_resume
-
-
-@pytest.mark.parametrize("hold", ["last_command", "measured"])
-def test_a_hold_brings_a_moving_joint_to_rest_by_max_decel_and_stops_publishing_after_its_timeout(
-    make: Any, hold: str
-) -> None:
-    rig = make(hold=hold, timeout_s=1.0)
-    rig.run(ramp((0.03, 0.0)), ticks=14)
-    rig.frozen = hold == "measured"
-    rig.send("hold", reason="OPERATOR", latched=True)
-    start = len(rig.published)
-    rig.tick(40)
-    held = np.array([c[0] for c in rig.published[start - 2 : start + 40]])
-    velocity = np.diff(held) / 0.02
-    assert np.abs(np.diff(velocity)).max() <= 50.0 * 0.02 + 1e-6
-    assert abs(velocity[-1]) < 1e-9
-    if hold == "measured":
-        assert held[-1] == pytest.approx(held[0])  # the robot was there when the loop last looked
-    rig.tick(20)
-    assert all(c is None for c in rig.published[-5:])
-
-
-def test_a_latched_hold_outlives_deactivation(make: Any) -> None:
-    rig = make()
-    rig.run()
-    rig.policies[1] = lambda plan: (np.nan, 0.0)
-    rig.tick(20)
-    for enabled in (False, True):
-        rig.send("enable", enabled=enabled)
-        rig.policies[1] = lambda plan: (0.0, 0.0)
-        rig.tick(20)
-    assert rig.loop.reasons.latched == "NAN"
-    assert rig.published[-1] is None
-
-
-def test_auto_resume_ends_a_latched_hold_but_not_an_operators(make: Any) -> None:
-    rig = make(auto=True)
-    rig.run()
-    rig.policies[1] = lambda plan: (np.nan, 0.0)
-    rig.tick(15)
-    assert rig.loop.reasons.latched == "NAN"
-    rig.policies[1] = lambda plan: (0.0, 0.0)
-    rig.tick(40)
-    assert rig.loop.running
-    rig.send("hold", reason="OPERATOR", latched=True)
-    rig.tick(200)
-    assert not rig.loop.running
-
-
-def test_release_ends_only_the_hold_that_was_asked_for(make: Any) -> None:
-    rig = make()
-    rig.run()
-    rig.send("hold", reason="NO_EPISODE", latched=False)
-    rig.tick(5)
-    assert rig.loop.reasons.reason == "NO_EPISODE"
-    rig.send("release", reason="OPERATOR")
-    rig.send("resume")
-    rig.tick(10)
-    assert not rig.loop.running
-    rig.send("release", reason="NO_EPISODE")
-    rig.tick(10)
-    assert rig.loop.running
-
-
 def test_relative_actions_start_at_the_position_measured_when_the_chunk_was_asked_for(make: Any) -> None:
     rig = make(mode="relative")
     rig.measured = np.array([0.4, -0.4])
@@ -325,7 +194,7 @@ def test_a_bundle_can_tighten_limits_but_not_widen_them(make: Any) -> None:
     rig.add(2, (0.0, 0.0), limits=[{"low": 0.9, "high": 0.1}, {}])
     assert rig.of("REFUSED")[-1]["error_code"] == "LIMITS_INVALID"
     rig.activate(1, "NOW")
-    rig.send("enable", enabled=True)
+    rig.begin()
     rig.tick(60)
     moves = np.abs(np.diff([c[0] for c in rig.published if c is not None]))
     assert moves.max() == pytest.approx(0.5 * 0.02)
@@ -357,42 +226,6 @@ def test_a_new_episode_resets_the_policy_and_refuses_chunks_of_the_old_one(make:
     assert rig.loop.running and not rig.of("HOLD")
 
 
-def test_what_was_planned_before_a_hold_is_never_carried_out_after_it(make: Any) -> None:
-    rig = make()
-    worker = rig.run((0.0, 0.0), ticks=15)
-    rig.policies[1] = lambda plan: None
-    while worker.request() is None:
-        rig.tick()
-    old = worker.request()
-    rig.send("hold", reason="OPERATOR", latched=True)
-    rig.tick(2)
-    assert rig.loop.queue.left == 0
-    worker.answer((0.25, 0.0), request=old)
-    rig.send("resume")
-    rig.tick(3)
-    request = worker.request() or worker.requests.read()[1]
-    assert request["request"] > old["request"] and request["reset"] == 1
-    assert not rig.loop.running
-    assert all(abs(c[0]) < 1e-6 for c in rig.published if c is not None)
-
-
-@pytest.mark.parametrize("reason", ["OPERATOR", "STARVED"])
-def test_a_joint_that_is_stopped_at_its_limit_does_not_run_over_it(make: Any, reason: str) -> None:
-    rig = make(max_decel=4.0)
-    rig.run(ramp((0.04, 0.0)), ticks=3)
-    while rig.published[-1][0] < HIGH - 0.03:
-        rig.tick()
-    if reason == "OPERATOR":
-        rig.send("hold", reason="OPERATOR", latched=True)
-    else:
-        rig.policies[1] = lambda plan: None
-        rig.loop.queue.flush()
-    rig.tick(60)
-    assert rig.of("HOLD")[-1]["reason"] == reason
-    assert rig.published[-1][0] == HIGH
-    assert max(c[0] for c in rig.published if c is not None) == HIGH
-
-
 def test_a_velocity_starts_from_what_is_measured_and_a_hold_brakes_it_to_zero(make: Any) -> None:
     rig = make(mode="velocity", hold="zero_velocity", max_decel=1.5, timeout_s=2.0)
     rig.measured = np.array([0.3, np.nan])  # one wheel rolls, the other's velocity is not known
@@ -417,17 +250,6 @@ def test_an_effort_that_is_held_stays_and_one_that_is_zeroed_goes_to_zero_at_its
         rig.send("hold", reason="OPERATOR", latched=True)
         rig.tick(40)
         assert rig.published[-1][0] == pytest.approx(want)
-
-
-def test_an_operators_hold_takes_the_place_of_one_that_would_end_by_itself(make: Any) -> None:
-    rig = make(auto=True)
-    rig.run()
-    rig.policies[1] = lambda plan: (np.nan, 0.0)
-    rig.tick(15)
-    rig.send("hold", reason="OPERATOR", latched=True)
-    rig.policies[1] = lambda plan: (0.0, 0.0)
-    rig.tick(200)
-    assert rig.loop.reasons.latched == "OPERATOR" and not rig.loop.running
 
 
 def test_a_stall_of_the_loop_is_not_made_up_for(make: Any) -> None:
@@ -467,7 +289,7 @@ def test_a_policy_whose_first_action_breaks_a_limit_never_makes_a_command(make: 
     rig = make()
     rig.add(1, (9.0, 0.0))
     rig.activate(1, "NOW")
-    rig.send("enable", enabled=True)
+    rig.begin()
     rig.tick(30)
     assert rig.loop.reasons.latched == "LIMIT"
     assert all(c is None for c in rig.published)
@@ -482,15 +304,6 @@ def test_a_stall_while_moving_at_the_limit_does_not_buy_a_longer_step(make: Any)
     assert rig.published[-1][0] - before == pytest.approx(PER_TICK)
 
 
-def test_the_first_of_two_reasons_stays_but_for_an_operators(make: Any) -> None:
-    rig = make()
-    rig.run()
-    rig.send("hold", reason="NAN", latched=True)
-    rig.send("hold", reason="LIMIT", latched=True)
-    rig.tick()
-    assert rig.loop.reasons.reason == "NAN"
-
-
 @pytest.mark.parametrize("latency", [18, 19, 20, 21, 22, 30])
 def test_a_chunk_whose_whole_plan_has_passed_while_it_was_made_never_acts(make: Any, latency: int) -> None:
     rig = make()
@@ -500,38 +313,6 @@ def test_a_chunk_whose_whole_plan_has_passed_while_it_was_made_never_acts(make: 
         rig.tick()
         if rig.loop.running and rig.loop.queue.plan - 1 == rig.loop.queue._took_over:
             assert rig.now_ns - rig.loop.queue.current.asked_ns <= 20 * 20_000_000
-
-
-def test_while_the_command_goes_back_to_the_robot_its_chunk_grows_old_and_is_asked_for_again(make: Any) -> None:
-    rig = make()
-    rig.measured = np.array([0.9, 0.0])
-    rig.run((0.9, 0.0))
-    rig.send("hold", reason="OPERATOR", latched=True)
-    rig.tick(3)
-    rig.frozen, rig.measured = True, np.array([-0.9, 0.0])
-    rig.policies[1] = lambda plan: (-0.9, 0.0)
-    rig.send("resume")
-    while not rig.loop.running:
-        rig.tick()
-    assert abs(rig.published[-1][0] + 0.9) <= PER_TICK
-    assert rig.now_ns - rig.loop.queue.current.asked_ns <= 20 * 20_000_000
-
-
-def test_a_hold_on_the_way_back_to_the_robot_stops_it_there(make: Any) -> None:
-    rig = make()
-    rig.measured = np.array([0.9, 0.0])
-    rig.run((0.9, 0.0))
-    rig.send("hold", reason="OPERATOR", latched=True)
-    rig.tick(3)
-    rig.frozen, rig.measured = True, np.array([-0.9, 0.0])
-    rig.send("resume")
-    rig.tick(15)
-    on_the_way = rig.published[-1][0]
-    assert -0.8 < on_the_way < 0.8
-    rig.send("hold", reason="OPERATOR", latched=True)
-    rig.tick(40)
-    braking = RATE**2 / (2 * 50.0) + PER_TICK
-    assert abs(rig.published[-1][0] - on_the_way) <= braking
 
 
 def test_the_first_chunk_of_a_new_episode_takes_over_at_once(make: Any) -> None:

@@ -62,6 +62,7 @@ class Robot:
         self.add(1, policy)
         self.client.activate(1, "NOW", "first", 5.0)
         self.client.enable(True)
+        self.client.resume()
         self.wait(lambda: self.mode == "RUNNING")
 
     @property
@@ -138,6 +139,7 @@ def test_it_says_what_it_got_commands_and_swaps_without_a_starved_tick(make: Any
     robot.add(1, (0.2, 0.0))
     robot.client.activate(1, "NOW", "first", 5.0)
     robot.client.enable(True)
+    robot.client.resume()
     robot.wait(lambda: robot.mode == "RUNNING")
     robot.add(2, (0.2, 0.05))
     robot.client.begin_span("swap")

@@ -77,6 +77,7 @@ class Watcher:
         self.rig, self.auto = rig, auto
         self.last: Any = None  # command of the last tick
         self.latched = False  # somebody has to say resume
+        self.people = False  # not even a contract with auto_resume may do so
         self.blind = False
         self.enabled = True
 
@@ -107,14 +108,16 @@ class Watcher:
         elif kind == "hold":
             rig.send("hold", reason=args[0], latched=args[1])
             self.latched |= args[1]
+            self.people |= args[1] and args[0] == "OPERATOR"
         elif kind == "release":
             rig.send("release", reason=args[0])
         elif kind == "resume":
             rig.send("resume")
             if rig.events[-1]["type"] == "RESUME_ACCEPTED":
-                self.latched = False
+                self.latched = self.people = False
         elif kind == "enable":
             rig.send("enable", enabled=args[0])
+            self.latched |= args[0] and not self.enabled
             self.enabled = args[0]
         elif kind == "motion":
             rig.motion_ns = rig.now_ns + 10**14 if args[0] else 0
@@ -140,7 +143,7 @@ class Watcher:
         command = rig.tick(step_ns=step_ns)
         acted = rig.loop.queue.plan != plan
         if self.enabled and not permitted:
-            self.latched = True  # motion was disabled: it needs a resume
+            self.latched = self.people = True  # motion was disabled: it needs a resume
         if not self.enabled or not permitted:
             assert command is None
         if command is None:
@@ -157,6 +160,7 @@ class Watcher:
             assert rig.loop.active is not None and rig.loop.generation == rig.loop.active.id
             assert rig.loop.running
             assert rig.fresh
+            assert not self.people
             if not self.auto:
                 assert not self.latched
         new = rig.events[events:]
@@ -186,7 +190,7 @@ def test_no_sequence_of_inputs_makes_an_unsafe_command(
         for generation in (1, 2, 3):
             rig.add(generation)
         rig.activate(1, "NOW")
-        rig.send("enable", enabled=True)
+        rig.begin()
         for operation in [("tick", 8, PERIOD_NS), *sequence, ("tick", 30, PERIOD_NS)]:
             watcher.apply(operation)
     finally:

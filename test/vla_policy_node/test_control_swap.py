@@ -223,7 +223,7 @@ def test_a_swap_while_motion_is_disabled_is_refused_but_now_moves_the_pointer(ma
     rig.tick(2)
     rig.activate(2, "CHUNK", swap_id="c")
     assert rig.of("SWAP_FAILED")[-1]["error_code"] == "MOTION_DISABLED"
-    rig.activate(2, "NOW", swap_id="n")
+    rig.activate(2, "NOW", swap_id="n", cause="ROLLBACK")
     assert rig.loop.active.id == 2
     assert rig.tick() is None
 
@@ -233,7 +233,7 @@ def test_a_pending_swap_fails_when_motion_is_disabled(make: Any) -> None:
     rig.motion_ns = rig.now_ns + 10**12
     rig.add(1)
     rig.activate(1, "NOW")
-    rig.send("enable", enabled=True)
+    rig.begin()
     rig.tick(15)
     rig.add(2, lambda plan: None)
     rig.activate(2, "CHUNK", swap_id="p")

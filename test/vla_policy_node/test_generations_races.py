@@ -52,7 +52,7 @@ class PlayedControl:
     def end_span(self, span: str, after_s: float = 0.0) -> None:
         self.spans.discard(span)
 
-    def add_generation(self, handle: GenerationHandle, *, latency_s: float) -> None:
+    def add_generation(self, handle: GenerationHandle, *, latency_s: float, limits: object = None) -> None:
         self._check()
         self.known.add(handle.id)
 
@@ -60,7 +60,7 @@ class PlayedControl:
         self.known.discard(generation)
         self._check()
 
-    def activate(self, generation: int, at: str, swap_id: str, timeout_s: float) -> None:
+    def activate(self, generation: int, at: str, swap_id: str, timeout_s: float, cause: str) -> None:
         self._check()
         self.asked.append((generation, at, swap_id))
         self.spans.add(swap_id)  # counting begins with the request
@@ -317,7 +317,11 @@ def test_the_episode_s_allowance_is_not_spent_by_a_swap_that_failed(tmp_path: Pa
         stage.recovery._executor.submit(lambda: None).result(10.0)
         assert stage.generations.lease is None or lease._next_try_s < time.monotonic() + 10.0  # soon again
         lease._next_try_s = -1.0  # that time has come
-    assert stage.generations.residents.active is first and stage.errors == ["LEASE_EXPIRED", "SEAM_JUMP", "LEASE_EXPIRED"]
+    assert stage.generations.residents.active is first and stage.errors == [
+        "LEASE_EXPIRED",
+        "SEAM_JUMP",
+        "LEASE_EXPIRED",
+    ]
     stage.dies(first)
     stage.until(lambda: stage.errors[-1] == "AUTO_SWAP_LIMIT")  # this episode has had its automatic swap
     stage.recovery.run_deferred()

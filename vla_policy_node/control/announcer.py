@@ -26,11 +26,11 @@ class Announcer:
     def hold(self, where: dict[str, Any]) -> None:
         """Tell the reason that counts now, unless it was told."""
         reason, latches = self._reasons.reason, self._reasons.latches
-        if reason in _QUIET or (reason, latches) == self._told:
+        latched = bool(self._reasons.latched)
+        if (reason in _QUIET and not latched) or (reason, latches) == self._told:
             return
         self._told = reason, latches
         self._first = self._first or reason
-        latched = bool(self._reasons.latched)
         message = (self.text if latched else "") or TEXTS[reason]
         event: dict[str, Any] = {"type": "HOLD", "reason": reason, "latched": latched, "message": message}
         violation = self.violation

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_policy_node.contract import Contract
+from vla_policy_node.control.swap import UPDATE
 from vla_policy_node.errors import ControlError
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.channel import Channel, ChannelClosedError, ChannelFullError
@@ -148,6 +149,11 @@ class ControlClient:
                 self._status.close()
             self._status = None
 
+    def kill(self) -> None:
+        """End the child at once: EXITED follows. Nothing is published afterwards."""
+        if self._process is not None:
+            self._process.kill()
+
     def _end(self, process: subprocess.Popen[bytes], timeout_s: float) -> None:
         if timeout_s > 0:
             try:
@@ -189,11 +195,15 @@ class ControlClient:
         """Forget a generation. If it is the acting one: hold WORKER_LOST, latched; a pending swap to it fails."""
         self._send({"type": "remove_generation", "generation": generation})
 
-    def activate(self, generation: int, at: str, swap_id: str, timeout_s: float) -> None:
-        """Ask for a swap at ``at`` (one of AT). The answer is an event SWAPPED or SWAP_FAILED with ``swap_id``."""
+    def activate(self, generation: int, at: str, swap_id: str, timeout_s: float, cause: str = UPDATE) -> None:
+        """Ask for a swap at ``at`` (one of AT). The answer is an event SWAPPED or SWAP_FAILED with ``swap_id``.
+
+        ``cause``: one of ``swap.WAYS_BACK``, or UPDATE, which is refused while motion is disabled.
+        """
         if at not in AT:
             raise ControlError("SWAP_BOUNDARY_UNKNOWN", f"at={at!r}, must be one of {', '.join(AT)}")
-        message = {"type": "activate", "generation": generation, "at": at, "swap_id": swap_id, "timeout_s": timeout_s}
+        message: dict[str, Any] = {"type": "activate", "generation": generation, "at": at, "swap_id": swap_id}
+        message |= {"timeout_s": timeout_s, "cause": cause}
         seen = self._observation.read(["episode"])  # the loop may hear of an episode before it reads this message
         episode = int(seen[1]["episode"]) if seen is not None else 0
         self._send({**message, "asked_ns": time.monotonic_ns(), "episode": episode})

@@ -14,7 +14,7 @@ from vla_policy_node.control.counters import Spans
 from vla_policy_node.control.generation import Generation
 from vla_policy_node.control.limits import Limiter
 from vla_policy_node.control.loop import ControlLoop
-from vla_policy_node.control.swap import PendingSwap
+from vla_policy_node.control.swap import UPDATE, PendingSwap
 from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.ipc.arena import ArenaError
 from vla_policy_node.ipc.generation import GenerationHandle
@@ -112,7 +112,8 @@ class Commands:
         timeout_ns = int(min(float(message["timeout_s"]), _MAX_TIMEOUT_S) * 1e9)
         try:
             generation = self._known(message)
-            self._check_swap(at)
+            cause = str(message.get("cause", UPDATE))
+            self._check_swap(at, cause)
         except ControlError as e:
             failed = {"type": "SWAP_FAILED", "swap_id": swap_id, "generation": message["generation"]}
             loop.emit({**failed, "error_code": e.code, "message": e.message})
@@ -122,7 +123,7 @@ class Commands:
         self._spans.begin(swap_id)
         asked_ns, now_ns = int(message["asked_ns"]), loop.now_ns
         episode = int(message.get("episode", loop.episode or 0))
-        swap = PendingSwap(swap_id, generation, at, asked_ns, now_ns + timeout_ns, episode)
+        swap = PendingSwap(swap_id, generation, at, asked_ns, now_ns + timeout_ns, episode, cause)
         still = loop.motion_disabled or loop.reasons.blocked
         if loop.active is generation:
             loop.swapped = (swap, generation.id, None)  # it is the acting one already
@@ -132,17 +133,16 @@ class Commands:
             generation.forget()
             loop.pending = swap
 
-    def _check_swap(self, at: str) -> None:
+    def _check_swap(self, at: str, cause: str) -> None:
         loop = self._loop
         if at not in ("CHUNK", "EPISODE", "REST", "NOW"):
             raise ControlError("SWAP_BOUNDARY_UNKNOWN", f"at={at!r}")
-        if at == "NOW":
-            return
-        if loop.lost:
+        if at != "NOW" and loop.lost:
             raise ControlError("GENERATION_LOST", "the generation that acted is lost: only NOW can replace it")
-        if loop.pending is not None:
+        if at != "NOW" and loop.pending is not None:
             raise ControlError("SWAP_IN_PROGRESS", f"swap {loop.pending.swap_id} is pending")
-        if loop.motion_disabled and loop.active is not None:
+        at_once = at == "NOW" or loop.active is None
+        if loop.motion_disabled and not (at_once and loop.may_swap_without_motion(cause)):
             raise ControlError("MOTION_DISABLED", "no swap while motion is disabled")
 
     def _cancel(self, message: dict[str, Any]) -> None:
@@ -172,7 +172,7 @@ class Commands:
         except PolicyNodeError as e:
             loop.emit({"type": "ENABLE_FAILED", "error_code": e.code, "message": e.message})
             return
-        loop.enabled = True
+        loop.begin()
         loop.emit({"type": "ENABLED"})
 
     def _hold(self, message: dict[str, Any]) -> None:

@@ -25,11 +25,12 @@ from vla_policy_node.control.hold import Stop
 from vla_policy_node.control.limits import OK, REASONS, Limiter, Violation
 from vla_policy_node.control.queue import Action, Chunk, ChunkQueue
 from vla_policy_node.control.reasons import Reasons
-from vla_policy_node.control.swap import PendingSwap
+from vla_policy_node.control.swap import WAYS_BACK, PendingSwap
 
 Floats = npt.NDArray[np.float64]
 
 _RETRY_TICKS = 5  # after a worker said that it has no fresh observation
+_PASSING = ("STARVED", "OBSERVATION_STALE", "OUTSIDE_LIMITS")  # such a hold ends with its cause, unless it lasts
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class ControlLoop:
         self._stop: Stop | None = None
         self._converging = False
         self._hold_ns = 0
+        self._waiting_ns: int | None = None  # since when it holds for something that may pass
         self._announcer = Announcer(names, self.reasons, emit)
         self._reset = True  # the next request resets the policy
         self._not_before_ns = 0
@@ -91,7 +93,7 @@ class ControlLoop:
         self._measured = look.measured
         if not self.enabled:
             return None
-        if self.contract.motion.required and now_ns > look.motion_ns:
+        if not self.contract.motion.permits(look.motion_ns, now_ns):
             self._disable_motion()
             return None
         if self.motion_disabled:
@@ -104,6 +106,7 @@ class ControlLoop:
         plan = self.queue.plan
         command = self._act(look)
         self._ask(look, plan)
+        self._give_up_waiting()
         if not self.running:
             self._announcer.hold(self._where())
         return command
@@ -260,6 +263,12 @@ class ControlLoop:
 
     # -- hold ------------------------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """The node was activated: whatever was before, nothing moves until somebody says resume (or the contract does)."""
+        self.enabled = True
+        self._hold_ns = self.now_ns
+        self.latch("STARTUP")
+
     def latch(self, reason: str, violation: Violation | None = None, *, text: str = "") -> None:
         """Hold until resume. ``text``: what to say of it, if there is no violation that says it."""
         if self.reasons.latch(reason, self.now_ns):
@@ -304,6 +313,16 @@ class ControlLoop:
         self.commanded.put(command, self.now_ns)
         return command
 
+    def _give_up_waiting(self) -> None:
+        """Latch a hold that lasts longer than ``hold_timeout_s``: nobody expects the robot to move by itself after that."""
+        reason = self.reasons.reason
+        if self.running or self.contract.auto_resume or self.reasons.blocked or reason not in _PASSING:
+            self._waiting_ns = None
+        elif self._waiting_ns is None:
+            self._waiting_ns = self.now_ns
+        elif self.now_ns - self._waiting_ns > self._hold_timeout_ns:
+            self.latch(reason)
+
     def stop_commanding(self) -> None:
         """Publish nothing from now on; the next start is from the measured state."""
         self.commanded.clear()
@@ -325,7 +344,7 @@ class ControlLoop:
         self.stand_still()
         self.reasons.latch("MOTION_REENABLED", self.now_ns)
         self.emit({"type": "MOTION_DISABLED", "tick": self.tick_number})
-        if self.pending is not None and self.pending.at == "NOW":
+        if self.pending is not None and self.pending.at == "NOW" and self.may_swap_without_motion(self.pending.cause):
             self.swap_at_standstill(self.pending)
         else:
             self.fail_swap("MOTION_DISABLED", "motion was disabled before the swap")
@@ -455,6 +474,10 @@ class ControlLoop:
         self.chunks, self._reset, self._worker_is_blind = 0, False, False
         self.swapped = (swap, previous, self.command)
         self.queue.waiting = None
+
+    def may_swap_without_motion(self, cause: str) -> bool:
+        """While motion is disabled a robot goes back at most, or gets its first policy."""
+        return cause in WAYS_BACK or (self.active is None and not self.lost)
 
     def swap_at_standstill(self, swap: PendingSwap) -> None:
         """Move the pointer while nothing acts: the next start is with the new generation."""

@@ -8,7 +8,7 @@ AUTO_RESUME_DELAY_NS = 500_000_000
 
 TEXTS = {
     "NO_POLICY": "no generation is active",
-    "STARTUP": "waiting for the first chunk, or for resume after a start",
+    "STARTUP": "waiting for resume after a start, or for the first chunk after it",
     "STARVED": "the queue ran dry: the next chunk is late",
     "OBSERVATION_STALE": "a feature or the measured state is missing or too old",
     "LIMIT": "an action broke a hard limit",
@@ -22,7 +22,7 @@ TEXTS = {
     "OUTSIDE_LIMITS": "the robot stands outside its limits: move it back by hand",
 }
 
-_PEOPLE_ONLY = ("OPERATOR", "COMMAND_TOPIC_TAKEN")  # no contract ends these
+_PEOPLE_ONLY = ("OPERATOR", "COMMAND_TOPIC_TAKEN", "MOTION_REENABLED")  # no contract ends these
 
 
 class Reasons:
@@ -47,8 +47,8 @@ class Reasons:
         return bool(self.latched or self.asked)
 
     def latch(self, reason: str, now_ns: int) -> bool:
-        """Latch; the first reason stays, except that an operator's is never taken over. Return whether it is a new one."""
-        if self.latched and not (reason == "OPERATOR" and self.latched != "OPERATOR"):
+        """Latch; the first reason stays unless the new one is harder to end. Return whether it is a new one."""
+        if self.latched and _hardness(reason) <= _hardness(self.latched):
             return False
         self.latched, self._latched_ns = reason, now_ns
         self.latches += 1
@@ -66,3 +66,8 @@ class Reasons:
         waited = now_ns - self._latched_ns >= AUTO_RESUME_DELAY_NS
         if self._auto_resume and waited and self.latched not in ("", *_PEOPLE_ONLY):
             self.resume()
+
+
+def _hardness(reason: str) -> int:
+    """0 = the contract may end it, 1 = only people may, 2 = people have said so themselves."""
+    return 2 if reason == "OPERATOR" else int(reason in _PEOPLE_ONLY)

@@ -14,6 +14,10 @@ from vla_policy_node.control.queue import Chunk
 
 Floats = npt.NDArray[np.float64]
 
+UPDATE = "UPDATE"
+WAYS_BACK = ("ROLLBACK", "LEASE_EXPIRED", "WORKER_LOST")
+"""Causes of a swap to what acted before, or in place of what was lost; the only other one is UPDATE."""
+
 
 @dataclass
 class PendingSwap:
@@ -25,6 +29,7 @@ class PendingSwap:
     asked_ns: int  # when the request was made, in the node process
     deadline_ns: int
     episode: int  # when it was asked for
+    cause: str = UPDATE
     chunk: Chunk | None = None  # the new generation's first, judged
     not_before_ns: int = 0  # its worker had no fresh observation: ask again then
 

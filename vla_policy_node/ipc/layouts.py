@@ -19,7 +19,8 @@ def observation_layout(features: Mapping[str, FeatureSpec], channels: int) -> La
 
     ``stamp_ns`` when the oldest part of it was received; ``valid`` 1 if every feature is there and fresh;
     ``measured`` float64 ``[channels]`` position per command channel (NaN = not known), ``measured_ns`` when it was
-    received; ``motion_ns``: until when motion is permitted (0 = not; renewed with every fresh ``motion_enabled``).
+    received; ``motion_ns``: until when motion is permitted, renewed with every fresh ``motion_enabled`` (0 = nothing was said
+    yet, -1 = false was said: see ``contract.Motion.permits``).
     """
     fixed = [
         Field("stamp_ns", "int64"),
@@ -89,7 +90,7 @@ MODES = ("INACTIVE", "RUNNING", "HOLDING", "MOTION_DISABLED")
 HOLD_REASONS = (
     "",
     "NO_POLICY",  # nothing is loaded
-    "STARTUP",  # before the first action, and after a respawn until resume
+    "STARTUP",  # after every activation until resume, and before the first action
     "STARVED",  # the queue ran dry
     "OBSERVATION_STALE",  # a feature is missing or too old
     "LIMIT",  # an action broke a hard limit

@@ -22,16 +22,20 @@ HOLDS = {
         "install one (a first update), or set model_path of {node} to a bundle and restart it",
     ),
     "STARTUP": Hold(
-        "the first action has not come yet, or the node was started anew",
-        "wait some seconds; if it stays, see observations above, then: " + _RESUME,
+        "the node was started or activated: it moves when a person says so",
+        "see that nobody stands in the way, then: "
+        + _RESUME
+        + " (not latched: wait some seconds for the first action)",
     ),
     "STARVED": Hold(
         "the next chunk did not come in time",
-        "make inference faster (device, worker_threads) or the chunk longer; see `inference [ms]` in /diagnostics",
+        "make inference faster (device, worker_threads) or the chunk longer; see `inference [ms]` in /diagnostics; "
+        "if it has become latched, then: " + _RESUME,
     ),
     "OBSERVATION_STALE": Hold(
         "an observation is missing or too old",
-        "see the topics above: one of them is missing, slow, or has old stamps",
+        "see the topics above: one of them is missing, slow, or has old stamps; if it has become latched, then: "
+        + _RESUME,
     ),
     "LIMIT": Hold(
         "the policy broke a hard limit of the contract",
@@ -48,7 +52,7 @@ HOLDS = {
     ),
     "MOTION_REENABLED": Hold(
         "motion was disabled and is permitted again",
-        "see that nobody stands in the way, then: " + _RESUME,
+        "see that nobody stands in the way, then: " + _RESUME + " (auto_resume does not end this hold)",
     ),
     "OPERATOR": Hold(
         "a person asked for it",
