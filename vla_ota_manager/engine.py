@@ -282,7 +282,7 @@ class UpdateEngine:
         manifest = verify_bundle(
             folder,
             scan_values=self.config.scan_values,
-            progress=lambda _count: self._ctx.report(),
+            progress=(lambda _count: self._ctx.report()) if self._thread is not None else None,
             cancel=self._ctx.stopping.is_set,
         ).manifest
         self._pipeline.refuse_unfit(Update(update_id="", manifest_url=""), manifest)

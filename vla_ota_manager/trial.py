@@ -134,7 +134,7 @@ class TrialJudge:
         self._blocks = BlockBuilder(self._config.block_chunks)
 
     def add(self, item: Score | EpisodeResult) -> None:
-        """Take in a score or an outcome; what is of before the swap, of another generation or no evidence is counted and dropped."""
+        """Take in a score or an outcome; one of before the swap, of another generation or no evidence is dropped and counted."""
         foreign = not belongs(item, self._version, self._generation, self._since_s)
         if foreign or (isinstance(item, Score) and unusable(item)):
             self._dropped += 1
