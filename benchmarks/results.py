@@ -119,10 +119,8 @@ def percentile(numbers: Sequence[float], share: float) -> float:
 
 
 def finish(name: str, out: Path, machine: dict[str, Any], settings: dict[str, Any], tables: Iterable[Table]) -> None:
-    """Print the tables and write ``<out>/<name>.json``."""
+    """Write ``<out>/<name>.json`` and print the tables."""
     tables = list(tables)
-    for table in tables:
-        print(table.text(), flush=True)
     out.mkdir(parents=True, exist_ok=True)
     document = {
         "benchmark": name,
@@ -131,3 +129,5 @@ def finish(name: str, out: Path, machine: dict[str, Any], settings: dict[str, An
         "tables": [table.to_json() for table in tables],
     }
     (out / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    for table in tables:
+        print(table.text(), flush=True)
