@@ -37,7 +37,7 @@ from vla_ros import qos
 
 PERIOD_S, VELOCITY, LOW, HIGH = 0.02, 4.0, -2.0, 2.0
 """Of the contract in ``engine_rig.py``: [s], [rad/s], [rad]."""
-PLACE_STEP = 0.02
+PLACE_STEP = 0.015
 """Distance between the places of two versions [rad]."""
 _REPLY_S = 6.0
 EPISODES = 2
@@ -182,7 +182,7 @@ class RobotRig:
 
     def publish(self, version: str, *, size: int = 0, **options: Any) -> str:
         """Put a bundle into the registry; ``size``: of the ballast beside its weights [bytes]. Return its digest."""
-        self.places.setdefault(version, PLACE_STEP * (len(self.places) % 12))
+        self.places.setdefault(version, PLACE_STEP * (len(self.places) % 19))
         wave = {"amplitude": (0.1, 0.0), "frequency_hz": 1.0, "offset": (0.0, self.places[version])}
         if size:
             seed = int(self.places[version] / PLACE_STEP) + len(self.digests)
