@@ -66,6 +66,7 @@ class Context:
         self._changed = threading.Condition()
         self._inbox: deque[Score | EpisodeResult] = deque(maxlen=_INBOX_SIZE)
         self._permitted: bool | None = None
+        self._allowed = True
         self._cancel: tuple[str, str, str] | None = None
         self.urgent_work = 0
         """Operator's commands that wait for the engine's thread."""
@@ -80,6 +81,11 @@ class Context:
     def set_permitted(self, permitted: bool | None) -> None:
         """Take over ``update_permitted``; None = stale or never heard."""
         self._permitted = permitted
+        self.notify()
+
+    def set_allowed(self, allowed: bool) -> None:
+        """Take over the parameter ``update_permitted``."""
+        self._allowed = allowed
         self.notify()
 
     def request_cancel(self, update_id: str, code: str, message: str) -> None:
@@ -127,7 +133,7 @@ class Context:
 
     def permitted(self) -> bool:
         """Whether a swap to a new version may happen now; fails closed."""
-        return not self.config.require_permission or self._permitted is True
+        return self._allowed and (not self.config.require_permission or self._permitted is True)
 
     def policy(self) -> PolicySnapshot | None:
         """Return the policy node's status if it is fresh, else None."""
@@ -262,6 +268,8 @@ class Context:
         warm = snapshot is not None and snapshot.is_resident(ref.digest)
         if not warm:
             self._prepare(ref, interrupted)
+            if request.cause != "ROLLBACK" and not self.permitted():  # that may have taken minutes
+                return SwapResult(False, "CANCELLED", "update_permitted has been withdrawn")
         result = self._swap(ref, request, interrupted)
         if warm and result.error_code == "NOT_PREPARED":  # it was let go of since that status
             warm = False

@@ -41,7 +41,7 @@ from vla_ota_manager.records import (
 from vla_ota_manager.state import Outcome, State, UpdateRecord
 from vla_ota_manager.states import PIPELINE, UpdateState
 from vla_ota_manager.store import Store
-from vla_ota_manager.trial_run import TrialRunner
+from vla_ota_manager.trial_run import SLICE_S, TrialRunner
 from vla_ota_manager.trust import Sha256Trust, Trust
 from vla_ota_manager.update import UpdatePipeline
 
@@ -148,8 +148,10 @@ class UpdateEngine:
                     raise OfferError("OFFER_REPEATED", "has been offered before", f"update_id {update.update_id}")
                 if len(state.queue) >= _QUEUE_SIZE:
                     raise OfferError("OFFER_QUEUE_FULL", f"{_QUEUE_SIZE} updates wait already", update.update_id)
-                position = 0 if update.urgent else len(state.queue)
-                state.queue.insert(position, update)
+                urgent = sum(
+                    waiting.urgent for waiting in state.queue
+                )  # they come first, in the order in which they came
+                state.queue.insert(urgent if update.urgent else len(state.queue), update)
                 state.seen[update.update_id] = Outcome(_S.IDLE, update.version)
         except OtaError as e:
             if e.code != "OFFER_REPEATED":
@@ -264,6 +266,10 @@ class UpdateEngine:
     def set_update_permitted(self, permitted: bool | None) -> None:
         """Say whether swaps to new versions may happen; None = the topic is stale or was never heard."""
         self._ctx.set_permitted(permitted)
+
+    def set_updates_allowed(self, allowed: bool) -> None:
+        """Forbid every swap to another version, whatever ``set_update_permitted`` says, or no longer."""
+        self._ctx.set_allowed(allowed)
 
     def status(self) -> Status:
         """Return the status as it is now."""
@@ -433,7 +439,8 @@ class UpdateEngine:
         if snapshot.active_digest != committed.digest and not self._ctx.permitted():
             self._ctx.show(f"{committed} is committed and waits for update_permitted")
             return
-        request = SwapRequest(committed.digest, at=self.config.swap_at, timeout_s=self.config.swap_timeout_s)
+        timeout_s = min(self.config.swap_timeout_s, SLICE_S)
+        request = SwapRequest(committed.digest, at=self.config.swap_at, timeout_s=timeout_s)
         try:
             result = self._ctx.activate(committed, request, self._ctx.interrupted)
         except PolicyError as e:
@@ -441,6 +448,8 @@ class UpdateEngine:
         if result.success:
             with self.store.edit() as state:
                 state.activation_due = False
+        elif result.error_code == "SWAP_TIMEOUT":
+            self._ctx.show(f"{committed} is committed and waits for a boundary ({self.config.swap_at})")
         else:
             error = StoreError(result.error_code or "SWAP_FAILED", result.message)
             self._ctx.show(f"policy_node does not run the committed {committed}: {result.message}", error)

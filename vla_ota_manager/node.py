@@ -30,7 +30,7 @@ from vla_ota_manager.policy_port.node import RosPolicyPort
 from vla_ota_manager.records import Event, Status
 from vla_ros import qos
 from vla_ros.diagnostics import ERROR, OK, WARN, Diagnostics, Report
-from vla_ros.parameters import declare
+from vla_ros.parameters import declare, on_live_change
 from vla_ros.runtime import main as run_main
 
 THREADS = 8 + MAX_GOALS
@@ -72,6 +72,8 @@ class OtaManagerNode(Node):
             stamp_clock=lambda: self.get_clock().now().nanoseconds * 1e-9,
         )
         self._operator, self._install = Services(self, self._engine), InstallAction(self, self._engine)
+        self._engine.set_updates_allowed(self._settings.update_permitted)
+        on_live_change(self, NodeConfig, lambda _name, value: self._engine.set_updates_allowed(value))
         self._subscribe_all()
         self._add_diagnostics()
         self.create_timer(

@@ -3,22 +3,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from vla_ota_manager.calibration import POLICY_SOURCES
 from vla_ota_manager.errors import ConfigError
+from vla_ros.settings import setting
 
 _TOKEN = "[A-Za-z_{][A-Za-z0-9_{}]*"
 _NAME = re.compile(f"(~?/)?{_TOKEN}(/{_TOKEN})*")
 _SOURCE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-
-def _setting(default: Any, doc: str, low: float | None = None, high: float | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -55,13 +50,18 @@ class NodeConfig:
         ConfigError: a value is malformed or outside its range.
     """
 
-    policy_node: str = _setting("policy_node", "Name of the policy node, relative to this namespace, or absolute")
-    score_topics: tuple[str, ...] = _setting(
+    policy_node: str = setting("policy_node", "Name of the policy node, relative to this namespace, or absolute")
+    score_topics: tuple[str, ...] = setting(
         (),
         "Further topics of scores, larger is worse: 'topic' (vla_ota/AnomalyScore) or 'topic:source' (std_msgs/Float64, "
         "counted as that source and stamped on arrival)",
     )
-    permission_timeout_s: float = _setting(
+    update_permitted: bool = setting(
+        True,
+        "Whether swaps to other versions may happen at all, beside what the topic of this name says; never gates a rollback",
+        live=True,
+    )
+    permission_timeout_s: float = setting(
         3.0, "With require_permission: an update_permitted older than this counts as false [s]", 0.1, 3600.0
     )
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from vla_ota_manager.context import Context
 from vla_ota_manager.errors import CommandError, OtaError, PolicyError, RefusedError, StoreError
-from vla_ota_manager.port import SwapRequest, SwapResult
+from vla_ota_manager.port import PolicySnapshot, SwapRequest, SwapResult
 from vla_ota_manager.records import CommitReply, Event, ListReply, ModelEntry, Ref, RollbackReply
 from vla_ota_manager.state import Block, RollbackRecord
 from vla_ota_manager.states import PIPELINE, UpdateState
@@ -119,11 +119,23 @@ class Operator:
 
     def _try(self, target: Ref, request: SwapRequest) -> SwapResult:
         try:
-            if self._ctx.policy() is None:
+            snapshot = self._ctx.policy()
+            if snapshot is None:
                 raise PolicyError("POLICY_ABSENT", "policy_node is silent", "swap_model")
+            self._leave_trial(snapshot, target, request)
             return self._ctx.activate(target, request, self._ctx.halted)
         except PolicyError as e:
             return SwapResult(False, e.code, e.message)
+
+    def _leave_trial(self, snapshot: PolicySnapshot, target: Ref, request: SwapRequest) -> None:
+        """Go to the committed version before a third one is loaded: a trial needs both places in policy_node's memory."""
+        committed = self._store.state.committed
+        if snapshot.on_trial and committed is not None and not snapshot.is_resident(target.digest):
+            result = self._ctx.activate(committed, request, self._ctx.halted)
+            if not result.success:
+                raise PolicyError(
+                    result.error_code or "SWAP_FAILED", result.message, f"leave the trial for {committed}"
+                )
 
     def _finish(self, record: RollbackRecord, result: SwapResult) -> RollbackReply:
         target = record.target

@@ -20,6 +20,9 @@ from vla_ota_manager.trial import Decision, TrialJudge, Verdict
 
 _S = UpdateState
 _STEP_S = 0.2
+SLICE_S = 2.0
+"""How long one request waits for a boundary [s]; before the next one the permission is looked at again."""
+_GAP_S = 0.02
 _RETRY_S = 1.0
 _SAVE_PERIOD_S = 10.0
 _REPORT_S = 5.0
@@ -43,7 +46,7 @@ class TrialRunner:
         self._generation = 0
         self._confirmed = False
         self._swapped_at = 0.0
-        self._give_up_at = 0.0
+        self._begun_at = 0.0
         self._saved_at = 0.0
         self._next_try = 0.0
         self._boot_id = ""
@@ -95,12 +98,14 @@ class TrialRunner:
     def _enter(self, trial: TrialRecord) -> None:
         """Swap the version in, or find it already acting after a restart."""
         now = time.monotonic()
-        self._give_up_at = self._give_up_at or now + self._config.policy_wait_s
+        begun = self._begun_at = self._begun_at or now
         snapshot = self._ctx.policy()
         acts = snapshot is not None and snapshot.active_digest == trial.ref.digest
         if snapshot is None or not (acts or self._ctx.permitted()):
             self._ctx.show(f"{trial.ref} waits for {'policy_node' if snapshot is None else 'update_permitted'}")
-            if snapshot is None and now > self._give_up_at:
+            if snapshot is not None:
+                self._begun_at = 0.0  # a person may take as long as they like
+            elif now > begun + self._config.policy_wait_s:
                 self._close(_S.FAILED, "POLICY_ABSENT", f"policy_node was silent for {self._config.policy_wait_s:g} s")
             self._ctx.wait(_STEP_S)
             return
@@ -110,7 +115,7 @@ class TrialRunner:
             expected_active_digest="" if acts else snapshot.active_digest,
             trial=True,
             lease_s=self._config.trial_lease_s,
-            timeout_s=self._config.swap_timeout_s,
+            timeout_s=min(self._config.swap_timeout_s, SLICE_S),
         )
         try:
             result = self._ctx.activate(trial.ref, request, self._ctx.interrupted)
@@ -118,8 +123,13 @@ class TrialRunner:
             result = SwapResult(False, e.code, e.message)
         if result.success:
             self._begin(trial, result)
-        elif result.error_code not in _ASK_AGAIN or now > self._give_up_at:
+        elif result.error_code not in _ASK_AGAIN or now > begun + max(
+            self._config.policy_wait_s, self._config.swap_timeout_s
+        ):
             self._close(_S.FAILED, result.error_code or "SWAP_FAILED", f"policy_node did not swap: {result.message}")
+        elif result.error_code == "SWAP_TIMEOUT":
+            self._ctx.show(f"{trial.ref} waits for a boundary ({self._config.swap_at}): {result.message}")
+            self._ctx.wait(_GAP_S)
         elif not self._ctx.interrupted():
             self._ctx.show(f"swap to {trial.ref}: {result.error_code} {result.message}; asked again")
             self._ctx.wait(_RETRY_S)
@@ -318,7 +328,7 @@ class TrialRunner:
     def forget(self) -> None:
         """Drop what is known of a trial that has ended."""
         self._judge, self._collector = None, None
-        self._generation, self._confirmed, self._give_up_at, self._unsaved = 0, False, 0.0, None
+        self._generation, self._confirmed, self._begun_at, self._unsaved = 0, False, 0.0, None
 
 
 def _of(state: State) -> TrialRecord:

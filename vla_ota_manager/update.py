@@ -105,8 +105,9 @@ class UpdatePipeline:
         self.refuse_unfit(update, manifest)
         state = self._store.state
         if state.committed == ref:
-            with self._ctx.transition(_S.COMMITTED, message=f"{ref} is the committed version", final=True) as draft:
-                draft.activation_due = True
+            end = _S.COMMITTED if update.activate else _S.INSTALLED
+            with self._ctx.transition(end, message=f"{ref} is the committed version", final=True) as draft:
+                draft.activation_due = draft.activation_due or update.activate
         elif self._store.has(ref):
             with self._ctx.transition(_S.VERIFYING, message="already on disk") as draft:
                 _record(draft.update).ref = ref

@@ -3,33 +3,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-
-def _parameter(doc: str, low: float | None = None, high: float | None = None, live: bool = False) -> dict[str, Any]:
-    return {"doc": doc, "low": low, "high": high, "live": live}
+from vla_ros.settings import setting
 
 
 @dataclass(frozen=True)
 class SimSettings:
     """What can be set at the start; ``motion_enabled`` and ``run_tasks`` also later."""
 
-    joint_rate_hz: float = field(
-        default=100.0, metadata=_parameter("joint_states are published this often [Hz]", 1.0, 500.0)
+    joint_rate_hz: float = setting(100.0, "joint_states are published this often [Hz]", 1.0, 500.0)
+    camera_rate_hz: float = setting(30.0, "camera/image_raw is published this often [Hz]", 1.0, 60.0)
+    command_timeout_s: float = setting(
+        0.5, "the arm stays where it is when no command came for this long [s]", 0.05, 10.0
     )
-    camera_rate_hz: float = field(
-        default=30.0, metadata=_parameter("camera/image_raw is published this often [Hz]", 1.0, 60.0)
-    )
-    command_timeout_s: float = field(
-        default=0.5, metadata=_parameter("the arm stays where it is when no command came for this long [s]", 0.05, 10.0)
-    )
-    motion_enabled: bool = field(default=True, metadata=_parameter("what is published on motion_enabled", live=True))
-    run_tasks: bool = field(
-        default=True, metadata=_parameter("give the policy node one task after the other", live=True)
-    )
-    task_timeout_s: float = field(
-        default=8.0, metadata=_parameter("a task not done after this time has failed [s]", 0.5, 600.0)
-    )
-    task_pause_s: float = field(default=0.2, metadata=_parameter("pause between two tasks [s]", 0.0, 60.0))
-    seed: int = field(default=0, metadata=_parameter("of the order of tasks and block layouts", 0, 2**31 - 1))
+    motion_enabled: bool = setting(True, "what is published on motion_enabled", live=True)
+    run_tasks: bool = setting(True, "give the policy node one task after the other", live=True)
+    task_timeout_s: float = setting(8.0, "a task not done after this time has failed [s]", 0.5, 600.0)
+    task_pause_s: float = setting(0.2, "pause between two tasks [s]", 0.0, 60.0)
+    seed: int = setting(0, "of the order of tasks and block layouts", 0, 2**31 - 1)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
 from support.domains import claim_domain
 from support.manager_rig import ManagerRig
 from support.ros import wait_for
@@ -196,6 +198,23 @@ def test_a_missing_model_fails_and_the_next_offer_works(rig: ManagerRig, untouch
     update_id = rig.offer("9.9.9", "0" * 64)
     event = rig.events.wait(lambda m: m.update_id == update_id and m.to_state in ("REJECTED", "FAILED"))
     assert event.error_code == "NOT_FOUND"
+
+
+def test_the_parameter_update_permitted_forbids_swaps_while_the_node_runs(rig: ManagerRig) -> None:
+    def permit(value: bool) -> None:
+        request = SetParameters.Request(parameters=[Parameter("update_permitted", value=value).to_parameter_msg()])
+        assert rig.ros.call(SetParameters, "ota_manager/set_parameters", request).results[0].successful
+
+    permit(False)
+    swaps = len(rig.policy.swaps)
+    update_id = rig.offer("1.9.0", rig.publish("1.9.0"))
+    rig.status.wait(lambda m: m.update_id == update_id and "waits for update_permitted" in m.message)
+    before = len(rig.status.messages)
+    wait_for(lambda: len(rig.status.messages) > before + 3, "some more statuses")
+    assert len(rig.policy.swaps) == swaps and rig.status.last.state_name == "INSTALLED"
+    permit(True)
+    rig.wait_event(update_id, "TRIAL")
+    rig.prove(update_id)
 
 
 def test_scores_that_are_no_numbers_and_odd_outcomes_do_not_upset_the_node(rig: ManagerRig) -> None:

@@ -94,6 +94,8 @@ class SimulatedPolicy:
         on_progress("LOADING", 0.1)
         if self._wait(min(document["prepare_s"], timeout_s), cancelled):
             return PrepareResult(False, "CANCELLED", "cancelled")
+        if document["lease"] is not None and document["standby"] and not self._resident(document, digest):
+            return PrepareResult(False, "TRIAL_RUNNING", "the standby is what the running trial falls back to")
         if document["refuse_prepare"]:
             return PrepareResult(False, document["refuse_prepare"], "refused as told")
         try:
@@ -115,6 +117,8 @@ class SimulatedPolicy:
             return SwapResult(False, "POLICY_ABSENT", "nobody answers")
         if self._wait(min(document["swap_s"], request.timeout_s), cancelled):
             return SwapResult(False, "CANCELLED", "cancelled")
+        if document["swap_s"] > request.timeout_s:
+            return SwapResult(False, "SWAP_TIMEOUT", "no boundary came")
         if document["refuse_swap"]:
             return SwapResult(False, document["refuse_swap"], "refused as told")
         with self.edit() as document:

@@ -101,6 +101,19 @@ def test_a_rollback_in_a_trial_ends_it_without_blocking(updated: Robot) -> None:
     assert (status.committed_version, status.previous_version, status.blocked) == ("1.1.0", "1.0.0", ())
 
 
+def test_a_rollback_in_a_trial_to_a_third_version_leaves_the_trial_first(updated: Robot) -> None:
+    updated.publish("1.2.0")
+    updated.feeding = False
+    updated.offer("1.2.0")
+    updated.reach(S.TRIAL)
+    reply = updated.engine.rollback("1.0.0", timeout_s=4.0)  # sooner than the lease ends
+    assert (reply.success, reply.from_version, reply.to_version) == (True, "1.2.0", "1.0.0"), reply
+    document = updated.policy.look()
+    assert document["active"]["version"] == "1.0.0" and document["lease"] is None
+    assert document["log"][-3:] == ["swap 1.1.0 ROLLBACK CHUNK", "prepare 1.0.0", "swap 1.0.0 ROLLBACK CHUNK"]
+    assert updated.current_version() == "1.0.0"
+
+
 def test_with_a_dead_policy_node_the_rollback_is_ready_for_its_next_start(updated: Robot) -> None:
     with updated.policy.edit() as document:
         document["absent"] = True

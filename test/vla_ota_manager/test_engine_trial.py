@@ -76,6 +76,32 @@ def test_a_trial_is_not_entered_again_without_permission(robot: Robot) -> None:
     robot.until(lambda: robot.policy.look()["active"]["version"] == "1.1.0")
 
 
+@pytest.mark.parametrize("by", ["topic", "parameter"])
+def test_permission_that_is_withdrawn_while_a_boundary_is_waited_for_withdraws_the_swap(robot: Robot, by: str) -> None:
+    robot.settings = {"require_permission": by == "topic", "min_trial_chunks": 1000, "policy_wait_s": 0.0}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.boot_policy()
+    with robot.policy.edit() as document:
+        document["swap_s"] = 1000.0
+    robot.start()
+    permit = robot.engine.set_update_permitted if by == "topic" else robot.engine.set_updates_allowed
+    permit(True)
+    robot.offer("1.1.0")
+    robot.until(lambda: "boundary" in robot.engine.status().message)
+    permit(False)
+    robot.until(lambda: "waits for update_permitted" in robot.engine.status().message)
+    with robot.policy.edit() as document:
+        document["swap_s"] = 0.0
+    seen = len(robot.statuses)
+    robot.until(lambda: len(robot.statuses) > seen + 10)
+    assert robot.engine.status().state is S.SWAPPING and robot.policy.look()["active"]["version"] == "1.0.0"
+    permit(True)
+    robot.reach(S.TRIAL)
+    permit(False)
+    assert robot.engine.rollback().success
+
+
 def test_a_hold_by_a_limit_rolls_back(on_trial: Robot) -> None:
     with on_trial.policy.edit() as document:
         document["holding"] = "LIMIT"

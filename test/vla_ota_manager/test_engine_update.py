@@ -315,6 +315,32 @@ def test_an_update_that_arrives_in_a_trial_waits_for_its_end(robot: Robot) -> No
     assert robot.engine.outcome("u-1.1.0").state is S.COMMITTED
 
 
+def test_the_committed_version_offered_again_ends_without_a_swap_that_nobody_asked_for(robot: Robot) -> None:
+    robot.adopt("1.0.0")
+    robot.start()
+    outcome = robot.install("1.0.0", S.INSTALLED, activate=False)
+    assert outcome.error_code == "" and not robot.engine.store.state.activation_due
+    assert robot.policy.look()["log"] == [] and robot.current_version() == "1.0.0"
+    robot.install("1.0.0", S.COMMITTED, update_id="and-activate")
+
+
+def test_urgent_updates_come_first_in_the_order_in_which_they_came(robot: Robot) -> None:
+    robot.settings = {"policy_wait_s": 600.0}
+    robot.adopt("1.0.0")
+    for minor in range(1, 5):
+        robot.publish(f"1.{minor}.0")
+    robot.boot_policy()
+    with robot.policy.edit() as document:
+        document["absent"] = True
+    robot.start()
+    robot.offer("1.1.0")
+    robot.reach(S.INSTALLED)
+    robot.offer("1.2.0")
+    robot.offer("1.3.0", urgent=True)
+    robot.offer("1.4.0", urgent=True)
+    assert [update.version for update in robot.engine.store.state.queue] == ["1.3.0", "1.4.0", "1.2.0"]
+
+
 def test_an_urgent_update_replaces_the_trial_without_blocking_it(robot: Robot) -> None:
     robot.adopt("1.0.0")
     robot.publish("1.1.0")
