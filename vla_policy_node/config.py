@@ -24,6 +24,7 @@ class PolicyNodeConfig:
     bundle_roots: tuple[str, ...] = _setting((), "More folders below which swap_model and prepare_model accept bundles")
     instruction: str = _setting("", "Task in words while no episode names another", live=True)
     autostart: bool = _setting(True, "Configure and activate at start-up, without a lifecycle manager")
+    ota_manager: str = _setting("ota_manager", "Name of the manager's node, whose status renews the lease of a trial")
 
     device: str = _setting("cpu", "Device of the policy as torch names it, for example cpu or cuda:0")
     worker_python: str = _setting("", "Interpreter of the workers (one that has torch); empty = the node's own")

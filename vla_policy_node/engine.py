@@ -47,6 +47,7 @@ _POLL_S = 0.02
 _OBSERVATION_HZ = 50.0
 _CONTROL_SILENT_S = 1.0
 _ANSWER_S = 2.0
+_ENABLE_S = 6.0  # it looks for other publishers first
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,14 @@ class PolicyEngine:
         self._recovery = Recovery(
             config, self.generations, current_episode=self._open_episode, report_error=self._report_error
         )
-        self._resuming = threading.Lock()
+        self._enabling, self._resuming = threading.Lock(), threading.Lock()
+        self._enable_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._resume_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._error: tuple[str, str] = ("", "")
         self._condemned: dict[int, tuple[str, str]] = {}  # generation that was killed -> why
         self._loading = False
+        self.control_lost = False
+        """Whether the control process ended by itself: only a new engine can command the robot again."""
         self._stop = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
         self._observer = threading.Thread(target=self._observe, name="observations", daemon=True)
@@ -208,14 +212,40 @@ class PolicyEngine:
         self._listener.on_change()
 
     def enable(self, enabled: bool) -> None:
-        """Lifecycle: command the robot, or not. Raises ControlError."""
-        self._control.enable(enabled)
+        """Lifecycle: command the robot, or not; returns when it is so. After every ``True`` the robot holds until resume.
+
+        Raises ControlError: COMMAND_TOPIC_TAKEN, CONTROL_LOST, CONTROL_UNRESPONSIVE. A control process that does not answer a
+        ``False`` is killed: nothing is commanded afterwards in any case.
+        """
+        with self._enabling:
+            while not self._enable_answers.empty():
+                self._enable_answers.get()
+            wanted = ("ENABLED", "ENABLE_FAILED") if enabled else ("DISABLED",)
+            end_s = time.monotonic() + (_ENABLE_S if enabled else _ANSWER_S)
+            try:
+                self._control.enable(enabled)
+                while True:
+                    answer = self._enable_answers.get(timeout=max(0.0, end_s - time.monotonic()))
+                    if answer["type"] in wanted:
+                        break
+            except queue.Empty:
+                if not enabled:
+                    self._control.kill()
+                raise ControlError("CONTROL_UNRESPONSIVE", "the control process did not answer") from None
+            except ControlError:
+                if not enabled:
+                    self._control.kill()
+                raise
+        if answer["type"] == "ENABLE_FAILED":
+            code, message = str(answer.get("error_code")), str(answer.get("message"))
+            self._report_error(code, message)
+            raise ControlError(code, message)
 
     def close(self) -> None:
         """End every process and thread; callers that wait for a preparation or a swap are told so."""
         self._stop.set()
         with contextlib.suppress(ControlError):
-            self._control.enable(False)
+            self._control.enable(False)  # the answer is not waited for: the process ends soon, one way or the other
         self.generations.close()
         self._recovery.close()
         for thread in (self._supervisor, self._observer):
@@ -368,11 +398,15 @@ class PolicyEngine:
             self.generations.on_control_event(event)
         elif kind == "HOLD":
             self._on_hold(event)
-        elif kind in ("ENABLE_FAILED", "REFUSED"):
+        elif kind in ("ENABLED", "DISABLED", "ENABLE_FAILED"):
+            self._enable_answers.put(event)
+        elif kind == "REFUSED":
             self._report_error(str(event.get("error_code") or kind), str(event.get("message", "")))
         elif kind == "EXITED" and not event.get("expected"):
-            self._report_error("CONTROL_LOST", "the control process ended: nothing is commanded; restart the node")
+            self._report_error("CONTROL_LOST", "the control process ended: nothing is commanded; the node ends to be restarted")
+            self.control_lost = True
             self.generations.control_lost()
+            self._enable_answers.put({"type": "ENABLE_FAILED", "error_code": "CONTROL_LOST", "message": "it has ended"})
         elif kind in ("RESUME_ACCEPTED", "RESUME_REFUSED"):
             self._resume_answers.put(event)
         self._listener.on_change()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -22,7 +24,7 @@ from vla_ota.action import PrepareModel, RunPolicy
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, SwapReport
 from vla_ota.srv import EndEpisode, StartEpisode, SwapModel
 
-from vla_policy_node import messages
+from vla_policy_node import findings, messages
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract import Contract, Source, load_contract
 from vla_policy_node.engine import PolicyEngine, Score
@@ -32,14 +34,16 @@ from vla_policy_node.recovery import EXPECTED_ERRORS
 from vla_policy_node.residents import Resident
 from vla_policy_node.swapping import Report, SwapRequest
 from vla_ros import qos
-from vla_ros.diagnostics import ERROR, OK, WARN, Diagnostics
-from vla_ros.diagnostics import Report as Finding
+from vla_ros.diagnostics import Diagnostics
 from vla_ros.interfaces import message_class
 from vla_ros.parameters import declare, on_live_change
 from vla_ros.runtime import main as run_main
 
 _STATUS_POLL_S = 0.05
 _RUN_POLL_S = 0.1
+_START_WAIT_S, _START_WAIT_MAX_S = 0.5, 30.0  # before autostart is tried again; doubled each time
+_PASSING = ("COMMAND_TOPIC_LOCKED", "COMMAND_TOPIC_TAKEN", "CONTROL_START_TIMEOUT", "CONTROL_UNRESPONSIVE")
+"""Why a node may not start now and may later: above all, its predecessor is still dying."""
 
 
 class PolicyNode(LifecycleNode):
@@ -59,26 +63,50 @@ class PolicyNode(LifecycleNode):
         self._refusal = ("", "")  # code and text of what on_configure could not do
         self._configured: list[tuple[Callable[[Any], Any], Any]] = []  # how to destroy what on_configure made
         self.diagnostics = Diagnostics(self, "policy")
-        self.diagnostics.add("control loop", self._diagnose_loop)
-        self.diagnostics.add("policy", self._diagnose_policy)
+        self.diagnostics.add("control loop", lambda: findings.loop(self._engine, self._refusal))
+        self.diagnostics.add("policy", lambda: findings.policy(self._engine))
         # Plain publishers: a lifecycle publisher would drop the status of a node that is not active.
-        self._status = self.create_publisher(PolicyStatus, "~/status", qos.LATCHED)
-        self._reports = self.create_publisher(SwapReport, "~/swap_report", qos.LATCHED)
-        self._scores = self.create_publisher(AnomalyScore, "anomaly_score", qos.EVENTS)
-        self._episodes = self.create_publisher(EpisodeOutcome, "episode_outcome", qos.EVENTS)
-        self.create_timer(_STATUS_POLL_S, self._publish_status, callback_group=MutuallyExclusiveCallbackGroup())
+        self._status = self._advertise(PolicyStatus, "~/status", qos.LATCHED)
+        self._reports = self._advertise(SwapReport, "~/swap_report", qos.LATCHED)
+        self._scores = self._advertise(AnomalyScore, "anomaly_score", qos.EVENTS)
+        self._episodes = self._advertise(EpisodeOutcome, "episode_outcome", qos.EVENTS)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
+        group = MutuallyExclusiveCallbackGroup()
+        self.create_timer(_STATUS_POLL_S, self._publish_status, callback_group=group, clock=steady)
+        self._starting, self._start_wait_s = False, _START_WAIT_S
+        self._starter: Any = None
         if self.config.autostart:
-            self._starter = self.create_timer(0.0, self._autostart, callback_group=self._calls)
+            self._starter = self.create_timer(0.0, self._autostart, callback_group=self._calls, clock=steady)
 
     # -- lifecycle -------------------------------------------------------------------------------------------------
 
     def _autostart(self) -> None:
+        """Configure and activate; what fails for a reason that may pass is tried again, later and later."""
         self._starter.cancel()
-        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
-            self.trigger_activate()
+        self._starting = True
+        try:
+            if self._engine is None:
+                self.trigger_configure()
+            if self._engine is not None:
+                self.trigger_activate()
+        except Exception as e:  # somebody else has changed the state meanwhile
+            self._log_failure("start", e)
+        finally:
+            self._starting = False
+        if self._refusal[0] in _PASSING:
+            self._start_wait_s = min(2.0 * self._start_wait_s, _START_WAIT_MAX_S)
+            self.get_logger().info(f"starting again in {self._start_wait_s:g} s")
+            self._starter.timer_period_ns = int(self._start_wait_s * 1e9)
+            self._starter.reset()
+
+    def _stop_starting(self) -> None:
+        """Somebody else decides on the node's state from now on."""
+        if self._starter is not None and not self._starting:
+            self._starter.cancel()
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the control process and the workers; nothing is commanded yet."""
+        self._stop_starting()
         try:
             contract = load_contract(self.config.contract)
             self._engine = PolicyEngine(self.config, contract, sink=self._sink(contract), listener=self)
@@ -86,38 +114,59 @@ class PolicyNode(LifecycleNode):
             self._make_interfaces(contract)
         except Exception as e:  # rclpy swallows what a transition raises
             self._refusal = (str(getattr(e, "code", "CONFIGURE_FAILED")), str(e))
-            self.get_logger().error("cannot configure: {}: {}".format(*self._refusal))
+            self._log_failure("configure", e)
             self._take_down()
             return TransitionCallbackReturn.FAILURE
         self._refusal = ("", "")
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Command the robot from now on (the hold of a fresh start comes first)."""
+        """Command the robot from now on: it holds until resume, after every activation."""
+        self._stop_starting()
         try:
             self._require_engine().enable(True)
-        except ControlError as e:
-            self.get_logger().error(f"cannot activate: {e.code}: {e}")
-            return TransitionCallbackReturn.FAILURE
+        except Exception as e:  # as above
+            self._refusal = (str(getattr(e, "code", "ACTIVATE_FAILED")), str(e))
+            self._log_failure("activate", e)
+            return TransitionCallbackReturn.FAILURE if isinstance(e, ControlError) else TransitionCallbackReturn.ERROR
+        self._refusal = ("", "")
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop commanding."""
+        """Stop commanding. Without an answer the control process was killed: everything is taken down then."""
+        self._stop_starting()
         try:
             self._require_engine().enable(False)
-        except ControlError as e:
-            self.get_logger().error(f"deactivated without an answer: {e.code}: {e}")
+        except Exception as e:
+            self._log_failure("deactivate", e)
+            return TransitionCallbackReturn.ERROR
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End every process."""
-        self._take_down()
-        return super().on_cleanup(state)
+        return self._end("clean up", lambda: super(PolicyNode, self).on_cleanup(state))
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End every process."""
-        self._take_down()
-        return super().on_shutdown(state)
+        return self._end("shut down", lambda: super(PolicyNode, self).on_shutdown(state))
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """A transition failed half way: end every process, so that the node is unconfigured in deed as in name."""
+        return self._end("recover from an error", lambda: TransitionCallbackReturn.SUCCESS)
+
+    def _end(self, what: str, then: Callable[[], TransitionCallbackReturn]) -> TransitionCallbackReturn:
+        self._stop_starting()
+        try:
+            self._take_down()
+            return then()
+        except Exception as e:
+            self._log_failure(what, e)
+            return TransitionCallbackReturn.ERROR
+
+    def _log_failure(self, what: str, error: Exception) -> None:
+        code = getattr(error, "code", "")
+        trace = "" if code else "\n" + "".join(traceback.format_exception(error))
+        self.get_logger().error(f"cannot {what}: {code or type(error).__name__}: {error}{trace}")
 
     def close(self) -> None:
         """End every process; called once, while callbacks still run. What on_configure made goes with the node."""
@@ -153,15 +202,20 @@ class PolicyNode(LifecycleNode):
         keep = self._configured.append
         for observation in contract.observations:
             for index, source in enumerate(observation.sources):
-                callback = partial(self._on_observation, observation.key, index)
-                keep((self.destroy_subscription, self._subscribe(source, callback)))
-        if contract.motion.required:
+                receive = partial(self._on_observation, observation.key, index)
+                keep((self.destroy_subscription, self._subscribe(source, receive)))
+        heard: tuple[tuple[type[Any], str, Callable[[Any], None], QoSProfile], ...] = (
+            (Bool, contract.motion.topic, self._on_motion, qos.FLAGS),
+            (ModelStatus, f"{self.config.ota_manager}/status", self._on_manager, qos.EVENTS),
+        )
+        for message, topic, callback, profile in heard:
+            # A group of its own each: neither the stop nor the lease waits until a picture is decoded.
+            group = MutuallyExclusiveCallbackGroup()
+            events = self.diagnostics.subscription_events(topic)
             subscription = self.create_subscription(
-                Bool, contract.motion.topic, self._on_motion, qos.FLAGS, callback_group=self._sensors
+                message, topic, callback, profile, callback_group=group, event_callbacks=events
             )
             keep((self.destroy_subscription, subscription))
-        subscription = self.create_subscription(ModelStatus, "ota_manager/status", self._on_manager, qos.EVENTS)
-        keep((self.destroy_subscription, subscription))
         for kind, name, handler in (
             (SwapModel, "~/swap_model", self._swap_model),
             (StartEpisode, "~/start_episode", self._start_episode),
@@ -184,6 +238,9 @@ class PolicyNode(LifecycleNode):
                 cancel_callback=lambda handle: CancelResponse.ACCEPT,
             )
             keep((lambda s: s.destroy(), server))
+
+    def _advertise(self, kind: type[Any], topic: str, profile: QoSProfile) -> Any:
+        return self.create_publisher(kind, topic, profile, event_callbacks=self.diagnostics.publisher_events(topic))
 
     def _subscribe(self, source: Source, callback: Callable[[Any], None]) -> Any:
         profile = QoSProfile(
@@ -348,7 +405,10 @@ class PolicyNode(LifecycleNode):
         if outcome is not None:
             result.outcome, result.success = outcome, outcome.success
         if goal.is_cancel_requested:
-            result.error_code, result.message = "CANCELLED", "cancelled: the episode ended as a failure by intervention"
+            how = "ended before that"
+            if outcome is not None and outcome.intervention and not outcome.success:
+                how = "ended as a failure by intervention"
+            result.error_code, result.message = "CANCELLED", f"cancelled: the episode {how}"
             goal.canceled()
         elif outcome is None or not outcome.known:
             result.error_code, result.message = "EPISODE_TIMEOUT", "nobody said how the episode ended"
@@ -399,45 +459,8 @@ class PolicyNode(LifecycleNode):
             self._status.publish(messages.unconfigured(*self._refusal, self._now()))
         else:
             self._status.publish(messages.status(engine.snapshot(), engine.contract.rate_hz, self._now()))
-
-    def _diagnose_loop(self) -> Finding:
-        engine = self._engine
-        if engine is None:
-            return Finding(WARN, " ".join(("not configured", *self._refusal)).strip())
-        snapshot = engine.snapshot()
-        status = snapshot.control
-        if not snapshot.control_alive or status is None:
-            return Finding(ERROR, "the control process does not run: nothing is commanded")
-        values = {
-            "rate [Hz]": engine.contract.rate_hz,
-            "ticks": status.ticks,
-            "missed": status.missed,
-            "starved": status.starved,
-            "clamped": status.clamped,
-            "worst lateness [ms]": f"{status.worst_late_ms:.2f}",
-        }
-        if status.mode == "HOLDING":
-            return Finding(
-                WARN, f"holding: {status.hold_reason}" + (" (until resume)" if status.latched else ""), values
-            )
-        return Finding(OK, status.mode.lower().replace("_", " "), values)
-
-    def _diagnose_policy(self) -> Finding:
-        engine = self._engine
-        if engine is None:
-            return Finding(WARN, "not configured")
-        snapshot = engine.snapshot()
-        active, standby = snapshot.active, snapshot.standby
-        values = {
-            "active": active.version if active else "",
-            "standby": standby.version if standby else "",
-            "worker pid": active.generation.pid if active else "",
-            "inference [ms]": f"{snapshot.inference_ms:.1f}",
-            "last error": f"{snapshot.error_code} {snapshot.message}".strip(),
-        }
-        if active is None:
-            return Finding(WARN if snapshot.loading else ERROR, "loading" if snapshot.loading else "no policy", values)
-        return Finding(OK, f"{active.version} acts", values)
+            if engine.control_lost:  # ends the node: whoever restarts it gets one that commands, and holds
+                raise ControlError("CONTROL_LOST", "the control process ended")
 
 
 def _code_of(error: Exception) -> str:

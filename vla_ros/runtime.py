@@ -32,8 +32,8 @@ class ClosableNode(Protocol):
 def run(make_node: Callable[[], Node], args: Sequence[str] | None = None, *, threads: int = 4) -> int:
     """Initialise ROS, spin the node until SIGINT, SIGTERM or shutdown, close it; return the exit status.
 
-    A node that cannot be made (a wrong argument or parameter, a broken contract) ends the program with one clear line and
-    status 1.
+    A node that cannot be made (a wrong argument or parameter, a broken contract), and one whose callback raises an error with a
+    ``code`` because it cannot go on, ends the program with one clear line and status 1.
     """
     with _signal_pipe() as signals:
         try:
@@ -47,7 +47,7 @@ def run(make_node: Callable[[], Node], args: Sequence[str] | None = None, *, thr
             return _spin(node, signals, threads)
         except Exception as e:
             code = getattr(e, "code", None)
-            if node is not None or not isinstance(code, str):
+            if not isinstance(code, str):
                 raise
             return _refuse(str(e) if str(e).startswith(code) else f"{code}: {e}")
         finally:

@@ -14,6 +14,7 @@ import uuid
 from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.task import Future
 from sensor_msgs.msg import Image, JointState
@@ -88,6 +89,7 @@ class SimRobotNode(Node):
             callback_group=MutuallyExclusiveCallbackGroup(), event_callbacks=diagnostics.subscription_events(topic),
         )  # fmt: skip
 
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)  # its physics run in real time, whatever /clock says
         tasks = MutuallyExclusiveCallbackGroup()  # replies and ticks of the runner never run at the same time
         self._runner = TaskRunner(
             self._robot, RosEpisodes(self, tasks), boot_id=f"sim-{uuid.uuid4().hex[:8]}", seed=self._settings.seed,
@@ -104,7 +106,8 @@ class SimRobotNode(Node):
         self._robot.close()
 
     def _every(self, rate_hz: float, callback: Any, group: MutuallyExclusiveCallbackGroup | None = None) -> None:
-        self.create_timer(1.0 / rate_hz, callback, callback_group=group or MutuallyExclusiveCallbackGroup())
+        group = group or MutuallyExclusiveCallbackGroup()
+        self.create_timer(1.0 / rate_hz, callback, callback_group=group, clock=self._steady)
 
     def _change(self, name: str, value: Any) -> None:
         self._settings = dataclasses.replace(self._settings, **{name: value})

@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from action_msgs.msg import GoalStatus
+from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
+from support.engine_rig import contract_text
 from support.policy_rig import PolicyRig
 from support.ros import NodeProcess, RosHarness, wait_for
 from support.scripted import scripted_bundle
 from vla_ota.action import PrepareModel, RunPolicy
-from vla_ota.msg import ModelStatus, PolicyStatus
+from vla_ota.msg import AnomalyScore, ModelStatus, PolicyStatus
 from vla_ota.srv import EndEpisode, StartEpisode
 
 from vla_ros import qos
@@ -171,7 +176,7 @@ def test_a_lifecycle_manager_can_stop_and_start_the_commands(ros_domain: int, tm
 
 
 def test_without_a_usable_contract_the_node_stays_unconfigured_and_says_why(ros_domain: int, tmp_path: Path) -> None:
-    (tmp_path / "contract.yaml").write_text("name: x\nhold_on: 3\n")
+    (tmp_path / "contract.yaml").write_text(contract_text() + "hold_on: 3\n")
     with PolicyRig(ros_domain, tmp_path) as rig:
         status = rig.status.wait(lambda m: m.message)
         assert status.state == PolicyStatus.STATE_UNCONFIGURED
@@ -202,7 +207,7 @@ def test_motion_disabled_stops_commands_and_they_do_not_come_back_before_resume(
         rig.robot.motion = False
         rig.wait_status(lambda m: m.state == PolicyStatus.STATE_MOTION_DISABLED, "motion disabled")
         sent = len(rig.robot.commands)
-        refused = rig.swap(digest=manifest.digest)
+        refused = rig.swap(digest=manifest.digest, at="NOW")
         assert (refused.success, refused.error_code) == (False, "MOTION_DISABLED")
         rig.robot.motion = True
         rig.wait_status(lambda m: m.holding and m.hold_latched, "a latched hold after motion came back")
@@ -247,9 +252,104 @@ def test_topics_can_be_remapped_and_robots_in_namespaces_do_not_meet(ros_domain:
 
 def test_a_second_policy_node_is_kept_off_the_command_topic(rig: PolicyRig, ros_domain: int, tmp_path: Path) -> None:
     with PolicyRig(ros_domain, tmp_path, model_path=str(tmp_path / "a"), remaps=("__node:=second",)) as second:
-        wait_for(lambda: "COMMAND_TOPIC_" in second.node.log, "the second node's refusal")
-    rig.wait_running("1.0.0")
+        wait_for(lambda: second.node.log.count("COMMAND_TOPIC_") > 1, "the second node's refusals")
+        rig.wait_running("1.0.0")
+        assert rig.node.stop() == 0
+        second.status = second.ros.subscribe(PolicyStatus, "second/status", qos.LATCHED)
+        second.wait_running("1.0.0")  # it had not given up
 
 
 def test_the_node_ends_cleanly_when_it_is_asked_to(rig: PolicyRig) -> None:
     assert rig.node.stop() == 0
+
+
+def test_a_node_that_was_killed_and_started_again_holds_until_resume_and_begins_where_the_robot_is(
+    ros_domain: int, tmp_path: Path
+) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    parameters = {"contract": {"auto_resume": False}, "model_path": str(tmp_path / "a")}
+    with PolicyRig(ros_domain, tmp_path, **parameters) as rig:
+        rig.wait_status(lambda m: m.active_version and m.hold_reason == "STARTUP" and m.hold_latched, "a latched hold")
+        assert not rig.robot.commands
+        rig.resume()
+        rig.wait_running("1.0.0")
+        rig.node.kill()
+    with PolicyRig(ros_domain, tmp_path, **parameters) as rig:
+        rig.robot.position = (0.7, -0.4)  # pushed while nothing commanded it
+        for _ in range(5):
+            held = rig.wait_status(lambda m: m.active_version and m.holding, "a hold after the respawn")
+        assert (held.hold_reason, held.hold_latched) == ("STARTUP", True)
+        assert not rig.robot.commands
+        rig.resume()
+        rig.wait_running("1.0.0")
+        assert rig.robot.commands[0] == pytest.approx((0.7, -0.4), abs=4.0 / 50 + 1e-6)  # a tick at the velocity limit
+
+
+def test_with_simulated_time_that_stands_still_the_node_starts_and_reports(ros_domain: int, tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    with PolicyRig(ros_domain, tmp_path, use_sim_time=True, model_path=str(tmp_path / "a")) as rig:
+        rig.wait_running("1.0.0")
+        rig.wait_status(lambda m: m.ticks > 0, "another status")
+
+
+def test_an_explicit_false_stops_a_robot_that_needs_no_motion_enabled(rig: PolicyRig) -> None:
+    rig.robot.motion = False
+    stopped = rig.wait_status(lambda m: m.state == PolicyStatus.STATE_MOTION_DISABLED, "motion disabled")
+    assert not stopped.motion_enabled
+    rig.robot.motion = None  # silence takes nothing back
+    assert rig.wait_status(lambda m: True, "a status").state == PolicyStatus.STATE_MOTION_DISABLED
+    rig.robot.motion = True
+    held = rig.wait_status(lambda m: m.holding and m.hold_latched, "a latched hold")
+    assert held.hold_reason == "MOTION_REENABLED"  # although the contract says auto_resume
+    rig.resume()
+    rig.wait_running("1.0.0")
+
+
+def control_process(rig: PolicyRig) -> int:
+    of = ["pgrep", "-f", "vla_policy_node.control", "-P", str(rig.node.process.pid)]
+    return int(subprocess.check_output(of))
+
+
+def change_state(rig: PolicyRig, transition: int) -> bool:
+    request = ChangeState.Request(transition=Transition(id=transition))
+    return bool(rig.ros.call(ChangeState, "policy_node/change_state", request).success)
+
+
+def test_a_node_whose_control_process_was_lost_ends_so_that_it_is_restarted(rig: PolicyRig) -> None:
+    os.kill(control_process(rig), signal.SIGKILL)
+    assert rig.node.wait() == 1
+    assert "CONTROL_LOST" in rig.node.log and "Traceback" not in rig.node.log
+    assert rig.status.last.state == PolicyStatus.STATE_ERROR and rig.status.last.error_code == "CONTROL_LOST"
+
+
+def test_a_control_process_that_hangs_cannot_keep_the_robot_from_being_deactivated(rig: PolicyRig) -> None:
+    control = control_process(rig)
+    os.kill(control, signal.SIGSTOP)
+    assert not change_state(rig, Transition.TRANSITION_DEACTIVATE)
+    with pytest.raises(ProcessLookupError):
+        os.kill(control, 0)
+    assert rig.ros.call(GetState, "policy_node/get_state").current_state.label == "unconfigured"
+    assert change_state(rig, Transition.TRANSITION_CONFIGURE) and change_state(rig, Transition.TRANSITION_ACTIVATE)
+    rig.wait_running("1.0.0")
+
+
+def test_the_name_of_the_manager_whose_word_renews_a_trial_is_a_parameter(ros_domain: int, tmp_path: Path) -> None:
+    for name, version in (("a", "1.0.0"), ("b", "1.1.0")):
+        digest = scripted_bundle(tmp_path / name, version).digest
+    with PolicyRig(ros_domain, tmp_path, ota_manager="left_manager", model_path=str(tmp_path / "a")) as rig:
+        rig.wait_running("1.0.0")
+        manager = rig.play_manager("left_manager")
+        assert rig.swap(bundle_path=str(tmp_path / "b"), trial=True, trial_lease_s=60.0).success
+        rig.wait_status(lambda m: m.on_trial, "the trial")
+        manager.publish(ModelStatus(state=ModelStatus.STATE_COMMITTED, committed_digest=digest))
+        rig.wait_status(lambda m: not m.on_trial and m.active_version == "1.1.0", "the commit heard")
+
+
+def test_a_subscriber_that_no_message_would_ever_reach_is_told_of_on_diagnostics(shared_rig: PolicyRig) -> None:
+    told = shared_rig.ros.subscribe(DiagnosticArray, "/diagnostics")
+    shared_rig.ros.subscribe(AnomalyScore, "anomaly_score", qos.LATCHED)  # wants what was published before: never matches
+
+    def names_it(message: DiagnosticArray) -> bool:
+        return any("anomaly_score (subscription)" in status.message for status in message.status)
+
+    told.wait(names_it, what="the incompatible subscription")

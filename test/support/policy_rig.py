@@ -11,6 +11,7 @@ from typing import Any
 
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64MultiArray
+from std_srvs.srv import Trigger
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, SwapReport
 from vla_ota.srv import SwapModel
 
@@ -121,8 +122,12 @@ class PolicyRig:
         """Call swap_model."""
         return self.ros.call(SwapModel, "policy_node/swap_model", SwapModel.Request(**fields))
 
-    def play_manager(self) -> Any:
-        """Return a publisher of ``ota_manager/status``."""
+    def resume(self) -> None:
+        """Say that the robot may move."""
+        assert self.ros.call(Trigger, "policy_node/resume").success
+
+    def play_manager(self, name: str = "ota_manager") -> Any:
+        """Return a publisher of its status."""
         if self._manager is None:
-            self._manager = self.ros.advertise(ModelStatus, "ota_manager/status", qos.LATCHED)
+            self._manager = self.ros.advertise(ModelStatus, f"{name}/status", qos.LATCHED)
         return self._manager

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,16 @@ def test_a_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
         TopicLock(1, "/t", tmp_path)
     assert e.value.code == "COMMAND_TOPIC_LOCKED"
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_processes_with_temporary_folders_of_their_own_meet_at_the_same_lock(tmp_path: Path) -> None:
+    topic = f"/{tmp_path.name}/{os.getpid()}"
+    lock = TopicLock(7, topic)
+    try:
+        code = "import sys; from vla_policy_node.control.lock import TopicLock; TopicLock(7, sys.argv[1])"
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", code, topic], env=environment, capture_output=True, check=False)
+        assert done.returncode == 1 and b"COMMAND_TOPIC_LOCKED" in done.stderr
+    finally:
+        lock.close()
+        lock.path.unlink()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from support.engine_rig import EngineRig
 from support.scripted import scripted_bundle
 
+from vla_policy_node import recovery
 from vla_policy_node.errors import PolicyNodeError
 from vla_policy_node.swapping import SwapError, SwapRequest
 
@@ -244,3 +248,40 @@ def test_scores_are_emitted_while_it_acts_and_a_jerky_policy_s_are_larger(tmp_pa
         time.sleep(0.1)
         count = len(rig.scores)
         assert stays(rig) and len(rig.scores) == count
+
+
+def test_deactivation_is_told_when_it_is_so_and_a_control_process_that_hangs_is_killed_for_it(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    with EngineRig(tmp_path, model_path=str(tmp_path / "a")) as rig:
+        rig.wait_running()
+        rig.engine.enable(False)
+        count = len(rig.commands()[1])
+        assert stays(rig) and len(rig.commands()[1]) == count
+        rig.engine.enable(True)
+        rig.wait_running()
+        pid = rig.engine._control.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(PolicyNodeError) as caught:
+            rig.engine.enable(False)
+        assert caught.value.code == "CONTROL_UNRESPONSIVE"
+        rig.wait_for(lambda: rig.engine.control_lost, "its end")
+        with pytest.raises(PolicyNodeError) as caught:
+            rig.engine.enable(True)
+        assert caught.value.code == "CONTROL_LOST"
+
+
+def test_a_first_load_that_fails_for_a_passing_reason_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "_START_WAITS_S", (0.1, 0.2, 0.2))
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    flag = tmp_path / "a" / "config.json"
+    with EngineRig(tmp_path, model_path=str(tmp_path / "a"), worker_python=str(tmp_path / "python")) as rig:
+        rig.wait_for(lambda: rig.snapshot.error_code == "WORKER_START_FAILED", "the first failure")
+        assert rig.snapshot.loading and flag.exists()
+        late = tmp_path / "late"  # as on a volume that is mounted after the node has started
+        late.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        late.chmod(0o755)
+        late.rename(tmp_path / "python")
+        rig.wait_running("1.0.0", 30.0)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the policy node says of itself on ``/diagnostics``."""
+
+from __future__ import annotations
+
+from vla_policy_node.engine import PolicyEngine
+from vla_ros.diagnostics import ERROR, OK, WARN, Report
+
+
+def loop(engine: PolicyEngine | None, refusal: tuple[str, str]) -> Report:
+    """Return whether the control process runs and what it does. ``refusal``: code and text of why there is no engine."""
+    if engine is None:
+        return Report(WARN, " ".join(("not configured", *refusal)).strip())
+    snapshot = engine.snapshot()
+    status = snapshot.control
+    if not snapshot.control_alive or status is None:
+        return Report(ERROR, "the control process does not run: nothing is commanded")
+    values = {
+        "rate [Hz]": engine.contract.rate_hz,
+        "ticks": status.ticks,
+        "missed": status.missed,
+        "starved": status.starved,
+        "clamped": status.clamped,
+        "worst lateness [ms]": f"{status.worst_late_ms:.2f}",
+    }
+    if status.mode == "HOLDING":
+        return Report(WARN, f"holding: {status.hold_reason}" + (" (until resume)" if status.latched else ""), values)
+    return Report(OK, status.mode.lower().replace("_", " "), values)
+
+
+def policy(engine: PolicyEngine | None) -> Report:
+    """Return which generations are in memory and whether one acts."""
+    if engine is None:
+        return Report(WARN, "not configured")
+    snapshot = engine.snapshot()
+    active, standby = snapshot.active, snapshot.standby
+    values = {
+        "active": active.version if active else "",
+        "standby": standby.version if standby else "",
+        "worker pid": active.generation.pid if active else "",
+        "inference [ms]": f"{snapshot.inference_ms:.1f}",
+        "last error": f"{snapshot.error_code} {snapshot.message}".strip(),
+    }
+    if active is None:
+        return Report(WARN if snapshot.loading else ERROR, "loading" if snapshot.loading else "no policy", values)
+    return Report(OK, f"{active.version} acts", values)
