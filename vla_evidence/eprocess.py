@@ -56,11 +56,6 @@ class BernoulliEProcess:
         top = float(exponents.max())
         return top + math.log(float(np.exp(exponents - top).mean()))
 
-    @property
-    def p_value(self) -> float:
-        """Bound on the probability, under H0, of ever seeing as much evidence as was seen."""
-        return math.exp(-self.max_log_e)
-
     def rejects(self, alpha: float) -> bool:
         """Whether H0 is rejected at level ``alpha`` (for good, whenever it is asked)."""
         return self.max_log_e >= -math.log(alpha)

@@ -15,12 +15,13 @@
     │                        BLOB_DIGEST_MISMATCH MANIFEST_TOO_LARGE
     ├── StoreError           STORE_LOCKED STORE_IO STORE_LAYOUT NAME_INVALID DISK_FULL MODEL_NOT_FOUND
     │   └── StateError       STATE_CORRUPT STATE_TOO_NEW
-    ├── PolicyError          POLICY_ABSENT PREPARE_FAILED SWAP_FAILED, and the policy node's own
-    ├── CommandError         NO_TRIAL NO_PREVIOUS ON_TRIAL EXPECTATION_FAILED ENGINE_STOPPED COMMAND_TIMEOUT
+    ├── PolicyError          POLICY_ABSENT PREPARE_FAILED PREPARE_TIMEOUT SWAP_FAILED SWAP_TIMEOUT, and the policy node's own
+    ├── CommandError         NO_TRIAL NO_PREVIOUS ON_TRIAL EXPECTATION_FAILED ENGINE_STOPPED COMMAND_TIMEOUT TOO_MANY_GOALS
     └── CancelledError       CANCELLED
 
 Why a version was rolled back is no error but travels as a code too: HARD_LIMIT HEARTBEAT_LOST SCORES_WORSE SUCCESS_WORSE
 TRIAL_ATTEMPTS LEASE_EXPIRED WORKER_LOST POLICY_RESTARTED SWAPPED_AWAY SUPERSEDED OPERATOR_ROLLBACK. INTERNAL_ERROR is a defect.
+SCORE_INVALID stands in the log and the diagnostics only: a score was dropped.
 
 Errors of ``vla_checkpoint`` and of the policy node keep their own codes on the way to the status.
 """

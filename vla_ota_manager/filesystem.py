@@ -201,18 +201,6 @@ class Filesystem:
             shutil.rmtree(doomed)
             self._flush_dir(doomed.parent)
 
-    def flush_tree(self, path: Path) -> None:
-        """Flush every file and folder below ``path`` that this process may have written by other means."""
-        with _wrapped(path):
-            for folder, _, files in os.walk(path):
-                for name in files:
-                    fd = os.open(Path(folder) / name, os.O_RDONLY | os.O_CLOEXEC)
-                    try:
-                        self._flush(fd, path)
-                    finally:
-                        os.close(fd)
-                self._flush_dir(Path(folder))
-
     def free_bytes(self, path: Path) -> int:
         """Return the space that is free for this process [bytes]."""
         with _wrapped(path):

@@ -7,7 +7,6 @@ Topics, services and the action are listed in the README; parameters, with their
 
 from __future__ import annotations
 
-import logging
 import shutil
 import threading
 import time
@@ -30,6 +29,7 @@ from vla_ota_manager.policy_port.node import RosPolicyPort
 from vla_ota_manager.records import Event, Status
 from vla_ros import qos
 from vla_ros.diagnostics import ERROR, OK, WARN, Diagnostics, Report
+from vla_ros.log_forwarding import forward_log
 from vla_ros.parameters import declare, on_live_change
 from vla_ros.runtime import main as run_main
 
@@ -48,7 +48,7 @@ class OtaManagerNode(Node):
     def __init__(self) -> None:
         super().__init__("ota_manager")
         self._settings, self._config = declare(self, NodeConfig), declare(self, OtaConfig)
-        self._send_log_to_ros()
+        forward_log(self, "vla_ota_manager")
         self._publishing = threading.Lock()
         self._published_s = 0.0
         self._heard_permission_s: float | None = None
@@ -115,12 +115,6 @@ class OtaManagerNode(Node):
         if heard_s is not None and time.monotonic() - heard_s > self._settings.permission_timeout_s:
             self._heard_permission_s = None
             self._engine.set_update_permitted(None)
-
-    def _send_log_to_ros(self) -> None:
-        handler, logger = _RosLogHandler(self), logging.getLogger("vla_ota_manager")
-        logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
-        logger.propagate = False
 
     # -- what it hears ------------------------------------------------------------------------------------------------------
 
@@ -244,23 +238,6 @@ class OtaManagerNode(Node):
                 WARN, f"SCORE_INVALID: {dropped} scores were dropped, the last: {self._engine.score_fault}", values
             )
         return Report(OK, "every topic of scores has the expected type", values)
-
-
-class _RosLogHandler(logging.Handler):
-    """Sends the engine's log to ROS."""
-
-    def __init__(self, node: Node) -> None:
-        super().__init__()
-        self._logger = node.get_logger()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
-        if record.levelno >= logging.ERROR:
-            self._logger.error(text)
-        elif record.levelno >= logging.WARNING:
-            self._logger.warning(text)
-        else:
-            self._logger.info(text)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from vla_ota_manager import operator, trial, trial_run, update
 from vla_ota_manager.states import UpdateState
 from vla_policy_node.control.client import AT
 from vla_policy_node.ipc.layouts import CHUNK_ERRORS, HOLD_REASONS, MODES
@@ -113,6 +114,21 @@ def test_every_code_that_can_be_given_is_documented() -> None:
 def test_every_code_that_is_documented_can_be_given() -> None:
     gone = documented() - all_given().keys()
     assert not gone, f"docs/errors.md explains what nobody gives any more: {sorted(gone)}"
+
+
+def test_every_code_that_decides_whether_to_ask_again_or_whom_to_blame_is_one_that_somebody_gives() -> None:
+    """Else a code that was renamed would be taken for the bundle's fault, or never be waited out."""
+    sets = {
+        "update: ask again": update._ASK_AGAIN,
+        "update: not the bundle's fault": update._NOT_THE_BUNDLES_FAULT,
+        "update: unfit content": update._UNFIT_CONTENT,
+        "trial: ask again": trial_run._ASK_AGAIN,
+        "operator: busy": operator._BUSY,
+        "trial: holds that convict": trial.CONVICTING_HOLDS,
+    }
+    known = all_given().keys() | set(HOLD_REASONS)
+    for name, codes in sets.items():
+        assert codes and not codes - known, f"{name}: nobody gives {sorted(codes - known)}"
 
 
 def test_what_is_called_no_code_occurs_and_is_not_documented() -> None:

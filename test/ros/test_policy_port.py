@@ -82,7 +82,7 @@ def test_refusals_keep_the_policy_nodes_code_and_words(
     result = port.prepare(tmp_path / "missing", "", ignore, never, 10.0)
     assert not result.success and result.error_code and "missing" in result.message
     swapped = port.swap(SwapRequest("0" * 64), never)
-    assert (swapped.success, swapped.error_code, swapped.active_digest) == (False, "NOT_RESIDENT", "")
+    assert (swapped.success, swapped.error_code, swapped.active_digest) == (False, "NOT_PREPARED", "")
 
 
 def test_a_preparation_that_is_cancelled_or_takes_too_long_is_cancelled_there_too(

@@ -197,9 +197,9 @@ class StandInPolicyNode:
             if self.swap_error:
                 response.error_code, response.message = self.swap_error, "told to refuse"
             elif request.expected_active_digest not in ("", self.active[0]):
-                response.error_code, response.message = "EXPECTATION_FAILED", f"{self.active[1]} is active"
+                response.error_code, response.message = "UNEXPECTED_ACTIVE", f"{self.active[1]} is active"
             elif request.digest not in resident:
-                response.error_code, response.message = "NOT_RESIDENT", f"{request.digest} is not loaded"
+                response.error_code, response.message = "NOT_PREPARED", f"{request.digest} is not loaded"
             else:
                 self._activate(resident[request.digest], request, response)
         self.publish_status()
