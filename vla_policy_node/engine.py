@@ -214,8 +214,8 @@ class PolicyEngine:
     def enable(self, enabled: bool) -> None:
         """Lifecycle: command the robot, or not; returns when it is so. After every ``True`` the robot holds until resume.
 
-        Raises ControlError: COMMAND_TOPIC_TAKEN, CONTROL_LOST, CONTROL_UNRESPONSIVE. A control process that does not answer a
-        ``False`` is killed: nothing is commanded afterwards in any case.
+        Raises ControlError: COMMAND_TOPIC_TAKEN, CONTROL_LOST, CONTROL_UNRESPONSIVE. A control process that does not answer is
+        killed: it must neither go on nor begin to command when nobody expects it any more.
         """
         with self._enabling:
             while not self._enable_answers.empty():
@@ -229,12 +229,10 @@ class PolicyEngine:
                     if answer["type"] in wanted:
                         break
             except queue.Empty:
-                if not enabled:
-                    self._control.kill()
+                self._control.kill()
                 raise ControlError("CONTROL_UNRESPONSIVE", "the control process did not answer") from None
             except ControlError:
-                if not enabled:
-                    self._control.kill()
+                self._control.kill()
                 raise
         if answer["type"] == "ENABLE_FAILED":
             code, message = str(answer.get("error_code")), str(answer.get("message"))

@@ -42,7 +42,7 @@ from vla_ros.runtime import main as run_main
 _STATUS_POLL_S = 0.05
 _RUN_POLL_S = 0.1
 _START_WAIT_S, _START_WAIT_MAX_S = 0.5, 30.0  # before autostart is tried again; doubled each time
-_PASSING = ("COMMAND_TOPIC_LOCKED", "COMMAND_TOPIC_TAKEN", "CONTROL_START_TIMEOUT", "CONTROL_UNRESPONSIVE")
+_PASSING = ("COMMAND_TOPIC_LOCKED", "COMMAND_TOPIC_TAKEN", "CONTROL_START_TIMEOUT")
 """Why a node may not start now and may later: above all, its predecessor is still dying."""
 
 

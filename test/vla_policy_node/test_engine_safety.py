@@ -13,7 +13,7 @@ import pytest
 from support.engine_rig import EngineRig
 from support.scripted import scripted_bundle
 
-from vla_policy_node import recovery
+from vla_policy_node import engine, recovery
 from vla_policy_node.errors import PolicyNodeError
 from vla_policy_node.swapping import SwapError, SwapRequest
 
@@ -250,22 +250,28 @@ def test_scores_are_emitted_while_it_acts_and_a_jerky_policy_s_are_larger(tmp_pa
         assert stays(rig) and len(rig.scores) == count
 
 
-def test_deactivation_is_told_when_it_is_so_and_a_control_process_that_hangs_is_killed_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("enabled", [False, True])
+def test_activation_is_told_when_it_is_so_and_a_control_process_that_does_not_answer_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enabled: bool
+) -> None:
+    monkeypatch.setattr(engine, "_ENABLE_S", 2.0)
     scripted_bundle(tmp_path / "a", "1.0.0")
     with EngineRig(tmp_path, model_path=str(tmp_path / "a")) as rig:
         rig.wait_running()
         rig.engine.enable(False)
         count = len(rig.commands()[1])
         assert stays(rig) and len(rig.commands()[1]) == count
-        rig.engine.enable(True)
-        rig.wait_running()
+        if not enabled:
+            rig.engine.enable(True)
+            rig.wait_running()
         pid = rig.engine._control.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(PolicyNodeError) as caught:
-            rig.engine.enable(False)
+            rig.engine.enable(enabled)
         assert caught.value.code == "CONTROL_UNRESPONSIVE"
         rig.wait_for(lambda: rig.engine.control_lost, "its end")
+        assert not enabled or len(rig.commands()[1]) == count  # what was asked for does not happen later
         with pytest.raises(PolicyNodeError) as caught:
             rig.engine.enable(True)
         assert caught.value.code == "CONTROL_LOST"
