@@ -3,62 +3,56 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
-
-def _setting(default: Any, doc: str, low: float | None = None, high: float | None = None, *, live: bool = False) -> Any:
-    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "live": live})
+from vla_ros.settings import setting
 
 
 @dataclass(frozen=True)
 class PolicyNodeConfig:
     """Settings of one policy node."""
 
-    contract: str = _setting("", "Robot contract, a YAML file: topics, features, limits, hold. Required")
-    store_dir: str = _setting("", "Store of ota_manager; the node starts from its `current`. Empty = no store")
-    model_path: str = _setting(
+    contract: str = setting("", "Robot contract, a YAML file: topics, features, limits, hold. Required")
+    store_dir: str = setting("", "Store of ota_manager; the node starts from its `current`. Empty = no store")
+    model_path: str = setting(
         "", "Bundle folder to start from while <store_dir>/current does not exist, for example a factory policy"
     )
-    bundle_roots: tuple[str, ...] = _setting((), "More folders below which swap_model and prepare_model accept bundles")
-    instruction: str = _setting("", "Task in words while no episode names another", live=True)
-    autostart: bool = _setting(True, "Configure and activate at start-up, without a lifecycle manager")
-    ota_manager: str = _setting("ota_manager", "Name of the manager's node, whose status renews the lease of a trial")
+    bundle_roots: tuple[str, ...] = setting((), "More folders below which swap_model and prepare_model accept bundles")
+    instruction: str = setting("", "Task in words while no episode names another", live=True)
+    autostart: bool = setting(True, "Configure and activate at start-up, without a lifecycle manager")
+    ota_manager: str = setting("ota_manager", "Name of the manager's node, whose status renews the lease of a trial")
 
-    device: str = _setting("cpu", "Device of the policy as torch names it, for example cpu or cuda:0")
-    worker_python: str = _setting("", "Interpreter of the workers (one that has torch); empty = the node's own")
-    worker_paths: tuple[str, ...] = _setting((), "Folders added to the workers' module path, for policies of your own")
-    policy_modules: tuple[str, ...] = _setting(
+    device: str = setting("cpu", "Device of the policy as torch names it, for example cpu or cuda:0")
+    worker_python: str = setting("", "Interpreter of the workers (one that has torch); empty = the node's own")
+    worker_paths: tuple[str, ...] = setting((), "Folders added to the workers' module path, for policies of your own")
+    policy_modules: tuple[str, ...] = setting(
         (), "Policy types of your own as type=module, beside installed entry points"
     )
-    worker_imports: tuple[str, ...] = _setting(
+    worker_imports: tuple[str, ...] = setting(
         ("torch",), "Modules the spare worker imports ahead; those not found are left out"
     )
-    worker_threads: int = _setting(1, "Threads of the policy's own computations in a worker", 1, 256)
-    load_timeout_s: float = _setting(300.0, "Longest preparation of a bundle [s]", 0.1, 86400.0)
-    inference_timeout_s: float = _setting(5.0, "A worker that owes a chunk this long counts as hung [s]", 0.05, 600.0)
-    reload_attempts: int = _setting(
+    worker_threads: int = setting(1, "Threads of the policy's own computations in a worker", 1, 256)
+    load_timeout_s: float = setting(300.0, "Longest preparation of a bundle [s]", 0.1, 86400.0)
+    inference_timeout_s: float = setting(5.0, "A worker that owes a chunk this long counts as hung [s]", 0.05, 600.0)
+    reload_attempts: int = setting(
         2, "Reloads of a committed policy whose worker was lost, before its standby takes over", 0, 100
     )
-    reload_window_s: float = _setting(600.0, "Clean time after which earlier losses are forgotten [s]", 1.0, 86400.0)
+    reload_window_s: float = setting(600.0, "Clean time after which earlier losses are forgotten [s]", 1.0, 86400.0)
 
-    fifo_priority: int = _setting(
+    fifo_priority: int = setting(
         10, "SCHED_FIFO priority of the control process where allowed; 0 = leave the scheduler alone", 0, 90
     )
-    trial_lease_s: float = _setting(
+    trial_lease_s: float = setting(
         10.0, "A trial ends when the manager was silent this long, unless the request says else [s]", 0.5, 3600.0
     )
-    swap_timeout_s: float = _setting(
-        30.0, "Longest wait for a boundary, unless the request says else [s]", 0.1, 86400.0
-    )
-    auto_swaps_per_episode: int = _setting(
+    swap_timeout_s: float = setting(30.0, "Longest wait for a boundary, unless the request says else [s]", 0.1, 86400.0)
+    auto_swaps_per_episode: int = setting(
         1, "Swaps the node does by itself within one episode; further ones hold instead", 0, 100
     )
 
-    require_episode: bool = _setting(False, "Act only while an episode is open; hold otherwise")
-    episode_timeout_s: float = _setting(300.0, "Closes an episode that a dead client left open [s]", 1.0, 86400.0)
-    reversal_deadband: float = _setting(
+    require_episode: bool = setting(False, "Act only while an episode is open; hold otherwise")
+    episode_timeout_s: float = setting(300.0, "Closes an episode that a dead client left open [s]", 1.0, 86400.0)
+    reversal_deadband: float = setting(
         0.1, "Steps below this share of a channel's largest step do not count as reversals", 0.0, 1.0
     )
-    status_period_s: float = _setting(1.0, "Longest time between two statuses [s]", 0.05, 10.0)
+    status_period_s: float = setting(1.0, "Longest time between two statuses [s]", 0.05, 10.0)
