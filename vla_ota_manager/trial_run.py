@@ -154,6 +154,7 @@ class TrialRunner:
         snapshot = self._ctx.port.status()
         self._boot_id = snapshot.boot_id if snapshot is not None else ""
         self._generation, self._confirmed, self._swapped_at = result.generation, False, time.monotonic()
+        self._begun_at = 0.0
         self._saved_at, self._left_at = self._swapped_at, 0.0
 
     # -- TRIAL --------------------------------------------------------------------------------------------------------------
@@ -197,8 +198,10 @@ class TrialRunner:
 
     def _policy_left(self, trial: TrialRecord, snapshot: PolicySnapshot | None, now: float) -> bool:
         """Notice that the policy node runs something else by its own decision, and close the trial; true if it does."""
-        if snapshot is None or snapshot.age_s > self._config.policy_silent_s or not snapshot.active_digest:
+        if snapshot is None or snapshot.age_s > self._config.policy_silent_s:
             return False
+        if not snapshot.active_digest:
+            return self._has_nothing(trial, snapshot)
         acts = snapshot.active_digest == trial.ref.digest
         if acts and (snapshot.generation == self._generation or not self._confirmed):
             self._confirmed = snapshot.generation == self._generation
@@ -216,6 +219,18 @@ class TrialRunner:
             self._loaded_again(cause)
         else:
             self._note_left(trial, snapshot, cause)
+        return True
+
+    def _has_nothing(self, trial: TrialRecord, snapshot: PolicySnapshot) -> bool:
+        """Enter the trial of a first install anew after a restart of the policy node, which has nothing to start from."""
+        restarted = bool(self._boot_id) and snapshot.boot_id != self._boot_id
+        if self._store.state.committed is not None or not restarted:
+            return False  # it loads
+        attempts = self._count_attempt(trial)
+        if attempts >= self._config.max_trial_attempts:
+            self.roll_back("POLICY_RESTARTED", f"policy_node was restarted in {attempts} trials of it", block=True)
+        else:
+            self._enter_anew()
         return True
 
     def _why(self, snapshot: PolicySnapshot, now: float) -> str | None:

@@ -11,9 +11,11 @@ from support.bundles import make_bundle
 from support.domains import claim_domain
 from support.ros import RosHarness, wait_for
 from support.ros_policy import StandInPolicyNode
+from vla_ota.msg import PolicyStatus
 
 from vla_ota_manager.policy_port.node import RosPolicyPort
 from vla_ota_manager.port import SwapRequest
+from vla_ros import qos
 from vla_ros.diagnostics import Diagnostics
 
 SILENT_S = 1.5
@@ -107,6 +109,35 @@ def test_a_policy_node_that_restarts_or_falls_silent_during_a_preparation_is_abs
     assert port.prepare(tmp_path / "b", digest, ignore, never, 60.0).error_code == "POLICY_ABSENT"
     policy.silent = True
     assert port.prepare(tmp_path / "b", digest, ignore, never, 60.0).error_code == "POLICY_ABSENT"
+
+
+def test_a_preparation_that_is_not_accepted_soon_was_lost_on_the_way_and_is_cancelled_if_it_was_not(
+    port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = make_bundle(tmp_path / "b").digest
+    monkeypatch.setattr("vla_ota_manager.policy_port.node.REPLY_S", 0.5)
+    policy.accept_s, policy.prepare_s = 1.0, 30.0
+    assert port.prepare(tmp_path / "b", digest, ignore, never, 600.0).error_code == "POLICY_ABSENT"
+    wait_for(lambda: policy.cancelled == 1, "the cancellation of what was accepted late")
+    policy.accept_s, policy.prepare_s = 0.0, 0.0
+    assert port.prepare(tmp_path / "b", digest, ignore, never, 600.0).success
+
+
+def test_a_policy_node_that_is_not_configured_is_as_good_as_silent(
+    port: RosPolicyPort, policy: StandInPolicyNode, node: RosHarness
+) -> None:
+    policy.silent = True
+    publisher = node.advertise(PolicyStatus, "policy_node/status", qos.LATCHED)
+    before = port.status()
+    assert before is not None
+
+    def aged() -> bool:
+        publisher.publish(PolicyStatus(state=PolicyStatus.STATE_UNCONFIGURED))
+        snapshot = port.status()
+        assert snapshot is not None and snapshot.boot_id == before.boot_id
+        return snapshot.age_s > SILENT_S
+
+    wait_for(aged, "silence")
 
 
 def test_a_status_says_at_once_what_acts_and_why_as_soon_as_its_report_is_there(

@@ -1,4 +1,5 @@
-"""Kills of the policy node and of its processes: the robot holds, and what acts afterwards is what was committed."""
+"""Kills of the policy node and of its processes, on a robot without ``auto_resume``: it holds until a person says resume, and
+what acts then is what was committed."""
 
 from __future__ import annotations
 
@@ -129,6 +130,30 @@ def test_a_policy_node_killed_in_a_trial_comes_back_with_what_is_committed_and_t
     moving.check(base)
 
 
+def test_a_policy_node_killed_in_the_trial_of_a_first_install_is_given_it_again(
+    ros_domain: int, tmp_path: Path
+) -> None:
+    with RobotRig(ros_domain, tmp_path, contract={"auto_resume": False}) as rig:
+        rig.start_policy()
+        rig.start_manager()
+        rig.publish("1.0.0")
+        update_id = rig.offer("1.0.0")
+        rig.wait_update(update_id, "TRIAL")
+        boot_id = rig.wait_policy(lambda m: m.active_version == "1.0.0" and m.on_trial, "the trial").boot_id
+        assert rig.policy is not None
+        rig.policy.kill()
+        assert rig.current() == "", "nothing is committed, so nothing is started from"
+        rig.start_policy()
+        rig.wait_policy(
+            lambda m: m.boot_id != boot_id and m.active_version == "1.0.0" and m.on_trial, "the trial again"
+        )
+        assert not rig.robot.record
+        assert rig.resume().success
+        rig.wait_update(update_id, "COMMITTED")
+        rig.wait_acting("1.0.0")
+        rig.check("1.0.0")
+
+
 def test_a_policy_node_killed_while_it_prepares_prepares_again_and_the_update_goes_on(moving: RobotRig) -> None:
     moving.publish("3.0.0", load_sleep_s=3.0)
     update_id = moving.offer("3.0.0")
@@ -161,6 +186,25 @@ def test_both_nodes_killed_at_once_in_a_trial_come_back_with_what_is_committed_a
     moving.prove(update_id)
     moving.wait_settled("5.0.0")
     moving.check("5.0.0")
+
+
+def test_a_version_that_breaks_a_hard_limit_is_rolled_back_at_once_and_the_robot_holds_until_resume(
+    moving: RobotRig,
+) -> None:
+    base = moving.committed
+    moving.publish("6.0.0", jump_at_call=6, jump=1.0)
+    update_id = moving.offer("6.0.0")
+    ended = moving.wait_update(update_id, "ROLLED_BACK")
+    assert (ended.error_code, "6.0.0" in ended.blocked) == ("HARD_LIMIT", True)
+    held = moving.wait_policy(lambda m: m.active_version == base, "the version before")
+    assert (held.state, held.hold_latched, held.hold_reason) == (PolicyStatus.STATE_HOLDING, True, "LIMIT")
+    sent = len(moving.robot.record)
+    wait_for(lambda: len(moving.robot.record) > sent + 40, "commands of the hold")
+    places = {(j1, j2) for _, j1, j2 in moving.robot.record[sent:]}
+    assert len(places) == 1, "the robot moves though nobody has said resume"
+    assert moving.resume().success
+    moving.wait_acting(base)
+    moving.check(base)
 
 
 def test_a_lost_worker_is_loaded_again_and_a_lost_control_process_is_told_and_commands_nothing(

@@ -14,7 +14,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from rclpy.action import ActionServer, CancelResponse
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 from vla_ota.action import PrepareModel
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, PolicyStatus, SwapReport
@@ -40,10 +40,12 @@ class StandInPolicyNode:
         prepared_paths: bundle folders that preparations were asked for, in order.
         swaps: requests of swap_model, in order.
         cancelled: preparations that were cancelled.
+        accept_s: how long it takes to accept a preparation [s].
     """
 
     def __init__(self, domain: int, namespace: str = "", name: str = "policy_node") -> None:
         self.prepare_s = 0.05
+        self.accept_s = 0.0
         self.prepare_error = ""
         self.swap_error = ""
         self.silent = False
@@ -65,6 +67,7 @@ class StandInPolicyNode:
             PrepareModel,
             "~/prepare_model",
             self._prepare,
+            goal_callback=self._accept,
             cancel_callback=lambda _: CancelResponse.ACCEPT,
             callback_group=group,
         )
@@ -158,6 +161,10 @@ class StandInPolicyNode:
         return message.header
 
     # -- what it is asked ---------------------------------------------------------------------------------------------------
+
+    def _accept(self, _: Any) -> GoalResponse:
+        time.sleep(self.accept_s)
+        return GoalResponse.ACCEPT
 
     def _prepare(self, goal: Any) -> Any:
         path = Path(goal.request.bundle_path)

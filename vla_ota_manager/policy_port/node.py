@@ -82,6 +82,8 @@ class RosPolicyPort:
     # -- what the policy node says ------------------------------------------------------------------------------------------
 
     def _take_status(self, message: PolicyStatus) -> None:
+        if message.state == PolicyStatus.STATE_UNCONFIGURED:
+            return  # it has no services and no boot_id yet: as good as silent
         with self._mutex:
             self._status, self._heard_s = message, time.monotonic()
         self._on_status()
@@ -140,7 +142,7 @@ class RosPolicyPort:
             return sent
 
         self._await_server(self._prepare.server_is_ready, cancelled)
-        handle = wait(self._among_callbacks.run(send, give_up), give_up)
+        handle = self._accepted(send, give_up, self._give_up(cancelled, REPLY_S))
         if not handle.accepted:
             return PrepareModel.Result(message="the policy node refused the goal")
         try:
@@ -148,6 +150,13 @@ class RosPolicyPort:
         except GivenUpError:
             self._cancel(handle)
             raise
+
+    def _accepted(self, send: Callable[[], Any], give_up: Callable[[], str], too_late: Callable[[], str]) -> Any:
+        """Wait for the goal's acceptance. A request to a node that has just come, or is just going, may be lost."""
+        try:
+            return wait(self._among_callbacks.run(send, give_up), lambda: give_up() or too_late())
+        except GivenUpError as e:
+            raise GivenUpError(_ABSENT if e.reason == _TIMEOUT and not give_up() else e.reason) from e
 
     def swap(self, request: SwapRequest, cancelled: Cancelled) -> SwapResult:
         """Activate a resident generation at a boundary."""
