@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import traceback
@@ -36,6 +35,7 @@ from vla_policy_node.swapping import Report, SwapRequest
 from vla_ros import qos
 from vla_ros.diagnostics import Diagnostics
 from vla_ros.interfaces import message_class
+from vla_ros.log_forwarding import forward_log
 from vla_ros.parameters import declare, on_live_change
 from vla_ros.runtime import main as run_main
 
@@ -53,7 +53,7 @@ class PolicyNode(LifecycleNode):
         super().__init__("policy_node")
         self.config = declare(self, PolicyNodeConfig)
         on_live_change(self, PolicyNodeConfig, self._set_live)
-        _forward_logging(self)
+        forward_log(self, "vla_policy_node")
         self._engine: PolicyEngine | None = None
         self._calls = ReentrantCallbackGroup()  # blocking services and actions
         self._sensors = MutuallyExclusiveCallbackGroup()
@@ -465,26 +465,6 @@ class PolicyNode(LifecycleNode):
 
 def _code_of(error: Exception) -> str:
     return str(getattr(error, "code", "") or "FAILED")
-
-
-def _forward_logging(node: LifecycleNode) -> None:
-    """What the engine logs appears in the node's log."""
-    logger = node.get_logger()
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = self.format(record)
-            if record.levelno >= logging.ERROR:
-                logger.error(text)
-            elif record.levelno >= logging.WARNING:
-                logger.warning(text)
-            else:
-                logger.info(text)
-
-    engine_log = logging.getLogger("vla_policy_node")
-    engine_log.setLevel(logging.INFO)
-    engine_log.handlers[:] = [Handler()]
-    engine_log.propagate = False
 
 
 def main() -> None:
