@@ -372,11 +372,13 @@ class PolicyEngine:
     def _follow(self) -> None:
         active = self.generations.residents.active
         self._watch.follow(active.generation.handle if active is not None else None)
+        episode = self._episodes.open
         acting = active is not None and self._note_who_acts() == active.id
+        acting = acting and (episode is not None or not self.config.require_episode)  # it has just ended: no one's chunk
         for scores in self._watch.new_scores(acting=acting):
             assert active is not None
             for source, value in scores.items():
-                self._emit_score(source, value, active)
+                self._emit_score(source, value, active, episode)
 
     def _note_who_acts(self) -> int:
         """Return the generation that acts now, 0 = none, and put it down in the open episode."""
@@ -386,8 +388,7 @@ class PolicyEngine:
         self._episodes.acted(status.generation)
         return status.generation
 
-    def _emit_score(self, source: str, value: float, active: Resident) -> None:
-        episode = self._episodes.open
+    def _emit_score(self, source: str, value: float, active: Resident, episode: Episode | None) -> None:
         self._listener.on_score(Score(source, value, active.version, active.id, episode.episode_id if episode else ""))
 
     def _on_control(self, event: dict[str, Any]) -> None:
@@ -418,7 +419,7 @@ class PolicyEngine:
             return
         if reason in HARD_LIMIT_HOLDS:
             self._report_error(reason, message or "an action broke a hard limit")
-            self._emit_score("hard_limit", 1.0, active)
+            self._emit_score("hard_limit", 1.0, active, self._episodes.open)
         if reason in FATAL_HOLDS:
             self._condemned[active.id] = reason, message
             active.generation.kill()  # LOST follows
