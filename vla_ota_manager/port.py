@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ class PolicySnapshot:
     last_swap_cause: str = ""
     """Cause in the SwapReport of the active generation: UPDATE, ROLLBACK, LEASE_EXPIRED or WORKER_LOST; it comes about a second
     after the swap and is empty until then."""
+    last_swap_stamp_s: float = math.inf
+    """First action after that swap, by the clock that stamps scores [s]: what acted before has an older report as well."""
 
     def is_resident(self, digest: str) -> bool:
         """Whether a swap to this bundle needs no loading."""

@@ -51,6 +51,7 @@ class TrialRunner:
         self._next_try = 0.0
         self._boot_id = ""
         self._left_at = 0.0
+        self._stamp_s = 0.0
         self._unsaved: tuple[str, str, bool, str] | None = None
         """A verdict that could not be written down yet."""
 
@@ -151,6 +152,7 @@ class TrialRunner:
         self._collector = Collector(
             self._config, Calibration.empty(self._config), trial.ref.version, result.generation, stamp
         )
+        self._stamp_s = stamp
         snapshot = self._ctx.port.status()
         self._boot_id = snapshot.boot_id if snapshot is not None else ""
         self._generation, self._confirmed, self._swapped_at = result.generation, False, time.monotonic()
@@ -237,10 +239,11 @@ class TrialRunner:
         """Say why another generation acts; None while the report that says so may still come."""
         if snapshot.boot_id != self._boot_id:
             return "POLICY_RESTARTED"
-        if snapshot.last_swap_cause in ("LEASE_EXPIRED", "WORKER_LOST"):
-            return snapshot.last_swap_cause
+        told = snapshot.last_swap_cause if snapshot.last_swap_stamp_s > self._stamp_s else ""
+        if told in ("LEASE_EXPIRED", "WORKER_LOST"):
+            return told
         self._left_at = self._left_at or now
-        return None if not snapshot.last_swap_cause and now - self._left_at < _REPORT_S else "SWAPPED_AWAY"
+        return None if not told and now - self._left_at < _REPORT_S else "SWAPPED_AWAY"
 
     def _loaded_again(self, cause: str) -> None:
         """It acts as another generation: its worker was lost; or somebody else swapped, then the trial is entered anew."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -83,6 +84,7 @@ class SimulatedPolicy:
             on_trial=lease is not None,
             running=document["running"],
             last_swap_cause=document["cause"],
+            last_swap_stamp_s=document.get("stamp_s", math.inf),
         )
 
     def prepare(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from support.ota import Robot
 
@@ -187,15 +189,16 @@ def test_a_worker_that_is_started_again_in_a_trial_convicts_as_well(on_trial: Ro
 
 
 def test_why_the_policy_node_went_back_counts_though_its_report_comes_a_second_later(on_trial: Robot) -> None:
+    """Until then the report of the generation that acts now is an older one, of when it came to act before."""
     on_trial.until(lambda: "chunks" in on_trial.engine.status().trial_message)
-    on_trial.policy.lose_worker()
     with on_trial.policy.edit() as document:
-        document["cause"] = ""  # what acts is known at once
+        document["stamp_s"] = time.time() - 60.0
+    on_trial.policy.lose_worker()
     statuses = len(on_trial.statuses)
     on_trial.until(lambda: len(on_trial.statuses) > statuses + 5 and on_trial.engine.status().active_version == "1.0.0")
     assert on_trial.engine.status().state is S.TRIAL
     with on_trial.policy.edit() as document:
-        document["cause"] = "WORKER_LOST"
+        document["stamp_s"] = time.time()
     check_rolled_back(on_trial, "WORKER_LOST", blocked=True)
 
 

@@ -101,7 +101,7 @@ class RosPolicyPort:
         if status is None:
             return None
         explained = report is not None and (report.generation, report.to_digest) == _acting(status)
-        return _snapshot(status, age_s, report.cause if explained and report is not None else "")
+        return _snapshot(status, age_s, report if explained else None)
 
     # -- what it is asked ---------------------------------------------------------------------------------------------------
 
@@ -242,7 +242,7 @@ def _acting(status: PolicyStatus) -> tuple[int, str]:
     return status.generation, status.active_digest
 
 
-def _snapshot(status: PolicyStatus, age_s: float, cause: str) -> PolicySnapshot:
+def _snapshot(status: PolicyStatus, age_s: float, report: SwapReport | None) -> PolicySnapshot:
     return PolicySnapshot(
         age_s=age_s,
         boot_id=status.boot_id,
@@ -257,7 +257,8 @@ def _snapshot(status: PolicyStatus, age_s: float, cause: str) -> PolicySnapshot:
         on_trial=status.on_trial,
         episode_id=status.episode_id,
         running=status.state in _RUNNING,
-        last_swap_cause=cause,
+        last_swap_cause="" if report is None else report.cause,
+        last_swap_stamp_s=0.0 if report is None else to_seconds(report.header.stamp),
     )
 
 
