@@ -374,7 +374,9 @@ class PolicyEngine:
         self._watch.follow(active.generation.handle if active is not None else None)
         episode = self._episodes.open
         acting = active is not None and self._note_who_acts() == active.id
-        acting = acting and (episode is not None or not self.config.require_episode)  # it has just ended: no one's chunk
+        acting = acting and (
+            episode is not None or not self.config.require_episode
+        )  # it has just ended: no one's chunk
         for scores in self._watch.new_scores(acting=acting):
             assert active is not None
             for source, value in scores.items():
@@ -402,7 +404,9 @@ class PolicyEngine:
         elif kind == "REFUSED":
             self._report_error(str(event.get("error_code") or kind), str(event.get("message", "")))
         elif kind == "EXITED" and not event.get("expected"):
-            self._report_error("CONTROL_LOST", "the control process ended: nothing is commanded; the node ends to be restarted")
+            self._report_error(
+                "CONTROL_LOST", "the control process ended: nothing is commanded; the node ends to be restarted"
+            )
             self.control_lost = True
             self.generations.control_lost()
             self._enable_answers.put({"type": "ENABLE_FAILED", "error_code": "CONTROL_LOST", "message": "it has ended"})

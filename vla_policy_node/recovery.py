@@ -33,7 +33,14 @@ EXPECTED_ERRORS = (PolicyNodeError, PrepareError, CheckpointError)
 _POLL_S = 0.05
 _RETRY_S = 1.0  # a lease's way back that could not be taken
 _START_WAITS_S = (1.0, 3.0, 10.0)  # before the first load is tried again
-_PASSING = ("OUT_OF_MEMORY", "WORKER_START_FAILED", "WORKER_DIED", "LOAD_TIMEOUT", "NO_FREE_SLOT", "CONTROL_UNRESPONSIVE")
+_PASSING = (
+    "OUT_OF_MEMORY",
+    "WORKER_START_FAILED",
+    "WORKER_DIED",
+    "LOAD_TIMEOUT",
+    "NO_FREE_SLOT",
+    "CONTROL_UNRESPONSIVE",
+)
 """What is wrong with the machine rather than with the bundle, and may be right again soon."""
 
 

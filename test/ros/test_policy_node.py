@@ -347,7 +347,9 @@ def test_the_name_of_the_manager_whose_word_renews_a_trial_is_a_parameter(ros_do
 
 def test_a_subscriber_that_no_message_would_ever_reach_is_told_of_on_diagnostics(shared_rig: PolicyRig) -> None:
     told = shared_rig.ros.subscribe(DiagnosticArray, "/diagnostics")
-    shared_rig.ros.subscribe(AnomalyScore, "anomaly_score", qos.LATCHED)  # wants what was published before: never matches
+    shared_rig.ros.subscribe(
+        AnomalyScore, "anomaly_score", qos.LATCHED
+    )  # wants what was published before: never matches
 
     def names_it(message: DiagnosticArray) -> bool:
         return any("anomaly_score (subscription)" in status.message for status in message.status)

@@ -61,7 +61,9 @@ def scripted_bundle(
     size = len(channels)
     weights = {"amplitude": amplitude, "frequency": frequency_hz, "offset": offset, "phase": phase}
     tensors: dict[str, Array] = {k: np.broadcast_to(np.asarray(v, np.float32), size).copy() for k, v in weights.items()}
-    replayed = golden_of(tensors, horizon, rate_hz, images=behaviour.get("images")) if golden is True else golden or None
+    replayed = (
+        golden_of(tensors, horizon, rate_hz, images=behaviour.get("images")) if golden is True else golden or None
+    )
     return make_bundle(
         path,
         version=version,

@@ -51,7 +51,9 @@ def make(out: Path, golden_shift: float) -> None:
         policy.predict_chunk({name: array[i] for name, array in observations.items()}, instruction)
         for i, instruction in enumerate(INSTRUCTIONS)
     ]
-    write_golden(out / "golden.safetensors", observations, np.stack(chunks) + np.float32(golden_shift), INSTRUCTIONS, 0.01)
+    write_golden(
+        out / "golden.safetensors", observations, np.stack(chunks) + np.float32(golden_shift), INSTRUCTIONS, 0.01
+    )
     manifest = build_manifest(
         out, name="tiny", version="1.0.0", policy_type="tiny_vla", robot_type="sim_arm", channels=JOINTS, rate_hz=20.0
     )

@@ -66,7 +66,9 @@ class WorkerRobot:
         """Wait for a spare worker (another than ``not_pid``) to have its imports done; return its process id."""
         return self.wait_for(lambda e: e.kind == "SPARE_READY" and e.pid != not_pid, timeout_s).pid
 
-    def observe(self, *, age_s: float = 0.0, valid: int = 1, instruction: str = "", episode: int = 0, **state: Any) -> None:
+    def observe(
+        self, *, age_s: float = 0.0, valid: int = 1, instruction: str = "", episode: int = 0, **state: Any
+    ) -> None:
         """Write an observation: ``state`` (2 numbers), zeros for everything else."""
         text = instruction.encode()[:INSTRUCTION_BYTES]
         values: dict[str, Any] = {f"feature:{name}": np.zeros(f.shape, f.dtype) for name, f in self.features.items()}
@@ -87,7 +89,9 @@ class WorkerRobot:
         handle = generation.handle
         if generation.id not in self._requests:
             # descriptors of its own, as if they had come over a socket
-            self._requests[generation.id] = Arena.attach(request_layout(), handle.request_slots, os.dup(handle.request_fd))
+            self._requests[generation.id] = Arena.attach(
+                request_layout(), handle.request_slots, os.dup(handle.request_fd)
+            )
             layout = chunk_layout_of(handle.horizon, handle.action_dim)
             self._chunks[generation.id] = Arena.attach(layout, handle.chunk_slots, os.dup(handle.chunk_fd))
         self._request += 1

@@ -21,7 +21,9 @@ LONG_S = 60.0
 def on_trial(rig: EngineRig, folder: Path, lease_s: float = LONG_S, version: str = "1.1.0") -> str:
     """Swap to a version on trial; return its digest."""
     rig.wait_running()
-    resident, report = rig.engine.swap(SwapRequest(bundle_path=str(folder / version), trial=True, trial_lease_s=lease_s))
+    resident, report = rig.engine.swap(
+        SwapRequest(bundle_path=str(folder / version), trial=True, trial_lease_s=lease_s)
+    )
     assert report is not None and rig.snapshot.on_trial
     return resident.digest
 
@@ -102,7 +104,9 @@ def test_a_trial_keeps_its_fallback_in_memory_and_rolls_back_to_it(tmp_path: Pat
         assert rig.snapshot.active is fallback and not rig.snapshot.on_trial
 
 
-def test_a_fallback_that_has_died_is_loaded_again_when_the_lease_expires(tmp_path: Path, digests: dict[str, str]) -> None:
+def test_a_fallback_that_has_died_is_loaded_again_when_the_lease_expires(
+    tmp_path: Path, digests: dict[str, str]
+) -> None:
     with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:
         digest = on_trial(rig, tmp_path)
         fallback = rig.snapshot.standby

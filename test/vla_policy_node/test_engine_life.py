@@ -56,7 +56,9 @@ def test_closing_ends_a_load_a_swap_and_a_recovery_under_way(tmp_path: Path) -> 
     with EngineRig(tmp_path, model_path=str(tmp_path / "a")) as rig:  # a preparation and a swap
         rig.wait_running()
         rig.engine.prepare(str(tmp_path / "b"), "", lambda *_: None, bool)
-        swap, swap_codes = in_thread(lambda: rig.engine.swap(SwapRequest(digest=digest, at="EPISODE", timeout_s=3600.0)))
+        swap, swap_codes = in_thread(
+            lambda: rig.engine.swap(SwapRequest(digest=digest, at="EPISODE", timeout_s=3600.0))
+        )
         rig.wait_for(lambda: rig.engine.generations.swap_pending, "the swap")
         closes_soon(rig)
         swap.join(CLOSE_S)
@@ -150,7 +152,9 @@ def test_a_storm_of_requests_never_deadlocks_and_never_leaves_the_robot_without_
             ),
             "load and swap": lambda r: rig.engine.swap(SwapRequest(bundle_path=r.choice(paths), timeout_s=1.0)),
             "prepare": lambda r: rig.engine.prepare(r.choice(paths), "", lambda *_: None, lambda: r.random() < 0.02),
-            "rollback": lambda r: rig.engine.swap(SwapRequest(digest=r.choice(digests), cause="ROLLBACK", timeout_s=1.0)),
+            "rollback": lambda r: rig.engine.swap(
+                SwapRequest(digest=r.choice(digests), cause="ROLLBACK", timeout_s=1.0)
+            ),
             "start": lambda r: rig.engine.start_episode("", "", 0.2),
             "end": lambda r: rig.engine.end_episode("", success=True),
             "resume": lambda r: rig.engine.resume(),
@@ -167,7 +171,9 @@ def test_a_storm_of_requests_never_deadlocks_and_never_leaves_the_robot_without_
                     codes.add(e.code)
                 time.sleep(rng.random() * (0.02 if "load" in name else 0.2))
 
-        threads = [threading.Thread(target=client, args=(i, name)) for i, name in enumerate([*calls, "swap", "prepare"])]
+        threads = [
+            threading.Thread(target=client, args=(i, name)) for i, name in enumerate([*calls, "swap", "prepare"])
+        ]
         for thread in threads:
             thread.start()
         begun, seen = time.monotonic(), set()

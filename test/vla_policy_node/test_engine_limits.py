@@ -44,7 +44,9 @@ def test_commands_of_a_bundle_stay_inside_its_own_tighter_limits(tmp_path: Path)
         [1, 2],
     ],
 )
-def test_limits_that_leave_nothing_or_mean_nothing_refuse_the_bundle(tmp_path: Path, wanted: Any, rig: EngineRig) -> None:
+def test_limits_that_leave_nothing_or_mean_nothing_refuse_the_bundle(
+    tmp_path: Path, wanted: Any, rig: EngineRig
+) -> None:
     scripted_bundle(tmp_path / "b", "1.1.0", action_limits=wanted)
     with pytest.raises(ContractError) as refused:
         rig.engine.generations.prepare(tmp_path / "b")

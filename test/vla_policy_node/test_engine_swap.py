@@ -90,7 +90,9 @@ def test_what_prepare_loaded_is_told_once_in_the_report_of_the_swap_that_follows
         states: list[str] = []
         prepared = rig.engine.prepare(str(tmp_path / "1.1.0"), "", lambda state, share: states.append(state), bool)
         assert rig.snapshot.prepared is prepared and rig.snapshot.active.version == "1.0.0"  # type: ignore[union-attr]
-        assert states[0] == "QUEUED" and states[-1] == "READY" and {"LOADING", "DIGEST", "GOLDEN", "WARM_UP"} <= {*states}
+        assert (
+            states[0] == "QUEUED" and states[-1] == "READY" and {"LOADING", "DIGEST", "GOLDEN", "WARM_UP"} <= {*states}
+        )
         assert rig.engine.prepare(str(tmp_path / "1.1.0"), "", lambda *_: None, bool) is prepared  # it is there already
         _, first = rig.engine.swap(SwapRequest(digest=digests["1.1.0"]))
         _, back = rig.engine.swap(SwapRequest(digest=digests["1.0.0"]))

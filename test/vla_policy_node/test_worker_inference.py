@@ -28,7 +28,9 @@ def test_a_chunk_answers_its_request_with_physical_units(tmp_path: Path) -> None
         assert actions.dtype == np.float32
         assert np.allclose(actions[:, 1], 1.25)
         wave = 0.5 * np.sin(2 * np.pi * 0.1 * (before + np.arange(16) / 50.0))
-        assert np.allclose(actions[:, 0], wave, atol=0.35 * (after - before) + 1e-3)  # the sinusoid's slope is below 0.35 / s
+        assert np.allclose(
+            actions[:, 0], wave, atol=0.35 * (after - before) + 1e-3
+        )  # the sinusoid's slope is below 0.35 / s
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,10 @@ def test_a_spare_does_the_slow_first_time_work_of_the_type_that_ran_last(tmp_pat
 
 def test_an_interpreter_that_is_not_there_is_said(tmp_path: Path) -> None:
     scripted_bundle(tmp_path / "a")
-    with WorkerRobot(worker_python=str(tmp_path / "python"), spare=False) as robot, pytest.raises(PrepareError) as caught:
+    with (
+        WorkerRobot(worker_python=str(tmp_path / "python"), spare=False) as robot,
+        pytest.raises(PrepareError) as caught,
+    ):
         robot.pool.prepare(tmp_path / "a")
     assert caught.value.code == "WORKER_START_FAILED"
     assert str(tmp_path / "python") in str(caught.value)

@@ -149,7 +149,9 @@ def test_a_damaged_bundle_is_not_loaded(tmp_path: Path, damage: Callable[[Path],
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize(("damage", "code"), [(flip_weight, "TENSOR_DIGEST_MISMATCH"), (truncate_weights, "LOAD_FAILED")])
+@pytest.mark.parametrize(
+    ("damage", "code"), [(flip_weight, "TENSOR_DIGEST_MISMATCH"), (truncate_weights, "LOAD_FAILED")]
+)
 def test_weights_that_change_after_the_bundle_was_checked_are_noticed(
     tmp_path: Path, damage: Callable[[Path], None], code: str
 ) -> None:
@@ -200,7 +202,9 @@ def test_an_adapter_bundle_alone_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["load", "golden", "warm_up"])
 def test_a_cancelled_preparation_ends_although_the_policy_does_not(tmp_path: Path, where: str) -> None:
-    behaviour = {"load": {"load_sleep_s": 3600.0}, "golden": {"hang_at_call": -4}, "warm_up": {"spin_at_call": -1}}[where]
+    behaviour = {"load": {"load_sleep_s": 3600.0}, "golden": {"hang_at_call": -4}, "warm_up": {"spin_at_call": -1}}[
+        where
+    ]
     scripted_bundle(tmp_path / "good")
     scripted_bundle(tmp_path / "slow", **behaviour)
     stop = threading.Event()

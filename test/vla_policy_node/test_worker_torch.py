@@ -19,6 +19,7 @@ from vla_policy_node.worker.environment import PACKAGE_ROOT
 CAMERA = "observation.images.top"
 FEATURES = {STATE: FeatureSpec((2,), "float32"), CAMERA: FeatureSpec((32, 32, 3), "uint8")}
 
+
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_vla")

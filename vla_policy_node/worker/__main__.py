@@ -258,7 +258,9 @@ def main() -> None:
     """Begin a worker."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")  # when memory runs out, a worker goes before the control loop
+        Path("/proc/self/oom_score_adj").write_text(
+            "500"
+        )  # when memory runs out, a worker goes before the control loop
     Worker(Channel.from_fd(int(sys.argv[1]))).run()
 
 

@@ -159,4 +159,3 @@ class Child:
             self._log(self, line)
         elif self._lines == _LINES_PER_S + 1:
             self._log(self, f"(more than {_LINES_PER_S} lines a second: the rest of this second is left out)")
-

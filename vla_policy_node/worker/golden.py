@@ -42,7 +42,9 @@ def replay(
         except ChunkError as e:
             raise WorkerError("GOLDEN_MISMATCH", f"golden observation {n}: {e.error}: {e}") from e
         if chunk.shape != action[n].shape:
-            raise WorkerError("GOLDEN_MISMATCH", f"golden observation {n}: chunk {chunk.shape}, expected {action[n].shape}")
+            raise WorkerError(
+                "GOLDEN_MISMATCH", f"golden observation {n}: chunk {chunk.shape}, expected {action[n].shape}"
+            )
         difference = np.abs(chunk.astype(np.float64) - action[n])
         excess = difference - allowed
         if not np.all(excess <= 0):  # written so that NaN fails

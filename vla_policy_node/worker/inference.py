@@ -102,7 +102,9 @@ class InferenceLoop:
         if record is None or int(record[1]["request"]) == self._answered:
             return
         newest, request = record
-        if any(self._asks_for_reset(seq) for seq in range(max(self._seen + 1, newest - self._requests.slots), newest + 1)):
+        if any(
+            self._asks_for_reset(seq) for seq in range(max(self._seen + 1, newest - self._requests.slots), newest + 1)
+        ):
             self._episode = None
         self._seen = newest
         stamp_ns, spent_ns, error, actions = 0, 0, "", self._no_actions
@@ -148,4 +150,9 @@ class InferenceLoop:
         if age_ns > self._max_age_ns:
             raise ChunkError("OBSERVATION_STALE", f"the newest observation is {age_ns / 1e9:.3f} s old")
         instruction = values["instruction"].tobytes().rstrip(b"\0").decode(errors="replace")
-        return stamp_ns, {name: values[field] for field, name in self._features.items()}, instruction, int(values["episode"])
+        return (
+            stamp_ns,
+            {name: values[field] for field, name in self._features.items()},
+            instruction,
+            int(values["episode"]),
+        )

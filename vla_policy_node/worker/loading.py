@@ -49,7 +49,9 @@ def find_policy_module(policy_type: str, modules: Mapping[str, str]) -> str:
     raise WorkerError("POLICY_TYPE_UNKNOWN", f"no module for policy type {policy_type!r} in this worker's interpreter")
 
 
-def read_weights(bundle_dir: Path, files: list[dict[str, Any]], arena: memoryview, fraction: Fraction) -> dict[str, TensorView]:
+def read_weights(
+    bundle_dir: Path, files: list[dict[str, Any]], arena: memoryview, fraction: Fraction
+) -> dict[str, TensorView]:
     """Read every tensor to its offset in ``arena`` and return them by name.
 
     Raises :class:`WorkerError` ``LOAD_FAILED`` when a file is missing or too short.
@@ -84,10 +86,14 @@ def check_tensors(files: list[dict[str, Any]], tensors: Mapping[str, TensorView]
     def digest(name: str) -> str:
         return hashlib.sha256(tensors[name].data).hexdigest()
 
-    with ThreadPoolExecutor(threads, "digest") as executor:  # hashlib lets other threads run; they inherit this one's nice level
+    with ThreadPoolExecutor(
+        threads, "digest"
+    ) as executor:  # hashlib lets other threads run; they inherit this one's nice level
         for (name, (wanted, path)), found in zip(expected.items(), executor.map(digest, expected), strict=True):
             if found != wanted:
-                raise WorkerError("TENSOR_DIGEST_MISMATCH", f"{path}: tensor {name!r} is not the one the manifest lists")
+                raise WorkerError(
+                    "TENSOR_DIGEST_MISMATCH", f"{path}: tensor {name!r} is not the one the manifest lists"
+                )
 
 
 def check_files(bundle_dir: Path, files: list[dict[str, Any]]) -> None:
@@ -115,7 +121,9 @@ def build_policy(module_name: str, bundle_dir: Path, tensors: Mapping[str, Tenso
         return policy
 
 
-def check_spec(spec: PolicySpec, expected: Mapping[str, Any], features: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+def check_spec(
+    spec: PolicySpec, expected: Mapping[str, Any], features: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> None:
     """Compare what the policy says of itself with its configuration and with the robot's observation.
 
     Args:
@@ -133,11 +141,15 @@ def check_spec(spec: PolicySpec, expected: Mapping[str, Any], features: Mapping[
         raise WorkerError("SPEC_MISMATCH", f"execute: {spec.execute} is not within 1 and the horizon, {spec.horizon}")
     for name, feature in spec.observation.items():
         if name not in features:
-            raise WorkerError("SPEC_MISMATCH", f"observation: the policy needs {name!r}, the robot contract does not give it")
+            raise WorkerError(
+                "SPEC_MISMATCH", f"observation: the policy needs {name!r}, the robot contract does not give it"
+            )
         wanted = (feature.dtype, tuple(feature.shape))
         if features[name] != wanted:
             found = features[name]
-            raise WorkerError("SPEC_MISMATCH", f"observation {name!r}: the policy needs {wanted}, the robot gives {found}")
+            raise WorkerError(
+                "SPEC_MISMATCH", f"observation {name!r}: the policy needs {wanted}, the robot gives {found}"
+            )
 
 
 @contextmanager

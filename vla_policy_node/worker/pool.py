@@ -30,7 +30,9 @@ Progress = Callable[[str, float], None]
 """Called with the state (QUEUED, LOADING, DIGEST, GOLDEN, WARM_UP, READY) and the share of the whole that is done, 0 to 1."""
 
 _POLL_S = 0.05  # how soon a cancellation is noticed
-_END_TIMEOUT_S = 5.0  # a killed process normally takes milliseconds; one in the kernel's hands (a GPU driver) may take longer
+_END_TIMEOUT_S = (
+    5.0  # a killed process normally takes milliseconds; one in the kernel's hands (a GPU driver) may take longer
+)
 _SPARE_BACKOFF_S = (1.0, 60.0)  # after a spare died: first and longest wait
 
 
@@ -69,7 +71,9 @@ class WorkerPool:
         self._config, self._observation, self._features = config, observation, dict(features)
         self._on_event = on_event
         self._weights = WeightArenas(config.max_generations, config.memory_reserve_bytes)
-        self._watcher = Watcher(self._on_message, self._on_exit, self._tick, lambda text: self._emit("LOG", text, os.getpid()))
+        self._watcher = Watcher(
+            self._on_message, self._on_exit, self._tick, lambda text: self._emit("LOG", text, os.getpid())
+        )
         self._preparing = threading.Lock()
         self._lock = threading.Lock()  # protects everything below
         self._residents: dict[Child, _Resident] = {}
@@ -172,7 +176,9 @@ class WorkerPool:
         try:
             bundle = open_bundle(bundle_dir, expected_digest=digest or None)
             if bundle.manifest.kind != "full":
-                raise PrepareError("KIND_UNSUPPORTED", f"{bundle_dir}: an {bundle.manifest.kind} bundle is no policy by itself")
+                raise PrepareError(
+                    "KIND_UNSUPPORTED", f"{bundle_dir}: an {bundle.manifest.kind} bundle is no policy by itself"
+                )
             return bundle, make_plan(bundle, self._config, self._observation)
         except CheckpointError as e:
             raise PrepareError(e.code, str(e)) from e
@@ -399,7 +405,9 @@ class WorkerPool:
         """Kill what hangs, start what is due; return how long nothing needs to be looked at [s]."""
         now = time.monotonic()
         with self._lock:
-            residents = [r for r in self._residents.values() if r.generation is not None and not r.released and r.child.alive]
+            residents = [
+                r for r in self._residents.values() if r.generation is not None and not r.released and r.child.alive
+            ]
             for resident in residents:
                 if self._is_hung(resident, now):
                     resident.child.kill("WORKER_HUNG")

@@ -25,6 +25,10 @@ from vla_ros.doctor.settings import DoctorSettings
 from vla_ros.interfaces import UnknownTypeError
 
 
+_FIRST_MESSAGE_S = 3.0
+"""Longest wait for the first message of a topic that somebody publishes [s]."""
+
+
 class Robot(Protocol):
     """The ROS graph as ``node.py`` shows it; what each method does is said there."""
 
@@ -32,7 +36,7 @@ class Robot(Protocol):
     namespace: str
 
     def discover(self, expected: str) -> None: ...  # noqa: D102
-    def wait(self, seconds: float) -> bool: ...  # noqa: D102
+    def wait(self, seconds: float, done: Callable[[], bool] = ...) -> bool: ...  # noqa: D102
     def full_name(self, name: str, node_name: str, namespace: str) -> str: ...  # noqa: D102
     def node_names(self) -> list[str]: ...  # noqa: D102
     def topic(self, name: str, samples: Samples | None = None) -> TopicSeen: ...  # noqa: D102
@@ -79,6 +83,9 @@ def examine(robot: Robot, settings: DoctorSettings) -> list[Finding]:
     policy_samples = _listen_to_status(robot, policy, "vla_ota/msg/PolicyStatus")
     manager_samples = _listen_to_status(robot, manager, "vla_ota/msg/ModelStatus")
 
+    # Connections take their time: the silence before the first message is not the publisher's.
+    published = [i.samples for i in inputs if robot.topic(i.name).publishers]
+    robot.wait(_FIRST_MESSAGE_S, lambda: all(samples.arrivals_s for samples in published))
     robot.wait(settings.seconds)
 
     until_s = time.monotonic()
