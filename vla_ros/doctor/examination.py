@@ -24,7 +24,6 @@ from vla_ros.doctor.seen import Need, NodeSeen, Samples, TopicSeen, needs, with_
 from vla_ros.doctor.settings import DoctorSettings
 from vla_ros.interfaces import UnknownTypeError
 
-
 _FIRST_MESSAGE_S = 3.0
 """Longest wait for the first message of a topic that somebody publishes [s]."""
 
