@@ -36,8 +36,8 @@ def run(make_node: Callable[[], Node], args: Sequence[str] | None = None, *, thr
     A node that cannot be made (a wrong argument or parameter, a broken contract), and one whose callback raises an error with a
     ``code`` because it cannot go on, ends the program with one clear line and status 1.
     """
-    # rclpy's MultiThreadedExecutor hands a callback to a thread and then asks again and again whether it has begun (rclpy 7): with the
-    # interpreter's 5 ms each callback costs 5 ms of a core before the thread gets its turn.
+    # rclpy's MultiThreadedExecutor hands a callback to a thread and then asks again and again whether it has begun (rclpy 7):
+    # with the interpreter's 5 ms each callback costs 5 ms of a core before the thread gets its turn.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with _signal_pipe() as signals:
         try:
