@@ -269,7 +269,8 @@ def test_two_policy_nodes_of_one_name_and_stores_that_differ_fail(ros_domain: in
     manager = {"store_dir": str(tmp_path / "other"), "min_free_bytes": 0, "robot_type": "forklift"}
     with ExitStack() as stack:
         sound_robot(stack, ros_domain, store, "")
-        stack.enter_context(StandInPolicy(ros_domain, parameters={"contract": str(ARM)}))
+        twin = {"contract": str(ARM), "store_dir": str(store)}  # either of the two may be the one that answers
+        stack.enter_context(StandInPolicy(ros_domain, parameters=twin))
         stack.enter_context(NodeProcess("vla_ota_manager.node", ros_domain, tmp_path, parameters=manager))
         probe = stack.enter_context(RosHarness(ros_domain, "probe"))
         probe.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED).wait()

@@ -16,6 +16,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
+from support.domains import claim_domain
 from support.engine_rig import contract_text
 from support.policy_rig import PolicyRig
 from support.ros import NodeProcess, RosHarness, wait_for
@@ -264,7 +265,7 @@ def test_the_node_ends_cleanly_when_it_is_asked_to(rig: PolicyRig) -> None:
 
 
 def test_a_node_that_was_killed_and_started_again_holds_until_resume_and_begins_where_the_robot_is(
-    ros_domain: int, shared_domain: int, tmp_path: Path
+    ros_domain: int, tmp_path: Path
 ) -> None:
     scripted_bundle(tmp_path / "a", "1.0.0")
     parameters = {"contract": {"auto_resume": False}, "model_path": str(tmp_path / "a")}
@@ -275,7 +276,7 @@ def test_a_node_that_was_killed_and_started_again_holds_until_resume_and_begins_
         rig.wait_running("1.0.0")
         rig.node.kill()
     # In another domain, where the dead node's publisher is not: the first command must not be lost to a late connection.
-    with PolicyRig(shared_domain, tmp_path, **parameters) as rig:
+    with claim_domain() as elsewhere, PolicyRig(elsewhere, tmp_path, **parameters) as rig:
         rig.robot.position = (0.7, -0.4)  # pushed while nothing commanded it
         wait_for(lambda: rig.ros.node.count_publishers("commands") == 1, "the command publisher")
         for _ in range(5):

@@ -85,6 +85,8 @@ def examine(robot: Robot, settings: DoctorSettings) -> list[Finding]:
     # Connections take their time: the silence before the first message is not the publisher's.
     published = [i.samples for i in inputs if robot.topic(i.name).publishers]
     robot.wait(_FIRST_MESSAGE_S, lambda: all(samples.arrivals_s for samples in published))
+    for samples in published:
+        samples.since_s = time.monotonic()
     robot.wait(settings.seconds)
 
     until_s = time.monotonic()

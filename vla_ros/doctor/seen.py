@@ -33,6 +33,7 @@ class Samples:
     ages_s: list[float] = field(
         default_factory=list
     )  # ROS time minus stamp, of those messages that were looked into [s]
+    since_s: float = math.inf  # from when on silence is the publisher's, monotonic [s]
     unstamped: int = 0  # looked into, stamp zero
     largest_bytes: int = 0  # serialised
     complaint: tuple[str, str] = ("", "")  # first message that cannot become its feature: code, reason
@@ -47,8 +48,12 @@ class Samples:
         return (len(self.arrivals_s) - 1) / (self.arrivals_s[-1] - self.arrivals_s[0])
 
     def longest_gap_s(self, until_s: float) -> float:
-        """Return the longest silence from the first message to ``until_s``, the end of listening [s]."""
-        times = [*self.arrivals_s, until_s]
+        """Return the longest silence until ``until_s``, the end of listening [s].
+
+        It begins with the first message, or with ``since_s`` if that is earlier: by then every connection should stand.
+        """
+        late = [self.since_s] if self.arrivals_s and self.since_s < self.arrivals_s[0] else []
+        times = [*late, *self.arrivals_s, until_s]
         return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
 
