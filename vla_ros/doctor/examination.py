@@ -6,7 +6,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from vla_ros.doctor.seen import Need, NodeSeen, Samples, TopicSeen, needs, with_
 from vla_ros.doctor.settings import DoctorSettings
 from vla_ros.interfaces import UnknownTypeError
 
+_LOOKS = 2
+"""How often the graph is looked at, where it grows meanwhile."""
 _FIRST_MESSAGE_S = 3.0
 """Longest wait for the first message of a topic that somebody publishes [s]."""
 
@@ -34,7 +37,7 @@ class Robot(Protocol):
     rmw: str
     namespace: str
 
-    def discover(self, expected: str) -> None: ...  # noqa: D102
+    def discover(self, expected: Collection[str]) -> None: ...  # noqa: D102
     def wait(self, seconds: float, done: Callable[[], bool] = ...) -> bool: ...  # noqa: D102
     def full_name(self, name: str, node_name: str, namespace: str) -> str: ...  # noqa: D102
     def node_names(self) -> list[str]: ...  # noqa: D102
@@ -44,6 +47,7 @@ class Robot(Protocol):
     def parameters(self, full: str, names: list[str]) -> dict[str, Any] | None: ...  # noqa: D102
     def lifecycle(self, full: str) -> str: ...  # noqa: D102
     def use_sim_time(self) -> None: ...  # noqa: D102
+    def stop_listening(self) -> None: ...  # noqa: D102
     def listen(self, name: str, kind: str, decode: Callable[[Any], object] | None = None) -> Samples: ...  # noqa: D102
     def listen_to_status(self, name: str, kind: str) -> Samples: ...  # noqa: D102
 
@@ -67,9 +71,24 @@ class _Input:
 
 
 def examine(robot: Robot, settings: DoctorSettings) -> list[Finding]:
-    """Examine everything; takes ``settings.seconds`` and the time of discovery and of starting an interpreter."""
+    """Examine everything; takes ``settings.seconds`` and the time of discovery and of starting an interpreter.
+
+    A graph that has grown meanwhile was not yet discovered when its nodes were looked for: it is looked at once more.
+    """
     clock = machine.ClockWatch()
-    robot.discover("" if settings.before_start else _base(settings.policy_node))
+    robot.discover(() if settings.before_start else (_base(settings.policy_node), _base(settings.ota_manager)))
+    for left in range(_LOOKS, 0, -1):
+        before = Counter(robot.node_names())
+        findings, policy, manager, contract = _look(robot, settings)
+        if left == 1 or Counter(robot.node_names()) <= before:
+            break
+        robot.stop_listening()
+    findings += machine.check_clock(clock.look())
+    return findings + _judge_machine(settings, policy, manager, contract)
+
+
+def _look(robot: Robot, settings: DoctorSettings) -> tuple[list[Finding], NodeSeen, NodeSeen, Contract | None]:
+    """Ask the nodes, listen to the topics and judge both."""
     names, findings = _locate(robot, settings)
     policy = _ask(robot, names.policy, PolicyNodeConfig, lifecycle=True)
     manager = _ask(robot, names.manager, OtaConfig)
@@ -97,11 +116,10 @@ def examine(robot: Robot, settings: DoctorSettings) -> list[Finding]:
     findings += nodes.check_policy_node(policy, listened_s=listened_s, before_start=early)
     findings += nodes.check_manager(manager, listened_s=listened_s, before_start=early)
     findings += nodes.check_agreement(policy, manager, contract)
-    findings += machine.check_clock(clock.look())
     largest = max((i.samples.largest_bytes for i in inputs), default=0)
     shm_free = machine.shared_memory_free()
     findings += machine.check_middleware(robot.rmw, os.environ, shm_free, largest)
-    return findings + _judge_machine(settings, policy, manager, contract)
+    return findings, policy, manager, contract
 
 
 def _locate(robot: Robot, settings: DoctorSettings) -> tuple[_Names, list[Finding]]:

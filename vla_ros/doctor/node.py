@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter, parameter_value_to_python
 from rclpy.qos import qos_profile_parameters
 from rclpy.serialization import deserialize_message
+from rclpy.subscription import Subscription
 from rclpy.task import Future
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rclpy.utilities import remove_ros_args
@@ -34,8 +35,8 @@ from vla_ros.interfaces import message_class
 from vla_ros.parameters import ParameterError, declare
 
 USAGE = 2
-_DISCOVERY_MIN_S, _DISCOVERY_MAX_S, _SETTLED_S = 2.0, 5.0, 1.0
-"""A fresh process learns of the others in 0.25 to 2 s, or later where the computer is busy [s]."""
+_DISCOVERY_MIN_S, _DISCOVERY_MAX_S, _SETTLED_S = 2.0, 8.0, 1.0
+"""A fresh process learns of the others in 0.25 to 2 s; a lost packet of discovery is sent again after 3 s [s]."""
 _CALL_TIMEOUT_S, _CALL_ATTEMPTS = 2.5, 2
 _LOOK_INTO_EVERY_S = 0.2
 
@@ -49,6 +50,7 @@ class Doctor(Node):
         self.settings = declare(self, DoctorSettings)
         self.namespace: str = self.get_namespace()
         self.rmw: str = rclpy.get_rmw_implementation_identifier()
+        self._listeners: list[Subscription[Any]] = []
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
 
@@ -69,8 +71,8 @@ class Doctor(Node):
             self._executor.spin_once(timeout_sec=min(left, 0.1))
         return True
 
-    def discover(self, expected: str) -> None:
-        """Wait until the graph has stopped growing; longer while a node of the name ``expected`` is not in it."""
+    def discover(self, expected: Collection[str]) -> None:
+        """Wait until the graph has stopped growing; longer while nodes of the names ``expected`` are not in it."""
         began_s = changed_s = time.monotonic()
         graph: Any = None
         while (now_s := time.monotonic()) - began_s < _DISCOVERY_MAX_S:
@@ -78,7 +80,7 @@ class Doctor(Node):
             if seen != graph:
                 graph, changed_s = seen, now_s
             settled = now_s - began_s > _DISCOVERY_MIN_S and now_s - changed_s > _SETTLED_S
-            if settled and (not expected or expected in (name for name, _ in seen[0])):
+            if settled and {name for name, _ in seen[0]}.issuperset(expected):
                 return
             self.wait(0.1)
 
@@ -152,6 +154,12 @@ class Doctor(Node):
 
     # -- listening ----------------------------------------------------------------------------------------------------------
 
+    def stop_listening(self) -> None:
+        """Leave the topics of ``listen`` and ``listen_to_status``."""
+        for subscription in self._listeners:
+            self.destroy_subscription(subscription)
+        self._listeners.clear()
+
     def listen(self, name: str, kind: str, decode: Callable[[Any], object] | None = None) -> Samples:
         """Collect a topic's messages from now on.
 
@@ -159,7 +167,7 @@ class Doctor(Node):
         """
         samples, message_type = Samples(), message_class(kind)
         take = partial(self._take, samples, message_type, decode)
-        self.create_subscription(message_type, name, take, qos.SENSORS, raw=True)
+        self._listeners.append(self.create_subscription(message_type, name, take, qos.SENSORS, raw=True))
         return samples
 
     def listen_to_status(self, name: str, kind: str) -> Samples:
@@ -167,7 +175,8 @@ class Doctor(Node):
         samples = Samples()
         latched = all(p.durability == "transient_local" for p in self.topic(name).publishers)
         profile = qos.LATCHED if latched else qos.SENSORS
-        self.create_subscription(message_class(kind), name, partial(self._take_status, samples), profile)
+        take = partial(self._take_status, samples)
+        self._listeners.append(self.create_subscription(message_class(kind), name, take, profile))
         return samples
 
     @staticmethod
