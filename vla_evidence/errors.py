@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of this package: one tree, each with a stable code.
+
+::
+
+    EvidenceError (a ValueError)
+     ├─ InputError     a count, rate, probability, arm or margin that cannot be
+     └─ LogError       a log of a judgement that cannot be read, or says something else than its data do
+"""
+
+from __future__ import annotations
+
+import math
+
+
+class EvidenceError(ValueError):
+    """Something that no judgement can be based on.
+
+    Attributes:
+        code: stable, SCREAMING_SNAKE_CASE; docs/errors.md explains each.
+        field: what is wrong: a parameter's name, or a place in a file.
+        reason: why, for people.
+    """
+
+    def __init__(self, code: str, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.code, self.field, self.reason = code, field, reason
+
+
+class InputError(EvidenceError):
+    """INPUT_RATE, INPUT_COUNT, INPUT_PROBABILITY, INPUT_ARM, INPUT_MARGIN, INPUT_VALUE."""
+
+
+class LogError(EvidenceError):
+    """LOG_SYNTAX, LOG_VALUE, REPLAY_DIFFERS."""
+
+
+def check_probability(field: str, value: float) -> float:
+    """Return ``value`` if it lies strictly between 0 and 1."""
+    if not 0.0 < value < 1.0:
+        raise InputError("INPUT_PROBABILITY", field, f"{value} does not lie strictly between 0 and 1")
+    return float(value)
+
+
+def check_rate(field: str, value: float) -> float:
+    """Return ``value`` if it lies between 0 and 1."""
+    if not 0.0 <= value <= 1.0:
+        raise InputError("INPUT_RATE", field, f"{value} does not lie between 0 and 1")
+    return float(value)
+
+
+def check_margin(field: str, value: float) -> float:
+    """Return ``value`` if it lies between 0 and 1, without 1."""
+    if not 0.0 <= value < 1.0:
+        raise InputError("INPUT_MARGIN", field, f"{value} does not lie between 0 and 1")
+    return float(value)
+
+
+def check_counts(field: str, events: float, observations: float) -> None:
+    """Refuse counts with ``0 <= events <= observations`` not holding."""
+    if not (math.isfinite(observations) and 0 <= events <= observations):
+        raise InputError("INPUT_COUNT", field, f"{events} of {observations} cannot be")

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is the canary worse than the incumbent? An e-process for two groups with known assignment probability.
+
+Each unit (an episode) goes to the canary with a probability π that is known before it, independently of everything else, and
+ends with y in [0, 1] (success: 1, failure: 0). H0: P(success | canary) >= P(success | incumbent) - margin, whatever the past.
+With q₀, q₁ (posterior means of a Beta prior, from past units only) and p* the point of H0 nearest to q in Kullback-Leibler
+divergence of the pair (group, y), the evidence is multiplied by ``q_g(y) / p*_g(y)``, if q lies in the alternative at all.
+p* being such a projection on a convex set, the factor has a conditional mean <= 1 under H0; without a margin, where
+``p* = (1-π) q₀ + π q₁`` for both groups, the mean is exactly 1 whenever the groups do not differ, for any mix of robots and
+any drift, for the group is then independent of y. By Ville's inequality P(the evidence ever reaches 1/α) <= α.
+
+For y between 0 and 1 the factor is interpolated: being linear in y, its mean depends on the mean of y alone.
+
+Turner and Grünwald, Statistics and Probability Letters 198 (2023), section 2; Turner, Ly and Grünwald, arXiv 2106.02693.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vla_evidence.errors import (
+    InputError,
+    check_counts,
+    check_margin,
+    check_probability,
+    check_rate,
+)
+
+INCUMBENT, CANARY = 0, 1
+_CHUNK = 1 << 16
+_NEWTON_STEPS = 60
+_TOLERANCE = 1e-14
+
+
+@dataclass(frozen=True)
+class BetaPrior:
+    """What is believed of a success rate before the first unit, as so many earlier successes and failures."""
+
+    successes: float = 1.0
+    failures: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field, value in (("successes", self.successes), ("failures", self.failures)):
+            if not (math.isfinite(value) and value > 0.0):
+                raise InputError("INPUT_COUNT", f"prior {field}", f"{value} is not positive")
+
+    @property
+    def mean(self) -> float:
+        """The rate expected before the first unit."""
+        return self.successes / (self.successes + self.failures)
+
+    @staticmethod
+    def from_history(successes: float, episodes: float, weight: float) -> BetaPrior:
+        """Return a prior centred on what the registry has seen of a version, worth ``weight`` episodes (at most all of them).
+
+        Raises:
+            InputError: impossible counts, or a weight that is not positive.
+        """
+        check_counts("history", successes, episodes)
+        if not (math.isfinite(weight) and weight > 0.0):
+            raise InputError("INPUT_VALUE", "weight", f"{weight} is not positive")
+        rate = (successes + 0.5) / (episodes + 1.0)
+        strength = max(1.0, min(weight, episodes))
+        return BetaPrior(rate * strength, (1.0 - rate) * strength)
+
+
+class TwoSampleEProcess:
+    """Evidence against "the canary is at most ``margin`` worse than the incumbent", to be looked at after every unit.
+
+    Args:
+        margin: of success rate, 0 to below 1.
+        incumbent, canary: priors; they change how soon a difference is found, never how often one is found that is not there.
+    """
+
+    def __init__(
+        self, margin: float = 0.0, *, incumbent: BetaPrior | None = None, canary: BetaPrior | None = None
+    ) -> None:
+        self.margin = check_margin("margin", margin)
+        priors = (incumbent or BetaPrior(), canary or BetaPrior())
+        self._a = [p.successes for p in priors]
+        self._n = [p.successes + p.failures for p in priors]
+        self._prior_a, self._prior_n = tuple(self._a), tuple(self._n)
+        self.log_e = 0.0
+        """Logarithm of the evidence against H0; 0 = none."""
+        self.max_log_e = 0.0
+        """Largest ``log_e`` so far; the test rejects when it reaches log(1/α), and that is final."""
+
+    @property
+    def successes(self) -> tuple[float, float]:
+        """Of the incumbent and of the canary."""
+        return self._a[0] - self._prior_a[0], self._a[1] - self._prior_a[1]
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """Of the incumbent and of the canary."""
+        return round(self._n[0] - self._prior_n[0]), round(self._n[1] - self._prior_n[1])
+
+    def update(self, group: int, y: float, probability: float) -> float:
+        """Take one unit in; return ``log_e``.
+
+        Args:
+            group: :data:`INCUMBENT` or :data:`CANARY`.
+            y: 1 success, 0 failure, or a share between.
+            probability: with which this unit went to the canary, known before it.
+
+        Raises:
+            InputError: an unknown group, a y outside [0, 1] or a probability that is not strictly between 0 and 1.
+        """
+        if group not in (INCUMBENT, CANARY):
+            raise InputError(
+                "INPUT_ARM", "group", f"{group!r} is neither {INCUMBENT} (incumbent) nor {CANARY} (canary)"
+            )
+        check_rate("y", y)
+        check_probability("probability", probability)
+        q0, q1 = self._a[0] / self._n[0], self._a[1] / self._n[1]
+        if q1 < q0 - self.margin:
+            p0 = _project_one(q0, q1, self.margin, probability)
+            q, p = (q0, p0) if group == INCUMBENT else (q1, p0 - self.margin)
+            self.log_e += math.log(y * q / p + (1.0 - y) * (1.0 - q) / (1.0 - p))
+            self.max_log_e = max(self.max_log_e, self.log_e)
+        self._a[group] += y
+        self._n[group] += 1.0
+        return self.log_e
+
+    def update_many(self, groups: ArrayLike, ys: ArrayLike, probability: ArrayLike) -> float:
+        """Take many units in, in their order and in bounded memory; return ``log_e``.
+
+        Arguments as for :meth:`update`, arrays of shape [units].
+        """
+        g, y, pi = np.broadcast_arrays(np.asarray(groups), np.asarray(ys, float), np.asarray(probability, float))
+        if g.ndim != 1:
+            raise InputError("INPUT_VALUE", "groups", f"{g.ndim} dimensions, not one")
+        for start in range(0, g.size, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            path = log_e_paths(g[part], y[part], pi[part], margin=self.margin, counts=(self._a, self._n))
+            self.max_log_e = max(self.max_log_e, self.log_e + float(path.max()))
+            self.log_e += float(path[-1])
+            for group in (INCUMBENT, CANARY):
+                members = g[part] == group
+                self._a[group] += float(y[part][members].sum())
+                self._n[group] += float(members.sum())
+        return self.log_e
+
+    def rejects(self, alpha: float) -> bool:
+        """Whether H0 is rejected at level ``alpha`` (for good, whenever it is asked)."""
+        return self.max_log_e >= -math.log(check_probability("alpha", alpha))
+
+
+def log_e_paths(
+    groups: ArrayLike,
+    ys: ArrayLike,
+    probability: ArrayLike,
+    *,
+    margin: float = 0.0,
+    counts: tuple[Any, Any] = ((1.0, 1.0), (2.0, 2.0)),
+) -> NDArray[np.float64]:
+    """Return ``log_e`` after every unit, for many runs at once.
+
+    Args:
+        groups: 0 or 1, shape [..., units].
+        ys: outcomes in [0, 1], the same shape.
+        probability: P(canary), a shape that broadcasts to it.
+        margin: as for :class:`TwoSampleEProcess`.
+        counts: (successes, units) believed before the first, of incumbent and canary each; the uniform prior by default.
+
+    Raises:
+        InputError: as :meth:`TwoSampleEProcess.update`.
+    """
+    g, y, pi = _checked(groups, ys, probability)
+    check_margin("margin", margin)
+    q = []
+    for group in (INCUMBENT, CANARY):
+        a0, n0 = float(counts[0][group]), float(counts[1][group])
+        member = g == group
+        a = np.cumsum(np.where(member, y, 0.0), axis=-1)
+        n = np.cumsum(member, axis=-1, dtype=np.float64)
+        q.append(np.concatenate([np.full_like(a[..., :1], a0 / n0), (a0 + a[..., :-1]) / (n0 + n[..., :-1])], axis=-1))
+    q0, q1 = q
+    p0 = (1.0 - pi) * q0 + pi * q1
+    active = q1 < q0 - margin
+    if margin > 0.0:
+        p0 = p0.copy()
+        p0[active] = _project(q0[active], q1[active], margin, np.broadcast_to(pi, g.shape)[active])
+    own_q = np.where(g == INCUMBENT, q0, q1)
+    own_p = np.where(g == INCUMBENT, p0, p0 - margin)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = y * (own_q / own_p) + (1.0 - y) * ((1.0 - own_q) / (1.0 - own_p))
+        steps = np.where(active, np.log(factor), 0.0)
+    return np.asarray(np.cumsum(steps, axis=-1))
+
+
+def _checked(groups: ArrayLike, ys: ArrayLike, probability: ArrayLike) -> tuple[Any, Any, Any]:
+    g, y, pi = np.asarray(groups), np.asarray(ys, dtype=np.float64), np.asarray(probability, dtype=np.float64)
+    if not np.isin(g, (INCUMBENT, CANARY)).all():
+        raise InputError("INPUT_ARM", "groups", f"not all are {INCUMBENT} (incumbent) or {CANARY} (canary)")
+    if not ((y >= 0.0) & (y <= 1.0)).all():
+        raise InputError("INPUT_RATE", "ys", "not all lie between 0 and 1")
+    if not ((pi > 0.0) & (pi < 1.0)).all():
+        raise InputError("INPUT_PROBABILITY", "probability", "not all lie strictly between 0 and 1")
+    return g, y, pi
+
+
+def _slope(p0: Any, q0: Any, q1: Any, margin: float, pi: Any) -> tuple[Any, Any]:
+    """Return first and second derivative of (1-π) KL(q₀ ‖ p₀) + π KL(q₁ ‖ p₀ - margin) with respect to p₀."""
+    p1 = p0 - margin
+    v0, v1 = p0 * (1.0 - p0), p1 * (1.0 - p1)
+    first = (1.0 - pi) * (p0 - q0) / v0 + pi * (p1 - q1) / v1
+    second = (1.0 - pi) * (q0 / p0**2 + (1.0 - q0) / (1.0 - p0) ** 2) + pi * (q1 / p1**2 + (1.0 - q1) / (1.0 - p1) ** 2)
+    return first, second
+
+
+def _project_one(q0: float, q1: float, margin: float, pi: float) -> float:
+    """Return p₀ of the projection of (q₀, q₁), q₁ < q₀ - margin, on p₁ = p₀ - margin."""
+    p0 = (1.0 - pi) * q0 + pi * (q1 + margin)
+    if margin == 0.0:
+        return p0
+    low, high = q1 + margin, q0
+    for _ in range(_NEWTON_STEPS):
+        first, second = _slope(p0, q0, q1, margin, pi)
+        low, high = (p0, high) if first < 0.0 else (low, p0)
+        step = first / second
+        inside = low <= p0 - step <= high  # equal: converged
+        p0 = p0 - step if inside else 0.5 * (low + high)
+        if abs(step) < _TOLERANCE or high - low < _TOLERANCE:
+            break
+    return p0
+
+
+def _project(q0: Any, q1: Any, margin: float, pi: Any) -> Any:
+    """:func:`_project_one` for arrays: Newton's method, kept inside a shrinking bracket."""
+    p0 = (1.0 - pi) * q0 + pi * (q1 + margin)
+    low, high = q1 + margin, q0
+    for _ in range(_NEWTON_STEPS):
+        first, second = _slope(p0, q0, q1, margin, pi)
+        below = first < 0.0
+        low, high = np.where(below, p0, low), np.where(below, high, p0)
+        step = first / second
+        newton = p0 - step
+        p0 = np.where((low <= newton) & (newton <= high), newton, 0.5 * (low + high))
+        if p0.size == 0 or float(np.minimum(np.abs(step), high - low).max()) < _TOLERANCE:
+            break
+    return p0
