@@ -105,7 +105,7 @@ def test_install_model_can_be_cancelled_while_it_fetches_and_while_it_prepares(r
     done = goal(robot, "3.1.0", wait_for_commit=False)  # the policy node is free again
     assert done.result().success and done.result().state == "TRIAL"
     reply = robot.call(Rollback, "ota_manager/rollback", Rollback.Request(expected_from_version="3.1.0"))
-    assert (reply.success, reply.to_version) == (True, base)
+    assert (reply.success, reply.to_version) == (True, base), reply
     status = robot.wait_status(lambda m: m.state_name == "ROLLED_BACK" and m.active_version == base, "ROLLED_BACK")
     assert (status.error_code, "3.1.0" in status.blocked) == ("OPERATOR_ROLLBACK", False)
     robot.check(base)

@@ -7,6 +7,7 @@ wait: a node that was killed stays in the graph for many seconds, and a restarte
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ DISCOVERY_S = 2.0
 """How long a server may take to be discovered before it counts as absent [s]."""
 REPLY_S = 5.0
 """What a policy node may need beyond the timeout that it was given, before its reply counts as lost [s]."""
+STATUS_S = 2.0
+"""How long the status may come after the reply to a swap that it must tell of [s]."""
 CANCEL_S = 2.0
 """How long to wait for a cancelled preparation to end [s]; it ends by itself if that is not enough."""
 
@@ -180,6 +183,8 @@ class RosPolicyPort:
             return SwapResult(
                 False, *_given_up(e.reason, "SWAP_TIMEOUT", f"no reply within {request.timeout_s + REPLY_S:g} s")
             )
+        if reply.success:
+            self._await_status(reply.generation, request.digest, cancelled)
         swapped = reply.report.to_digest == request.digest
         return SwapResult(
             success=reply.success,
@@ -192,6 +197,16 @@ class RosPolicyPort:
             warm=reply.report.warm if swapped else reply.success,
             stamp_s=to_seconds(reply.report.header.stamp) if swapped else 0.0,
         )
+
+    def _await_status(self, generation: int, digest: str, cancelled: Cancelled) -> None:
+        """Let the status catch up with a reply, so that nobody decides on what acted before the swap."""
+
+        def told() -> bool:
+            with self._mutex:
+                return self._status is not None and _acting(self._status) == (generation, digest)
+
+        with contextlib.suppress(GivenUpError):  # it swapped again, or is gone: the next status says so
+            wait_until(told, self._give_up(cancelled, STATUS_S))
 
     def _await_server(self, is_ready: Callable[[], bool], cancelled: Cancelled) -> None:
         give_up = self._give_up(cancelled, DISCOVERY_S)
