@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures as text for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
+    """Return a table in plain text: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "  ".join(["  " + first, *others]).rstrip()
+
+    lines = ([title] if title else []) + [line(heads), line(["-" * w for w in widths]), *map(line, rows)]
+    return "\n".join(lines + ([f"  {note}"] if note else []))
+
+
+def share_text(share: tuple[float, float]) -> str:
+    """Return a share with its Monte-Carlo standard error."""
+    return f"{share[0]:.1%} ± {share[1]:.1%}"
+
+
+def hours_text(hours: float) -> str:
+    """Return a time as people say it."""
+    if not math.isfinite(hours):
+        return "never"
+    return f"{hours * 60:.0f} min" if hours < 1.0 else f"{hours:.1f} h" if hours < 48.0 else f"{hours / 24.0:,.0f} days"
