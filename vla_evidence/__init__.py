@@ -1,14 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Better, worse or unproven? Sequential tests and confidence bounds for robot and cloud: pure maths on numpy and scipy."""
+"""Better, worse or unproven? Sequential tests and confidence bounds for robot and cloud: pure maths on numpy and scipy.
+
+Importing this is light: the robot does. Judges of rollouts and experiments, planning, logs and simulations are modules of their own.
+"""
 
 from __future__ import annotations
 
 from vla_evidence.bounds import proportion_lower_bound, proportion_upper_bound
 from vla_evidence.eprocess import BernoulliEProcess
+from vla_evidence.errors import EvidenceError, InputError, LogError
+from vla_evidence.exceedance import ExceedanceTest, FailureTest
 from vla_evidence.quantile import exceedance_limit, observations_needed, quantile_upper_bound
+from vla_evidence.two_sample import CANARY, INCUMBENT, BetaPrior, TwoSampleEProcess
 
 __all__ = [
     "BernoulliEProcess",
+    "BetaPrior",
+    "CANARY",
+    "EvidenceError",
+    "ExceedanceTest",
+    "FailureTest",
+    "INCUMBENT",
+    "InputError",
+    "LogError",
+    "TwoSampleEProcess",
     "exceedance_limit",
     "observations_needed",
     "proportion_lower_bound",

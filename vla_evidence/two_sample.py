@@ -17,6 +17,7 @@ Turner and Grünwald, Statistics and Probability Letters 198 (2023), section 2; 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,21 @@ class BetaPrior:
         rate = (successes + 0.5) / (episodes + 1.0)
         strength = max(1.0, min(weight, episodes))
         return BetaPrior(rate * strength, (1.0 - rate) * strength)
+
+    @staticmethod
+    def expecting_drop(successes: float, episodes: float, *, drop: float, weight: float) -> BetaPrior:
+        """Return a canary's prior: what history says of the incumbent, less a ``drop`` worth finding, worth ``weight`` episodes.
+
+        Where the rate is below ``2 drop`` half of it is expected. A belief in harm is a stake on it: if there is none the
+        evidence falls, and P(it ever reaches 1/α) <= α as with any other prior.
+
+        Raises:
+            InputError: as :meth:`from_history`, or a drop outside [0, 1).
+        """
+        check_margin("drop", drop)
+        rate = BetaPrior.from_history(successes, episodes, weight).mean
+        expected = max(rate - drop, 0.5 * rate)
+        return BetaPrior(expected * weight, (1.0 - expected) * weight)
 
 
 class TwoSampleEProcess:
@@ -150,6 +166,23 @@ class TwoSampleEProcess:
         """Whether H0 is rejected at level ``alpha`` (for good, whenever it is asked)."""
         return self.max_log_e >= -math.log(check_probability("alpha", alpha))
 
+    def to_json(self) -> list[float]:
+        """Return what :meth:`restore` takes over; the priors and the margin are the caller's to keep."""
+        return [*self._a, *self._n, self.log_e, self.max_log_e]
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Go on where another process of the same priors and margin was.
+
+        Raises:
+            InputError: the state cannot be.
+        """
+        if len(state) != 6 or not all(math.isfinite(value) for value in state):
+            raise InputError("INPUT_VALUE", "state", f"{state!r} is not of a two-sample e-process")
+        a0, a1, n0, n1, log_e, top = (float(value) for value in state)
+        for a, n, prior_a, prior_n in zip((a0, a1), (n0, n1), self._prior_a, self._prior_n, strict=True):
+            check_counts("state", a - prior_a + 1e-6, n - prior_n + 2e-6)
+        self._a, self._n, self.log_e, self.max_log_e = [a0, a1], [n0, n1], log_e, max(top, log_e, 0.0)
+
 
 def log_e_paths(
     groups: ArrayLike,
@@ -185,7 +218,7 @@ def log_e_paths(
     active = q1 < q0 - margin
     if margin > 0.0:
         p0 = p0.copy()
-        p0[active] = _project(q0[active], q1[active], margin, np.broadcast_to(pi, g.shape)[active])
+        p0[active] = project(q0[active], q1[active], margin, np.broadcast_to(pi, g.shape)[active])
     own_q = np.where(g == INCUMBENT, q0, q1)
     own_p = np.where(g == INCUMBENT, p0, p0 - margin)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -231,10 +264,16 @@ def _project_one(q0: float, q1: float, margin: float, pi: float) -> float:
     return p0
 
 
-def _project(q0: Any, q1: Any, margin: float, pi: Any) -> Any:
-    """:func:`_project_one` for arrays: Newton's method, kept inside a shrinking bracket."""
-    p0 = (1.0 - pi) * q0 + pi * (q1 + margin)
-    low, high = q1 + margin, q0
+def project(q0: Any, q1: Any, margin: Any, pi: Any) -> Any:
+    """Return p₀ of the projection of (q₀, q₁), on whichever side, on p₁ = p₀ - margin: Newton's method in a shrinking bracket.
+
+    Arguments are rates strictly between 0 and 1, of shapes that broadcast.
+    """
+    low = np.maximum(np.minimum(q0, q1 + margin), margin)
+    high = np.minimum(np.maximum(q0, q1 + margin), 1.0)
+    width = high - low
+    # At its ends, if they are those of the rates, the slope has a pole, where Newton's steps are small without being near the root.
+    p0 = np.clip((1.0 - pi) * q0 + pi * (q1 + margin), low + 0.1 * width, high - 0.1 * width)
     for _ in range(_NEWTON_STEPS):
         first, second = _slope(p0, q0, q1, margin, pi)
         below = first < 0.0

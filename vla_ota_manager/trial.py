@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from vla_evidence import BernoulliEProcess, exceedance_limit, observations_needed, proportion_lower_bound
+from vla_evidence import ExceedanceTest, FailureTest, observations_needed, proportion_lower_bound
 from vla_ota_manager.calibration import (
     HARD_LIMIT_SOURCE,
     MAX_SOURCES,
@@ -46,7 +46,6 @@ CONVICTING_HOLDS = frozenset({"LIMIT", "NAN", "WORKER_LOST", "POLICY_FAILED"})
 CHUNK_SOURCES = frozenset({"tce", "reversal", "magnitude"})
 """Sources of which each chunk has at most one score, so that they count chunks."""
 _MAX_STEP_S = 1.0
-_LARGEST_P0 = 0.99
 
 
 class Decision(Enum):
@@ -69,12 +68,6 @@ class Verdict:
     """Do not wait for the end of the chunk."""
 
 
-@dataclass
-class _ScoreTest:
-    limit: float
-    process: BernoulliEProcess
-
-
 class TrialJudge:
     """Judges one trial of one version.
 
@@ -88,9 +81,9 @@ class TrialJudge:
         self._config = config
         self._first_install = first_install
         self._blocks = BlockBuilder(config.block_chunks)
-        self._scores: dict[str, _ScoreTest] = {}
+        self._scores: dict[str, ExceedanceTest] = {}
         self._not_judged: list[str] = []
-        self._success: BernoulliEProcess | None = None
+        self._success: FailureTest | None = None
         self._convicted: tuple[str, str] | None = None
         self._chunks: dict[str, int] = {}
         self._clean_from = 0
@@ -111,17 +104,18 @@ class TrialJudge:
         needed = observations_needed(1.0 - config.tolerated_exceedance, confidence)
         for source in sorted(sources):
             values = list(incumbent.blocks[source])
-            limit = exceedance_limit(values, config.score_quantile, config.tolerated_exceedance, confidence)
-            if limit is None:
+            test = ExceedanceTest.calibrated(
+                values, quantile=config.score_quantile, tolerated=config.tolerated_exceedance, confidence=confidence
+            )
+            if test is None:
                 self._not_judged.append(f"{source} ({len(values)} of {needed} observations to calibrate it)")
             else:
-                self._scores[source] = _ScoreTest(limit, BernoulliEProcess(config.tolerated_exceedance))
+                self._scores[source] = test
         rate = config.min_success_rate
         if incumbent.episodes:
             rate = proportion_lower_bound(incumbent.successes, incumbent.episodes, confidence) - config.success_margin
-        if rate > 1.0 - _LARGEST_P0:
-            self._success = BernoulliEProcess(max(1.0 - rate, 1e-3))
-        else:
+        self._success = FailureTest.below(rate)
+        if self._success is None:
             self._not_judged.append(f"success (incumbent: {incumbent.successes} of {incumbent.episodes} episodes)")
 
     # -- inputs -------------------------------------------------------------------------------------------------------------
@@ -158,7 +152,7 @@ class TrialJudge:
     def _add_block(self, source: str, value: float) -> None:
         test = self._scores.get(source)
         if test is not None:
-            test.process.update(value > test.limit)
+            test.update(value)
 
     def _add_outcome(self, result: EpisodeResult) -> None:
         for source, value in self._blocks.end_episode(result.episode_id).items():
@@ -170,7 +164,7 @@ class TrialJudge:
             self._episodes += 1
             self._successes += success
         if self._success is not None:
-            self._success.update(not success)
+            self._success.update(success)
 
     def observe(self, snapshot: PolicySnapshot | None, now_s: float) -> None:
         """Look at the policy node: its heartbeat, its holds, and whether time in motion passes. ``now_s``: monotonic."""
@@ -210,11 +204,11 @@ class TrialJudge:
             code, message = self._convicted
             return Verdict(Decision.ROLLBACK, message, progress, code, at_once=True)
         for source, test in self._scores.items():
-            if test.process.rejects(self._alpha):
+            if test.rejects(self._alpha):
                 message = f"{self._describe(source, test)}: worse than the incumbent"
                 return Verdict(Decision.ROLLBACK, message, progress, "SCORES_WORSE")
         if self._success is not None and self._success.rejects(self._alpha):
-            message = f"{self._describe_success(self._success)}: worse than the incumbent"
+            message = f"{self._success.describe(self._alpha)}: worse than the incumbent"
             return Verdict(Decision.ROLLBACK, message, progress, "SUCCESS_WORSE")
         message = self._describe_all()
         if progress >= 1.0 and self._acts and not self._leaning():
@@ -238,8 +232,8 @@ class TrialJudge:
         return max(own or self._chunks.values(), default=0)
 
     def _leaning(self) -> bool:
-        processes = [test.process for test in self._scores.values()] + ([self._success] if self._success else [])
-        return any(process.log_e > math.log(self._config.commit_max_evidence) for process in processes)
+        tests: list[ExceedanceTest | FailureTest] = [*self._scores.values(), *([self._success] if self._success else [])]
+        return any(test.process.log_e > math.log(self._config.commit_max_evidence) for test in tests)
 
     def _describe_all(self) -> str:
         chunks = self._chunk_count()
@@ -260,41 +254,29 @@ class TrialJudge:
             parts.append("evidence leans against it: not committed yet")
         parts += [self._describe(source, test) for source, test in self._scores.items()]
         if self._success is not None:
-            parts.append(self._describe_success(self._success))
+            parts.append(self._success.describe(self._alpha))
         if self._not_judged:
             parts.append("not judged: " + ", ".join(self._not_judged))
         if self._dropped:
             parts.append(f"{self._dropped} scores or outcomes of before, of others or unusable dropped")
         return "; ".join(parts)
 
-    def _describe(self, source: str, test: _ScoreTest) -> str:
-        process = test.process
+    def _describe(self, source: str, test: ExceedanceTest) -> str:
         what = "episodes" if self._config.block_chunks == 0 else f"blocks of {self._config.block_chunks}"
-        return (
-            f"{source}: {process.events} of {process.observations} {what} above {test.limit:.4g}, "
-            f"tolerated {process.p0:.0%}, {self._odds(process)}"
-        )
-
-    def _describe_success(self, process: BernoulliEProcess) -> str:
-        failed = f"{process.events} of {process.observations} episodes failed"
-        return f"success: {failed}, tolerated {process.p0:.0%}, {self._odds(process)}"
-
-    def _odds(self, process: BernoulliEProcess) -> str:
-        return f"evidence {math.exp(min(process.log_e, 700.0)):.3g}, decides at {1.0 / self._alpha:.0f}"
+        return test.describe(source, what, self._alpha)
 
     # -- over restarts of the manager ---------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         """Return what was counted, for :meth:`restore`."""
-        tests = {source: [test.limit, *_counts(test.process)] for source, test in self._scores.items()}
         return {
             "episodes": self._episodes,
             "successes": self._successes,
             "chunks": dict(self._chunks),
             "clean_from": self._clean_from,
             "time_s": self._time_s,
-            "scores": tests,
-            "success": None if self._success is None else [self._success.p0, *_counts(self._success)],
+            "scores": {source: test.to_json() for source, test in self._scores.items()},
+            "success": None if self._success is None else self._success.to_json(),
         }
 
     def restore(self, document: dict[str, Any]) -> None:
@@ -303,17 +285,10 @@ class TrialJudge:
             self._episodes, self._successes = int(document["episodes"]), int(document["successes"])
             self._chunks = {str(source): int(count) for source, count in document["chunks"].items()}
             self._clean_from, self._time_s = int(document["clean_from"]), float(document["time_s"])
-            for source, (limit, events, observations, top) in document["scores"].items():
-                test = self._scores.get(source)
-                if test is not None and test.limit == limit:
-                    test.process.restore(events, observations, top)
+            for source, state in document["scores"].items():
+                if source in self._scores:
+                    self._scores[source].restore(state)
             if self._success is not None and document["success"] is not None:
-                p0, events, observations, top = document["success"]
-                if p0 == self._success.p0:
-                    self._success.restore(events, observations, top)
+                self._success.restore(document["success"])
         except (KeyError, TypeError, ValueError, AttributeError):
             return
-
-
-def _counts(process: BernoulliEProcess) -> list[float]:
-    return [process.events, process.observations, process.max_log_e]
