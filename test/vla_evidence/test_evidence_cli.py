@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vla-evidence` as people and scripts use it: figures, codes and exit statuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vla_evidence.replay import LoggedJudgement
+
+TOP = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vla_evidence.cli", *map(str, arguments)]
+    done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def answer(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(run(*arguments, "--json", code=code).stdout)
+    assert document["ok"] is (code == 0)
+    return document
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log.jsonl"
+    with LoggedJudgement(path, "ab_robots", "x", {"planned_episodes": 40, "looks": 2, "draws": 99, "arms": {"a": "A", "b": "B"}}) as j:
+        for number in range(40):
+            j.outcome(robot="ab"[number % 2], arm="AB"[number % 2], success=number % 3 > 0)
+        j.verdict()
+    return path
+
+
+def test_plan_prints_the_reference_figures_for_people_and_machines() -> None:
+    text = run("plan", "ab", "--rate-a", "0.85", "--rate-b", "0.88", "--runs", "0").stdout
+    assert "2,036" in text and "2,031" in text and "50 robots" in text
+    plan = answer("plan", "noninferiority", "--rate", "0.87", "--margin", "0.1", "--share", "0.05", "--runs", "0")
+    assert plan["rows"][0]["episodes"] == 74
+
+
+def test_plan_simulates_the_sequential_design_and_says_how_sure_it_is() -> None:
+    done = run("plan", "detect", "--incumbent", "0.87", "--canary", "0.75", "--runs", "40", "--within-days", "1")
+    assert "±" in done.stdout and "robots" in done.stdout
+    assert "e-process" in done.stderr  # the progress bar
+    assert run("plan", "detect", "--incumbent", "0.87", "--canary", "0.75", "--runs", "40", "--quiet").stderr == ""
+
+
+def test_plan_says_when_no_number_of_episodes_suffices() -> None:
+    plan = answer("plan", "ab", "--rate-a", "0.85", "--rate-b", "0.88", "--unit", "robot", "--icc", "0.05", "--runs", "0")
+    assert "never suffice" in plan["sentence"] and plan["rows"][0]["episodes"] is None
+
+
+def test_interval_prints_three_kinds() -> None:
+    assert run("interval", "435", "500").stdout.count("%") >= 7
+    document = answer("interval", "435", "500")
+    low, high = zip(document["wilson"], document["clopper_pearson"], document["confidence_sequence"], strict=True)
+    assert low[0] > low[1] > low[2] and high[0] < high[1] < high[2]
+    assert answer("interval", "0", "0")["wilson"] == [0.0, 1.0]
+
+
+def test_replay_prints_the_numbers_of_the_log_and_finds_a_changed_one(log: Path) -> None:
+    text = run("replay", log).stdout
+    verdict = json.loads(log.read_text().splitlines()[-1])["verdict"]
+    assert verdict["reason"] in text and "every number is what the log says" in text
+    assert answer("replay", log)["last"] == verdict
+    log.write_text(log.read_text().replace('"success": false', '"success": true', 1))
+    assert "REPLAY_DIFFERS" in run("replay", log, code=1).stderr
+    assert answer("replay", log, code=1)["code"] == "REPLAY_DIFFERS"
+
+
+def test_replay_warns_of_a_torn_line(log: Path) -> None:
+    log.write_bytes(log.read_bytes()[:-5])
+    assert "warning: " in run("replay", log).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("plan", "ab", "--rate-a", "1.2", "--rate-b", "0.5"), "INPUT_RATE"),
+        (("plan", "ab", "--rate-a", "nan", "--rate-b", "0.5"), "INPUT_RATE"),
+        (("plan", "ab", "--rate-a", "0.5", "--rate-b", "0.5"), "INPUT_RATE"),
+        (("plan", "detect", "--incumbent", "0.87", "--canary", "0.75", "--share", "0"), "INPUT_PROBABILITY"),
+        (("plan", "noninferiority", "--rate", "0.87", "--margin", "0"), "INPUT_MARGIN"),
+        (("plan", "ab", "--rate-a", "0.5", "--rate-b", "0.6", "--robots", "-3"), "INPUT_COUNT"),
+        (("interval", "-1", "5"), "INPUT_COUNT"),
+        (("interval", "6", "5"), "INPUT_COUNT"),
+        (("interval", "1", "5", "--confidence", "95"), "INPUT_PROBABILITY"),
+        (("replay", "no-such-file"), "LOG_UNREADABLE"),
+        (("replay", "README.md"), "LOG_SYNTAX"),
+        (("simulate", "canary", "--canary", "0.9"), "INPUT_RATE"),
+        (("simulate", "ab", "--robots", "1"), "INPUT_COUNT"),
+        (("simulate", "ab", "--runs", "1"), "INPUT_COUNT"),
+    ],
+)
+def test_wrong_input_is_refused_by_its_code(arguments: tuple[str, ...], code: str) -> None:
+    assert run(*arguments, code=1).stderr.splitlines()[-1].startswith(f"{code}: ")
+    assert answer(*arguments, code=1)["code"] == code
+
+
+@pytest.mark.parametrize("arguments", [(), ("plan",), ("plan", "ab", "--rate-a", "many"), ("interval", "1"), ("oracle",)])
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
+    assert "usage: vla-evidence" in run(*arguments, code=2).stderr
+
+
+def test_missing_analysis_packages_are_named_with_the_line_that_installs_them(tmp_path: Path) -> None:
+    """As on a robot: a folder before all others makes statsmodels, matplotlib and tqdm unimportable."""
+    for name in ("statsmodels", "matplotlib", "tqdm"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name='{name}')\n")
+    for arguments, name in (
+        (("interval", "1", "5"), "statsmodels"),
+        (("plan", "ab", "--rate-a", "0.5", "--rate-b", "0.6"), "statsmodels"),
+        (("plan", "detect", "--incumbent", "0.87", "--canary", "0.75"), "statsmodels"),
+    ):
+        code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from vla_evidence.cli import main; sys.exit(main({list(arguments)!r}))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"ANALYSIS_MISSING: {name}: ") and "pip install" in done.stderr

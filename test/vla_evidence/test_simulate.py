@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two exercises: an answer, plots, the same for the same seed; and their shortcuts are the judges themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_evidence.canary import CanaryDecision, CanaryJudge
+from vla_evidence.canary_config import CanaryConfig
+from vla_evidence.intervals import wilson_interval
+from vla_evidence.simulate import ab, canary, rollouts
+from vla_evidence.simulate.fleet import FleetModel
+from vla_evidence.simulate.rules import intervals_apart, should_advance, wilson_ends, z_test
+from vla_evidence.stages import Stage
+from vla_evidence.stopping import batches, detection_times, share_and_error
+from vla_evidence.two_sample import TwoSampleEProcess
+
+PNG = b"\x89PNG\r\n\x1a\n"
+SMALL_AB = ab.Settings(robots=10, rate_a=0.7, rate_b=0.9, runs=60, seed=3)
+SMALL_CANARY = canary.Settings(robots=10, per_hour=20.0, runs=60, seed=3)
+
+
+@pytest.fixture(scope="module")
+def ab_report() -> object:
+    return ab.run(SMALL_AB)
+
+
+@pytest.fixture(scope="module")
+def canary_report() -> object:
+    return canary.run(SMALL_CANARY)
+
+
+@pytest.mark.parametrize("name", ["ab", "canary"])
+def test_an_exercise_gives_a_sentence_tables_figures_and_plots(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    report = request.getfixturevalue(f"{name}_report")
+    files = report.write(tmp_path / "deep" / "folder")
+    assert report.text.startswith(report.sentence) and report.sentence.count(".") >= 1 and "\n" not in report.sentence
+    assert "±" in report.text
+    pngs = [path for path in files if path.suffix == ".png"]
+    assert len(pngs) >= 2
+    for path in pngs:
+        assert path.read_bytes()[:8] == PNG and 5_000 < path.stat().st_size < 150_000
+    document = json.loads((tmp_path / "deep" / "folder" / f"{name}.json").read_text())
+    assert document["sentence"] == report.sentence and document["settings"]["seed"] == 3
+
+
+def test_an_exercise_is_the_same_for_the_same_seed(ab_report: object, canary_report: object) -> None:
+    assert ab.run(SMALL_AB) .text == ab_report.text  # type: ignore[attr-defined]
+    assert canary.run(SMALL_CANARY).text == canary_report.text  # type: ignore[attr-defined]
+    other = canary.Settings(robots=10, per_hour=20.0, runs=60, seed=4)
+    assert canary.run(other).text != canary_report.text  # type: ignore[attr-defined]
+
+
+def test_plots_are_written_the_same_again(ab_report: object, tmp_path: Path) -> None:
+    first, again = (ab_report.write(tmp_path / name) for name in ("a", "b"))  # type: ignore[attr-defined]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+
+
+def test_ours_keeps_its_promise_where_looking_again_and_again_breaks_that_of_the_others(ab_report: object) -> None:
+    rules = {(rule["rule"], rule["looks"]): rule for rule in ab_report.figures["paired"]}  # type: ignore[attr-defined]
+    share, error = rules["exact sequential test", "every round"]["false_alarm"]
+    assert share <= 0.05 + 3 * error
+    assert rules["z test of episodes", "every round"]["false_alarm"][0] > rules["z test of episodes", "one"]["false_alarm"][0]
+
+
+def test_a_rollout_in_bulk_is_what_the_judge_decides() -> None:
+    """The same episodes given to CanaryJudge stage by stage, looked at often: the same end, in the same stage."""
+    hour = 3600.0
+    stages = (Stage("first", 0.2, 10 * hour, 0.15), Stage("second", 0.5, 10 * hour, 0.08), Stage("full", 1.0, 0.0, None))
+    config = CanaryConfig(stages=stages, min_episodes=20)
+    seen = set()
+    for seed, rate in ((1, 0.87), (2, 0.6), (3, 0.8), (4, 0.87), (5, 0.9), (6, 0.7)):
+        bulk = rollouts.judged(FleetModel(10), (0.87, rate), 10.0, config, 2, np.random.default_rng(seed), lambda done: None)
+        rng = np.random.default_rng(seed)
+        for run, (groups, ys) in enumerate(_episodes(rng, (0.87, rate), config, 2, 10, 10.0)):
+            outcome, stage = _judge(config, groups, ys)
+            assert rollouts.OUTCOMES[bulk.outcome[run]] == outcome
+            assert bulk.stage[run] == stage
+            seen.add(outcome)
+    assert len(seen) >= 2, seen
+
+
+def _episodes(
+    rng: np.random.Generator, means: tuple[float, float], config: CanaryConfig, runs: int, robots: int, per_hour: float
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draw as :func:`rollouts.judged` does."""
+    units = [round(robots * per_hour * stage.duration_s / 3600.0) for stage in config.stages[:-1]]
+    share = np.repeat([stage.share for stage in config.stages[:-1]], units)
+    rng.integers(robots, size=(runs, len(share)))
+    groups = (rng.random((runs, len(share))) < share).astype(np.int8)
+    ys = rng.random(groups.shape) < np.where(groups == 1, means[1], means[0])
+    return list(zip(groups, ys, strict=True))
+
+
+def _judge(config: CanaryConfig, groups: np.ndarray, ys: np.ndarray) -> tuple[str, int]:
+    judge, begin = CanaryJudge(config), 0
+    for index, stage in enumerate(config.stages[:-1]):
+        now_s = index * stage.duration_s
+        judge.begin_stage(index, now_s)
+        size = round(100.0 * stage.duration_s / 3600.0)
+        for at in range(begin, begin + size):
+            judge.add_many(groups[at : at + 1], ys[at : at + 1], stage.share)
+        decision = judge.verdict(now_s + stage.duration_s).decision
+        if decision is CanaryDecision.ROLLBACK:
+            return rollouts.ROLLED_BACK, index
+        if decision is CanaryDecision.INCONCLUSIVE:
+            return rollouts.HELD, index
+        assert decision is CanaryDecision.ADVANCE
+        begin += size
+    return rollouts.FULL, len(config.stages) - 1
+
+
+def test_detection_times_are_those_of_the_e_process_one_by_one() -> None:
+    found = detection_times(0.9, 0.5, 0.3, alpha=0.05, horizon=60, runs=20, rng=np.random.default_rng(7))
+    rng = np.random.default_rng(7)
+    groups = (rng.random((20, 200)) < 0.3).astype(np.int8)
+    ys = rng.random((20, 200)) < np.where(groups == 1, 0.5, 0.9)
+    for run in range(20):
+        process, exposed, at, total = TwoSampleEProcess(), 0, np.inf, np.inf
+        for unit, (group, y) in enumerate(zip(groups[run], ys[run], strict=True), start=1):
+            exposed += int(group)
+            process.update(int(group), float(y), 0.3)
+            if process.rejects(0.05):
+                at, total = exposed, unit
+                break
+        assert (found.times[run], found.units[run]) == (at, total)
+
+
+def test_robots_differ_by_the_icc_asked_for_and_keep_their_rank() -> None:
+    rates = FleetModel(200, 0.1).rates((0.87, 0.75), 50, np.random.default_rng(0))
+    for mean, values in zip((0.87, 0.75), rates, strict=True):
+        assert values.mean() == pytest.approx(mean, abs=0.01)
+        assert values.var() == pytest.approx(0.1 * mean * (1 - mean), rel=0.1)
+    assert (np.argsort(rates[0], axis=1) == np.argsort(rates[1], axis=1)).mean() > 0.99
+    assert (FleetModel(3).rates((0.87, 0.75), 2, np.random.default_rng(0))[1] == 0.75).all()
+
+
+def test_the_rules_for_comparison_are_those_they_are_said_to_be() -> None:
+    low, high = wilson_ends(435.0, 500.0)
+    assert (low, high) == (pytest.approx(wilson_interval(435, 500)[0], abs=1e-5), pytest.approx(wilson_interval(435, 500)[1], abs=1e-5))
+    apart = intervals_apart(np.array([80.0, 60.0, 8.0]), np.array([100, 100, 10]), np.array([85.0, 85.0, 1.0]), np.array([100, 100, 10]))
+    assert apart.tolist() == [False, True, False]  # the last: fewer than 100 samples
+    assert z_test(np.array([60.0]), 100, np.array([75.0]), 100).tolist() == [True]
+    assert z_test(np.array([60.0]), 100, np.array([73.0]), 100).tolist() == [False]
+    enough, advance = should_advance(np.array([42.0, 43.0, 9.0]), np.array([50, 50, 10]), np.array([870.0] * 3), np.array([1000] * 3))
+    assert enough.tolist() == [True, True, False] and advance.tolist() == [False, True, False]
+
+
+def test_batches_add_up_and_stay_small() -> None:
+    assert list(batches(10, 1 << 19)) == [2, 2, 2, 2, 2]
+    assert sum(batches(7, 1 << 22)) == 7 and max(batches(7, 1 << 22)) == 1
+    share, error = share_and_error(0.0, 100)
+    assert share == 0.0 and error > 0.01

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The judges as a log knows them: made of JSON settings, fed with JSON records, each assignment checked on the way.
+
+========== ======================================================= ===========================================================
+kind       settings                                                an outcome's fields
+========== ======================================================= ===========================================================
+ab_paired  arguments of :class:`~vla_evidence.ab.PairedABJudge`    robot, episode (0, 1, … on this robot), arm, success, latency
+ab_robots  those of :class:`~vla_evidence.ab.UnpairedABJudge`      robot, arm, success, latency
+canary     config (:meth:`CanaryConfig.to_json`), score_history    episode, success, now_s, latency_s
+========== ======================================================= ===========================================================
+
+The experiment's name is the salt of every assignment, and of the random draws that a test needs. A canary's log also has events:
+``begin_stage`` (stage, now_s, and for units of robots cohort), ``assign`` (episode, robot, group, now_s, and for units of episodes
+probability) and ``score`` (source, value); its verdicts depend on ``now_s``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from vla_evidence.ab import PairedABJudge, UnpairedABJudge
+from vla_evidence.assignment import B, arm, arm_in_pair, cohort
+from vla_evidence.canary import CanaryJudge
+from vla_evidence.canary_config import CanaryConfig
+from vla_evidence.errors import InputError, LogError
+from vla_evidence.log import OUTCOME, Record
+
+
+class Judgement(Protocol):
+    """A judge that is fed with records of a log."""
+
+    kind: str
+    experiment: str
+    judge: Any
+
+    def take(self, record: Record) -> None:
+        """Take an outcome or event in.
+
+        Raises:
+            InputError: the judge refuses it.
+            LogError: REPLAY_DIFFERS: its assignment is not the one that the experiment's name gives.
+        """
+
+    def verdict(self, inputs: Mapping[str, Any]) -> Any:
+        """Return the verdict."""
+
+
+class PairedAB:
+    """Pairs on one robot; which of its episodes runs what is drawn by :func:`vla_evidence.assignment.arm_in_pair`."""
+
+    kind = "ab_paired"
+
+    def __init__(self, experiment: str, settings: Mapping[str, Any]) -> None:
+        self.experiment = experiment
+        self.judge = PairedABJudge(**settings)
+
+    def take(self, record: Record) -> None:
+        """See :class:`Judgement`."""
+        _only_outcomes(record)
+        pair, drawn = arm_in_pair(self.experiment, record["robot"], record["episode"])
+        _same_arm(record["arm"], drawn)
+        self.judge.record((record["robot"], pair), drawn, record["success"], record.get("latency"))
+
+    def verdict(self, inputs: Mapping[str, Any]) -> Any:
+        """See :class:`Judgement`."""
+        return self.judge.verdict()
+
+
+class RobotsAB:
+    """Robots that run one policy each: in ``arms``, or drawn by :func:`vla_evidence.assignment.arm` with probability ``split``."""
+
+    kind = "ab_robots"
+
+    def __init__(self, experiment: str, settings: Mapping[str, Any]) -> None:
+        self.experiment = experiment
+        self.judge = UnpairedABJudge(**{**settings, "seed": experiment})
+        self._arms, self._split = settings.get("arms"), settings.get("split", 0.5)
+
+    def take(self, record: Record) -> None:
+        """See :class:`Judgement`."""
+        _only_outcomes(record)
+        robot = record["robot"]
+        if self._arms is None:
+            _same_arm(record["arm"], arm(self.experiment, robot, None, self._split))
+        self.judge.record(robot, record["arm"], record["success"], record.get("latency"))
+
+    def verdict(self, inputs: Mapping[str, Any]) -> Any:
+        """See :class:`Judgement`."""
+        return self.judge.verdict()
+
+
+class Canary:
+    """A rollout. Episodes are drawn by :func:`vla_evidence.assignment.arm`, robots by :func:`vla_evidence.assignment.cohort`."""
+
+    kind = "canary"
+
+    def __init__(self, experiment: str, settings: Mapping[str, Any]) -> None:
+        config = CanaryConfig.from_json(settings["config"])
+        if config.salt != experiment:
+            raise InputError("INPUT_VALUE", "salt", f"{config.salt!r} is not the experiment {experiment!r}")
+        self.experiment = experiment
+        self.judge = CanaryJudge(config, settings.get("score_history"))
+
+    def take(self, record: Record) -> None:
+        """See :class:`Judgement`."""
+        if record["record"] == OUTCOME:
+            self.judge.finish(record["episode"], record["success"], record["now_s"], record.get("latency_s"))
+        elif record["event"] == "begin_stage":
+            self._begin(record["stage"], record["now_s"], record.get("cohort"))
+        elif record["event"] == "assign":
+            self._assign(record["episode"], record["robot"], record["group"], record["now_s"], record.get("probability"))
+        elif record["event"] == "score":
+            self.judge.add_score(record["source"], record["value"])
+        else:
+            raise InputError("INPUT_VALUE", "event", f"this judge knows no {record['event']!r}")
+
+    def _begin(self, stage: int, now_s: float, groups: Mapping[str, int] | None) -> None:
+        if groups is not None:
+            drawn = set(cohort(self.experiment, groups, self.judge.config.stages[stage].share))
+            for robot, group in groups.items():
+                _same_arm(group, int(robot in drawn))
+        self.judge.begin_stage(stage, now_s, groups)
+
+    def _assign(self, episode: str, robot: str, group: int, now_s: float, probability: float | None) -> None:
+        if probability is not None:  # else its robot was drawn, with the cohort
+            _same_arm(group, int(arm(self.experiment, robot, episode, probability) == B))
+        self.judge.assign(episode, robot, group, now_s, probability)
+
+    def verdict(self, inputs: Mapping[str, Any]) -> Any:
+        """See :class:`Judgement`."""
+        return self.judge.verdict(inputs["now_s"])
+
+
+_KINDS: dict[str, Callable[[str, Mapping[str, Any]], Judgement]] = {
+    judgement.kind: judgement for judgement in (PairedAB, RobotsAB, Canary)
+}
+
+
+def judgement_of(kind: str, experiment: str, settings: Mapping[str, Any]) -> Judgement:
+    """Return a judge of this kind before its first outcome.
+
+    Raises:
+        InputError: INPUT_VALUE: no such kind; or what the judge says of its settings.
+        TypeError: settings that are none of the judge's.
+    """
+    if kind not in _KINDS:
+        raise InputError("INPUT_VALUE", "kind", f"{kind!r} is none of {', '.join(sorted(_KINDS))}")
+    return _KINDS[kind](experiment, settings)
+
+
+def _only_outcomes(record: Record) -> None:
+    if record["record"] != OUTCOME:
+        raise InputError("INPUT_VALUE", "record", f"this judge knows no {record['record']}")
+
+
+def _same_arm(logged: str | int, drawn: str | int) -> None:
+    if logged != drawn:
+        raise LogError("REPLAY_DIFFERS", "arm", f"the log says {logged!r}, the experiment's name gives {drawn!r}")

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exercise 1: how many episodes per robot until a fleet knows that 88 % is more than 85 %?
+
+All rules judge the same simulated episodes (:mod:`vla_evidence.simulate.ab_runs`), once with equal and once with different
+versions. "False alarm": a winner is declared although the versions are equal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import numpy as np
+
+from vla_evidence import sample_size
+from vla_evidence.analysis import Bar, no_bar
+from vla_evidence.errors import InputError, check_probability
+from vla_evidence.simulate import plots
+from vla_evidence.simulate.ab_runs import INTERVALS, OURS, Z_TEST, Runs, by_robot_runs, paired_runs
+from vla_evidence.simulate.report import Report
+from vla_evidence.stopping import Stopping, share_and_error, sign_test_pairs
+from vla_evidence.tables import share_text, table
+
+_LONGEST = 2.0
+"""Rules are followed for so many times the size of the design with one look."""
+_ROBOT_RUNS = 500
+"""Most runs with whole robots as units: each takes thousands of random assignments."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the exercise.
+
+    Attributes:
+        robots, rate_a, rate_b, confidence: of the question; two-sided.
+        power: probability of finding the difference.
+        per_day: episodes a robot does a day.
+        icc: how much robots differ: intraclass correlation of their outcomes.
+        runs, seed: of the simulation.
+    """
+
+    robots: int = 50
+    rate_a: float = 0.85
+    rate_b: float = 0.88
+    confidence: float = 0.95
+    power: float = 0.8
+    per_day: float = 40.0
+    icc: float = 0.05
+    runs: int = 2000
+    seed: int = 0
+
+    @property
+    def alpha(self) -> float:
+        """Level of the tests."""
+        return 1.0 - check_probability("confidence", self.confidence)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one rule does: shares of runs and mean episodes on each robot if versions differ, with Monte-Carlo errors."""
+
+    rule: str
+    looks: str
+    false_alarm: tuple[float, float]
+    power: tuple[float, float]
+    per_robot: tuple[float, float]
+
+    def row(self) -> list[str]:
+        """Return it for a table."""
+        mean, error = self.per_robot
+        effort = f"{mean:.0f}" + (f" ± {error:.1f}" if error else "")
+        return [self.rule, self.looks, share_text(self.false_alarm), share_text(self.power), effort]
+
+
+def run(settings: Settings, bar: Bar = no_bar) -> Report:
+    """Answer the question.
+
+    Raises:
+        InputError: what cannot be.
+        EvidenceError: ANALYSIS_MISSING.
+    """
+    if settings.robots < 2:
+        raise InputError("INPUT_COUNT", "robots", f"{settings.robots} robots cannot be in two arms")
+    rates, alpha = (settings.rate_a, settings.rate_b), settings.alpha
+    wanted = sample_size.two_proportions(*rates, alpha=alpha, power=settings.power)
+    sequential = sign_test_pairs(
+        *rates, alpha=alpha, power=settings.power, first=math.ceil(wanted), runs=settings.runs, seed=settings.seed, bar=bar
+    )
+    end = math.ceil(wanted / settings.robots)
+    rounds = math.ceil(max(_LONGEST * wanted, sequential.horizon) / settings.robots)
+    equal = (settings.rate_a, settings.rate_a)
+    rng = np.random.default_rng(settings.seed)
+    with bar("both versions on each robot", 2 * settings.runs) as tick:
+        same, different = (
+            paired_runs(settings.robots, settings.icc, means, rounds, int(sequential.horizon), alpha, settings.runs, rng, tick)
+            for means in (equal, rates)
+        )
+    few = min(settings.runs, _ROBOT_RUNS)
+    with bar("one version on each robot", 2 * few) as tick:
+        same_robots, different_robots = (
+            by_robot_runs(settings.robots, settings.icc, means, 2 * end, alpha, few, rng, tick) for means in (equal, rates)
+        )
+    pairs = _rules(same, different, end, sequential.horizon / settings.robots)
+    robots = _rules(same_robots, different_robots, different_robots.looks, different_robots.looks)
+    return _report(settings, sequential, pairs, robots, different)
+
+
+def _rules(same: Runs, different: Runs, end: float, ours_end: float) -> list[Rule]:
+    """Return what each rule did by its end, in looks; those of one look and those that look again and again."""
+    found = []
+    for rule in different.at_look:
+        shares = [float(runs.at_look[rule][math.ceil(end) - 1]) for runs in (same, different)]
+        once = (share_and_error(shares[0], same.runs), share_and_error(shares[1], different.runs))
+        found.append(Rule(rule, "one", *once, (end * different.episodes_a_look, 0.0)))
+    for rule, first in different.first.items():
+        limit = ours_end if rule == OURS else end
+        false = share_and_error(float((same.first[rule] <= limit).mean()), same.runs)
+        power = share_and_error(float((first <= limit).mean()), different.runs)
+        spent = Stopping(np.where(first <= limit, first, np.inf), limit, first).mean
+        effort = (spent[0] * different.episodes_a_look, spent[1] * different.episodes_a_look)
+        found.append(Rule(rule, different.looks_text, false, power, effort))
+    return found
+
+
+def _report(s: Settings, sequential: Stopping, pairs: list[Rule], robots: list[Rule], runs: Runs) -> Report:
+    fixed = []
+    for power in sorted({0.8, 0.9, s.power}):
+        normal = sample_size.two_proportions(s.rate_a, s.rate_b, alpha=s.alpha, power=power)
+        arcsine = sample_size.two_proportions_arcsine(s.rate_a, s.rate_b, alpha=s.alpha, power=power)
+        each = math.ceil(2.0 * normal / s.robots)
+        fixed.append(
+            {"power": power, "normal": normal, "arcsine": arcsine, "per_robot": each, "days": each / s.per_day}
+        )
+    chosen = next(row for row in fixed if row["power"] == s.power)
+    at_most = math.ceil(2.0 * sequential.horizon / s.robots)
+    ours = next(rule for rule in pairs if rule.rule == OURS)
+    naive = next(rule for rule in pairs if rule.rule == INTERVALS and rule.looks != "one")
+    once = next(rule for rule in pairs if rule.rule == INTERVALS and rule.looks == "one")
+    sentence = (
+        f"To tell {s.rate_b:.0%} from {s.rate_a:.0%} at {s.confidence:.0%} confidence with {s.power:.0%} power, {s.robots} robots "
+        f"need {chosen['per_robot']:.0f} episodes each, half with either version ({math.ceil(chosen['normal']):,} per version, "
+        f"{chosen['days']:.1f} days at {s.per_day:g} a day); the exact sign test, looked at after every pair, needs "
+        f"{ours.per_robot[0]:.0f} ± {ours.per_robot[1]:.1f} on average and at most {at_most}, while \"the Wilson intervals do not "
+        f"overlap\" finds the difference with probability {once.power[0]:.2f} at one look and, looked at after every round, "
+        f"errs {naive.false_alarm[0]:.1%} of the time."
+    )
+    sizes = [
+        [f"{r['power']:.0%}", f"{math.ceil(r['normal']):,}", f"{math.ceil(r['arcsine']):,}", f"{r['per_robot']:.0f}", f"{r['days']:.1f}"]
+        for r in fixed
+    ]  # fmt: skip
+    heads = ["rule", "looks", "false alarm", "power", "episodes per robot"]
+    errors = f"± is the Monte-Carlo standard error; equal: both {s.rate_a:.0%}; different: {s.rate_a:.0%} against {s.rate_b:.0%}"
+    text = "\n\n".join(
+        [
+            sentence,
+            table(
+                "One look at the end: episodes needed",
+                ["power", "per version", "by arcsine", "per robot", f"days at {s.per_day:g}"],
+                sizes,
+            ),
+            table(
+                f"Both versions on each robot, in pairs ({runs.runs} runs)", heads, [rule.row() for rule in pairs], errors
+            ),
+            table(
+                f"One version on each robot, robots that differ (intraclass correlation {s.icc:g})",
+                heads,
+                [rule.row() for rule in robots],
+                "The robot is the unit: rules that count episodes mistake differences between robots for differences of versions.",
+            ),
+        ]
+    )
+    figures = {
+        "settings": asdict(s),
+        "fixed": fixed,
+        "sequential_at_most_per_robot": at_most,
+        "paired": [asdict(rule) for rule in pairs],
+        "by_robot": [asdict(rule) for rule in robots],
+    }
+    curves = {
+        f"{Z_TEST}, one look": runs.at_look[Z_TEST],
+        f"{OURS}, by then": runs.share_by(OURS),
+        f"{INTERVALS}, one look": runs.at_look[INTERVALS],
+    }
+    return Report(
+        "ab",
+        sentence,
+        text,
+        figures,
+        {
+            "power": partial(plots.power_curves, curves, runs.episodes_a_look, s.power, chosen["per_robot"], s.robots),
+            "errors": partial(plots.rule_errors, pairs, robots, s.alpha),
+        },
+    )

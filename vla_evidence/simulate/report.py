@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an exercise hands over: an answer in a sentence, tables, figures for machines, and plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vla_evidence.errors import EvidenceError
+from vla_evidence.log import to_json
+
+Plot = Callable[[Path], None]
+"""Draws itself into a PNG file."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Of one exercise.
+
+    Attributes:
+        name: of the exercise, and how its files begin.
+        sentence: the answer.
+        text: everything for people, the sentence first.
+        figures: the same for machines; what is infinite is None.
+        plots: by the name of their file.
+    """
+
+    name: str
+    sentence: str
+    text: str
+    figures: dict[str, Any]
+    plots: dict[str, Plot] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write the plots and ``NAME.json`` into a folder, made if missing; return the files.
+
+        Raises:
+            EvidenceError: OUTPUT_NOT_WRITTEN.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            files = [folder / f"{self.name}_{plot}.png" for plot in self.plots]
+            for path, draw in zip(files, self.plots.values(), strict=True):
+                draw(path)
+            document = folder / f"{self.name}.json"
+            document.write_text(json.dumps(to_json({"sentence": self.sentence, **self.figures}), indent=1) + "\n")
+        except OSError as e:
+            raise EvidenceError("OUTPUT_NOT_WRITTEN", str(folder), e.strerror or str(e)) from e
+        return [*files, document]

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole rollouts, many at once: what the judge of a canary does at the end of each stage, and what a plain threshold does.
+
+The judge's decisions are those of :class:`vla_evidence.canary.CanaryJudge` with success alone judged (a test holds them together):
+roll back when the e-process reaches 1/α, at once; at a stage's end go on if nothing leans against the canary and the stage's
+margin is excluded, else hold and ask a person, which ends a run here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_evidence.analysis import Tick
+from vla_evidence.canary_config import CanaryConfig
+from vla_evidence.non_inferiority import NonInferiority
+from vla_evidence.simulate.fleet import RNG, FleetModel
+from vla_evidence.simulate.rules import should_advance
+from vla_evidence.stages import Stage
+from vla_evidence.stopping import batches
+from vla_evidence.two_sample import CANARY, INCUMBENT, log_e_paths
+
+ROLLED_BACK, HELD, FULL = "rolled back", "held for a person", "reached all robots"
+OUTCOMES = (ROLLED_BACK, HELD, FULL)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """How many rollouts ended.
+
+    Attributes:
+        outcome: of each run, an index into :data:`OUTCOMES`; shape [runs].
+        stage: at whose end, or within which, it ended; shape [runs].
+        hours: after which; shape [runs].
+        canary_episodes: run by the new version until then (the last stage aside); shape [runs].
+    """
+
+    outcome: NDArray[np.int64]
+    stage: NDArray[np.int64]
+    hours: NDArray[np.float64]
+    canary_episodes: NDArray[np.float64]
+
+    def share(self, outcome: str) -> float:
+        """Return the share of runs that ended so."""
+        return float((self.outcome == OUTCOMES.index(outcome)).mean())
+
+
+def judged(
+    fleet: FleetModel,
+    means: tuple[float, float],
+    per_hour: float,
+    config: CanaryConfig,
+    runs: int,
+    rng: RNG,
+    progress: Tick,
+) -> Rollouts:
+    """Simulate rollouts by the judge; every robot holds both versions, and each episode is drawn with the stage's share.
+
+    Args:
+        fleet: the robots.
+        means: success rates of incumbent and canary.
+        per_hour: episodes that a robot does an hour.
+        config: of the judge; success alone is judged.
+        runs, rng, progress: as everywhere.
+    """
+    stages = [stage for stage in config.stages if stage.share < 1.0]
+    hours = np.array([stage.duration_s / 3600.0 for stage in stages])
+    units = np.round(fleet.robots * per_hour * hours).astype(np.int64)
+    share = np.repeat([stage.share for stage in stages], units)
+    priors = (config.incumbent_prior, config.canary_prior)
+    counts = (tuple(p.successes for p in priors), tuple(p.successes + p.failures for p in priors))
+    ended = []
+    for size in batches(runs, int(units.sum())):
+        rates = fleet.rates(means, size, rng)
+        robot = rng.integers(fleet.robots, size=(size, len(share)))
+        groups = (rng.random(robot.shape) < share).astype(np.int8)
+        rate = np.where(groups == CANARY, *(np.take_along_axis(rates[g], robot, axis=1) for g in (CANARY, INCUMBENT)))
+        ys = rng.random(robot.shape) < rate
+        paths = log_e_paths(groups, ys, share, margin=config.harm_margin, counts=counts)
+        for run in range(size):
+            ended.append(_end_of(paths[run], groups[run], ys[run], stages, units, hours, config))
+        progress(size)
+    outcome, stage, time, episodes = (np.array(column) for column in zip(*ended, strict=True))
+    return Rollouts(outcome.astype(np.int64), stage.astype(np.int64), time, episodes)
+
+
+def _end_of(
+    path: NDArray[np.float64],
+    groups: NDArray[np.int8],
+    ys: NDArray[np.bool_],
+    stages: Sequence[Stage],
+    units: NDArray[np.int64],
+    hours: NDArray[np.float64],
+    config: CanaryConfig,
+) -> tuple[int, int, float, float]:
+    """Return (outcome, stage, hours, canary episodes) of one run."""
+    crossed = path >= -math.log(config.alpha)
+    harm = int(crossed.argmax()) if crossed.any() else len(path)
+    excluded = NonInferiority([s.margin for s in stages if s.margin is not None], incumbent=config.incumbent_prior)
+    begin, elapsed = 0, 0.0
+    for index, (stage, size, length) in enumerate(zip(stages, units, hours, strict=True)):
+        end = begin + int(size)
+        if harm < end:
+            into = (harm - begin + 1) / size * length
+            return OUTCOMES.index(ROLLED_BACK), index, elapsed + into, float(groups[: harm + 1].sum())
+        elapsed += length
+        excluded.add_many(groups[begin:end], ys[begin:end], stage.share)
+        drop = excluded.excluded_drop(config.advance_alpha)
+        enough = min(np.bincount(groups[begin:end], minlength=2)) >= config.min_episodes
+        proven = stage.margin is None or (drop is not None and drop <= stage.margin)
+        leans = end > 0 and path[end - 1] > math.log(config.advance_max_evidence)
+        if not (enough and proven) or leans:
+            return OUTCOMES.index(HELD), index, elapsed, float(groups[:end].sum())
+        begin = end
+    return OUTCOMES.index(FULL), len(stages), elapsed, float(groups.sum())
+
+
+def threshold_rule(
+    fleet: FleetModel, means: tuple[float, float], per_hour: float, stages: Sequence[Stage], runs: int, rng: RNG
+) -> Rollouts:
+    """Simulate rollouts by "new mean >= old mean - 0.02 from 50 samples on", asked at the end of each stage.
+
+    ``int(robots * share)`` robots run the new version for all of their episodes; a refusal is taken as a rollback, too few
+    samples as waiting, which ends a run here.
+    """
+    limited = [stage for stage in stages if stage.share < 1.0]
+    rates = fleet.rates(means, runs, rng)
+    rates = np.take_along_axis(rates, np.argsort(rng.random(rates.shape[1:]), axis=1)[None], axis=2)  # who is a canary
+    outcome = np.full(runs, OUTCOMES.index(FULL))
+    at, time = np.full(runs, len(limited)), np.full(runs, sum(stage.duration_s for stage in limited) / 3600.0)
+    exposed, going = np.zeros(runs), np.ones(runs, dtype=bool)
+    successes, episodes, elapsed = np.zeros((2, runs)), np.zeros(2), 0.0
+    for index, stage in enumerate(limited):
+        robots, each = int(fleet.robots * stage.share), round(per_hour * stage.duration_s / 3600.0)
+        elapsed += stage.duration_s / 3600.0
+        episodes += each * np.array([fleet.robots - robots, robots])
+        successes[INCUMBENT] += rng.binomial(each, rates[INCUMBENT][:, robots:]).sum(axis=1)
+        successes[CANARY] += rng.binomial(each, rates[CANARY][:, :robots]).sum(axis=1)
+        exposed[going] += each * robots
+        enough, good = should_advance(successes[CANARY], episodes[CANARY], successes[INCUMBENT], episodes[INCUMBENT])
+        for condition, result in ((~enough, HELD), (enough & ~good, ROLLED_BACK)):
+            stopped = going & condition
+            outcome[stopped], at[stopped], time[stopped] = OUTCOMES.index(result), index, elapsed
+            going &= ~stopped
+    return Rollouts(outcome, at, time, exposed)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules that look plausible and promise more than they hold, over many runs at once: for comparison only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri  # type: ignore[import-untyped]
+
+Z_95 = 1.96
+
+
+def wilson_ends(successes: Any, n: Any, z: float = Z_95) -> tuple[Any, Any]:
+    """Return the Wilson interval's ends for arrays of counts."""
+    p = successes / n
+    denominator = 1.0 + z**2 / n
+    centre = (p + z**2 / (2.0 * n)) / denominator
+    half = z * np.sqrt((p * (1.0 - p) + z**2 / (4.0 * n)) / n) / denominator
+    return centre - half, centre + half
+
+
+def intervals_apart(successes_a: Any, n_a: Any, successes_b: Any, n_b: Any, min_samples: int = 100) -> NDArray[np.bool_]:
+    """Return where two 95 % Wilson intervals do not overlap, once both arms have ``min_samples`` episodes."""
+    low_a, high_a = wilson_ends(successes_a, n_a)
+    low_b, high_b = wilson_ends(successes_b, n_b)
+    enough = (np.asarray(n_a) >= min_samples) & (np.asarray(n_b) >= min_samples)
+    return np.asarray(enough & ((high_a < low_b) | (high_b < low_a)))
+
+
+def z_test(successes_a: Any, n_a: Any, successes_b: Any, n_b: Any, alpha: float = 0.05) -> NDArray[np.bool_]:
+    """Return where the pooled two-sided z test of two proportions rejects."""
+    pooled = (successes_a + successes_b) / (n_a + n_b)
+    spread = np.sqrt(pooled * (1.0 - pooled) * (1.0 / n_a + 1.0 / n_b))
+    difference = np.abs(successes_b / n_b - successes_a / n_a)
+    return np.asarray(difference > -ndtri(alpha / 2.0) * spread)
+
+
+def should_advance(
+    successes_new: Any, n_new: Any, successes_old: Any, n_old: Any, min_samples: int = 50, margin: float = 0.02
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return (is there enough data, is the new mean at least the old one minus the margin)."""
+    enough = (np.asarray(n_new) >= min_samples) & (np.asarray(n_old) >= min_samples)
+    new, old = successes_new / np.maximum(n_new, 1), successes_old / np.maximum(n_old, 1)
+    return enough, np.asarray(enough & (new >= old - margin))
