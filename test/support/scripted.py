@@ -41,7 +41,7 @@ def scripted_bundle(
     *,
     channels: Sequence[Channel] = JOINTS,
     rate_hz: float = 50.0,
-    horizon: int = 16,
+    horizon: int = 50,
     execute: int = 8,
     amplitude: float | Sequence[float] = 0.3,
     frequency_hz: float | Sequence[float] = 0.2,

@@ -13,7 +13,9 @@ from support.worker_robot import WorkerRobot
 
 
 def test_a_chunk_answers_its_request_with_physical_units(tmp_path: Path) -> None:
-    scripted_bundle(tmp_path / "a", amplitude=(0.5, 0.0), offset=(0.0, 1.25), frequency_hz=0.1, sleep_s=0.02)
+    scripted_bundle(
+        tmp_path / "a", horizon=16, amplitude=(0.5, 0.0), offset=(0.0, 1.25), frequency_hz=0.1, sleep_s=0.02
+    )
     with WorkerRobot(spare=False) as robot:
         generation = robot.pool.prepare(tmp_path / "a")
         before = time.monotonic()
@@ -45,7 +47,7 @@ def test_a_chunk_answers_its_request_with_physical_units(tmp_path: Path) -> None
 def test_a_policy_that_fails_once_is_reported_and_asked_again(
     tmp_path: Path, behaviour: dict[str, Any], error: str, text: str
 ) -> None:
-    scripted_bundle(tmp_path / "a", **behaviour)
+    scripted_bundle(tmp_path / "a", horizon=16, **behaviour)
     with WorkerRobot(spare=False) as robot:
         generation = robot.pool.prepare(tmp_path / "a")
         robot.assert_works(generation)
