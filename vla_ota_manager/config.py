@@ -107,13 +107,13 @@ class OtaConfig:
             _check_range(field, getattr(self, field.name))
         for name in ("swap_at", "rollback_at"):
             if getattr(self, name) not in ("CHUNK", "EPISODE", "REST", "NOW"):
-                raise ConfigError("CONFIG_INVALID", "must be CHUNK, EPISODE, REST or NOW", name)
+                raise ConfigError("PARAMETER_INVALID", "must be CHUNK, EPISODE, REST or NOW", name)
         if not self.store_dir:
-            raise ConfigError("CONFIG_INVALID", "must name a folder", "store_dir")
+            raise ConfigError("PARAMETER_INVALID", "must name a folder", "store_dir")
         if self.status_period_s * 2 > self.trial_lease_s:
-            raise ConfigError("CONFIG_INVALID", "must be at least twice status_period_s", "trial_lease_s")
+            raise ConfigError("PARAMETER_INVALID", "must be at least twice status_period_s", "trial_lease_s")
         if self.tolerated_exceedance <= 1 - self.score_quantile:
-            raise ConfigError("CONFIG_INVALID", "must be above 1 - score_quantile", "tolerated_exceedance")
+            raise ConfigError("PARAMETER_INVALID", "must be above 1 - score_quantile", "tolerated_exceedance")
 
 
 def _check_range(field: dataclasses.Field[Any], value: Any) -> None:
@@ -122,10 +122,10 @@ def _check_range(field: dataclasses.Field[Any], value: Any) -> None:
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not expected:
-        raise ConfigError("CONFIG_INVALID", f"must be {expected.__name__}, not {type(value).__name__}", field.name)
+        raise ConfigError("PARAMETER_INVALID", f"must be {expected.__name__}, not {type(value).__name__}", field.name)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError("CONFIG_INVALID", "must be finite", field.name)
+        raise ConfigError("PARAMETER_INVALID", "must be finite", field.name)
     if (low is not None and value < low) or (high is not None and value > high):
         raise ConfigError(
-            "CONFIG_INVALID", f"is {value}, allowed {low} to {high if high is not None else 'any'}", field.name
+            "PARAMETER_INVALID", f"is {value}, allowed {low} to {high if high is not None else 'any'}", field.name
         )

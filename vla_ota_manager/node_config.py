@@ -32,13 +32,13 @@ class ScoreTopic:
         """
         topic, colon, source = text.partition(":")
         if not _NAME.fullmatch(topic):
-            raise ConfigError("CONFIG_INVALID", f"{topic!r} is not a topic's name", "score_topics")
+            raise ConfigError("PARAMETER_INVALID", f"{topic!r} is not a topic's name", "score_topics")
         if colon and not _SOURCE.fullmatch(source):
             raise ConfigError(
-                "CONFIG_INVALID", f"{source!r} is not a source: 1 to 64 of [A-Za-z0-9_.-]", "score_topics"
+                "PARAMETER_INVALID", f"{source!r} is not a source: 1 to 64 of [A-Za-z0-9_.-]", "score_topics"
             )
         if source in POLICY_SOURCES:
-            raise ConfigError("CONFIG_INVALID", f"the source {source!r} is the policy node's own", "score_topics")
+            raise ConfigError("PARAMETER_INVALID", f"the source {source!r} is the policy node's own", "score_topics")
         return ScoreTopic(topic, source)
 
 
@@ -67,14 +67,14 @@ class NodeConfig:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.policy_node):
-            raise ConfigError("CONFIG_INVALID", f"{self.policy_node!r} is not a node's name", "policy_node")
+            raise ConfigError("PARAMETER_INVALID", f"{self.policy_node!r} is not a node's name", "policy_node")
         if not (math.isfinite(self.permission_timeout_s) and 0.1 <= self.permission_timeout_s <= 3600.0):
             raise ConfigError(
-                "CONFIG_INVALID", f"is {self.permission_timeout_s}, allowed 0.1 to 3600", "permission_timeout_s"
+                "PARAMETER_INVALID", f"is {self.permission_timeout_s}, allowed 0.1 to 3600", "permission_timeout_s"
             )
         topics = [entry.topic for entry in self.scores]
         if len(set(topics)) < len(topics):
-            raise ConfigError("CONFIG_INVALID", "names a topic twice", "score_topics")
+            raise ConfigError("PARAMETER_INVALID", "names a topic twice", "score_topics")
 
     @property
     def scores(self) -> tuple[ScoreTopic, ...]:

@@ -102,9 +102,9 @@ class AllowedSources:
             try:
                 url = parse_url(prefix)
             except FetchError as e:
-                raise ConfigError("CONFIG_INVALID", e.reason, f"allowed_sources: {prefix}") from e
+                raise ConfigError("PARAMETER_INVALID", e.reason, f"allowed_sources: {prefix}") from e
             if "?" in prefix:
-                raise ConfigError("CONFIG_INVALID", "a prefix has no query", f"allowed_sources: {prefix}")
+                raise ConfigError("PARAMETER_INVALID", "a prefix has no query", f"allowed_sources: {prefix}")
             self._prefixes.append(url)
 
     def check(self, url: Url) -> None:

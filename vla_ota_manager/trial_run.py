@@ -29,7 +29,7 @@ _REPORT_S = 5.0
 """How long a change that nobody asked for waits for the swap's report, which says why and comes a second after it [s]."""
 _ASK_AGAIN = frozenset(
     {"POLICY_ABSENT", "SWAP_TIMEOUT", "CANCELLED", "SWAP_IN_PROGRESS", "PREPARE_IN_PROGRESS", "MOTION_DISABLED"}
-    | {"UNEXPECTED_ACTIVE", "NOT_PREPARED"}
+    | {"EXPECTATION_FAILED", "NOT_PREPARED"}
 )
 """Codes after which a swap may still have happened, or may succeed later."""
 

@@ -40,7 +40,7 @@ _ASK_AGAIN = frozenset({"POLICY_ABSENT", "PREPARE_IN_PROGRESS", "TRIAL_RUNNING"}
 _NOT_THE_BUNDLES_FAULT = (
     _ASK_AGAIN
     | {"CANCELLED", "PREPARE_TIMEOUT", "NOT_CONFIGURED", "CLOSED", "CONTROL_LOST", "CONTROL_UNRESPONSIVE"}
-    | {"OUT_OF_MEMORY", "NO_FREE_SLOT", "WORKER_START_FAILED"}
+    | {"OUT_OF_MEMORY", "NO_FREE_SLOT", "WORKER_START_FAILED", "INTERNAL_ERROR"}
 )
 """The update could not be carried out (FAILED); any other code is the policy node's refusal of this bundle (REJECTED)."""
 

@@ -171,7 +171,7 @@ class Generations:
     def _read_manifest(self, path: Path, digest: str) -> Manifest:
         manifest = load_manifest(path)
         if digest and manifest.digest != digest:
-            raise SwapError("DIGEST_MISMATCH", f"{path} has digest {manifest.digest}, asked for was {digest}")
+            raise SwapError("DIGEST_BUNDLE", f"{path} has digest {manifest.digest}, asked for was {digest}")
         return manifest
 
     def _make_room(self) -> None:
@@ -251,7 +251,7 @@ class Generations:
             active = self.residents.active
         if expected and (active is None or active.digest != expected):
             raise SwapError(
-                "UNEXPECTED_ACTIVE", f"active is {active.digest if active else 'nothing'}, expected was {expected}"
+                "EXPECTATION_FAILED", f"active is {active.digest if active else 'nothing'}, expected was {expected}"
             )
 
     def activate_now(self, resident: Resident, cause: str, *, instead_of: int, at: str = "NOW") -> Report | None:

@@ -464,7 +464,7 @@ class PolicyNode(LifecycleNode):
 
 
 def _code_of(error: Exception) -> str:
-    return str(getattr(error, "code", "") or "FAILED")
+    return str(getattr(error, "code", "") or "INTERNAL_ERROR")
 
 
 def main() -> None:

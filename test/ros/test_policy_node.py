@@ -69,7 +69,7 @@ def test_a_swap_in_motion_is_answered_reported_and_undone_without_a_missed_tick(
         ({"digest": "0" * 64, "at": "SOON"}, "SWAP_BOUNDARY_UNKNOWN"),
         ({"digest": "0" * 64, "cause": "WHIM"}, "CAUSE_UNKNOWN"),
         ({"digest": "0" * 64, "timeout_s": float("nan")}, "DURATION_INVALID"),
-        ({"digest": "0" * 64, "expected_active_digest": "1" * 64}, "UNEXPECTED_ACTIVE"),
+        ({"digest": "0" * 64, "expected_active_digest": "1" * 64}, "EXPECTATION_FAILED"),
     ],
 )
 def test_a_swap_that_cannot_be_done_says_why_and_the_robot_keeps_its_policy(

@@ -187,7 +187,7 @@ class StandInPolicyNode:
             return result
         if self.prepare_error or goal.request.digest not in ("", manifest.digest):
             goal.abort()
-            result.error_code, result.message = self.prepare_error or "DIGEST_MISMATCH", f"told to refuse {path}"
+            result.error_code, result.message = self.prepare_error or "DIGEST_BUNDLE", f"told to refuse {path}"
             return result
         with self._mutex:
             self.prepared = (manifest.digest, manifest.version)
@@ -204,7 +204,7 @@ class StandInPolicyNode:
             if self.swap_error:
                 response.error_code, response.message = self.swap_error, "told to refuse"
             elif request.expected_active_digest not in ("", self.active[0]):
-                response.error_code, response.message = "UNEXPECTED_ACTIVE", f"{self.active[1]} is active"
+                response.error_code, response.message = "EXPECTATION_FAILED", f"{self.active[1]} is active"
             elif request.digest not in resident:
                 response.error_code, response.message = "NOT_PREPARED", f"{request.digest} is not loaded"
             else:

@@ -105,7 +105,7 @@ class SimulatedPolicy:
         except CheckpointError as e:
             return PrepareResult(False, e.code, str(e))
         if manifest.digest != digest:
-            return PrepareResult(False, "DIGEST_MISMATCH", manifest.digest)
+            return PrepareResult(False, "DIGEST_BUNDLE", manifest.digest)
         with self.edit() as document:
             document["log"].append(f"prepare {manifest.version}")
             if not self._resident(document, digest):
@@ -132,7 +132,7 @@ class SimulatedPolicy:
                 return SwapResult(False, "NOT_PREPARED", "not in memory")
             expected = request.expected_active_digest
             if expected and (active or {}).get("digest") != expected:
-                return SwapResult(False, "UNEXPECTED_ACTIVE", "another one acts")
+                return SwapResult(False, "EXPECTATION_FAILED", "another one acts")
             already = active is not None and active["digest"] == request.digest
             fallback = document["lease"]["fallback"] if already and document["lease"] else active
             if not already:

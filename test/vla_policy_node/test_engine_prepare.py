@@ -32,7 +32,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "one channel less": ({"channels": JOINTS[:1]}, "CHANNELS_MISMATCH"),
     "another unit": ({"channels": (JOINTS[0], Channel("j2", "m", "absolute"))}, "UNIT_MISMATCH"),
     "another mode": ({"channels": (JOINTS[0], Channel("j2", "rad", "relative"))}, "MODE_MISMATCH"),
-    "a camera that is not there": ({"images": {"observation.images.front": (8, 8)}}, "SPEC_MISMATCH"),
+    "a camera that is not there": ({"images": {"observation.images.front": (8, 8)}}, "OBSERVATION_MISMATCH"),
     "no actions left to blend": ({"horizon": 9, "execute": 8}, "HORIZON_TOO_SHORT"),
     "an unknown policy": ({"policy_type": "oracle"}, "POLICY_TYPE_UNKNOWN"),
     "an exception": ({"load_raise": True}, "LOAD_FAILED"),
@@ -57,7 +57,7 @@ def test_every_misfit_is_refused_and_the_acting_policy_goes_on(tmp_path: Path) -
         damaged = tmp_path / "damaged"
         scripted_bundle(damaged, "2.0.0")
         damage(damaged / "model.safetensors")
-        assert _refusal(rig, damaged) == "TENSOR_DIGEST_MISMATCH"
+        assert _refusal(rig, damaged) == "DIGEST_TENSOR"
         assert _refusal(rig, "") == "EMPTY_REQUEST"
         after = rig.control
         assert (after.mode, after.starved, after.generation) == ("RUNNING", before.starved, before.generation)

@@ -98,7 +98,7 @@ FAILURES: list[tuple[dict[str, Any], str]] = [
     ({"spec": {"horizon": 15}}, "SPEC_MISMATCH"),
     ({"spec": {"action_dim": 1}}, "SPEC_MISMATCH"),
     ({"spec": {"execute": 3}}, "SPEC_MISMATCH"),
-    ({"images": {"observation.images.top": (4, 6)}}, "SPEC_MISMATCH"),
+    ({"images": {"observation.images.top": (4, 6)}}, "OBSERVATION_MISMATCH"),
     ({"golden_error": 0.002}, "GOLDEN_MISMATCH"),
     ({"golden_error": float(np.finfo(np.float32).max)}, "GOLDEN_MISMATCH"),
     ({"nan_at_call": -4}, "GOLDEN_MISMATCH"),  # calls before READY: two golden ones, two to warm up
@@ -134,7 +134,7 @@ def test_each_failure_has_its_code_and_leaves_the_running_generation_alone(tmp_p
 @pytest.mark.parametrize(
     ("damage", "code"),
     [
-        (flip_weight, "TENSOR_DIGEST_MISMATCH"),
+        (flip_weight, "DIGEST_TENSOR"),
         (truncate_weights, "BUNDLE_FILE_SIZE"),
         (change_config, "DIGEST_FILE"),
         (lambda bundle: (bundle / "stats.json").unlink(), "BUNDLE_FILE_MISSING"),
@@ -149,9 +149,7 @@ def test_a_damaged_bundle_is_not_loaded(tmp_path: Path, damage: Callable[[Path],
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize(
-    ("damage", "code"), [(flip_weight, "TENSOR_DIGEST_MISMATCH"), (truncate_weights, "LOAD_FAILED")]
-)
+@pytest.mark.parametrize(("damage", "code"), [(flip_weight, "DIGEST_TENSOR"), (truncate_weights, "LOAD_FAILED")])
 def test_weights_that_change_after_the_bundle_was_checked_are_noticed(
     tmp_path: Path, damage: Callable[[Path], None], code: str
 ) -> None:
@@ -241,7 +239,7 @@ def test_a_second_preparation_at_the_same_time_is_refused_and_the_first_goes_on(
 
     with WorkerRobot(spare=False) as robot:
         generation = robot.pool.prepare(tmp_path / "a", on_progress=intrude)
-        assert refusals == ["BUSY"]
+        assert refusals == ["PREPARE_IN_PROGRESS"]
         robot.assert_works(generation)
 
 

@@ -114,8 +114,8 @@ class WorkerEvent:
 class PrepareError(WorkerError):
     """A bundle was not loaded; every other generation goes on as before.
 
-    ``code`` is one of: BUSY, NO_FREE_SLOT, OUT_OF_MEMORY, KIND_UNSUPPORTED, WORKER_START_FAILED, WORKER_DIED, LOAD_FAILED,
-    POLICY_TYPE_UNKNOWN, TENSOR_DIGEST_MISMATCH, DIGEST_FILE, SPEC_MISMATCH, GOLDEN_MISMATCH, WARM_UP_FAILED, LOAD_TIMEOUT,
+    ``code`` is one of: PREPARE_IN_PROGRESS, NO_FREE_SLOT, OUT_OF_MEMORY, KIND_UNSUPPORTED, WORKER_START_FAILED, WORKER_DIED,
+    LOAD_FAILED, POLICY_TYPE_UNKNOWN, SPEC_MISMATCH, OBSERVATION_MISMATCH, GOLDEN_MISMATCH, WARM_UP_FAILED, LOAD_TIMEOUT,
     CANCELLED, CLOSED; a code of :mod:`vla_checkpoint.errors`; or the ``code`` of the exception that the policy's ``load`` raised
     (:mod:`vla_policy_node.policies.errors`).
     """

@@ -79,7 +79,7 @@ def read_weights(
 def check_tensors(files: list[dict[str, Any]], tensors: Mapping[str, TensorView], threads: int) -> None:
     """Compare each tensor's SHA-256, taken where it will be used, with the manifest's.
 
-    Raises :class:`WorkerError` ``TENSOR_DIGEST_MISMATCH``.
+    Raises :class:`WorkerError` ``DIGEST_TENSOR``.
     """
     expected = {t["name"]: (t["sha256"], f["path"]) for f in files for t in f["tensors"]}
 
@@ -91,9 +91,7 @@ def check_tensors(files: list[dict[str, Any]], tensors: Mapping[str, TensorView]
     ) as executor:  # hashlib lets other threads run; they inherit this one's nice level
         for (name, (wanted, path)), found in zip(expected.items(), executor.map(digest, expected), strict=True):
             if found != wanted:
-                raise WorkerError(
-                    "TENSOR_DIGEST_MISMATCH", f"{path}: tensor {name!r} is not the one the manifest lists"
-                )
+                raise WorkerError("DIGEST_TENSOR", f"{path}: tensor {name!r} is not the one the manifest lists")
 
 
 def check_files(bundle_dir: Path, files: list[dict[str, Any]]) -> None:
@@ -131,7 +129,7 @@ def check_spec(
         expected: ``horizon``, ``execute`` and ``action_dim`` as the bundle's files have them.
         features: the node's observation, feature → (dtype, shape).
 
-    Raises :class:`WorkerError` ``SPEC_MISMATCH``.
+    Raises :class:`WorkerError` ``SPEC_MISMATCH`` (configuration) or ``OBSERVATION_MISMATCH`` (robot).
     """
     for key, value in expected.items():
         found = getattr(spec, key)
@@ -142,13 +140,13 @@ def check_spec(
     for name, feature in spec.observation.items():
         if name not in features:
             raise WorkerError(
-                "SPEC_MISMATCH", f"observation: the policy needs {name!r}, the robot contract does not give it"
+                "OBSERVATION_MISMATCH", f"observation: the policy needs {name!r}, the robot contract does not give it"
             )
         wanted = (feature.dtype, tuple(feature.shape))
         if features[name] != wanted:
             found = features[name]
             raise WorkerError(
-                "SPEC_MISMATCH", f"observation {name!r}: the policy needs {wanted}, the robot gives {found}"
+                "OBSERVATION_MISMATCH", f"observation {name!r}: the policy needs {wanted}, the robot gives {found}"
             )
 
 

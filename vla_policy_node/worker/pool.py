@@ -112,7 +112,7 @@ class WorkerPool:
             PrepareError: the worker is gone by then and its memory is back.
         """
         if not self._preparing.acquire(blocking=False):
-            raise PrepareError("BUSY", "another bundle is being prepared")
+            raise PrepareError("PREPARE_IN_PROGRESS", "another bundle is being prepared")
         deadline_s = time.monotonic() + (self._config.load_timeout_s if timeout_s is None else timeout_s)
         try:
             on_progress("QUEUED", 0.0)
