@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Better, worse or unproven? Sequential tests and confidence bounds for robot and cloud: pure maths on numpy and scipy.
 
-Importing this is light: the robot does. Judges of rollouts and experiments, planning, logs and simulations are modules of their own.
+Importing this is light, for the robot does. Judges of rollouts and experiments, planning, logs and simulations are modules of
+their own.
 """
 
 from __future__ import annotations

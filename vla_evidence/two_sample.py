@@ -272,7 +272,7 @@ def project(q0: Any, q1: Any, margin: Any, pi: Any) -> Any:
     low = np.maximum(np.minimum(q0, q1 + margin), margin)
     high = np.minimum(np.maximum(q0, q1 + margin), 1.0)
     width = high - low
-    # At its ends, if they are those of the rates, the slope has a pole, where Newton's steps are small without being near the root.
+    # Where the bracket ends at 0 or 1 the slope has a pole; there Newton's steps are small without being near the root.
     p0 = np.clip((1.0 - pi) * q0 + pi * (q1 + margin), low + 0.1 * width, high - 0.1 * width)
     for _ in range(_NEWTON_STEPS):
         first, second = _slope(p0, q0, q1, margin, pi)

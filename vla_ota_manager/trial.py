@@ -232,7 +232,10 @@ class TrialJudge:
         return max(own or self._chunks.values(), default=0)
 
     def _leaning(self) -> bool:
-        tests: list[ExceedanceTest | FailureTest] = [*self._scores.values(), *([self._success] if self._success else [])]
+        tests: list[ExceedanceTest | FailureTest] = [
+            *self._scores.values(),
+            *([self._success] if self._success else []),
+        ]
         return any(test.process.log_e > math.log(self._config.commit_max_evidence) for test in tests)
 
     def _describe_all(self) -> str:

@@ -56,7 +56,9 @@ def test_the_mean_of_the_evidence_is_at_most_one_at_the_tolerated_rate() -> None
 
 
 @given(st.lists(st.floats(-3, 3), max_size=40), st.floats(-3, 3), st.floats(0, 3))
-def test_a_higher_score_anywhere_never_lowers_the_final_evidence(values: list[float], value: float, more: float) -> None:
+def test_a_higher_score_anywhere_never_lowers_the_final_evidence(
+    values: list[float], value: float, more: float
+) -> None:
     """Counts decide, so here it holds for every observation, not only for the last."""
 
     def evidence(*all_values: float) -> float:
@@ -92,13 +94,17 @@ def test_the_words_name_counts_rate_and_where_it_decides() -> None:
     for value in (0.0, 2.0, 3.0):
         test.update(value)
     text = test.describe("tce", "blocks of 4", 0.05)
-    assert text.startswith("tce: 2 of 3 blocks of 4 above 1.25, tolerated 15%, evidence ") and text.endswith("decides at 20")
+    assert text.startswith("tce: 2 of 3 blocks of 4 above 1.25, tolerated 15%, evidence ") and text.endswith(
+        "decides at 20"
+    )
     failures = FailureTest.below(0.8)
     assert failures is not None
     for success in (True, False):
         failures.update(success)
     text = failures.describe(0.01)
-    assert text.startswith("success: 1 of 2 episodes failed, tolerated 20%, evidence ") and text.endswith("decides at 100")
+    assert text.startswith("success: 1 of 2 episodes failed, tolerated 20%, evidence ") and text.endswith(
+        "decides at 100"
+    )
 
 
 def test_failures_are_the_same_test_on_the_complement_of_the_rate() -> None:

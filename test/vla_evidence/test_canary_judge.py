@@ -1,0 +1,436 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The judge of a canary reaches each of its verdicts on its grounds, never advances without data, and survives a restart."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+
+from vla_evidence import CANARY, INCUMBENT, InputError, LogError
+from vla_evidence.canary import CanaryJudge
+from vla_evidence.canary_config import CanaryConfig, latency_limit
+from vla_evidence.canary_verdict import CanaryDecision
+from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit
+
+HOUR = 3600.0
+DAY = 24 * HOUR
+ONE_STAGE = (Stage("canary", 0.25, DAY, 0.1), Stage("full", 1.0, 0.0, None))
+
+
+def judge_of(**settings) -> CanaryJudge:
+    judge = CanaryJudge(CanaryConfig(**{"stages": ONE_STAGE, **settings}))
+    judge.begin_stage(0, 0.0)
+    return judge
+
+
+def feed(judge: CanaryJudge, group: int, successes: int, failures: int, pi: float = 0.25) -> None:
+    """Take in so many ended episodes of a group, well mixed."""
+    outcomes = [1] * successes + [0] * failures
+    random.Random(0).shuffle(outcomes)
+    judge.add_many([group] * len(outcomes), outcomes, pi)
+
+
+def mixed(
+    judge: CanaryJudge, incumbent: float, canary: float, episodes: int, *, pi: float = 0.25, seed: int = 0
+) -> None:
+    rng = np.random.default_rng(seed)
+    groups = (rng.random(episodes) < pi).astype(int)
+    judge.add_many(groups, (rng.random(episodes) < np.where(groups, canary, incumbent)).astype(int), pi)
+
+
+# -- verdicts ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_canary_advances_when_time_exposure_and_margin_are_there() -> None:
+    judge = judge_of()
+    mixed(judge, 0.87, 0.9, 4000)
+    early = judge.verdict(DAY / 2)
+    assert early.decision is CanaryDecision.HOLD and early.missing == ("12 h of 24",)
+    verdict = judge.verdict(DAY)
+    assert verdict.decision is CanaryDecision.ADVANCE and verdict.missing == ()
+    assert verdict.excluded_drop is not None and verdict.excluded_drop <= 0.1
+    assert verdict.message.startswith("canary: no sign of harm") and "% " not in verdict.code
+    assert verdict.figures["canary"][1] + verdict.figures["incumbent"][1] == 4000
+
+
+def test_a_worse_canary_is_rolled_back_for_good_and_at_once() -> None:
+    judge = judge_of()
+    mixed(judge, 0.87, 0.5, 400)
+    verdict = judge.verdict(60.0)
+    assert (verdict.decision, verdict.code) == (CanaryDecision.ROLLBACK, "SUCCESS_WORSE")
+    assert "success is worse" in verdict.message and "decides at 20" in verdict.message
+    feed(judge, CANARY, 5000, 0)
+    assert judge.verdict(DAY).decision is CanaryDecision.ROLLBACK  # what was found stays found
+
+
+def test_a_slow_canary_is_rolled_back_though_it_succeeds() -> None:
+    rng = np.random.default_rng(1)
+    limit = latency_limit(rng.lognormal(0.0, 0.3, 400).tolist())
+    judge = judge_of(latency_limit_s=limit)
+    groups = (rng.random(800) < 0.25).astype(int)
+    judge.add_many(groups, np.ones(800, int), 0.25, rng.lognormal(0.4 * groups, 0.3))
+    verdict = judge.verdict(60.0)
+    assert (verdict.decision, verdict.code) == (CanaryDecision.ROLLBACK, "LATENCY_WORSE")
+
+
+def test_a_latency_that_is_not_told_is_a_slow_one() -> None:
+    judge = judge_of(latency_limit_s=0.1)
+    rng = random.Random(0)
+    for n in range(300):
+        group = int(rng.random() < 0.25)
+        judge.assign(f"e{n}", "r", group, float(n), 0.25)
+        judge.finish(f"e{n}", True, float(n), None if group == CANARY else 0.05)
+    assert judge.verdict(400.0).code == "LATENCY_WORSE"
+
+
+def test_scores_convict_a_bad_canary_and_not_one_that_is_only_shifted() -> None:
+    rng = random.Random(2)
+    history = {"tce": [rng.gauss(0, 1) for _ in range(200)], "reversal": [rng.gauss(0, 1) for _ in range(200)]}
+    decisions = {}
+    for shift in (0.3, 2.0):
+        judge = CanaryJudge(CanaryConfig(stages=ONE_STAGE), history)
+        judge.begin_stage(0, 0.0)
+        for _ in range(200):
+            judge.add_score("tce", rng.gauss(shift, 1))
+            judge.add_score("reversal", rng.gauss(0, 1))
+            judge.add_score("unknown", 1e9)
+        decisions[shift] = judge.verdict(60.0)
+    assert decisions[0.3].decision is CanaryDecision.HOLD and "tolerated 15%" in decisions[0.3].message
+    assert (decisions[2.0].decision, decisions[2.0].code) == (CanaryDecision.ROLLBACK, "SCORES_WORSE")
+    assert "tce exceeds" in decisions[2.0].message
+
+
+def test_a_margin_that_is_not_met_when_the_time_is_over_is_for_a_person_with_the_drop_that_is_excluded() -> None:
+    judge = judge_of(stages=(Stage("wide", 0.5, DAY, 0.01),))
+    mixed(judge, 0.87, 0.87, 1200, pi=0.5)
+    verdict = judge.verdict(DAY)
+    assert verdict.decision is CanaryDecision.INCONCLUSIVE
+    assert verdict.excluded_drop is not None and 0.01 < verdict.excluded_drop <= 0.12
+    assert f"a drop of {verdict.excluded_drop:.3g} or more can be excluded" in verdict.message
+    assert "ask a person" in verdict.message and "not worse by 0.01" in verdict.message
+    mixed(judge, 0.87, 0.93, 12_000, pi=0.5, seed=1)  # it is not final: more evidence settles it
+    assert judge.verdict(2 * DAY).decision is CanaryDecision.ADVANCE
+
+
+def test_a_margin_out_of_reach_is_said_before_the_time_is_over() -> None:
+    judge = judge_of(min_episodes=5)
+    mixed(judge, 0.9, 0.9, 40)
+    assert judge.verdict(0.2 * DAY).decision is CanaryDecision.HOLD  # too early for a forecast
+    verdict = judge.verdict(0.9 * DAY)
+    assert verdict.decision is CanaryDecision.INCONCLUSIVE and "too few even if all succeed" in verdict.message
+    mixed(judge, 0.87, 0.9, 4000, seed=1)
+    assert judge.verdict(0.95 * DAY).decision is CanaryDecision.HOLD  # more came than was expected
+
+
+def test_an_improvement_is_asked_for_by_a_margin_of_zero() -> None:
+    judges = []
+    for rate in (0.87, 0.95):
+        judge = judge_of(stages=(Stage("wide", 0.5, DAY, 0.0),))
+        mixed(judge, 0.87, rate, 4000, pi=0.5)
+        judges.append(judge.verdict(DAY))
+    assert judges[0].decision is CanaryDecision.INCONCLUSIVE and "proof of an improvement" in judges[0].message
+    assert judges[1].decision is CanaryDecision.ADVANCE and judges[1].excluded_drop == 0.0
+
+
+def test_evidence_that_leans_against_it_delays_an_advance() -> None:
+    judge = judge_of(advance_max_evidence=1e-6)
+    mixed(judge, 0.87, 0.9, 4000)
+    verdict = judge.verdict(DAY)
+    assert verdict.decision is CanaryDecision.INCONCLUSIVE and any("leans against" in item for item in verdict.missing)
+
+
+# -- no data is no success --------------------------------------------------------------------------------------------------
+
+
+def test_without_data_it_never_advances() -> None:
+    judge = judge_of()
+    assert judge.verdict(0.0).decision is CanaryDecision.HOLD
+    verdict = judge.verdict(100 * DAY)
+    assert verdict.decision is CanaryDecision.INCONCLUSIVE and "no drop can be excluded" in verdict.message
+    assert "episodes of the canary (0 of 50)" in verdict.message
+
+
+@pytest.mark.parametrize("group", [INCUMBENT, CANARY])
+@pytest.mark.parametrize("success", [True, False])
+def test_with_one_group_alone_it_neither_advances_nor_rolls_back(group: int, success: bool) -> None:
+    judge = judge_of()
+    feed(judge, group, 2000 * success, 2000 * (not success))
+    for now in (HOUR, 2 * DAY):
+        assert judge.verdict(now).decision in (CanaryDecision.HOLD, CanaryDecision.INCONCLUSIVE)
+
+
+def test_the_minimum_of_episodes_counts_in_each_stage_anew() -> None:
+    judge = judge_of(stages=DEFAULT_STAGES)
+    mixed(judge, 0.87, 0.9, 8000, pi=0.05)
+    assert judge.verdict(DAY).decision is CanaryDecision.ADVANCE
+    judge.begin_stage(1, DAY)
+    verdict = judge.verdict(3 * DAY)
+    assert verdict.decision is CanaryDecision.INCONCLUSIVE and "episodes of the canary (0 of 50)" in verdict.missing
+
+
+def test_a_judged_score_source_that_says_nothing_keeps_it_from_advancing() -> None:
+    judge = CanaryJudge(CanaryConfig(stages=ONE_STAGE), {"tce": [0.0] * 100, "new": [0.0]})
+    judge.begin_stage(0, 0.0)
+    mixed(judge, 0.87, 0.9, 4000)
+    verdict = judge.verdict(DAY)
+    assert verdict.decision is CanaryDecision.INCONCLUSIVE and verdict.missing == ("blocks of tce (0 of 20)",)
+    assert "not judged: new (1 of" in verdict.message
+    for _ in range(20):
+        judge.add_score("tce", 0.0)
+    assert judge.verdict(DAY).decision is CanaryDecision.ADVANCE
+
+
+def test_a_share_that_is_not_the_stated_one_is_noticed() -> None:
+    judge = judge_of()
+    mixed(judge, 0.87, 0.9, 4000, pi=0.25)
+    assert judge.verdict(DAY).decision is CanaryDecision.ADVANCE
+    rng = np.random.default_rng(1)
+    groups = (rng.random(2000) < 0.15).astype(int)  # 15 % get it, and 25 % were to
+    judge.add_many(groups, (rng.random(2000) < 0.87).astype(int), 0.25)
+    verdict = judge.verdict(DAY)
+    assert (
+        verdict.decision is CanaryDecision.INCONCLUSIVE
+        and "of 6000 episodes, which is not the share" in verdict.message
+    )
+    assert verdict.excluded_drop is None
+
+
+# -- silence ----------------------------------------------------------------------------------------------------------------
+
+
+def test_silent_canary_robots_are_failures_and_are_named() -> None:
+    judge = judge_of(deadline_s=600.0)
+    rng = random.Random(3)
+    for n in range(120):
+        group, robot = int(rng.random() < 0.25), f"r{n % 10}"
+        judge.assign(f"e{n}", f"{robot}", group, n * 60.0, 0.25)
+        if group == INCUMBENT:
+            assert judge.finish(f"e{n}", True, n * 60.0 + 50.0)
+    verdict = judge.verdict(3 * HOUR)
+    assert (verdict.decision, verdict.code) == (CanaryDecision.ROLLBACK, "SUCCESS_WORSE")
+    assert "silent, their episodes counted as failures: r" in verdict.message
+    assert verdict.figures["canary"][0] == 0 and verdict.figures["open"] == 0
+
+
+def test_an_outcome_after_its_deadline_or_told_twice_changes_nothing() -> None:
+    judge = judge_of(deadline_s=600.0)
+    judge.assign("late", "r1", CANARY, 0.0, 0.25)
+    judge.assign("twice", "r2", INCUMBENT, 1.0, 0.25)
+    assert judge.finish("twice", True, 10.0)
+    assert not judge.finish("twice", False, 11.0)
+    assert judge.verdict(500.0).figures["incumbent"] == [0, 0]  # it waits for the one that was assigned before it
+    assert not judge.finish("late", True, 600.0)
+    figures = judge.verdict(700.0)
+    assert figures.figures["canary"] == [0, 1] and figures.figures["incumbent"] == [1, 1]
+    assert "2 outcomes ignored" in figures.message
+    assert not judge.finish("never assigned", True, 700.0)
+
+
+def test_outcomes_count_in_the_order_of_assignment() -> None:
+    """Whatever order they come in; so a canary that takes longer is not under-represented among what is known."""
+    states = []
+    for seed in (0, 1):
+        judge = judge_of()
+        for n in range(50):
+            judge.assign(f"e{n}", f"r{n}", n % 4 == 0, 0.0, 0.25)
+        order = list(range(50))
+        random.Random(seed).shuffle(order)
+        for n in order:
+            judge.finish(f"e{n}", n % 3 > 0, 1.0)
+        states.append(judge.verdict(2.0))
+    assert states[0] == states[1] and states[0].figures["open"] == 0
+
+
+# -- units of robots --------------------------------------------------------------------------------------------------------
+
+
+def run_robots(
+    judge: CanaryJudge, groups: dict[str, int], rates: tuple[float, float], begin_s: float, seed: int = 0
+) -> None:
+    rng = random.Random(seed)
+    for n in range(40):
+        for robot, group in groups.items():
+            now = begin_s + n * 60.0
+            judge.assign(f"{begin_s} {robot} {n}", robot, group, now)
+            judge.finish(f"{begin_s} {robot} {n}", rng.random() < rates[group], now)
+
+
+def drawn(fleet: int, k: int, seed: int = 0) -> dict[str, int]:
+    canaries = set(random.Random(seed).sample(range(fleet), k))
+    return {f"r{n}": int(n in canaries) for n in range(fleet)}
+
+
+def test_whole_robots_are_compared_and_a_later_stage_counts_only_its_new_ones() -> None:
+    settings = {"unit": Unit.ROBOT, "stages": DEFAULT_STAGES, "min_episodes": 40}
+    judge = CanaryJudge(CanaryConfig(**settings))
+    first = drawn(100, 5)
+    judge.begin_stage(0, 0.0, first)
+    run_robots(judge, first, (0.85, 0.85), 0.0)
+    verdict = judge.verdict(DAY)
+    assert verdict.decision is not CanaryDecision.ROLLBACK and verdict.excluded_drop is not None
+    second = {robot: int(group or robot in list(first)[:20]) for robot, group in first.items()}
+    judge.begin_stage(1, DAY, second)
+    run_robots(judge, second, (0.85, 0.45), DAY, seed=1)
+    verdict = judge.verdict(DAY + HOUR)
+    assert (verdict.decision, verdict.code) == (CanaryDecision.ROLLBACK, "SUCCESS_WORSE")
+
+
+def test_so_few_robots_that_nothing_can_be_proven_are_told_at_once() -> None:
+    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
+    judge.begin_stage(0, 0.0, drawn(10, 1))
+    verdict = judge.verdict(1.0)
+    assert verdict.decision is CanaryDecision.INCONCLUSIVE
+    assert "so few robots can give evidence of 10 at most" in verdict.message
+
+
+def test_a_silent_robot_fails_the_episodes_that_it_owes() -> None:
+    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, deadline_s=600.0, min_episodes=1))
+    groups = drawn(60, 6)
+    judge.begin_stage(0, 0.0, groups)
+    for robot, group in groups.items():
+        for n in range(40):
+            judge.assign(f"{robot} {n}", robot, group, n * 60.0)
+            if group == INCUMBENT:
+                judge.finish(f"{robot} {n}", True, n * 60.0)
+    verdict = judge.verdict(2 * HOUR)
+    assert (verdict.decision, verdict.code) == (CanaryDecision.ROLLBACK, "SUCCESS_WORSE")
+
+
+def test_a_cohort_must_fit() -> None:
+    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
+    for groups in (None, {}, {"a": 2}):
+        with pytest.raises(InputError) as caught:
+            judge.begin_stage(0, 0.0, groups)
+        assert caught.value.code == "INPUT_ARM"
+    groups = drawn(20, 2)
+    judge.begin_stage(0, 0.0, groups)
+    canary = next(robot for robot, group in groups.items() if group)
+    for robot, group in ((canary, INCUMBENT), ("nobody", INCUMBENT), ("nobody", CANARY)):
+        with pytest.raises(InputError) as caught:
+            judge.assign("e", robot, group, 1.0)
+        assert caught.value.code == "INPUT_ARM"
+    with pytest.raises(InputError, match="none any more"):
+        judge.begin_stage(1, 1.0, {robot: int(robot != canary) for robot in groups})
+    with pytest.raises(InputError) as caught:
+        judge.assign("e", canary, CANARY, 1.0, 0.5)
+    assert caught.value.code == "INPUT_PROBABILITY"
+    with pytest.raises(InputError):
+        judge.add_many([0], [1], 0.5)
+    with pytest.raises(InputError):
+        judge_of().begin_stage(1, 0.0, groups) or CanaryJudge(CanaryConfig()).begin_stage(0, 0.0, groups)
+
+
+# -- stages, input, restarts ------------------------------------------------------------------------------------------------
+
+
+def test_the_last_stage_has_nobody_to_compare_with_and_holds() -> None:
+    judge = judge_of()
+    judge.begin_stage(1, DAY)
+    verdict = judge.verdict(2 * DAY)
+    assert verdict.decision is CanaryDecision.HOLD and "nobody is left to compare with" in verdict.message
+    with pytest.raises(InputError, match="nobody left"):
+        judge.assign("e", "r", CANARY, 2 * DAY, 0.5)
+    with pytest.raises(InputError, match="nobody left"):
+        judge.add_many([1], [1], 0.5)
+
+
+def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
+    judge = judge_of()
+    judge.assign("open", "r", CANARY, 0.0, 0.25)
+    before = judge.to_json()
+    for call, code in (
+        (lambda: judge.assign("e", "r", 2, 0.0, 0.25), "INPUT_ARM"),
+        (lambda: judge.assign("e", "r", "canary", 0.0, 0.25), "INPUT_ARM"),
+        (lambda: judge.assign("e", "r", CANARY, 0.0), "INPUT_PROBABILITY"),
+        (lambda: judge.assign("e", "r", CANARY, 0.0, 0.0), "INPUT_PROBABILITY"),
+        (lambda: judge.assign("e", "r", CANARY, 0.0, 1.0), "INPUT_PROBABILITY"),
+        (lambda: judge.assign("e", "r", CANARY, 0.0, math.nan), "INPUT_PROBABILITY"),
+        (lambda: judge.assign("e", "r", CANARY, math.nan, 0.25), "INPUT_VALUE"),
+        (lambda: judge.assign("open", "r", CANARY, 0.0, 0.25), "INPUT_VALUE"),
+        (lambda: judge.finish("open", 0.5, 0.0), "INPUT_RATE"),
+        (lambda: judge.finish("open", True, 0.0, -1.0), "INPUT_VALUE"),
+        (lambda: judge.finish("open", True, 0.0, math.nan), "INPUT_VALUE"),
+        (lambda: judge.add_many([1], [1], 0.25), "INPUT_VALUE"),  # one is open
+        (lambda: judge.begin_stage(0, 0.0), "INPUT_VALUE"),
+        (lambda: judge.begin_stage(2, 0.0), "INPUT_VALUE"),
+        (lambda: CanaryJudge(CanaryConfig()).verdict(0.0), "INPUT_VALUE"),
+        (lambda: CanaryConfig(alpha=0.0), "INPUT_PROBABILITY"),
+        (lambda: CanaryConfig(harm_margin=-0.1), "INPUT_MARGIN"),
+        (lambda: CanaryConfig(min_episodes=0), "INPUT_COUNT"),
+        (lambda: CanaryConfig(deadline_s=math.inf), "INPUT_VALUE"),
+        (lambda: CanaryConfig(latency_limit_s=0.0), "INPUT_VALUE"),
+        (lambda: CanaryConfig(stages=()), "INPUT_COUNT"),
+        (lambda: CanaryConfig.informed(11, 10), "INPUT_COUNT"),
+        (lambda: CanaryConfig.informed(-1, 10), "INPUT_COUNT"),
+        (lambda: CanaryConfig.informed(5, 10, expected_drop=1.0), "INPUT_MARGIN"),
+        (lambda: latency_limit([0.1] * 19), "INPUT_VALUE"),
+        (lambda: latency_limit([0.1] * 30 + [-1.0]), "INPUT_VALUE"),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert caught.value.code == code
+    assert judge.to_json() == before
+    for groups, ys, pi in (([0, 3], [1, 1], 0.25), ([0, 1], [1, 2], 0.25), ([0, 1], [1, 1], 0.0)):
+        fresh = judge_of()
+        state = fresh.to_json()
+        with pytest.raises(InputError):
+            fresh.add_many(groups, ys, pi)
+        assert fresh.to_json() == state
+
+
+@pytest.mark.parametrize("unit", [Unit.EPISODE, Unit.ROBOT])
+def test_after_a_restart_it_goes_on_exactly_where_it_was(unit: Unit) -> None:
+    rng = random.Random(4)
+    history = {"tce": [rng.gauss(0, 1) for _ in range(100)], "few": [1.0]}
+    config = CanaryConfig.informed(870, 1000, unit=unit, latency_limit_s=1.0, deadline_s=900.0, episodes_per_robot=5)
+    one = CanaryJudge(config, history)
+    groups = drawn(40, 10)
+    one.begin_stage(0, 0.0, groups if unit is Unit.ROBOT else None)
+    robots = list(groups)
+    two = CanaryJudge.from_json(json.loads(json.dumps(one.to_json())))
+    for n in range(400):
+        robot = robots[n % 40]
+        group = groups[robot] if unit is Unit.ROBOT else int(rng.random() < 0.25)
+        pi = None if unit is Unit.ROBOT else 0.25
+        success, latency, silent, score = rng.random() < 0.8, rng.random() * 1.1, rng.random() < 0.05, rng.gauss(0, 1)
+        for judge in (one, two):
+            judge.assign(f"e{n}", robot, group, n * 60.0, pi)
+            if not silent:
+                judge.finish(f"e{n}", success, n * 60.0 + 30.0, latency)
+            judge.add_score("tce", score)
+        if n % 37 == 0:
+            two = CanaryJudge.from_json(json.loads(json.dumps(two.to_json())))
+    assert two.verdict(DAY) == one.verdict(DAY)
+    assert two.to_json() == one.to_json()
+
+
+def test_what_is_no_state_of_a_judge_is_refused_with_its_code() -> None:
+    document = json.loads(json.dumps(judge_of().to_json()))
+    for nonsense in (
+        {},
+        {**document, "schema": 2},
+        {**document, "config": {}},
+        {**document, "config": {**document["config"], "alpha": 2.0}},
+        {**document, "totals": 3},
+        {**document, "comparison": {"harm": {"success": [1.0]}, "counts": [], "last_probability": 0.5}},
+        {**document, "open": [["e"]]},
+        {**document, "scores": {"alpha": 0.1, "not_judged": [], "tests": {"tce": [0.15, 1.0, 5, 3, 0.0]}}},
+    ):
+        with pytest.raises(LogError) as caught:
+            CanaryJudge.from_json(nonsense)
+        assert caught.value.code == "LOG_VALUE"
+
+
+def test_the_shares_of_alpha_add_up_to_it() -> None:
+    judge = CanaryJudge(CanaryConfig(alpha=0.05, latency_limit_s=1.0), {"a": [0.0] * 200, "b": [0.0] * 200})
+    judge.begin_stage(0, 0.0)
+    levels = [math.exp(-test["decides_at"]) for test in judge.verdict(0.0).figures["tests"].values()]
+    assert len(levels) == 4
+    assert sum(levels[:2]) + 2 * sum(levels[2:]) == pytest.approx(
+        0.05
+    )  # the other half of a score's share calibrates it
+    assert math.exp(-judge_of().verdict(0.0).figures["tests"]["success"]["decides_at"]) == pytest.approx(0.05)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where whole robots run a version the robot is the unit: errors stay rare however alike a robot's episodes are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from vla_evidence import InputError
+from vla_evidence.robot_units import RobotCohort, RobotEProcess, RobotPrior
+from vla_evidence.two_sample import CANARY, INCUMBENT, log_e_paths
+
+ALPHA = 0.05
+
+
+def all_draws(means: list[float], k: int, margin: float, better: bool, prior: RobotPrior):
+    """Yield the evidence for every way to draw k canaries among robots that come in this order with these means."""
+    for canaries in itertools.combinations(range(len(means)), k):
+        process, left = RobotEProcess(margin, prior=prior, better=better), k
+        for index, mean in enumerate(means):
+            group = int(index in canaries)
+            x = min(1.0, max(0.0, mean - margin * group))  # the canary is worse by exactly the margin
+            process.update(group, x, left / (len(means) - index))
+            left -= group
+        yield process.log_e
+
+
+@pytest.mark.parametrize("better", [False, True], ids=["harm", "not worse"])
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+@pytest.mark.parametrize("prior", [RobotPrior(), RobotPrior(0.5, 0.03, 8.0, 0.3)], ids=["default", "wrong"])
+def test_the_mean_over_all_draws_is_exactly_one_whatever_the_robots_are(better, margin, prior) -> None:
+    """No normality, no equal robots: only the draw is random, and all draws of the cohort are summed over."""
+    for means in ([0.9, 0.85, 0.2, 1.0, 0.95, 0.1, 0.8], [1.0] * 7, [0.1, 0.2, 0.3, 0.5, 0.8, 0.9, 1.0]):
+        means = [max(mean, margin) for mean in means]
+        for k in (1, 2, 3, 6):
+            logs = list(all_draws(means, k, margin, better, prior))
+            assert np.mean(np.exp(logs)) == pytest.approx(1.0, abs=1e-9)
+            assert max(logs) <= math.log(math.comb(7, k)) + 1e-9
+
+
+@pytest.mark.parametrize("better", [False, True], ids=["harm", "not worse"])
+def test_the_mean_is_at_most_one_inside_the_hypothesis(better: bool) -> None:
+    """The canary is better by any amount (or worse, for the other test): draws with shifted canaries, margin or not."""
+    means = [0.5, 0.45, 0.38, 0.6, 0.55, 0.4, 0.5]
+    for margin, shift in itertools.product((0.0, 0.05), (0.0, 0.1, 0.3)):
+        total = []
+        for canaries in itertools.combinations(range(7), 2):
+            process, left = RobotEProcess(margin, better=better), 2
+            for index, mean in enumerate(means):
+                group = int(index in canaries)
+                x = mean + group * (-margin + (-shift if better else shift))
+                process.update(group, x, left / (7 - index))
+                left -= group
+            total.append(math.exp(process.log_e))
+        assert np.mean(total) <= 1.0 + 1e-9
+
+
+def robots_with_clusters(rng, robots: int, episodes: int, rate: float, icc: float) -> np.ndarray:
+    """Return outcomes [robots, episodes]; episodes of a robot correlate by ``icc`` (beta-binomial)."""
+    concentration = 1.0 / icc - 1.0
+    rates = rng.beta(rate * concentration, (1.0 - rate) * concentration, robots)
+    return rng.random((robots, episodes)) < rates[:, None]
+
+
+def cluster_runs(drop: float, episodes: int, *, runs: int, seed: int) -> tuple[float, float]:
+    """5 of 100 robots run a version of their own, ICC 0.05; return the shares convicted (by episode, by robot)."""
+    rng = np.random.default_rng(seed)
+    names = [f"r{n}" for n in range(100)]
+    by_episode = by_robot = 0
+    for run in range(runs):
+        canary = np.zeros(100, dtype=int)
+        canary[rng.choice(100, 5, replace=False)] = 1
+        outcomes = robots_with_clusters(rng, 100, episodes, 0.87, 0.05)
+        if drop:
+            outcomes[canary == 1] = robots_with_clusters(rng, 5, episodes, 0.87 - drop, 0.05)
+        paths = log_e_paths(np.tile(canary, episodes), outcomes.T.ravel(), 0.05)  # the robots in turn
+        by_episode += paths.max() >= -math.log(ALPHA)
+        cohort = RobotCohort({name: int(g) for name, g in zip(names, canary, strict=True)}, 1, f"run {run}")
+        process = RobotEProcess(prior=RobotPrior(0.87, 0.08))
+        for name, mean in zip(names, outcomes.mean(axis=1), strict=True):
+            cohort.add(name, float(mean))
+        for group, (mean,), pi in cohort.ready(1):
+            process.update(group, mean, pi)
+        by_robot += process.rejects(ALPHA)
+    return by_episode / runs, by_robot / runs
+
+
+@pytest.mark.parametrize(("episodes", "wrong_at_least"), [(40, 0.0), (160, 0.1)])
+def test_clusters_fool_the_episode_as_unit_and_not_the_robot(episodes: int, wrong_at_least: float) -> None:
+    """As documented: 7 % instead of 5 % after 40 episodes a robot, 15 % after 160, and ever more: so the robot is the unit."""
+    runs = 300
+    by_episode, by_robot = cluster_runs(0.0, episodes, runs=runs, seed=1)
+    error = math.sqrt(ALPHA * (1 - ALPHA) / runs)
+    assert by_episode >= wrong_at_least and (not wrong_at_least or wrong_at_least > ALPHA + 3 * error)
+    assert by_robot <= ALPHA + 3 * error
+
+
+def test_five_of_a_hundred_robots_find_a_large_drop() -> None:
+    assert cluster_runs(0.25, 40, runs=60, seed=2)[1] >= 0.8
+
+
+def test_one_robot_among_few_can_never_convict_and_says_so() -> None:
+    cohort = RobotCohort({f"r{n}": int(n == 0) for n in range(10)}, 1, "s")
+    assert cohort.largest_log_e == pytest.approx(math.log(10))
+    process = RobotEProcess()
+    for n in range(10):
+        cohort.add(f"r{n}", float(n != 0))  # the canary fails, all others succeed
+    for group, (mean,), pi in cohort.ready(1):
+        process.update(group, mean, pi)
+    assert 0.0 < process.log_e <= cohort.largest_log_e and not process.rejects(ALPHA)
+
+
+def test_robots_come_in_an_order_that_is_not_that_of_finishing_nor_of_groups() -> None:
+    names = [f"r{n}" for n in range(40)]
+    first = RobotCohort(dict.fromkeys(names, 0) | {"r0": 1}, 1, "s")
+    second = RobotCohort(dict.fromkeys(names, 1) | {"r9": 0}, 1, "s")
+    for name in names:
+        first.add(name, 0.25 if name == "r0" else 1.0)
+    for name in reversed(names):
+        second.add(name, 0.25 if name == "r0" else 1.0)
+    assert [m for _, m, _ in first.ready(1)] == [m for _, m, _ in second.ready(1)]
+    orders = {tuple(RobotCohort(dict.fromkeys(names, 0), 1, f"s{n}")._order) for n in range(5)}
+    assert len(orders) == 5
+    assert list(first.ready(1)) == [] and first.waiting == 0
+
+
+def test_a_robot_waits_for_those_before_it_until_they_are_given_up_or_the_stage_ends() -> None:
+    names = [f"r{n}" for n in range(6)]
+    cohort = RobotCohort(dict.fromkeys(names, 0) | {"r0": 1}, 2, "s")
+    order = cohort._order
+    for name in order[1:5]:
+        for y in (1.0, 0.0, 1.0):  # the third is one too many
+            cohort.add(name, y)
+    assert list(cohort.ready(1)) == []
+    cohort.add(order[0], 1.0)
+    cohort.give_up(order[0], 1)
+    cohort.add(order[0], 1.0)  # too late
+    taken = list(cohort.ready(1))
+    assert [means for _, means, _ in taken] == [[0.5]] * 5  # the one that was given up owes a failure
+    assert cohort.waiting == 1
+    assert [means for _, means, _ in cohort.ready(1, final=True)] == [[0.0]]  # never heard of: failed
+
+
+def test_pi_is_the_share_of_canaries_among_those_left() -> None:
+    names = [f"r{n}" for n in range(5)]
+    cohort = RobotCohort(dict.fromkeys(names, 0) | {"r1": 1, "r3": 1}, 1, "x")
+    left = 2
+    for index, (group, _, pi) in enumerate(cohort.ready(1, final=True)):
+        assert pi == pytest.approx(left / (5 - index))
+        left -= group
+    assert left == 0
+
+
+def test_extreme_means_stay_finite() -> None:
+    for incumbent, canary in itertools.product((0.0, 1.0), repeat=2):
+        process = RobotEProcess()
+        for n in range(2000):
+            process.update(n % 2, canary if n % 2 else incumbent, 0.5)
+        assert math.isfinite(process.log_e)
+        assert process.rejects(1e-9) == (canary < incumbent)
+
+
+def test_it_goes_on_where_another_one_was() -> None:
+    rng = np.random.default_rng(0)
+    xs = rng.random(20)
+    first = RobotEProcess(0.05)
+    for n in range(10):
+        first.update(n % 2, float(xs[n]), 0.5)
+    second = RobotEProcess(0.05)
+    second.restore(first.to_json())
+    assert [first.update(n % 2, float(xs[n]), 0.5) for n in range(10, 20)] == [
+        second.update(n % 2, float(xs[n]), 0.5) for n in range(10, 20)
+    ]
+    cohort = RobotCohort({"a": 0, "b": 1, "c": 0}, 2, "s")
+    cohort.add("a", 1.0, 0.0)
+    cohort.give_up("b", 2)
+    again = RobotCohort.from_json(cohort.to_json())
+    assert again.to_json() == cohort.to_json()
+    assert list(again.ready(2, final=True)) == list(cohort.ready(2, final=True))
+
+
+def test_a_prior_from_history_has_its_mean_and_spread() -> None:
+    prior = RobotPrior.from_history([0.8, 0.9, 1.0])
+    assert prior.mean == pytest.approx(0.9) and prior.sd == pytest.approx(0.1) and prior.robots == 3
+    assert RobotPrior.from_history([0.9] * 50).sd > 0 and RobotPrior.from_history([0.9] * 50).robots == 10
+
+
+def test_what_cannot_be_is_refused() -> None:
+    process, cohort = RobotEProcess(), RobotCohort({"a": 0, "b": 1}, 1, "s")
+    for call, code in (
+        (lambda: process.update(2, 0.5, 0.5), "INPUT_ARM"),
+        (lambda: process.update(0, 1.5, 0.5), "INPUT_RATE"),
+        (lambda: process.update(0, 0.5, 1.5), "INPUT_PROBABILITY"),
+        (lambda: process.update(CANARY, 0.5, 0.0), "INPUT_PROBABILITY"),
+        (lambda: process.update(INCUMBENT, 0.5, 1.0), "INPUT_PROBABILITY"),
+        (lambda: process.rejects(1.0), "INPUT_PROBABILITY"),
+        (lambda: process.restore([1.0]), "INPUT_VALUE"),
+        (lambda: RobotEProcess(-0.1), "INPUT_MARGIN"),
+        (lambda: RobotPrior(sd=0.0), "INPUT_VALUE"),
+        (lambda: RobotPrior(mean=1.5), "INPUT_RATE"),
+        (lambda: RobotPrior.from_history([0.5]), "INPUT_COUNT"),
+        (lambda: RobotPrior.from_history([0.5, 1.5]), "INPUT_RATE"),
+        (lambda: RobotCohort({}, 1, "s"), "INPUT_ARM"),
+        (lambda: RobotCohort({"a": 2}, 1, "s"), "INPUT_ARM"),
+        (lambda: RobotCohort({"a": 1}, 0, "s"), "INPUT_COUNT"),
+        (lambda: cohort.add("nobody", 1.0), "INPUT_ARM"),
+        (lambda: cohort.add("a", 2.0), "INPUT_RATE"),
+        (lambda: cohort.give_up("nobody", 1), "INPUT_ARM"),
+        (lambda: RobotCohort.from_json({**cohort.to_json(), "taken": 9}), "INPUT_VALUE"),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert caught.value.code == code

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evidence of two groups is a martingale where they do not differ, unfavourable where the canary is good, and finds harm."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vla_evidence import BetaPrior, InputError, TwoSampleEProcess
+from vla_evidence.canary_config import CanaryConfig
+from vla_evidence.two_sample import CANARY, INCUMBENT, log_e_paths
+
+ALPHA = 0.05
+PRIORS = {
+    "uniform": {},
+    "informed": {
+        "incumbent": BetaPrior.from_history(870, 1000, 1000.0),
+        "canary": BetaPrior.expecting_drop(870, 1000, drop=0.1, weight=8.0),
+    },
+}
+
+
+def mean_of_e(rates: list[tuple[float, float]], pis: list[float], margin: float, **priors) -> float:
+    """Return E[evidence] after all units, exactly, by summing over every group and outcome of each.
+
+    Args:
+        rates: success rates of (incumbent, canary) for each unit: another robot, another day.
+        pis: probability of the canary for each.
+    """
+    total = 0.0
+    for path in itertools.product(itertools.product((INCUMBENT, CANARY), (0, 1)), repeat=len(pis)):
+        process, probability = TwoSampleEProcess(margin, **priors), 1.0
+        for (group, y), rate, pi in zip(path, rates, pis, strict=True):
+            p = rate[group]
+            probability *= (pi if group == CANARY else 1.0 - pi) * (p if y else 1.0 - p)
+            process.update(group, y, pi)
+        total += probability * math.exp(process.log_e)
+    return total
+
+
+@pytest.mark.parametrize("priors", PRIORS.values(), ids=PRIORS)
+@pytest.mark.parametrize(
+    ("rates", "pis"),
+    [
+        ([0.87] * 6, [0.05] * 6),
+        ([0.1, 0.95, 0.5, 0.99, 0.01, 0.7], [0.5] * 6),  # another robot each time
+        ([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.05, 0.05, 0.25, 0.25, 0.5, 0.9]),  # drift, and π grows with the stages
+        ([1.0, 0.0, 1.0, 0.0, 1.0, 0.5], [0.2, 0.8, 0.2, 0.8, 0.2, 0.8]),  # certain successes and failures
+    ],
+)
+def test_the_mean_is_exactly_one_where_the_groups_do_not_differ(rates: list[float], pis: list[float], priors) -> None:
+    assert mean_of_e([(p, p) for p in rates], pis, 0.0, **priors) == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("priors", PRIORS.values(), ids=PRIORS)
+@pytest.mark.parametrize("margin", [0.0, 0.02, 0.1, 0.3])
+@pytest.mark.parametrize("better_by", [0.0, 0.05, 0.4])
+def test_the_mean_is_at_most_one_where_the_canary_is_no_worse_than_the_margin(margin, better_by, priors) -> None:
+    incumbent = [0.9, 0.5, 0.75, 0.35, 0.6]
+    rates = [(p, min(1.0, p - margin + better_by)) for p in incumbent]
+    assert mean_of_e(rates, [0.05, 0.5, 0.25, 0.9, 0.1], margin, **priors) <= 1.0 + 1e-12
+
+
+def test_the_mean_exceeds_one_where_the_canary_is_worse() -> None:
+    """Else the bounds above would hold for evidence that never moves."""
+    assert mean_of_e([(0.9, 0.2)] * 6, [0.5] * 6, 0.0) > 1.5
+    assert mean_of_e([(0.9, 0.2)] * 6, [0.5] * 6, 0.1) > 1.3
+
+
+def test_a_past_that_decides_the_next_rates_changes_nothing() -> None:
+    """Rates may depend on everything before: an adversary who knows the evidence and moves the rate of both groups with it."""
+    total = 0.0
+    for path in itertools.product(itertools.product((0, 1), (0, 1)), repeat=6):
+        process, probability = TwoSampleEProcess(), 1.0
+        for group, y in path:
+            p, pi = (0.95, 0.1) if process.log_e > 0 else (0.3, 0.6)
+            probability *= (pi if group else 1.0 - pi) * (p if y else 1.0 - p)
+            process.update(group, y, pi)
+        total += probability * math.exp(process.log_e)
+    assert total == pytest.approx(1.0, abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.floats(0, 1), st.floats(0.01, 0.99)), min_size=1, max_size=80),
+    st.sampled_from([0.0, 0.02, 0.1, 0.5]),
+)
+def test_one_by_one_is_the_same_as_in_batches(units, margin: float) -> None:
+    groups, ys, pis = (np.array(column) for column in zip(*units, strict=True))
+    one = TwoSampleEProcess(margin)
+    path = [one.update(int(g), float(y), float(pi)) for g, y, pi in units]
+    assert np.allclose(path, log_e_paths(groups, ys, pis, margin=margin), atol=1e-9)
+    cut = len(units) // 2
+    batch = TwoSampleEProcess(margin)
+    if cut:
+        batch.update_many(groups[:cut], ys[:cut], pis[:cut])
+    batch.update_many(groups[cut:], ys[cut:], pis[cut:])
+    assert batch.log_e == pytest.approx(one.log_e, abs=1e-9)
+    assert batch.max_log_e == pytest.approx(one.max_log_e, abs=1e-9)
+    assert batch.units == one.units and batch.successes == pytest.approx(one.successes)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), st.floats(0.01, 0.99)), max_size=60),
+    st.floats(0.01, 0.99),
+    st.sampled_from([0.0, 0.05, 0.3]),
+)
+def test_at_any_point_what_speaks_for_harm_never_lowers_it_and_what_speaks_against_never_raises_it(past, pi, margin):
+    """As the *next* unit: a failure of the canary or success of the incumbent, and the reverse.
+
+    It does not hold for a unit that is changed in the past, because later factors rest on what was believed then; see below.
+    """
+    for group, y in itertools.product((INCUMBENT, CANARY), (0, 1)):
+        process = TwoSampleEProcess(margin)
+        for unit in past:
+            process.update(*unit)
+        before, top = process.log_e, process.max_log_e
+        after = process.update(group, y, pi)
+        speaks_for_harm = (group == CANARY) == (y == 0)
+        assert after >= before - 1e-12 if speaks_for_harm else after <= before + 1e-12
+        assert process.max_log_e >= top
+
+
+def test_a_failure_moved_into_the_past_may_lower_the_evidence() -> None:
+    """The other side of the test before, so that nobody promises more: the order of units is part of the data."""
+
+    def evidence(*canary: int) -> float:
+        process = TwoSampleEProcess()
+        for y in (1, 1, 1, 1):
+            process.update(INCUMBENT, y, 0.5)
+        for y in canary:
+            process.update(CANARY, y, 0.5)
+        return process.log_e
+
+    outcomes = [1, 1, 1, 0]
+    assert evidence(*outcomes) != pytest.approx(evidence(*reversed(outcomes)))
+    assert evidence(1, 1, 1, 1, 0, 1, 1) > evidence(0, 1, 1, 1, 0, 1, 1)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+@pytest.mark.parametrize(("incumbent", "canary"), [(0, 0), (1, 1), (0, 1), (1, 0)])
+def test_rates_of_zero_and_one_stay_finite(incumbent: int, canary: int, margin: float) -> None:
+    process = TwoSampleEProcess(margin)
+    rng = np.random.default_rng(0)
+    groups = (rng.random(5000) < 0.2).astype(int)
+    for group in groups:
+        process.update(int(group), canary if group else incumbent, 0.2)
+    assert math.isfinite(process.log_e)
+    assert process.rejects(1e-9) == (incumbent == 1 and canary == 0)
+
+
+@pytest.mark.parametrize(("group", "pi"), [(INCUMBENT, 0.05), (CANARY, 0.95)])
+def test_an_empty_group_leaves_the_evidence_finite_and_where_belief_alone_may_bring_it(group: int, pi: float) -> None:
+    """A group that never comes although it was drawn with π is an error of the assignment, which the judge checks for itself."""
+    assert TwoSampleEProcess().log_e == 0.0 and not TwoSampleEProcess().rejects(ALPHA)
+    for y in (0, 1):
+        process = TwoSampleEProcess()
+        for n in range(1, 3001):
+            process.update(group, y, pi)
+            assert -1.0 <= process.log_e <= -n * math.log(pi if group == CANARY else 1.0 - pi)
+
+
+def simulate(p0: float, p1: float, pi: float, *, runs: int, canary_episodes: int, seed: int, margin=0.0, **priors):
+    """Return canary episodes until rejection at ALPHA for each run; infinity for none within about ``canary_episodes``."""
+    rng = np.random.default_rng(seed)
+    units = int(canary_episodes / pi)
+    counts = _counts(**priors)
+    found = np.full(runs, np.inf)
+    for run in range(runs):
+        groups = (rng.random(units) < pi).astype(np.int8)
+        ys = rng.random(units) < np.where(groups, p1, p0)
+        hits = log_e_paths(groups, ys, pi, margin=margin, counts=counts) >= -math.log(ALPHA)
+        if hits.any():
+            found[run] = groups[: int(hits.argmax()) + 1].sum()
+    return found
+
+
+def _counts(incumbent: BetaPrior | None = None, canary: BetaPrior | None = None):
+    a, b = incumbent or BetaPrior(), canary or BetaPrior()
+    return (a.successes, b.successes), (a.successes + a.failures, b.successes + b.failures)
+
+
+def informed() -> dict[str, BetaPrior]:
+    config = CanaryConfig.informed(870, 1000)
+    return {"incumbent": config.incumbent_prior, "canary": config.canary_prior}
+
+
+@pytest.mark.parametrize(("pi", "priors"), [(0.05, {}), (0.5, {}), (0.05, informed())], ids=["5 %", "50 %", "informed"])
+def test_an_equal_canary_is_convicted_in_at_most_alpha_of_runs(pi: float, priors) -> None:
+    runs = 300
+    share = np.isfinite(simulate(0.87, 0.87, pi, runs=runs, canary_episodes=400, seed=1, **priors)).mean()
+    assert share <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / runs)
+
+
+@pytest.mark.parametrize(("priors", "goal"), [({}, 97.0), (informed(), 80.0)], ids=["uniform", "informed"])
+def test_a_drop_from_87_to_75_percent_is_found_in_the_promised_number_of_canary_episodes(priors, goal: float) -> None:
+    found = simulate(0.87, 0.75, 0.05, runs=300, canary_episodes=800, seed=2, **priors)
+    assert np.isfinite(found).all()
+    assert found.mean() <= goal + 3 * found.std() / math.sqrt(len(found))
+
+
+def test_a_margin_forgives_what_it_covers() -> None:
+    runs, error = 200, math.sqrt(ALPHA * (1 - ALPHA) / 200)
+    assert np.isfinite(simulate(0.87, 0.82, 0.25, runs=runs, canary_episodes=300, seed=3, margin=0.05)).mean() <= (
+        ALPHA + 3 * error
+    )
+    assert np.isfinite(simulate(0.87, 0.6, 0.25, runs=50, canary_episodes=300, seed=4, margin=0.05)).mean() >= 0.95
+
+
+def test_ten_million_units_pass_in_bounded_memory() -> None:
+    """In parts, as a server takes them in; what is kept is a few numbers."""
+    rng = np.random.default_rng(5)
+    process = TwoSampleEProcess()
+    part = 250_000
+    tracemalloc.start()
+    for _ in range(40):
+        groups = (rng.random(part) < 0.05).view(np.int8)
+        process.update_many(groups, rng.random(part) < 0.87, 0.05)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(process.units) == 10_000_000
+    assert math.isfinite(process.log_e) and not process.rejects(ALPHA)
+    assert peak < 64 * 2**20
+    assert len(process.to_json()) == 6
+
+
+def test_it_goes_on_where_another_one_was() -> None:
+    first = TwoSampleEProcess(0.02)
+    rng = np.random.default_rng(6)
+    units = [(int(g), int(y), 0.3) for g, y in zip(rng.random(400) < 0.3, rng.random(400) < 0.7, strict=True)]
+    for unit in units[:200]:
+        first.update(*unit)
+    second = TwoSampleEProcess(0.02)
+    second.restore(first.to_json())
+    for unit in units[200:]:
+        assert first.update(*unit) == second.update(*unit)
+    assert second.to_json() == first.to_json()
+    for nonsense in ([], [1.0] * 5, [math.nan] * 6, [9.0, 1.0, 2.0, 2.0, 0.0, 0.0]):
+        with pytest.raises(InputError):
+            TwoSampleEProcess(0.02).restore(nonsense)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ((2, 1, 0.5), "INPUT_ARM"),
+        ((-1, 1, 0.5), "INPUT_ARM"),
+        (("B", 1, 0.5), "INPUT_ARM"),
+        ((1, 1.01, 0.5), "INPUT_RATE"),
+        ((1, -0.1, 0.5), "INPUT_RATE"),
+        ((1, math.nan, 0.5), "INPUT_RATE"),
+        ((1, 1, 0.0), "INPUT_PROBABILITY"),
+        ((1, 1, 1.0), "INPUT_PROBABILITY"),
+        ((1, 1, math.nan), "INPUT_PROBABILITY"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_changes_nothing(arguments, code: str) -> None:
+    process = TwoSampleEProcess()
+    process.update(CANARY, 0, 0.5)
+    before = process.to_json()
+    for call in (
+        lambda: process.update(*arguments),
+        lambda: process.update_many(*([argument] for argument in arguments)),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert caught.value.code == code and caught.value.field and caught.value.reason
+    assert process.to_json() == before
+
+
+def test_impossible_settings_are_refused() -> None:
+    for margin in (-0.1, 1.0, math.nan):
+        with pytest.raises(InputError, match="margin"):
+            TwoSampleEProcess(margin)
+    with pytest.raises(InputError, match="alpha"):
+        TwoSampleEProcess().rejects(0.0)
+    for counts in ((-1.0, 10.0), (11.0, 10.0), (1.0, math.inf), (math.nan, 10.0)):
+        with pytest.raises(InputError):
+            BetaPrior.from_history(*counts, 10.0)
+    for prior in ((0.0, 1.0), (1.0, math.nan), (1.0, -2.0)):
+        with pytest.raises(InputError):
+            BetaPrior(*prior)
+    for weight in (0.0, -1.0, math.inf):
+        with pytest.raises(InputError):
+            BetaPrior.from_history(5, 10, weight)
+
+
+def test_priors_from_history_are_where_history_is_and_no_heavier_than_it() -> None:
+    assert BetaPrior.from_history(870, 1000, 100.0).mean == pytest.approx(0.8696, abs=1e-3)
+    prior = BetaPrior.from_history(3, 4, 1000.0)
+    assert prior.successes + prior.failures == 4.0
+    never, always = BetaPrior.from_history(0, 50, 20.0), BetaPrior.from_history(50, 50, 20.0)
+    assert 0.0 < never.mean < 0.02 and 0.98 < always.mean < 1.0
+    assert BetaPrior.from_history(0, 0, 5.0).mean == 0.5
+    assert BetaPrior.expecting_drop(870, 1000, drop=0.1, weight=8.0).mean == pytest.approx(0.7696, abs=1e-3)
+    assert 0.0 < BetaPrior.expecting_drop(5, 100, drop=0.1, weight=8.0).mean < 0.05  # nothing below zero

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the judge of a canary: fixed before the first outcome, kept with it, and enough to judge again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vla_evidence.errors import InputError, check_margin, check_probability
+from vla_evidence.robot_units import RobotPrior
+from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit
+from vla_evidence.two_sample import BetaPrior
+
+EXPECTED_DROP = 0.10
+"""Drop of the success rate that an informed prior expects of a canary."""
+HISTORY_WEIGHT = 1000.0
+"""Episodes that the incumbent's history counts for at most."""
+CANARY_WEIGHT = 8.0
+"""Episodes that the expected drop counts for."""
+_FEWEST_LATENCIES = 20
+
+
+def latency_limit(values: Sequence[float], quantile: float = 0.95) -> float:
+    """Return what is slow for the incumbent: the ``quantile`` of its past episodes' latencies [s].
+
+    Any limit is valid that was fixed before the outcomes that it judges, for both groups are held against it; this one is one
+    that few of the incumbent's episodes exceed.
+
+    Raises:
+        InputError: fewer than 20 values, or one that is no duration.
+    """
+    check_probability("quantile", quantile)
+    if len(values) < _FEWEST_LATENCIES or not all(math.isfinite(value) and value >= 0.0 for value in values):
+        raise InputError("INPUT_VALUE", "latencies", f"fewer than {_FEWEST_LATENCIES}, or some are no durations")
+    rank = math.ceil(quantile * (len(values) + 1))
+    return float(sorted(values)[min(rank, len(values)) - 1])
+
+
+@dataclass(frozen=True)
+class CanaryConfig:
+    """How a canary is judged.
+
+    Attributes:
+        stages: in their order.
+        unit: what is assigned at random.
+        alpha: P(a canary that is no worse is ever rolled back), all stages, tests and looks together.
+        advance_alpha: P(a drop is ever called excluded that is there), all stages, margins and looks together.
+        harm_margin: of the success rate; a drop of this size is no harm.
+        min_episodes: of each group in a stage before it may advance.
+        deadline_s: an assigned episode without an outcome for so long has failed [s].
+        latency_limit_s: slower than this is slow [s]; from the incumbent's past, see :func:`latency_limit`. None: not judged.
+        latency_margin: share by which the canary may have more slow episodes.
+        score_quantile, tolerated_exceedance: as for :meth:`~vla_evidence.exceedance.ExceedanceTest.calibrated`.
+        min_blocks: of each judged score source before it may advance.
+        advance_max_evidence: evidence for harm above this delays an advance.
+        incumbent_prior, canary_prior: of the success rates, for units of episodes.
+        robot_prior: of the robots' success rates, for units of robots.
+        episodes_per_robot: a robot's mean is over so many.
+        salt: names the experiment: the order of robots depends on it.
+
+    Raises:
+        InputError: a setting that cannot be.
+    """
+
+    stages: tuple[Stage, ...] = DEFAULT_STAGES
+    unit: Unit = Unit.EPISODE
+    alpha: float = 0.05
+    advance_alpha: float = 0.05
+    harm_margin: float = 0.0
+    min_episodes: int = 50
+    deadline_s: float = 3600.0
+    latency_limit_s: float | None = None
+    latency_margin: float = 0.05
+    score_quantile: float = 0.95
+    tolerated_exceedance: float = 0.15
+    min_blocks: int = 20
+    advance_max_evidence: float = 4.0
+    incumbent_prior: BetaPrior = field(default_factory=BetaPrior)
+    canary_prior: BetaPrior = field(default_factory=BetaPrior)
+    robot_prior: RobotPrior = field(default_factory=RobotPrior)
+    episodes_per_robot: int = 40
+    salt: str = "canary"
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise InputError("INPUT_COUNT", "stages", "there are none")
+        for name in ("alpha", "advance_alpha", "score_quantile", "tolerated_exceedance"):
+            check_probability(name, getattr(self, name))
+        for name in ("harm_margin", "latency_margin"):
+            check_margin(name, getattr(self, name))
+        for name in ("min_episodes", "min_blocks", "episodes_per_robot"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    "INPUT_COUNT", name, f"{getattr(self, name)} is not positive: nothing is proven by no data"
+                )
+        positive = {"deadline_s": self.deadline_s, "advance_max_evidence": self.advance_max_evidence}
+        if self.latency_limit_s is not None:
+            positive["latency_limit_s"] = self.latency_limit_s
+        for name, value in positive.items():
+            if not (math.isfinite(value) and value > 0.0):
+                raise InputError("INPUT_VALUE", name, f"{value} is not positive")
+
+    @staticmethod
+    def informed(
+        successes: float,
+        episodes: float,
+        *,
+        expected_drop: float = EXPECTED_DROP,
+        history_weight: float = HISTORY_WEIGHT,
+        canary_weight: float = CANARY_WEIGHT,
+        **settings: Any,
+    ) -> CanaryConfig:
+        """Return settings with priors from what the registry has seen of the incumbent.
+
+        The incumbent's prior is centred on its rate. The canary's expects it to be lower by ``expected_drop``, so that harm is
+        found sooner; this changes how often harm is found that is there, never the bound on how often some is found that is not.
+
+        Raises:
+            InputError: impossible counts or settings.
+        """
+        incumbent = BetaPrior.from_history(successes, episodes, history_weight)
+        canary = BetaPrior.expecting_drop(successes, episodes, drop=expected_drop, weight=canary_weight)
+        settings.setdefault("robot_prior", RobotPrior(mean=incumbent.mean, drop=expected_drop))
+        return CanaryConfig(incumbent_prior=incumbent, canary_prior=canary, **settings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for :meth:`from_json`."""
+        return {**asdict(self), "unit": self.unit.value}
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> CanaryConfig:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            InputError, KeyError, TypeError, ValueError: it did not write this.
+        """
+        parts = {
+            "stages": tuple(Stage(**stage) for stage in document["stages"]),
+            "unit": Unit(document["unit"]),
+            "incumbent_prior": BetaPrior(**document["incumbent_prior"]),
+            "canary_prior": BetaPrior(**document["canary_prior"]),
+            "robot_prior": RobotPrior(**document["robot_prior"]),
+        }
+        return CanaryConfig(**{**document, **parts})

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests behind the judge of a canary: of its success and its latency, and of the drop that can be excluded.
+
+Two forms with one interface, for units of episodes and for units of robots. Success and "fast enough" are judged alike.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from vla_evidence.assignment_check import assignment_log_e
+from vla_evidence.canary_config import CanaryConfig
+from vla_evidence.errors import InputError
+from vla_evidence.non_inferiority import MARGINS, NonInferiority
+from vla_evidence.robot_units import RobotCohort, RobotEProcess, RobotPrior
+from vla_evidence.two_sample import CANARY, INCUMBENT, BetaPrior, TwoSampleEProcess
+
+_FAST = BetaPrior(19.0, 1.0)
+"""Of the incumbent's episodes 95 % are faster than a limit at their 95 % quantile."""
+_FAST_CANARY = BetaPrior(4.0, 1.0)
+_FAST_ROBOTS = RobotPrior(mean=0.95, sd=0.05, drop=0.15)
+
+
+class HarmProcess(Protocol):
+    """Evidence that the canary is worse in one respect."""
+
+    @property
+    def log_e(self) -> float:
+        """Logarithm of the evidence."""
+
+    @property
+    def max_log_e(self) -> float:
+        """Largest so far."""
+
+
+class Comparison(ABC):
+    """Canary and incumbent side by side.
+
+    Attributes:
+        harm: e-process by what is judged: "success", and "latency" if that is.
+    """
+
+    harm: Mapping[str, HarmProcess]
+
+    @abstractmethod
+    def begin(self, cohort: RobotCohort | None) -> None:
+        """A stage begins; ``cohort`` for units of robots, None for units of episodes."""
+
+    @abstractmethod
+    def add(self, robot: str, group: int, outcomes: tuple[bool, ...], probability: float, *, silent: bool) -> None:
+        """Take one episode in; ``outcomes``: success, and fast enough if that is judged."""
+
+    @abstractmethod
+    def end_stage(self) -> None:
+        """The stage's time is over: no unit is waited for any more."""
+
+    @abstractmethod
+    def excluded_drop(self, alpha: float) -> float | None:
+        """Return the smallest drop of success that can be excluded at level ``alpha``; None if none can."""
+
+    @abstractmethod
+    def best_drop(self, alpha: float, more: tuple[float, float]) -> float | None:
+        """Return it for the best that may still come: so many units of incumbent and canary, all the canary's successes."""
+
+    @abstractmethod
+    def assignment_log_e(self) -> float:
+        """Return the logarithm of the evidence that units were not assigned as stated."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Return the state for :meth:`restore`."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
+
+
+def asked_margins(config: CanaryConfig) -> tuple[float, ...]:
+    """Return the margins of the stages."""
+    return tuple(stage.margin for stage in config.stages if stage.margin is not None)
+
+
+class EpisodeComparison(Comparison):
+    """Units are episodes, each drawn with a known probability."""
+
+    def __init__(self, config: CanaryConfig) -> None:
+        success = TwoSampleEProcess(config.harm_margin, incumbent=config.incumbent_prior, canary=config.canary_prior)
+        self.harm: dict[str, TwoSampleEProcess] = {"success": success}
+        if config.latency_limit_s is not None:
+            self.harm["latency"] = TwoSampleEProcess(config.latency_margin, incumbent=_FAST, canary=_FAST_CANARY)
+        self._excluded = NonInferiority(asked_margins(config), incumbent=config.incumbent_prior)
+        self._last_probability = 0.5
+
+    def begin(self, cohort: RobotCohort | None) -> None:
+        """See :class:`Comparison`."""
+        if cohort is not None:
+            raise InputError("INPUT_ARM", "cohort", "the unit is the episode: no robot has a group of its own")
+
+    def add(self, robot: str, group: int, outcomes: tuple[bool, ...], probability: float, *, silent: bool) -> None:
+        """See :class:`Comparison`; a silent robot's episode is a failure, nothing more."""
+        self._excluded.add(group, outcomes[0], probability)
+        self._last_probability = probability
+        for process, outcome in zip(self.harm.values(), outcomes, strict=True):
+            process.update(group, float(outcome), probability)
+
+    def add_many(self, groups: ArrayLike, outcomes: Sequence[ArrayLike], probability: float) -> None:
+        """Take many episodes in, in their order."""
+        self._excluded.add_many(groups, outcomes[0], probability)
+        self._last_probability = probability
+        for process, values in zip(self.harm.values(), outcomes, strict=True):
+            process.update_many(groups, np.asarray(values, dtype=np.float64), probability)
+
+    def end_stage(self) -> None:
+        """See :class:`Comparison`: nothing waits."""
+
+    def excluded_drop(self, alpha: float) -> float | None:
+        """See :class:`Comparison`."""
+        return self._excluded.excluded_drop(alpha)
+
+    def best_drop(self, alpha: float, more: tuple[float, float]) -> float | None:
+        """See :class:`Comparison`; the incumbent goes on as it was."""
+        best, pi = self._excluded.copy(), self._last_probability
+        successes, units = self._excluded.counts()[INCUMBENT]
+        expected = math.floor(more[0] * (successes / units if units else 0.0))
+        best.add(INCUMBENT, True, pi, expected)
+        best.add(INCUMBENT, False, pi, math.ceil(more[0]) - expected)
+        best.add(CANARY, True, pi, math.ceil(more[1]))
+        return best.excluded_drop(alpha)
+
+    def assignment_log_e(self) -> float:
+        """See :class:`Comparison`."""
+        return assignment_log_e(self._excluded.units())
+
+    def to_json(self) -> dict[str, Any]:
+        """See :class:`Comparison`."""
+        harm = {name: process.to_json() for name, process in self.harm.items()}
+        return {"harm": harm, "counts": self._excluded.to_json(), "last_probability": self._last_probability}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See :class:`Comparison`."""
+        for name, process in self.harm.items():
+            process.restore(state["harm"][name])
+        self._excluded.restore(state["counts"])
+        self._last_probability = float(state["last_probability"])
+
+
+class RobotComparison(Comparison):
+    """Units are robots, of a cohort for each stage; a robot that was a canary before is none of a later stage's units."""
+
+    def __init__(self, config: CanaryConfig) -> None:
+        self.harm: dict[str, RobotEProcess] = {"success": RobotEProcess(config.harm_margin, prior=config.robot_prior)}
+        if config.latency_limit_s is not None:
+            self.harm["latency"] = RobotEProcess(config.latency_margin, prior=_FAST_ROBOTS)
+        margins = sorted({*MARGINS, *asked_margins(config)}, reverse=True)
+        self._better = [RobotEProcess(margin, prior=config.robot_prior, better=True) for margin in margins]
+        self.cohort: RobotCohort | None = None
+        self._former_log_e = 0.0
+
+    @property
+    def largest_log_e(self) -> float:
+        """No evidence can exceed this, counting the cohorts so far."""
+        return self._former_log_e + (self.cohort.largest_log_e if self.cohort is not None else 0.0)
+
+    def begin(self, cohort: RobotCohort | None) -> None:
+        """See :class:`Comparison`."""
+        if cohort is None:
+            raise InputError("INPUT_ARM", "cohort", "the unit is the robot: each stage needs the robots' groups")
+        self.end_stage()
+        self._former_log_e = self.largest_log_e
+        self.cohort = cohort
+
+    def add(self, robot: str, group: int, outcomes: tuple[bool, ...], probability: float, *, silent: bool) -> None:
+        """See :class:`Comparison`; ``probability`` is that of the cohort, not this one. A silent robot is given up."""
+        if self.cohort is None or robot not in self.cohort.groups:
+            return  # a canary of an earlier stage: there was no choice, so it tells nothing
+        if silent:
+            self.cohort.give_up(robot, len(self.harm))
+        else:
+            self.cohort.add(robot, *map(float, outcomes))
+        self._take()
+
+    def end_stage(self) -> None:
+        """See :class:`Comparison`."""
+        self._take(final=True)
+
+    def _take(self, *, final: bool = False) -> None:
+        if self.cohort is None:
+            return
+        for group, means, probability in self.cohort.ready(len(self.harm), final=final):
+            for process, mean in zip(self.harm.values(), means, strict=True):
+                process.update(group, mean, probability)
+            for better in self._better:
+                better.update(group, means[0], probability)
+
+    def excluded_drop(self, alpha: float) -> float | None:
+        """See :class:`Comparison`; from the largest margin downwards, as for :class:`NonInferiority`."""
+        excluded = None
+        for process in self._better:
+            if process.log_e < -math.log(alpha):
+                break
+            excluded = process.margin
+        return excluded
+
+    def best_drop(self, alpha: float, more: tuple[float, float]) -> float | None:
+        """See :class:`Comparison`: any, while the cohort's evidence can reach 1/α at all."""
+        return 0.0 if self.largest_log_e >= -math.log(alpha) else None
+
+    def assignment_log_e(self) -> float:
+        """See :class:`Comparison`: a cohort's share is what it is."""
+        return 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """See :class:`Comparison`."""
+        return {
+            "harm": {name: process.to_json() for name, process in self.harm.items()},
+            "better": [process.to_json() for process in self._better],
+            "cohort": None if self.cohort is None else self.cohort.to_json(),
+            "former_log_e": self._former_log_e,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See :class:`Comparison`."""
+        for name, process in self.harm.items():
+            process.restore(state["harm"][name])
+        for process, saved in zip(self._better, state["better"], strict=True):
+            process.restore(saved)
+        self.cohort = None if state["cohort"] is None else RobotCohort.from_json(state["cohort"])
+        self._former_log_e = float(state["former_log_e"])

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is the canary worse where whole robots run it? An e-process whose unit is the robot.
+
+Episodes of one robot are alike, so where a robot runs one version only, its episodes are no independent units: five robots are
+five units, however many episodes they had. The unit is a robot's mean x over a number of episodes. Of a cohort, k of N robots
+were drawn as canaries; they are looked at in an order that has nothing to do with the draw, so that the next one is a canary
+with probability π = canaries left / robots left, whatever was seen before. With predictable densities q₀, q₁ the factor
+``q_g(x) / ((1-π) q₀(x) + π q₁(x))`` has mean exactly 1 if the next robot's x does not depend on its group, whatever the
+distribution of x: no normality is assumed, a bad density only costs power. Here the densities are normal with one common
+standard deviation, so their ratio is monotone in x, and the mean is <= 1 also where the canary's x is stochastically the better
+one. A margin is added to the canary's x first: H0: x of a canary, plus margin, is stochastically not below that of an incumbent.
+
+The evidence can never exceed the number of ways to draw the cohort, N over k, as no draw was less probable than one of them:
+one canary among ten robots cannot reach 20, and :attr:`RobotCohort.largest_log_e` says so before anything is run.
+
+Turner, Ly and Grünwald, arXiv 2106.02693; Ramdas et al., Statistical Science 38 (2023).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vla_evidence.assignment import uniform
+from vla_evidence.errors import InputError, check_margin, check_probability, check_rate
+from vla_evidence.two_sample import CANARY, INCUMBENT
+
+_SMALLEST_SD = 0.02
+
+
+@dataclass(frozen=True)
+class RobotPrior:
+    """What is believed of the robots' means before the first one.
+
+    Attributes:
+        mean, sd: of an incumbent's robots.
+        robots: how many robots this belief is worth.
+        drop: by which a canary is expected to be worse; what is worth finding.
+    """
+
+    mean: float = 0.8
+    sd: float = 0.15
+    robots: float = 2.0
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_rate("mean", self.mean)
+        check_margin("drop", self.drop)
+        for field, value in (("sd", self.sd), ("robots", self.robots)):
+            if not (math.isfinite(value) and value > 0.0):
+                raise InputError("INPUT_VALUE", field, f"{value} is not positive")
+
+    @staticmethod
+    def from_history(means: Sequence[float], *, drop: float = 0.1) -> RobotPrior:
+        """Return the prior that earlier means of robots give (at least two; worth at most ten robots)."""
+        for mean in means:
+            check_rate("means", mean)
+        n = len(means)
+        if n < 2:
+            raise InputError("INPUT_COUNT", "means", f"{n} robots are too few to tell how robots differ")
+        centre = math.fsum(means) / n
+        variance = math.fsum((mean - centre) ** 2 for mean in means) / (n - 1)
+        return RobotPrior(centre, max(math.sqrt(variance), _SMALLEST_SD), min(10.0, n), drop)
+
+
+class RobotEProcess:
+    """Evidence that the canary is worse by more than a margin, or, with ``better``, that it is not worse by the margin.
+
+    Args:
+        margin: of the robots' means, 0 to below 1.
+        prior: what is believed beforehand.
+        better: exchange the roles: H0: x of a canary, plus margin, is stochastically not above that of an incumbent.
+    """
+
+    def __init__(self, margin: float = 0.0, *, prior: RobotPrior | None = None, better: bool = False) -> None:
+        self.margin, self.better = check_margin("margin", margin), better
+        prior = prior or RobotPrior()
+        drop = -0.01 if better and margin == 0.0 else 0.0 if better else prior.drop
+        self._weight = [prior.robots, prior.robots]
+        self._mean = [prior.mean, prior.mean - drop]
+        self._squares = prior.robots * prior.sd**2
+        self._degrees = prior.robots
+        self.log_e = 0.0
+        self.max_log_e = 0.0
+
+    def update(self, group: int, x: float, probability: float) -> float:
+        """Take one robot in; return ``log_e``.
+
+        Args:
+            group: :data:`INCUMBENT` or :data:`CANARY`.
+            x: mean over its episodes, in [0, 1].
+            probability: with which it is a canary given the past; 0 and 1, when only one sort is left, say nothing.
+
+        Raises:
+            InputError: an unknown group, x outside [0, 1], or a probability outside [0, 1] or that says this cannot be.
+        """
+        if group not in (INCUMBENT, CANARY):
+            raise InputError("INPUT_ARM", "group", f"{group!r} is neither {INCUMBENT} nor {CANARY}")
+        check_rate("x", x)
+        if not 0.0 <= probability <= 1.0 or probability == 1.0 - group:
+            raise InputError("INPUT_PROBABILITY", "probability", f"{probability} for a robot of group {group}")
+        if 0.0 < probability < 1.0:
+            shifted = x + self.margin * group
+            gap = self._mean[CANARY] + self.margin - self._mean[INCUMBENT]
+            if gap > 0.0 if self.better else gap < 0.0:
+                self.log_e += self._log_factor(group, shifted, probability)
+                self.max_log_e = max(self.max_log_e, self.log_e)
+        self._learn(group, x)
+        return self.log_e
+
+    def _log_factor(self, group: int, shifted: float, pi: float) -> float:
+        variance = max(self._squares / self._degrees, _SMALLEST_SD**2)
+        means = self._mean[INCUMBENT], self._mean[CANARY] + self.margin
+        exponents = [-0.5 * (shifted - mean) ** 2 / variance for mean in means]
+        mixed = [math.log(1.0 - pi) + exponents[INCUMBENT], math.log(pi) + exponents[CANARY]]
+        top = max(mixed)
+        return exponents[group] - top - math.log(math.exp(mixed[0] - top) + math.exp(mixed[1] - top))
+
+    def rejects(self, alpha: float) -> bool:
+        """Whether H0 is rejected at level ``alpha`` (for good, whenever it is asked)."""
+        return self.max_log_e >= -math.log(check_probability("alpha", alpha))
+
+    def to_json(self) -> list[float]:
+        """Return what :meth:`restore` takes over."""
+        return [*self._weight, *self._mean, self._squares, self._degrees, self.log_e, self.max_log_e]
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Go on where another process of the same prior and margin was.
+
+        Raises:
+            InputError: the state cannot be.
+        """
+        if (
+            len(state) != 8
+            or not all(math.isfinite(value) for value in state)
+            or min(state[0], state[1], *state[4:6]) <= 0
+        ):
+            raise InputError("INPUT_VALUE", "state", f"{state!r} is not of an e-process of robots")
+        self._weight, self._mean = list(state[0:2]), list(state[2:4])
+        self._squares, self._degrees, self.log_e, self.max_log_e = state[4:]
+
+    def _learn(self, group: int, x: float) -> None:
+        before = self._mean[group]
+        self._weight[group] += 1.0
+        self._mean[group] += (x - before) / self._weight[group]
+        self._squares += (x - before) * (x - self._mean[group])
+        self._degrees += 1.0
+
+
+class RobotCohort:
+    """The robots of one stage: collects their outcomes, and hands robots on in an order that tells nothing of their groups.
+
+    The order is that of a salted SHA-256 of the names. A robot is handed on when it has its episodes, or was given up, and all
+    before it were: an order of finishing would not do, for a canary that breaks robots finishes first.
+
+    Args:
+        groups: group by robot. The canaries must have been drawn at random.
+        episodes: a robot's mean is over this many; later ones are ignored.
+        salt: of this experiment and stage, other than the one that the canaries were drawn with.
+
+    Raises:
+        InputError: an unknown group, no robot, or no episodes.
+    """
+
+    def __init__(self, groups: Mapping[str, int], episodes: int, salt: str) -> None:
+        if not groups or not set(groups.values()) <= {INCUMBENT, CANARY}:
+            raise InputError("INPUT_ARM", "groups", f"no robots, or some are neither {INCUMBENT} nor {CANARY}")
+        if episodes < 1:
+            raise InputError("INPUT_COUNT", "episodes", f"{episodes} is not positive")
+        self.groups, self.episodes, self.salt = dict(groups), episodes, salt
+        self._order = sorted(groups, key=lambda robot: (uniform(f"{salt}/order", robot), robot))
+        self._sums: dict[str, list[float]] = {}
+        self._given_up: set[str] = set()
+        self._taken = 0
+
+    @property
+    def largest_log_e(self) -> float:
+        """Logarithm of the number of ways to draw this cohort: no evidence can exceed it."""
+        n, k = len(self.groups), sum(self.groups.values())
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    def add(self, robot: str, *ys: float) -> None:
+        """Take one episode in: a value in [0, 1] for each thing that is judged, always as many.
+
+        Raises:
+            InputError: a robot that is not of the cohort, or a value outside [0, 1].
+        """
+        if robot not in self.groups:
+            raise InputError("INPUT_ARM", "robot", f"{robot!r} is not of this cohort")
+        for y in ys:
+            check_rate("y", y)
+        sums = self._sums.setdefault(robot, [0.0] * (len(ys) + 1))
+        if sums[0] < self.episodes and robot not in self._given_up:
+            for index, value in enumerate((1.0, *ys)):
+                sums[index] += value
+
+    def give_up(self, robot: str, things: int) -> None:
+        """The robot is silent: the episodes that it still owes count as failures, in either group."""
+        if robot not in self.groups:
+            raise InputError("INPUT_ARM", "robot", f"{robot!r} is not of this cohort")
+        self._sums.setdefault(robot, [0.0] * (things + 1))
+        self._given_up.add(robot)
+
+    def ready(self, things: int, *, final: bool = False) -> Iterator[tuple[int, list[float], float]]:
+        """Yield (group, means of each thing, π) of the robots whose turn it is, once each.
+
+        ``final``: the stage is over. Robots with fewer episodes are judged by those they had; one with none has failed.
+        """
+        while self._taken < len(self._order):
+            robot = self._order[self._taken]
+            count, *sums = self._sums.get(robot, [0.0] * (things + 1))
+            if not (final or count >= self.episodes or robot in self._given_up):
+                return
+            rest = self._order[self._taken :]
+            probability = sum(self.groups[other] for other in rest) / len(rest)
+            owed = float(self.episodes) if robot in self._given_up else max(count, 1.0)
+            self._taken += 1
+            yield self.groups[robot], [min(1.0, value / owed) for value in sums], probability
+
+    @property
+    def waiting(self) -> int:
+        """Robots not handed on yet."""
+        return len(self._order) - self._taken
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cohort for :meth:`from_json`."""
+        return {
+            "groups": self.groups,
+            "episodes": self.episodes,
+            "salt": self.salt,
+            "sums": self._sums,
+            "given_up": sorted(self._given_up),
+            "taken": self._taken,
+        }
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> RobotCohort:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            InputError, KeyError, TypeError, ValueError: it did not write this.
+        """
+        cohort = RobotCohort(document["groups"], int(document["episodes"]), str(document["salt"]))
+        cohort._sums = {str(robot): [float(v) for v in sums] for robot, sums in document["sums"].items()}
+        cohort._given_up = {str(robot) for robot in document["given_up"]}
+        cohort._taken = int(document["taken"])
+        if not (
+            0 <= cohort._taken <= len(cohort.groups)
+            and (cohort._sums.keys() | cohort._given_up) <= cohort.groups.keys()
+        ):
+            raise InputError("INPUT_VALUE", "cohort", "it names robots that are not in it")
+        return cohort
