@@ -17,7 +17,7 @@ EXPECTED_DROP = 0.10
 """Drop of the success rate that an informed prior expects of a canary."""
 HISTORY_WEIGHT = 1000.0
 """Episodes that the incumbent's history counts for at most."""
-CANARY_WEIGHT = 8.0
+CANARY_WEIGHT = 20.0
 """Episodes that the expected drop counts for."""
 _FEWEST_LATENCIES = 20
 
