@@ -14,6 +14,7 @@ Every wait is bounded; one that runs out says what it waited for and what it had
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -26,17 +27,22 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
+from lifecycle_msgs.srv import GetState
+from rcl_interfaces.srv import GetParameters
 from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
+from vla_ota.srv import ListModels
 
 from vla_ros import qos
 
 TIMEOUT_S = 40.0
 """Bound of a wait [s]: generous, because discovery takes seconds on a busy machine. Nothing asserts how long it took."""
+
+_ONLY_ASKS, _ATTEMPTS = (GetParameters, GetState, ListModels), 3
 
 
 def wait_for(predicate: Callable[[], Any], what: str = "a condition", timeout_s: float = TIMEOUT_S) -> Any:
@@ -230,16 +236,20 @@ class RosHarness:
         return future.result()
 
     def call(self, service_type: type, name: str, request: Any = None, timeout_s: float = TIMEOUT_S) -> Any:
-        """Call a service, as soon as it is there, and return its response; no request = an empty one."""
+        """Call a service, as soon as it is there, and return its response; no request = an empty one.
+
+        A server that has not yet discovered this client on a busy machine loses its answer: what only asks is asked again.
+        """
         client = self._clients.get(name)
         if client is None:
             client = self._clients[name] = self.on_executor(lambda: self.node.create_client(service_type, name))
         wait_for(client.service_is_ready, f"the service {name}", timeout_s)
-        return self.wait_future(
-            client.call_async(request if request is not None else service_type.Request()),
-            f"a reply of {name}",
-            timeout_s,
-        )
+        request = request if request is not None else service_type.Request()
+        attempts = _ATTEMPTS if service_type in _ONLY_ASKS else 1
+        for _ in range(attempts - 1):
+            with contextlib.suppress(AssertionError):
+                return self.wait_future(client.call_async(request), f"a reply of {name}", timeout_s / attempts)
+        return self.wait_future(client.call_async(request), f"a reply of {name}", timeout_s / attempts)
 
     def has_service(self, name: str) -> bool:
         """Whether a service of this full name is known in the graph."""
