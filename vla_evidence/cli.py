@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vla-evidence plan | interval | replay | simulate``: how much evidence is enough, and what a log proves.
 
-Exit codes: 0 done, 1 refused or differs (``CODE: what: reason`` on stderr, or an object on stdout with ``--json``), 2 wrong usage.
+Exit codes: 0 done, 1 refused or different (``CODE: what: reason`` on stderr, with ``--json`` an object on stdout), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ def _plain(value: Any) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vla-evidence", description="Better, worse or unproven? Plan, look, recompute, simulate.")
+    parser = argparse.ArgumentParser(
+        prog="vla-evidence", description="Better, worse or unproven? Plan, look, recompute, simulate."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     _add_plan(commands.add_parser("plan", help="how many episodes, days and robots a decision needs"))
     _add_simulate(commands.add_parser("simulate", help="an A/B test or a bad update in a simulated fleet, with plots"))
@@ -162,16 +164,30 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     detect.add_argument("--incumbent", type=float, required=True, metavar="P", help="success rate before")
     detect.add_argument("--canary", type=float, required=True, metavar="P", help="success rate after")
     for command, share in ((noninferiority, 0.5), (detect, 0.05)):
-        command.add_argument("--share", type=float, default=share, metavar="P", help=f"of episodes (or robots); default: {share}")
+        command.add_argument(
+            "--share", type=float, default=share, metavar="P", help=f"of episodes (or robots); default: {share}"
+        )
     for command in (ab, noninferiority, detect):
-        command.add_argument("--alpha", type=float, default=0.05, metavar="P", help="P(claim that is wrong); default: 0.05")
-        command.add_argument("--power", type=float, default=0.8, metavar="P", help="P(finding what is there); default: 0.8")
+        command.add_argument(
+            "--alpha", type=float, default=0.05, metavar="P", help="P(claim that is wrong); default: 0.05"
+        )
+        command.add_argument(
+            "--power", type=float, default=0.8, metavar="P", help="P(finding what is there); default: 0.8"
+        )
         command.add_argument("--robots", type=int, default=50, metavar="N", help="of the fleet, both arms; default: 50")
-        command.add_argument("--per-day", type=float, default=40.0, metavar="N", help="episodes of a robot a day; default: 40")
-        command.add_argument("--unit", choices=("episode", "robot"), default="episode", help="what is assigned; default: episode")
-        command.add_argument("--icc", type=float, default=0.0, metavar="R", help="intraclass correlation within a robot; default: 0")
+        command.add_argument(
+            "--per-day", type=float, default=40.0, metavar="N", help="episodes of a robot a day; default: 40"
+        )
+        command.add_argument(
+            "--unit", choices=("episode", "robot"), default="episode", help="what is assigned; default: episode"
+        )
+        command.add_argument(
+            "--icc", type=float, default=0.0, metavar="R", help="intraclass correlation within a robot; default: 0"
+        )
         command.add_argument("--within-days", type=float, metavar="D", help="also say how many robots are done by then")
-        command.add_argument("--runs", type=int, default=500, metavar="N", help="simulated; 0: fixed designs only; default: 500")
+        command.add_argument(
+            "--runs", type=int, default=500, metavar="N", help="simulated; 0: fixed designs only; default: 500"
+        )
         _add_common(command)
         command.set_defaults(run=_plan)
 
@@ -188,15 +204,25 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     canary = exercises.add_parser("canary", help="how soon a bad update is found and undone")
     canary.add_argument("--incumbent", type=float, default=0.87, metavar="P", help="success rate before; default: 0.87")
     canary.add_argument("--canary", type=float, default=0.75, metavar="P", help="success rate after; default: 0.75")
-    canary.add_argument("--per-hour", type=float, default=6.0, metavar="N", help="episodes of a robot an hour; default: 6")
-    canary.add_argument("--alpha", type=float, default=0.05, metavar="P", help="P(a good one is rolled back); default: 0.05")
-    canary.add_argument("--rollback-s", type=float, default=60.0, metavar="S", help="from verdict to old version; default: 60")
+    canary.add_argument(
+        "--per-hour", type=float, default=6.0, metavar="N", help="episodes of a robot an hour; default: 6"
+    )
+    canary.add_argument(
+        "--alpha", type=float, default=0.05, metavar="P", help="P(a good one is rolled back); default: 0.05"
+    )
+    canary.add_argument(
+        "--rollback-s", type=float, default=60.0, metavar="S", help="from verdict to old version; default: 60"
+    )
     canary.set_defaults(run=_simulate_canary)
     for command, runs in ((ab, 2000), (canary, 1000)):
         command.add_argument("--robots", type=int, default=50, metavar="N", help="default: 50")
-        command.add_argument("--icc", type=float, default=0.05, metavar="R", help="intraclass correlation; default: 0.05")
+        command.add_argument(
+            "--icc", type=float, default=0.05, metavar="R", help="intraclass correlation; default: 0.05"
+        )
         command.add_argument("--runs", type=int, default=runs, metavar="N", help=f"simulated; default: {runs}")
-        command.add_argument("--out", type=Path, default=Path("build/evidence"), metavar="DIR", help="default: build/evidence")
+        command.add_argument(
+            "--out", type=Path, default=Path("build/evidence"), metavar="DIR", help="default: build/evidence"
+        )
         _add_common(command)
 
 

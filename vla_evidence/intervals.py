@@ -44,7 +44,9 @@ def wilson_interval(successes: float, observations: float, confidence: float = 0
     if observations == 0:
         return 0.0, 1.0
     low, high = proportion_confint(successes, observations, alpha=1.0 - confidence, method="wilson")
-    return (float(low) if successes else 0.0), (float(high) if successes < observations else 1.0)  # exactly, at the ends
+    return (float(low) if successes else 0.0), (
+        float(high) if successes < observations else 1.0
+    )  # exactly, at the ends
 
 
 def confidence_sequence(

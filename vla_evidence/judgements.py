@@ -9,9 +9,9 @@ ab_robots  those of :class:`~vla_evidence.ab.UnpairedABJudge`      robot, arm, s
 canary     config (:meth:`CanaryConfig.to_json`), score_history    episode, success, now_s, latency_s
 ========== ======================================================= ===========================================================
 
-The experiment's name is the salt of every assignment, and of the random draws that a test needs. A canary's log also has events:
-``begin_stage`` (stage, now_s, and for units of robots cohort), ``assign`` (episode, robot, group, now_s, and for units of episodes
-probability) and ``score`` (source, value); its verdicts depend on ``now_s``.
+The experiment's name is the salt of every assignment, and of the random draws that a test needs. A canary's log also has
+events: ``begin_stage`` (stage, now_s; for units of robots: cohort), ``assign`` (episode, robot, group, now_s; for units of
+episodes: probability) and ``score`` (source, value). Its verdicts depend on ``now_s``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class PairedAB:
 
 
 class RobotsAB:
-    """Robots that run one policy each: in ``arms``, or drawn by :func:`vla_evidence.assignment.arm` with probability ``split``."""
+    """Robots that run one policy each: in ``arms``, or drawn by :func:`vla_evidence.assignment.arm` with ``split``."""
 
     kind = "ab_robots"
 
@@ -109,7 +109,9 @@ class Canary:
         elif record["event"] == "begin_stage":
             self._begin(record["stage"], record["now_s"], record.get("cohort"))
         elif record["event"] == "assign":
-            self._assign(record["episode"], record["robot"], record["group"], record["now_s"], record.get("probability"))
+            self._assign(
+                record["episode"], record["robot"], record["group"], record["now_s"], record.get("probability")
+            )
         elif record["event"] == "score":
             self.judge.add_score(record["source"], record["value"])
         else:

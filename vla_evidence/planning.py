@@ -17,8 +17,8 @@ import numpy as np
 from vla_evidence import sample_size
 from vla_evidence.analysis import Bar, no_bar
 from vla_evidence.errors import InputError, check_probability, check_rate
-from vla_evidence.tables import table
 from vla_evidence.stopping import Stopping, detection_times, exclusion_times, sign_test_pairs
+from vla_evidence.tables import table
 
 Unit = Literal["episode", "robot"]
 _LATEST = 0.9

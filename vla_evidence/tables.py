@@ -30,4 +30,7 @@ def hours_text(hours: float) -> str:
     """Return a time as people say it."""
     if not math.isfinite(hours):
         return "never"
-    return f"{hours * 60:.0f} min" if hours < 1.0 else f"{hours:.1f} h" if hours < 48.0 else f"{hours / 24.0:,.0f} days"
+    for unit, name in ((24.0, "days"), (1.0, "h")):
+        if hours >= 2.0 * unit or (unit == 1.0 and hours >= 1.0):
+            return f"{hours / unit:,.1f} {name}" if hours < 10.0 * unit else f"{hours / unit:,.0f} {name}"
+    return f"{hours * 60.0:.0f} min"

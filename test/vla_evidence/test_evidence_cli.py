@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from vla_evidence.cli import main
 from vla_evidence.replay import LoggedJudgement
 
 TOP = Path(__file__).resolve().parents[2]
@@ -25,7 +28,11 @@ def run(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[st
 
 
 def answer(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(run(*arguments, "--json", code=code).stdout)
+    """Run it in this process (a new one takes a second to import statsmodels); return its JSON."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main([*map(str, arguments), "--json"]) == code, out.getvalue()
+    document: dict[str, Any] = json.loads(out.getvalue())
     assert document["ok"] is (code == 0)
     return document
 
@@ -33,7 +40,9 @@ def answer(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     path = tmp_path / "log.jsonl"
-    with LoggedJudgement(path, "ab_robots", "x", {"planned_episodes": 40, "looks": 2, "draws": 99, "arms": {"a": "A", "b": "B"}}) as j:
+    with LoggedJudgement(
+        path, "ab_robots", "x", {"planned_episodes": 40, "looks": 2, "draws": 99, "arms": {"a": "A", "b": "B"}}
+    ) as j:
         for number in range(40):
             j.outcome(robot="ab"[number % 2], arm="AB"[number % 2], success=number % 3 > 0)
         j.verdict()
@@ -55,7 +64,9 @@ def test_plan_simulates_the_sequential_design_and_says_how_sure_it_is() -> None:
 
 
 def test_plan_says_when_no_number_of_episodes_suffices() -> None:
-    plan = answer("plan", "ab", "--rate-a", "0.85", "--rate-b", "0.88", "--unit", "robot", "--icc", "0.05", "--runs", "0")
+    plan = answer(
+        "plan", "ab", "--rate-a", "0.85", "--rate-b", "0.88", "--unit", "robot", "--icc", "0.05", "--runs", "0"
+    )
     assert "never suffice" in plan["sentence"] and plan["rows"][0]["episodes"] is None
 
 
@@ -101,14 +112,26 @@ def test_replay_warns_of_a_torn_line(log: Path) -> None:
         (("simulate", "ab", "--runs", "1"), "INPUT_COUNT"),
     ],
 )
-def test_wrong_input_is_refused_by_its_code(arguments: tuple[str, ...], code: str) -> None:
-    assert run(*arguments, code=1).stderr.splitlines()[-1].startswith(f"{code}: ")
+def test_wrong_input_is_refused_by_its_code(
+    arguments: tuple[str, ...], code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"{code}: ")
     assert answer(*arguments, code=1)["code"] == code
 
 
-@pytest.mark.parametrize("arguments", [(), ("plan",), ("plan", "ab", "--rate-a", "many"), ("interval", "1"), ("oracle",)])
-def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
-    assert "usage: vla-evidence" in run(*arguments, code=2).stderr
+@pytest.mark.parametrize(
+    "arguments", [(), ("plan",), ("plan", "ab", "--rate-a", "many"), ("interval", "1"), ("oracle",)]
+)
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        main(arguments)
+    assert e.value.code == 2 and "usage: vla-evidence" in capsys.readouterr().err
+
+
+def test_the_exit_status_of_the_process_is_that_of_the_command() -> None:
+    assert run("interval", "6", "5", code=1).stderr.startswith("INPUT_COUNT: ")
+    assert "usage: vla-evidence" in run("interval", code=2).stderr
 
 
 def test_missing_analysis_packages_are_named_with_the_line_that_installs_them(tmp_path: Path) -> None:
@@ -117,10 +140,12 @@ def test_missing_analysis_packages_are_named_with_the_line_that_installs_them(tm
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name='{name}')\n")
     for arguments, name in (
         (("interval", "1", "5"), "statsmodels"),
-        (("plan", "ab", "--rate-a", "0.5", "--rate-b", "0.6"), "statsmodels"),
-        (("plan", "detect", "--incumbent", "0.87", "--canary", "0.75"), "statsmodels"),
+        (("plan", "noninferiority", "--rate", "0.87", "--margin", "0.1"), "tqdm"),
     ):
-        code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from vla_evidence.cli import main; sys.exit(main({list(arguments)!r}))"
-        done = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True, timeout=60, check=False)
+        code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from vla_evidence.cli import main; "
+        code += f"sys.exit(main({list(arguments)!r}))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True, timeout=60, check=False
+        )
         assert done.returncode == 1
         assert done.stderr.startswith(f"ANALYSIS_MISSING: {name}: ") and "pip install" in done.stderr

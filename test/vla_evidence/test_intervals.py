@@ -54,7 +54,9 @@ def test_its_ends_are_where_the_mixture_martingale_reaches_its_threshold() -> No
 
 
 @given(st.integers(0, 500), st.integers(0, 500), st.floats(0.5, 0.999))
-def test_it_moves_with_the_data_and_is_wider_than_an_exact_interval_for_one_look(k: int, failures: int, c: float) -> None:
+def test_it_moves_with_the_data_and_is_wider_than_an_exact_interval_for_one_look(
+    k: int, failures: int, c: float
+) -> None:
     n = k + failures
     low, high = (float(end) for end in confidence_sequence(k, n, c))
     more_low, more_high = (float(end) for end in confidence_sequence(k + 1, n + 1, c))

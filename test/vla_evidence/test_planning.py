@@ -16,7 +16,12 @@ FIXED_ONLY = Simulation(runs=0)
 
 @pytest.mark.parametrize(
     ("rates", "power", "normal", "arcsine"),
-    [((0.85, 0.88), 0.8, 2036, 2031), ((0.85, 0.88), 0.9, 2725, 2719), ((0.87, 0.75), 0.8, 167, None), ((0.87, 0.75), 0.9, 223, None)],
+    [
+        ((0.85, 0.88), 0.8, 2036, 2031),
+        ((0.85, 0.88), 0.9, 2725, 2719),
+        ((0.87, 0.75), 0.8, 167, None),
+        ((0.87, 0.75), 0.9, 223, None),
+    ],
 )
 def test_an_ab_test_needs_as_many_episodes_as_the_textbook_says(
     rates: tuple[float, float], power: float, normal: int, arcsine: int | None
@@ -57,7 +62,11 @@ def test_robots_that_differ_cost_episodes_or_make_it_impossible() -> None:
     assert 25 * each / sample_size.design_effect(each, 0.05) == pytest.approx(100)
     assert sample_size.episodes_per_robot(500, 25, 0.05) == math.inf  # worth at most 25 / 0.05 = 500, never quite
     robots = sample_size.robots_needed(500, 0.05, 40)
-    assert robots * 40 / sample_size.design_effect(40, 0.05) >= 500 > (robots - 1) * 40 / sample_size.design_effect(40, 0.05)
+    assert (
+        robots * 40 / sample_size.design_effect(40, 0.05)
+        >= 500
+        > (robots - 1) * 40 / sample_size.design_effect(40, 0.05)
+    )
     never = plan_ab(0.85, 0.88, Fleet(50, 40, "robot", 0.05), days=10, simulation=FIXED_ONLY)
     assert math.isinf(never.rows[0].episodes) and "never suffice" in never.sentence
     assert never.rows[0].robots is not None and never.rows[0].robots > 200

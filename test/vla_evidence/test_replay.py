@@ -21,7 +21,9 @@ from vla_evidence.stages import Unit
 Settings = dict[str, Any]
 
 
-def paired_log(path: Path, *, episodes: int = 60, robots: int = 4, rates: tuple[float, float] = (0.5, 0.9)) -> list[str]:
+def paired_log(
+    path: Path, *, episodes: int = 60, robots: int = 4, rates: tuple[float, float] = (0.5, 0.9)
+) -> list[str]:
     """Write the log of an A/B test on pairs; return its decisions."""
     rng = np.random.default_rng(0)
     decisions = []
@@ -66,7 +68,9 @@ def canary_log(path: Path, unit: Unit, canary: float = 0.4, episodes: int = 400)
         for number in range(episodes):
             now_s, name, robot = 60.0 * number, f"e{number}", fleet[number % len(fleet)]
             group = groups[robot] if groups else int(arm(experiment, robot, name, 0.3) == "B")
-            judgement.event("assign", episode=name, robot=robot, group=group, now_s=now_s, probability=None if groups else 0.3)
+            judgement.event(
+                "assign", episode=name, robot=robot, group=group, now_s=now_s, probability=None if groups else 0.3
+            )
             if number % 25:  # every 25th is never heard of again
                 success = bool(rng.random() < (canary if group else 0.87))
                 judgement.outcome(episode=name, success=success, now_s=now_s + 30.0, latency_s=float(rng.uniform(1, 5)))
@@ -318,8 +322,15 @@ def test_a_long_log_is_replayed_in_bounded_memory(tmp_path: Path) -> None:
     with log.open("w") as file:
         file.write(text[0] + "\n")
         for number in range(20_000):
-            pair, drawn = arm_in_pair("grip-7", "arm-0", number)
-            record = {"record": "outcome", "robot": "arm-0", "episode": number, "arm": drawn, "success": True, "latency": 2.0}
+            _, drawn = arm_in_pair("grip-7", "arm-0", number)
+            record = {
+                "record": "outcome",
+                "robot": "arm-0",
+                "episode": number,
+                "arm": drawn,
+                "success": True,
+                "latency": 2.0,
+            }
             file.write(json.dumps(record) + "\n")
     assert log.stat().st_size > 2_000_000
     replay_file(log)

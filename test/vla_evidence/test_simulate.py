@@ -51,7 +51,7 @@ def test_an_exercise_gives_a_sentence_tables_figures_and_plots(
 
 
 def test_an_exercise_is_the_same_for_the_same_seed(ab_report: object, canary_report: object) -> None:
-    assert ab.run(SMALL_AB) .text == ab_report.text  # type: ignore[attr-defined]
+    assert ab.run(SMALL_AB).text == ab_report.text  # type: ignore[attr-defined]
     assert canary.run(SMALL_CANARY).text == canary_report.text  # type: ignore[attr-defined]
     other = canary.Settings(robots=10, per_hour=20.0, runs=60, seed=4)
     assert canary.run(other).text != canary_report.text  # type: ignore[attr-defined]
@@ -66,17 +66,26 @@ def test_ours_keeps_its_promise_where_looking_again_and_again_breaks_that_of_the
     rules = {(rule["rule"], rule["looks"]): rule for rule in ab_report.figures["paired"]}  # type: ignore[attr-defined]
     share, error = rules["exact sequential test", "every round"]["false_alarm"]
     assert share <= 0.05 + 3 * error
-    assert rules["z test of episodes", "every round"]["false_alarm"][0] > rules["z test of episodes", "one"]["false_alarm"][0]
+    assert (
+        rules["z test of episodes", "every round"]["false_alarm"][0]
+        > rules["z test of episodes", "one"]["false_alarm"][0]
+    )
 
 
 def test_a_rollout_in_bulk_is_what_the_judge_decides() -> None:
     """The same episodes given to CanaryJudge stage by stage, looked at often: the same end, in the same stage."""
     hour = 3600.0
-    stages = (Stage("first", 0.2, 10 * hour, 0.15), Stage("second", 0.5, 10 * hour, 0.08), Stage("full", 1.0, 0.0, None))
+    stages = (
+        Stage("first", 0.2, 10 * hour, 0.15),
+        Stage("second", 0.5, 10 * hour, 0.08),
+        Stage("full", 1.0, 0.0, None),
+    )
     config = CanaryConfig(stages=stages, min_episodes=20)
     seen = set()
     for seed, rate in ((1, 0.87), (2, 0.6), (3, 0.8), (4, 0.87), (5, 0.9), (6, 0.7)):
-        bulk = rollouts.judged(FleetModel(10), (0.87, rate), 10.0, config, 2, np.random.default_rng(seed), lambda done: None)
+        bulk = rollouts.judged(
+            FleetModel(10), (0.87, rate), 10.0, config, 2, np.random.default_rng(seed), lambda done: None
+        )
         rng = np.random.default_rng(seed)
         for run, (groups, ys) in enumerate(_episodes(rng, (0.87, rate), config, 2, 10, 10.0)):
             outcome, stage = _judge(config, groups, ys)
@@ -143,12 +152,19 @@ def test_robots_differ_by_the_icc_asked_for_and_keep_their_rank() -> None:
 
 def test_the_rules_for_comparison_are_those_they_are_said_to_be() -> None:
     low, high = wilson_ends(435.0, 500.0)
-    assert (low, high) == (pytest.approx(wilson_interval(435, 500)[0], abs=1e-5), pytest.approx(wilson_interval(435, 500)[1], abs=1e-5))
-    apart = intervals_apart(np.array([80.0, 60.0, 8.0]), np.array([100, 100, 10]), np.array([85.0, 85.0, 1.0]), np.array([100, 100, 10]))
+    assert (low, high) == (
+        pytest.approx(wilson_interval(435, 500)[0], abs=1e-5),
+        pytest.approx(wilson_interval(435, 500)[1], abs=1e-5),
+    )
+    apart = intervals_apart(
+        np.array([80.0, 60.0, 8.0]), np.array([100, 100, 10]), np.array([85.0, 85.0, 1.0]), np.array([100, 100, 10])
+    )
     assert apart.tolist() == [False, True, False]  # the last: fewer than 100 samples
     assert z_test(np.array([60.0]), 100, np.array([75.0]), 100).tolist() == [True]
     assert z_test(np.array([60.0]), 100, np.array([73.0]), 100).tolist() == [False]
-    enough, advance = should_advance(np.array([42.0, 43.0, 9.0]), np.array([50, 50, 10]), np.array([870.0] * 3), np.array([1000] * 3))
+    enough, advance = should_advance(
+        np.array([42.0, 43.0, 9.0]), np.array([50, 50, 10]), np.array([870.0] * 3), np.array([1000] * 3)
+    )
     assert enough.tolist() == [True, True, False] and advance.tolist() == [False, True, False]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exercise 1: how many episodes per robot until a fleet knows that 88 % is more than 85 %?
+"""Exercise 1: how many episodes per robot it takes until a fleet knows that 88 % is more than 85 %.
 
 All rules judge the same simulated episodes (:mod:`vla_evidence.simulate.ab_runs`), once with equal and once with different
 versions. "False alarm": a winner is declared although the versions are equal.
@@ -85,7 +85,13 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
     rates, alpha = (settings.rate_a, settings.rate_b), settings.alpha
     wanted = sample_size.two_proportions(*rates, alpha=alpha, power=settings.power)
     sequential = sign_test_pairs(
-        *rates, alpha=alpha, power=settings.power, first=math.ceil(wanted), runs=settings.runs, seed=settings.seed, bar=bar
+        *rates,
+        alpha=alpha,
+        power=settings.power,
+        first=math.ceil(wanted),
+        runs=settings.runs,
+        seed=settings.seed,
+        bar=bar,
     )
     end = math.ceil(wanted / settings.robots)
     rounds = math.ceil(max(_LONGEST * wanted, sequential.horizon) / settings.robots)
@@ -93,13 +99,16 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
     rng = np.random.default_rng(settings.seed)
     with bar("both versions on each robot", 2 * settings.runs) as tick:
         same, different = (
-            paired_runs(settings.robots, settings.icc, means, rounds, int(sequential.horizon), alpha, settings.runs, rng, tick)
+            paired_runs(
+                settings.robots, settings.icc, means, rounds, int(sequential.horizon), alpha, settings.runs, rng, tick
+            )
             for means in (equal, rates)
         )
     few = min(settings.runs, _ROBOT_RUNS)
     with bar("one version on each robot", 2 * few) as tick:
         same_robots, different_robots = (
-            by_robot_runs(settings.robots, settings.icc, means, 2 * end, alpha, few, rng, tick) for means in (equal, rates)
+            by_robot_runs(settings.robots, settings.icc, means, 2 * end, alpha, few, rng, tick)
+            for means in (equal, rates)
         )
     pairs = _rules(same, different, end, sequential.horizon / settings.robots)
     robots = _rules(same_robots, different_robots, different_robots.looks, different_robots.looks)
@@ -123,72 +132,94 @@ def _rules(same: Runs, different: Runs, end: float, ours_end: float) -> list[Rul
     return found
 
 
+def _find(rules: list[Rule], name: str, looks: str) -> Rule:
+    return next(rule for rule in rules if (rule.rule, rule.looks) == (name, looks))
+
+
 def _report(s: Settings, sequential: Stopping, pairs: list[Rule], robots: list[Rule], runs: Runs) -> Report:
-    fixed = []
-    for power in sorted({0.8, 0.9, s.power}):
-        normal = sample_size.two_proportions(s.rate_a, s.rate_b, alpha=s.alpha, power=power)
-        arcsine = sample_size.two_proportions_arcsine(s.rate_a, s.rate_b, alpha=s.alpha, power=power)
-        each = math.ceil(2.0 * normal / s.robots)
-        fixed.append(
-            {"power": power, "normal": normal, "arcsine": arcsine, "per_robot": each, "days": each / s.per_day}
-        )
-    chosen = next(row for row in fixed if row["power"] == s.power)
+    sizes = [_size(s, power) for power in sorted({0.8, 0.9, s.power})]
+    chosen = next(size for size in sizes if size.power == s.power)
     at_most = math.ceil(2.0 * sequential.horizon / s.robots)
-    ours = next(rule for rule in pairs if rule.rule == OURS)
-    naive = next(rule for rule in pairs if rule.rule == INTERVALS and rule.looks != "one")
-    once = next(rule for rule in pairs if rule.rule == INTERVALS and rule.looks == "one")
-    sentence = (
-        f"To tell {s.rate_b:.0%} from {s.rate_a:.0%} at {s.confidence:.0%} confidence with {s.power:.0%} power, {s.robots} robots "
-        f"need {chosen['per_robot']:.0f} episodes each, half with either version ({math.ceil(chosen['normal']):,} per version, "
-        f"{chosen['days']:.1f} days at {s.per_day:g} a day); the exact sign test, looked at after every pair, needs "
-        f"{ours.per_robot[0]:.0f} ± {ours.per_robot[1]:.1f} on average and at most {at_most}, while \"the Wilson intervals do not "
-        f"overlap\" finds the difference with probability {once.power[0]:.2f} at one look and, looked at after every round, "
-        f"errs {naive.false_alarm[0]:.1%} of the time."
-    )
-    sizes = [
-        [f"{r['power']:.0%}", f"{math.ceil(r['normal']):,}", f"{math.ceil(r['arcsine']):,}", f"{r['per_robot']:.0f}", f"{r['days']:.1f}"]
-        for r in fixed
-    ]  # fmt: skip
-    heads = ["rule", "looks", "false alarm", "power", "episodes per robot"]
-    errors = f"± is the Monte-Carlo standard error; equal: both {s.rate_a:.0%}; different: {s.rate_a:.0%} against {s.rate_b:.0%}"
-    text = "\n\n".join(
-        [
-            sentence,
-            table(
-                "One look at the end: episodes needed",
-                ["power", "per version", "by arcsine", "per robot", f"days at {s.per_day:g}"],
-                sizes,
-            ),
-            table(
-                f"Both versions on each robot, in pairs ({runs.runs} runs)", heads, [rule.row() for rule in pairs], errors
-            ),
-            table(
-                f"One version on each robot, robots that differ (intraclass correlation {s.icc:g})",
-                heads,
-                [rule.row() for rule in robots],
-                "The robot is the unit: rules that count episodes mistake differences between robots for differences of versions.",
-            ),
-        ]
-    )
+    sentence = _sentence(s, chosen, at_most, _find(pairs, OURS, runs.looks_text), pairs, robots)
     figures = {
         "settings": asdict(s),
-        "fixed": fixed,
+        "fixed": [{**asdict(size), "alone": size.alone if math.isfinite(size.alone) else None} for size in sizes],
         "sequential_at_most_per_robot": at_most,
         "paired": [asdict(rule) for rule in pairs],
         "by_robot": [asdict(rule) for rule in robots],
     }
     curves = {
         f"{Z_TEST}, one look": runs.at_look[Z_TEST],
-        f"{OURS}, by then": runs.share_by(OURS),
+        f"{OURS}, by then (over after {at_most})": runs.share_by(OURS),
         f"{INTERVALS}, one look": runs.at_look[INTERVALS],
     }
-    return Report(
-        "ab",
-        sentence,
-        text,
-        figures,
-        {
-            "power": partial(plots.power_curves, curves, runs.episodes_a_look, s.power, chosen["per_robot"], s.robots),
-            "errors": partial(plots.rule_errors, pairs, robots, s.alpha),
-        },
+    drawn = {
+        "power": partial(plots.power_curves, curves, runs.episodes_a_look, s.power, chosen.per_robot, s.robots),
+        "errors": partial(plots.rule_errors, pairs, robots, s.alpha),
+    }
+    text = "\n\n".join([sentence, _size_table(s, sizes), *_rule_tables(s, pairs, robots, runs.runs)])
+    return Report("ab", sentence, text, figures, drawn)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Of the design with one look: episodes of each version by two formulas, on each robot that runs both, or ``alone`` one."""
+
+    power: float
+    normal: float
+    arcsine: float
+    per_robot: int
+    days: float
+    alone: float
+
+
+def _size(s: Settings, power: float) -> _Size:
+    normal = sample_size.two_proportions(s.rate_a, s.rate_b, alpha=s.alpha, power=power)
+    arcsine = sample_size.two_proportions_arcsine(s.rate_a, s.rate_b, alpha=s.alpha, power=power)
+    each = math.ceil(2.0 * normal / s.robots)
+    alone = sample_size.episodes_per_robot(normal, s.robots // 2, s.icc)
+    return _Size(power, normal, arcsine, each, each / s.per_day, alone)
+
+
+def _sentence(s: Settings, chosen: _Size, at_most: int, ours: Rule, pairs: list[Rule], robots: list[Rule]) -> str:
+    apart, by_robot = (_find(rules, INTERVALS, "one") for rules in (pairs, robots))
+    again = next(rule for rule in robots if rule.rule == INTERVALS and rule.looks != "one")
+    return (
+        f"To tell {s.rate_b:.0%} from {s.rate_a:.0%} at {s.confidence:.0%} confidence with {s.power:.0%} power, {s.robots} "
+        f"robots need {chosen.per_robot} episodes each, half with either version ({math.ceil(chosen.normal):,} per version, "
+        f"{chosen.days:.1f} days at {s.per_day:g} a day), with one look at the end; the exact sign test, looked at after every "
+        f"pair, needs {ours.per_robot[0]:.0f} ± {ours.per_robot[1]:.1f} on average and at most {at_most}. "
+        f'"The Wilson intervals do not overlap" misses the difference in {1.0 - apart.power[0]:.0%} of such tests, and '
+        f"where each robot runs one version "
+        f"it finds one that is not there in {by_robot.false_alarm[0]:.0%} of tests "
+        f"({again.false_alarm[0]:.0%} with {again.looks} looks)."
     )
+
+
+def _size_table(s: Settings, sizes: list[_Size]) -> str:
+    rows = []
+    for size in sizes:
+        alone = f"{math.ceil(size.alone):,}" if math.isfinite(size.alone) else "never"
+        versions = [f"{math.ceil(size.normal):,}", f"{math.ceil(size.arcsine):,}"]
+        rows.append([f"{size.power:.0%}", *versions, f"{size.per_robot}", f"{size.days:.1f}", alone])
+    robots = 2 * (math.floor(sizes[0].normal * s.icc) + 1)
+    heads = ["power", "per version", "by arcsine", "per robot", f"days at {s.per_day:g}", "each with one version"]
+    note = f"One version on each robot: at an intraclass correlation of {s.icc:g} fewer than {robots} robots never suffice."
+    return table("One look at the end: episodes needed", heads, rows, note)
+
+
+def _rule_tables(s: Settings, pairs: list[Rule], robots: list[Rule], runs: int) -> list[str]:
+    heads = ["rule", "looks", "false alarm", "power", "episodes per robot"]
+    errors = (
+        f"False alarm: both {s.rate_a:.0%}; power: {s.rate_a:.0%} against {s.rate_b:.0%}; ± is the Monte-Carlo standard error; "
+        "episodes until it ends, if the versions differ."
+    )
+    unit = "The robot is the unit: rules that count episodes mistake differences of robots for differences of versions."
+    titles = (
+        f"Both versions on each robot, in pairs ({runs} runs)",
+        f"One version on each robot, robots that differ (intraclass correlation {s.icc:g}, {min(runs, _ROBOT_RUNS)} runs)",
+    )
+    return [
+        table(title, heads, [rule.row() for rule in rules], note)
+        for title, rules, note in zip(titles, (pairs, robots), (errors, unit), strict=True)
+    ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exercise 2: a bad update drops success from 87 % to 75 %. How soon is it found and undone, and how often is a good one?
+"""Exercise 2: how soon an update that drops success from 87 % to 75 % is found and undone, and how often a good one is.
 
 Time passes by episodes: a fleet that does ten times as many tasks finds the same drop ten times sooner.
 """
@@ -120,7 +120,9 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
         "rollouts": [_rollout_figures(*key, runs) for key, runs in rollouts.items()],
     }
     drawn = {
-        "detection": partial(plots.detection, {_label(d): d.stopping for d in found}, settings.incumbent, settings.canary),
+        "detection": partial(
+            plots.detection, {_label(d): d.stopping for d in found}, settings.incumbent, settings.canary
+        ),
         "hours": partial(plots.hours_map, hours, FLEETS, FREQUENCIES, found[0].duration_h),
         "rollouts": partial(plots.rollout_ends, rollouts),
     }
@@ -139,7 +141,15 @@ def _detections(s: Settings, rng: np.random.Generator, bar: Bar) -> list[Detecti
     for name, share, taking_part, duration_s, prior in designs:
         with bar(f"finding the drop: {name}", s.runs) as tick:
             stopping = detection_times(
-                s.incumbent, s.canary, share, alpha=s.alpha, horizon=_HORIZON, runs=s.runs, rng=rng, priors=prior, progress=tick
+                s.incumbent,
+                s.canary,
+                share,
+                alpha=s.alpha,
+                horizon=_HORIZON,
+                runs=s.runs,
+                rng=rng,
+                priors=prior,
+                progress=tick,
             )
         found.append(Detection(name, share, taking_part, duration_s / 3600.0, stopping))
     return found
@@ -164,11 +174,11 @@ def _sentence(s: Settings, first: Detection, rollouts: dict[tuple[str, str], Rol
     passed = float((rollouts[BAD, THRESHOLD].stage > 0).mean())
     return (
         f"In a fleet of {s.robots} robots that do {s.per_hour:g} tasks an hour each, an update that drops success from "
-        f"{s.incumbent:.0%} to {s.canary:.0%} is found after {mean:.0f} ± {error:.0f} canary episodes on average: half of such updates "
-        f"within {half}, 90 % within {most}, all still on {first.share:.0%} of the episodes, and the old version acts again "
-        f"at most {later:g} min later; an equally good update is rolled back in {ours.share(ROLLED_BACK):.1%} of rollouts, where "
-        f"\"new mean >= old mean - 2 %\", asked at each stage's end, turns down {theirs.share(ROLLED_BACK):.0%} of the good and lets "
-        f"{passed:.1%} of the bad ones pass the first stage."
+        f"{s.incumbent:.0%} to {s.canary:.0%} is found after {mean:.0f} ± {error:.0f} canary episodes on average: half of such "
+        f"updates within {half}, 90 % within {most}, while {first.share:.0%} of the episodes run it; the old version acts again "
+        f"at most {later:g} min after the verdict. An equally good update is rolled back in {ours.share(ROLLED_BACK):.1%} of "
+        f'rollouts, where "new mean >= old mean - 2 %", asked at each stage\'s end, turns down '
+        f"{theirs.share(ROLLED_BACK):.0%} of the good and lets {passed:.1%} of the bad ones pass the first stage."
     )
 
 
@@ -182,7 +192,12 @@ def _detection_figures(s: Settings, d: Detection) -> dict[str, Any]:
         "stage": d.name,
         "share": d.share,
         "found": d.stopping.decided,
-        "canary_episodes": {"mean": mean, "error": error, "median": d.stopping.quantile(0.5), "p90": d.stopping.quantile(0.9)},
+        "canary_episodes": {
+            "mean": mean,
+            "error": error,
+            "median": d.stopping.quantile(0.5),
+            "p90": d.stopping.quantile(0.9),
+        },
         "hours": {"median": d.hours(0.5, s.robots, s.per_hour), "p90": d.hours(0.9, s.robots, s.per_hour)},
         "found_within_the_stage": share_and_error(d.in_time(s.robots, s.per_hour), s.runs),
     }
@@ -196,7 +211,8 @@ def _detection_table(s: Settings, found: list[Detection]) -> str:
         hours = [hours_text(d.hours(q, s.robots, s.per_hour)) for q in (0.5, 0.9)]
         episodes = [f"{mean:.0f} ± {error:.0f}", f"{d.stopping.quantile(0.5):.0f}", f"{d.stopping.quantile(0.9):.0f}"]
         rows.append([d.name, f"{d.share:.0%}", *episodes, *hours, share_text(in_time)])
-    title = f"Canary episodes and time until {s.incumbent:.0%} -> {s.canary:.0%} is found ({s.robots} robots, {s.per_hour:g} an hour)"
+    fleet = f"{s.robots} robots, {s.per_hour:g} tasks an hour"
+    title = f"Until {s.incumbent:.0%} -> {s.canary:.0%} is found: episodes of the canary, and time ({fleet})"
     heads = ["stage", "of episodes", "mean", "half by", "90 % by", "half within", "90 % within", "found in the stage"]
     return table(title, heads, rows, "± is the Monte-Carlo standard error.")
 
@@ -207,9 +223,12 @@ def _hours(s: Settings, first: Detection) -> np.ndarray[Any, np.dtype[np.float64
 
 
 def _hours_table(s: Settings, first: Detection) -> str:
-    rows = [[f"{n} robots", *map(hours_text, row)] for n, row in zip(FLEETS, _hours(s, first), strict=True)]
+    rows = [
+        [f"{n} robot{'s' * (n > 1)}", *map(hours_text, row)] for n, row in zip(FLEETS, _hours(s, first), strict=True)
+    ]
     title = f"Time until half of such updates are rolled back, at the {first.share:.0%} stage, by tasks an hour of each robot"
-    note = f"The stage lasts {first.duration_h:g} h: what takes longer ends with a question to a person, not with a wider rollout."
+    limit = f"What takes longer than the stage's {first.duration_h:g} h: a person is asked, nothing advances."
+    note = f"All robots hold both versions. {limit}"
     return table(title, ["", *(f"{f:g} an hour" for f in FREQUENCIES)], rows, note)
 
 
@@ -234,5 +253,7 @@ def _rollout_table(s: Settings, rollouts: dict[tuple[str, str], Rollouts]) -> st
         rows.append([f"{version}: {rule}", *shares, passed, hours_text(float(np.median(runs.hours)))])
     heads = ["update: rule", ROLLED_BACK, HELD, FULL, "passed stage 1", "half ended by"]
     title = f"Whole rollouts, {s.robots} robots that differ (intraclass correlation {s.icc:g}), {s.per_hour:g} tasks an hour"
-    note = "The threshold gets whole robots and is asked once, at each stage's end; the judge looks after every episode."
+    note = (
+        "The threshold gets whole robots and is asked once, at each stage's end; the judge looks after every episode."
+    )
     return table(title, heads, rows, note)

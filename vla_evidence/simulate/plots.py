@@ -20,9 +20,18 @@ if TYPE_CHECKING:
     from vla_evidence.simulate.rollouts import Rollouts
     from vla_evidence.stopping import Stopping
 
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"  # Okabe and Ito: safe for the colour-blind
+BLUE, ORANGE, GREEN, RED, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#777777",
+)  # Okabe and Ito: safe for the colour-blind
 _COLOURS = (BLUE, GREEN, ORANGE, RED, GREY)
 _TWO_SIGMA = 2.0
+_DARK = 1.2
+"""Decades from the middle of the colour map beyond which it is dark."""
+_ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 Floats = NDArray[np.float64]
 
 
@@ -52,7 +61,9 @@ def power_curves(
             ax.plot(x, values, label=label, color=colour, linewidth=2)
         ax.axhline(power, color=GREY, linewidth=1, linestyle=":")
         ax.axvline(needed, color=GREY, linewidth=1, linestyle=":")
-        ax.annotate(f"{needed:.0f} episodes: {power:.0%}", (needed, power), (6, -14), textcoords="offset points", color=GREY)
+        ax.annotate(
+            f"{needed:.0f} episodes: {power:.0%}", (needed, power), (6, -14), textcoords="offset points", color=GREY
+        )
         ax.set(xlabel=f"episodes on each of {robots} robots, both versions together", ylabel="P(difference found)")
         ax.set(ylim=(0, 1.02), xlim=(0, None))
         ax.legend(loc="lower right", frameon=False)
@@ -67,13 +78,31 @@ def rule_errors(pairs: Sequence[Rule], by_robot: Sequence[Rule], alpha: float, p
             shares = np.array([rule.false_alarm for rule in rules])
             within = shares[:, 0] <= alpha + _TWO_SIGMA * shares[:, 1]
             y = np.arange(len(rules))[::-1]
-            ax.barh(y, shares[:, 0], xerr=_TWO_SIGMA * shares[:, 1], color=np.where(within, GREEN, RED), ecolor="black", height=0.65)
+            ax.barh(
+                y,
+                shares[:, 0],
+                xerr=_TWO_SIGMA * shares[:, 1],
+                color=np.where(within, GREEN, RED),
+                ecolor="black",
+                height=0.65,
+            )
             for place, (share, error) in zip(y, shares, strict=True):
-                ax.text(share + _TWO_SIGMA * error + 0.008, place, f"{share:.1%}", va="center", fontsize=8)
+                ax.text(
+                    share + _TWO_SIGMA * error + 0.008,
+                    place,
+                    f"{share:.1%}",
+                    va="center",
+                    fontsize=8,
+                    zorder=3,
+                    bbox=_ON_WHITE,
+                )
             ax.set_yticks(y, labels, fontsize=8)
             ax.axvline(alpha, color="black", linewidth=1, linestyle="--")
             ax.set_title(title, fontsize=10)
-            ax.set(xlabel=f"false alarms (dashed: the {alpha:.0%} promised)", xlim=(0, float(shares[:, 0].max()) * 1.2 + 0.03))
+            ax.set(
+                xlabel=f"false alarms (dashed: the {alpha:.0%} promised)",
+                xlim=(0, float(shares[:, 0].max()) * 1.2 + 0.03),
+            )
             ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
             ax.grid(False, axis="y")
 
@@ -87,10 +116,22 @@ def detection(found: Mapping[str, Stopping], incumbent: float, canary: float, pa
     with _drawing(path) as (ax,):
         for (label, stopping), colour in zip(found.items(), _COLOURS, strict=False):
             times = np.sort(stopping.times)
-            ax.step(times, np.arange(1, len(times) + 1) / len(times), where="post", label=label, color=colour, linewidth=1.8)
+            style = "--" if "only" in label else "-"
+            ax.step(
+                times,
+                np.arange(1, len(times) + 1) / len(times),
+                style,
+                where="post",
+                label=label,
+                color=colour,
+                linewidth=1.8,
+            )
         ax.axhline(0.5, color=GREY, linewidth=1, linestyle=":")
         ax.axhline(0.9, color=GREY, linewidth=1, linestyle=":")
-        ax.set(xlabel=f"episodes of the canary, {canary:.0%} instead of {incumbent:.0%} of which succeed", ylabel="share of updates rolled back")
+        ax.set(
+            xlabel=f"episodes of the canary, {canary:.0%} instead of {incumbent:.0%} of which succeed",
+            ylabel="share of updates rolled back",
+        )
         ax.set(xlim=(0, 500), ylim=(0, 1.02))
         ax.legend(title="stage (share of episodes)", loc="lower right", frameon=False, fontsize=8)
 
@@ -102,11 +143,17 @@ def hours_map(hours: Floats, fleets: Sequence[int], per_hour: Sequence[float], s
         limit = np.log10(stage_h)
         ax.imshow(shown, cmap="RdYlGn_r", vmin=limit - 2.0, vmax=limit + 2.0, origin="lower", aspect="auto")
         for row, column in np.ndindex(hours.shape):
-            ax.text(column, row, hours_text(float(hours[row, column])), ha="center", va="center", fontsize=8)
+            colour = "white" if abs(shown[row, column] - limit) > _DARK else "black"
+            ax.text(
+                column, row, hours_text(float(hours[row, column])), ha="center", va="center", fontsize=9, color=colour
+            )
         ax.set_xticks(range(len(per_hour)), [f"{f:g}" for f in per_hour])
         ax.set_yticks(range(len(fleets)), [f"{n}" for n in fleets])
         ax.set(xlabel="tasks an hour of each robot", ylabel="robots")
-        ax.set_title(f"time until half of the bad updates are rolled back (red: later than the stage's {stage_h:g} h)", fontsize=10)
+        ax.set_title(
+            f"time until half of the bad updates are rolled back (red: later than the stage's {stage_h:g} h)",
+            fontsize=10,
+        )
         ax.grid(False)
 
 
@@ -120,9 +167,14 @@ def rollout_ends(rollouts: Mapping[tuple[str, str], Rollouts], path: Path) -> No
             ax.barh(y, shares, left=left, color=colour, label=outcome, height=0.6)
             for place, start, share in zip(y, left, shares, strict=True):
                 if share > 0.04:
-                    ax.text(start + share / 2, place, f"{share:.0%}", ha="center", va="center", color="white", fontsize=9)
+                    ax.text(
+                        start + share / 2, place, f"{share:.0%}", ha="center", va="center", color="white", fontsize=9
+                    )
             left += shares
+        for place, runs in zip(y, rollouts.values(), strict=True):
+            ax.text(1.02, place, f"half over after {hours_text(float(np.median(runs.hours)))}", va="center", fontsize=9)
         ax.set_yticks(y, [f"{version} update\n{rule}" for version, rule in rollouts], fontsize=9)
         ax.set(xlabel="share of rollouts", xlim=(0, 1))
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         ax.grid(False)
         ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole rollouts, many at once: what the judge of a canary does at the end of each stage, and what a plain threshold does.
 
-The judge's decisions are those of :class:`vla_evidence.canary.CanaryJudge` with success alone judged (a test holds them together):
+The judge's decisions are those of :class:`vla_evidence.canary.CanaryJudge` with success alone judged (a test compares them):
 roll back when the e-process reaches 1/α, at once; at a stage's end go on if nothing leans against the canary and the stage's
 margin is excluded, else hold and ask a person, which ends a run here.
 """
@@ -81,8 +81,8 @@ def judged(
         rate = np.where(groups == CANARY, *(np.take_along_axis(rates[g], robot, axis=1) for g in (CANARY, INCUMBENT)))
         ys = rng.random(robot.shape) < rate
         paths = log_e_paths(groups, ys, share, margin=config.harm_margin, counts=counts)
-        for run in range(size):
-            ended.append(_end_of(paths[run], groups[run], ys[run], stages, units, hours, config))
+        drawn = zip(paths, groups, ys, strict=True)
+        ended += [_end_of(path, group, y, stages, units, hours, config) for path, group, y in drawn]
         progress(size)
     outcome, stage, time, episodes = (np.array(column) for column in zip(*ended, strict=True))
     return Rollouts(outcome.astype(np.int64), stage.astype(np.int64), time, episodes)

@@ -21,7 +21,9 @@ def wilson_ends(successes: Any, n: Any, z: float = Z_95) -> tuple[Any, Any]:
     return centre - half, centre + half
 
 
-def intervals_apart(successes_a: Any, n_a: Any, successes_b: Any, n_b: Any, min_samples: int = 100) -> NDArray[np.bool_]:
+def intervals_apart(
+    successes_a: Any, n_a: Any, successes_b: Any, n_b: Any, min_samples: int = 100
+) -> NDArray[np.bool_]:
     """Return where two 95 % Wilson intervals do not overlap, once both arms have ``min_samples`` episodes."""
     low_a, high_a = wilson_ends(successes_a, n_a)
     low_b, high_b = wilson_ends(successes_b, n_b)
