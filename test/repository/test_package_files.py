@@ -50,3 +50,11 @@ def test_every_python_package_and_executable_is_installed_and_importable() -> No
 def test_every_source_file_carries_its_licence() -> None:
     for path in TOP.glob("vla_*/**/*.py"):
         assert path.read_text().startswith("# SPDX-License-Identifier: Apache-2.0"), path
+
+
+def test_colcon_runs_every_folder_of_tests() -> None:
+    listed = re.search(
+        r"foreach\(folder IN ITEMS ([\w ]+)\)\s+ament_add_pytest_test", (TOP / "CMakeLists.txt").read_text()
+    )
+    assert listed
+    assert sorted(listed[1].split()) == sorted({path.parent.name for path in TOP.glob("test/*/test_*.py")})
