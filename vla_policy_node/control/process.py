@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from vla_policy_node.contract import parse_contract
-from vla_policy_node.control.realtime import freeze_garbage_collector, lock_memory, take_fifo
+from vla_policy_node.control.realtime import freeze_garbage_collector, lock_memory, take_fifo_for_process
 from vla_policy_node.control.runner import Runner
 from vla_policy_node.control.sinks import CommandSink, open_sink
 from vla_policy_node.errors import ControlError, PolicyNodeError
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         signal.signal(signal.SIGTERM, lambda signum, frame: _stop(runner, signum, frame))
         freeze_garbage_collector()
         priority = config.get("fifo_priority")
-        fifo = take_fifo(int(priority)) if priority else 0
+        fifo = take_fifo_for_process(int(priority)) if priority else 0
         channel.send({"type": "STARTED", "pid": os.getpid(), "fifo": fifo, "mlock": lock_memory()})
         runner.run()
     except ChannelClosedError:

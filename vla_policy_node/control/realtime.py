@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
 import resource
+import threading
+from pathlib import Path
 
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 
@@ -19,15 +22,36 @@ def freeze_garbage_collector() -> None:
 
 
 def take_fifo(priority: int) -> int:
-    """Put the calling thread, and no other, under SCHED_FIFO. Return the priority, 0 if that is not allowed.
-
-    Threads started later inherit it: call this after DDS has started its own.
-    """
+    """Put the calling thread, and no other, under SCHED_FIFO. Return the priority, 0 if that is not allowed."""
     try:
         reset_on_fork = getattr(os, "SCHED_RESET_ON_FORK", 0)
         os.sched_setscheduler(0, os.SCHED_FIFO | reset_on_fork, os.sched_param(priority))
     except (OSError, ValueError):
         return 0
+    return priority
+
+
+def take_fifo_for_process(priority: int) -> int:
+    """Put the calling thread under SCHED_FIFO, and every other thread of the process just below it.
+
+    The others hold what the caller needs: the interpreter's lock, and DDS's locks on its writers and its graph. While such a
+    thread is an ordinary one, any busy process of the machine can push it aside, and the caller waits for that process.
+    Threads that these start later inherit the policy; call this when the caller starts none any more. Linux has no priority
+    below 1: there the others share the caller's.
+
+    Returns:
+        The priority; 0 if that is not allowed, and nothing has changed then.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except (OSError, ValueError):
+        return 0
+    lifted = {threading.get_native_id()}
+    while new := {int(entry.name) for entry in Path("/proc/self/task").iterdir()} - lifted:
+        for thread in new:
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(max(1, priority - 1)))
+        lifted |= new
     return priority
 
 
