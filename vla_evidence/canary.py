@@ -384,6 +384,9 @@ class CanaryJudge:
         self._since_s, self._now_s = float(document["since_s"]), float(document["now_s"])
         self._totals = [[int(value) for value in total] for total in document["totals"]]
         self._stage_units = [int(value) for value in document["stage_units"]]
+        shapes = [len(total) for total in self._totals], len(self._stage_units)
+        if shapes != ([2, 2], 2) or not -1 <= self._stage < len(self.config.stages):
+            raise InputError("INPUT_VALUE", "state", f"stage {self._stage}, totals {self._totals}")
         self._canaries, self._silent = set(document["canaries"]), set(document["silent"])
         self._alphas = {str(name): float(value) for name, value in document["alphas"].items()}
         self._scores.restore(document["scores"])

@@ -36,6 +36,7 @@ INCUMBENT, CANARY = 0, 1
 _CHUNK = 1 << 16
 _NEWTON_STEPS = 60
 _TOLERANCE = 1e-14
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class TwoSampleEProcess:
             raise InputError("INPUT_VALUE", "state", f"{state!r} is not of a two-sample e-process")
         a0, a1, n0, n1, log_e, top = (float(value) for value in state)
         for a, n, prior_a, prior_n in zip((a0, a1), (n0, n1), self._prior_a, self._prior_n, strict=True):
-            check_counts("state", a - prior_a + 1e-6, n - prior_n + 2e-6)
+            check_counts("state", a - prior_a + _ROUNDING, n - prior_n + 2.0 * _ROUNDING)
         self._a, self._n, self.log_e, self.max_log_e = [a0, a1], [n0, n1], log_e, max(top, log_e, 0.0)
 
 

@@ -416,6 +416,8 @@ def test_what_is_no_state_of_a_judge_is_refused_with_its_code() -> None:
         {**document, "config": {}},
         {**document, "config": {**document["config"], "alpha": 2.0}},
         {**document, "totals": 3},
+        {**document, "totals": [[0, 0]]},
+        {**document, "stage": 7},
         {**document, "comparison": {"harm": {"success": [1.0]}, "counts": [], "last_probability": 0.5}},
         {**document, "open": [["e"]]},
         {**document, "scores": {"alpha": 0.1, "not_judged": [], "tests": {"tce": [0.15, 1.0, 5, 3, 0.0]}}},
