@@ -6,7 +6,8 @@ and the other fails, speak: their signs are +1 (B won) or -1. H0: in a discordan
 signs before. Given which pairs were discordant, the score S (sum of signs) is then a fair random walk, without any unknown rate,
 so the test is exact for every pattern of discordance, every mix of robots and every drift that hits both of a pair alike.
 
-The probability of having rejected by pair n of at most N is kept at or below f(n/N), f a spending function. For that the walk's
+The probability of having rejected by pair n of at most N is kept at or below f((n-m)/(N-m)), f a spending function and m a few
+pairs at the beginning, on which α would be wasted: they find only what a few pairs more find as well. For that the walk's
 distribution under H0, restricted to paths that have not been stopped, is carried along. After every pair, also a concordant
 one (time passes, and f grows), the outermost score is cut off for as long as its probability fits into what f allows and has not
 been spent: who stands on it rejects. What the lattice leaves over is not lost: it is spent as soon as it suffices for a score.
@@ -47,18 +48,19 @@ class SignTestDesign:
         alpha: probability of rejecting at all under H0, below 1/2; two-sided: half of it for each side.
         two_sided: False: rejects only for "B wins more often".
         spending: f; hashable.
+        min_pairs: m, so many pairs are not decided on, 0 to N - 1; None: a tenth of N, at most 20.
     """
 
     max_pairs: int
     alpha: float = 0.05
     two_sided: bool = False
     spending: SpendingFunction = LINEAR
+    min_pairs: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_pairs, bool) or not isinstance(self.max_pairs, (int, np.integer)):
-            raise InputError("INPUT_COUNT", "max_pairs", f"{self.max_pairs!r} is no integer")
-        if not 1 <= self.max_pairs <= MAX_PAIRS:
-            raise InputError("INPUT_COUNT", "max_pairs", f"{self.max_pairs} does not lie between 1 and {MAX_PAIRS}")
+        _check_count("max_pairs", self.max_pairs, 1, MAX_PAIRS)
+        if self.min_pairs is not None:
+            _check_count("min_pairs", self.min_pairs, 0, self.max_pairs - 1)
         if not 0.0 < self.alpha < 0.5:
             raise InputError("INPUT_PROBABILITY", "alpha", f"{self.alpha} does not lie strictly between 0 and 1/2")
         budgets(self)
@@ -68,6 +70,16 @@ class SignTestDesign:
         """What may be spent on one side."""
         return self.alpha / 2.0 if self.two_sided else self.alpha
 
+    @property
+    def undecided_pairs(self) -> int:
+        """m: so many pairs at the beginning are not decided on."""
+        return min(self.max_pairs // 10, 20) if self.min_pairs is None else self.min_pairs
+
+
+def _check_count(field: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        raise InputError("INPUT_COUNT", field, f"{value!r} is no integer from {least} to {most}")
+
 
 @lru_cache(maxsize=64)
 def budgets(design: SignTestDesign) -> NDArray[np.float64]:
@@ -76,8 +88,9 @@ def budgets(design: SignTestDesign) -> NDArray[np.float64]:
     Raises:
         InputError: INPUT_VALUE: the spending function falls, begins below 0 or ends above alpha.
     """
-    alpha = design.tail_alpha
-    values = np.array(design.spending(np.arange(design.max_pairs + 1) / design.max_pairs, alpha), dtype=np.float64)
+    alpha, first = design.tail_alpha, design.undecided_pairs
+    fractions = np.maximum(np.arange(design.max_pairs + 1) - first, 0) / (design.max_pairs - first)
+    values = np.array(design.spending(fractions, alpha), dtype=np.float64)
     if values.shape != (design.max_pairs + 1,) or not bool((np.diff(values, prepend=0.0) >= 0.0).all()):
         raise InputError("INPUT_VALUE", "spending", "is not non-decreasing from 0 or above")
     if not values[-1] <= alpha:

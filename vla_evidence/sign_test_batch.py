@@ -120,5 +120,5 @@ class _Batch:
         """Forget runs that have ended."""
         if done.any():
             keep = ~done
-            self.runs, self.wins, self.spent, self.top = (x[keep] for x in (self.runs, self.wins, self.spent, self.top))
-            self.mass = self.mass[keep]
+            self.runs, self.wins, self.top = self.runs[keep], self.wins[keep], self.top[keep]
+            self.spent, self.mass = self.spent[keep], self.mass[keep]

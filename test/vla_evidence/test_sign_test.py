@@ -100,13 +100,23 @@ def test_long_walks_many_at_once_are_the_same_as_one_by_one() -> None:
 
 def test_a_boundary_computed_by_hand() -> None:
     """N = 10, α = 0.05, linear: 5 wins have 1/32 > 0.025, 6 have 1/64 <= 0.03; then 7 of 8 with 6 paths of 256."""
-    design = SignTestDesign(10, 0.05)
+    design = SignTestDesign(10, 0.05, min_pairs=0)
     assert run(design, [1] * 5).decision == 0
     assert run(design, [1] * 6).pairs == 6 and run(design, [1] * 6).decision == 1
     assert boundaries(design) == (None, None, None, None, None, 6, 7, 6, 7, 8)
     assert run(design, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]).decision == 1  # 5 of 5 by pair 10: 1/32 <= 0.05
     assert run(design, [1, 1, 1, 1, 1, 0, 0]).pairs == 7  # a concordant pair gives the time that 1/32 <= 0.035 needs
     assert run(design, [-1] * 10).decision == 0
+
+
+@pytest.mark.parametrize(
+    ("n", "min_pairs", "first"), [(9, None, 0), (100, None, 10), (1000, None, 20), (50, 30, 30), (1, 0, 0)]
+)
+def test_the_first_pairs_are_not_decided_on(n: int, min_pairs: int | None, first: int) -> None:
+    design = SignTestDesign(n, 0.4, True, POCOCK, min_pairs)
+    assert budgets(design)[first] == 0.0 and (budgets(design)[first + 1 :] > 0.0).all()
+    assert budgets(design)[n] == 0.2
+    assert all(line is None for line in boundaries(design)[:first])
 
 
 def test_two_sided_is_symmetric_and_its_sides_share_alpha() -> None:
@@ -195,7 +205,7 @@ def test_extreme_rates(a: float, b: float, decision: int) -> None:
     signs = outcomes(np.random.default_rng(6), 3, 50, a, b)
     pairs, decisions = stopping_times(signs, design)
     assert (decisions == decision).all()
-    assert (pairs == (50 if decision == 0 else 8)).all()
+    assert (pairs == (50 if decision == 0 else 9)).all()
     test = run(design, signs[0].tolist())
     assert (test.decision, test.pairs) == (decision, pairs[0])
 
@@ -224,6 +234,8 @@ def test_wrong_input_is_named() -> None:
         (lambda: SignTestDesign(10**9), "INPUT_COUNT"),
         (lambda: SignTestDesign(2.5), "INPUT_COUNT"),  # type: ignore[arg-type]
         (lambda: SignTestDesign(True), "INPUT_COUNT"),
+        (lambda: SignTestDesign(5, min_pairs=5), "INPUT_COUNT"),
+        (lambda: SignTestDesign(5, min_pairs=-1), "INPUT_COUNT"),
         (lambda: SignTestDesign(5, 0.0), "INPUT_PROBABILITY"),
         (lambda: SignTestDesign(5, 0.5), "INPUT_PROBABILITY"),
         (lambda: SignTestDesign(5, math.nan), "INPUT_PROBABILITY"),

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is policy A or policy B better? Judges that may be asked after every episode, and answer in words and numbers.
+
+:class:`PairedABJudge` for episodes that come in pairs on the same robot (it needs the fewest): exact sign test.
+:class:`UnpairedABJudge` for robots that run one policy each: exact randomisation test, the robot being the unit.
+
+Both promise P(A_BETTER or B_BETTER at any time, though the policies do not differ) <= α, however often they are asked. Latency is
+judged beside success by the same kind of test at an α of its own; it never changes the decision, which is about success alone.
+Intervals shown are Wilson's, for one look: they say where a rate lies, the decision does not come from them.
+"""
+
+from __future__ import annotations
+
+from vla_evidence.ab_paired import PairedABJudge
+from vla_evidence.ab_unpaired import UnpairedABJudge
+from vla_evidence.ab_verdict import ABDecision, ABVerdict, ArmSummary
+
+__all__ = ["ABDecision", "ABVerdict", "ArmSummary", "PairedABJudge", "UnpairedABJudge"]
