@@ -1,6 +1,6 @@
 # Two commands are enough: `make demo` and `make test`. Each makes its own set-up and is quick the second time.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint bench bench-evidence clean
+.PHONY: help setup setup-dev setup-analysis demo test lint bench bench-evidence clean
 RUN := scripts/run
 
 help: ## show the targets
@@ -11,6 +11,9 @@ setup: ## environment and build, without tests and linters
 
 setup-dev: ## the same with tests and linters
 	@scripts/setup.sh dev
+
+setup-analysis: ## the same with what vla-evidence plans and draws with
+	@scripts/setup.sh analysis
 
 demo: setup ## a simulated arm changes its policy in motion and undoes a bad one (under 3 minutes once set up)
 	@$(RUN) python -m vla_sim.demo --out build/demo
@@ -26,7 +29,7 @@ lint: setup-dev ## ruff and mypy
 bench: setup-dev ## control loop, swap and download against other ways of doing it; tables, and build/bench/*.json
 	@$(RUN) python -m benchmarks --out build/bench
 
-bench-evidence: setup-dev ## error rates and speed of the statistical judges against other rules, from 20,000 runs each
+bench-evidence: setup-analysis ## error rates and speed of the statistical judges against other rules, from 20,000 runs each
 	@$(RUN) python -m benchmarks.evidence --out build/bench
 
 clean: ## forget the environment and the build

@@ -12,5 +12,9 @@ setup(
     packages=find_packages(include=["vla_*"]),
     package_data={"vla_sim": ["bundles/**/*"]},
     install_requires=["numpy>=1.26", "pyyaml", "requests", "rfc8785", "safetensors", "scipy", "semver>=3"],
-    extras_require={"torch": ["torch>=2.4"], "sim": ["mujoco>=3", "torch>=2.4"]},
+    extras_require={
+        "torch": ["torch>=2.4"],
+        "sim": ["mujoco>=3", "torch>=2.4"],
+        "analysis": ["matplotlib>=3.8", "statsmodels>=0.14", "tqdm"],
+    },
 )

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes everything that the make targets need: .venv (ROS 2 from PyPI unless one is sourced) and the colcon build. Quick when
-# nothing changed. No root. Usage: scripts/setup.sh [dev]   ("dev" adds tests and linters)
+# nothing changed. No root. Usage: scripts/setup.sh [analysis|dev]   ("analysis" adds what vla-evidence plans and draws with, "dev" also
+# tests and linters)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p build
@@ -40,7 +41,10 @@ fi
 # 1. The environment, made anew when its recipe changes.
 groups="runtime"
 [ $ros = pypi ] && groups="$groups ros"
-[ "${1:-}" = dev ] && groups="$groups dev"
+case "${1:-}" in
+  dev) groups="$groups dev analysis" ;;
+  analysis) groups="$groups analysis" ;;
+esac
 recipe=$(cat "$constraints" requirements/*.txt scripts/setup.sh | sha256sum | cut -c1-16)
 if [ ! -x .venv/bin/python ] || [ "$(cat .venv/.vla_ota_recipe 2>/dev/null)" != "$recipe $ros" ]; then
   say "making .venv with $($python --version) and ROS 2 $ros"

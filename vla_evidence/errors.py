@@ -14,7 +14,7 @@ import math
 
 
 class EvidenceError(ValueError):
-    """Something that no judgement can be based on.
+    """Something that no judgement can be based on. Itself: ANALYSIS_MISSING, OUTPUT_NOT_WRITTEN.
 
     Attributes:
         code: stable, SCREAMING_SNAKE_CASE; docs/errors.md explains each.
@@ -32,7 +32,7 @@ class InputError(EvidenceError):
 
 
 class LogError(EvidenceError):
-    """LOG_SYNTAX, LOG_VALUE, REPLAY_DIFFERS."""
+    """LOG_SYNTAX, LOG_VALUE, LOG_UNREADABLE, LOG_NOT_WRITTEN, REPLAY_DIFFERS."""
 
 
 def check_probability(field: str, value: float) -> float:

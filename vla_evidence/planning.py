@@ -9,6 +9,7 @@ should agree) and the sequential one that the judges of this package use, simula
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -89,7 +90,7 @@ class Plan:
 
     sentence: str
     rows: list[Row]
-    settings: dict[str, float | int | str | None] = field(default_factory=dict)
+    settings: Mapping[str, float | int | str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ def _robots(independent: float, share: float, fleet: Fleet, days: float | None) 
 def _plan(
     question: str,
     rows: list[Row],
-    settings: dict[str, float | int | str | None],
+    settings: Mapping[str, float | int | str | None],
     fleet: Fleet,
     share: float,
     days: float | None,

@@ -36,9 +36,9 @@ NOT_CODES = {
     "events between processes": "CHUNK_ERROR DISABLED ENABLED ENABLE_FAILED EXITED HOLD LOG LOST MOTION_ENABLED REFUSED RESUMED"
     " RESUME_ACCEPTED RESUME_REFUSED SPAN SPARE_READY STARTED START_FAILED SWAPPED",
     "states of a preparation": "BUILD DIGEST GOLDEN LOADING QUEUED READY WARM_UP",
-    "causes and decisions": "ADVANCE COMMIT CONTINUE INCONCLUSIVE ROLLBACK UPDATE",
+    "causes and decisions": "ADVANCE COMMIT CONTINUE INCONCLUSIVE NO_DIFFERENCE_SHOWN ROLLBACK UPDATE",
     "words of LeRobot and Unicode": "ACTION IDENTITY MEAN_STD MIN_MAX NFKC QUANTILES STATE VISUAL",
-    "words of command lines": "BUNDLE DIR HEX HZ JSON UTC VERSION",
+    "words of command lines": "BUNDLE DIR FILE HEX HZ JSON UTC VERSION",
     "why a wait of the policy port was given up": "TIMEOUT",
 }
 NOT_CODE_WORDS = {word for words in NOT_CODES.values() for word in words.split()}

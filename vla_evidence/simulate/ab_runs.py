@@ -48,7 +48,7 @@ class Runs:
 
     def share_by(self, rule: str) -> Floats:
         """Return the share of runs in which the rule has declared a winner by each look."""
-        return (self.first[rule][:, None] <= np.arange(1, self.looks + 1)).mean(axis=0)
+        return np.asarray((self.first[rule][:, None] <= np.arange(1, self.looks + 1)).mean(axis=0))
 
 
 def paired_runs(

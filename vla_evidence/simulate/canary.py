@@ -23,6 +23,7 @@ from vla_evidence.simulate.rollouts import FULL, HELD, OUTCOMES, ROLLED_BACK, Ro
 from vla_evidence.stages import DEFAULT_STAGES
 from vla_evidence.stopping import Stopping, detection_times, share_and_error
 from vla_evidence.tables import hours_text, share_text, table
+from vla_evidence.two_sample import BetaPrior
 
 FLEETS = (1, 5, 10, 20, 50, 100, 200, 500)
 FREQUENCIES = (0.5, 1.0, 2.0, 6.0, 20.0, 60.0)
@@ -134,6 +135,7 @@ def _detections(s: Settings, rng: np.random.Generator, bar: Bar) -> list[Detecti
     informed = CanaryConfig.informed(round(s.incumbent * 1000), 1000)
     priors = (informed.incumbent_prior, informed.canary_prior)
     limited = [stage for stage in DEFAULT_STAGES if stage.share < 1.0]
+    designs: list[tuple[str, float, float, float, tuple[BetaPrior, BetaPrior] | None]]
     designs = [(stage.name, stage.share, 1.0, stage.duration_s, None) for stage in limited]
     designs.insert(1, (f"{first.name}, informed prior", first.share, 1.0, first.duration_s, priors))
     designs.insert(2, (f"{first.name}, {first.share:.0%} of the robots only", 0.5, first.share, first.duration_s, None))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Report:
     sentence: str
     text: str
     figures: dict[str, Any]
-    plots: dict[str, Plot] = field(default_factory=dict)
+    plots: Mapping[str, Plot] = field(default_factory=dict)
 
     def write(self, folder: Path) -> list[Path]:
         """Write the plots and ``NAME.json`` into a folder, made if missing; return the files.
