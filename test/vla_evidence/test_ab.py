@@ -54,13 +54,9 @@ def test_the_reason_has_words_and_numbers() -> None:
     )
     for _ in range(4):
         judge.update(False, True)
-    assert judge.decision is ABDecision.B_BETTER
-    assert judge.verdict().reason.startswith(
-        "B is better (claimed wrongly in at most 5.0% of such tests): success A 0 of 7"
-    )
-    assert (
-        "B won 6 and A 0 of 6 pairs" in judge.verdict().reason or "B won 7 and A 0 of 7 pairs" in judge.verdict().reason
-    )
+    reason = judge.verdict().reason
+    assert reason.startswith("B is better (claimed wrongly in at most 5.0% of such tests): success A 0 of 7")
+    assert reason.endswith("B won 7 and A 0 of 7 pairs that differ, after 7 of at most 20 pairs")
 
 
 def test_nothing_shown_at_the_end_is_not_called_equal() -> None:
