@@ -181,8 +181,10 @@ class CanaryJudge:
         g, y = np.asarray(groups), np.asarray(successes)
         outcomes = [y]
         if self.config.latency_limit_s is not None:
-            slow = np.full(y.shape, np.nan) if latencies_s is None else np.asarray(latencies_s, dtype=np.float64)
-            outcomes.append(slow <= self.config.latency_limit_s)
+            latencies = np.full(y.shape, np.nan) if latencies_s is None else np.asarray(latencies_s, dtype=np.float64)
+            if latencies.shape != y.shape:
+                raise InputError("INPUT_VALUE", "latencies_s", f"{latencies.size} for {y.size} episodes")
+            outcomes.append(latencies <= self.config.latency_limit_s)
         self._comparison.add_many(g, outcomes, probability)
         for group in (INCUMBENT, CANARY):
             members = g == group

@@ -14,7 +14,7 @@ from vla_evidence import CANARY, INCUMBENT, InputError, LogError
 from vla_evidence.canary import CanaryJudge
 from vla_evidence.canary_config import CanaryConfig, latency_limit
 from vla_evidence.canary_verdict import CanaryDecision
-from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit
+from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit, design
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -300,6 +300,31 @@ def test_a_silent_robot_fails_the_episodes_that_it_owes() -> None:
     assert (verdict.decision, verdict.code) == (CanaryDecision.ROLLBACK, "SUCCESS_WORSE")
 
 
+def test_slow_robots_are_rolled_back_though_they_succeed() -> None:
+    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, latency_limit_s=1.0, episodes_per_robot=10))
+    groups, rng = drawn(60, 6), random.Random(7)
+    judge.begin_stage(0, 0.0, groups)
+    for robot, group in groups.items():
+        for n in range(10):
+            judge.assign(f"{robot} {n}", robot, group, n * 60.0)
+            judge.finish(f"{robot} {n}", True, n * 60.0, rng.uniform(0.8, 1.3) if group else rng.uniform(0.5, 1.02))
+    assert judge.verdict(HOUR).code == "LATENCY_WORSE"
+
+
+def test_one_robot_that_holds_both_versions_is_evidence_enough() -> None:
+    """Of a fleet of three, where by robot nothing could ever be proven."""
+    design_ = design(DEFAULT_STAGES[0], 3, holds_both=True, alpha=0.05)
+    judge, rng = CanaryJudge(CanaryConfig.informed(87, 100)), random.Random(8)
+    judge.begin_stage(0, 0.0)
+    for n in range(200):
+        group = int(rng.random() < design_.probability)
+        judge.assign(f"e{n}", "arm-0", group, n * 60.0, design_.probability)
+        judge.finish(f"e{n}", rng.random() < (0.5 if group else 0.87), n * 60.0 + 30.0)
+        if judge.verdict(n * 60.0 + 30.0).decision is CanaryDecision.ROLLBACK:
+            break
+    assert judge.verdict(200 * 60.0).code == "SUCCESS_WORSE" and n < 150
+
+
 def test_a_cohort_must_fit() -> None:
     judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
     for groups in (None, {}, {"a": 2}):
@@ -374,6 +399,8 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
             call()
         assert caught.value.code == code
     assert judge.to_json() == before
+    with pytest.raises(InputError, match="latencies"):
+        judge_of(latency_limit_s=1.0).add_many([0, 1], [1, 1], 0.25, [0.5])
     for groups, ys, pi in (([0, 3], [1, 1], 0.25), ([0, 1], [1, 2], 0.25), ([0, 1], [1, 1], 0.0)):
         fresh = judge_of()
         state = fresh.to_json()

@@ -16,5 +16,7 @@ HEAVY = ("statsmodels", "pandas", "matplotlib", "tqdm", "scipy.stats", "scipy.op
 @pytest.mark.parametrize("module", ["vla_evidence", "vla_ota_manager.trial", "vla_evidence.canary"])
 def test_judges_import_no_package_for_analysis_or_servers(module: str) -> None:
     check = f"import sys, {module}; print(sorted(name for name in {HEAVY!r} if name in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", check], cwd=TOP, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", check], cwd=TOP, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

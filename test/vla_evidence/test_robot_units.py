@@ -98,6 +98,16 @@ def test_clusters_fool_the_episode_as_unit_and_not_the_robot(episodes: int, wron
     assert by_robot <= ALPHA + 3 * error
 
 
+def test_the_same_clusters_do_no_harm_where_every_episode_is_drawn() -> None:
+    """Each robot is then its own control, so the episode is the unit."""
+    runs, rng, convicted = 300, np.random.default_rng(3), 0
+    for _ in range(runs):
+        ys = robots_with_clusters(rng, 100, 40, 0.87, 0.05).T.ravel()
+        groups = (rng.random(ys.size) < 0.05).astype(int)
+        convicted += log_e_paths(groups, ys, 0.05).max() >= -math.log(ALPHA)
+    assert convicted / runs <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / runs)
+
+
 def test_five_of_a_hundred_robots_find_a_large_drop() -> None:
     assert cluster_runs(0.25, 40, runs=60, seed=2)[1] >= 0.8
 
