@@ -19,7 +19,16 @@ from vla_evidence.errors import InputError
 from vla_evidence.simulate import plots
 from vla_evidence.simulate.fleet import FleetModel
 from vla_evidence.simulate.report import Report
-from vla_evidence.simulate.rollouts import FULL, HELD, OUTCOMES, ROLLED_BACK, Rollouts, judged, threshold_rule
+from vla_evidence.simulate.rollouts import (
+    FULL,
+    HELD,
+    OUTCOMES,
+    ROLLED_BACK,
+    Rollouts,
+    judged,
+    passes_if_asked_always,
+    threshold_rule,
+)
 from vla_evidence.stages import DEFAULT_STAGES
 from vla_evidence.stopping import Stopping, detection_times, share_and_error
 from vla_evidence.tables import hours_text, share_text, table
@@ -106,18 +115,20 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
     rng = np.random.default_rng(settings.seed)
     found = _detections(settings, rng, bar)
     rollouts = _whole_rollouts(settings, rng, bar)
+    asked = _asked_always(settings, rng)
     sentence = _sentence(settings, found[0], rollouts)
     text = [
         sentence,
         _detection_table(settings, found),
         _hours_table(settings, found[0]),
-        _rollout_table(settings, rollouts),
+        _rollout_table(settings, rollouts, asked),
     ]
     hours = _hours(settings, found[0])
     figures = {
         "settings": asdict(settings),
         "detection": [_detection_figures(settings, detection) for detection in found],
         "median_hours": {"fleets": FLEETS, "per_hour": FREQUENCIES, "hours": hours.tolist()},
+        "threshold_asked_always_passes_first_stage": asked,
         "rollouts": [_rollout_figures(*key, runs) for key, runs in rollouts.items()],
     }
     drawn = {
@@ -166,6 +177,16 @@ def _whole_rollouts(s: Settings, rng: np.random.Generator, bar: Bar) -> dict[tup
             ended[version, JUDGE] = judged(fleet, (s.incumbent, rate), s.per_hour, config, runs, rng, tick)
         ended[version, THRESHOLD] = threshold_rule(fleet, (s.incumbent, rate), s.per_hour, config.stages, s.runs, rng)
     return ended
+
+
+def _asked_always(s: Settings, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
+    """Return, by version, the share that the threshold lets pass the first stage if it is asked after every episode."""
+    fleet, stage = FleetModel(s.robots, s.icc), DEFAULT_STAGES[0]
+    shares = {
+        version: passes_if_asked_always(fleet, (s.incumbent, rate), s.per_hour, stage, s.runs, rng)
+        for version, rate in ((BAD, s.canary), (EQUAL, s.incumbent))
+    }
+    return {version: share_and_error(share, s.runs) for version, share in shares.items()}
 
 
 def _sentence(s: Settings, first: Detection, rollouts: dict[tuple[str, str], Rollouts]) -> str:
@@ -246,7 +267,9 @@ def _rollout_figures(version: str, rule: str, runs: Rollouts) -> dict[str, Any]:
     }
 
 
-def _rollout_table(s: Settings, rollouts: dict[tuple[str, str], Rollouts]) -> str:
+def _rollout_table(
+    s: Settings, rollouts: dict[tuple[str, str], Rollouts], asked: dict[str, tuple[float, float]]
+) -> str:
     rows = []
     for (version, rule), runs in rollouts.items():
         size = runs.outcome.size
@@ -256,6 +279,7 @@ def _rollout_table(s: Settings, rollouts: dict[tuple[str, str], Rollouts]) -> st
     heads = ["update: rule", ROLLED_BACK, HELD, FULL, "passed stage 1", "half ended by"]
     title = f"Whole rollouts, {s.robots} robots that differ (intraclass correlation {s.icc:g}), {s.per_hour:g} tasks an hour"
     note = (
-        "The threshold gets whole robots and is asked once, at each stage's end; the judge looks after every episode."
+        "The judge looks after every episode. The threshold gets whole robots and is asked at each stage's end; asked after\n"
+        f"  every episode, until it says yes, it lets {share_text(asked[BAD])} of the bad updates pass the first stage."
     )
     return table(title, heads, rows, note)

@@ -29,7 +29,7 @@ BLUE, ORANGE, GREEN, RED, GREY = (
 )  # Okabe and Ito: safe for the colour-blind
 _COLOURS = (BLUE, GREEN, ORANGE, RED, GREY)
 _TWO_SIGMA = 2.0
-_DARK = 1.2
+_DARK = 1.35
 """Decades from the middle of the colour map beyond which it is dark."""
 _ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 Floats = NDArray[np.float64]
