@@ -6,6 +6,7 @@ ros2 launch vla_ota robot.launch.py contract:=/path/to/my_arm.contract.yaml name
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterFile
 
 SHARE = Path(get_package_share_directory("vla_ota"))
+TRUTH = ["true", "false", "True", "False"]
+LEVELS = ["debug", "info", "warn", "error", "fatal"]
+_NAMESPACE = re.compile(r"/?([A-Za-z_]\w*(/[A-Za-z_]\w*)*)?", re.ASCII)
 
 ARGUMENTS = [
     DeclareLaunchArgument("contract", description="Robot contract (YAML): topics, features, limits, hold. Required"),
@@ -37,11 +41,19 @@ ARGUMENTS = [
         description="URL prefixes that checkpoints may come from, separated by spaces; empty = what params_file says",
     ),
     DeclareLaunchArgument("model_path", default_value="", description="Bundle to start from while the store is empty"),
-    DeclareLaunchArgument("manager", default_value="true", description="Start ota_manager (false: policy alone)"),
-    DeclareLaunchArgument("autostart", default_value="true", description="policy_node configures and activates itself"),
-    DeclareLaunchArgument("respawn", default_value="true", description="Start a node again when it dies"),
-    DeclareLaunchArgument("use_sim_time", default_value="false", description="Stamps from /clock"),
-    DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
+    DeclareLaunchArgument(
+        "manager", default_value="true", choices=TRUTH, description="Start ota_manager (false: policy alone)"
+    ),
+    DeclareLaunchArgument(
+        "autostart", default_value="true", choices=TRUTH, description="policy_node configures and activates itself"
+    ),
+    DeclareLaunchArgument(
+        "respawn", default_value="true", choices=TRUTH, description="Start a node again when it dies"
+    ),
+    DeclareLaunchArgument("use_sim_time", default_value="false", choices=TRUTH, description="Stamps from /clock"),
+    DeclareLaunchArgument(
+        "log_level", default_value="info", choices=LEVELS, description="Least severity that is logged"
+    ),
     DeclareLaunchArgument(
         "fastdds_profile",
         default_value=EnvironmentVariable(
@@ -52,6 +64,19 @@ ARGUMENTS = [
 ]
 
 
+def _refuse_wrong(given: dict[str, str]) -> None:
+    """End the launch for what no node could be started with: else each would be started again and again."""
+    if not _NAMESPACE.fullmatch(given["namespace"]):
+        raise RuntimeError(
+            f"namespace:={given['namespace']} is none: letters, digits and _, parted by /, no digit first"
+        )
+    for name in ("contract", "params_file"):
+        if not Path(given[name]).is_file():
+            raise RuntimeError(f"{name}:={given[name]}: there is no such file")
+    if given["model_path"] and not Path(given["model_path"]).is_dir():
+        raise RuntimeError(f"model_path:={given['model_path']}: there is no such folder")
+
+
 def robot(context: LaunchContext) -> list[Node]:
     """Return the nodes. An argument that is given goes before what params_file says."""
 
@@ -59,8 +84,9 @@ def robot(context: LaunchContext) -> list[Node]:
         return LaunchConfiguration(name).perform(context)
 
     def truth(name: str) -> bool:
-        return given(name).lower() in ("true", "1", "yes", "on")
+        return given(name).lower() == "true"
 
+    _refuse_wrong({name: given(name) for name in ("namespace", "contract", "params_file", "model_path")})
     own_store = Path.home() / ".ros" / "vla_ota" / given("namespace").strip("/")
     shared: dict[str, Any] = {"store_dir": given("store_dir") or str(own_store), "use_sim_time": truth("use_sim_time")}
     policy: dict[str, Any] = {"contract": given("contract"), "autostart": truth("autostart")}
