@@ -92,12 +92,8 @@ class UnpairedABJudge:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError("INPUT_COUNT", name, f"{value!r} is no integer from {least}")
-        self._planned, self._looks, self._draws, self._seed = (
-            planned_episodes,
-            min(looks, planned_episodes),
-            draws,
-            seed,
-        )
+        self._planned, self._looks = planned_episodes, min(looks, planned_episodes)
+        self._draws, self._seed = draws, seed
         self._split = check_probability("split", split)
         f = Spending.parse(spending)
         self._success = RandomisationTest(alpha, spending=f, two_sided=two_sided, icc=icc)
