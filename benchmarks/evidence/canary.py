@@ -19,6 +19,7 @@ from benchmarks.evidence.canary_rules import Watched
 from benchmarks.evidence.montecarlo import Experiment, Outcome, Samples
 from benchmarks.evidence.tables import EstimateTable, Figure, Goal
 from vla_evidence.canary_config import CanaryConfig
+from vla_evidence.non_inferiority import NonInferiority
 from vla_evidence.two_sample import BetaPrior, log_e_paths
 
 INCUMBENT_RATE, WORSE_RATE = 0.87, 0.75
@@ -33,9 +34,12 @@ UNIFORM: Priors = (BetaPrior(), BetaPrior())
 _INFORMED = CanaryConfig.informed(870, 1000)
 INFORMED: Priors = (_INFORMED.incumbent_prior, _INFORMED.canary_prior)
 """As the judge makes them from a registry that has seen 870 of 1000 episodes of the incumbent succeed."""
+EXCLUDED = 0.10
+"""Margin of the first stage."""
+_LOOKS = 4
 _PATIENCE = 10 * STAGE
 """Canary episodes after which a run is given up; it then counts as that many."""
-_CELLS = 300_000
+_CELLS = 60_000
 """Units of all runs that are evaluated at a time."""
 
 
@@ -84,11 +88,35 @@ def watch(rng: np.random.Generator, runs: int, *, probability: float, canary: fl
         episodes = np.cumsum(groups, axis=1, dtype=np.int32)
         first = np.maximum(1, episodes[np.arange(runs), np.argmax(crossed, axis=1)])
         verdicts[name] = np.where(crossed.any(axis=1), first, 0)
-    outcome: dict[str, NDArray[Any]] = {}
+    outcome: dict[str, NDArray[Any]] = {"drop excluded": _drop_excluded(watched, probability)}
     for name, first in verdicts.items():
         outcome[f"{name}: rolled back"] = first > 0
         outcome[f"{name}: episodes"] = np.where(first > 0, first, STAGE)
     return outcome
+
+
+def _drop_excluded(watched: Watched, probability: float) -> NDArray[np.bool_]:
+    """Return whether a drop of ``EXCLUDED`` is excluded at one of ``_LOOKS`` looks: what an advance needs in this stage."""
+    at = np.arange(1, _LOOKS + 1) * watched.episodes // _LOOKS - 1
+    counts = np.stack(
+        [
+            watched.incumbent_successes[:, at],
+            watched.incumbent_episodes[:, at] - watched.incumbent_successes[:, at],
+            watched.canary_successes[:, at],
+            at + 1 - watched.canary_successes[:, at],
+        ],
+        axis=2,
+    )
+    process = NonInferiority((EXCLUDED,))
+    found = np.zeros(len(counts), dtype=np.bool_)
+    for run, looks in enumerate(counts.tolist()):
+        for look in looks:
+            process.restore([[probability, *look]])
+            drop = process.excluded_drop(0.05)
+            if drop is not None and drop <= EXCLUDED:
+                found[run] = True
+                break
+    return found
 
 
 OURS: dict[str, tuple[float, Priors]] = {

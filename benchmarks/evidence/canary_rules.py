@@ -127,7 +127,7 @@ def kayenta_rates(watched: Watched, points: int = 50, confidence: float = 0.98, 
 def _histogram(successes: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return how many points have 0, 1, … successes: [runs, points, size] → [runs, size + 1]."""
     numbers = np.arange(successes.shape[2] + 1)
-    return (successes.sum(axis=2)[:, :, None] == numbers).sum(axis=1).astype(np.float64)
+    return np.asarray((successes.sum(axis=2)[:, :, None] == numbers).sum(axis=1), dtype=np.float64)
 
 
 def _pairs(x: NDArray[np.float64], y: NDArray[np.float64], difference: int, size: int) -> NDArray[np.float64]:

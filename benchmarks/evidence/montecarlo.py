@@ -12,8 +12,8 @@ import multiprocessing
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 Outcome = Mapping[str, NDArray[Any]]
 """Metric → one whole number a run."""
 Draw = Callable[[np.random.Generator, int], Outcome]
+_SILENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,16 @@ class Sample:
         return {"values": self.values.tolist(), "counts": self.counts.tolist()}
 
     def estimate(self, statistic: str) -> Estimate:
-        """Return ``mean``, ``share`` (of runs above 0), ``within N`` (share of runs up to N) or a percentile such as ``p90``."""
+        """Return one of these.
+
+        ``mean``; ``share``, of runs above 0; ``none``, of runs at 0; ``within N``, of runs up to N; a percentile: ``p90``.
+        """
         if statistic == "mean":
             return self._mean()
         if statistic == "share":
             return self._share(self.values > 0)
+        if statistic == "none":
+            return self._share(self.values == 0)
         kind, _, argument = statistic.partition(" ")
         if kind == "within":
             return self._share(self.values <= int(argument))
@@ -114,32 +120,33 @@ Samples = dict[str, dict[str, Sample]]
 
 def simulate(experiments: Sequence[Experiment], runs: int, seed: int, processes: int) -> Samples:
     """Run every experiment ``runs`` times, in so many processes (one: in this one), and say how far it is on stderr."""
+    wanted = {e.name: min(runs, e.runs or runs) for e in experiments}
+    found: dict[str, list[Outcome]] = {e.name: [] for e in experiments}
+    progress = _Progress(wanted)
+    for experiment, size, outcome in _outcomes(experiments, wanted, seed, processes):
+        found[experiment.name].append(outcome)
+        progress.add(experiment.name, size)
+    return {name: _merge(outcomes) for name, outcomes in found.items()}
+
+
+def _outcomes(
+    experiments: Sequence[Experiment], wanted: Mapping[str, int], seed: int, processes: int
+) -> Iterator[tuple[Experiment, int, Outcome]]:
+    """Yield (experiment, runs, outcome) of every batch, in no particular order."""
     jobs = [
-        (e, index, size) for e in experiments for index, size in enumerate(_batches(min(runs, e.runs or runs), e.batch))
+        (experiment, index, min(experiment.batch, wanted[experiment.name] - start))
+        for experiment in experiments
+        for index, start in enumerate(range(0, wanted[experiment.name], experiment.batch))
     ]
-    found: dict[str, list[tuple[int, Outcome]]] = {e.name: [] for e in experiments}
-    progress = _Progress({e.name: min(runs, e.runs or runs) for e in experiments})
     if processes <= 1:
         for experiment, index, size in jobs:
-            found[experiment.name].append((index, _run(experiment, index, size, seed)))
-            progress.add(experiment.name, size)
-    else:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            futures: dict[Future[Outcome], tuple[Experiment, int, int]] = {
-                pool.submit(_run, experiment, index, size, seed): (experiment, index, size)
-                for experiment, index, size in jobs
-            }
-            for future in as_completed(futures):
-                experiment, index, size = futures[future]
-                found[experiment.name].append((index, future.result()))
-                progress.add(experiment.name, size)
-    return {
-        name: _merge([outcome for _, outcome in sorted(parts, key=lambda p: p[0])]) for name, parts in found.items()
-    }
-
-
-def _batches(runs: int, batch: int) -> list[int]:
-    return [min(batch, runs - start) for start in range(0, runs, batch)]
+            yield experiment, size, _run(experiment, index, size, seed)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(_run, *job, seed): job for job in jobs}
+        for future in as_completed(futures):
+            experiment, _, size = futures[future]
+            yield experiment, size, future.result()
 
 
 def _run(experiment: Experiment, index: int, runs: int, seed: int) -> Outcome:
@@ -152,20 +159,22 @@ def _merge(parts: Sequence[Outcome]) -> dict[str, Sample]:
 
 
 class _Progress:
-    """A line on stderr for each experiment that is through."""
+    """A line on stderr when an experiment is through, and now and then in between."""
 
     def __init__(self, runs: Mapping[str, int]) -> None:
-        self._left = dict(runs)
-        self._total = dict(runs)
-        self._begin = time.monotonic()
+        self._left, self._total = dict(runs), dict(runs)
+        self._begin = self._said = time.monotonic()
 
     def add(self, name: str, runs: int) -> None:
         self._left[name] -= runs
-        if self._left[name] == 0:
-            through = sum(left == 0 for left in self._left.values())
-            elapsed = time.monotonic() - self._begin
-            print(
-                f"  [{through}/{len(self._left)}, {elapsed:.0f} s] {name}: {self._total[name]} runs",
-                file=sys.stderr,
-                flush=True,
-            )
+        now = time.monotonic()
+        if self._left[name] and now - self._said < _SILENCE_S:
+            return
+        self._said = now
+        through = sum(left == 0 for left in self._left.values())
+        done = self._total[name] - self._left[name]
+        print(
+            f"  [{through} of {len(self._left)}, {now - self._begin:.0f} s] {name}: {done} of {self._total[name]} runs",
+            file=sys.stderr,
+            flush=True,
+        )

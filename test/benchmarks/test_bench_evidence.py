@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import textwrap
 from functools import partial
 from itertools import product
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binom, mannwhitneyu, norm
+from scipy.stats import binom, mannwhitneyu, norm, ttest_ind
 
 from benchmarks.evidence import ab, ab_rules, canary, canary_rules, clusters, packages
 from benchmarks.evidence.__main__ import estimate_tables, main
@@ -206,6 +208,24 @@ def test_rules_see_the_stream_that_ours_sees() -> None:
     assert (found["AWS-like: over 15 % failed, from 20 on: episodes"] == 20).all()
 
 
+def test_welch_is_scipys_and_the_randomisation_is_over_robots() -> None:
+    rng = np.random.default_rng(8)
+    means = rng.uniform(0.5, 1.0, (200, clusters.ROBOTS))
+    canaries = np.arange(clusters.ROBOTS) < clusters.CANARIES
+    test = ttest_ind(means[:, canaries], means[:, ~canaries], axis=1, equal_var=False, alternative="less")
+    assert clusters._welch_rejects(means, canaries).tolist() == (test.pvalue < 0.05).tolist()
+    successes = np.ones((clusters.ROBOTS, clusters.EPISODES), bool)
+    assert not clusters._randomisation_rejects(successes)
+    successes[: clusters.CANARIES, ::2] = False
+    assert clusters._randomisation_rejects(successes)
+
+
+def test_an_advance_needs_the_drop_excluded() -> None:
+    good, bad = "1" * 400, "10" * 200
+    for episodes, excluded in ((good, True), (bad, False)):
+        assert canary._drop_excluded(watched(episodes), 0.05).tolist() == [excluded]
+
+
 def test_statistics_and_their_errors() -> None:
     rng = np.random.default_rng(6)
     numbers = rng.integers(1, 1000, 5000)
@@ -220,21 +240,30 @@ def test_statistics_and_their_errors() -> None:
     within = sample.estimate("within 250")
     assert within.value == np.mean(numbers <= 250)
     assert within.error == pytest.approx(math.sqrt(within.value * (1 - within.value) / 5000), rel=1e-3)
+    assert sample.estimate("none").value == 0.0
     nothing = Sample.of(np.zeros(100, bool)).estimate("share")
     assert nothing.value == 0.0 and nothing.error > 0.0
+
+
+def test_the_seed_alone_decides_whatever_the_number_of_processes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.evidence", "--parts", "ab", "--runs", "3", "--processes", "2"]
+    subprocess.run([*command, "--out", str(tmp_path)], check=True, timeout=100, capture_output=True)
+    elsewhere = json.loads((tmp_path / "evidence.json").read_text())["samples"]
+    for seed, same in ((20261120, True), (20261121, False)):
+        here = simulate(ab.experiments(), 3, seed, 1)
+        kept = {name: {m: s.to_json() for m, s in metrics.items()} for name, metrics in here.items()}
+        assert (kept == elsewhere) is same
 
 
 def one_number(rng: np.random.Generator, runs: int) -> dict[str, np.ndarray]:
     return {"number": rng.integers(0, 1_000_000, runs)}
 
 
-def test_the_seed_alone_decides_whatever_the_number_of_processes() -> None:
-    experiments = [Experiment("one", one_number, 7), Experiment("two", one_number, 7, runs=10)]
-    alone, pooled = (simulate(experiments, 30, 1, processes) for processes in (1, 2))
-    assert alone["one"]["number"].to_json() == pooled["one"]["number"].to_json()
-    assert (alone["one"]["number"].runs, alone["two"]["number"].runs) == (30, 10)
-    assert alone["one"]["number"].values[:5].tolist() != alone["two"]["number"].values[:5].tolist()
-    assert alone["one"]["number"].to_json() != simulate(experiments, 30, 2, 1)["one"]["number"].to_json()
+def test_batches_and_experiments_draw_different_numbers() -> None:
+    found = simulate([Experiment("one", one_number, 7), Experiment("two", one_number, 7, runs=10)], 30, 1, 1)
+    one, two = found["one"]["number"], found["two"]["number"]
+    assert (one.runs, two.runs) == (30, 10)
+    assert len({*one.values.tolist(), *two.values.tolist()}) == 40
 
 
 def test_a_goal_is_missed_on_the_wrong_side_of_its_limit_only() -> None:
