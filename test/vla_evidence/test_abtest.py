@@ -54,7 +54,7 @@ def test_assignment_is_deterministic_and_salted_by_the_experiment() -> None:
 def test_asking_after_every_look_with_robots_that_differ_errs_as_promised() -> None:
     """Robots' rates are Beta around 0.85 (correlation 0.1). The lesson's rule would find a difference in far more of these."""
     rng = np.random.default_rng(2)
-    runs, wrong, lesson = 200, 0, 0
+    runs, wrong, lesson = 120, 0, 0
     for run in range(runs):
         test = ABTest("a", "b", experiment=f"null {run}", planned_episodes=400)
         rates = rng.beta(0.85 * 9, 0.15 * 9, 20)
