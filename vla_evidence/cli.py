@@ -186,7 +186,11 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         )
         command.add_argument("--within-days", type=float, metavar="D", help="also say how many robots are done by then")
         command.add_argument(
-            "--runs", type=int, default=500, metavar="N", help="simulated; 0: fixed designs only; default: 500"
+            "--runs",
+            type=int,
+            default=500,
+            metavar="N",
+            help="simulated; 0: fixed designs only; A/B at least 4,000; default: 500",
         )
         _add_common(command)
         command.set_defaults(run=_plan)

@@ -295,7 +295,7 @@ def _plan(
         )
     sentence += "."
     if first.robots is not None:
-        sentence += f" To be done within {days:g} days: {first.robots} robots by one look at the end"
+        sentence += f" To be done within {days:g} day{'s' * (days != 1)}: {first.robots} robots by one look at the end"
         sentence += f", {last.robots} by the sequential test ({_LATEST:.0%} of all cases)." if last.error else "."
     return Plan(sentence, rows, settings)
 

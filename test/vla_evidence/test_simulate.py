@@ -64,7 +64,7 @@ def test_plots_are_written_the_same_again(ab_report: object, tmp_path: Path) -> 
 
 def test_ours_keeps_its_promise_where_looking_again_and_again_breaks_that_of_the_others(ab_report: object) -> None:
     rules = {(rule["rule"], rule["looks"]): rule for rule in ab_report.figures["paired"]}  # type: ignore[attr-defined]
-    share, error = rules["exact sequential test", "every round"]["false_alarm"]
+    share, error = rules["exact sign test", "every round"]["false_alarm"]
     assert share <= 0.05 + 3 * error
     assert (
         rules["z test of episodes", "every round"]["false_alarm"][0]

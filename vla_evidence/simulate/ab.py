@@ -17,7 +17,7 @@ from vla_evidence import sample_size
 from vla_evidence.analysis import Bar, no_bar
 from vla_evidence.errors import InputError, check_probability
 from vla_evidence.simulate import plots
-from vla_evidence.simulate.ab_runs import INTERVALS, OURS, Z_TEST, Runs, by_robot_runs, paired_runs
+from vla_evidence.simulate.ab_runs import INTERVALS, SIGN_TEST, Z_TEST, Runs, by_robot_runs, paired_runs
 from vla_evidence.simulate.report import Report
 from vla_evidence.stopping import Stopping, share_and_error, sign_test_pairs
 from vla_evidence.tables import share_text, table
@@ -111,11 +111,11 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
             for means in (equal, rates)
         )
     pairs = _rules(same, different, end, sequential.horizon / settings.robots)
-    robots = _rules(same_robots, different_robots, different_robots.looks, different_robots.looks)
+    robots = _rules(same_robots, different_robots, different_robots.looks)
     return _report(settings, sequential, pairs, robots, different)
 
 
-def _rules(same: Runs, different: Runs, end: float, ours_end: float) -> list[Rule]:
+def _rules(same: Runs, different: Runs, end: float, sign_test_end: float = math.inf) -> list[Rule]:
     """Return what each rule did by its end, in looks; those of one look and those that look again and again."""
     found = []
     for rule in different.at_look:
@@ -123,7 +123,7 @@ def _rules(same: Runs, different: Runs, end: float, ours_end: float) -> list[Rul
         once = (share_and_error(shares[0], same.runs), share_and_error(shares[1], different.runs))
         found.append(Rule(rule, "one", *once, (end * different.episodes_a_look, 0.0)))
     for rule, first in different.first.items():
-        limit = ours_end if rule == OURS else end
+        limit = sign_test_end if rule == SIGN_TEST else end
         false = share_and_error(float((same.first[rule] <= limit).mean()), same.runs)
         power = share_and_error(float((first <= limit).mean()), different.runs)
         spent = Stopping(np.where(first <= limit, first, np.inf), limit, first).mean
@@ -140,7 +140,7 @@ def _report(s: Settings, sequential: Stopping, pairs: list[Rule], robots: list[R
     sizes = [_size(s, power) for power in sorted({0.8, 0.9, s.power})]
     chosen = next(size for size in sizes if size.power == s.power)
     at_most = math.ceil(2.0 * sequential.horizon / s.robots)
-    sentence = _sentence(s, chosen, at_most, _find(pairs, OURS, runs.looks_text), pairs, robots)
+    sentence = _sentence(s, chosen, at_most, _find(pairs, SIGN_TEST, runs.looks_text), pairs, robots)
     figures = {
         "settings": asdict(s),
         "fixed": [{**asdict(size), "alone": size.alone if math.isfinite(size.alone) else None} for size in sizes],
@@ -150,7 +150,7 @@ def _report(s: Settings, sequential: Stopping, pairs: list[Rule], robots: list[R
     }
     curves = {
         f"{Z_TEST}, one look": runs.at_look[Z_TEST],
-        f"{OURS}, by then (over after {at_most})": runs.share_by(OURS),
+        f"{SIGN_TEST}, by then (over after {at_most})": runs.share_by(SIGN_TEST),
         f"{INTERVALS}, one look": runs.at_look[INTERVALS],
     }
     drawn = {

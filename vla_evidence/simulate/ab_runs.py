@@ -20,7 +20,7 @@ from vla_evidence.spending import OBRIEN_FLEMING
 from vla_evidence.stopping import batches
 
 INTERVALS, Z_TEST, WELCH = "Wilson intervals apart", "z test of episodes", "Welch's test of robots"
-OURS = "exact sequential test"
+SIGN_TEST, RANDOMISATION_TEST = "exact sign test", "exact randomisation test"
 _LOOKS_BY_ROBOT = 10
 _DRAWS = 999
 Floats = NDArray[np.float64]
@@ -75,7 +75,7 @@ def paired_runs(
     design = SignTestDesign(pairs, alpha, two_sided=True, spending=OBRIEN_FLEMING)
     n = robots * np.arange(1, rounds + 1)
     at_look = {Z_TEST: np.zeros(rounds), INTERVALS: np.zeros(rounds)}
-    first: dict[str, list[Floats]] = {Z_TEST: [], INTERVALS: [], OURS: []}
+    first: dict[str, list[Floats]] = {Z_TEST: [], INTERVALS: [], SIGN_TEST: []}
     for size in batches(runs, 2 * robots * rounds):
         rates = fleet.rates(means, size, rng)
         y = rng.random((2, size, rounds, robots)) < rates[:, :, None, :]
@@ -85,7 +85,7 @@ def paired_runs(
             first[rule].append(_first(flags))
         signs = (y[1].astype(np.int8) - y[0]).reshape(size, -1)[:, :pairs]
         used, decisions = stopping_times(signs, design)
-        first[OURS].append(np.where(decisions != 0, used / robots, np.inf))
+        first[SIGN_TEST].append(np.where(decisions != 0, used / robots, np.inf))
         progress(size)
     found = {rule: np.concatenate(parts) for rule, parts in first.items()}
     return Runs(runs, rounds, "every round", 2.0, at_look, found)
@@ -125,7 +125,7 @@ def by_robot_runs(
         progress(1)
     first = {rule: _first(found) for rule, found in flags.items()}
     at_look = {rule: np.asarray(found.mean(axis=0)) for rule, found in flags.items()}
-    return Runs(runs, looks, f"{looks}", episodes / looks, at_look, {**first, OURS: ours})
+    return Runs(runs, looks, f"{looks}", episodes / looks, at_look, {**first, RANDOMISATION_TEST: ours})
 
 
 def _randomisation(
