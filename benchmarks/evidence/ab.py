@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -179,14 +180,15 @@ def goals(samples: Samples) -> list[Goal]:
         step = [Figure(f"STEP, N = {n}, {_DIFFER}", f"STEP: {m}", s).estimate(samples) for m, s in _MEASURES]
         if None in ours:
             continue
-        measured = None not in step
-        reference = [e.value for e in step if e] if measured else list(STEP_MEASURED[n])
+        measured = [e for e in step if e]
+        reference = [e.value for e in measured] or STEP_MEASURED[n]
+        errors = [e.error for e in measured] or (0.0, 0.0)
         whose = "STEP's" if measured else "STEP's, measured earlier:"
         power, pairs = (e for e in ours if e)
         text = f"A/B power, N = {n}, {whose} {reference[0]:.3f}"
-        found.append(Goal(text, power.value, reference[0] - 0.015, False, power.error))
+        found.append(Goal(text, power.value, reference[0] - 0.015, False, math.hypot(power.error, errors[0])))
         text = f"A/B mean pairs, N = {n}, {whose} {reference[1]:.1f}"
-        found.append(Goal(text, pairs.value, reference[1] + 3.0, True, pairs.error))
+        found.append(Goal(text, pairs.value, reference[1] + 3.0, True, math.hypot(pairs.error, errors[1])))
     return found
 
 

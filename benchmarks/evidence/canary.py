@@ -178,21 +178,24 @@ def tables() -> list[EstimateTable]:
     pi = PROBABILITIES[0]
     peers = EstimateTable(
         f"Rules beside each other, π = {pi}, {STAGE} canary episodes, incumbent {INCUMBENT_RATE}",
-        [
-            "rule",
-            "equal canary: rolled back",
-            f"canary of {WORSE_RATE}: rolled back",
-            "canary episodes spent on it, mean",
-        ],
-    )
+        ["rule", "equal: rolled back", "equal: passes", f"{WORSE_RATE}: rolled back", f"{WORSE_RATE}: passes",
+         f"{WORSE_RATE}: its episodes, mean"],
+    )  # fmt: skip
+    equal, worse = f"equal, π = {pi}", f"worse, π = {pi}"
     for name in [*OURS, *RULES]:
+        passes = ("drop excluded", "share") if name in OURS else (f"{name}: rolled back", "none")
         peers.add(
             name,
-            Figure(f"equal, π = {pi}", f"{name}: rolled back", "share", ".2%"),
-            Figure(f"worse, π = {pi}", f"{name}: rolled back", "share", ".2%"),
-            Figure(f"worse, π = {pi}", f"{name}: episodes", "mean"),
+            Figure(equal, f"{name}: rolled back", "share", ".2%"),
+            Figure(equal, *passes, ".2%"),
+            Figure(worse, f"{name}: rolled back", "share", ".2%"),
+            Figure(worse, *passes, ".2%"),
+            Figure(worse, f"{name}: episodes", "mean"),
         )
-    peers.notes.append(f"A canary that is not rolled back has spent all {STAGE}.")
+    peers.notes += [
+        f"Ours passes a canary when a drop of {EXCLUDED} is excluded ({_LOOKS} looks) and asks a person if it neither passes nor",
+        f"is rolled back; the others pass what they do not roll back. What is not rolled back has spent all {STAGE} episodes.",
+    ]
     return [detection, peers]
 
 

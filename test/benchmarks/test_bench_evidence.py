@@ -221,9 +221,10 @@ def test_welch_is_scipys_and_the_randomisation_is_over_robots() -> None:
 
 
 def test_an_advance_needs_the_drop_excluded() -> None:
-    good, bad = "1" * 400, "10" * 200
-    for episodes, excluded in ((good, True), (bad, False)):
-        assert canary._drop_excluded(watched(episodes), 0.05).tolist() == [excluded]
+    others = 3 * np.arange(1, 401)[None, :]  # as many as π = 0.25 makes likely
+    for episodes, excluded in (("1" * 400, True), ("10" * 200, False)):
+        y = np.array([[c == "1" for c in episodes]])
+        assert canary._drop_excluded(Watched(y, others, others * 87 // 100, y), 0.25).tolist() == [excluded]
 
 
 def test_statistics_and_their_errors() -> None:
@@ -270,6 +271,21 @@ def test_a_goal_is_missed_on_the_wrong_side_of_its_limit_only() -> None:
     assert Goal("g", 97.0, 97.0, True, 0.4).line().startswith("reached  g: 97.00 ± 0.40 (at most 97.00)")
     assert Goal("g", 0.0351, 0.035, True, 0.001, "%").line() == "MISSED   g: 3.51 ± 0.10 % (at most 3.50 %)"
     assert not Goal("g", 199_999.0, 200_000.0, False).reached
+
+
+def test_the_sign_test_is_compared_with_step_of_the_same_run_where_there_is_one() -> None:
+    def outcomes(name: str, rejects: int, pairs: int) -> dict[str, Sample]:
+        return {f"{name}: rejects": Sample([0, 1], [100 - rejects, rejects]), f"{name}: pairs": Sample([pairs], [100])}
+
+    samples = {"pairs, N = 200, differ": outcomes(ab.OURS, 87, 110)}
+    power, pairs = ab.goals(samples)
+    assert (power.limit, pairs.limit) == (pytest.approx(0.879 - 0.015), pytest.approx(112.1))
+    assert "measured earlier" in power.text
+    samples["STEP, N = 200, differ"] = outcomes("STEP", 90, 105)
+    power, pairs = ab.goals(samples)
+    assert (power.limit, pairs.limit) == (pytest.approx(0.885), pytest.approx(108.0))
+    assert not power.reached and not pairs.reached
+    assert power.error == pytest.approx(math.sqrt((0.87 * 0.13 + 0.9 * 0.1) / 100), rel=0.02)
 
 
 FAKE_PACKAGE = {
