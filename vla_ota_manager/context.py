@@ -26,6 +26,8 @@ log = logging.getLogger("vla_ota_manager")
 _INBOX_SIZE = 20_000
 _REPORT_PERIOD_S = 0.2
 _ROLLBACK_NONE, _ROLLBACK_COLD, _ROLLBACK_WARM = 0, 1, 2
+_CRASHED = frozenset({"GENERATION_LOST", "WORKER_LOST"})
+"""The worker has ended since the bundle was prepared."""
 
 
 @dataclass
@@ -261,21 +263,21 @@ class Context:
     def activate(self, ref: Ref, request: SwapRequest, interrupted: Callable[[], bool]) -> SwapResult:
         """Give a version on disk control: prepare it if it is not resident, then swap.
 
+        What is to go on trial and has crashed since it was prepared is not prepared again: the policy node's code says so.
+
         Raises:
             PolicyError: PREPARE_FAILED or the policy node's own code, if it cannot be prepared.
         """
         snapshot = self.policy()
         warm = snapshot is not None and snapshot.is_resident(ref.digest)
-        if not warm:
-            self._prepare(ref, interrupted)
-            if request.cause != "ROLLBACK" and not self.permitted():  # that may have taken minutes
-                return SwapResult(False, "CANCELLED", "update_permitted has been withdrawn")
-        result = self._swap(ref, request, interrupted)
-        if warm and result.error_code == "NOT_PREPARED":  # it was let go of since that status
-            warm = False
-            self._prepare(ref, interrupted)
+        if warm or request.trial:
             result = self._swap(ref, request, interrupted)
-        return replace(result, warm=warm and result.warm)
+            if result.error_code != "NOT_PREPARED" and (request.trial or result.error_code not in _CRASHED):
+                return replace(result, warm=warm and result.warm)
+        self._prepare(ref, interrupted)
+        if request.cause != "ROLLBACK" and not self.permitted():  # that may have taken minutes
+            return SwapResult(False, "CANCELLED", "update_permitted has been withdrawn")
+        return replace(self._swap(ref, request, interrupted), warm=False)
 
     def _prepare(self, ref: Ref, interrupted: Callable[[], bool]) -> None:
         self.show(f"policy_node loads {ref}")

@@ -124,6 +124,8 @@ class TrialRunner:
             result = SwapResult(False, e.code, e.message)
         if result.success:
             self._begin(trial, result)
+        elif result.error_code == "WORKER_LOST":
+            self.roll_back("WORKER_LOST", f"it acted, and its worker was lost: {result.message}", block=True, at="NOW")
         elif result.error_code not in _ASK_AGAIN or now > begun + max(
             self._config.policy_wait_s, self._config.swap_timeout_s
         ):

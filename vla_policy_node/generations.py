@@ -24,7 +24,7 @@ from vla_policy_node.control.client import ControlClient
 from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.lease import TrialLease
 from vla_policy_node.residents import Resident, Residents
-from vla_policy_node.swapping import ROLLBACK, Pending, Report, SwapError, SwapRequest
+from vla_policy_node.swapping import ROLLBACK, WORKER_LOST, Pending, Report, SwapError, SwapRequest
 from vla_policy_node.worker.api import PrepareError
 from vla_policy_node.worker.pool import Progress, WorkerPool
 
@@ -60,6 +60,7 @@ class Generations:
         self._asked: dict[str, Pending] = {}  # swap id -> a swap that the control process has not answered
         self._reports: dict[str, Report] = {}  # span id -> a report that waits for its counts
         self._spans: dict[int, str] = {}  # generation -> span of its preparation, until a report tells it
+        self._losses: dict[str, str] = {}  # digest -> code, of bundles whose worker ended since they were prepared last
         self._closed = False
         self.residents = Residents()
         self.lease: TrialLease | None = None
@@ -148,6 +149,7 @@ class Generations:
         with self._lock:
             self.residents.prepared = resident
             self._spans[resident.id] = span
+            self._losses.pop(resident.digest, None)
             died = not generation.alive  # its LOST event may have come before anybody knew it
         if died:
             self._drop(resident)
@@ -223,9 +225,7 @@ class Generations:
             resident = self.residents.find(asked.digest) if asked.digest else None
         if resident is None:
             if not asked.bundle_path:
-                raise SwapError(
-                    "NOT_PREPARED", f"no generation of {asked.digest} is in memory: give bundle_path, or prepare it"
-                )
+                raise self._missing(asked.digest)
             resident = self.prepare(asked.bundle_path, asked.digest, cancelled=cancelled)
         if not self._swapping.acquire(blocking=False):
             raise SwapError("SWAP_IN_PROGRESS", "another swap is under way")
@@ -242,6 +242,16 @@ class Generations:
             return resident, report
         finally:
             self._swapping.release()
+
+    def _missing(self, digest: str) -> SwapError:
+        """Say why a bundle is not in memory: who asks for it may not want what has crashed to be loaded again."""
+        with self._lock:
+            code = self._losses.get(digest, "NOT_PREPARED")
+        what = {
+            WORKER_LOST: f"{digest} acted until its worker was lost",
+            "GENERATION_LOST": f"the worker of {digest} ended while another generation acted",
+        }.get(code, f"no generation of {digest} is in memory")
+        return SwapError(code, f"{what}: give bundle_path, or prepare it")
 
     def _check_swap(self, request: SwapRequest, motion_allowed: Callable[[], bool]) -> None:
         if request.cause != ROLLBACK and not motion_allowed():
@@ -280,7 +290,7 @@ class Generations:
     ) -> Report:
         with self._lock:
             if resident not in self.residents.all():
-                raise SwapError("GENERATION_LOST", f"{resident.version} is not in memory any more")
+                raise self._missing(resident.digest)
             prepared = self._spans.get(resident.id, "")
             span = prepared or f"swap-{uuid.uuid4().hex}"
             pending = Pending("", resident, at, cause, timeout_s, trial, lease_s, span, warm=not prepared)
@@ -375,8 +385,8 @@ class Generations:
         if displaced is not None:
             self._pool.release(displaced.generation)
         if died:
-            pending.fail("GENERATION_LOST", f"{target.version} was lost as it took over")
             self.lost(target.id)
+            pending.fail(WORKER_LOST, f"{target.version} was lost as it took over")
         else:
             pending.report = report
             pending.done.set()
@@ -442,6 +452,7 @@ class Generations:
             lease = None
             if self.lease is not None and self.lease.generation == generation:
                 lease, self.lease = self.lease, None
+            self._losses[resident.digest] = WORKER_LOST if was_active else "GENERATION_LOST"
             self._forget(resident)
             overtaken = [p for p in self._asked.values() if was_active and p.at != "NOW" and p.target is not resident]
         self._pool.release(resident.generation)  # at once: its process has ended

@@ -24,7 +24,7 @@ Document = dict[str, Any]
 
 
 class SimulatedPolicy:
-    """See the module. ``refuse``, ``delay_s`` and ``absent`` of the document make it misbehave."""
+    """See the module. Keys of the document (see ``boot``) make it misbehave; ``crashes_at_swap`` names a version on trial."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,6 +37,7 @@ class SimulatedPolicy:
             "boot_id": uuid.uuid4().hex, "count": 0, "active": None, "standby": None, "prepared": None, "lease": None,
             "cause": "", "holding": "", "running": True, "absent": False, "log": [],
             "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
+            "crashed": {}, "crashes_at_swap": "",
         }  # fmt: skip
         if not path.exists():
             path.write_text("{}")
@@ -110,6 +111,7 @@ class SimulatedPolicy:
             document["log"].append(f"prepare {manifest.version}")
             if not self._resident(document, digest):
                 document["prepared"] = {"digest": digest, "version": manifest.version}
+            document["crashed"].pop(digest, None)
         on_progress("READY", 1.0)
         return PrepareResult(True)
 
@@ -117,6 +119,8 @@ class SimulatedPolicy:
         document = self.look()
         if document["absent"]:
             return SwapResult(False, "POLICY_ABSENT", "nobody answers")
+        if self._resident(document, request.digest) is None:
+            return self._missing(document, request.digest)
         if self._wait(min(document["swap_s"], request.timeout_s), cancelled):
             return SwapResult(False, "CANCELLED", "cancelled")
         if document["swap_s"] > request.timeout_s:
@@ -129,7 +133,7 @@ class SimulatedPolicy:
                 document["standby"] = None
             resident = self._resident(document, request.digest)
             if resident is None:
-                return SwapResult(False, "NOT_PREPARED", "not in memory")
+                return self._missing(document, request.digest)
             expected = request.expected_active_digest
             if expected and (active or {}).get("digest") != expected:
                 return SwapResult(False, "EXPECTATION_FAILED", "another one acts")
@@ -145,6 +149,11 @@ class SimulatedPolicy:
                     "lease_s": request.lease_s, "until": time.monotonic() + request.lease_s, "fallback": fallback,
                 }  # fmt: skip
             acting = document["active"]
+            if document["lease"] is not None and document["crashes_at_swap"] == acting["version"]:
+                self._lose_active(document)
+                if document.pop("loses_reply", False):
+                    return SwapResult(False, "SWAP_TIMEOUT", "no reply")
+                return SwapResult(False, "WORKER_LOST", "lost as it took over")
             return SwapResult(
                 True, "", "", acting["version"], acting["digest"], acting["generation"],
                 0.0 if already else 0.01, True, acting["since"],
@@ -166,15 +175,31 @@ class SimulatedPolicy:
     def lose_worker(self) -> None:
         """The worker of the generation on trial dies: back to what acted before."""
         with self.edit() as document:
-            fallback = document["lease"]["fallback"]
-            self._activate(document, fallback, "WORKER_LOST")
-            document["lease"] = None
+            self._lose_active(document)
+
+    def lose_prepared(self) -> None:
+        """The worker of what waits for its swap dies."""
+        with self.edit() as document:
+            document["crashed"][document["prepared"]["digest"]] = "GENERATION_LOST"
+            document["prepared"] = None
 
     def let_lease_run_out(self) -> None:
         with self.edit() as document:
             document["lease"]["until"] = 0.0
 
     # -- inside -------------------------------------------------------------------------------------------------------------
+
+    def _lose_active(self, document: Document) -> None:
+        """Hold, and let the generation before act again, if there is one."""
+        lost, fallback = document["active"], document["lease"]["fallback"]
+        document["log"].append(f"lost {lost['version']}")
+        document["crashed"][lost["digest"]] = "WORKER_LOST"
+        document["lease"] = None
+        if fallback is not None:
+            self._activate(document, fallback, "WORKER_LOST")
+            document["standby"] = None
+        else:
+            document["active"], document["standby"] = None, None
 
     def _activate(self, document: Document, resident: Document, cause: str) -> None:
         old = document["active"]
@@ -189,6 +214,10 @@ class SimulatedPolicy:
             document["lease"] = None
             document["log"].append("lease expired")
             self._activate(document, lease["fallback"], "LEASE_EXPIRED")
+
+    @staticmethod
+    def _missing(document: Document, digest: str) -> SwapResult:
+        return SwapResult(False, document["crashed"].get(digest, "NOT_PREPARED"), "not in memory")
 
     @staticmethod
     def _resident(document: Document, digest: str) -> Document | None:

@@ -15,6 +15,7 @@ from support.scripted import scripted_bundle
 
 from vla_policy_node.errors import PolicyNodeError
 from vla_policy_node.swapping import SwapError, SwapRequest
+from vla_policy_node.worker.api import WorkerConfig
 
 LONGEST_STEP = 4.0 / 50 + 1e-6
 
@@ -83,6 +84,38 @@ def test_a_policy_on_trial_that_fails_gives_way_to_the_one_before(
         assert np.isfinite(rig.commands()[1]).all()
         assert [s.value for s in rig.scores if s.source == "hard_limit"] == ([1.0] if error == "NAN" else [])
         assert all(s.generation == bad.id and s.version == "1.1.0" for s in rig.scores if s.source == "hard_limit")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code"),
+    [
+        ({"crash_at_call": 0}, "GENERATION_LOST"),
+        ({"nan_at_call": 0}, "NAN"),
+        ({"raise_at_call": 0}, "POLICY_FAILED"),
+        ({"jump_at_call": 0, "jump": 1.0}, "SEAM_JUMP"),
+        ({"jump_at_call": 0, "jump": 50.0}, "LIMIT"),
+    ],
+)
+def test_a_version_that_fails_on_its_first_live_chunk_never_acts_and_says_why(
+    tmp_path: Path, behaviour: dict[str, Any], code: str
+) -> None:
+    scripted_bundle(tmp_path / "good", "1.0.0")
+    scripted_bundle(tmp_path / "bad", "1.1.0", warm_up=WorkerConfig().warm_up_inferences, **behaviour)
+    with EngineRig(tmp_path, model_path=str(tmp_path / "good")) as rig:
+        rig.wait_running("1.0.0")
+        bad = rig.engine.prepare(str(tmp_path / "bad"), "", lambda *_: None, bool)
+        before = rig.control
+        with pytest.raises(PolicyNodeError) as caught:
+            rig.engine.swap(SwapRequest(digest=bad.digest, trial=True, trial_lease_s=60.0))
+        assert caught.value.code == code
+        after = rig.control
+        assert (after.mode, after.generation, after.starved) == ("RUNNING", before.generation, before.starved)
+        assert rig.snapshot.active is not None and rig.snapshot.active.version == "1.0.0"
+        assert not rig.snapshot.on_trial and not rig.reports[1:]
+        if code == "GENERATION_LOST":  # also to whoever asks again: it is not loaded again unless somebody prepares it
+            with pytest.raises(SwapError) as caught:
+                rig.engine.swap(SwapRequest(digest=bad.digest, trial=True, trial_lease_s=60.0))
+            assert caught.value.code == "GENERATION_LOST"
 
 
 def test_nan_straight_after_another_fault_is_not_overlooked(tmp_path: Path) -> None:
@@ -221,7 +254,7 @@ def test_the_loss_of_standby_or_prepared_disturbs_nothing(tmp_path: Path) -> Non
         rig.wait_for(lambda: rig.snapshot.prepared is None, "the loss of the prepared one")
         with pytest.raises(SwapError) as caught:
             rig.engine.swap(SwapRequest(digest=first))
-        assert caught.value.code == "NOT_PREPARED"
+        assert caught.value.code == "GENERATION_LOST"
         rig.engine.swap(SwapRequest(bundle_path=str(tmp_path / "b")))
         standby = rig.snapshot.standby
         assert standby is not None

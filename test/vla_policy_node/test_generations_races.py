@@ -222,12 +222,39 @@ def test_a_worker_that_dies_as_it_takes_over_counts_as_the_acting_one_lost(stage
     stage.dies(target)  # its death is heard of before the answer
     stage.answer()  # the control process had swapped before that
     stage.until(lambda: bool(result))
-    assert result == ["GENERATION_LOST"]
+    assert result == ["WORKER_LOST"]
     stage.until(lambda: len(stage.control.asked) == 3)
     assert stage.control.asked[2][:2] == (first.id, "NOW")  # on trial: the one before acts again
     stage.answer()
     stage.until(lambda: stage.generations.residents.active is first)
     assert stage.generations.lease is None and stage.generations.residents.all() == [first]
+
+
+def code_of_swap(stage: Stage, resident: Resident) -> str:
+    """Why a swap to a bundle that is in no memory is refused."""
+    with pytest.raises(PolicyNodeError) as caught:
+        stage.generations.swap(SwapRequest(digest=resident.digest))
+    return caught.value.code
+
+
+def test_whoever_asks_for_a_bundle_again_learns_whether_it_crashed_and_whether_it_had_acted(stage: Stage) -> None:
+    stage.active("1.0.0")
+    evicted = stage.prepare("1.1.0")
+    waiting = stage.prepare("1.2.0")  # takes its place
+    assert code_of_swap(stage, evicted) == "NOT_PREPARED"
+    stage.dies(waiting)
+    assert code_of_swap(stage, waiting) == "GENERATION_LOST"
+    on_trial = stage.active("1.1.0", trial=True, trial_lease_s=60.0)
+    stage.dies(on_trial)
+    stage.until(lambda: stage.control.asked[-1][1] == "NOW")
+    stage.answer()
+    stage.until(lambda: stage.generations.residents.active is not None)
+    assert code_of_swap(stage, on_trial) == "WORKER_LOST"
+    again = stage.prepare("1.1.0")  # what was prepared anew may be tried again
+    result = stage.swap("1.1.0")
+    stage.answer()
+    stage.until(lambda: bool(result))
+    assert stage.generations.residents.active is again
 
 
 def test_a_worker_that_dies_as_it_becomes_ready_is_never_activated(stage: Stage) -> None:

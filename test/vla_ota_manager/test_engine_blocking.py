@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What acted and was taken back by a verdict is blocked; what failed before it acted is not, and no update tries it twice."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from support.ota import Robot
+
+from vla_ota_manager.states import UpdateState
+
+S = UpdateState
+
+
+@pytest.fixture
+def ready(robot: Robot) -> Robot:
+    """1.0.0 is committed and acts, 1.1.0 is in the registry."""
+    robot.settings = {"min_trial_chunks": 1000}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.boot_policy()
+    robot.start()
+    return robot
+
+
+def log(robot: Robot) -> list[str]:
+    return list(robot.policy.look()["log"])
+
+
+def acts(robot: Robot) -> str:
+    return str(robot.policy.look()["active"]["version"])
+
+
+def check_blocked(robot: Robot, code: str) -> None:
+    """1.1.0 was rolled back for good, and the update did not try it again."""
+    outcome = robot.ended("u-1.1.0")
+    assert (outcome.state, outcome.error_code) == (S.ROLLED_BACK, code), outcome
+    assert robot.engine.status().blocked == ("1.1.0",) and robot.current_version() == "1.0.0"
+    robot.until(lambda: robot.policy.look()["lease"] is None and acts(robot) == "1.0.0")
+    assert log(robot).count("swap 1.1.0 UPDATE CHUNK") == log(robot).count("prepare 1.1.0") == 1
+    assert robot.install("1.1.0", S.REJECTED, update_id="again").error_code == "VERSION_BLOCKED"
+
+
+def check_not_blocked(robot: Robot, code: str) -> None:
+    """1.1.0 never acted: the update failed, tried it once, and another update may try it."""
+    outcome = robot.ended("u-1.1.0")
+    assert (outcome.state, outcome.error_code) == (S.FAILED, code), outcome
+    assert robot.engine.status().blocked == () and acts(robot) == "1.0.0"
+    assert log(robot) == ["prepare 1.1.0"]
+    with robot.policy.edit() as document:
+        document["refuse_swap"], document["swap_s"] = "", 0.0
+    robot.offer("1.1.0", update_id="again")
+    robot.reach(S.TRIAL)
+    assert acts(robot) == "1.1.0"
+
+
+@pytest.mark.parametrize("code", ["LIMIT", "SEAM_JUMP", "NAN", "POLICY_FAILED", "WRONG_SHAPE"])
+def test_a_version_whose_first_chunk_is_refused_fails_with_its_code_and_is_not_blocked(ready: Robot, code: str) -> None:
+    with ready.policy.edit() as document:
+        document["refuse_swap"] = code
+    ready.offer("1.1.0")
+    check_not_blocked(ready, code)
+
+
+def test_a_worker_that_crashes_between_two_requests_is_not_started_again_by_the_same_update(ready: Robot) -> None:
+    with ready.policy.edit() as document:
+        document["swap_s"] = 1000.0  # no boundary comes
+    ready.offer("1.1.0")
+    ready.until(lambda: "waits for a boundary" in ready.engine.status().message)
+    ready.policy.lose_prepared()
+    check_not_blocked(ready, "GENERATION_LOST")
+
+
+@pytest.mark.parametrize("loses_reply", [False, True], ids=["told", "the reply gets lost"])
+def test_a_version_that_crashes_as_it_takes_over_is_rolled_back_and_blocked(ready: Robot, loses_reply: bool) -> None:
+    with ready.policy.edit() as document:
+        document["crashes_at_swap"], document["loses_reply"] = "1.1.0", loses_reply
+    ready.offer("1.1.0")
+    check_blocked(ready, "WORKER_LOST")
+
+
+def test_a_version_that_crashes_while_the_manager_is_away_is_not_put_on_trial_again(ready: Robot) -> None:
+    ready.offer("1.1.0")
+    ready.reach(S.TRIAL)
+    ready.stop()
+    ready.policy.lose_worker()
+    ready.start()
+    check_blocked(ready, "WORKER_LOST")
+
+
+def test_a_first_install_that_crashes_as_it_takes_over_fails_and_is_blocked(robot: Robot) -> None:
+    robot.publish("1.1.0")
+    robot.boot_policy()
+    with robot.policy.edit() as document:
+        document["crashes_at_swap"] = "1.1.0"
+    robot.start()
+    outcome = robot.ended(robot.offer("1.1.0"))
+    assert (outcome.state, outcome.error_code) == (S.FAILED, "WORKER_LOST")
+    assert robot.engine.status().blocked == ("1.1.0",) and robot.current_version() == ""
+
+
+def test_what_was_only_let_go_of_is_loaded_again(ready: Robot) -> None:
+    """Its place in memory was needed: nothing is wrong with it."""
+    with ready.policy.edit() as document:
+        document["swap_s"] = 1000.0
+    ready.offer("1.1.0")
+    ready.until(lambda: "waits for a boundary" in ready.engine.status().message)
+    with ready.policy.edit() as document:
+        document["prepared"], document["swap_s"] = None, 0.0
+    ready.reach(S.TRIAL)
+    assert log(ready).count("prepare 1.1.0") == 2
+
+
+def test_a_committed_version_that_crashed_as_standby_is_loaded_again_for_a_rollback(ready: Robot) -> None:
+    ready.offer("1.1.0")
+    ready.reach(S.TRIAL)
+    with ready.policy.edit() as document:
+        document["crashed"][document["standby"]["digest"]] = "GENERATION_LOST"
+        document["standby"] = None
+    ready.score(1.0, "hard_limit")
+    outcome = ready.ended("u-1.1.0")
+    assert (outcome.state, outcome.error_code) == (S.ROLLED_BACK, "HARD_LIMIT") and acts(ready) == "1.0.0"
+
+
+def test_permission_withdrawn_while_it_is_loaded_again_withdraws_the_swap(robot: Robot) -> None:
+    robot.settings = {"require_permission": True, "min_trial_chunks": 1000}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    robot.engine.set_update_permitted(True)
+    robot.offer("1.1.0")
+    robot.reach(S.TRIAL)
+    robot.stop()
+    robot.boot_policy()  # it has nothing of 1.1.0 in memory any more
+    with robot.policy.edit() as document:
+        document["prepare_s"] = 1.0
+    robot.start()
+    robot.engine.set_update_permitted(True)
+    robot.until(lambda: "policy_node loads" in robot.engine.status().message)
+    robot.engine.set_update_permitted(False)
+    robot.until(lambda: "waits for update_permitted" in robot.engine.status().message)
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        assert acts(robot) == "1.0.0"
+        time.sleep(0.05)
