@@ -91,7 +91,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder for evidence.json")
     parser.add_argument(
-        "--runs", type=int, default=RUNS, help=f"of every experiment; fewer than {RUNS} are a quick look"
+        "--runs",
+        type=int,
+        default=RUNS,
+        help=f"of every experiment, more of the cheap ones; under {RUNS}: a quick look",
     )
     parser.add_argument(
         "--seed", type=int, default=SEED, help="same seed, same figures, whatever the number of processes"
@@ -109,7 +112,7 @@ def _sentence(machine: dict[str, Any], arguments: argparse.Namespace) -> str:
     text = (
         f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_mb']} MB, Linux {machine['kernel']}, Python "
         f"{machine['python']}, numpy {machine['numpy']}, scipy {machine['scipy']}\n"
-        f"{arguments.runs} runs of each experiment, seed {arguments.seed}; value ± Monte-Carlo standard error"
+        f"at least {arguments.runs} runs of each experiment, seed {arguments.seed}; value ± Monte-Carlo standard error"
     )
     if machine["load_average"] > 0.5:
         text += f"\nNOT ALONE: load average {machine['load_average']:.1f} at the start; episodes a second are too low"

@@ -34,12 +34,14 @@ class Experiment:
         name: unique; with the seed it decides what is drawn.
         draw: ``(generator, runs) → outcomes``; a function that other processes can import (``functools.partial`` of one).
         batch: runs at a time, which bounds the memory. The outcomes depend on it, not on the number of processes.
-        runs: at most so many runs, where one is dear.
+        factor: so many times the runs that are asked for, where one is cheap.
+        runs: at most so many, where one is dear.
     """
 
     name: str
     draw: Draw
     batch: int
+    factor: int = 1
     runs: int | None = None
 
 
@@ -120,7 +122,7 @@ Samples = dict[str, dict[str, Sample]]
 
 def simulate(experiments: Sequence[Experiment], runs: int, seed: int, processes: int) -> Samples:
     """Run every experiment ``runs`` times, in so many processes (one: in this one), and say how far it is on stderr."""
-    wanted = {e.name: min(runs, e.runs or runs) for e in experiments}
+    wanted = {e.name: min(e.factor * runs, e.runs or e.factor * runs) for e in experiments}
     found: dict[str, list[Outcome]] = {e.name: [] for e in experiments}
     progress = _Progress(wanted)
     for experiment, size, outcome in _outcomes(experiments, wanted, seed, processes):

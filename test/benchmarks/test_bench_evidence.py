@@ -331,6 +331,9 @@ def test_packages_of_others_are_called_by_their_interface_or_said_to_be_missing(
     assert packages.stop("SAVI", a, b, 0.05).tolist() == [3, 6, 0]
 
 
+CHEAP = {experiment.name for experiment in ab.experiments() if experiment.factor == 4}
+
+
 def test_a_quick_look_says_so_and_its_tables_follow_from_the_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,7 +356,8 @@ def test_a_quick_look_says_so_and_its_tables_follow_from_the_json(
     for table in document["tables"]:
         for cell in [cell for row in table["rows"] for cell in row["cells"] if isinstance(cell, dict)]:
             estimate = samples[cell["experiment"]][cell["metric"]].estimate(cell["statistic"])
-            assert (cell["value"], cell["standard_error"], cell["runs"]) == (estimate.value, estimate.error, 3)
+            assert (cell["value"], cell["standard_error"]) == (estimate.value, estimate.error)
+            assert cell["runs"] == estimate.runs == (12 if cell["experiment"] in CHEAP else 3)
             figures += 1
     assert figures > 60
     for table in estimate_tables(["canary", "ab", "clusters"]):
