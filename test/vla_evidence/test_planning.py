@@ -104,6 +104,23 @@ def test_a_margin_is_excluded_sequentially_and_by_more_episodes_than_at_one_look
     assert fixed.episodes < row.episodes < 5 * fixed.episodes
 
 
+def test_a_design_by_robot_is_judged_by_the_tests_of_robots_and_no_better_than_one_look() -> None:
+    fleet, few = Fleet(50, 40, "robot", 0.05), Simulation(runs=80, seed=6)
+    for plan in (plan_ab(0.87, 0.75, fleet, simulation=few), plan_detect(0.87, 0.75, fleet, share=0.3, simulation=few)):
+        row = plan.rows[-1]
+        assert row.simulated and "robots" in plan.sentence
+        assert 0.2 < row.power[0] <= 0.8 + 3 * row.power[1]
+    better = plan_noninferiority(0.87, 0.15, fleet, share=0.3, simulation=few).rows[-1]
+    assert better.power[0] > 0.2
+
+
+def test_one_canary_among_ten_robots_can_never_decide_and_the_plan_says_so() -> None:
+    plan = plan_detect(0.87, 0.3, Fleet(10, 40, "robot"), simulation=Simulation(runs=30))
+    assert "only 10 ways" in plan.rows[-1].method and plan.rows[-1].power[0] == 0.0
+    two_of_forty = plan_detect(0.87, 0.3, Fleet(40, 40, "robot"), simulation=Simulation(runs=30))
+    assert "never" not in two_of_forty.rows[-1].method
+
+
 def test_plans_are_the_same_for_the_same_seed() -> None:
     first, again, other = (
         plan_detect(0.87, 0.75, Fleet(50, 40), simulation=Simulation(runs=50, seed=seed)).rows[-1] for seed in (4, 4, 5)

@@ -11,18 +11,16 @@ from numpy.typing import NDArray
 from scipy.special import stdtr  # type: ignore[import-untyped]
 
 from vla_evidence.analysis import Tick
-from vla_evidence.randomisation_test import RandomisationTest, cohort_assignments
 from vla_evidence.sign_test import SignTestDesign
 from vla_evidence.sign_test_batch import stopping_times
 from vla_evidence.simulate.fleet import RNG, FleetModel
 from vla_evidence.simulate.rules import intervals_apart, z_test
 from vla_evidence.spending import OBRIEN_FLEMING
 from vla_evidence.stopping import batches
+from vla_evidence.stopping_robots import look_schedule, look_that_decides, robots_totals
 
 INTERVALS, Z_TEST, WELCH = "Wilson intervals apart", "z test of episodes", "Welch's test of robots"
 SIGN_TEST, RANDOMISATION_TEST = "exact sign test", "exact randomisation test"
-_LOOKS_BY_ROBOT = 10
-_DRAWS = 999
 Floats = NDArray[np.float64]
 
 
@@ -103,9 +101,8 @@ def by_robot_runs(
 ) -> Runs:
     """Simulate a fleet of which a random half runs B: ``episodes`` on each robot, looked at ten times."""
     fleet = FleetModel(robots, icc)
-    looks = min(_LOOKS_BY_ROBOT, episodes)
-    done = np.round(np.linspace(episodes / looks, episodes, looks)).astype(np.int64)
-    treated = robots // 2
+    done = look_schedule(episodes)
+    looks = len(done)
     rules: dict[str, Callable[[Floats, Floats, NDArray[np.int64]], bool]] = {
         Z_TEST: lambda a, b, m: bool(z_test(a.sum(), a.size * m, b.sum(), b.size * m, alpha)),
         INTERVALS: lambda a, b, m: bool(intervals_apart(a.sum(), a.size * m, b.sum(), b.size * m)),
@@ -114,30 +111,15 @@ def by_robot_runs(
     flags = {rule: np.zeros((runs, looks), dtype=bool) for rule in rules}
     ours = np.full(runs, np.inf)
     for run in range(runs):
-        is_b = rng.permutation(robots) < treated
-        rates = fleet.rates(means, 1, rng)[:, 0]
-        steps = np.diff(done, prepend=0)
-        totals = np.cumsum(rng.binomial(steps[:, None], np.where(is_b, rates[1], rates[0])), axis=0)
+        is_b, totals = robots_totals(means, fleet, robots // 2, done, rng)
         for look, m in enumerate(done):
             for rule, decides in rules.items():
                 flags[rule][run, look] = decides(totals[look, ~is_b], totals[look, is_b], m)
-        ours[run] = _randomisation(is_b, totals, done, alpha, icc, f"run {run}")
+        ours[run] = look_that_decides(is_b, totals, done, alpha, icc, f"run {run}")
         progress(1)
     first = {rule: _first(found) for rule, found in flags.items()}
     at_look = {rule: np.asarray(found.mean(axis=0)) for rule, found in flags.items()}
     return Runs(runs, looks, f"{looks}", episodes / looks, at_look, {**first, RANDOMISATION_TEST: ours})
-
-
-def _randomisation(
-    is_b: NDArray[np.bool_], totals: NDArray[np.int64], done: NDArray[np.int64], alpha: float, icc: float, seed: str
-) -> float:
-    """Return the look at which the exact randomisation test rejects, infinite if it does not."""
-    drawn = cohort_assignments({f"{robot}": bool(b) for robot, b in enumerate(is_b)}, seed, _DRAWS)
-    test = RandomisationTest(alpha, spending=OBRIEN_FLEMING, icc=icc)
-    for look, m in enumerate(done):
-        if test.look(drawn, totals[look], np.full(is_b.size, m), float(m / done[-1])).decision:
-            return look + 1.0
-    return np.inf
 
 
 def _first(flags: NDArray[np.bool_]) -> Floats:
