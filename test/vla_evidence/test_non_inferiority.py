@@ -157,6 +157,20 @@ def test_extreme_rates_and_many_units_stay_finite() -> None:
         assert drop == (None if (incumbent, canary) == (1, 0) else 0.0 if canary > incumbent else 0.01)
 
 
+def test_no_margin_is_excluded_beyond_one_that_is_not() -> None:
+    """Else every margin would need a share of α of its own."""
+
+    class Gap(NonInferiority):
+        def log_e(self) -> np.ndarray:
+            values = np.full(len(self.margins), 10.0)
+            values[[5, 9]] = 0.0
+            return values
+
+    evidence = Gap()
+    evidence.restore([[0.5, 1, 1, 1, 1]])
+    assert evidence.excluded_drop(ALPHA) == evidence.margins[4]
+
+
 def test_a_margin_that_is_asked_about_is_one_of_the_answers() -> None:
     evidence = counted((8700, 10_000), (870, 1000), margins=[0.0375])
     assert 0.0375 in evidence.margins and evidence.margins == tuple(sorted(evidence.margins, reverse=True))
