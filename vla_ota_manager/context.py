@@ -199,6 +199,34 @@ class Context:
         except StoreError as e:
             log.error("%s", e)
 
+    def close_waiting(
+        self, update_id: str, begun: UpdateState, end: UpdateState, code: str, message: str, version: str = ""
+    ) -> bool:
+        """End an update that waits in the queue (thread-safe).
+
+        Args:
+            update_id: which.
+            begun: how far it had come, for the event: the engine's own state is another update's.
+            end: how it ends.
+            code: error code.
+            message: the reason, for people.
+            version: what it is about; default: what the offer says.
+
+        Returns:
+            False if it does not wait there.
+        """
+        with self.store.edit() as state:
+            update = next((waiting for waiting in state.queue if waiting.update_id == update_id), None)
+            if update is None:
+                return False
+            state.queue.remove(update)
+            version = version or update.version
+            state.seen[update_id] = Outcome(end, version, code, message, state.downloaded(update_id), True)
+            event = Event(self.wall_clock(), update_id, begun.name, end.name, version, code, message)
+            state.history = [*state.history, event][-self.config.history_size :]
+        self.announce(event)
+        return True
+
     def announce(self, event: Event) -> None:
         """Publish an event that changes no state."""
         log.warning("%s", event.to_line())

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_checkpoint import CancelledCheckError, CheckpointError, Manifest, verify_bundle
+from vla_ota_manager.acquire import Acquirer
+from vla_ota_manager.ahead import AheadFetcher
 from vla_ota_manager.calibration import CalibrationKeeper, unusable
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.context import Context, Live, log
@@ -88,11 +90,12 @@ class UpdateEngine:
         blob_dir = Path(config.blob_dir) if config.blob_dir else None
         self.store = Store(Path(config.store_dir), filesystem or Filesystem(), blob_dir)
         fetcher = Fetcher(config, self.store.blobs, rng)
-        self._ctx = Context(
-            config, self.store, port, fetcher, trust or Sha256Trust(), on_status, on_event, wall_clock, stamp_clock
-        )
-        self._pipeline = UpdatePipeline(self._ctx)
+        trust = trust or Sha256Trust()
+        self._ctx = Context(config, self.store, port, fetcher, trust, on_status, on_event, wall_clock, stamp_clock)
+        self._acquirer = Acquirer(config, self.store, fetcher, trust, wall_clock)
+        self._pipeline = UpdatePipeline(self._ctx, self._acquirer)
         self._trials = TrialRunner(self._ctx)
+        self._ahead = AheadFetcher(self._ctx, self._acquirer, self._trials.look)
         self._operator = Operator(self._ctx, self._trials)
         self._calibration = CalibrationKeeper(self._ctx)
         self._commands: list[tuple[Callable[[], Any], Future[Any]]] = []
@@ -187,24 +190,8 @@ class UpdateEngine:
 
     def cancel(self, update_id: str) -> Reply:
         """Ask for an update to be given up; accepted until SWAPPING. It ends as CANCELLED a moment later."""
-        with self.store.edit() as state:
-            if any(update.update_id == update_id for update in state.queue):
-                state.queue = [update for update in state.queue if update.update_id != update_id]
-                outcome = state.seen[update_id]
-                state.seen[update_id] = Outcome(
-                    _S.CANCELLED, outcome.version, "CANCELLED", "cancelled before it began", 0, True
-                )
-                event = Event(
-                    self._ctx.wall_clock(),
-                    update_id,
-                    "IDLE",
-                    "CANCELLED",
-                    outcome.version,
-                    "CANCELLED",
-                    "before it began",
-                )
-                self._ctx.announce(event)
-                return Reply(True, "", "cancelled before it began")
+        if self._ctx.close_waiting(update_id, _S.IDLE, _S.CANCELLED, "CANCELLED", "cancelled before it began"):
+            return Reply(True, "", "cancelled before it began")
         record = self.store.state.update
         if record is None or record.update.update_id != update_id:
             return Reply(False, "NO_SUCH_UPDATE", f"update_id: {update_id} is neither waiting nor under way")
@@ -291,7 +278,7 @@ class UpdateEngine:
             progress=(lambda _count: self._ctx.report()) if self._thread is not None else None,
             cancel=self._ctx.stopping.is_set,
         ).manifest
-        self._pipeline.refuse_unfit(Update(update_id="", manifest_url=""), manifest)
+        self._acquirer.refuse_unfit(Update(update_id="", manifest_url=""), manifest)
         return manifest
 
     # -- commands -----------------------------------------------------------------------------------------------------------
@@ -409,20 +396,26 @@ class UpdateEngine:
         queued = self.store.state.queue[0]
         with self._ctx.transition(_S.CHECKING, version=queued.version) as state:
             update = state.queue.pop(0)
-            state.update = UpdateRecord(update)
+            state.update = UpdateRecord(update, bytes_downloaded=state.downloaded(update.update_id))
             self._ctx.live = Live()
 
     def _replace_trial(self) -> None:
-        """Let an urgent update of another version end the running trial; others wait."""
+        """Let an urgent update of another version end the running trial once it could be prepared; others wait."""
         state = self.store.state
         trial = state.trial
         if trial is None or trial.phase is not _S.TRIAL or not state.queue:
             return
         update = state.queue[0]
-        if update.urgent and update.activate and update.version != trial.ref.version:
-            self._trials.roll_back("SUPERSEDED", f"replaced by the urgent update {update.update_id}", block=False)
+        what = update.version or update.update_id
+        if not (update.urgent and update.activate):
+            self._ctx.show(f"{what} waits until the trial of {trial.ref.version} ends")
+        elif not self._ahead.work(update, trial):
+            return
+        elif self._ctx.policy() is None or not self._ctx.permitted():
+            missing = "policy_node" if self._ctx.policy() is None else "update_permitted"
+            self._ctx.show(f"the urgent {what} is on disk and waits for {missing}; the trial goes on")
         else:
-            self._ctx.show(f"{update.version or update.update_id} waits until the trial of {trial.ref.version} ends")
+            self._trials.roll_back("SUPERSEDED", f"replaced by the urgent update {update.update_id}", block=False)
 
     def _idle(self) -> None:
         self._calibration.collect()

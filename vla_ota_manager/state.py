@@ -135,6 +135,11 @@ class State:
                 return block
         return None
 
+    def downloaded(self, update_id: str) -> int:
+        """Return how much has been received for an update so far [bytes]; 0 if it is not known."""
+        outcome = self.seen.get(update_id)
+        return outcome.bytes_downloaded if outcome is not None else 0
+
     def references(self) -> list[Ref]:
         """Return the versions that retention must not touch."""
         refs = [self.committed, self.previous, *self.pinned]

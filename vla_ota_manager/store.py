@@ -238,8 +238,13 @@ class Store:
             self._installed = None
 
     def retain(self, keep_versions: int) -> list[Ref]:
-        """Remove what retention does not keep: all but the newest versions and those the state refers to; return them."""
+        """Remove what retention does not keep: all but the newest versions and those that the state or a waiting update needs.
+
+        Returns:
+            What was removed.
+        """
         needed = {ref.digest for ref in self._state.references()}
+        needed |= {update.manifest_sha256 for update in self._state.queue}
         doomed = [entry.ref for entry in self.installed()[keep_versions:] if entry.ref.digest not in needed]
         for ref in doomed:
             self.uninstall(ref)

@@ -93,6 +93,19 @@ class TrialRunner:
             self._enter(trial)
         else:
             self._watch(trial, self._judge)
+            if self._judge is not None:
+                self._ctx.wait(_STEP_S)
+
+    def look(self) -> bool:
+        """Look after a running trial without waiting; false if it has ended, or needs a :meth:`step`."""
+        trial = self._store.state.trial
+        if trial is None or self._judge is None or self._unsaved is not None:
+            return False
+        try:
+            self._watch(trial, self._judge)
+        except StoreError:
+            return False  # the next step meets it too, and tells
+        return self._judge is not None
 
     # -- SWAPPING -----------------------------------------------------------------------------------------------------------
 
@@ -181,7 +194,6 @@ class TrialRunner:
             self._convict(trial, verdict)
         else:
             self._save_evidence(judge, now)
-            self._ctx.wait(_STEP_S)
 
     def _convict(self, trial: TrialRecord, verdict: Verdict) -> None:
         """Carry a verdict out. Silence does not say what fell silent or why, so it blocks only when it comes again."""
@@ -218,8 +230,8 @@ class TrialRunner:
             return False  # a status from before the swap
         cause = self._why(snapshot, now)
         if cause is None:
-            self._ctx.wait(_STEP_S)
-        elif acts:
+            return True  # the report that says it may still come
+        if acts:
             self._loaded_again(cause)
         else:
             self._note_left(trial, snapshot, cause)

@@ -143,6 +143,14 @@ def write_json(path: Path, document: Any) -> None:
     path.write_text(json.dumps(document, indent=1))
 
 
+def flip_last_byte(path: Path) -> None:
+    """Damage a file as a failing disk would, read-only or not; whoever has a hard link to it has the damage too."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
 def _write_weights(path: Path, tensors: Mapping[str, Array], shards: int, adapter: bool) -> None:
     if adapter:
         write_json(path / "adapter_config.json", {"peft_type": "LORA", "r": 4, "lora_alpha": 8})

@@ -32,6 +32,8 @@ class Job:
     crash_at: str = ""
     crash_log: str = ""
     bad_version: str = ""  # breaks a hard limit whenever it acts
+    silent_version: str = ""  # gives no score: its trial stays open
+    urgent: dict[str, Any] | None = None  # offered in every TRIAL
     timeout_s: float = 20.0
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -116,8 +118,10 @@ def _run(job: Job) -> int:
         settled = outcome is not None and outcome.final and not engine.store.state.activation_due
         if settled or (job.until_state and engine.status().state_name == job.until_state):
             return 0 if engine.stop() else 4
+        if job.urgent is not None and engine.status().state_name == "TRIAL":
+            engine.offer(Update(**job.urgent))
         snapshot = policy.status()
-        if snapshot is not None and snapshot.generation:
+        if snapshot is not None and snapshot.generation and snapshot.active_version != job.silent_version:
             source = "hard_limit" if snapshot.active_version == job.bad_version else "tce"
             score = Score(source, 0.1, time.time(), snapshot.active_version, snapshot.generation)
             engine.on_score(score)

@@ -128,36 +128,43 @@ class SimulatedPolicy:
         if document["refuse_swap"]:
             return SwapResult(False, document["refuse_swap"], "refused as told")
         with self.edit() as document:
-            active = document["active"]
             if document.pop("forget_at_swap", False):
                 document["standby"] = None
-            resident = self._resident(document, request.digest)
-            if resident is None:
-                return self._missing(document, request.digest)
-            expected = request.expected_active_digest
-            if expected and (active or {}).get("digest") != expected:
-                return SwapResult(False, "EXPECTATION_FAILED", "another one acts")
-            already = active is not None and active["digest"] == request.digest
-            fallback = document["lease"]["fallback"] if already and document["lease"] else active
-            if not already:
-                document["log"].append(f"swap {resident['version']} {request.cause} {request.at}")
-                self._activate(document, resident, request.cause)
-            document["absent"] = document.pop("silent_after_swap", document["absent"])
-            document["lease"] = None
-            if request.trial:
-                document["lease"] = {
-                    "lease_s": request.lease_s, "until": time.monotonic() + request.lease_s, "fallback": fallback,
-                }  # fmt: skip
-            acting = document["active"]
-            if document["lease"] is not None and document["crashes_at_swap"] == acting["version"]:
-                self._lose_active(document)
-                if document.pop("loses_reply", False):
-                    return SwapResult(False, "SWAP_TIMEOUT", "no reply")
-                return SwapResult(False, "WORKER_LOST", "lost as it took over")
-            return SwapResult(
-                True, "", "", acting["version"], acting["digest"], acting["generation"],
-                0.0 if already else 0.01, True, acting["since"],
-            )  # fmt: skip
+            refusal = self._refusal(document, request)
+            return refusal or self._swap(document, request)
+
+    def _refusal(self, document: Document, request: SwapRequest) -> SwapResult | None:
+        if self._resident(document, request.digest) is None:
+            return self._missing(document, request.digest)
+        expected, active = request.expected_active_digest, document["active"] or {}
+        if expected and active.get("digest") != expected:
+            return SwapResult(False, "EXPECTATION_FAILED", "another one acts")
+        return None
+
+    def _swap(self, document: Document, request: SwapRequest) -> SwapResult:
+        active, resident = document["active"], self._resident(document, request.digest)
+        assert resident is not None
+        already = active is not None and active["digest"] == request.digest
+        fallback = document["lease"]["fallback"] if already and document["lease"] else active
+        if not already:
+            document["log"].append(f"swap {resident['version']} {request.cause} {request.at}")
+            self._activate(document, resident, request.cause)
+        document["absent"] = document.pop("silent_after_swap", document["absent"])
+        document["lease"] = None
+        if request.trial:
+            document["lease"] = {
+                "lease_s": request.lease_s, "until": time.monotonic() + request.lease_s, "fallback": fallback,
+            }  # fmt: skip
+        acting = document["active"]
+        if request.trial and document["crashes_at_swap"] == acting["version"]:
+            self._lose_active(document)
+            if document.pop("loses_reply", False):
+                return SwapResult(False, "SWAP_TIMEOUT", "no reply")
+            return SwapResult(False, "WORKER_LOST", "lost as it took over")
+        return SwapResult(
+            True, "", "", acting["version"], acting["digest"], acting["generation"],
+            0.0 if already else 0.01, True, acting["since"],
+        )  # fmt: skip
 
     # -- what the world does to it ------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from support.http_server import Behaviour, CheckpointServer
 from support.ota import Robot, shared_weights
 from support.simulated_policy import SimulatedPolicy
 
-from vla_checkpoint import load_manifest, verify_bundle
+from vla_checkpoint import Manifest, load_manifest, verify_bundle
 from vla_ota_manager.filesystem import CrashPoints, Filesystem
 from vla_ota_manager.state import State
 from vla_ota_manager.states import UpdateState
@@ -100,6 +100,24 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield Fleet(folder, server)
 
 
+def in_parallel(work: Callable[[EngineRuns, str, int], bool], points: list[tuple[str, int]]) -> list[bool]:
+    """Kill at many points, a few at a time: the runs mostly wait. Return for each whether the point was reached."""
+
+    def share(part: list[tuple[str, int]]) -> list[bool]:
+        with EngineRuns() as own:
+            return [work(own, name, nth) for name, nth in part]
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        return [hit for hits in pool.map(share, [points[i::PARALLEL] for i in range(PARALLEL)]) for hit in hits]
+
+
+def passed_after(log: Path, mark: str) -> list[tuple[str, int]]:
+    """Return each crash point that a recorded run passed from ``mark`` on, with how often it had been passed then."""
+    passed = log.read_text().split()
+    before = Counter(passed[: passed.index(mark)])
+    return sorted({(name, before[name] + 1) for name in passed[passed.index(mark) :]})
+
+
 def kill_and_go_on(fleet: Fleet, runs: EngineRuns, name: str, nth: int) -> bool:
     """Kill an update at one crash point, then let another manager complete it; false if the point was not reached."""
     where = f"after a kill at {name}:{nth}"
@@ -131,13 +149,7 @@ def test_killed_at_every_crash_point_the_update_completes_and_no_blob_is_fetched
     passed = Counter(log.read_text().split())
     assert {"fetch.chunk", "install.before_rename", "port.after_swap", "current.before_rename"} <= set(passed)
     points = [(name, nth) for name, count in passed.items() for nth in sorted({1, (count + 1) // 2, count})]
-
-    def work(share: list[tuple[str, int]]) -> list[bool]:
-        with EngineRuns() as own:
-            return [kill_and_go_on(fleet, own, name, nth) for name, nth in share]
-
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        reached = [hit for hits in pool.map(work, [points[i::PARALLEL] for i in range(PARALLEL)]) for hit in hits]
+    reached = in_parallel(lambda own, name, nth: kill_and_go_on(fleet, own, name, nth), points)
     fleet.server.be_good()
     assert sum(reached) >= 0.9 * len(points)  # how often the last state is written in a run is not fixed
 
@@ -147,11 +159,9 @@ def test_killed_at_every_crash_point_of_a_rollback_the_bad_version_ends_blocked(
     job.bad_version = "1.1.0"
     log = folder / "points"
     assert runs.run(Job(**{**job.__dict__, "crash_log": str(log)})) == 0
-    passed = log.read_text().split()
-    before = Counter(passed[: passed.index("entered.TRIAL")])
-    points = {(name, before[name] + 1) for name in passed[passed.index("entered.TRIAL") :]}
+    points = passed_after(log, "entered.TRIAL")
     assert {"entered.ROLLING_BACK", "port.before_swap", "port.after_swap"} <= {name for name, _ in points}
-    for name, nth in sorted(points):
+    for name, nth in points:
         where = f"after a kill at {name}:{nth}"
         folder, job = fleet.robot()
         job.bad_version = "1.1.0"
@@ -163,6 +173,111 @@ def test_killed_at_every_crash_point_of_a_rollback_the_bad_version_ends_blocked(
         state = State.from_bytes((folder / "store/state.json").read_bytes())
         assert [block.ref.version for block in state.blocked.values()] == ["1.1.0"], where
         assert state.state is UpdateState.ROLLED_BACK, where
+
+
+class Urgent:
+    """A fleet's robots in the trial of 1.1.0, which proves nothing, when 1.2.0 is offered as urgent; intact or corrupt."""
+
+    def __init__(self, fleet: Fleet, new: Manifest, *, corrupt: bool) -> None:
+        self.fleet, self.new, self.corrupt = fleet, new, corrupt
+
+    def robot(self) -> tuple[Path, Job]:
+        """Return a robot's folder and the job that ends with the urgent update."""
+        folder, job = self.fleet.robot()
+        url = self.fleet.server.url(f"{folder.name}/pick_place/1.2.0/manifest.json")
+        job.urgent = self.fleet.template.update("1.2.0", manifest_url=url).to_json() | {"urgent": True}
+        job.wait_for, job.silent_version = job.urgent["update_id"], "1.1.0"
+        job.config |= {"backoff_s": 0.01, "backoff_max_s": 0.02}
+        if self.corrupt:
+            weights = self.new.file("model.safetensors")
+            assert weights is not None
+            body = bytearray((self.fleet.server.root / "blobs/sha256" / weights.sha256).read_bytes())
+            body[-1] ^= 1
+            path = f"/{folder.name}/blobs/sha256/{weights.sha256}"
+            self.fleet.server.behave(path, Behaviour(body=bytes(body)))
+        return folder, job
+
+    def points(self, runs: EngineRuns) -> list[tuple[str, int]]:
+        """Return every crash point from the trial of 1.1.0 on."""
+        folder, job = self.robot()
+        log = folder / "points"
+        assert runs.run(Job(**{**job.__dict__, "crash_log": str(log)})) == 0
+        return passed_after(log, "entered.TRIAL")
+
+    def state(self, folder: Path) -> State:
+        """Return what a robot's manager has saved."""
+        return State.from_bytes((folder / "store/state.json").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def urgent_manifest(fleet: Fleet) -> Manifest:
+    return fleet.template.publish("1.2.0", tensors=shared_weights(5, 20_000))
+
+
+@pytest.mark.timeout(300)
+def test_killed_at_every_crash_point_an_urgent_update_takes_the_trials_place_once_it_is_complete(
+    fleet: Fleet, runs: EngineRuns, urgent_manifest: Manifest
+) -> None:
+    urgent = Urgent(fleet, urgent_manifest, corrupt=False)
+    points = urgent.points(runs)
+    names = [name for name, _ in points]
+    assert {"fetch.chunk", "install.before_rename", "entered.ROLLING_BACK", "current.before_rename"} <= set(names)
+
+    def work(own: EngineRuns, name: str, nth: int) -> bool:
+        where = f"after a kill at {name}:{nth}"
+        folder, job = urgent.robot()
+        was_killed = killed(own, job, name, nth)
+        state = urgent.state(folder)
+        if (
+            state.trial is None and state.update is None and was_killed
+        ):  # the trial was given up: what replaces it is there
+            assert (folder / "store/models/pick_place/1.2.0/manifest.json").exists(), where
+        assert current_version(folder) in ("1.0.0", "1.2.0"), where
+        blobs = {entry.sha256: entry.size for entry in urgent.new.files}
+        before = {sha256: fleet.asked_from(folder, sha256) for sha256 in blobs}
+        on_disk = {sha256: size_on_disk(folder / "store", sha256) for sha256 in blobs}
+        assert own.run(job) == 0, where
+        assert current_version(folder) == "1.2.0", where
+        assert SimulatedPolicy(folder / "policy.json").look()["active"]["version"] == "1.2.0", where
+        for sha256, size in blobs.items():
+            asked = fleet.asked_from(folder, sha256)[len(before[sha256]) :]
+            assert asked == ([] if on_disk[sha256] == size else [on_disk[sha256]]), where
+        state = urgent.state(folder)
+        replaced = state.seen["u-1.1.0"]
+        assert (replaced.state, replaced.code) == (UpdateState.ROLLED_BACK, "SUPERSEDED"), where
+        assert state.blocked == {} and state.trial is None, where
+        shutil.rmtree(folder)
+        return was_killed
+
+    assert sum(in_parallel(work, points)) >= 0.9 * len(points)
+
+
+@pytest.mark.timeout(300)
+def test_killed_at_every_crash_point_a_broken_urgent_update_leaves_the_trial_as_it_was(
+    fleet: Fleet, runs: EngineRuns, urgent_manifest: Manifest
+) -> None:
+    urgent = Urgent(fleet, urgent_manifest, corrupt=True)
+    points = urgent.points(runs)
+    assert {"fetch.chunk", "partial.release.before_unlink"} <= {name for name, _ in points}
+
+    def work(own: EngineRuns, name: str, nth: int) -> bool:
+        where = f"after a kill at {name}:{nth}"
+        folder, job = urgent.robot()
+        was_killed = killed(own, job, name, nth)
+        assert own.run(job) == 0, where
+        state, policy = urgent.state(folder), SimulatedPolicy(folder / "policy.json").look()
+        ended = state.seen[job.wait_for]
+        assert (ended.state, ended.code) == (UpdateState.REJECTED, "BLOB_DIGEST_MISMATCH"), where
+        assert state.trial is not None and state.trial.ref.version == "1.1.0", where
+        assert state.state is UpdateState.TRIAL and state.blocked == {}, where
+        assert policy["active"]["version"] == "1.1.0" and policy["lease"] is not None, where
+        assert all("ROLLBACK" not in line for line in policy["log"]), where
+        assert current_version(folder) == "1.0.0", where
+        shutil.rmtree(folder)
+        return was_killed
+
+    assert sum(in_parallel(work, points)) >= 0.9 * len(points)
+    fleet.server.be_good()
 
 
 def test_killed_again_and_again_in_mid_download_it_goes_on_where_it_was(fleet: Fleet, runs: EngineRuns) -> None:

@@ -42,9 +42,9 @@ def test_update_runs_through_every_state_and_keeps_current_until_the_commit(robo
     status = robot.engine.status()
     assert (status.committed_version, status.trial_version, status.rollback_ready) == ("1.0.0", "1.1.0", 2)
     robot.feeding = True
-    robot.ended(update_id)
+    assert robot.ended(update_id).state is S.COMMITTED
     path = ["CHECKING", "FETCHING", "VERIFYING", "INSTALLED", "PREPARING", "SWAPPING", "TRIAL", "COMMITTED"]
-    assert robot.trail(update_id) == path
+    robot.until(lambda: robot.trail(update_id) == path)  # the event follows the state
     assert robot.current_version() == "1.1.0"
     assert robot.engine.status().previous_version == "1.0.0"
 
@@ -322,39 +322,6 @@ def test_the_committed_version_offered_again_ends_without_a_swap_that_nobody_ask
     assert outcome.error_code == "" and not robot.engine.store.state.activation_due
     assert robot.policy.look()["log"] == [] and robot.current_version() == "1.0.0"
     robot.install("1.0.0", S.COMMITTED, update_id="and-activate")
-
-
-def test_urgent_updates_come_first_in_the_order_in_which_they_came(robot: Robot) -> None:
-    robot.settings = {"policy_wait_s": 600.0}
-    robot.adopt("1.0.0")
-    for minor in range(1, 5):
-        robot.publish(f"1.{minor}.0")
-    robot.boot_policy()
-    with robot.policy.edit() as document:
-        document["absent"] = True
-    robot.start()
-    robot.offer("1.1.0")
-    robot.reach(S.INSTALLED)
-    robot.offer("1.2.0")
-    robot.offer("1.3.0", urgent=True)
-    robot.offer("1.4.0", urgent=True)
-    assert [update.version for update in robot.engine.store.state.queue] == ["1.3.0", "1.4.0", "1.2.0"]
-
-
-def test_an_urgent_update_replaces_the_trial_without_blocking_it(robot: Robot) -> None:
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.publish("1.2.0")
-    robot.feeding = False
-    robot.start()
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
-    robot.offer("1.2.0", urgent=True)
-    outcome = robot.ended("u-1.1.0")
-    assert (outcome.state, outcome.error_code) == (S.ROLLED_BACK, "SUPERSEDED")
-    robot.feeding = True
-    assert robot.ended("u-1.2.0").state is S.COMMITTED
-    assert robot.engine.status().blocked == ()
 
 
 def test_a_disk_that_cannot_be_written_stops_nothing_but_the_update(robot: Robot) -> None:
