@@ -106,7 +106,9 @@ print(json.dumps([fifo, told(), *found]))
 
 
 @pytest.mark.parametrize(("priority", "below"), [(7, 6), (1, 1)])
-def test_the_caller_is_above_all_others_and_what_they_start_later(fifo_allowed: bool, priority: int, below: int) -> None:
+def test_the_caller_is_above_all_others_and_what_they_start_later(
+    fifo_allowed: bool, priority: int, below: int
+) -> None:
     fifo, caller, started_by_helper, helper = in_a_process(THREADS.replace("{priority}", str(priority)))
     if fifo_allowed:
         assert (fifo, caller) == (priority, [True, priority])
