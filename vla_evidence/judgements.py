@@ -23,8 +23,8 @@ from vla_evidence.ab import PairedABJudge, UnpairedABJudge
 from vla_evidence.assignment import B, arm, arm_in_pair, cohort
 from vla_evidence.canary import CanaryJudge
 from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.errors import InputError, LogError
-from vla_evidence.log import OUTCOME, Record
+from vla_evidence.errors import EvidenceError, InputError, LogError
+from vla_evidence.log import EVENT, OUTCOME, Record
 
 
 class Judgement(Protocol):
@@ -57,7 +57,7 @@ class PairedAB:
 
     def take(self, record: Record) -> None:
         """See :class:`Judgement`."""
-        _only_outcomes(record)
+        _check(record, ("robot", "episode", "arm", "success"), ("latency",))
         pair, drawn = arm_in_pair(self.experiment, record["robot"], record["episode"])
         _same_arm(record["arm"], drawn)
         self.judge.record((record["robot"], pair), drawn, record["success"], record.get("latency"))
@@ -79,7 +79,7 @@ class RobotsAB:
 
     def take(self, record: Record) -> None:
         """See :class:`Judgement`."""
-        _only_outcomes(record)
+        _check(record, ("robot", "arm", "success"), ("latency",))
         robot = record["robot"]
         if self._arms is None:
             _same_arm(record["arm"], arm(self.experiment, robot, None, self._split))
@@ -105,14 +105,18 @@ class Canary:
     def take(self, record: Record) -> None:
         """See :class:`Judgement`."""
         if record["record"] == OUTCOME:
+            _check(record, ("episode", "success", "now_s"), ("latency_s",))
             self.judge.finish(record["episode"], record["success"], record["now_s"], record.get("latency_s"))
         elif record["event"] == "begin_stage":
+            _check(record, ("stage", "now_s"), ("cohort",), EVENT)
             self._begin(record["stage"], record["now_s"], record.get("cohort"))
         elif record["event"] == "assign":
+            _check(record, ("episode", "robot", "group", "now_s"), ("probability",), EVENT)
             self._assign(
                 record["episode"], record["robot"], record["group"], record["now_s"], record.get("probability")
             )
         elif record["event"] == "score":
+            _check(record, ("source", "value"), (), EVENT)
             self.judge.add_score(record["source"], record["value"])
         else:
             raise InputError("INPUT_VALUE", "event", f"this judge knows no {record['event']!r}")
@@ -151,9 +155,27 @@ def judgement_of(kind: str, experiment: str, settings: Mapping[str, Any]) -> Jud
     return _KINDS[kind](experiment, settings)
 
 
-def _only_outcomes(record: Record) -> None:
-    if record["record"] != OUTCOME:
+def take(judgement: Judgement, record: Record) -> None:
+    """Give a judge a record of unknown origin; it raises nothing but :class:`EvidenceError`."""
+    try:
+        judgement.take(record)
+    except EvidenceError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+        raise InputError("INPUT_VALUE", "record", f"{type(e).__name__}: {e}") from e
+
+
+def _check(record: Record, needed: tuple[str, ...], optional: tuple[str, ...], kind: str = OUTCOME) -> None:
+    """Refuse a record of another kind or with other fields: a misspelt one would be lost without a word."""
+    if record["record"] != kind:
         raise InputError("INPUT_VALUE", "record", f"this judge knows no {record['record']}")
+    fields = record.keys() - {"record", "event"}
+    missing, unknown = set(needed) - fields, fields - {*needed, *optional}
+    if missing or unknown:
+        reason = "; ".join(
+            f"{what} {', '.join(sorted(names))}" for what, names in (("lacks", missing), ("has", unknown)) if names
+        )
+        raise InputError("INPUT_VALUE", "record", f"{reason}: not a record of this judge")
 
 
 def _same_arm(logged: str | int, drawn: str | int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_evidence.errors import EvidenceError, LogError
-from vla_evidence.judgements import Judgement, judgement_of
+from vla_evidence.judgements import Judgement, judgement_of, take
 from vla_evidence.log import HEADER, OUTCOME, VERDICT, LogWriter, Record, Warn, read_log, to_json
 
 _TOLERANCE = 1e-9
@@ -143,7 +143,7 @@ class LoggedJudgement:
         return verdict
 
     def _take(self, record: Record) -> None:
-        self._judgement.take(record)
+        take(self._judgement, record)
         self._log.write(record)
 
     def close(self) -> None:
@@ -182,11 +182,11 @@ def _judgement(header: Record, place: str) -> Judgement:
 
 def _apply(judgement: Judgement, record: Record, place: str) -> None:
     try:
-        judgement.take(record)
+        take(judgement, record)
     except LogError as e:
         raise LogError(e.code, f"{place}: {e.field}", e.reason) from e
-    except (EvidenceError, KeyError, TypeError, ValueError, AttributeError) as e:
-        raise LogError("LOG_VALUE", place, f"the judge refuses it: {type(e).__name__}: {e}") from e
+    except EvidenceError as e:
+        raise LogError("LOG_VALUE", place, f"the judge refuses it: {e}") from e
 
 
 def _verdict(judgement: Judgement, record: Record, place: str) -> dict[str, Any]:

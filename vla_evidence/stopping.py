@@ -19,7 +19,7 @@ from vla_evidence.sign_test_batch import stopping_times
 from vla_evidence.spending import OBRIEN_FLEMING, Spending
 from vla_evidence.two_sample import CANARY, INCUMBENT, BetaPrior, log_e_paths
 
-_UNITS_AT_ONCE = 1 << 20
+_UNITS_AT_ONCE, _MOST_UNITS = 1 << 20, 1 << 22
 _FEWEST_RUNS, _SIZING_RUNS = 2, 4000
 _LARGEST_GROWTH = 4.0
 
@@ -72,10 +72,13 @@ def batches(runs: int, units: int) -> Iterator[int]:
     """Yield numbers of runs that add up to ``runs`` and keep memory bounded.
 
     Raises:
-        InputError: fewer than two runs have no Monte-Carlo error.
+        InputError: fewer than two runs have no Monte-Carlo error; or one run is too large.
     """
     if runs < _FEWEST_RUNS:
         raise InputError("INPUT_COUNT", "runs", f"{runs} is less than {_FEWEST_RUNS}")
+    if units > _MOST_UNITS:
+        reason = f"{units:,} episodes a run, more than {_MOST_UNITS:,}: too small a difference, or too large a fleet, to simulate"
+        raise InputError("INPUT_COUNT", "runs", reason)
     size = max(1, _UNITS_AT_ONCE // max(1, units))
     for begin in range(0, runs, size):
         yield min(size, runs - begin)

@@ -140,6 +140,8 @@ def test_plans_are_the_same_for_the_same_seed() -> None:
         (lambda: plan_ab(0.5, 0.6, Fleet(2, 1), days=0.1, simulation=FIXED_ONLY), "INPUT_VALUE"),
         (lambda: plan_ab(0.5, 0.6, Fleet(2, 1), simulation=Simulation(runs=1)), "INPUT_COUNT"),
         (lambda: plan_detect(0.75, 0.87, Fleet(2, 1)), "INPUT_RATE"),
+        (lambda: plan_detect(0.87, 0.8699, Fleet(2, 1)), "INPUT_COUNT"),  # not by running out of memory
+        (lambda: plan_ab(0.5, 0.5001, Fleet(2, 1)), "INPUT_COUNT"),
         (lambda: plan_detect(0.87, 0.75, Fleet(2, 1), share=0.0), "INPUT_PROBABILITY"),
         (lambda: plan_noninferiority(0.87, 0.0, Fleet(2, 1)), "INPUT_MARGIN"),
         (lambda: plan_noninferiority(0.87, -0.1, Fleet(2, 1)), "INPUT_MARGIN"),

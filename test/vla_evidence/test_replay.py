@@ -270,7 +270,9 @@ def test_any_other_line_that_is_no_record_is_named_by_its_number(tmp_path: Path,
         '{"record": "outcome", "robot": "a", "episode": 0, "arm": "C", "success": true}',
         '{"record": "outcome", "robot": 7, "episode": "x", "arm": "A", "success": true}',
         '{"record": "outcome", "robot": "arm-0", "episode": 99, "arm": "A", "success": "yes"}',
+        '{"record": "outcome", "robot": "arm-0", "episode": 99, "arm": "A", "success": true, "latncy": 3}',
         '{"record": "event", "event": "begin_stage"}',
+        '{"record": "event"}',
         '{"record": "verdict"}',
     ],
 )
@@ -304,6 +306,16 @@ def test_a_log_is_of_one_judgement_and_has_one_writer(tmp_path: Path) -> None:
         before = log.read_bytes()
         with pytest.raises(InputError):
             judgement.outcome(robot="a", episode=-1, arm="A", success=True)
+        for fields in (
+            {},
+            {"robot": "a"},
+            {"robot": "a", "episode": 0, "arm": "A", "succes": 1},
+            {"robot": "a", "episode": [], "arm": {}, "success": 1},
+        ):
+            with pytest.raises(InputError):
+                judgement.outcome(**fields)
+        with pytest.raises(InputError):
+            judgement.event("begin_stage", stage="first")
         with pytest.raises(LogError) as e:
             judgement.outcome(robot="a", episode=0, arm="A", success=True, latency=float("nan"))
         assert e.value.code == "LOG_VALUE" and log.read_bytes() == before
