@@ -147,12 +147,16 @@ def judgement_of(kind: str, experiment: str, settings: Mapping[str, Any]) -> Jud
     """Return a judge of this kind before its first outcome.
 
     Raises:
-        InputError: INPUT_VALUE: no such kind; or what the judge says of its settings.
-        TypeError: settings that are none of the judge's.
+        InputError: INPUT_VALUE: no such kind, or settings that are none of its; or what the judge says of them.
     """
     if kind not in _KINDS:
         raise InputError("INPUT_VALUE", "kind", f"{kind!r} is none of {', '.join(sorted(_KINDS))}")
-    return _KINDS[kind](experiment, settings)
+    try:
+        return _KINDS[kind](experiment, settings)
+    except EvidenceError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise InputError("INPUT_VALUE", "settings", f"not of {kind}: {type(e).__name__}: {e}") from e
 
 
 def take(judgement: Judgement, record: Record) -> None:
@@ -172,10 +176,10 @@ def _check(record: Record, needed: tuple[str, ...], optional: tuple[str, ...], k
     fields = record.keys() - {"record", "event"}
     missing, unknown = set(needed) - fields, fields - {*needed, *optional}
     if missing or unknown:
-        reason = "; ".join(
+        found = [
             f"{what} {', '.join(sorted(names))}" for what, names in (("lacks", missing), ("has", unknown)) if names
-        )
-        raise InputError("INPUT_VALUE", "record", f"{reason}: not a record of this judge")
+        ]
+        raise InputError("INPUT_VALUE", "record", f"no record of this judge: it {' and '.join(found)}")
 
 
 def _same_arm(logged: str | int, drawn: str | int) -> None:

@@ -306,12 +306,8 @@ def test_a_log_is_of_one_judgement_and_has_one_writer(tmp_path: Path) -> None:
         before = log.read_bytes()
         with pytest.raises(InputError):
             judgement.outcome(robot="a", episode=-1, arm="A", success=True)
-        for fields in (
-            {},
-            {"robot": "a"},
-            {"robot": "a", "episode": 0, "arm": "A", "succes": 1},
-            {"robot": "a", "episode": [], "arm": {}, "success": 1},
-        ):
+        misspelt = {"robot": "a", "episode": 0, "arm": "A", "succes": 1}
+        for fields in ({}, misspelt, {"robot": "a", "episode": [], "arm": {}, "success": 1}):
             with pytest.raises(InputError):
                 judgement.outcome(**fields)
         with pytest.raises(InputError):
@@ -322,6 +318,10 @@ def test_a_log_is_of_one_judgement_and_has_one_writer(tmp_path: Path) -> None:
     with pytest.raises(LogError) as e:
         LoggedJudgement(log, "ab_paired", "x", {"max_pairs": 6})
     assert e.value.code == "LOG_VALUE"
+    for kind, settings in (("ab_paired", {"pairs": 5}), ("canary", {}), ("canary", {"config": {}}), ("oracle", {})):
+        with pytest.raises(InputError):
+            LoggedJudgement(tmp_path / "other", kind, "x", settings)
+    assert not (tmp_path / "other").exists()
     with pytest.raises(LogError) as e:
         LoggedJudgement(tmp_path / "no" / "folder", "ab_paired", "x", {"max_pairs": 5})
     assert e.value.code == "LOG_NOT_WRITTEN"
