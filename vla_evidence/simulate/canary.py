@@ -114,20 +114,24 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
     """
     rng = np.random.default_rng(settings.seed)
     found = _detections(settings, rng, bar)
+    stages = [detection for detection in found if detection.name in {stage.name for stage in DEFAULT_STAGES}]
     rollouts = _whole_rollouts(settings, rng, bar)
     asked = _asked_always(settings, rng)
     sentence = _sentence(settings, found[0], rollouts)
     text = [
         sentence,
         _detection_table(settings, found),
-        _hours_table(settings, found[0]),
+        *(_hours_table(settings, detection) for detection in stages),
         _rollout_table(settings, rollouts, asked),
     ]
-    hours = _hours(settings, found[0])
     figures = {
         "settings": asdict(settings),
         "detection": [_detection_figures(settings, detection) for detection in found],
-        "median_hours": {"fleets": FLEETS, "per_hour": FREQUENCIES, "hours": hours.tolist()},
+        "median_hours": {
+            "fleets": FLEETS,
+            "per_hour": FREQUENCIES,
+            **{detection.name: _hours(settings, detection).tolist() for detection in stages},
+        },
         "threshold_asked_always_passes_first_stage": asked,
         "rollouts": [_rollout_figures(*key, runs) for key, runs in rollouts.items()],
     }
@@ -135,7 +139,7 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
         "detection": partial(
             plots.detection, {_label(d): d.stopping for d in found}, settings.incumbent, settings.canary
         ),
-        "hours": partial(plots.hours_map, hours, FLEETS, FREQUENCIES, found[0].duration_h),
+        "hours": partial(plots.hours_map, _hours(settings, found[0]), FLEETS, FREQUENCIES, found[0].duration_h),
         "rollouts": partial(plots.rollout_ends, rollouts),
     }
     return Report("canary", sentence, "\n\n".join(text), figures, drawn)
@@ -249,7 +253,10 @@ def _hours_table(s: Settings, first: Detection) -> str:
     rows = [
         [f"{n} robot{'s' * (n > 1)}", *map(hours_text, row)] for n, row in zip(FLEETS, _hours(s, first), strict=True)
     ]
-    title = f"Time until half of such updates are rolled back, at the {first.share:.0%} stage, by tasks an hour of each robot"
+    title = (
+        f"Stage {first.name} ({first.share:.0%} of the episodes): time until half of such updates are rolled back, by tasks an hour "
+        "of each robot"
+    )
     limit = f"What takes longer than the stage's {first.duration_h:g} h: a person is asked, nothing advances."
     note = f"All robots hold both versions. {limit}"
     return table(title, ["", *(f"{f:g} an hour" for f in FREQUENCIES)], rows, note)
