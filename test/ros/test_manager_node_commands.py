@@ -103,7 +103,7 @@ def test_commit_and_unblock_without_an_occasion_say_so(rig: ManagerRig) -> None:
 def test_install_model_shows_its_progress_and_succeeds_at_committed(rig: ManagerRig) -> None:
     sent = rig.ros.send_goal(InstallModel, "ota_manager/install_model", goal(rig, "1.2.0"))
     assert sent.accepted
-    sent.feedback.wait(lambda m: m.state == "TRIAL")
+    sent.feedback.wait(lambda m: m.state == "TRIAL" and "chunks" in m.message, what="the evidence so far")
     rig.behave(1.0, lambda: rig.policy.active[1] == "1.2.0" and not rig.policy.on_trial)
     result = sent.result()
     assert (result.success, result.error_code, result.state, result.version) == (True, "", "COMMITTED", "1.2.0")

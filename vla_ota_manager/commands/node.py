@@ -190,6 +190,8 @@ class InstallAction:
             feedback.message = "waits for its turn"
         elif status.update_id == outcome.update_id:
             feedback.progress, feedback.message = status.progress, status.message
+            if outcome.state is UpdateState.TRIAL:
+                feedback.progress, feedback.message = status.trial_progress, status.trial_message or status.message
             feedback.bytes_done, feedback.bytes_total = status.bytes_done, status.bytes_total
         goal.publish_feedback(feedback)
 
