@@ -68,7 +68,7 @@ def _refuse_wrong(given: dict[str, str]) -> None:
     """End the launch for what no node could be started with: else each would be started again and again."""
     if not _NAMESPACE.fullmatch(given["namespace"]):
         raise RuntimeError(
-            f"namespace:={given['namespace']} is none: letters, digits and _, parted by /, no digit first"
+            f"namespace:={given['namespace']} is no namespace: letters, digits and _, parted by /, no digit first"
         )
     for name in ("contract", "params_file"):
         if not Path(given[name]).is_file():
