@@ -254,8 +254,8 @@ def _hours_table(s: Settings, first: Detection) -> str:
         [f"{n} robot{'s' * (n > 1)}", *map(hours_text, row)] for n, row in zip(FLEETS, _hours(s, first), strict=True)
     ]
     title = (
-        f"Stage {first.name} ({first.share:.0%} of the episodes): time until half of such updates are rolled back, by tasks an hour "
-        "of each robot"
+        f"Stage {first.name} ({first.share:.0%} of the episodes): time until half of such updates are rolled back, by tasks "
+        "an hour of each robot"
     )
     limit = f"What takes longer than the stage's {first.duration_h:g} h: a person is asked, nothing advances."
     note = f"All robots hold both versions. {limit}"
