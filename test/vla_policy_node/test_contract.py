@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from control_rig import contract, contract_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.control_rig import contract, contract_text
 
 from vla_checkpoint.manifest import ActionSpec, Channel, Manifest
 from vla_policy_node.contract import Contract, load_contract, parse_contract

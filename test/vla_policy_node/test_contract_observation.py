@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from control_rig import contract_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.control_rig import contract_text
 
 from vla_policy_node.contract import parse_contract
 from vla_policy_node.decoding import decode_image

@@ -3,29 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from control_rig import HIGH, PER_TICK, RATE, START_TOLERANCE, Rig, ramp
+from support.control_rig import HIGH, PER_TICK, RATE, START_TOLERANCE, ramp
 
 
-@pytest.fixture
-def make() -> Iterator[Any]:
-    rigs: list[Rig] = []
-
-    def build(**changes: Any) -> Rig:
-        rigs.append(Rig(**changes))
-        return rigs[-1]
-
-    yield build
-    for rig in rigs:
-        rig.close()
-
-
-def test_nothing_is_commanded_while_inactive(make: Any) -> None:
-    rig = make()
+def test_nothing_is_commanded_while_inactive(make_rig: Any) -> None:
+    rig = make_rig()
     rig.add(1)
     rig.activate(1, "NOW")
     rig.tick(20)
@@ -38,8 +24,8 @@ def test_nothing_is_commanded_while_inactive(make: Any) -> None:
     assert all(c is None for c in rig.published[-10:])
 
 
-def test_the_first_command_after_a_hold_lies_near_a_robot_that_was_moved_meanwhile(make: Any) -> None:
-    rig = make()
+def test_the_first_command_after_a_hold_lies_near_a_robot_that_was_moved_meanwhile(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run((0.0, 0.0))
     rig.send("hold", reason="OPERATOR", latched=True)
     rig.tick(5)
@@ -54,8 +40,8 @@ def test_the_first_command_after_a_hold_lies_near_a_robot_that_was_moved_meanwhi
     assert moves.max() <= PER_TICK + 1e-9
 
 
-def test_motion_disabled_stops_commands_at_once_and_nothing_moves_after_it_without_resume(make: Any) -> None:
-    rig = make(motion=True)
+def test_motion_disabled_stops_commands_at_once_and_nothing_moves_after_it_without_resume(make_rig: Any) -> None:
+    rig = make_rig(motion=True)
     rig.add(1, (0.5, 0.5))
     rig.activate(1, "NOW")
     rig.begin()
@@ -79,8 +65,10 @@ def test_motion_disabled_stops_commands_at_once_and_nothing_moves_after_it_witho
     assert all(c is None for c in rig.published[-50:])
 
 
-def test_motion_enabled_that_is_not_renewed_is_disabled_and_not_even_auto_resume_goes_on_after_it(make: Any) -> None:
-    rig = make(motion=True, auto=True)
+def test_motion_enabled_that_is_not_renewed_is_disabled_and_not_even_auto_resume_goes_on_after_it(
+    make_rig: Any,
+) -> None:
+    rig = make_rig(motion=True, auto=True)
     rig.motion_ns = rig.now_ns + 30 * 20_000_000
     rig.add(1)
     rig.activate(1, "NOW")
@@ -99,9 +87,9 @@ def test_motion_enabled_that_is_not_renewed_is_disabled_and_not_even_auto_resume
 
 @pytest.mark.parametrize("hold", ["last_command", "measured"])
 def test_a_hold_brings_a_moving_joint_to_rest_by_max_decel_and_stops_publishing_after_its_timeout(
-    make: Any, hold: str
+    make_rig: Any, hold: str
 ) -> None:
-    rig = make(hold=hold, timeout_s=1.0)
+    rig = make_rig(hold=hold, timeout_s=1.0)
     rig.run(ramp((0.03, 0.0)), ticks=14)
     rig.frozen = hold == "measured"
     rig.send("hold", reason="OPERATOR", latched=True)
@@ -117,8 +105,8 @@ def test_a_hold_brings_a_moving_joint_to_rest_by_max_decel_and_stops_publishing_
     assert all(c is None for c in rig.published[-5:])
 
 
-def test_a_latched_hold_outlives_deactivation(make: Any) -> None:
-    rig = make()
+def test_a_latched_hold_outlives_deactivation(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run()
     rig.policies[1] = lambda plan: (np.nan, 0.0)
     rig.tick(20)
@@ -130,8 +118,8 @@ def test_a_latched_hold_outlives_deactivation(make: Any) -> None:
     assert rig.published[-1] is None
 
 
-def test_auto_resume_ends_a_latched_hold_but_not_an_operators(make: Any) -> None:
-    rig = make(auto=True)
+def test_auto_resume_ends_a_latched_hold_but_not_an_operators(make_rig: Any) -> None:
+    rig = make_rig(auto=True)
     rig.run()
     rig.policies[1] = lambda plan: (np.nan, 0.0)
     rig.tick(15)
@@ -144,8 +132,8 @@ def test_auto_resume_ends_a_latched_hold_but_not_an_operators(make: Any) -> None
     assert not rig.loop.running
 
 
-def test_release_ends_only_the_hold_that_was_asked_for(make: Any) -> None:
-    rig = make()
+def test_release_ends_only_the_hold_that_was_asked_for(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run()
     rig.send("hold", reason="NO_EPISODE", latched=False)
     rig.tick(5)
@@ -159,8 +147,8 @@ def test_release_ends_only_the_hold_that_was_asked_for(make: Any) -> None:
     assert rig.loop.running
 
 
-def test_what_was_planned_before_a_hold_is_never_carried_out_after_it(make: Any) -> None:
-    rig = make()
+def test_what_was_planned_before_a_hold_is_never_carried_out_after_it(make_rig: Any) -> None:
+    rig = make_rig()
     worker = rig.run((0.0, 0.0), ticks=15)
     rig.policies[1] = lambda plan: None
     while worker.request() is None:
@@ -179,8 +167,8 @@ def test_what_was_planned_before_a_hold_is_never_carried_out_after_it(make: Any)
 
 
 @pytest.mark.parametrize("reason", ["OPERATOR", "STARVED"])
-def test_a_joint_that_is_stopped_at_its_limit_does_not_run_over_it(make: Any, reason: str) -> None:
-    rig = make(max_decel=4.0)
+def test_a_joint_that_is_stopped_at_its_limit_does_not_run_over_it(make_rig: Any, reason: str) -> None:
+    rig = make_rig(max_decel=4.0)
     rig.run(ramp((0.04, 0.0)), ticks=3)
     while rig.published[-1][0] < HIGH - 0.03:
         rig.tick()
@@ -195,8 +183,8 @@ def test_a_joint_that_is_stopped_at_its_limit_does_not_run_over_it(make: Any, re
     assert max(c[0] for c in rig.published if c is not None) == HIGH
 
 
-def test_an_operators_hold_takes_the_place_of_one_that_would_end_by_itself(make: Any) -> None:
-    rig = make(auto=True)
+def test_an_operators_hold_takes_the_place_of_one_that_would_end_by_itself(make_rig: Any) -> None:
+    rig = make_rig(auto=True)
     rig.run()
     rig.policies[1] = lambda plan: (np.nan, 0.0)
     rig.tick(15)
@@ -206,8 +194,8 @@ def test_an_operators_hold_takes_the_place_of_one_that_would_end_by_itself(make:
     assert rig.loop.reasons.latched == "OPERATOR" and not rig.loop.running
 
 
-def test_the_first_of_two_reasons_stays_but_for_an_operators(make: Any) -> None:
-    rig = make()
+def test_the_first_of_two_reasons_stays_but_for_an_operators(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run()
     rig.send("hold", reason="NAN", latched=True)
     rig.send("hold", reason="LIMIT", latched=True)
@@ -215,8 +203,8 @@ def test_the_first_of_two_reasons_stays_but_for_an_operators(make: Any) -> None:
     assert rig.loop.reasons.reason == "NAN"
 
 
-def test_while_the_command_goes_back_to_the_robot_its_chunk_grows_old_and_is_asked_for_again(make: Any) -> None:
-    rig = make()
+def test_while_the_command_goes_back_to_the_robot_its_chunk_grows_old_and_is_asked_for_again(make_rig: Any) -> None:
+    rig = make_rig()
     rig.measured = np.array([0.9, 0.0])
     rig.run((0.9, 0.0))
     rig.send("hold", reason="OPERATOR", latched=True)
@@ -230,8 +218,8 @@ def test_while_the_command_goes_back_to_the_robot_its_chunk_grows_old_and_is_ask
     assert rig.now_ns - rig.loop.queue.current.asked_ns <= 20 * 20_000_000
 
 
-def test_a_hold_on_the_way_back_to_the_robot_stops_it_there(make: Any) -> None:
-    rig = make()
+def test_a_hold_on_the_way_back_to_the_robot_stops_it_there(make_rig: Any) -> None:
+    rig = make_rig()
     rig.measured = np.array([0.9, 0.0])
     rig.run((0.9, 0.0))
     rig.send("hold", reason="OPERATOR", latched=True)
@@ -248,8 +236,8 @@ def test_a_hold_on_the_way_back_to_the_robot_stops_it_there(make: Any) -> None:
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_after_every_activation_the_robot_holds_until_resume(make: Any, again: bool) -> None:
-    rig = make()
+def test_after_every_activation_the_robot_holds_until_resume(make_rig: Any, again: bool) -> None:
+    rig = make_rig()
     if again:
         rig.run()
         rig.send("enable", enabled=False)
@@ -272,16 +260,16 @@ def test_after_every_activation_the_robot_holds_until_resume(make: Any, again: b
     assert resumed["reason"] == "STARTUP" and resumed["held_s"] == pytest.approx(2.0, abs=0.3)
 
 
-def test_a_second_activation_of_an_active_node_holds_nothing(make: Any) -> None:
-    rig = make()
+def test_a_second_activation_of_an_active_node_holds_nothing(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run()
     rig.send("enable", enabled=True)
     rig.tick()
     assert rig.loop.running
 
 
-def test_a_contract_with_auto_resume_goes_on_after_an_activation(make: Any) -> None:
-    rig = make(auto=True)
+def test_a_contract_with_auto_resume_goes_on_after_an_activation(make_rig: Any) -> None:
+    rig = make_rig(auto=True)
     rig.add(1)
     rig.activate(1, "NOW")
     rig.send("enable", enabled=True)
@@ -289,8 +277,8 @@ def test_a_contract_with_auto_resume_goes_on_after_an_activation(make: Any) -> N
     assert rig.loop.running
 
 
-def test_motion_disabled_within_a_hold_that_would_end_by_itself_still_needs_a_person(make: Any) -> None:
-    rig = make(motion=True, auto=True)
+def test_motion_disabled_within_a_hold_that_would_end_by_itself_still_needs_a_person(make_rig: Any) -> None:
+    rig = make_rig(motion=True, auto=True)
     rig.motion_ns = rig.now_ns + 10**12
     rig.run()
     rig.policies[1] = lambda plan: (np.nan, 0.0)
@@ -304,8 +292,8 @@ def test_motion_disabled_within_a_hold_that_would_end_by_itself_still_needs_a_pe
     assert not rig.loop.running and rig.loop.reasons.latched == "MOTION_REENABLED"
 
 
-def test_a_contract_that_does_not_need_motion_enabled_obeys_an_explicit_false(make: Any) -> None:
-    rig = make(motion=False)
+def test_a_contract_that_does_not_need_motion_enabled_obeys_an_explicit_false(make_rig: Any) -> None:
+    rig = make_rig(motion=False)
     rig.run()  # nobody publishes it
     rig.motion_ns = -1
     assert rig.tick() is None
@@ -320,8 +308,8 @@ def test_a_contract_that_does_not_need_motion_enabled_obeys_an_explicit_false(ma
 
 
 @pytest.mark.parametrize("cause", ["OBSERVATION_STALE", "STARVED"])
-def test_a_hold_that_outlasts_its_timeout_does_not_end_by_itself(make: Any, cause: str) -> None:
-    rig = make(timeout_s=1.0)
+def test_a_hold_that_outlasts_its_timeout_does_not_end_by_itself(make_rig: Any, cause: str) -> None:
+    rig = make_rig(timeout_s=1.0)
     rig.run()
     rig.fresh, rig.policies[1] = cause != "OBSERVATION_STALE", lambda plan: None
     rig.tick(90)
@@ -335,8 +323,8 @@ def test_a_hold_that_outlasts_its_timeout_does_not_end_by_itself(make: Any, caus
     assert rig.loop.running
 
 
-def test_a_resume_does_not_outlive_the_observations_that_it_waits_for(make: Any) -> None:
-    rig = make(timeout_s=1.0)
+def test_a_resume_does_not_outlive_the_observations_that_it_waits_for(make_rig: Any) -> None:
+    rig = make_rig(timeout_s=1.0)
     rig.fresh = False
     rig.add(1)
     rig.activate(1, "NOW")
@@ -347,8 +335,8 @@ def test_a_resume_does_not_outlive_the_observations_that_it_waits_for(make: Any)
     assert rig.loop.reasons.latched == "OBSERVATION_STALE" and all(c is None for c in rig.published)
 
 
-def test_where_the_contract_says_so_a_long_hold_ends_with_its_cause(make: Any) -> None:
-    rig = make(timeout_s=1.0, auto=True)
+def test_where_the_contract_says_so_a_long_hold_ends_with_its_cause(make_rig: Any) -> None:
+    rig = make_rig(timeout_s=1.0, auto=True)
     rig.run()
     rig.fresh = False
     rig.tick(100)
@@ -362,8 +350,8 @@ def test_where_the_contract_says_so_a_long_hold_ends_with_its_cause(make: Any) -
     ("cause", "acting"), [("UPDATE", 1), ("ROLLBACK", 2), ("LEASE_EXPIRED", 2), ("WORKER_LOST", 2)]
 )
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_while_motion_is_disabled_only_a_way_back_takes_over(make: Any, cause: str, acting: int, when: str) -> None:
-    rig = make(motion=True)
+def test_while_motion_is_disabled_only_a_way_back_takes_over(make_rig: Any, cause: str, acting: int, when: str) -> None:
+    rig = make_rig(motion=True)
     rig.motion_ns = rig.now_ns + 10**12
     rig.run(ticks=15)
     rig.add(2, lambda plan: None)

@@ -3,29 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from control_rig import HIGH, LOW, PER_TICK, START_TOLERANCE, Rig, ramp
+from support.control_rig import HIGH, LOW, PER_TICK, START_TOLERANCE, ramp
 
 
-@pytest.fixture
-def make() -> Iterator[Any]:
-    rigs: list[Rig] = []
-
-    def build(**changes: Any) -> Rig:
-        rigs.append(Rig(**changes))
-        return rigs[-1]
-
-    yield build
-    for rig in rigs:
-        rig.close()
-
-
-def test_the_first_command_starts_from_the_measured_state_and_moves_at_the_velocity_limit(make: Any) -> None:
-    rig = make()
+def test_the_first_command_starts_from_the_measured_state_and_moves_at_the_velocity_limit(make_rig: Any) -> None:
+    rig = make_rig()
     rig.measured = np.array([0.5, -0.5])
     rig.run((-0.9, 0.9), ticks=10)
     first = next(c for c in rig.published if c is not None)
@@ -36,8 +22,8 @@ def test_the_first_command_starts_from_the_measured_state_and_moves_at_the_veloc
     assert moves.max() == pytest.approx(PER_TICK)
 
 
-def test_without_a_fresh_measurement_there_is_no_motion(make: Any) -> None:
-    rig = make()
+def test_without_a_fresh_measurement_there_is_no_motion(make_rig: Any) -> None:
+    rig = make_rig()
     rig.measured = np.array([np.nan, 0.0])
     rig.add(1)
     rig.activate(1, "NOW")
@@ -50,8 +36,8 @@ def test_without_a_fresh_measurement_there_is_no_motion(make: Any) -> None:
     assert rig.loop.running
 
 
-def test_a_robot_that_stands_outside_its_limits_is_not_pulled_in(make: Any) -> None:
-    rig = make()
+def test_a_robot_that_stands_outside_its_limits_is_not_pulled_in(make_rig: Any) -> None:
+    rig = make_rig()
     rig.measured = np.array([HIGH + START_TOLERANCE + 0.05, 0.0])
     rig.add(1)
     rig.activate(1, "NOW")
@@ -62,8 +48,8 @@ def test_a_robot_that_stands_outside_its_limits_is_not_pulled_in(make: Any) -> N
 
 
 @pytest.mark.parametrize("bad", [HIGH + 0.2, LOW - 0.2, 1e30])
-def test_an_action_far_outside_the_position_limits_is_never_published_and_latches(make: Any, bad: float) -> None:
-    rig = make()
+def test_an_action_far_outside_the_position_limits_is_never_published_and_latches(make_rig: Any, bad: float) -> None:
+    rig = make_rig()
     rig.run((0.8, 0.0) if bad > 0 else (-0.8, 0.0), ticks=60)
     rig.policies[1] = lambda plan: (bad, 0.0)
     rig.tick(40)
@@ -79,8 +65,8 @@ def test_an_action_far_outside_the_position_limits_is_never_published_and_latche
     assert rig.loop.mode == "RUNNING"
 
 
-def test_an_action_a_little_outside_is_clamped_and_counted(make: Any) -> None:
-    rig = make()
+def test_an_action_a_little_outside_is_clamped_and_counted(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run((HIGH + 0.05, 0.0), ticks=60)
     assert rig.loop.running
     assert rig.published[-1][0] == HIGH
@@ -88,8 +74,8 @@ def test_an_action_a_little_outside_is_clamped_and_counted(make: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_one_number_that_is_not_finite_holds_at_once_and_latches(make: Any, bad: float) -> None:
-    rig = make()
+def test_one_number_that_is_not_finite_holds_at_once_and_latches(make_rig: Any, bad: float) -> None:
+    rig = make_rig()
     rig.run((0.1, 0.1), ticks=12)
     chunk = np.full((20, 2), 0.1)
     chunk[17, 1] = bad
@@ -101,8 +87,8 @@ def test_one_number_that_is_not_finite_holds_at_once_and_latches(make: Any, bad:
     assert rig.loop.mode == "HOLDING"
 
 
-def test_a_policy_that_jumps_within_a_chunk_is_stopped_before_the_jump(make: Any) -> None:
-    rig = make()
+def test_a_policy_that_jumps_within_a_chunk_is_stopped_before_the_jump(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run((0.0, 0.0), ticks=12)
     chunk = np.zeros((20, 2))
     chunk[8:] = 0.9
@@ -113,8 +99,8 @@ def test_a_policy_that_jumps_within_a_chunk_is_stopped_before_the_jump(make: Any
     assert all(abs(c).max() < 0.01 for c in rig.published if c is not None)
 
 
-def test_a_policy_that_jumps_between_chunks_is_stopped(make: Any) -> None:
-    rig = make(blend=0)
+def test_a_policy_that_jumps_between_chunks_is_stopped(make_rig: Any) -> None:
+    rig = make_rig(blend=0)
     rig.run((0.0, 0.0), ticks=12)
     rig.policies[1] = lambda plan: (0.9, 0.0)
     rig.tick(40)
@@ -122,8 +108,8 @@ def test_a_policy_that_jumps_between_chunks_is_stopped(make: Any) -> None:
 
 
 @pytest.mark.parametrize("fault", ["POLICY_FAILED", "WRONG_SHAPE"])
-def test_a_policy_that_fails_holds_at_once(make: Any, fault: str) -> None:
-    rig = make()
+def test_a_policy_that_fails_holds_at_once(make_rig: Any, fault: str) -> None:
+    rig = make_rig()
     rig.run()
     rig.policies[1] = lambda plan: fault
     rig.tick(30)
@@ -131,9 +117,9 @@ def test_a_policy_that_fails_holds_at_once(make: Any, fault: str) -> None:
 
 
 def test_a_late_chunk_is_bridged_by_the_rest_of_the_old_one_then_the_tick_is_starved_and_it_goes_on_by_itself(
-    make: Any,
+    make_rig: Any,
 ) -> None:
-    rig = make()
+    rig = make_rig()
     rig.run(ramp((0.002, 0.0)), ticks=12)
     rig.policies[1] = lambda plan: None
     starved = 0
@@ -151,17 +137,17 @@ def test_a_late_chunk_is_bridged_by_the_rest_of_the_old_one_then_the_tick_is_sta
     assert np.abs(np.diff(commands[:, 0])).max() <= 0.02  # no jump to where the plan would be by now
 
 
-def test_a_plan_waits_while_the_robot_holds(make: Any) -> None:
+def test_a_plan_waits_while_the_robot_holds(make_rig: Any) -> None:
     """A chunk that was asked for at rest begins with its first action however long it took."""
-    rig = make()
+    rig = make_rig()
     rig.latency = 8
     rig.run(lambda plan: np.outer(np.arange(20), (0.01, 0.0)), ticks=15)
     first = [c for c in rig.published if c is not None][:3]
     np.testing.assert_allclose([c[0] for c in first], [0.0, 0.01, 0.02], atol=1e-6)
 
 
-def test_while_moving_an_action_is_taken_at_the_tick_it_was_meant_for(make: Any) -> None:
-    rig = make()
+def test_while_moving_an_action_is_taken_at_the_tick_it_was_meant_for(make_rig: Any) -> None:
+    rig = make_rig()
     rig.latency = 4
     rig.run(ramp((0.002, 0.0)), ticks=100)
     commands = np.array([c[0] for c in rig.published if c is not None])
@@ -169,8 +155,8 @@ def test_while_moving_an_action_is_taken_at_the_tick_it_was_meant_for(make: Any)
     assert not rig.of("HOLD")
 
 
-def test_an_old_observation_holds_and_a_fresh_one_ends_the_hold(make: Any) -> None:
-    rig = make()
+def test_an_old_observation_holds_and_a_fresh_one_ends_the_hold(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run(ramp((0.002, 0.0)))
     rig.fresh = False
     rig.tick(3)
@@ -180,15 +166,15 @@ def test_an_old_observation_holds_and_a_fresh_one_ends_the_hold(make: Any) -> No
     assert rig.loop.running
 
 
-def test_relative_actions_start_at_the_position_measured_when_the_chunk_was_asked_for(make: Any) -> None:
-    rig = make(mode="relative")
+def test_relative_actions_start_at_the_position_measured_when_the_chunk_was_asked_for(make_rig: Any) -> None:
+    rig = make_rig(mode="relative")
     rig.measured = np.array([0.4, -0.4])
     rig.run((0.05, 0.0), ticks=8)
     np.testing.assert_allclose(rig.published[-1], [0.45, -0.4], atol=1e-6)
 
 
-def test_a_bundle_can_tighten_limits_but_not_widen_them(make: Any) -> None:
-    rig = make()
+def test_a_bundle_can_tighten_limits_but_not_widen_them(make_rig: Any) -> None:
+    rig = make_rig()
     tight = {"low": -0.2, "high": 0.2, "rate": 0.5, "tolerance": 5.0}
     rig.add(1, (0.19, 0.0), limits=[tight, {"high": 99.0, "rate": 99.0}])
     rig.add(2, (0.0, 0.0), limits=[{"low": 0.9, "high": 0.1}, {}])
@@ -208,8 +194,8 @@ def test_a_bundle_can_tighten_limits_but_not_widen_them(make: Any) -> None:
     assert rig.loop.reasons.latched == "LIMIT"
 
 
-def test_a_new_episode_resets_the_policy_and_refuses_chunks_of_the_old_one(make: Any) -> None:
-    rig = make()
+def test_a_new_episode_resets_the_policy_and_refuses_chunks_of_the_old_one(make_rig: Any) -> None:
+    rig = make_rig()
     worker = rig.run((0.0, 0.0))
     rig.latency = 4
     while worker.request() is None:
@@ -226,8 +212,8 @@ def test_a_new_episode_resets_the_policy_and_refuses_chunks_of_the_old_one(make:
     assert rig.loop.running and not rig.of("HOLD")
 
 
-def test_a_velocity_starts_from_what_is_measured_and_a_hold_brakes_it_to_zero(make: Any) -> None:
-    rig = make(mode="velocity", hold="zero_velocity", max_decel=1.5, timeout_s=2.0)
+def test_a_velocity_starts_from_what_is_measured_and_a_hold_brakes_it_to_zero(make_rig: Any) -> None:
+    rig = make_rig(mode="velocity", hold="zero_velocity", max_decel=1.5, timeout_s=2.0)
     rig.measured = np.array([0.3, np.nan])  # one wheel rolls, the other's velocity is not known
     rig.frozen = True
     rig.run((0.3, 0.1), ticks=12)
@@ -243,27 +229,27 @@ def test_a_velocity_starts_from_what_is_measured_and_a_hold_brakes_it_to_zero(ma
     assert rig.published[-1] is None
 
 
-def test_an_effort_that_is_held_stays_and_one_that_is_zeroed_goes_to_zero_at_its_rate(make: Any) -> None:
+def test_an_effort_that_is_held_stays_and_one_that_is_zeroed_goes_to_zero_at_its_rate(make_rig: Any) -> None:
     for hold, want in (("last_command", 0.2), ("zero_velocity", 0.0)):
-        rig = make(mode="effort", hold=hold, max_decel=1.5)
+        rig = make_rig(mode="effort", hold=hold, max_decel=1.5)
         rig.run((0.2, 0.0), ticks=20)
         rig.send("hold", reason="OPERATOR", latched=True)
         rig.tick(40)
         assert rig.published[-1][0] == pytest.approx(want)
 
 
-def test_a_stall_of_the_loop_is_not_made_up_for(make: Any) -> None:
+def test_a_stall_of_the_loop_is_not_made_up_for(make_rig: Any) -> None:
     """After a pause of a second the next command is one step further, not fifty."""
-    rig = make()
+    rig = make_rig()
     rig.run(ramp((0.01, 0.0)), ticks=20)
     before = rig.published[-1][0]
     rig.tick(step_ns=1_000_000_000)
     assert rig.published[-1][0] - before == pytest.approx(0.01, abs=1e-6)
 
 
-def test_a_second_generation_that_breaks_a_limit_before_its_first_action_is_reported_too(make: Any) -> None:
+def test_a_second_generation_that_breaks_a_limit_before_its_first_action_is_reported_too(make_rig: Any) -> None:
     """The node must learn of it: its way back went to a generation that is no better."""
-    rig = make()
+    rig = make_rig()
     rig.run((0.0, 0.0), ticks=15)
     rig.policies[1] = lambda plan: (9.0, 0.0)
     rig.tick(30)
@@ -277,16 +263,16 @@ def test_a_second_generation_that_breaks_a_limit_before_its_first_action_is_repo
     assert max(abs(c).max() for c in rig.published if c is not None) < 1e-6
 
 
-def test_an_incomplete_observation_holds_however_fresh_it_is(make: Any) -> None:
-    rig = make()
+def test_an_incomplete_observation_holds_however_fresh_it_is(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run(ramp((0.002, 0.0)))
     rig.valid = False
     rig.tick(2)
     assert rig.loop.reasons.reason == "OBSERVATION_STALE"
 
 
-def test_a_policy_whose_first_action_breaks_a_limit_never_makes_a_command(make: Any) -> None:
-    rig = make()
+def test_a_policy_whose_first_action_breaks_a_limit_never_makes_a_command(make_rig: Any) -> None:
+    rig = make_rig()
     rig.add(1, (9.0, 0.0))
     rig.activate(1, "NOW")
     rig.begin()
@@ -295,8 +281,8 @@ def test_a_policy_whose_first_action_breaks_a_limit_never_makes_a_command(make: 
     assert all(c is None for c in rig.published)
 
 
-def test_a_stall_while_moving_at_the_limit_does_not_buy_a_longer_step(make: Any) -> None:
-    rig = make()
+def test_a_stall_while_moving_at_the_limit_does_not_buy_a_longer_step(make_rig: Any) -> None:
+    rig = make_rig()
     rig.measured = np.array([-0.9, 0.0])
     rig.run((0.9, 0.0), ticks=12)
     before = rig.published[-1][0]
@@ -305,8 +291,8 @@ def test_a_stall_while_moving_at_the_limit_does_not_buy_a_longer_step(make: Any)
 
 
 @pytest.mark.parametrize("latency", [18, 19, 20, 21, 22, 30])
-def test_a_chunk_whose_whole_plan_has_passed_while_it_was_made_never_acts(make: Any, latency: int) -> None:
-    rig = make()
+def test_a_chunk_whose_whole_plan_has_passed_while_it_was_made_never_acts(make_rig: Any, latency: int) -> None:
+    rig = make_rig()
     rig.run(ramp((0.001, 0.0)), ticks=15)
     rig.latency = latency
     for _ in range(150):
@@ -315,8 +301,8 @@ def test_a_chunk_whose_whole_plan_has_passed_while_it_was_made_never_acts(make: 
             assert rig.now_ns - rig.loop.queue.current.asked_ns <= 20 * 20_000_000
 
 
-def test_the_first_chunk_of_a_new_episode_takes_over_at_once(make: Any) -> None:
-    rig = make()
+def test_the_first_chunk_of_a_new_episode_takes_over_at_once(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run((0.0, 0.0), ticks=15)
     while rig.loop.queue.boundary - rig.loop.queue.plan != 8:
         rig.tick()

@@ -8,114 +8,20 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from control_rig import RATE, Worker, contract, contract_text
+from support.control_rig import RATE, Worker, contract, contract_text
+from support.control_robot import Robot
 
-from vla_policy_node.control.client import ControlClient
-from vla_policy_node.control.sinks import read_record
 from vla_policy_node.errors import ControlError
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.channel import Channel
 from vla_policy_node.ipc.layouts import control_status_layout, observation_layout
-
-
-class Robot:
-    """A control process with a recorded sink, an observation that is renewed, and workers that answer from a thread."""
-
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        self.contract = contract(**changes)
-        self.path = folder / "commands"
-        self.observation = Arena.create(observation_layout(self.contract.features, 2))
-        self.events: list[dict[str, Any]] = []
-        self.client = ControlClient(
-            self.contract,
-            self.observation,
-            sink={"kind": "record", "path": str(self.path)},
-            on_event=self.events.append,
-        )
-        self.workers: dict[int, tuple[Worker, Any]] = {}
-        self.measured = np.zeros(2)
-        self.motion_s = 10.0
-        self.episode = 1
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._live)
-
-    def start(self) -> dict[str, Any]:
-        self._thread.start()
-        return self.client.start(30.0)
-
-    def add(self, generation: int, policy: Any = (0.0, 0.0)) -> Worker:
-        worker = Worker(generation)
-        self.workers[generation] = (worker, policy)
-        self.client.add_generation(worker.handle, latency_s=0.02)
-        return worker
-
-    def run(self, policy: Any = (0.0, 0.0)) -> None:
-        self.start()
-        self.add(1, policy)
-        self.client.activate(1, "NOW", "first", 5.0)
-        self.client.enable(True)
-        self.client.resume()
-        self.wait(lambda: self.mode == "RUNNING")
-
-    @property
-    def mode(self) -> str:
-        status = self.client.status()
-        return "" if status is None else status.mode
-
-    def wait(self, condition: Callable[[], Any], timeout_s: float = 15.0) -> Any:
-        end = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < end, (self.client.status(), self.events[-5:])
-            time.sleep(0.01)
-        return condition()
-
-    def event(self, kind: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.wait(lambda: [e for e in self.events if e["type"] == kind])[-1]
-        return found
-
-    def commands(self) -> tuple[Any, Any]:
-        return read_record(self.path, 2)
-
-    def close(self) -> None:
-        self.client.close()
-        self._over.set()
-        if self._thread.is_alive():
-            self._thread.join(5.0)
-        for worker, _ in self.workers.values():
-            worker.close()
-        self.observation.close()
-
-    def _live(self) -> None:
-        while not self._over.wait(0.005):
-            now = time.monotonic_ns()
-            self.observation.write(
-                {
-                    "stamp_ns": now,
-                    "valid": 1,
-                    "measured": self.measured,
-                    "measured_ns": now,
-                    "motion_ns": now + int(self.motion_s * 1e9),
-                    "instruction": 0,
-                    "episode": self.episode,
-                    "feature:observation.state": 0.0,
-                }
-            )
-            for worker, policy in list(self.workers.values()):
-                poll = select.poll()
-                poll.register(worker.eventfd, select.POLLIN)
-                if not poll.poll(0):
-                    continue
-                os.eventfd_read(worker.eventfd)
-                if worker.request() is not None and policy is not None:
-                    worker.answer(policy)
 
 
 @pytest.fixture
@@ -160,9 +66,9 @@ def test_it_says_what_it_got_commands_and_swaps_without_a_starved_tick(make: Any
 def test_parent_killed_child_ends_and_publishes_nothing_more(tmp_path: Path) -> None:
     script = f"""
 import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from pathlib import Path
-from test_control_process import Robot
+from support.control_robot import Robot
 robot = Robot(Path({str(tmp_path)!r}))
 robot.run()
 print(robot.client.pid, flush=True)

@@ -7,9 +7,9 @@ import os
 from typing import Any
 
 import numpy as np
-from control_rig import HIGH, LOW, PERIOD_NS, RATE, START_TOLERANCE, Rig, ramp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.control_rig import HIGH, LOW, PERIOD_NS, RATE, START_TOLERANCE, Rig, ramp
 
 EPS = 1e-9
 EXAMPLES = int(os.environ.get("VLA_OTA_PROPERTY_EXAMPLES", "120"))

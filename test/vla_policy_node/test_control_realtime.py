@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from std_msgs.msg import Float64MultiArray
+from support.control_rig import contract_text
+from support.control_ros import TOPICS, Peer, robot_for
 
 from vla_policy_node.control.realtime import take_fifo
 
@@ -135,9 +138,6 @@ def threads_of(pid: int) -> dict[int, tuple[int, int]]:
 
 def test_every_thread_of_a_control_process_on_ros_runs_just_below_its_loop(tmp_path: Path, ros_domain: int) -> None:
     """DDS's threads among them, also once it has met somebody; the one thread above is the loop's."""
-    from std_msgs.msg import Float64MultiArray
-    from test_control_ros import TOPICS, Peer, contract_text, robot_for
-
     robot, peer = robot_for(tmp_path, ros_domain, contract_text(auto=True), topics=TOPICS), Peer(ros_domain)
     try:
         robot.run()

@@ -6,52 +6,22 @@ from __future__ import annotations
 import math
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import rclpy
 import yaml
-from control_rig import contract_text
 from geometry_msgs.msg import TwistStamped
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
-from test_control_process import Robot
+from support.control_rig import contract_text
+from support.control_ros import TOPICS, Peer, robot_for
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_policy_node.contract import parse_contract
-from vla_policy_node.control.client import ControlClient
 from vla_policy_node.errors import ControlError
-
-
-class Peer:
-    """Another node on the graph."""
-
-    def __init__(self, domain: int) -> None:
-        self.context = Context()
-        rclpy.init(args=[], context=self.context, domain_id=domain)
-        self.node = Node("peer", context=self.context, use_global_arguments=False)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.node)
-
-    def wait(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
-        end = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < end
-            self.executor.spin_once(timeout_sec=0.05)
-        return condition()
-
-    def close(self) -> None:
-        self.executor.shutdown()
-        self.node.destroy_node()
-        self.context.try_shutdown()
 
 
 @pytest.fixture
@@ -59,16 +29,6 @@ def peer(ros_domain: int) -> Iterator[Peer]:
     made = Peer(ros_domain)
     yield made
     made.close()
-
-
-def robot_for(folder: Path, domain: int, text: str, **spec: Any) -> Robot:
-    """A Robot whose commands go to ROS."""
-    robot = Robot(folder)
-    robot.contract = parse_contract(text)
-    sink = {"kind": "ros", "node_name": "policy_control", "namespace": "/arm", "domain_id": domain, **spec}
-    robot.client.close()
-    robot.client = ControlClient(robot.contract, robot.observation, sink=sink, on_event=robot.events.append)
-    return robot
 
 
 def with_output(kind: str, select: list[str], *, degrees: bool = False) -> str:
@@ -134,9 +94,6 @@ def test_a_policy_in_degrees_commands_a_driver_in_radians(tmp_path: Path, ros_do
         peer.wait(lambda: got and got[-1].position[0] == pytest.approx(math.radians(0.25)))
     finally:
         robot.close()
-
-
-TOPICS = {"commands": "/arm/commands"}
 
 
 def test_a_second_control_process_for_the_topic_is_refused_until_the_first_is_gone(

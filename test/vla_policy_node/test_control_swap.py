@@ -3,29 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from control_rig import PER_TICK, STEP, Rig, ramp
+from support.control_rig import PER_TICK, STEP, Rig, ramp
 
 from vla_policy_node.control.commanded import CommandHistory
 from vla_policy_node.control.queue import Chunk, ChunkQueue
 from vla_policy_node.control.swap import seam
-
-
-@pytest.fixture
-def make() -> Iterator[Any]:
-    rigs: list[Rig] = []
-
-    def build(**changes: Any) -> Rig:
-        rigs.append(Rig(**changes))
-        return rigs[-1]
-
-    yield build
-    for rig in rigs:
-        rig.close()
 
 
 def report(rig: Rig) -> dict[str, Any]:
@@ -44,8 +30,8 @@ def generations(rig: Rig, ticks: int) -> list[int]:
 
 
 @pytest.mark.parametrize("latency", [1, 4, 7])
-def test_a_swap_at_a_chunk_boundary_starves_no_tick_and_moves_within_limits(make: Any, latency: int) -> None:
-    rig = make()
+def test_a_swap_at_a_chunk_boundary_starves_no_tick_and_moves_within_limits(make_rig: Any, latency: int) -> None:
+    rig = make_rig()
     rig.run(ramp((0.002, 0.0)), ticks=15)
     rig.latency = latency
     rig.tick(60)
@@ -62,8 +48,8 @@ def test_a_swap_at_a_chunk_boundary_starves_no_tick_and_moves_within_limits(make
     assert np.abs(np.diff(commands, axis=0)).max() <= PER_TICK + 1e-9
 
 
-def test_the_swap_waits_for_the_executed_parts_end_and_the_overlap_is_blended(make: Any) -> None:
-    rig = make(blend=3)
+def test_the_swap_waits_for_the_executed_parts_end_and_the_overlap_is_blended(make_rig: Any) -> None:
+    rig = make_rig(blend=3)
     rig.run((0.0, 0.0), ticks=15)
     rig.add(2, (0.04, 0.0))
     rig.activate(2, "CHUNK")
@@ -89,9 +75,9 @@ def test_the_swap_waits_for_the_executed_parts_end_and_the_overlap_is_blended(ma
     ],
 )
 def test_a_bad_first_chunk_abandons_the_swap_and_the_old_generation_goes_on(
-    make: Any, first_chunk: Any, code: str
+    make_rig: Any, first_chunk: Any, code: str
 ) -> None:
-    rig = make(blend=1)
+    rig = make_rig(blend=1)
     rig.run(ramp((-0.002, 0.0)), ticks=15)
     rig.add(2, first_chunk)
     rig.activate(2, "CHUNK")
@@ -103,8 +89,8 @@ def test_a_bad_first_chunk_abandons_the_swap_and_the_old_generation_goes_on(
     np.testing.assert_allclose(np.diff(commands[3:, 0]), -0.002, atol=1e-6)
 
 
-def test_a_new_generation_that_never_answers_times_out_and_starves_nobody(make: Any) -> None:
-    rig = make()
+def test_a_new_generation_that_never_answers_times_out_and_starves_nobody(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run(ramp((0.001, 0.0)), ticks=15)
     rig.add(2, lambda plan: None)
     rig.activate(2, "CHUNK", timeout_s=1.0)
@@ -113,8 +99,8 @@ def test_a_new_generation_that_never_answers_times_out_and_starves_nobody(make: 
     assert rig.of("SWAP_FAILED")[-1]["error_code"] == "SWAP_TIMEOUT"
 
 
-def test_a_slow_new_generation_swaps_at_a_later_boundary(make: Any) -> None:
-    rig = make()
+def test_a_slow_new_generation_swaps_at_a_later_boundary(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run((0.0, 0.0), ticks=15)
     asked = []
 
@@ -128,8 +114,8 @@ def test_a_slow_new_generation_swaps_at_a_later_boundary(make: Any) -> None:
     assert acting[-1] == 2 and not rig.of("HOLD")
 
 
-def test_a_swap_at_an_episode_waits_for_the_next_episode(make: Any) -> None:
-    rig = make()
+def test_a_swap_at_an_episode_waits_for_the_next_episode(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run((0.0, 0.0), ticks=15)
     rig.add(2, (0.01, 0.0))
     rig.activate(2, "EPISODE", timeout_s=60.0)
@@ -142,8 +128,8 @@ def test_a_swap_at_an_episode_waits_for_the_next_episode(make: Any) -> None:
     assert first <= 3
 
 
-def test_a_swap_at_rest_waits_until_the_command_rests(make: Any) -> None:
-    rig = make()
+def test_a_swap_at_rest_waits_until_the_command_rests(make_rig: Any) -> None:
+    rig = make_rig()
     speed = [0.005]
     rig.run(lambda plan: rig.measured + np.outer(np.arange(20), (speed[0], 0.0)), ticks=15)
     rig.add(2, lambda plan: rig.measured)
@@ -157,8 +143,8 @@ def test_a_swap_at_rest_waits_until_the_command_rests(make: Any) -> None:
     assert rested.max() <= 0.001
 
 
-def test_a_swap_now_takes_over_as_soon_as_the_first_chunk_is_there(make: Any) -> None:
-    rig = make()
+def test_a_swap_now_takes_over_as_soon_as_the_first_chunk_is_there(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run((0.0, 0.0), ticks=15)
     while rig.loop.queue.boundary - rig.loop.queue.plan < 8:
         rig.tick()
@@ -168,8 +154,8 @@ def test_a_swap_now_takes_over_as_soon_as_the_first_chunk_is_there(make: Any) ->
     assert acting[-1] == 2
 
 
-def test_only_now_replaces_a_lost_generation_and_motion_comes_back_by_resume(make: Any) -> None:
-    rig = make()
+def test_only_now_replaces_a_lost_generation_and_motion_comes_back_by_resume(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run((0.0, 0.0), ticks=15)
     rig.add(2, (0.01, 0.0))
     rig.send("remove_generation", generation=1)
@@ -186,8 +172,8 @@ def test_only_now_replaces_a_lost_generation_and_motion_comes_back_by_resume(mak
     assert rig.loop.running and rig.loop.generation == 2
 
 
-def test_a_rollback_of_a_generation_that_broke_a_limit_is_instant_and_the_hold_stays(make: Any) -> None:
-    rig = make()
+def test_a_rollback_of_a_generation_that_broke_a_limit_is_instant_and_the_hold_stays(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run((0.0, 0.0), ticks=15)
     rig.policies[1] = lambda plan: (9.0, 0.0)
     rig.tick(20)
@@ -202,8 +188,8 @@ def test_a_rollback_of_a_generation_that_broke_a_limit_is_instant_and_the_hold_s
     assert rig.loop.generation == 2 and rig.loop.running
 
 
-def test_a_rollback_that_is_pending_when_the_hold_comes_happens_then(make: Any) -> None:
-    rig = make()
+def test_a_rollback_that_is_pending_when_the_hold_comes_happens_then(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run((0.0, 0.0), ticks=15)
     rig.add(2, lambda plan: None)
     rig.activate(2, "NOW")
@@ -214,8 +200,8 @@ def test_a_rollback_that_is_pending_when_the_hold_comes_happens_then(make: Any) 
     assert rig.loop.active.id == 2 and rig.loop.pending is None
 
 
-def test_a_swap_while_motion_is_disabled_is_refused_but_now_moves_the_pointer(make: Any) -> None:
-    rig = make(motion=True, auto=True)
+def test_a_swap_while_motion_is_disabled_is_refused_but_now_moves_the_pointer(make_rig: Any) -> None:
+    rig = make_rig(motion=True, auto=True)
     rig.motion_ns = rig.now_ns + 10**12
     rig.run(ticks=15)
     rig.add(2)
@@ -228,8 +214,8 @@ def test_a_swap_while_motion_is_disabled_is_refused_but_now_moves_the_pointer(ma
     assert rig.tick() is None
 
 
-def test_a_pending_swap_fails_when_motion_is_disabled(make: Any) -> None:
-    rig = make(motion=True)
+def test_a_pending_swap_fails_when_motion_is_disabled(make_rig: Any) -> None:
+    rig = make_rig(motion=True)
     rig.motion_ns = rig.now_ns + 10**12
     rig.add(1)
     rig.activate(1, "NOW")
@@ -245,9 +231,9 @@ def test_a_pending_swap_fails_when_motion_is_disabled(make: Any) -> None:
 
 
 def test_a_second_swap_is_refused_while_one_is_pending_but_now_supersedes_it_and_cancel_takes_it_back(
-    make: Any,
+    make_rig: Any,
 ) -> None:
-    rig = make()
+    rig = make_rig()
     rig.run(ticks=15)
     rig.add(2, lambda plan: None)
     rig.add(3, (0.0, 0.0))
@@ -269,8 +255,8 @@ def test_a_second_swap_is_refused_while_one_is_pending_but_now_supersedes_it_and
     assert set(generations(rig, 30)) == {1}
 
 
-def test_the_new_worker_dying_before_the_swap_costs_nothing(make: Any) -> None:
-    rig = make()
+def test_the_new_worker_dying_before_the_swap_costs_nothing(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run((0.0, 0.0), ticks=15)
     rig.add(2, lambda plan: None)
     rig.activate(2, "CHUNK")
@@ -280,8 +266,8 @@ def test_the_new_worker_dying_before_the_swap_costs_nothing(make: Any) -> None:
     assert set(generations(rig, 30)) == {1} and not rig.of("HOLD")
 
 
-def test_chunks_of_another_generation_a_stale_request_or_a_repeat_are_refused(make: Any) -> None:
-    rig = make()
+def test_chunks_of_another_generation_a_stale_request_or_a_repeat_are_refused(make_rig: Any) -> None:
+    rig = make_rig()
     worker = rig.run((0.0, 0.0), ticks=15)
     rig.latency = 5
     while worker.request() is None:
@@ -301,8 +287,8 @@ def test_chunks_of_another_generation_a_stale_request_or_a_repeat_are_refused(ma
     assert max(c[0] for c in rig.published if c is not None) <= 0.01 + 1e-6
 
 
-def test_messages_that_cannot_be_followed_are_answered_and_change_nothing(make: Any) -> None:
-    rig = make()
+def test_messages_that_cannot_be_followed_are_answered_and_change_nothing(make_rig: Any) -> None:
+    rig = make_rig()
     rig.run(ticks=15)
     bad = [
         {"type": "nonsense"},
@@ -325,8 +311,8 @@ def test_messages_that_cannot_be_followed_are_answered_and_change_nothing(make: 
     assert rig.loop.running and not rig.of("HOLD")
 
 
-def test_a_failed_swap_at_an_episode_lets_the_old_generation_begin_the_episode_anew_at_once(make: Any) -> None:
-    rig = make()
+def test_a_failed_swap_at_an_episode_lets_the_old_generation_begin_the_episode_anew_at_once(make_rig: Any) -> None:
+    rig = make_rig()
     worker = rig.run((0.0, 0.0), ticks=15)
     rig.add(2, "POLICY_FAILED")
     rig.activate(2, "EPISODE", timeout_s=60.0)
