@@ -98,7 +98,9 @@ def test_evidence_comes_up_without_the_packages_for_analysis(module: str) -> Non
     """They are not on a robot, and scipy.stats takes a second of start-up."""
     heavy = "{'statsmodels', 'matplotlib', 'tqdm', 'pandas', 'scipy.stats'}"
     code = f"import sys, {module}; sys.exit(' '.join({heavy} & sys.modules.keys()) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=TOP, timeout=60, check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=TOP, timeout=60, check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
