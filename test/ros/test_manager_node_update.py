@@ -14,6 +14,7 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
+from support.bundles import flip_last_byte
 from support.domains import claim_domain
 from support.manager_rig import ManagerRig
 from support.ros import wait_for
@@ -158,9 +159,7 @@ def test_another_model_than_promised_is_rejected(rig: ManagerRig, untouched: Non
 def test_corrupted_weights_are_rejected(rig: ManagerRig, untouched: None) -> None:
     digest = rig.publish("1.6.0")
     weights = rig.server.root / "blobs" / "sha256" / rig.weights("1.6.0")
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
+    flip_last_byte(weights)
     refuse(rig, rig.offer("1.6.0", digest), "BLOB_DIGEST_MISMATCH")
 
 

@@ -144,6 +144,15 @@ class Robot:
             self.until(lambda: self.engine is not None and not self.engine.store.state.activation_due)
         return outcome
 
+    def try_out(self, version: str = "1.1.0", **engine: Any) -> str:
+        """Commit 1.0.0, offer another version with permission and wait until it is on trial; return the update's id."""
+        self.adopt("1.0.0")
+        self.publish(version)
+        self.start(**engine).set_update_permitted(True)
+        update_id = self.offer(version)
+        self.reach(UpdateState.TRIAL)
+        return update_id
+
     def ended(self, update_id: str) -> UpdateOutcome:
         engine = self.engine
         assert engine is not None

@@ -32,6 +32,14 @@ def acts(robot: Robot) -> str:
     return str(robot.policy.look()["active"]["version"])
 
 
+def wait_for_a_boundary(robot: Robot) -> None:
+    """Offer 1.1.0, and let no boundary come at which it could act."""
+    with robot.policy.edit() as document:
+        document["swap_s"] = 1000.0
+    robot.offer("1.1.0")
+    robot.until(lambda: "waits for a boundary" in robot.engine.status().message)
+
+
 def check_blocked(robot: Robot, code: str) -> None:
     """1.1.0 was rolled back for good, and the update did not try it again."""
     outcome = robot.ended("u-1.1.0")
@@ -64,10 +72,7 @@ def test_a_version_whose_first_chunk_is_refused_fails_with_its_code_and_is_not_b
 
 
 def test_a_worker_that_crashes_between_two_requests_is_not_started_again_by_the_same_update(ready: Robot) -> None:
-    with ready.policy.edit() as document:
-        document["swap_s"] = 1000.0  # no boundary comes
-    ready.offer("1.1.0")
-    ready.until(lambda: "waits for a boundary" in ready.engine.status().message)
+    wait_for_a_boundary(ready)
     ready.policy.lose_prepared()
     check_not_blocked(ready, "GENERATION_LOST")
 
@@ -102,35 +107,27 @@ def test_a_first_install_that_crashes_as_it_takes_over_fails_and_is_blocked(robo
 
 def test_what_was_only_let_go_of_is_loaded_again(ready: Robot) -> None:
     """Its place in memory was needed: nothing is wrong with it."""
-    with ready.policy.edit() as document:
-        document["swap_s"] = 1000.0
-    ready.offer("1.1.0")
-    ready.until(lambda: "waits for a boundary" in ready.engine.status().message)
+    wait_for_a_boundary(ready)
     with ready.policy.edit() as document:
         document["prepared"], document["swap_s"] = None, 0.0
     ready.reach(S.TRIAL)
     assert log(ready).count("prepare 1.1.0") == 2
 
 
-def test_a_committed_version_that_crashed_as_standby_is_loaded_again_for_a_rollback(ready: Robot) -> None:
+def test_an_operators_rollback_loads_again_what_has_crashed_as_the_standby_this_moment(ready: Robot) -> None:
     ready.offer("1.1.0")
     ready.reach(S.TRIAL)
     with ready.policy.edit() as document:
         document["crashed"][document["standby"]["digest"]] = "GENERATION_LOST"
-        document["standby"] = None
-    ready.score(1.0, "hard_limit")
-    outcome = ready.ended("u-1.1.0")
-    assert (outcome.state, outcome.error_code) == (S.ROLLED_BACK, "HARD_LIMIT") and acts(ready) == "1.0.0"
+        document["forget_at_swap"] = True  # the last status said that it is there
+    reply = ready.engine.rollback()
+    assert (reply.success, reply.to_version, reply.warm) == (True, "1.0.0", False), reply
+    assert acts(ready) == "1.0.0" and log(ready)[-2:] == ["prepare 1.0.0", "swap 1.0.0 ROLLBACK CHUNK"]
 
 
 def test_permission_withdrawn_while_it_is_loaded_again_withdraws_the_swap(robot: Robot) -> None:
     robot.settings = {"require_permission": True, "min_trial_chunks": 1000}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
-    robot.engine.set_update_permitted(True)
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out()
     robot.stop()
     robot.boot_policy()  # it has nothing of 1.1.0 in memory any more
     with robot.policy.edit() as document:

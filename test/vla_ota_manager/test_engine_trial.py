@@ -6,10 +6,9 @@ from __future__ import annotations
 import time
 
 import pytest
+from support.filesystems import UnwritableFilesystem
 from support.ota import Robot
 
-from vla_ota_manager.errors import StoreError
-from vla_ota_manager.filesystem import CrashPoints, Filesystem
 from vla_ota_manager.port import SwapRequest
 from vla_ota_manager.states import UpdateState
 
@@ -20,11 +19,7 @@ S = UpdateState
 def on_trial(robot: Robot) -> Robot:
     """1.0.0 is committed, 1.1.0 is on trial."""
     robot.settings = {"min_trial_chunks": 1000, "block_chunks": 1}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out()
     return robot
 
 
@@ -50,12 +45,7 @@ def test_a_hard_limit_rolls_back_warm_without_a_download_and_blocks(on_trial: Ro
 
 def test_a_verdict_is_not_gated_by_permission(robot: Robot) -> None:
     robot.settings = {"require_permission": True, "min_trial_chunks": 1000}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
-    robot.engine.set_update_permitted(True)
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out()
     robot.engine.set_update_permitted(False)
     robot.score(1.0, "hard_limit")
     check_rolled_back(robot, "HARD_LIMIT", blocked=True)
@@ -63,12 +53,7 @@ def test_a_verdict_is_not_gated_by_permission(robot: Robot) -> None:
 
 def test_a_trial_is_not_entered_again_without_permission(robot: Robot) -> None:
     robot.settings = {"require_permission": True, "min_trial_chunks": 1000}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
-    robot.engine.set_update_permitted(True)
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out()
     robot.stop()
     robot.policy.let_lease_run_out()
     robot.start()
@@ -228,11 +213,7 @@ def test_a_policy_node_that_dies_in_a_trial_comes_back_with_the_committed_versio
 
 def test_a_version_in_whose_trials_the_policy_node_falls_silent_again_and_again_is_blocked(robot: Robot) -> None:
     robot.settings = {"min_trial_chunks": 1000, "max_trial_attempts": 1, "heartbeat_timeout_s": 1.5}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out()
     with robot.policy.edit() as document:
         document["absent"] = True
     robot.reach(S.ROLLING_BACK)
@@ -264,11 +245,7 @@ def test_nobody_commits_a_version_while_the_policy_node_is_silent(robot: Robot) 
 
 def test_a_version_that_lost_its_lease_is_put_on_trial_again_and_not_committed_before(robot: Robot) -> None:
     robot.settings = {"min_trial_chunks": 1000, "policy_silent_s": 0.5}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out()
     robot.until(lambda: "chunks" in robot.engine.status().trial_message)
     with robot.policy.edit() as document:
         document["lease"], document["refuse_swap"] = None, "SWAP_IN_PROGRESS"
@@ -329,21 +306,9 @@ def test_a_swap_that_is_refused_fails_the_update_and_one_in_progress_is_waited_f
 
 
 def test_control_is_given_back_even_if_the_disk_cannot_be_written(robot: Robot) -> None:
-    class Unwritable(Filesystem):
-        broken = False
-
-        def write_file(self, path, data, point, *, keep_old_as=None):
-            if self.broken:
-                raise StoreError("STORE_IO", "read-only file system", str(path))
-            super().write_file(path, data, point, keep_old_as=keep_old_as)
-
-    filesystem = Unwritable(CrashPoints())
+    filesystem = UnwritableFilesystem()
     robot.settings = {"min_trial_chunks": 1000}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start(filesystem=filesystem)
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out(filesystem=filesystem)
     filesystem.broken = True
     robot.score(1.0, "hard_limit")
     robot.until(lambda: robot.policy.look()["active"]["version"] == "1.0.0")

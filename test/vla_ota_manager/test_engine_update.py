@@ -11,6 +11,8 @@ import struct
 import time
 
 import pytest
+from support.bundles import flip_last_byte
+from support.filesystems import UnwritableFilesystem
 from support.http_server import Behaviour
 from support.ota import Robot, shared_weights
 
@@ -50,12 +52,8 @@ def test_update_runs_through_every_state_and_keeps_current_until_the_commit(robo
 
 
 def test_trial_without_exposure_stays_open_and_says_so(robot: Robot) -> None:
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
     robot.feeding = False
-    robot.start()
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out()
     time.sleep(1.0)
     status = robot.engine.status()
     assert status.state is S.TRIAL and "no exposure yet" in status.trial_message
@@ -153,9 +151,7 @@ def test_a_corrupted_blob_is_rejected_and_nothing_of_it_stays(robot: Robot, serv
     robot.adopt("1.0.0")
     manifest = robot.publish("1.1.1")
     blob = server.root / "blobs/sha256" / manifest.file("model.safetensors").sha256
-    data = bytearray(blob.read_bytes())
-    data[-1] ^= 1
-    blob.write_bytes(bytes(data))
+    flip_last_byte(blob)
     robot.start()
     assert robot.install("1.1.1", S.REJECTED).error_code == "BLOB_DIGEST_MISMATCH"
     robot.until(lambda: not list((robot.store_dir / "partial").iterdir()))
@@ -286,13 +282,9 @@ def test_cancel_in_mid_download_is_quick_and_the_next_offer_resumes(robot: Robot
 
 
 def test_cancel_before_its_turn_and_of_nothing(robot: Robot) -> None:
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
     robot.publish("1.2.0")
     robot.feeding = False
-    robot.start()
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out()
     assert robot.engine.cancel("u-1.1.0").error_code == "UNCANCELLABLE"
     robot.offer("1.2.0")
     robot.until(lambda: "waits until the trial" in robot.engine.status().message)
@@ -302,13 +294,9 @@ def test_cancel_before_its_turn_and_of_nothing(robot: Robot) -> None:
 
 
 def test_an_update_that_arrives_in_a_trial_waits_for_its_end(robot: Robot) -> None:
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
     robot.publish("1.2.0")
     robot.feeding = False
-    robot.start()
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out()
     robot.offer("1.2.0")
     robot.feeding = True
     assert robot.ended("u-1.2.0").state is S.COMMITTED
@@ -325,15 +313,7 @@ def test_the_committed_version_offered_again_ends_without_a_swap_that_nobody_ask
 
 
 def test_a_disk_that_cannot_be_written_stops_nothing_but_the_update(robot: Robot) -> None:
-    class Unwritable(Filesystem):
-        broken = False
-
-        def write_file(self, path, data, point, *, keep_old_as=None):
-            if self.broken:
-                raise StoreError("STORE_IO", "read-only file system", str(path))
-            super().write_file(path, data, point, keep_old_as=keep_old_as)
-
-    filesystem = Unwritable(CrashPoints())
+    filesystem = UnwritableFilesystem()
     robot.adopt("1.0.0")
     robot.publish("1.1.0")
     robot.start(filesystem=filesystem)
@@ -384,10 +364,7 @@ def test_a_file_that_rots_between_download_and_use_is_fetched_again(robot: Robot
     robot.start()
     robot.install("1.1.0", S.INSTALLED, activate=False)
     weights = robot.store_dir / "models/pick_place/1.1.0/model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.chmod(0o644)
-    weights.write_bytes(bytes(data))
+    flip_last_byte(weights)
     robot.install("1.1.0", update_id="again")
     path = f"/blobs/sha256/{manifest.file('model.safetensors').sha256}"
     assert server.served[path] == 2 * manifest.file("model.safetensors").size

@@ -22,13 +22,9 @@ SLOW = Behaviour(rate_bytes_s=150_000)
 def on_trial(robot: Robot) -> Robot:
     """1.0.0 is committed, 1.1.0 is on trial and proves nothing yet; 1.2.0 is in the registry, and not small."""
     robot.settings = {"robot_type": "sim_arm", "retries": 2}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
     robot.publish("1.2.0", tensors=shared_weights(3, 100_000))
     robot.feeding = False
-    robot.start()
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out()
     return robot
 
 
@@ -122,12 +118,8 @@ def test_the_trial_ends_when_the_urgent_update_is_complete_on_disk_and_nothing_i
 
 def test_while_it_is_fetched_the_lease_is_renewed_and_evidence_counts(robot: Robot) -> None:
     robot.settings = {"trial_lease_s": 0.6, "min_trial_chunks": 10_000, "status_period_s": 0.1}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
     robot.publish("1.2.0", tensors=shared_weights(3, 100_000))
-    robot.start()
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out()
     being_fetched(robot)
     begun, progress = time.monotonic(), robot.engine.status().trial_progress
     robot.until(lambda: time.monotonic() - begun > 1.3)  # twice the lease
@@ -177,17 +169,19 @@ def test_a_person_is_not_kept_waiting_by_the_download(on_trial: Robot) -> None:
     assert on_trial.ended("again").state is S.COMMITTED
 
 
-def test_without_permission_it_lies_ready_and_the_trial_goes_on(robot: Robot) -> None:
+@pytest.fixture
+def not_permitted(robot: Robot) -> Robot:
+    """As ``on_trial``, and since then nobody permits an update any more."""
     robot.settings = {"require_permission": True}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
     robot.publish("1.2.0")
     robot.feeding = False
-    robot.start()
-    robot.engine.set_update_permitted(True)
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out()
     robot.engine.set_update_permitted(False)
+    return robot
+
+
+def test_without_permission_it_lies_ready_and_the_trial_goes_on(not_permitted: Robot) -> None:
+    robot = not_permitted
     robot.offer("1.2.0", urgent=True)
     robot.until(lambda: "on disk and waits for update_permitted" in robot.engine.status().message)
     assert robot.engine.status().state is S.TRIAL and robot.policy.look()["active"]["version"] == "1.1.0"
@@ -197,20 +191,10 @@ def test_without_permission_it_lies_ready_and_the_trial_goes_on(robot: Robot) ->
     assert robot.ended("u-1.2.0").state is S.COMMITTED
 
 
-def test_an_offer_that_expires_while_it_lies_ready_is_rejected(robot: Robot) -> None:
-    robot.settings = {"require_permission": True}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.publish("1.2.0")
-    robot.feeding = False
-    robot.start()
-    robot.engine.set_update_permitted(True)
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
-    robot.engine.set_update_permitted(False)
-    robot.offer("1.2.0", urgent=True, expires_s=time.time() + 1.5)
-    assert robot.ended("u-1.2.0").error_code == "UPDATE_EXPIRED"
-    check_trial_goes_on(robot)
+def test_an_offer_that_expires_while_it_lies_ready_is_rejected(not_permitted: Robot) -> None:
+    not_permitted.offer("1.2.0", urgent=True, expires_s=time.time() + 1.5)
+    assert not_permitted.ended("u-1.2.0").error_code == "UPDATE_EXPIRED"
+    check_trial_goes_on(not_permitted)
 
 
 def test_the_version_on_trial_offered_again_as_urgent_ends_no_trial(on_trial: Robot) -> None:
@@ -265,12 +249,8 @@ def test_a_version_on_disk_that_waits_as_urgent_is_kept(robot: Robot) -> None:
 def test_a_verdict_that_cannot_be_written_down_while_it_is_fetched_is_carried_out_all_the_same(robot: Robot) -> None:
     filesystem = UnwritableFilesystem()
     robot.settings = {"min_trial_chunks": 1000}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
     robot.publish("1.2.0", tensors=shared_weights(3, 100_000))
-    robot.start(filesystem=filesystem)
-    robot.offer("1.1.0")
-    robot.reach(S.TRIAL)
+    robot.try_out(filesystem=filesystem)
     being_fetched(robot)
     filesystem.broken = True
     robot.score(1.0, "hard_limit")

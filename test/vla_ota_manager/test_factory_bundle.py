@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from support.bundles import make_bundle
+from support.bundles import flip_last_byte, make_bundle
 from support.ota import Robot
 from support.simulated_policy import SimulatedPolicy
 
@@ -62,17 +60,10 @@ def test_it_is_looked_at_only_while_nothing_is_committed(factory: Robot) -> None
     assert [model.ref.version for model in factory.engine.list_models().models] == ["1.1.0", "1.0.0"]
 
 
-def damage(folder: Path) -> None:
-    weights = folder / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-
-
 @pytest.mark.parametrize(
     ("harm", "settings", "code"),
     [
-        (damage, {}, "DIGEST_FILE"),
+        (lambda folder: flip_last_byte(folder / "model.safetensors"), {}, "DIGEST_FILE"),
         (lambda folder: (folder / "manifest.json").unlink(), {}, "FILE_MISSING"),
         (lambda folder: None, {"robot_type": "other_arm"}, "ROBOT_TYPE_MISMATCH"),
         (lambda folder: None, {"factory_bundle": "/nowhere/at/all"}, "BUNDLE_NOT_A_FOLDER"),

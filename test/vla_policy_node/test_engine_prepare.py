@@ -9,21 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.bundles import JOINTS
+from support.bundles import JOINTS, flip_last_byte
 from support.engine_rig import EngineRig
 from support.scripted import scripted_bundle
 
 from vla_checkpoint import Channel
 from vla_policy_node.recovery import EXPECTED_ERRORS
 from vla_policy_node.worker.api import PrepareError
-
-
-def damage(path: Path) -> None:
-    """Flip a bit of the last tensor: sizes and header stay as they were."""
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(bytes(data))
-
 
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "another rate": ({"rate_hz": 20.0}, "RATE_MISMATCH"),
@@ -56,7 +48,7 @@ def test_every_misfit_is_refused_and_the_acting_policy_goes_on(tmp_path: Path) -
         assert refused == {name: code for name, (_, code) in MISFITS.items()}
         damaged = tmp_path / "damaged"
         scripted_bundle(damaged, "2.0.0")
-        damage(damaged / "model.safetensors")
+        flip_last_byte(damaged / "model.safetensors")
         assert _refusal(rig, damaged) == "DIGEST_TENSOR"
         assert _refusal(rig, "") == "EMPTY_REQUEST"
         after = rig.control

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.bundles import flip_last_byte
 from support.scripted import scripted_bundle
 from support.worker_robot import STATE, WorkerRobot, gone, thread_levels
 
@@ -21,10 +22,7 @@ from vla_policy_node.worker.api import PrepareError
 
 
 def flip_weight(bundle: Path) -> None:
-    path = bundle / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    flip_last_byte(bundle / "model.safetensors")
 
 
 def truncate_weights(bundle: Path) -> None:
