@@ -85,10 +85,13 @@ def test_blobs_on_another_file_system_fail(store: Path) -> None:
 
 def test_too_little_room_is_told_before_an_update_needs_it(store: Path) -> None:
     assert check(store, min_free_bytes=1 << 62) == ["DISK_SHORT"]
-    usage = os.statvfs(store)
-    free = usage.f_bavail * usage.f_frsize
-    tight = findings(store, min_free_bytes=free - largest_bundle(store) // 2)
-    assert {"DISK_TIGHT", "DISK_SHORT"} & {f.code for f in tight}  # others write to this disk meanwhile
+    for _ in range(20):  # others write to this disk meanwhile, and delete
+        usage = os.statvfs(store)
+        free = usage.f_bavail * usage.f_frsize
+        tight = findings(store, min_free_bytes=free - largest_bundle(store) // 2)
+        if "DISK_TIGHT" in {f.code for f in tight}:
+            return
+    raise AssertionError(tight)
 
 
 def test_current_that_names_a_bundle_with_a_file_missing_fails(store: Path) -> None:
