@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         found += throughput.goals(timings[0])
     print()
     for table in tables:
-        print(table.text(samples))
+        print(f"**{table.title}**\n\n{table.markdown(samples)}\n" if arguments.markdown else table.text(samples))
     for timing in timings:
         print(timing.text())
     for goal in found:
@@ -104,6 +104,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="share of the episodes that are timed; below 1: a quick look"
     )
+    parser.add_argument("--markdown", action="store_true", help="print the estimates as a page has them")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     return parser.parse_args(argv)
 

@@ -60,7 +60,7 @@ class EstimateTable:
     def markdown(self, samples: Samples) -> str:
         """Return it as a page has it."""
         head, *body = ["| " + " | ".join(line) + " |" for line in self.lines(samples)]
-        return "\n".join([head, "|---" * len(self.headings) + "|", *body])
+        return "\n".join([head, "|---" * len(self.headings) + "|", *body, *([""] if self.notes else []), *self.notes])
 
     def to_json(self, samples: Samples) -> dict[str, Any]:
         """Return every figure with its error, its number of runs and where it comes from."""

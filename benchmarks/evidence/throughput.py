@@ -57,8 +57,8 @@ def measure(rounds: int, scale: float = 1.0) -> tuple[Table, Table]:
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S).stdout)
     memory.row("ours").add(**found)
     for peer in (PYTHON_Z, FISHER, BINOM):
-        speed.note_ratio("per_s", OURS_SINGLE, peer, "times as fast as")
-        speed.note_ratio("per_s", OURS_BATCH, peer, "times as fast as")
+        speed.note_ratio("per_s", OURS_SINGLE, peer, "episodes/s")
+        speed.note_ratio("per_s", OURS_BATCH, peer, "episodes/s")
     speed.notes.append("The z test and scipy's tests look after every episode too, as if each look were the only one.")
     return speed, memory
 

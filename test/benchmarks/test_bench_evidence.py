@@ -362,6 +362,7 @@ def test_a_quick_look_says_so_and_its_tables_follow_from_the_json(
     assert figures > 60
     for table in estimate_tables(["canary", "ab", "clusters"]):
         assert table.text(samples) in printed
+        assert table.markdown(samples).count("|") == (len(table.rows) + 2) * (len(table.headings) + 1)
     assert document["settings"]["quick"] and document["settings"]["seed"] == 20261120
     assert {"cpu", "python", "numpy", "scipy"} <= document["machine"].keys()
     assert {goal["goal"] for goal in document["goals"]} >= {"ours, in batch (slowest round)"}
