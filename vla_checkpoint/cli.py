@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -28,19 +29,22 @@ ACCEPTED, REJECTED = 0, 1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
+    status, text = _outcome(options)
+    stream = sys.stderr if status == REJECTED and not options.json else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:  # `| head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return status
+
+
+def _outcome(options: argparse.Namespace) -> tuple[int, str]:
     try:
         result = options.run(options)
     except CheckpointError as e:
-        if options.json:
-            print(json.dumps({"ok": False, "code": e.code, "path": e.path, "reason": e.reason}))
-        else:
-            print(e, file=sys.stderr)
-        return REJECTED
-    if options.json:
-        print(json.dumps({"ok": True, **result}, indent=1))
-    else:
-        _print_result(result)
-    return ACCEPTED
+        report = {"ok": False, "code": e.code, "path": e.path, "reason": e.reason}
+        return REJECTED, json.dumps(report) if options.json else str(e)
+    return ACCEPTED, json.dumps({"ok": True, **result}, indent=1) if options.json else _text(result)
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
@@ -152,7 +156,8 @@ def _progress(total: int | None) -> Progress | None:
     return show
 
 
-def _print_result(result: dict[str, Any]) -> None:
+def _text(result: dict[str, Any]) -> str:
+    lines = []
     for key, value in result.items():
         if isinstance(value, list):
             value = "\n                 ".join(value) or "none"
@@ -162,7 +167,8 @@ def _print_result(result: dict[str, Any]) -> None:
             value = "yes" if value else "no"
         elif value is None:
             continue
-        print(f"{key + ':':16} {value}")
+        lines.append(f"{key + ':':16} {value}")
+    return "\n".join(lines)
 
 
 def _channel(text: str) -> Channel:

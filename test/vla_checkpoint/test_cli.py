@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,17 @@ def test_runs_as_a_module(tmp_path: Path) -> None:
     report = json.loads(result.stdout)
     assert report["ok"] is True
     assert report["digest"] == manifest.digest
+
+
+@pytest.mark.parametrize(("folder", "status"), [("b", 0), ("none", 1)])
+def test_a_reader_that_leaves_early_changes_nothing(tmp_path: Path, folder: str, status: int) -> None:
+    make_bundle(tmp_path / "b")
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does, once it has seen enough
+    command = [sys.executable, "-m", "vla_checkpoint", "verify", str(tmp_path / folder), "--json"]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (status, "")
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])
