@@ -9,6 +9,8 @@ from support.domains import claim_domain
 from support.robot_rig import RobotRig
 from vla_ota.srv import Rollback, UnblockModel
 
+from vla_policy_node.worker.api import WorkerConfig
+
 JERKY = {"amplitude": (0.02, 0.0), "frequency_hz": 12.0}
 
 
@@ -132,3 +134,29 @@ def test_a_fault_in_a_trial_stops_the_robot_at_once_and_the_version_before_moves
     again = robot.wait_update(robot.offer(version), "REJECTED")
     assert again.error_code == "VERSION_BLOCKED"
     robot.check(base)
+
+
+UNFIT = {
+    "a worker that crashes": ("3.0.0", {"crash_at_call": 0}, "GENERATION_LOST"),
+    "a jump": ("3.1.0", {"jump_at_call": 0, "jump": 1.0}, "SEAM_JUMP"),
+    "a broken limit": ("3.2.0", {"jump_at_call": 0, "jump": 50.0}, "LIMIT"),
+}
+
+
+@pytest.mark.parametrize("version, behaviour, code", UNFIT.values(), ids=UNFIT.keys())
+def test_a_version_that_fails_on_its_first_live_chunk_never_acts_and_is_not_blocked(
+    robot: RobotRig, version: str, behaviour: dict[str, object], code: str
+) -> None:
+    base = robot.committed
+    robot.publish(version, warm_up=WorkerConfig().warm_up_inferences, **behaviour)
+    robot.wait_acting(base)
+    robot.policy_status.clear()
+    robot.robot.record.clear()
+    update_id = robot.offer(version)
+    ended = robot.wait_update(update_id, "FAILED")
+    assert (ended.error_code, version in ended.blocked) == (code, False), ended.message
+    robot.wait_acting(base)
+    assert not any(m.holding for m in robot.policy_status.messages)
+    path = [e.to_state for e in robot.events.messages if e.update_id == update_id]
+    assert path.count("PREPARING") == 1 and "TRIAL" not in path
+    robot.check(base, never=(version,))

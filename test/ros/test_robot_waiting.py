@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from action_msgs.msg import GoalStatus
 from std_msgs.msg import Bool
-from support.bundles import JOINTS
+from support.bundles import JOINTS, flip_last_byte
 from support.domains import claim_domain
 from support.http_server import Behaviour
 from support.robot_rig import Repeating, RobotRig
@@ -77,6 +77,25 @@ def test_an_update_in_a_trial_waits_and_an_urgent_one_replaces_the_trial(robot: 
     robot.prove(patient)
     robot.wait_settled("2.1.0")
     robot.check("2.1.0")
+
+
+def test_a_broken_urgent_update_costs_the_robot_no_trial(robot: RobotRig) -> None:
+    robot.publish("2.3.0")
+    robot.publish("2.4.0")
+    flip_last_byte(robot.server.root / robot.blob("2.4.0").lstrip("/"))
+    first = robot.offer("2.3.0")
+    robot.wait_update(first, "TRIAL")
+    robot.policy_status.clear()
+    urgent = robot.offer("2.4.0", urgent=True)
+    event = robot.events.wait(lambda m: m.update_id == urgent, what="the end of the urgent update")
+    assert (event.to_state, event.error_code, event.version) == ("REJECTED", "BLOB_DIGEST_MISMATCH", "2.4.0")
+    told = robot.wait_status(lambda m: m.error_code == "BLOB_DIGEST_MISMATCH", "the reason in the status")
+    assert (told.state_name, told.update_id, told.trial_version) == ("TRIAL", first, "2.3.0")
+    assert robot.wait_acting("2.3.0").on_trial
+    assert {m.active_version for m in robot.policy_status.messages} == {"2.3.0"}
+    robot.prove(first)
+    robot.wait_settled("2.3.0")
+    robot.check("2.3.0", never=("2.4.0",))
 
 
 def goal(robot: RobotRig, version: str, **fields: Any) -> Any:
