@@ -15,28 +15,36 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 
 SHARE = Path(get_package_share_directory("vla_ota"))
+COMMON = ("params_file", "allowed_sources", "manager", "use_sim_time", "respawn", "log_level", "fastdds_profile")
+"""Arguments of sim.launch.py that mean the same for every robot."""
+
+
+def _sim() -> PythonLaunchDescriptionSource:
+    return PythonLaunchDescriptionSource(str(SHARE / "launch" / "sim.launch.py"))  # one a robot: a node starts once
 
 
 def _robots(context: LaunchContext) -> list[IncludeLaunchDescription]:
-    count = int(LaunchConfiguration("robots").perform(context))
+    robots = LaunchConfiguration("robots").perform(context)
+    if not robots.isdecimal() or int(robots) < 1:
+        raise RuntimeError(f"robots:={robots} is no number of robots, 1 or more")
     store_root = Path(LaunchConfiguration("store_root").perform(context))
     return [
         IncludeLaunchDescription(
-            PythonLaunchDescriptionSource(str(SHARE / "launch" / "sim.launch.py")),
+            _sim(),
             launch_arguments={
                 "namespace": f"robot_{number}",
                 "store_dir": str(store_root / f"robot_{number}"),
                 "seed": str(number),
-                "params_file": LaunchConfiguration("params_file"),
-                **{name: LaunchConfiguration(name) for name in ("allowed_sources", "use_sim_time", "log_level")},
             }.items(),
         )
-        for number in range(1, count + 1)
+        for number in range(1, int(robots) + 1)
     ]
 
 
 def generate_launch_description() -> LaunchDescription:
     """Describe the launch."""
+    declared = _sim().get_launch_description(LaunchContext()).get_launch_arguments()
+    common = {argument.name: argument for argument in declared if argument.name in COMMON}
     return LaunchDescription(
         [
             DeclareLaunchArgument("robots", default_value="2", description="How many simulated robots"),
@@ -45,18 +53,7 @@ def generate_launch_description() -> LaunchDescription:
                 default_value=str(Path.home() / ".ros" / "vla_ota_fleet"),
                 description="Folder of their stores",
             ),
-            DeclareLaunchArgument(
-                "params_file",
-                default_value=str(SHARE / "config" / "vla_ota.yaml"),
-                description="Parameters of all nodes; copy and edit the default one",
-            ),
-            DeclareLaunchArgument(
-                "allowed_sources",
-                default_value="",
-                description="URL prefixes that checkpoints may come from, separated by spaces; empty = what params_file says",
-            ),
-            DeclareLaunchArgument("use_sim_time", default_value="false", description="Stamps from /clock"),
-            DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
+            *common.values(),
             OpaqueFunction(function=_robots),
         ]
     )

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
@@ -22,15 +22,17 @@ SHARE = Path(get_package_share_directory("vla_ota"))
 FIRST_BUNDLE = Path(vla_sim.__file__).parent / "bundles" / "reach_block" / "1.0.0"
 
 
+def _refuse_wrong(context: LaunchContext) -> None:
+    """End the launch before anything starts: nodes that run by then would stay behind."""
+    seed = LaunchConfiguration("seed").perform(context)
+    if not seed.isdecimal():
+        raise RuntimeError(f"seed:={seed} is no whole number, 0 or more")
+
+
 def generate_launch_description() -> LaunchDescription:
-    """Describe the launch."""
-    arguments = [
+    """Describe the launch. Every other argument is declared by robot.launch.py, and is set for what comes after it here."""
+    own_arguments = [
         DeclareLaunchArgument("namespace", default_value="", description="Namespace of this robot"),
-        DeclareLaunchArgument(
-            "params_file",
-            default_value=str(SHARE / "config" / "vla_ota.yaml"),
-            description="Parameters of all nodes; copy and edit the default one",
-        ),
         DeclareLaunchArgument(
             "contract",
             default_value=str(SHARE / "config" / "sim_arm.contract.yaml"),
@@ -42,33 +44,13 @@ def generate_launch_description() -> LaunchDescription:
             description="Folder in which ota_manager keeps checkpoints",
         ),
         DeclareLaunchArgument(
-            "allowed_sources",
-            default_value="",
-            description="URL prefixes that checkpoints may come from, separated by spaces; empty = what params_file says",
+            "model_path", default_value=str(FIRST_BUNDLE), description="Bundle to start from while the store is empty"
         ),
         DeclareLaunchArgument("seed", default_value="0", description="Seed of the simulated tasks"),
-        DeclareLaunchArgument("use_sim_time", default_value="false", description="Stamps from /clock"),
-        DeclareLaunchArgument("respawn", default_value="true", description="Start a node again when it dies"),
-        DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
     ]
     robot = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(SHARE / "launch" / "robot.launch.py")),
-        launch_arguments={
-            "model_path": str(FIRST_BUNDLE),
-            **{
-                name: LaunchConfiguration(name)
-                for name in (
-                    "namespace",
-                    "params_file",
-                    "contract",
-                    "store_dir",
-                    "allowed_sources",
-                    "use_sim_time",
-                    "respawn",
-                    "log_level",
-                )
-            },
-        }.items(),
+        launch_arguments={"contract": LaunchConfiguration("contract")}.items(),  # what it requires must be named here
     )
     sim_robot = Node(
         package="vla_ota",
@@ -83,4 +65,4 @@ def generate_launch_description() -> LaunchDescription:
         ],
         ros_arguments=["--log-level", LaunchConfiguration("log_level")],
     )
-    return LaunchDescription([*arguments, robot, sim_robot])
+    return LaunchDescription([*own_arguments, OpaqueFunction(function=_refuse_wrong), robot, sim_robot])
