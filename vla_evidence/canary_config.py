@@ -48,7 +48,7 @@ class CanaryConfig:
         alpha: P(a canary that is no worse is ever rolled back), all stages, tests and looks together.
         advance_alpha: P(a drop is ever called excluded that is there), all stages, margins and looks together.
         harm_margin: of the success rate; a drop of this size is no harm.
-        min_episodes: of each group in a stage before it may advance.
+        min_episodes: with an outcome, of each group in a stage before it may advance.
         deadline_s: an assigned episode without an outcome for so long has failed [s].
         latency_limit_s: slower than this is slow [s]; from the incumbent's past, see :func:`latency_limit`. None: not judged.
         latency_margin: share by which the canary may have more slow episodes.

@@ -197,12 +197,12 @@ class CanaryEvidence:
             outcomes = (unit.success, unit.fast)[: len(self._comparison.harm)]
             self._comparison.add(unit.robot, unit.group, outcomes, unit.probability, silent=unit.silent)
             (self._silent.add if unit.silent else self._silent.discard)(unit.robot)
-            self._count(unit.group, int(unit.success), 1, of_now=of_now)
+            self._count(unit.group, int(unit.success), 1, in_stage=of_now and not unit.silent)
 
-    def _count(self, group: int, successes: int, episodes: int, *, of_now: bool = True) -> None:
+    def _count(self, group: int, successes: int, episodes: int, *, in_stage: bool = True) -> None:
         self._totals[group][0] += successes
         self._totals[group][1] += episodes
-        self._stage_units[group] += episodes if of_now else 0
+        self._stage_units[group] += episodes if in_stage else 0
 
     def _processes(self) -> Iterator[tuple[str, HarmProcess, float]]:
         """Yield (name, e-process, level) of every test for harm."""

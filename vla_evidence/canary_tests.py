@@ -103,8 +103,13 @@ class EpisodeComparison(Comparison):
             raise InputError("INPUT_ARM", "cohort", "the unit is the episode: no robot has a group of its own")
 
     def add(self, robot: str, group: int, outcomes: tuple[bool, ...], probability: float, *, silent: bool) -> None:
-        """See :class:`Comparison`; a silent robot's episode is a failure, nothing more."""
-        self._excluded.add(group, outcomes[0], probability)
+        """See :class:`Comparison`.
+
+        A silent episode is a failure of its group in the search for harm. In the proof of "not worse" the worst is assumed of it:
+        the canary's failed, the incumbent's would have succeeded. Else, if nothing is heard of anybody, "0 of n against 0 of n"
+        would prove that there is no drop.
+        """
+        self._excluded.add(group, outcomes[0] or (silent and group == INCUMBENT), probability)
         self._last_probability = probability
         for process, outcome in zip(self.harm.values(), outcomes, strict=True):
             process.update(group, float(outcome), probability)

@@ -199,6 +199,32 @@ def test_a_share_that_is_not_the_stated_one_is_noticed() -> None:
     assert verdict.excluded_drop is None
 
 
+def run_with_losses(seed: int, lost: float, canary: float, episodes: int = 480) -> CanaryJudge:
+    """Return a judge after a stage in which this share of all outcomes was lost, of whichever group."""
+    rng = random.Random(seed)
+    judge = judge_of(deadline_s=10.0, stages=(Stage("canary", 0.5, DAY, 0.1),))
+    for n in range(episodes):
+        now, group = n * 180.0, int(rng.random() < 0.5)
+        judge.assign(f"e{n}", f"r{n % 20}", group, now, 0.5)
+        if rng.random() >= lost:
+            judge.finish(f"e{n}", rng.random() < (canary if group else 0.87), now + 5.0)
+    return judge
+
+
+def test_a_stage_of_which_nothing_was_heard_never_advances() -> None:
+    """Every episode of both groups is silent: 0 of n against 0 of n is no proof of anything."""
+    judge = run_with_losses(1, 1.0, 0.87)
+    verdict = judge.verdict(DAY)
+    assert verdict.decision is CanaryDecision.INCONCLUSIVE and verdict.excluded_drop is None
+    assert "episodes of the canary (0 of 50)" in verdict.missing and verdict.figures["in_stage"] == [0, 0]
+
+
+def test_lost_outcomes_do_not_dilute_a_drop_until_it_looks_harmless() -> None:
+    """70 % lost, 0.87 → 0.76, margin 0.1: never in 20 runs (at most 14 %, at 95 % confidence)."""
+    for seed in range(20):
+        assert run_with_losses(seed, 0.7, 0.76).verdict(DAY).decision is not CanaryDecision.ADVANCE
+
+
 # -- silence ----------------------------------------------------------------------------------------------------------------
 
 
