@@ -90,11 +90,12 @@ def rules_for(pairs: int) -> dict[str, Rule]:
     }
 
 
+_CLOSE_Z = f"fixed: z at {CLOSE_FIXED}"
 _CLOSE = {
     "ours: exact, O'Brien-Fleming spending": partial(exact, alpha=CLOSE_ALPHA, spending=OBRIEN_FLEMING),
     "ours: exact, linear spending": partial(exact, alpha=CLOSE_ALPHA, spending=LINEAR),
     "fixed: McNemar at the end": partial(ab_rules.mcnemar_at_end, alpha=CLOSE_ALPHA),
-    f"fixed: z at {CLOSE_FIXED}": partial(ab_rules.z_test, looks=[CLOSE_FIXED], alpha=CLOSE_ALPHA),
+    _CLOSE_Z: partial(ab_rules.z_test, looks=[CLOSE_FIXED], alpha=CLOSE_ALPHA),
 }
 _DIFFER, _EQUAL, _ROBOTS = "differ", "equal", f"equal, robots differ (ICC {ICC})"
 _CASES = {
@@ -140,7 +141,8 @@ def tables() -> list[EstimateTable]:
         ["test", "power", "mean pairs", "error"],
     )
     for rule in _CLOSE:
-        close.add(rule, *_cells(rule, CLOSE_PAIRS, "pairs", (_DIFFER, _EQUAL)))
+        power, pairs, error = _cells(rule, CLOSE_PAIRS, "pairs", (_DIFFER, _EQUAL))
+        close.add(rule, power, str(CLOSE_FIXED) if rule == _CLOSE_Z else pairs, error)
     return [*large, close]
 
 
