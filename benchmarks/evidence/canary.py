@@ -131,8 +131,8 @@ RULES: dict[str, Callable[[Watched], rules.Episodes]] = {
     "Kayenta-like: interval of 50 rates, 1 judgement": rules.kayenta_rates,
     "z test, looked at once, at the end": partial(rules.z_test, looks=[STAGE]),
     "z test, looked at every 10": partial(rules.z_test, looks=_TENS),
-    "seed's should_advance, asked once, at the end": partial(rules.should_advance, looks=[STAGE]),
-    "seed's should_advance, asked after every episode": partial(rules.should_advance, looks=range(1, STAGE + 1)),
+    "lesson's should_advance, asked once, at the end": partial(rules.lessons_rule, looks=[STAGE]),
+    "lesson's should_advance, asked after every episode": partial(rules.lessons_rule, looks=range(1, STAGE + 1)),
 }
 
 

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri  # type: ignore[import-untyped]
 
+from vla_evidence.simulate.rules import should_advance
+
 Episodes = NDArray[np.int64]
 
 
@@ -147,13 +149,13 @@ def z_test(watched: Watched, looks: Sequence[int], alpha: float = 0.05) -> Episo
         return first(z < ndtri(alpha), looks)
 
 
-def should_advance(watched: Watched, looks: Sequence[int], min_samples: int = 50, margin: float = 0.02) -> Episodes:
-    """``CanaryDeployment.should_advance`` of the course this project follows: the mean may be ``margin`` below the incumbent's.
+def lessons_rule(watched: Watched, looks: Sequence[int]) -> Episodes:
+    """``CanaryDeployment.should_advance`` of the fleet lesson: 50 samples each, the mean at most 0.02 below the incumbent's.
 
-    "Degradation at any stage: rollback": a look at which both have ``min_samples`` and it says no rolls back.
+    "Degradation at any stage: rollback": a look with enough samples at which it says no rolls back.
     """
     at = np.asarray(looks) - 1
-    n1, n0 = at + 1, watched.incumbent_episodes[:, at]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        behind = watched.canary_successes[:, at] / n1 < watched.incumbent_successes[:, at] / n0 - margin
-    return first(behind & (n1 >= min_samples) & (n0 >= min_samples), looks)
+    enough, advance = should_advance(
+        watched.canary_successes[:, at], at + 1, watched.incumbent_successes[:, at], watched.incumbent_episodes[:, at]
+    )
+    return first(enough & ~advance, looks)

@@ -66,9 +66,9 @@ def test_aws_cancels_above_the_percentage_and_not_before_the_minimum(episodes: s
 def test_should_advance_needs_fifty_and_allows_two_percent() -> None:
     looks = range(1, 101)
     bad, tolerated = "1" * 42 + "0" * 58, ("1" * 17 + "0" * 3) * 5
-    assert canary_rules.should_advance(watched(bad), looks).tolist() == [50]  # 0.84 < 0.87 - 0.02
-    assert canary_rules.should_advance(watched(tolerated, incumbent=(1000, 870)), [100]).tolist() == [0]  # 0.85 >= 0.85
-    assert canary_rules.should_advance(watched(bad, incumbent=(49, 49)), looks).tolist() == [0]
+    assert canary_rules.lessons_rule(watched(bad), looks).tolist() == [50]  # 0.84 < 0.87 - 0.02
+    assert canary_rules.lessons_rule(watched(tolerated, incumbent=(1000, 870)), [100]).tolist() == [0]  # 0.85 >= 0.85
+    assert canary_rules.lessons_rule(watched(bad, incumbent=(49, 49)), looks).tolist() == [0]
 
 
 def test_the_z_test_is_the_textbooks() -> None:
