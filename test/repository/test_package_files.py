@@ -58,3 +58,13 @@ def test_colcon_runs_every_folder_of_tests() -> None:
     )
     assert listed
     assert sorted(listed[1].split()) == sorted({path.parent.name for path in TOP.glob("test/*/test_*.py")})
+
+
+def test_what_the_readme_shows_of_the_ros2_command_line_is_in_the_transcript() -> None:
+    """Left out is only what stands as … there; lines may be folded elsewhere."""
+    transcript = " ".join((TOP / "docs" / "ros2_cli.md").read_text().split())
+    readme = (TOP / "README.md").read_text()
+    shown = re.findall(r"```console\n(\$ ros2 .*?)```", readme, flags=re.DOTALL)
+    parts = [" ".join(part.split()) for block in shown for part in block.split("…")]
+    assert len(parts) > 5
+    assert not [part for part in parts if part not in transcript]
