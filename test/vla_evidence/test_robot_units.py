@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vla_evidence import InputError
-from vla_evidence.robot_units import RobotCohort, RobotEProcess, RobotPrior
+from vla_evidence.robot_units import RobotCohort, RobotEProcess, RobotPrior, smallest_drop
 from vla_evidence.two_sample import CANARY, INCUMBENT, log_e_paths
 
 ALPHA = 0.05
@@ -110,6 +110,62 @@ def test_the_same_clusters_do_no_harm_where_every_episode_is_drawn() -> None:
 
 def test_five_of_a_hundred_robots_find_a_large_drop() -> None:
     assert cluster_runs(0.25, 40, runs=60, seed=2)[1] >= 0.8
+
+
+def rejections(potential: np.ndarray, k: int, *, margin: float = 0.0, better: bool = False) -> float:
+    """Return the share of runs that reject; potential: shape [runs, 2, robots], each robot's mean with either version."""
+    rng, found = np.random.default_rng(5), 0
+    for incumbent, canary in potential:
+        process, left, n = RobotEProcess(margin, better=better), k, incumbent.size
+        members = rng.permutation(n) < k
+        for index, robot in enumerate(rng.permutation(n)):
+            group = int(members[robot])
+            process.update(group, float((canary if group else incumbent)[robot]), left / (n - index))
+            left -= group
+        found += process.rejects(ALPHA)
+    return found / len(potential)
+
+
+def broken(rng: np.random.Generator, rate: float, share: float, shape: tuple[int, int]) -> np.ndarray:
+    """Return means over 40 episodes of robots of one rate, of which a share fails always."""
+    return rng.binomial(40, rate, shape) / 40 * (rng.random(shape) >= share)
+
+
+RARE_RUNS = 300
+RARE_ERROR = 3 * math.sqrt(ALPHA * (1 - ALPHA) / RARE_RUNS)
+
+
+def test_equal_means_of_different_shape_are_not_convicted_more_often_than_promised() -> None:
+    """The incumbent breaks a robot in twenty and is better on the others; in a fixed fleet some gain what the others lose."""
+    rng, shape = np.random.default_rng(7), (RARE_RUNS, 100)
+    drawn = np.stack([broken(rng, 0.87 / 0.95, 0.05, shape), broken(rng, 0.87, 0.0, shape)], axis=1)
+    assert rejections(drawn, 50) <= ALPHA + RARE_ERROR
+    better = np.stack([broken(rng, 0.95, 0.10, shape), broken(rng, 0.87, 0.0, shape)], axis=1)
+    assert rejections(better, 50) <= ALPHA + RARE_ERROR
+    incumbent = np.where(np.arange(100) < 5, 0.0, 1.0)
+    fixed = np.broadcast_to(np.stack([incumbent, np.full(100, 0.95)]), (RARE_RUNS, 2, 100))
+    assert rejections(fixed, 50) <= ALPHA + RARE_ERROR
+
+
+@pytest.mark.parametrize(("k", "share", "rate", "margin"), [(50, 0.12, 0.87, 0.10), (25, 0.12, 0.97, 0.01)])
+def test_a_drop_of_the_mean_that_few_robots_bear_is_not_excluded(k, share, rate, margin) -> None:
+    rng, shape = np.random.default_rng(8), (RARE_RUNS, 100)
+    drop = 0.87 - (1.0 - share) * rate
+    assert drop >= margin
+    drawn = np.stack([broken(rng, 0.87, 0.0, shape), broken(rng, rate, share, shape)], axis=1)
+    assert rejections(drawn, k, margin=margin, better=True) <= ALPHA + RARE_ERROR
+
+
+def test_the_price_of_holding_for_means_is_bounded() -> None:
+    """5 of 100 robots find 0.87 -> 0.75 in about a third of rollouts, 25 in nearly all; 50 exclude a drop of 0.1, 25 seldom."""
+    rng, runs, s = np.random.default_rng(9), 150, 1.0 / 0.05 - 1.0
+    rates = [rng.beta(rate * s, (1.0 - rate) * s, (runs, 100)) for rate in (0.87, 0.75, 0.87)]
+    incumbent, bad, good = (rng.binomial(40, rate) / 40 for rate in rates)
+    error = 3 * math.sqrt(0.25 / runs)
+    assert rejections(np.stack([incumbent, bad], axis=1), 5) >= 0.31 - error
+    assert rejections(np.stack([incumbent, bad], axis=1), 25) >= 0.9
+    assert rejections(np.stack([incumbent, good], axis=1), 50, margin=0.1, better=True) >= 0.9
+    assert smallest_drop(30, ALPHA) == pytest.approx(0.095, abs=1e-3) and smallest_drop(0, ALPHA) == 1.0
 
 
 def test_one_robot_among_few_can_never_convict_and_says_so() -> None:
