@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_evidence.ab_open import DEADLINE_S, OpenEpisodes
 from vla_evidence.ab_verdict import (
     ABDecision,
     ABVerdict,
@@ -29,30 +31,37 @@ from vla_evidence.spending import Spending
 
 @dataclass
 class _Robots:
-    """Per robot: column of assignments, and sums."""
+    """Per robot: column of assignments, and outcomes in their order (latency: logarithm; NaN: unknown, or no success)."""
 
     index: dict[str, int] = field(default_factory=dict)
     in_b: list[bool] = field(default_factory=list)
     columns: list[NDArray[np.bool_]] = field(default_factory=list)
-    successes: list[int] = field(default_factory=list)
-    episodes: list[int] = field(default_factory=list)
-    log_latency: list[float] = field(default_factory=list)
-    latencies: list[int] = field(default_factory=list)
+    outcomes: list[bytearray] = field(default_factory=list)
+    log_latencies: list[array[float]] = field(default_factory=list)
 
     def add(self, robot: str, in_b: bool, column: NDArray[np.bool_]) -> None:
         self.index[robot] = len(self.index)
         self.in_b.append(in_b)
         self.columns.append(column)
-        for sums in (self.successes, self.episodes, self.latencies):
-            sums.append(0)
-        self.log_latency.append(0.0)
+        self.outcomes.append(bytearray())
+        self.log_latencies.append(array("d"))
+
+    def common(self) -> int:
+        """Return how many episodes three quarters of the robots of either arm have at least, of those that have any."""
+        arms = (
+            [len(o) for o, b in zip(self.outcomes, self.in_b, strict=True) if o and b is in_b] for in_b in (True, False)
+        )
+        return min((sorted(counts)[(len(counts) - 1) // 4] for counts in arms if counts), default=0)
 
 
 class UnpairedABJudge:
     """Judge of robots that run one policy each.
 
     It looks at the data when a ``looks``-th part of the planned episodes has come in, and not between: so it may be asked at any
-    time. Memory grows with the robots, not with the episodes.
+    time. Episodes count in the order in which they were assigned; one without an outcome by its deadline has failed
+    (:mod:`vla_evidence.ab_open`). Robots are compared by their first m episodes, m the number that three quarters of the robots
+    of either arm have: else a policy that only works faster, whose robots' means are then less noisy and weigh more, would be
+    called different too often. Memory: up to 9 bytes an episode, up to the planned ones.
 
     Args:
         planned_episodes: of all robots together, after which it ends.
@@ -64,6 +73,7 @@ class UnpairedABJudge:
         looks: how many, evenly spaced.
         draws: how many assignments.
         icc: correlation expected between episodes of one robot.
+        deadline_s: after its assignment an episode without an outcome has failed [s].
 
     Raises:
         InputError: one of these cannot be.
@@ -84,6 +94,7 @@ class UnpairedABJudge:
         draws: int = DRAWS,
         icc: float = 0.05,
         confidence: float = 0.95,
+        deadline_s: float = DEADLINE_S,
     ) -> None:
         for name, value, least in (
             ("planned_episodes", planned_episodes, 1),
@@ -101,13 +112,13 @@ class UnpairedABJudge:
         self._confidence = check_probability("confidence", confidence)
         self._arms = {A: ArmCounter(), B: ArmCounter()}
         self._robots = _Robots()
+        self._open = OpenEpisodes(1, deadline_s)
         self._fixed = arms is not None
         if arms is not None:
             in_b = {robot: as_arm(arms[robot]) == B for robot in sorted(arms)}
             for column, (robot, value) in zip(cohort_assignments(in_b, seed, draws).T, in_b.items(), strict=True):
                 self._robots.add(robot, value, column)
-        self._done = 0
-        self._used = 0
+        self._done = self._used = self._first = 0
         self._last: Look | None = None
 
     @property
@@ -115,40 +126,82 @@ class UnpairedABJudge:
         """What is decided so far; final unless CONTINUE."""
         return decide(self._success.decision, self._done >= self._looks)
 
-    def record(self, robot: str, arm: str, success: bool, latency: float | None = None) -> ABDecision:
-        """Take one episode in. After the end only the arms' counts change.
+    def assign(self, robot: str, episode: int, arm: str, now_s: float) -> ABDecision:
+        """A robot begins its next episode; :meth:`finish` tells its outcome, or its deadline passes.
 
         Args:
             robot: its name.
+            episode: its number on this robot, 0, 1, ….
             arm: "A" or "B", the same for all of the robot's episodes.
-            success: whether it succeeded.
-            latency: positive, in any unit that is the same for all; None: unknown.
+            now_s: when [s]; a clock that goes back counts as one that stands.
 
         Raises:
-            InputError: INPUT_ARM: no such arm, not this robot's, or a robot that is not in ``arms``; INPUT_VALUE.
+            InputError: INPUT_ARM: no such arm, not this robot's, or a robot that is not in ``arms``; INPUT_VALUE: not the robot's
+                next number, no name, or no time.
         """
-        won, slow, i = as_success(success), as_latency(latency), self._index(robot, as_arm(arm) == B)
-        self._arms[arm].add(won, slow)
+        self._check(robot, as_arm(arm) == B)
+        self._open.assign(robot, episode, arm, now_s)
+        self._index(robot, arm == B)
+        return self._take_in()
+
+    def finish(self, robot: str, episode: int, success: bool, now_s: float, latency: float | None = None) -> bool:
+        """An episode ended; false, and ignored, if it is not open (told twice, or after its deadline: it has failed then).
+
+        Args:
+            robot, episode: as assigned.
+            success: whether it succeeded.
+            now_s: when [s].
+            latency: positive, in any unit that is the same for all; None: unknown. It counts if the episode succeeded.
+
+        Raises:
+            InputError: INPUT_VALUE.
+        """
+        known = self._open.finish(robot, episode, success, now_s, latency)
+        self._take_in()
+        return known
+
+    def record(self, robot: str, arm: str, success: bool, latency: float | None = None) -> ABDecision:
+        """Take in one episode that has ended, for callers who miss no outcome and tell none twice.
+
+        Raises:
+            InputError: as :meth:`assign` and :meth:`finish`.
+        """
+        won, slow = as_success(success), as_latency(latency)
+        self._check(robot, as_arm(arm) == B)
+        self._add(self._index(robot, arm == B), arm, won, slow, silent=False)
+        return self.decision
+
+    def _take_in(self) -> ABDecision:
+        for (episode,) in self._open.ready():
+            i = self._robots.index[episode.robot]
+            self._add(i, episode.arm, episode.success, episode.latency, silent=episode.silent)
+        return self.decision
+
+    def _add(self, i: int, arm: str, success: bool, latency: float | None, *, silent: bool) -> None:
+        """Take one episode in. After the end only the arms' counts change."""
+        self._arms[arm].add(success, latency, silent=silent)
         if self.decision is not ABDecision.CONTINUE:
-            return self.decision
-        robots = self._robots
-        robots.successes[i] += won
-        robots.episodes[i] += 1
-        if slow is not None:
-            robots.log_latency[i] += math.log(slow)
-            robots.latencies[i] += 1
+            return
+        self._robots.outcomes[i].append(success)
+        self._robots.log_latencies[i].append(math.log(latency) if success and latency is not None else math.nan)
         self._used += 1
         if self._used * self._looks >= (self._done + 1) * self._planned:
             self._look()
-        return self.decision
 
-    def verdict(self) -> ABVerdict:
+    def verdict(self, now_s: float | None = None) -> ABVerdict:
         """Return the decision with what it rests on.
 
+        Args:
+            now_s: time [s]; None: none has passed since the last call.
+
         Raises:
+            InputError: INPUT_VALUE: no time.
             EvidenceError: ANALYSIS_MISSING: statsmodels (Wilson) is not installed.
         """
-        a, b = (self._arms[arm].summary(self._confidence) for arm in (A, B))
+        if now_s is not None:
+            self._open.advance(now_s)
+            self._take_in()
+        a, b = (self._arms[arm].summary(self._confidence, self._open.waiting(arm)) for arm in (A, B))
         faster = {1: A, -1: B}.get(self._latency.decision)  # larger is slower
         return ABVerdict(
             decision=self.decision,
@@ -162,35 +215,41 @@ class UnpairedABJudge:
             alpha=self._success.alpha,
         )
 
-    def _index(self, robot: str, in_b: bool) -> int:
-        robots = self._robots
+    def _check(self, robot: str, in_b: bool) -> None:
+        """Refuse a robot that cannot be in this arm."""
         if not isinstance(robot, str) or not robot:
             raise InputError("INPUT_VALUE", "robot", f"{robot!r} is no name")
-        if robot not in robots.index:
-            if self._fixed:
-                raise InputError("INPUT_ARM", "robot", f"{robot!r} is not one of the experiment's robots")
-            robots.add(robot, in_b, bernoulli_column(self._seed, robot, self._split, in_b, self._draws))
-        i = robots.index[robot]
-        if robots.in_b[i] != in_b:
-            raise InputError("INPUT_ARM", "arm", f"robot {robot!r} is in {B if robots.in_b[i] else A}")
-        return i
+        i = self._robots.index.get(robot)
+        if i is None and self._fixed:
+            raise InputError("INPUT_ARM", "robot", f"{robot!r} is not one of the experiment's robots")
+        if i is not None and self._robots.in_b[i] != in_b:
+            raise InputError("INPUT_ARM", "arm", f"robot {robot!r} is in {A if in_b else B}")
+
+    def _index(self, robot: str, in_b: bool) -> int:
+        if robot not in self._robots.index:
+            self._robots.add(robot, in_b, bernoulli_column(self._seed, robot, self._split, in_b, self._draws))
+        return self._robots.index[robot]
 
     def _look(self) -> None:
         self._done += 1
         robots, fraction = self._robots, self._done / self._looks
+        self._first = first = robots.common()
         assignments = np.stack(robots.columns, axis=1)
-        self._last = self._success.look(assignments, robots.successes, robots.episodes, fraction)
-        if any(robots.latencies):
-            self._latency.look(assignments, robots.log_latency, robots.latencies, fraction)
+        outcomes = [episodes[:first] for episodes in robots.outcomes]
+        self._last = self._success.look(assignments, [sum(o) for o in outcomes], [len(o) for o in outcomes], fraction)
+        latencies = [np.array(values[:first]) for values in robots.log_latencies]
+        known = [int(np.isfinite(values).sum()) for values in latencies]
+        if any(known):
+            self._latency.look(assignments, [float(np.nansum(values)) for values in latencies], known, fraction)
 
     def _look_words(self) -> str:
         last = self._last
         if last is None:
             return f"first look at {math.ceil(self._planned / self._looks)} episodes, {self._used} so far"
-        robots = sum(1 for episodes in self._robots.episodes if episodes)
+        robots = sum(1 for episodes in self._robots.outcomes if episodes)
         words = (
             f"look {self._done} of {self._looks}: {last.as_extreme:.2%} of the assignments that could have been drawn for"
-            f" {robots} robots look like this or more so"
+            f" {robots} robots look like this or more so in the first {self._first} episodes of each"
         )
         if last.smallest > self._success.tail_alpha:
             words += (

@@ -29,19 +29,30 @@ _BY_SIGN = {1: ABDecision.B_BETTER, -1: ABDecision.A_BETTER}
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One arm so far; ``rate`` and ``latency`` (mean) are None without episodes, the interval is then (0, 1)."""
+    """One arm so far; ``rate`` and ``latency`` are None without episodes, the interval is then (0, 1).
+
+    Attributes:
+        successes, episodes, rate, interval: Wilson's, of the episodes that count.
+        latency: mean of those that succeeded.
+        silent: of the failures, those without an outcome by their deadline.
+        waiting: assigned, without an outcome, and not yet counted.
+    """
 
     successes: int
     episodes: int
     rate: float | None
     interval: tuple[float, float]
     latency: float | None
+    silent: int = 0
+    waiting: int = 0
 
     def __str__(self) -> str:
-        if self.rate is None:
-            return "no episode"
-        low, high = self.interval
-        return f"{self.successes} of {self.episodes} = {self.rate:.1%} [{low:.1%}, {high:.1%}]"
+        more = [f"{n} {what}" for n, what in ((self.silent, "silent"), (self.waiting, "waited for")) if n]
+        text = "no episode"
+        if self.rate is not None:
+            low, high = self.interval
+            text = f"{self.successes} of {self.episodes} = {self.rate:.1%} [{low:.1%}, {high:.1%}]"
+        return f"{text} ({', '.join(more)})" if more else text
 
 
 @dataclass(frozen=True)
@@ -77,23 +88,27 @@ class ArmCounter:
     episodes: int = 0
     latency_sum: float = 0.0
     latencies: int = 0
+    silent: int = 0
 
-    def add(self, success: bool, latency: float | None) -> None:
-        """Take one episode in."""
+    def add(self, success: bool, latency: float | None, *, silent: bool = False) -> None:
+        """Take one episode in; its latency only if it succeeded: to fail fast is not to be fast."""
         self.successes += success
         self.episodes += 1
-        if latency is not None:
+        self.silent += silent
+        if latency is not None and success:
             self.latency_sum += latency
             self.latencies += 1
 
-    def summary(self, confidence: float) -> ArmSummary:
-        """Return the sums with Wilson's interval at ``confidence``."""
+    def summary(self, confidence: float, waiting: int = 0) -> ArmSummary:
+        """Return the sums with Wilson's interval at ``confidence``; ``waiting``: episodes without an outcome."""
         return ArmSummary(
             self.successes,
             self.episodes,
             self.successes / self.episodes if self.episodes else None,
             wilson_interval(self.successes, self.episodes, confidence),
             self.latency_sum / self.latencies if self.latencies else None,
+            self.silent,
+            waiting,
         )
 
 
@@ -115,8 +130,8 @@ def decision_words(decision: ABDecision, alpha: float) -> str:
 def faster_words(faster: str | None, a: ArmSummary, b: ArmSummary, alpha: float) -> str:
     """Return the finding about latency in words."""
     if a.latency is None or b.latency is None:
-        return "latency was not recorded for both arms"
-    means = f"mean latency A {a.latency:.4g}, B {b.latency:.4g}"
+        return "latency was not recorded for successes of both arms"
+    means = f"mean latency of successes A {a.latency:.4g}, B {b.latency:.4g}"
     if faster is None:
         return f"no difference in latency shown; {means}"
     return f"{faster} is faster (claimed wrongly in at most {alpha:.1%} of such tests); {means}"
@@ -142,7 +157,7 @@ def as_latency(value: float | None) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise InputError("INPUT_VALUE", "latency", f"{value!r} is no number") from e
     if not (math.isfinite(number) and number > 0.0):
         raise InputError("INPUT_VALUE", "latency", f"{value!r} is not positive")

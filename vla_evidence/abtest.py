@@ -54,23 +54,41 @@ class ABTest:
         self.split = split
         self.experiment = f"{model_a} against {model_b}" if experiment is None else experiment
         self._judge = UnpairedABJudge(planned_episodes, alpha, split=split, seed=self.experiment)
+        self._told: dict[str, int] = {}
 
     def assign_robot(self, robot_id: object) -> str:
         """Return "A" or "B": the same for the same robot and experiment, on any machine."""
         return arm(self.experiment, str(robot_id), None, self.split)
 
-    def record(self, robot_id: object, success: bool, latency: float | None = None) -> None:
-        """Take one episode in.
+    def record(
+        self, robot_id: object, success: bool, latency: float | None = None, *, episode: int | None = None
+    ) -> bool:
+        """Take one episode in that has ended; false, and ignored, if it was told before.
+
+        This class knows no episode that it is not told of: **record one that hangs or is never heard of again as a failure**, or
+        the policy that hangs wins. :class:`vla_evidence.ab.UnpairedABJudge` does that by itself, with a deadline.
 
         Args:
             robot_id: who ran it.
             success: whether it succeeded.
             latency: positive, in any unit that is the same for all; None: unknown.
+            episode: its number on this robot, 0, 1, …: what is told twice counts once, and none may be left out. None: on trust.
 
         Raises:
-            InputError: INPUT_VALUE: no success, or a latency that cannot be.
+            InputError: INPUT_VALUE: no success, a latency that cannot be, or a number that the robot has not reached yet.
         """
-        self._judge.record(str(robot_id), self.assign_robot(robot_id), success, latency)
+        robot = str(robot_id)
+        expected = self._told.get(robot, 0)
+        if episode is not None:
+            if isinstance(episode, bool) or not isinstance(episode, int) or not 0 <= episode <= expected:
+                raise InputError(
+                    "INPUT_VALUE", "episode", f"{episode!r} of robot {robot!r} is not its next one, {expected}"
+                )
+            if episode < expected:
+                return False
+        self._judge.record(robot, self.assign_robot(robot_id), success, latency)
+        self._told[robot] = expected + 1
+        return True
 
     def evaluate(self, min_samples: int = 100) -> dict[str, Any]:
         """Return the state of the test; it may be asked after every episode.

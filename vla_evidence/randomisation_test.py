@@ -16,7 +16,10 @@ stopped, ties together, for as long as the share of all draws ever stopped on th
 The real assignment is one of the draws and exchangeable with them under H0, so P(it is ever stopped) <= f(1) = α exactly, for
 any number of looks, robots and draws. Looks must not be chosen by what earlier ones showed: they are planned in episodes.
 
-If the policies change how *many* episodes a robot runs, H0 above does not hold though success rates may be equal.
+If the policies change how *many* episodes a robot runs, H0 above does not hold though success rates may be equal: the means of
+those that run more are less noisy and weigh more. So give it as many of each robot, their first ones
+(:class:`vla_evidence.ab_unpaired.UnpairedABJudge` does). The error is then exact if the number of episodes in common does not
+depend on how well they go.
 """
 
 from __future__ import annotations
