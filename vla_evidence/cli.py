@@ -82,8 +82,7 @@ def _replay(options: argparse.Namespace) -> Result:
             print(f"line {step.line}, after {step.outcomes:,} outcomes: {decision}: {reason}")
 
     replay = replay_file(options.file, show=show, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
-    counted = f"{replay.outcomes:,} outcomes and {replay.verdicts:,} verdicts of {replay.kind} {replay.experiment!r}"
-    return f"{counted}: every assignment and every number is what the log says", asdict(replay)
+    return str(replay), asdict(replay)
 
 
 def _simulate_ab(options: argparse.Namespace) -> Result:

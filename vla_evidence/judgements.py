@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The judges as a log knows them: made of JSON settings, fed with JSON records, each assignment checked on the way.
 
-========== ======================================================= ===========================================================
+========== ======================================================= ====================================================
 kind       settings                                                an outcome's fields
-========== ======================================================= ===========================================================
-ab_paired  arguments of :class:`~vla_evidence.ab.PairedABJudge`    robot, episode (0, 1, … on this robot), arm, success, latency
-ab_robots  those of :class:`~vla_evidence.ab.UnpairedABJudge`      robot, arm, success, latency
+========== ======================================================= ====================================================
+ab_paired  arguments of :class:`~vla_evidence.ab.PairedABJudge`    robot, episode, success, now_s, latency
+ab_robots  those of :class:`~vla_evidence.ab.UnpairedABJudge`      robot, episode, success, now_s, latency
 canary     config (:meth:`CanaryConfig.to_json`), score_history    episode, success, now_s, latency_s
-========== ======================================================= ===========================================================
+========== ======================================================= ====================================================
 
-The experiment's name is the salt of every assignment, and of the random draws that a test needs. A canary's log also has
-events: ``begin_stage`` (stage, now_s; for units of robots: cohort), ``assign`` (episode, robot, group, now_s; for units of
-episodes: probability) and ``score`` (source, value). Its verdicts depend on ``now_s``.
+The experiment's name is the salt of every assignment, and of the random draws that a test needs. Each episode is assigned before
+it has an outcome, so one that never gets one is not forgotten: event ``assign`` (A/B: robot, episode (0, 1, … on this robot),
+arm, now_s; canary: episode, robot, group, now_s; for units of episodes: probability). A canary's log also has the events
+``begin_stage`` (stage, now_s; for units of robots: cohort) and ``score`` (source, value). Verdicts depend on ``now_s``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Judgement(Protocol):
     kind: str
     experiment: str
     judge: Any
+    drawn: bool
+    """Whether the experiment's name gives every assignment; else some stand in the header and are taken as given."""
 
     def take(self, record: Record) -> None:
         """Take an outcome or event in.
@@ -46,54 +49,67 @@ class Judgement(Protocol):
         """Return the verdict."""
 
 
-class PairedAB:
+class _AB:
+    """What both tests of A and B take from a log."""
+
+    drawn = True
+
+    def __init__(self, experiment: str, judge: PairedABJudge | UnpairedABJudge) -> None:
+        self.experiment, self.judge = experiment, judge
+
+    def take(self, record: Record) -> None:
+        """See :class:`Judgement`."""
+        if record["record"] == OUTCOME:
+            _check(record, ("robot", "episode", "success", "now_s"), ("latency",))
+            self.judge.finish(
+                record["robot"], record["episode"], record["success"], record["now_s"], record.get("latency")
+            )
+        elif record["event"] == "assign":
+            _check(record, ("robot", "episode", "arm", "now_s"), (), EVENT)
+            self._check_arm(record)
+            self.judge.assign(record["robot"], record["episode"], record["arm"], record["now_s"])
+        else:
+            raise InputError("INPUT_VALUE", "event", f"this judge knows no {record['event']!r}")
+
+    def _check_arm(self, record: Record) -> None:
+        raise NotImplementedError
+
+    def verdict(self, inputs: Mapping[str, Any]) -> Any:
+        """See :class:`Judgement`."""
+        return self.judge.verdict(inputs["now_s"])
+
+
+class PairedAB(_AB):
     """Pairs on one robot; which of its episodes runs what is drawn by :func:`vla_evidence.assignment.arm_in_pair`."""
 
     kind = "ab_paired"
 
     def __init__(self, experiment: str, settings: Mapping[str, Any]) -> None:
-        self.experiment = experiment
-        self.judge = PairedABJudge(**settings)
+        super().__init__(experiment, PairedABJudge(**settings))
 
-    def take(self, record: Record) -> None:
-        """See :class:`Judgement`."""
-        _check(record, ("robot", "episode", "arm", "success"), ("latency",))
-        pair, drawn = arm_in_pair(self.experiment, record["robot"], record["episode"])
-        _same_arm(record["arm"], drawn)
-        self.judge.record((record["robot"], pair), drawn, record["success"], record.get("latency"))
-
-    def verdict(self, inputs: Mapping[str, Any]) -> Any:
-        """See :class:`Judgement`."""
-        return self.judge.verdict()
+    def _check_arm(self, record: Record) -> None:
+        _same_arm(record["arm"], arm_in_pair(self.experiment, record["robot"], record["episode"])[1])
 
 
-class RobotsAB:
+class RobotsAB(_AB):
     """Robots that run one policy each: in ``arms``, or drawn by :func:`vla_evidence.assignment.arm` with ``split``."""
 
     kind = "ab_robots"
 
     def __init__(self, experiment: str, settings: Mapping[str, Any]) -> None:
-        self.experiment = experiment
-        self.judge = UnpairedABJudge(**{**settings, "seed": experiment})
-        self._arms, self._split = settings.get("arms"), settings.get("split", 0.5)
+        super().__init__(experiment, UnpairedABJudge(**{**settings, "seed": experiment}))
+        self.drawn, self._split = settings.get("arms") is None, settings.get("split", 0.5)
 
-    def take(self, record: Record) -> None:
-        """See :class:`Judgement`."""
-        _check(record, ("robot", "arm", "success"), ("latency",))
-        robot = record["robot"]
-        if self._arms is None:
-            _same_arm(record["arm"], arm(self.experiment, robot, None, self._split))
-        self.judge.record(robot, record["arm"], record["success"], record.get("latency"))
-
-    def verdict(self, inputs: Mapping[str, Any]) -> Any:
-        """See :class:`Judgement`."""
-        return self.judge.verdict()
+    def _check_arm(self, record: Record) -> None:
+        if self.drawn:
+            _same_arm(record["arm"], arm(self.experiment, record["robot"], None, self._split))
 
 
 class Canary:
     """A rollout. Episodes are drawn by :func:`vla_evidence.assignment.arm`, robots by :func:`vla_evidence.assignment.cohort`."""
 
     kind = "canary"
+    drawn = True
 
     def __init__(self, experiment: str, settings: Mapping[str, Any]) -> None:
         config = CanaryConfig.from_json(settings["config"])
@@ -105,8 +121,9 @@ class Canary:
     def take(self, record: Record) -> None:
         """See :class:`Judgement`."""
         if record["record"] == OUTCOME:
-            _check(record, ("episode", "success", "now_s"), ("latency_s",))
-            self.judge.finish(record["episode"], record["success"], record["now_s"], record.get("latency_s"))
+            _check(record, ("episode", "success", "now_s"), ("latency_s", "scores"))
+            measured = record.get("latency_s"), record.get("scores")
+            self.judge.finish(record["episode"], record["success"], record["now_s"], *measured)
         elif record["event"] == "begin_stage":
             _check(record, ("stage", "now_s"), ("cohort",), EVENT)
             self._begin(record["stage"], record["now_s"], record.get("cohort"))
@@ -115,9 +132,6 @@ class Canary:
             self._assign(
                 record["episode"], record["robot"], record["group"], record["now_s"], record.get("probability")
             )
-        elif record["event"] == "score":
-            _check(record, ("source", "value"), (), EVENT)
-            self.judge.add_score(record["source"], record["value"])
         else:
             raise InputError("INPUT_VALUE", "event", f"this judge knows no {record['event']!r}")
 
@@ -155,7 +169,7 @@ def judgement_of(kind: str, experiment: str, settings: Mapping[str, Any]) -> Jud
         return _KINDS[kind](experiment, settings)
     except EvidenceError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise InputError("INPUT_VALUE", "settings", f"not of {kind}: {type(e).__name__}: {e}") from e
 
 
@@ -165,7 +179,7 @@ def take(judgement: Judgement, record: Record) -> None:
         judgement.take(record)
     except EvidenceError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as e:
         raise InputError("INPUT_VALUE", "record", f"{type(e).__name__}: {e}") from e
 
 

@@ -4,8 +4,9 @@
 ::
 
     {"record": "header", "schema": 1, "kind": "canary", "experiment": "pick-1.2.0", "settings": {…}}
-    {"record": "outcome", "robot": "arm-07", "episode": "…", "arm": 1, "probability": 0.05, "y": 1, …}
     {"record": "event", "event": "begin_stage", …}
+    {"record": "event", "event": "assign", "robot": "arm-07", "episode": "…", "group": 1, "probability": 0.05, …}
+    {"record": "outcome", "episode": "…", "success": true, …}
     {"record": "verdict", "inputs": {…}, "verdict": {"decision": "HOLD", …}}
 
 The header comes first and holds every setting, with the salt of the assignment; then outcomes and verdicts in the order in which

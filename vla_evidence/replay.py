@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compute every verdict and every assignment of a log again: the same numbers, or REPLAY_DIFFERS.
 
+What that proves: the verdicts follow from the log's records, and the assignments from the experiment's name. What it does not:
+that the records are what the robots did, or that none is missing behind the last verdict. (Before it, and in an A/B test between
+a robot's episodes, a record that was cut out shows.)
+
 A :class:`LoggedJudgement` judges and writes the log as it goes; opened again after a crash it is where the log ends, for it gets
 there by replaying it. So the log is the judge's memory, and what anybody recomputes from it is what the judge saw.
 """
@@ -14,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_evidence.errors import EvidenceError, LogError
+from vla_evidence.errors import EvidenceError, InputError, LogError
 from vla_evidence.judgements import Judgement, judgement_of, take
 from vla_evidence.log import HEADER, OUTCOME, VERDICT, LogWriter, Record, Warn, read_log, to_json
 
@@ -34,14 +38,31 @@ class Step:
 
 @dataclass(frozen=True)
 class Replay:
-    """A whole log, computed again: it says what it said."""
+    """A whole log, computed again: it says what it said.
+
+    Attributes:
+        kind, experiment: of the judgement.
+        outcomes, verdicts: how many.
+        unchecked: outcomes behind the last verdict: no number in the log rests on them.
+        drawn: the experiment's name gave every assignment; false: the header lists them.
+        last: the last verdict.
+    """
 
     kind: str
     experiment: str
     outcomes: int
     verdicts: int
+    unchecked: int
+    drawn: bool
     last: dict[str, Any] | None
-    """The last verdict."""
+
+    def __str__(self) -> str:
+        counted = f"{self.outcomes:,} outcomes, {self.verdicts:,} verdicts of {self.kind} {self.experiment!r}"
+        verdicts = "every verdict is what its data say" if self.verdicts else "nothing was checked: no verdict"
+        if self.unchecked and self.verdicts:
+            verdicts += f" ({self.unchecked:,} outcomes came after the last)"
+        drawn = "assignments are as drawn" if self.drawn else "assignments were given, not drawn: unchecked"
+        return f"{counted}: {verdicts}; {drawn}"
 
 
 def replay_file(
@@ -58,7 +79,7 @@ def replay_file(
         LogError: LOG_UNREADABLE: no such file; LOG_SYNTAX: a line that is no record; LOG_VALUE: a record that the judge refuses;
             REPLAY_DIFFERS: a verdict or an assignment is another one than the log says.
     """
-    outcomes = verdicts = 0
+    outcomes = verdicts = checked = 0
     last: dict[str, Any] | None = None
     judgement: Judgement | None = None
     try:
@@ -68,7 +89,7 @@ def replay_file(
                 if judgement is None:
                     judgement = _judgement(record, place)
                 elif record["record"] == VERDICT:
-                    verdicts += 1
+                    verdicts, checked = verdicts + 1, outcomes
                     last = _verdict(judgement, record, place)
                     if show is not None:
                         show(Step(number, outcomes, last))
@@ -78,7 +99,7 @@ def replay_file(
     except OSError as e:
         raise LogError("LOG_UNREADABLE", os.fspath(path), e.strerror or str(e)) from e
     assert judgement is not None  # read_log refuses a log without a header
-    return Replay(judgement.kind, judgement.experiment, outcomes, verdicts, last)
+    return Replay(judgement.kind, judgement.experiment, outcomes, verdicts, outcomes - checked, judgement.drawn, last)
 
 
 class LoggedJudgement:
@@ -136,9 +157,16 @@ class LoggedJudgement:
         self._take({"record": "event", "event": event, **to_json(fields)})
 
     def verdict(self, **fields: Any) -> Any:
-        """Return the judge's verdict, logged; ``fields``: what it depends on beside the past (such as the time)."""
+        """Return the judge's verdict, logged; ``fields``: what it depends on beside the past (such as the time).
+
+        Raises:
+            InputError: the judge refuses them; LogError: LOG_VALUE; LOG_NOT_WRITTEN.
+        """
         inputs = to_json(fields)
-        verdict = self._judgement.verdict(inputs)
+        try:
+            verdict = self._judgement.verdict(inputs)
+        except (KeyError, TypeError, ArithmeticError) as e:
+            raise InputError("INPUT_VALUE", "inputs", f"{type(e).__name__}: {e}") from e
         self._log.write({"record": VERDICT, "inputs": inputs, "verdict": to_json(verdict)}, sync=True)
         return verdict
 
@@ -166,17 +194,24 @@ def differences(logged: Any, computed: Any, name: str = "") -> Iterator[str]:
         for index, pair in enumerate(zip(logged, computed, strict=True)):
             yield from differences(*pair, f"{name}[{index}]")
     elif isinstance(logged, float) or isinstance(computed, float):
-        numbers = isinstance(logged, (int, float)) and isinstance(computed, (int, float))
-        if not (numbers and math.isclose(logged, computed, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)):
+        if not _close(logged, computed):
             yield f"{name}: the log says {logged!r}, its data say {computed!r}"
     elif type(logged) is not type(computed) or logged != computed:
         yield f"{name}: the log says {logged!r}, its data say {computed!r}"
 
 
+def _close(logged: Any, computed: Any) -> bool:
+    numbers = isinstance(logged, (int, float)) and isinstance(computed, (int, float))
+    try:
+        return numbers and math.isclose(logged, computed, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+    except OverflowError:  # an integer that no float holds
+        return False
+
+
 def _judgement(header: Record, place: str) -> Judgement:
     try:
         return judgement_of(header["kind"], header["experiment"], header["settings"])
-    except (EvidenceError, KeyError, TypeError, ValueError, AttributeError) as e:
+    except (EvidenceError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise LogError("LOG_VALUE", place, f"no such judgement: {e}") from e
 
 
@@ -193,7 +228,7 @@ def _verdict(judgement: Judgement, record: Record, place: str) -> dict[str, Any]
     try:
         logged, inputs = record["verdict"], record["inputs"]
         computed = to_json(judgement.verdict(inputs))
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise LogError("LOG_VALUE", place, f"the judge refuses it: {type(e).__name__}: {e}") from e
     found = list(differences(logged, computed))
     if found:

@@ -44,8 +44,10 @@ def log(tmp_path: Path) -> Path:
         path, "ab_robots", "x", {"planned_episodes": 40, "looks": 2, "draws": 99, "arms": {"a": "A", "b": "B"}}
     ) as j:
         for number in range(40):
-            j.outcome(robot="ab"[number % 2], arm="AB"[number % 2], success=number % 3 > 0)
-        j.verdict()
+            robot, episode = "ab"[number % 2], number // 2
+            j.event("assign", robot=robot, episode=episode, arm=robot.upper(), now_s=float(number))
+            j.outcome(robot=robot, episode=episode, success=number % 3 > 0, now_s=number + 0.5)
+        j.verdict(now_s=40.0)
     return path
 
 
@@ -81,7 +83,7 @@ def test_interval_prints_three_kinds() -> None:
 def test_replay_prints_the_numbers_of_the_log_and_finds_a_changed_one(log: Path) -> None:
     text = run("replay", log).stdout
     verdict = json.loads(log.read_text().splitlines()[-1])["verdict"]
-    assert verdict["reason"] in text and "every number is what the log says" in text
+    assert verdict["reason"] in text and "every verdict is what its data say" in text
     assert answer("replay", log)["last"] == verdict
     log.write_text(log.read_text().replace('"success": false', '"success": true', 1))
     assert "REPLAY_DIFFERS" in run("replay", log, code=1).stderr

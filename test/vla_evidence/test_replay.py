@@ -32,10 +32,13 @@ def paired_log(
             for robot in range(robots):
                 _, drawn = arm_in_pair("grip-7", f"arm-{robot}", number)
                 success = bool(rng.random() < rates[drawn == "B"])
-                latency = float(rng.uniform(2.0, 5.0))
-                judgement.outcome(robot=f"arm-{robot}", episode=number, arm=drawn, success=success, latency=latency)
+                latency, now_s = float(rng.uniform(2.0, 5.0)), 10.0 * number
+                judgement.event("assign", robot=f"arm-{robot}", episode=number, arm=drawn, now_s=now_s)
+                judgement.outcome(
+                    robot=f"arm-{robot}", episode=number, success=success, now_s=now_s + latency, latency=latency
+                )
             if number % 5 == 4:
-                decisions.append(judgement.verdict().decision.value)
+                decisions.append(judgement.verdict(now_s=10.0 * number + 9.0).decision.value)
     return decisions
 
 
@@ -48,9 +51,11 @@ def robots_log(path: Path, arms: dict[str, str] | None) -> None:
         for number in range(400):
             robot = f"arm-{number % 20}"
             drawn = arms[robot] if arms else arm("fleet-3", robot, None, 0.5)
-            judgement.outcome(robot=robot, arm=drawn, success=bool(rng.random() < (0.9 if drawn == "B" else 0.5)))
+            judgement.event("assign", robot=robot, episode=number // 20, arm=drawn, now_s=float(number))
+            success = bool(rng.random() < (0.9 if drawn == "B" else 0.5))
+            judgement.outcome(robot=robot, episode=number // 20, success=success, now_s=number + 0.5)
             if number % 50 == 49:
-                judgement.verdict()
+                judgement.verdict(now_s=float(number + 1))
 
 
 def canary_log(path: Path, unit: Unit, canary: float = 0.4, episodes: int = 400) -> list[str]:
@@ -141,7 +146,8 @@ def test_every_verdict_of_a_rollout_is_computed_again(tmp_path: Path, unit: Unit
     ("record", "fields", "old", "new", "what"),
     [
         ("outcome", {}, '"success": true', '"success": false', "differs"),
-        ("outcome", {"arm": "A"}, '"arm": "A"', '"arm": "B"', "arm"),
+        ("event", {"arm": "A"}, '"arm": "A"', '"arm": "B"', "arm"),
+        ("event", {}, '"episode": 0', '"episode": 1', ""),
         ("outcome", {}, '"robot": "arm-0"', '"robot": "arm-9"', ""),
         ("header", {}, '"max_pairs": 200', '"max_pairs": 150', "planned"),
         ("header", {}, '"experiment": "grip-7"', '"experiment": "grip-8"', "arm"),
@@ -228,9 +234,13 @@ def test_a_judgement_goes_on_where_its_log_ends(tmp_path: Path) -> None:
                 judgement.close()
             judgement = LoggedJudgement(restarted, header["kind"], header["experiment"], header["settings"])
         if record["record"] == "verdict":
-            assert to_json(judgement.verdict()) == record["verdict"]
+            assert to_json(judgement.verdict(**record["inputs"])) == record["verdict"]
+            continue
+        fields = {key: value for key, value in record.items() if key not in ("record", "event")}
+        if record["record"] == "event":
+            judgement.event(record["event"], **fields)
         else:
-            judgement.outcome(**{key: value for key, value in record.items() if key != "record"})
+            judgement.outcome(**fields)
     assert judgement is not None
     judgement.close()
     assert restarted.read_bytes() == straight.read_bytes()
@@ -267,10 +277,15 @@ def test_any_other_line_that_is_no_record_is_named_by_its_number(tmp_path: Path,
     "text",
     [
         '{"record": "outcome"}',
-        '{"record": "outcome", "robot": "a", "episode": 0, "arm": "C", "success": true}',
-        '{"record": "outcome", "robot": 7, "episode": "x", "arm": "A", "success": true}',
-        '{"record": "outcome", "robot": "arm-0", "episode": 99, "arm": "A", "success": "yes"}',
-        '{"record": "outcome", "robot": "arm-0", "episode": 99, "arm": "A", "success": true, "latncy": 3}',
+        '{"record": "event", "event": "assign", "robot": "a", "episode": 0, "arm": "C", "now_s": 50}',
+        '{"record": "event", "event": "assign", "robot": 7, "episode": "x", "arm": "A", "now_s": 50}',
+        '{"record": "event", "event": "assign", "robot": "new", "episode": 1, "arm": "A", "now_s": 50}',
+        '{"record": "outcome", "robot": "arm-0", "episode": 99, "success": true, "now_s": 50}',
+        '{"record": "outcome", "robot": "arm-0", "episode": 3, "success": "yes", "now_s": 50}',
+        '{"record": "outcome", "robot": "arm-0", "episode": 3, "success": true, "now_s": 1%s}' % ("0" * 400),
+        '{"record": "outcome", "robot": "arm-0", "episode": 3, "success": true, "now_s": 50, "latncy": 3}',
+        '{"record": "verdict", "inputs": {}, "verdict": {}}',
+        '{"record": "verdict", "inputs": {"now_s": 1%s}, "verdict": {}}' % ("0" * 400),
         '{"record": "event", "event": "begin_stage"}',
         '{"record": "event"}',
         '{"record": "verdict"}',
@@ -282,7 +297,35 @@ def test_a_record_that_the_judge_refuses_is_named_by_its_number(tmp_path: Path, 
     with log.open("a") as file:
         file.write(text + "\n")
     e = refusal(log)
-    assert e.code in ("LOG_VALUE", "REPLAY_DIFFERS") and "log.jsonl:18" in e.field
+    assert e.code in ("LOG_VALUE", "REPLAY_DIFFERS") and "log.jsonl:34" in e.field
+
+
+def test_what_is_told_again_counts_once_and_what_was_cut_out_is_found(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    paired_log(log, episodes=10)
+    header, *lines = log.read_text().splitlines()
+    again = [line for line in lines for _ in range(1 + ('"outcome"' in line))]
+    log.write_text("\n".join([header, *again]) + "\n")
+    replay_file(log)  # the same verdicts
+    for cut in ('"outcome"', '"assign"', '"verdict"'):
+        place = max(i for i, line in enumerate(lines[:-1]) if cut in line)
+        log.write_text("\n".join([header, *lines[:place], *lines[place + 1 :]]) + "\n")
+        if cut == '"verdict"':
+            assert replay_file(log).verdicts == 1  # a verdict is no evidence
+        else:
+            assert refusal(log).code in ("REPLAY_DIFFERS", "LOG_VALUE")
+
+
+def test_a_replay_claims_no_more_than_it_computed(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    paired_log(log, episodes=12)
+    replay = replay_file(log)
+    assert (replay.verdicts, replay.unchecked) == (2, 8) and "8 outcomes came after the last" in str(replay)
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(line for line in lines if '"verdict"' not in line) + "\n")
+    assert "nothing was checked: no verdict" in str(replay_file(log))
+    robots_log(robots := tmp_path / "robots.jsonl", {f"arm-{i}": "AB"[i % 2] for i in range(20)})
+    assert "assignments were given, not drawn: unchecked" in str(replay_file(robots))
 
 
 def test_files_that_are_no_log_are_refused(tmp_path: Path) -> None:
@@ -305,15 +348,18 @@ def test_a_log_is_of_one_judgement_and_has_one_writer(tmp_path: Path) -> None:
         assert e.value.code == "LOG_NOT_WRITTEN" and "another process" in e.value.reason
         before = log.read_bytes()
         with pytest.raises(InputError):
-            judgement.outcome(robot="a", episode=-1, arm="A", success=True)
-        misspelt = {"robot": "a", "episode": 0, "arm": "A", "succes": 1}
-        for fields in ({}, misspelt, {"robot": "a", "episode": [], "arm": {}, "success": 1}):
+            judgement.event("assign", robot="a", episode=-1, arm="A", now_s=0.0)
+        misspelt = {"robot": "a", "episode": 0, "now_s": 0.0, "succes": 1}
+        for fields in ({}, misspelt, {"robot": "a", "episode": [], "now_s": {}, "success": 1}):
             with pytest.raises(InputError):
                 judgement.outcome(**fields)
+        for inputs in ({}, {"now_s": "noon"}, {"now_s": 10**400}):
+            with pytest.raises(InputError):
+                judgement.verdict(**inputs)
         with pytest.raises(InputError):
             judgement.event("begin_stage", stage="first")
         with pytest.raises(LogError) as e:
-            judgement.outcome(robot="a", episode=0, arm="A", success=True, latency=float("nan"))
+            judgement.outcome(robot="a", episode=0, success=True, now_s=0.0, latency=float("nan"))
         assert e.value.code == "LOG_VALUE" and log.read_bytes() == before
     with pytest.raises(LogError) as e:
         LoggedJudgement(log, "ab_paired", "x", {"max_pairs": 6})
@@ -335,15 +381,12 @@ def test_a_long_log_is_replayed_in_bounded_memory(tmp_path: Path) -> None:
         file.write(text[0] + "\n")
         for number in range(20_000):
             _, drawn = arm_in_pair("grip-7", "arm-0", number)
-            record = {
-                "record": "outcome",
-                "robot": "arm-0",
-                "episode": number,
-                "arm": drawn,
-                "success": True,
-                "latency": 2.0,
-            }
-            file.write(json.dumps(record) + "\n")
+            episode = {"robot": "arm-0", "episode": number, "now_s": number}
+            for record in (
+                {"record": "event", "event": "assign", **episode, "arm": drawn},
+                {"record": "outcome", **episode, "success": True, "latency": 2.0},
+            ):
+                file.write(json.dumps(record) + "\n")
     assert log.stat().st_size > 2_000_000
     replay_file(log)
     tracemalloc.start()
