@@ -105,7 +105,8 @@ class CanaryJudge(CanaryEvidence):
             if self._comparison.best_drop(self.config.advance_alpha, (0.0, 0.0)) is None:
                 largest = math.exp(min(self._comparison.largest_log_e, 700.0))
                 return f"so few robots can give evidence of {largest:.4g} at most"
-            return ""
+            best = self._comparison.best_drop(self.config.advance_alpha, (0.0, 0.0))
+            return f"so few canary robots exclude a drop of {best:.1%} at best" if best and best > stage.margin else ""
         if elapsed_s < _FORECAST_FROM * stage.duration_s or not elapsed_s or elapsed_s >= stage.duration_s:
             return ""
         growth = (stage.duration_s - elapsed_s) / elapsed_s
@@ -125,6 +126,7 @@ class CanaryJudge(CanaryEvidence):
             log_e = process.max_log_e if code else process.log_e
             parts.append(f"{name} worse: {odds(log_e, self._alphas[name])}")
         parts += self._scores.describe()
+        parts += self._comparison.notes()
         if self._silent:
             parts.append(f"silent, their episodes counted as failures: {listed(self._silent)}")
         if self._ignored:

@@ -6,6 +6,7 @@ Two forms with one interface, for units of episodes and for units of robots. Suc
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from vla_evidence.assignment_check import assignment_log_e
 from vla_evidence.canary_config import CanaryConfig
 from vla_evidence.errors import InputError
 from vla_evidence.non_inferiority import MARGINS, NonInferiority
-from vla_evidence.robot_units import RobotCohort, RobotEProcess, RobotPrior
+from vla_evidence.robot_units import RobotCohort, RobotEProcess, RobotPrior, smallest_drop
 from vla_evidence.two_sample import CANARY, INCUMBENT, BetaPrior, TwoSampleEProcess
 
 _FAST = BetaPrior(19.0, 1.0)
@@ -58,11 +59,15 @@ class Comparison(ABC):
 
     @abstractmethod
     def end_stage(self) -> None:
-        """The stage's time is over: no unit is waited for any more."""
+        """The stage's time is over: judge what there is; later outcomes count, too."""
 
     @abstractmethod
     def excluded_drop(self, alpha: float) -> float | None:
         """Return the smallest drop of success that can be excluded at level ``alpha``; None if none can."""
+
+    def notes(self) -> list[str]:
+        """Return what else a person should know."""
+        return []
 
     @abstractmethod
     def best_drop(self, alpha: float, more: tuple[float, float]) -> float | None:
@@ -162,49 +167,76 @@ class RobotComparison(Comparison):
         self.harm: dict[str, RobotEProcess] = {"success": RobotEProcess(config.harm_margin, prior=config.robot_prior)}
         if config.latency_limit_s is not None:
             self.harm["latency"] = RobotEProcess(config.latency_margin, prior=_FAST_ROBOTS)
-        margins = sorted({*MARGINS, *asked_margins(config)}, reverse=True)
-        self._better = [RobotEProcess(margin, prior=config.robot_prior, better=True) for margin in margins]
+        self._margins = sorted({*MARGINS, *asked_margins(config)}, reverse=True)
+        self._prior = config.robot_prior
+        self._better: list[RobotEProcess] = []
         self.cohort: RobotCohort | None = None
-        self._former_log_e = 0.0
+        self._closed = False
 
     @property
     def largest_log_e(self) -> float:
-        """No evidence can exceed this, counting the cohorts so far."""
-        return self._former_log_e + (self.cohort.largest_log_e if self.cohort is not None else 0.0)
+        """No evidence of this stage can exceed this."""
+        return self.cohort.largest_log_e if self.cohort is not None else 0.0
 
     def begin(self, cohort: RobotCohort | None) -> None:
-        """See :class:`Comparison`."""
+        """See :class:`Comparison`; what was proven in an earlier stage lets nothing pass in this one."""
         if cohort is None:
             raise InputError("INPUT_ARM", "cohort", "the unit is the robot: each stage needs the robots' groups")
-        self.end_stage()
-        self._former_log_e = self.largest_log_e
-        self.cohort = cohort
+        if self.cohort is not None:
+            self._take(self.cohort, final=True)
+        for process in self.harm.values():
+            process.merge()
+        self._better = [RobotEProcess(margin, prior=self._prior, better=True) for margin in self._margins]
+        self.cohort, self._closed = cohort, False
 
     def add(self, robot: str, group: int, outcomes: tuple[bool, ...], probability: float, *, silent: bool) -> None:
-        """See :class:`Comparison`; ``probability`` is that of the cohort, not this one. A silent robot is given up."""
+        """See :class:`Comparison`; ``probability`` is that of the cohort, not this one."""
         if self.cohort is None or robot not in self.cohort.groups:
             return  # a canary of an earlier stage: there was no choice, so it tells nothing
         if silent:
-            self.cohort.give_up(robot, len(self.harm))
+            self.cohort.add_silent(robot, len(self.harm))
         else:
             self.cohort.add(robot, *map(float, outcomes))
-        self._take()
+        self._take(self.cohort)
 
     def end_stage(self) -> None:
-        """See :class:`Comparison`."""
-        self._take(final=True)
-
-    def _take(self, *, final: bool = False) -> None:
-        if self.cohort is None:
+        """See :class:`Comparison`: half of the evidence is staked on the robots as they are now, the other half goes on."""
+        if self.cohort is None or self._closed:
             return
-        for group, means, probability in self.cohort.ready(len(self.harm), final=final):
-            for process, mean in zip(self.harm.values(), means, strict=True):
-                process.update(group, mean, probability)
+        now = copy.deepcopy(self)
+        if now.cohort is not None:
+            now._take(now.cohort, final=True)
+        for process, closed in zip(self._processes(), now._processes(), strict=True):
+            process.close(closed.log_e)
+        self._closed = True
+
+    def _processes(self) -> list[RobotEProcess]:
+        return [*self.harm.values(), *self._better]
+
+    def _take(self, cohort: RobotCohort, *, final: bool = False) -> None:
+        for unit in cohort.ready(len(self.harm), final=final):
+            for process, mean in zip(self.harm.values(), unit.means, strict=True):
+                process.update(unit.group, mean, unit.probability)
             for better in self._better:
-                better.update(group, means[0], probability)
+                better.update(unit.group, unit.worst, unit.probability)
+
+    def notes(self) -> list[str]:
+        """See :class:`Comparison`: which robots are short of episodes."""
+        if self.cohort is None or not any(self.cohort.short()):
+            return []
+        incumbents, canaries = self.cohort.short()
+        robots = (
+            f"{canaries} canary robots and {incumbents} others have not all of their {self.cohort.episodes} episodes"
+        )
+        return [f"{robots}: of the rest the worst is assumed before the margin is called excluded"]
 
     def excluded_drop(self, alpha: float) -> float | None:
-        """See :class:`Comparison`; from the largest margin downwards, as for :class:`NonInferiority`."""
+        """See :class:`Comparison`; from the largest margin downwards, as for :class:`NonInferiority`.
+
+        None also while nothing was heard of a group in this stage.
+        """
+        if self.cohort is not None and any(self.cohort.unheard_of()):
+            return None
         excluded = None
         for process in self._better:
             if process.log_e < -math.log(alpha):
@@ -213,8 +245,10 @@ class RobotComparison(Comparison):
         return excluded
 
     def best_drop(self, alpha: float, more: tuple[float, float]) -> float | None:
-        """See :class:`Comparison`: any, while the cohort's evidence can reach 1/α at all."""
-        return 0.0 if self.largest_log_e >= -math.log(alpha) else None
+        """See :class:`Comparison`: what the cohort's canaries could exclude if none of them had a fault."""
+        if self.cohort is None or self.largest_log_e < -math.log(alpha):
+            return None
+        return smallest_drop(sum(self.cohort.groups.values()), alpha)
 
     def assignment_log_e(self) -> float:
         """See :class:`Comparison`: a cohort's share is what it is."""
@@ -226,14 +260,16 @@ class RobotComparison(Comparison):
             "harm": {name: process.to_json() for name, process in self.harm.items()},
             "better": [process.to_json() for process in self._better],
             "cohort": None if self.cohort is None else self.cohort.to_json(),
-            "former_log_e": self._former_log_e,
+            "closed": self._closed,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See :class:`Comparison`."""
         for name, process in self.harm.items():
             process.restore(state["harm"][name])
+        self.cohort = None if state["cohort"] is None else RobotCohort.from_json(state["cohort"])
+        asked = self._margins if self.cohort is not None else []
+        self._better = [RobotEProcess(margin, prior=self._prior, better=True) for margin in asked]
         for process, saved in zip(self._better, state["better"], strict=True):
             process.restore(saved)
-        self.cohort = None if state["cohort"] is None else RobotCohort.from_json(state["cohort"])
-        self._former_log_e = float(state["former_log_e"])
+        self._closed = bool(state["closed"])

@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from vla_evidence.assignment import uniform
 from vla_evidence.errors import InputError, check_margin, check_probability, check_rate
@@ -103,8 +103,30 @@ class RobotEProcess:
         self._mean = [prior.mean, prior.mean - drop]
         self._squares = prior.robots * prior.sd**2
         self._degrees = prior.robots
-        self.log_e = 0.0
+        self._running = 0.0
+        self._closed: float | None = None
         self.max_log_e = 0.0
+
+    @property
+    def log_e(self) -> float:
+        """Logarithm of the evidence against H0."""
+        if self._closed is None:
+            return self._running
+        top = max(self._running, self._closed)
+        return top + math.log(0.5 * (math.exp(self._running - top) + math.exp(self._closed - top)))
+
+    def close(self, log_e: float) -> None:
+        """Stake half of the evidence on what it would be now if no more was waited for; the other half goes on.
+
+        The mean of both is an e-process again; each by itself, looked at whenever one likes, would not be.
+        """
+        if self._closed is None:
+            self._closed = log_e
+            self.max_log_e = max(self.max_log_e, self.log_e)
+
+    def merge(self) -> None:
+        """Go on with both halves as one: from now on nothing is waited for that one of them has and the other has not."""
+        self._running, self._closed = self.log_e, None
 
     def update(self, group: int, x: float, probability: float) -> float:
         """Take one robot in; return ``log_e``.
@@ -123,7 +145,7 @@ class RobotEProcess:
         if not 0.0 <= probability <= 1.0 or probability == 1.0 - group:
             raise InputError("INPUT_PROBABILITY", "probability", f"{probability} for a robot of group {group}")
         if 0.0 < probability < 1.0:
-            self.log_e += math.log(self._factor(group, x + self.margin * group, probability))
+            self._running += math.log(self._factor(group, x + self.margin * group, probability))
             self.max_log_e = max(self.max_log_e, self.log_e)
         self._learn(group, x)
         return self.log_e
@@ -151,7 +173,8 @@ class RobotEProcess:
 
     def to_json(self) -> list[float]:
         """Return what :meth:`restore` takes over."""
-        return [*self._weight, *self._mean, self._squares, self._degrees, self.log_e, self.max_log_e]
+        halves = [self._running] if self._closed is None else [self._running, self._closed]
+        return [*self._weight, *self._mean, self._squares, self._degrees, self.max_log_e, *halves]
 
     def restore(self, state: Sequence[float]) -> None:
         """Go on where another process of the same prior and margin was.
@@ -159,14 +182,12 @@ class RobotEProcess:
         Raises:
             InputError: the state cannot be.
         """
-        if (
-            len(state) != 8
-            or not all(math.isfinite(value) for value in state)
-            or min(state[0], state[1], *state[4:6]) <= 0
-        ):
+        finite = len(state) in (8, 9) and all(math.isfinite(value) for value in state)
+        if not finite or min(*state[0:2], *state[4:6]) <= 0.0:
             raise InputError("INPUT_VALUE", "state", f"{state!r} is not of an e-process of robots")
         self._weight, self._mean = list(state[0:2]), list(state[2:4])
-        self._squares, self._degrees, self.log_e, self.max_log_e = state[4:]
+        self._squares, self._degrees, self.max_log_e, self._running = state[4:8]
+        self._closed = state[8] if len(state) == 9 else None
 
     def _learn(self, group: int, x: float) -> None:
         before = self._mean[group]
@@ -176,11 +197,33 @@ class RobotEProcess:
         self._degrees += 1.0
 
 
+_HEARD, _SILENT, _IN_A_ROW, _FIRST = range(4)
+"""Of a robot's sums: episodes with an outcome, without, the last of these in a row; then of each thing that is judged."""
+
+
+class RobotUnit(NamedTuple):
+    """One robot of a cohort, ready to be judged.
+
+    Attributes:
+        group: :data:`INCUMBENT` or :data:`CANARY`.
+        means: of each thing over its episodes, one without an outcome a failure; 0 if there was none; if it was given up, the
+            rest of its episodes are failures.
+        worst: mean of the first thing if the worst is assumed of all episodes that were not heard of: the canary's failed, the
+            incumbent's succeeded. A proof of "not worse" may rest on nothing else.
+        probability: with which it is a canary, given those before it.
+    """
+
+    group: int
+    means: list[float]
+    worst: float
+    probability: float
+
+
 class RobotCohort:
     """The robots of one stage: collects their outcomes, and hands robots on in an order that tells nothing of their groups.
 
-    The order is that of a salted SHA-256 of the names. A robot is handed on when it has its episodes, or was given up, and all
-    before it were: an order of finishing would not do, for a canary that breaks robots finishes first.
+    The order is that of a salted SHA-256 of the names. A robot is handed on when it has its episodes, or was given up (silent
+    twice in a row), and all before it were: an order of finishing would not do, for a canary that breaks robots finishes first.
 
     Args:
         groups: group by robot. The canaries must have been drawn at random.
@@ -199,7 +242,6 @@ class RobotCohort:
         self.groups, self.episodes, self.salt = dict(groups), episodes, salt
         self._order = sorted(groups, key=lambda robot: (uniform(f"{salt}/order", robot), robot))
         self._sums: dict[str, list[float]] = {}
-        self._given_up: set[str] = set()
         self._taken = 0
 
     @property
@@ -214,37 +256,69 @@ class RobotCohort:
         Raises:
             InputError: a robot that is not of the cohort, or a value outside [0, 1].
         """
-        if robot not in self.groups:
-            raise InputError("INPUT_ARM", "robot", f"{robot!r} is not of this cohort")
         for y in ys:
             check_rate("y", y)
-        sums = self._sums.setdefault(robot, [0.0] * (len(ys) + 1))
-        if sums[0] < self.episodes and robot not in self._given_up:
-            for index, value in enumerate((1.0, *ys)):
+        sums = self._open_sums(robot, len(ys))
+        if sums is not None:
+            sums[_HEARD] += 1.0
+            sums[_IN_A_ROW] = 0.0
+            for index, value in enumerate(ys, start=_FIRST):
                 sums[index] += value
 
-    def give_up(self, robot: str, things: int) -> None:
-        """The robot is silent: the episodes that it still owes count as failures, in either group."""
+    def add_silent(self, robot: str, things: int) -> None:
+        """An episode's outcome was never heard of: it has failed. After two in a row the robot is given up.
+
+        Raises:
+            InputError: a robot that is not of the cohort.
+        """
+        sums = self._open_sums(robot, things)
+        if sums is not None:
+            sums[_SILENT] += 1.0
+            sums[_IN_A_ROW] += 1.0
+
+    def _open_sums(self, robot: str, things: int) -> list[float] | None:
+        """Return what to add to; None if the robot has its episodes, or was given up."""
         if robot not in self.groups:
             raise InputError("INPUT_ARM", "robot", f"{robot!r} is not of this cohort")
-        self._sums.setdefault(robot, [0.0] * (things + 1))
-        self._given_up.add(robot)
+        sums = self._sums.setdefault(robot, [0.0] * (_FIRST + things))
+        return None if self._complete(sums) else sums
 
-    def ready(self, things: int, *, final: bool = False) -> Iterator[tuple[int, list[float], float]]:
-        """Yield (group, means of each thing, π) of the robots whose turn it is, once each.
+    def _complete(self, sums: Sequence[float]) -> bool:
+        return sums[_HEARD] + sums[_SILENT] >= self.episodes or sums[_IN_A_ROW] >= _SILENT_IN_A_ROW
 
-        ``final``: the stage is over. Robots with fewer episodes are judged by those they had; one with none has failed.
+    def ready(self, things: int, *, final: bool = False) -> Iterator[RobotUnit]:
+        """Yield the robots whose turn it is, once each.
+
+        ``final``: the stage is over, so all others come, too.
         """
         while self._taken < len(self._order):
             robot = self._order[self._taken]
-            count, *sums = self._sums.get(robot, [0.0] * (things + 1))
-            if not (final or count >= self.episodes or robot in self._given_up):
+            sums = self._sums.get(robot, [0.0] * (_FIRST + things))
+            if not (final or self._complete(sums)):
                 return
             rest = self._order[self._taken :]
             probability = sum(self.groups[other] for other in rest) / len(rest)
-            owed = float(self.episodes) if robot in self._given_up else max(count, 1.0)
             self._taken += 1
-            yield self.groups[robot], [min(1.0, value / owed) for value in sums], probability
+            yield self._unit(self.groups[robot], sums, probability)
+
+    def _unit(self, group: int, sums: Sequence[float], probability: float) -> RobotUnit:
+        heard, silent = sums[_HEARD], sums[_SILENT]
+        gone = sums[_IN_A_ROW] >= _SILENT_IN_A_ROW
+        owed = float(self.episodes) if gone else max(heard + silent, 1.0)
+        unheard = self.episodes - heard if group == INCUMBENT else 0.0
+        worst = (sums[_FIRST] + unheard) / self.episodes
+        return RobotUnit(group, [min(1.0, value / owed) for value in sums[_FIRST:]], min(1.0, worst), probability)
+
+    def short(self) -> tuple[int, int]:
+        """Return how many robots of the incumbent and of the canary have not all their episodes (those given up included)."""
+        heard = {robot: sums[_HEARD] for robot, sums in self._sums.items()}
+        groups = [group for robot, group in self.groups.items() if heard.get(robot, 0.0) < self.episodes]
+        return groups.count(INCUMBENT), groups.count(CANARY)
+
+    def unheard_of(self) -> tuple[bool, bool]:
+        """Return whether no episode of any robot of the incumbent, of the canary, was ever heard of."""
+        heard = {self.groups[robot] for robot, sums in self._sums.items() if sums[_HEARD] > 0.0}
+        return INCUMBENT not in heard, CANARY not in heard
 
     @property
     def waiting(self) -> int:
@@ -258,7 +332,6 @@ class RobotCohort:
             "episodes": self.episodes,
             "salt": self.salt,
             "sums": self._sums,
-            "given_up": sorted(self._given_up),
             "taken": self._taken,
         }
 
@@ -271,11 +344,11 @@ class RobotCohort:
         """
         cohort = RobotCohort(document["groups"], int(document["episodes"]), str(document["salt"]))
         cohort._sums = {str(robot): [float(v) for v in sums] for robot, sums in document["sums"].items()}
-        cohort._given_up = {str(robot) for robot in document["given_up"]}
         cohort._taken = int(document["taken"])
-        if not (
-            0 <= cohort._taken <= len(cohort.groups)
-            and (cohort._sums.keys() | cohort._given_up) <= cohort.groups.keys()
-        ):
+        if not (0 <= cohort._taken <= len(cohort.groups) and cohort._sums.keys() <= cohort.groups.keys()):
             raise InputError("INPUT_VALUE", "cohort", "it names robots that are not in it")
+        for sums in cohort._sums.values():
+            heard = sums[_HEARD] if len(sums) > _FIRST else -1.0
+            if not (all(0.0 <= value < math.inf for value in sums) and max(sums[_FIRST:], default=0.0) <= heard):
+                raise InputError("INPUT_VALUE", "cohort", f"{sums!r} are no sums of a robot")
         return cohort

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -82,7 +83,7 @@ def cluster_runs(drop: float, episodes: int, *, runs: int, seed: int) -> tuple[f
         process = RobotEProcess(prior=RobotPrior(0.87, 0.08))
         for name, mean in zip(names, outcomes.mean(axis=1), strict=True):
             cohort.add(name, float(mean))
-        for group, (mean,), pi in cohort.ready(1):
+        for group, (mean,), _, pi in cohort.ready(1):
             process.update(group, mean, pi)
         by_robot += process.rejects(ALPHA)
     return by_episode / runs, by_robot / runs
@@ -174,7 +175,7 @@ def test_one_robot_among_few_can_never_convict_and_says_so() -> None:
     process = RobotEProcess()
     for n in range(10):
         cohort.add(f"r{n}", float(n != 0))  # the canary fails, all others succeed
-    for group, (mean,), pi in cohort.ready(1):
+    for group, (mean,), _, pi in cohort.ready(1):
         process.update(group, mean, pi)
     assert 0.0 < process.log_e <= cohort.largest_log_e and not process.rejects(ALPHA)
 
@@ -187,7 +188,7 @@ def test_robots_come_in_an_order_that_is_not_that_of_finishing_nor_of_groups() -
         first.add(name, 0.25 if name == "r0" else 1.0)
     for name in reversed(names):
         second.add(name, 0.25 if name == "r0" else 1.0)
-    assert [m for _, m, _ in first.ready(1)] == [m for _, m, _ in second.ready(1)]
+    assert [u.means for u in first.ready(1)] == [u.means for u in second.ready(1)]
     orders = {tuple(RobotCohort(dict.fromkeys(names, 0), 1, f"s{n}")._order) for n in range(5)}
     assert len(orders) == 5
     assert list(first.ready(1)) == [] and first.waiting == 0
@@ -195,26 +196,50 @@ def test_robots_come_in_an_order_that_is_not_that_of_finishing_nor_of_groups() -
 
 def test_a_robot_waits_for_those_before_it_until_they_are_given_up_or_the_stage_ends() -> None:
     names = [f"r{n}" for n in range(6)]
-    cohort = RobotCohort(dict.fromkeys(names, 0) | {"r0": 1}, 2, "s")
+    cohort = RobotCohort(dict.fromkeys(names, 0) | {"r0": 1}, 4, "s")
     order = cohort._order
     for name in order[1:5]:
-        for y in (1.0, 0.0, 1.0):  # the third is one too many
+        for y in (1.0, 0.0, 1.0, 0.0, 1.0):  # the fifth is one too many
             cohort.add(name, y)
-    assert list(cohort.ready(1)) == []
     cohort.add(order[0], 1.0)
-    cohort.give_up(order[0], 1)
+    cohort.add_silent(order[0], 1)
+    cohort.add(order[0], 1.0)
+    assert list(cohort.ready(1)) == []  # a single lost message is one failure, no more
+    cohort = RobotCohort.from_json(cohort.to_json())
+    cohort._sums[order[0]] = [1.0, 0.0, 0.0, 1.0]
+    cohort.add_silent(order[0], 1)
+    cohort.add_silent(order[0], 1)
     cohort.add(order[0], 1.0)  # too late
     taken = list(cohort.ready(1))
-    assert [means for _, means, _ in taken] == [[0.5]] * 5  # the one that was given up owes a failure
+    assert [unit.means for unit in taken] == [[0.25]] + [[0.5]] * 4  # the one that was given up owes failures
     assert cohort.waiting == 1
-    assert [means for _, means, _ in cohort.ready(1, final=True)] == [[0.0]]  # never heard of: failed
+    assert [unit.means for unit in cohort.ready(1, final=True)] == [[0.0]]  # never heard of: failed
+
+
+def test_of_what_was_not_heard_of_the_worst_is_assumed_for_the_proof() -> None:
+    groups = {"gone": 1, "short": 1, "lost": 1, "never": 1, "Gone": 0, "Short": 0, "Lost": 0, "Never": 0}
+    cohort = RobotCohort(groups, 10, "s")
+    for robot in groups:
+        heard, silent = {"gone": (2, 2), "short": (2, 0), "lost": (9, 1), "never": (0, 0)}[robot.lower()]
+        for _ in range(heard):
+            cohort.add(robot, 1.0)
+        for _ in range(silent):
+            cohort.add_silent(robot, 1)
+    assert cohort.short() == (4, 4)
+    units = dict(zip(cohort._order, cohort.ready(1, final=True), strict=True))
+    assert {name: units[name].worst for name in groups if name.islower()} == pytest.approx(
+        {"gone": 0.2, "short": 0.2, "lost": 0.9, "never": 0.0}
+    )
+    assert all(units[name].worst == 1.0 for name in groups if not name.islower())
+    for name, mean in {"gone": 0.2, "short": 1.0, "lost": 0.9, "never": 0.0}.items():
+        assert units[name].means == units[name.title()].means == [pytest.approx(mean)]  # harm: both groups alike
 
 
 def test_pi_is_the_share_of_canaries_among_those_left() -> None:
     names = [f"r{n}" for n in range(5)]
     cohort = RobotCohort(dict.fromkeys(names, 0) | {"r1": 1, "r3": 1}, 1, "x")
     left = 2
-    for index, (group, _, pi) in enumerate(cohort.ready(1, final=True)):
+    for index, (group, _, _, pi) in enumerate(cohort.ready(1, final=True)):
         assert pi == pytest.approx(left / (5 - index))
         left -= group
     assert left == 0
@@ -227,6 +252,32 @@ def test_extreme_means_stay_finite() -> None:
             process.update(n % 2, canary if n % 2 else incumbent, 0.5)
         assert math.isfinite(process.log_e)
         assert process.rejects(1e-9) == (canary < incumbent)
+
+
+def test_half_of_the_evidence_is_staked_on_the_end_and_half_goes_on() -> None:
+    """The mean over all draws stays 1 when the evidence is looked at twice, with some robots' means as they were half-way."""
+    now, later = [0.9, 0.2, 1.0, 0.5, 0.4, 0.8], [0.9, 0.2, 0.7, 0.1, 0.9, 0.3]
+    for better in (False, True):
+        logs = []
+        for canaries in itertools.combinations(range(6), 2):
+            running, left = RobotEProcess(better=better), 2
+            for index in range(6):
+                if index == 2:  # the first two have their episodes
+                    closed, still = copy.deepcopy(running), left
+                    for other in range(2, 6):
+                        closed.update(int(other in canaries), now[other], still / (6 - other))
+                        still -= other in canaries
+                    running.close(closed.log_e)
+                    half_way = running.log_e
+                running.update(int(index in canaries), later[index], left / (6 - index))
+                left -= index in canaries
+            logs.append((half_way, running.log_e))
+            again = RobotEProcess(better=better)
+            again.restore(running.to_json())
+            assert again.log_e == running.log_e
+            running.merge()
+            assert running.log_e == pytest.approx(again.log_e) and len(running.to_json()) == 8
+        assert np.exp(logs).mean(axis=0) == pytest.approx([1.0, 1.0], abs=1e-9)
 
 
 def test_it_goes_on_where_another_one_was() -> None:
@@ -242,7 +293,8 @@ def test_it_goes_on_where_another_one_was() -> None:
     ]
     cohort = RobotCohort({"a": 0, "b": 1, "c": 0}, 2, "s")
     cohort.add("a", 1.0, 0.0)
-    cohort.give_up("b", 2)
+    cohort.add_silent("b", 2)
+    cohort.add_silent("b", 2)
     again = RobotCohort.from_json(cohort.to_json())
     assert again.to_json() == cohort.to_json()
     assert list(again.ready(2, final=True)) == list(cohort.ready(2, final=True))
@@ -274,8 +326,10 @@ def test_what_cannot_be_is_refused() -> None:
         (lambda: RobotCohort({"a": 1}, 0, "s"), "INPUT_COUNT"),
         (lambda: cohort.add("nobody", 1.0), "INPUT_ARM"),
         (lambda: cohort.add("a", 2.0), "INPUT_RATE"),
-        (lambda: cohort.give_up("nobody", 1), "INPUT_ARM"),
+        (lambda: cohort.add_silent("nobody", 1), "INPUT_ARM"),
         (lambda: RobotCohort.from_json({**cohort.to_json(), "taken": 9}), "INPUT_VALUE"),
+        (lambda: RobotCohort.from_json({**cohort.to_json(), "sums": {"a": [1.0]}}), "INPUT_VALUE"),
+        (lambda: RobotCohort.from_json({**cohort.to_json(), "sums": {"a": [1.0, 0.0, 0.0, 2.0]}}), "INPUT_VALUE"),
     ):
         with pytest.raises(InputError) as caught:
             call()
