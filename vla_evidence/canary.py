@@ -2,17 +2,20 @@
 """The judge of a canary: go on to the next stage, wait, roll back, or ask a person. Pure: it reads no clock and draws nothing.
 
 **ROLLBACK** when one e-process finds harm: success (the canary's rate is lower), latency (more of its episodes are slow), or
-anomaly scores (more of its blocks exceed the incumbent's limit than is tolerated). α is shared by what is judged, 3 : 1 : 1,
-before the first outcome, so P(a canary that is no worse in any of them is ever rolled back) <= α over all stages.
+anomaly scores (more of its blocks exceed a limit than the incumbent's beside it). α is shared by what is judged, 3 : 1 : 1,
+before the first outcome, so P(a canary that is no worse in any of them is ever rolled back) <= α over all stages, if episodes (or
+robots) were drawn as stated.
 
 **ADVANCE** when there is no such evidence and none that leans that way, the stage has lasted its time, each group has its minimum
-of episodes in it (each score source of blocks), and the stage's margin is excluded: the canary is not worse by so much, at level
-``advance_alpha`` over all stages and looks. Never on missing data: an assigned episode without an outcome by its deadline
-is a failure of its group, one without a latency is slow.
+of episodes with an outcome in it (and of blocks of each score source), and the stage's margin is excluded by this stage alone:
+the canary is not worse by so much, at level ``advance_alpha`` over all looks of the stage. Never on missing data: an assigned
+episode without an outcome by its deadline is a failure of its group, one without a latency is slow; and what is not known of the
+incumbent counts as its success where "not worse" is to be proven.
 
-**INCONCLUSIVE** when the stage's time is over without that, the margin is out of reach at this pace, or the canary did not get
-the share of episodes that all evidence rests on: hold, and ask a person, with the drop that can be excluded. It is no final
-verdict: evidence goes on, and may be looked at again. **HOLD** otherwise.
+**INCONCLUSIVE** when the stage's time is over without that, the margin is out of reach at this pace, or episodes were not drawn
+as stated, on which all evidence rests (the canary's share is another one, or robots stay with one version; P(this is said
+wrongly) <= 0.001 each): hold, and ask a person, with the drop that can be excluded. It is no final verdict: evidence goes on, and
+may be looked at again. **HOLD** otherwise.
 
 What it knows, and in which order, is :class:`~vla_evidence.canary_evidence.CanaryEvidence`'s.
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from vla_evidence.canary_config import FEWEST_FOR_LIMIT
 from vla_evidence.canary_evidence import CanaryEvidence
 from vla_evidence.canary_tests import RobotComparison
 from vla_evidence.canary_verdict import CanaryDecision, CanaryVerdict, demanded, excluded, listed
@@ -31,7 +35,6 @@ from vla_evidence.two_sample import CANARY, INCUMBENT
 
 _CODES = {"success": "SUCCESS_WORSE", "latency": "LATENCY_WORSE"}
 _FORECAST_FROM = 0.25
-_MISMATCH_ALPHA = 1e-3
 
 
 class CanaryJudge(CanaryEvidence):
@@ -45,14 +48,17 @@ class CanaryJudge(CanaryEvidence):
         if time_over:
             self._comparison.end_stage()
         drop = self._comparison.excluded_drop(self.config.advance_alpha)
-        code, why = self._harm()
-        if code:
-            return self._say(CanaryDecision.ROLLBACK, why, drop, code=code)
+        fault = self._assignment.fault()
+        if not self._convicted and not fault:
+            self._convicted = self._harm()
+        if self._convicted:
+            name, code = self._convicted, _CODES.get(self._convicted, "SCORES_WORSE")
+            return self._say(CanaryDecision.ROLLBACK, f"{name} is worse", drop, code=code)
         if stage.share >= 1.0:
             return self._say(CanaryDecision.HOLD, "every robot is to run it: nobody is left to compare with", drop)
-        mismatch = self._mismatch()
-        if mismatch:
-            return self._say(CanaryDecision.INCONCLUSIVE, f"{mismatch}; ask a person", None, missing=(mismatch,))
+        if fault:
+            why = f"{fault}: nothing is comparable; hold it, take it back if in doubt, and ask a person"
+            return self._say(CanaryDecision.INCONCLUSIVE, why, None, missing=(fault,))
         missing = self._missing(stage, drop)
         if not missing:
             return self._say(CanaryDecision.ADVANCE, "no sign of harm, and enough of everything", drop)
@@ -65,20 +71,13 @@ class CanaryJudge(CanaryEvidence):
             CanaryDecision.HOLD, f"missing: {', '.join(missing)}; {excluded(drop)}", drop, missing=tuple(missing)
         )
 
-    def _harm(self) -> tuple[str, str]:
+    def _harm(self) -> str:
+        """Return what is worse; empty if nothing is."""
         both = min(self._totals[INCUMBENT][1], self._totals[CANARY][1]) > 0  # else the assignment alone would convict
-        for name, process in self._comparison.harm.items():
-            if both and process.max_log_e >= -math.log(self._alphas[name]):
-                return _CODES[name], f"{name} is worse"
-        source = self._scores.worse()
-        return ("SCORES_WORSE", f"{source} exceeds the incumbent's limit too often") if source else ("", "")
-
-    def _mismatch(self) -> str:
-        if self._comparison.assignment_log_e() < -math.log(_MISMATCH_ALPHA):
-            return ""
-        units = [total[1] for total in self._totals]
-        share = f"the canary got {units[CANARY]} of {sum(units)} episodes, which is not the share that was to be drawn"
-        return f"{share}: nothing is comparable"
+        for name, process, alpha in self._processes():
+            if both and process.max_log_e >= -math.log(alpha):
+                return name
+        return ""
 
     def _missing(self, stage: Stage, drop: float | None) -> list[str]:
         config, missing = self.config, []
@@ -88,7 +87,11 @@ class CanaryJudge(CanaryEvidence):
         for group, name in ((CANARY, "canary"), (INCUMBENT, "incumbent")):
             if self._stage_units[group] < config.min_episodes:
                 missing.append(f"episodes of the {name} ({self._stage_units[group]} of {config.min_episodes})")
-        missing += self._scores.missing()
+            for source, blocks in self._blocks.items():
+                if blocks[group] < config.min_blocks:
+                    missing.append(f"blocks of {source} of the {name} ({blocks[group]} of {config.min_blocks})")
+        if not config.allow_unjudged_scores:
+            missing += [f"a limit for {text}" for text in self._not_judged()]
         if stage.margin is not None and (drop is None or drop > stage.margin):
             missing.append(demanded(stage.margin))
         strongest = max(process.log_e for _, process, _ in self._processes())
@@ -122,16 +125,24 @@ class CanaryJudge(CanaryEvidence):
     ) -> CanaryVerdict:
         stage = self.stage
         parts = [f"{stage.name}: {why}", self._rates()]
-        for name, process in self._comparison.harm.items():
+        for name, process, alpha in self._processes():
             log_e = process.max_log_e if code else process.log_e
-            parts.append(f"{name} worse: {odds(log_e, self._alphas[name])}")
-        parts += self._scores.describe()
+            parts.append(f"{name} worse: {odds(log_e, alpha)}")
+        if self._limits.too_short:
+            parts.append(f"not judged: {', '.join(self._not_judged())}")
+        if len(self._open):
+            waiting = self._open.waiting
+            held = f", {waiting} of them ended and waiting for one assigned before" if waiting else ""
+            parts.append(f"{len(self._open)} episodes open{held}")
         parts += self._comparison.notes()
         if self._silent:
             parts.append(f"silent, their episodes counted as failures: {listed(self._silent)}")
         if self._ignored:
             parts.append(f"{self._ignored} outcomes ignored that came twice or after their deadline")
         return CanaryVerdict(decision, "; ".join(parts), stage.name, code, drop, missing, self._figures())
+
+    def _not_judged(self) -> list[str]:
+        return [f"{source} ({n} of {FEWEST_FOR_LIMIT} past values)" for source, n in self._limits.too_short.items()]
 
     def _rates(self) -> str:
         texts = []
@@ -151,5 +162,6 @@ class CanaryJudge(CanaryEvidence):
             "in_stage": list(self._stage_units),
             "elapsed_s": self._now_s - self._since_s,
             "open": len(self._open),
+            "waiting": self._open.waiting,
             "tests": tests,
         }

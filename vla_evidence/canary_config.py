@@ -19,7 +19,14 @@ HISTORY_WEIGHT = 1000.0
 """Episodes that the incumbent's history counts for at most."""
 CANARY_WEIGHT = 20.0
 """Episodes that the expected drop counts for."""
-_FEWEST_LATENCIES = 20
+FEWEST_FOR_LIMIT = 20
+"""Values of the past that a limit needs."""
+
+
+def upper_limit(values: Sequence[float], quantile: float) -> float:
+    """Return the value that the share ``quantile`` of such values is expected not to exceed."""
+    rank = math.ceil(quantile * (len(values) + 1))
+    return float(sorted(values)[min(rank, len(values)) - 1])
 
 
 def latency_limit(values: Sequence[float], quantile: float = 0.95) -> float:
@@ -32,10 +39,9 @@ def latency_limit(values: Sequence[float], quantile: float = 0.95) -> float:
         InputError: fewer than 20 values, or one that is no duration.
     """
     check_probability("quantile", quantile)
-    if len(values) < _FEWEST_LATENCIES or not all(math.isfinite(value) and value >= 0.0 for value in values):
-        raise InputError("INPUT_VALUE", "latencies", f"fewer than {_FEWEST_LATENCIES}, or some are no durations")
-    rank = math.ceil(quantile * (len(values) + 1))
-    return float(sorted(values)[min(rank, len(values)) - 1])
+    if len(values) < FEWEST_FOR_LIMIT or not all(math.isfinite(value) and value >= 0.0 for value in values):
+        raise InputError("INPUT_VALUE", "latencies", f"fewer than {FEWEST_FOR_LIMIT}, or some are no durations")
+    return upper_limit(values, quantile)
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,17 @@ class CanaryConfig:
         stages: in their order.
         unit: what is assigned at random.
         alpha: P(a canary that is no worse is ever rolled back), all stages, tests and looks together.
-        advance_alpha: P(a drop is ever called excluded that is there), all stages, margins and looks together.
+        advance_alpha: P(a stage is passed, or a drop called excluded in it, although the drop was there throughout the stage),
+            all margins and looks of the stage together.
         harm_margin: of the success rate; a drop of this size is no harm.
         min_episodes: with an outcome, of each group in a stage before it may advance.
         deadline_s: an assigned episode without an outcome for so long has failed [s].
         latency_limit_s: slower than this is slow [s]; from the incumbent's past, see :func:`latency_limit`. None: not judged.
         latency_margin: share by which the canary may have more slow episodes.
-        score_quantile, tolerated_exceedance: as for :meth:`~vla_evidence.exceedance.ExceedanceTest.calibrated`.
-        min_blocks: of each judged score source before it may advance.
+        score_quantile: share of the incumbent's past blocks that do not exceed a score's limit.
+        score_margin: share of blocks by which the canary may exceed it more often than the incumbent beside it.
+        min_blocks: of each judged score source, from each group in a stage before it may advance.
+        allow_unjudged_scores: advance though a source has too short a past to be judged.
         advance_max_evidence: evidence for harm above this delays an advance.
         incumbent_prior, canary_prior: of the success rates, for units of episodes.
         robot_prior: of the robots' success rates, for units of robots.
@@ -74,8 +83,9 @@ class CanaryConfig:
     latency_limit_s: float | None = None
     latency_margin: float = 0.05
     score_quantile: float = 0.95
-    tolerated_exceedance: float = 0.15
+    score_margin: float = 0.10
     min_blocks: int = 20
+    allow_unjudged_scores: bool = False
     advance_max_evidence: float = 4.0
     incumbent_prior: BetaPrior = field(default_factory=BetaPrior)
     canary_prior: BetaPrior = field(default_factory=BetaPrior)
@@ -86,15 +96,14 @@ class CanaryConfig:
     def __post_init__(self) -> None:
         if not self.stages:
             raise InputError("INPUT_COUNT", "stages", "there are none")
-        for name in ("alpha", "advance_alpha", "score_quantile", "tolerated_exceedance"):
+        for name in ("alpha", "advance_alpha", "score_quantile"):
             check_probability(name, getattr(self, name))
-        for name in ("harm_margin", "latency_margin"):
+        for name in ("harm_margin", "latency_margin", "score_margin"):
             check_margin(name, getattr(self, name))
         for name in ("min_episodes", "min_blocks", "episodes_per_robot"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    "INPUT_COUNT", name, f"{getattr(self, name)} is not positive: nothing is proven by no data"
-                )
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise InputError("INPUT_COUNT", name, f"{value!r} is no positive count: nothing is proven by no data")
         positive = {"deadline_s": self.deadline_s, "advance_max_evidence": self.advance_max_evidence}
         if self.latency_limit_s is not None:
             positive["latency_limit_s"] = self.latency_limit_s

@@ -3,22 +3,26 @@
 
 Outcomes count in the order in which episodes were *assigned*: what is still open holds back what was assigned after it, until it
 ends or its deadline passes. In the order of ending, a slower version would be under-represented among what is known. An episode
-without an outcome by its deadline is a failure of its group, one without a latency is slow.
+without an outcome by its deadline is a failure of its group, one without a latency is slow, and one without scores exceeds their
+limits.
+
+What is refused (:class:`~vla_evidence.errors.InputError`) has changed nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vla_evidence.assignment_check import AssignmentCheck
 from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.canary_scores import ScoreTests
-from vla_evidence.canary_tests import Comparison, EpisodeComparison, HarmProcess, RobotComparison
-from vla_evidence.errors import InputError, LogError
+from vla_evidence.canary_scores import ScoreLimits, Scores
+from vla_evidence.canary_tests import SCORE, Comparison, EpisodeComparison, HarmProcess, RobotComparison
+from vla_evidence.errors import InputError, LogError, check_probability
 from vla_evidence.open_units import OpenUnits
 from vla_evidence.robot_units import RobotCohort
 from vla_evidence.stages import Stage, Unit
@@ -27,6 +31,7 @@ from vla_evidence.two_sample import CANARY, INCUMBENT
 _Evidence = TypeVar("_Evidence", bound="CanaryEvidence")
 _SHARES = {"success": 3.0, "latency": 1.0, "scores": 1.0}
 _SCHEMA = 1
+_ROUNDING = 1e-6
 
 
 class CanaryEvidence:
@@ -37,27 +42,36 @@ class CanaryEvidence:
         score_history: the incumbent's observations by source (largest score of each block), from which limits are made.
 
     Raises:
-        ValueError: a score of the history is not finite.
+        InputError: a score of the history is no finite number.
     """
 
-    def __init__(self, config: CanaryConfig, score_history: Mapping[str, Sequence[float]] | None = None) -> None:
+    def __init__(self, config: CanaryConfig, score_history: Scores | None = None) -> None:
         self.config = config
-        self._comparison: Comparison = (
-            EpisodeComparison(config) if config.unit is Unit.EPISODE else RobotComparison(config)
-        )
-        history = score_history or {}
-        judged = [*self._comparison.harm, *(["scores"] if history else [])]
-        total = sum(_SHARES[name] for name in judged)
-        self._alphas = {name: config.alpha * _SHARES[name] / total for name in judged}
-        self._scores = ScoreTests(config, history, self._alphas.get("scores", config.alpha))
-        self._open = OpenUnits(config.deadline_s)
+        self._begin_with(ScoreLimits.of(score_history or {}, config.score_quantile))
+        self._assignment = AssignmentCheck()
         self._stage = -1
         self._since_s = self._now_s = 0.0
         self._totals = [[0, 0], [0, 0]]  # of each group: successes, episodes
-        self._stage_units = [0, 0]
+        self._stage_units = [0, 0]  # of each group: episodes with an outcome
+        self._blocks = {source: [0, 0] for source in self._limits.limits}  # in the stage, of each group
+        self._probabilities: set[float] = set()  # of the stage's assignments
         self._canaries: set[str] = set()
         self._silent: set[str] = set()
         self._ignored = 0
+        self._convicted = ""  # name of the test by which it was rolled back: final
+
+    def _begin_with(self, limits: ScoreLimits) -> None:
+        """Make the tests; what is judged, and with it each share of α, follows from the settings and the limits."""
+        form = EpisodeComparison if self.config.unit is Unit.EPISODE else RobotComparison
+        self._limits = limits
+        self._comparison: Comparison = form(self.config, list(limits.limits))
+        kinds = {name: "scores" if name.startswith(SCORE) else name for name in self._comparison.harm}
+        total = sum(_SHARES[kind] for kind in set(kinds.values()))
+        same = list(kinds.values())
+        self._alphas = {
+            name: self.config.alpha * _SHARES[kind] / total / same.count(kind) for name, kind in kinds.items()
+        }
+        self._open = OpenUnits(self.config.deadline_s, len(self._comparison.harm))
 
     @property
     def stage(self) -> Stage:
@@ -83,19 +97,29 @@ class CanaryEvidence:
         Raises:
             InputError: no such stage, not a later one, or a cohort that cannot be.
         """
-        if not self._stage < index < len(self.config.stages):
+        if type(index) is not int or not self._stage < index < len(self.config.stages):
             raise InputError(
-                "INPUT_VALUE", "stage", f"{index} does not follow {self._stage} of {len(self.config.stages)}"
+                "INPUT_VALUE", "stage", f"{index!r} does not follow {self._stage} of {len(self.config.stages)}"
             )
-        self._advance_clock(now_s)
+        now_s = _checked_time(now_s)
         if self.config.stages[index].share < 1.0:
-            self._comparison.begin(self._new_cohort(index, cohort))
+            new = self._new_cohort(index, cohort)
+            if (new is None) == (self.config.unit is Unit.ROBOT):
+                reason = "is needed: the unit is the robot" if new is None else "robots have no group: the unit is the episode"
+                raise InputError("INPUT_ARM", "cohort", reason)
+            self._advance_clock(now_s)
+            self._comparison.begin(new)
             self._canaries = {robot for robot, group in (cohort or {}).items() if group == CANARY}
-        self._stage, self._since_s, self._stage_units = index, now_s, [0, 0]
+        self._advance_clock(now_s)
+        self._assignment.begin_stage()
+        self._stage, self._since_s, self._stage_units, self._probabilities = index, self._now_s, [0, 0], set()
+        self._blocks = {source: [0, 0] for source in self._blocks}
 
     def _new_cohort(self, index: int, groups: Mapping[str, int] | None) -> RobotCohort | None:
         if groups is None:
             return None
+        if not isinstance(groups, Mapping):
+            raise InputError("INPUT_ARM", "cohort", f"{groups!r} tells no robots' groups")
         if any(groups.get(robot) != CANARY for robot in self._canaries):
             raise InputError("INPUT_ARM", "cohort", "a canary of an earlier stage is none any more")
         new = {robot: group for robot, group in groups.items() if robot not in self._canaries}
@@ -105,7 +129,7 @@ class CanaryEvidence:
         """An episode was given to a robot; :meth:`finish` tells its outcome, or its deadline passes.
 
         Args:
-            episode: a name that no other episode has.
+            episode: a name that no other episode has. Told again, also after its end, it is refused for a deadline at least.
             robot: which runs it.
             group: 0 incumbent, 1 canary.
             now_s: when [s].
@@ -113,13 +137,27 @@ class CanaryEvidence:
                 no evidence. For units of robots it follows from the cohort, and is None.
 
         Raises:
-            InputError: an unknown group, a probability that is not strictly between 0 and 1, a robot that is not of the cohort or
-                in its other group, or a name that is taken.
+            InputError: an unknown group, a probability that is not strictly between 0 and 1 or the seventeenth of a stage, a
+                robot that is not of the cohort or in its other group, a name that is taken, or a time that lies a deadline back.
         """
         self._refuse_if_full()
         self._check_design(robot, group, probability)
+        now_s = _checked_time(now_s)
+        if now_s <= self._now_s - self.config.deadline_s:
+            back = f"{now_s} is {self._now_s - now_s:.6g} s back"
+            raise InputError("INPUT_VALUE", "now_s", f"{back}: its deadline has passed")
+        pi = 0.5 if probability is None else probability
+        self._open.check(episode, robot, group, pi)
+        self._admit(probability)
         self._advance_clock(now_s)
-        self._open.assign(episode, robot, group, 0.5 if probability is None else probability, self._stage, self._now_s)
+        if probability is not None:
+            self._assignment.add(robot, int(group), probability)
+        self._open.assign(episode, robot, group, pi, self._stage, self._now_s)
+
+    def _admit(self, probability: float | None) -> None:
+        if probability is not None and isinstance(self._comparison, EpisodeComparison):
+            self._comparison.check(self._probabilities | {probability})
+            self._probabilities.add(probability)
 
     def _refuse_if_full(self) -> None:
         if self.stage.share >= 1.0:
@@ -135,26 +173,55 @@ class CanaryEvidence:
             if group != is_canary or not (is_canary or robot in self._comparison.cohort.groups):
                 raise InputError("INPUT_ARM", "robot", f"{robot!r} is not in group {group!r} of the cohort")
 
-    def finish(self, episode: str, success: bool, now_s: float, latency_s: float | None = None) -> bool:
+    def finish(
+        self, episode: str, success: bool, now_s: float, latency_s: float | None = None, scores: Scores | None = None
+    ) -> bool:
         """An episode ended; false, and ignored, if it is not open (told twice, or after its deadline: it has failed then).
 
+        Args:
+            episode: its name.
+            success: whether it succeeded.
+            now_s: when [s].
+            latency_s: how long it took [s].
+            scores: by source, the largest score of each of its blocks. Of a source that is not judged they are ignored.
+
         Raises:
-            InputError: a success that is neither true nor false, or a latency that is no duration.
+            InputError: a success that is neither true nor false, a latency that is no duration, or a score that is no number.
         """
         if success not in (0, 1):
             raise InputError("INPUT_RATE", "success", f"{success!r} is neither true nor false")
         if latency_s is not None and not latency_s >= 0.0:
             raise InputError("INPUT_VALUE", "latency_s", f"{latency_s} is not a duration")
+        within = self._limits.within(scores)
+        now_s = _checked_time(now_s)
         self._advance_clock(now_s)
-        known = self._open.finish(episode, bool(success), self._fast(latency_s))
-        self._ignored += not known
+        unit = self._open.finish(episode, (float(success), *self._fast(latency_s), *within))
+        self._ignored += unit is None
+        if unit is not None and unit.stage == self._stage:
+            for source, blocks in self._blocks.items():
+                blocks[unit.group] += len((scores or {}).get(source, ()))
         self._take_in()
-        return known
+        return unit is not None
+
+    def _fast(self, latency_s: float | None) -> tuple[float, ...]:
+        limit = self.config.latency_limit_s
+        return () if limit is None else (float(latency_s is not None and latency_s <= limit),)
 
     def add_many(
-        self, groups: ArrayLike, successes: ArrayLike, probability: float, latencies_s: ArrayLike | None = None
+        self,
+        groups: ArrayLike,
+        successes: ArrayLike,
+        probability: float,
+        latencies_s: ArrayLike | None = None,
+        scores: Mapping[str, ArrayLike] | None = None,
     ) -> None:
-        """Take in episodes that have ended, in the order of their assignment; arrays of shape [episodes]. None may be open.
+        """Take in episodes that have ended, in the order of their assignment. None may be open.
+
+        Args:
+            groups, successes: of each episode, shape [episodes].
+            probability: of the canary, of each of them.
+            latencies_s: of each [s].
+            scores: by source, of shape [episodes, blocks].
 
         Raises:
             InputError: as :meth:`assign` and :meth:`finish`; or the unit is not the episode.
@@ -169,35 +236,40 @@ class CanaryEvidence:
             if latencies.shape != y.shape:
                 raise InputError("INPUT_VALUE", "latencies_s", f"{latencies.size} for {y.size} episodes")
             outcomes.append(latencies <= self.config.latency_limit_s)
+        blocks = dict.fromkeys(self._blocks, 0)
+        for source, limit in self._limits.limits.items():
+            values = np.asarray((scores or {}).get(source, np.full((y.size, 1), np.nan)), dtype=np.float64)
+            if values.ndim != 2 or len(values) != y.size or not values.shape[1]:
+                raise InputError("INPUT_VALUE", f"scores of {source}", f"shape {values.shape} for {y.size} episodes")
+            outcomes.append((values <= limit).mean(axis=1))
+            blocks[source] = values.shape[1] if source in (scores or {}) else 0
+        check_probability("probability", probability)
+        self._comparison.check(self._probabilities | {probability})
         self._comparison.add_many(g, outcomes, probability)
+        self._admit(probability)
+        self._assignment.add_many(g, probability)
         for group in (INCUMBENT, CANARY):
             members = g == group
             self._count(group, int(y[members].sum()), int(members.sum()))
-
-    def add_score(self, source: str, value: float) -> None:
-        """Take in one observation of the canary: the largest score of a block. Of a source that is not judged it is ignored."""
-        self._scores.add(source, value)
-
-    def _fast(self, latency_s: float | None) -> bool:
-        limit = self.config.latency_limit_s
-        return limit is None or (latency_s is not None and latency_s <= limit)
+            for source, each in blocks.items():
+                self._blocks[source][group] += each * int(members.sum())
 
     def _advance_clock(self, now_s: float) -> None:
-        if not math.isfinite(now_s):
-            raise InputError("INPUT_VALUE", "now_s", f"{now_s} is not a time")
-        self._now_s = max(self._now_s, now_s)
+        self._now_s = max(self._now_s, _checked_time(now_s))
         self._open.expire(self._now_s)
         self._take_in()
 
     def _take_in(self) -> None:
-        for unit in self._open.ready():
-            of_now = unit.stage == self._stage
-            if not of_now and self.config.unit is Unit.ROBOT:
+        for unit in self._open.ready(self._now_s):
+            if unit.stage == self._stage:
+                self._comparison.add(unit.robot, unit.group, unit.outcomes, unit.probability, silent=unit.silent)
+            elif isinstance(self._comparison, EpisodeComparison):
+                self._comparison.late(unit.group, unit.outcomes, unit.probability)
+            else:
                 continue  # the robot may run another version by now
-            outcomes = (unit.success, unit.fast)[: len(self._comparison.harm)]
-            self._comparison.add(unit.robot, unit.group, outcomes, unit.probability, silent=unit.silent)
             (self._silent.add if unit.silent else self._silent.discard)(unit.robot)
-            self._count(unit.group, int(unit.success), 1, in_stage=of_now and not unit.silent)
+            in_stage = unit.stage == self._stage and not unit.silent
+            self._count(unit.group, int(unit.outcomes[0]), 1, in_stage=in_stage)
 
     def _count(self, group: int, successes: int, episodes: int, *, in_stage: bool = True) -> None:
         self._totals[group][0] += successes
@@ -208,8 +280,6 @@ class CanaryEvidence:
         """Yield (name, e-process, level) of every test for harm."""
         for name, process in self._comparison.harm.items():
             yield name, process, self._alphas[name]
-        for source, scores in self._scores.processes():
-            yield f"score {source}", scores, self._scores.alpha
 
     # -- over restarts of the server ----------------------------------------------------------------------------------------
 
@@ -226,8 +296,11 @@ class CanaryEvidence:
             "canaries": sorted(self._canaries),
             "silent": sorted(self._silent),
             "ignored": self._ignored,
-            "alphas": dict(self._alphas),
-            "scores": self._scores.to_json(),
+            "convicted": self._convicted,
+            "probabilities": sorted(self._probabilities),
+            "blocks": {source: list(blocks) for source, blocks in self._blocks.items()},
+            "limits": self._limits.to_json(),
+            "assignment": self._assignment.to_json(),
             "comparison": self._comparison.to_json(),
             "open": self._open.to_json(),
         }
@@ -244,20 +317,68 @@ class CanaryEvidence:
                 raise InputError("INPUT_VALUE", "schema", f"{document['schema']!r} is not {_SCHEMA}")
             judge = cls(CanaryConfig.from_json(document["config"]))
             judge._restore(document)
-        except (InputError, KeyError, TypeError, ValueError, AttributeError) as e:
+        except (InputError, KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as e:
             raise LogError("LOG_VALUE", "judge", f"no state of a judge of a canary: {e!r}") from e
         return judge
 
     def _restore(self, document: Mapping[str, Any]) -> None:
-        self._stage, self._ignored = int(document["stage"]), int(document["ignored"])
-        self._since_s, self._now_s = float(document["since_s"]), float(document["now_s"])
-        self._totals = [[int(value) for value in total] for total in document["totals"]]
-        self._stage_units = [int(value) for value in document["stage_units"]]
-        shapes = [len(total) for total in self._totals], len(self._stage_units)
-        if shapes != ([2, 2], 2) or not -1 <= self._stage < len(self.config.stages):
-            raise InputError("INPUT_VALUE", "state", f"stage {self._stage}, totals {self._totals}")
-        self._canaries, self._silent = set(document["canaries"]), set(document["silent"])
-        self._alphas = {str(name): float(value) for name, value in document["alphas"].items()}
-        self._scores.restore(document["scores"])
+        self._begin_with(ScoreLimits.from_json(document["limits"]))
+        self._stage, self._ignored = document["stage"], _count_of(document["ignored"])
+        if type(self._stage) is not int or not -1 <= self._stage < len(self.config.stages):
+            raise InputError("INPUT_VALUE", "stage", f"{self._stage!r}")
+        self._since_s, self._now_s = _checked_time(document["since_s"]), _checked_time(document["now_s"])
+        self._totals = [[_count_of(value) for value in total] for total in document["totals"]]
+        self._stage_units = [_count_of(value) for value in document["stage_units"]]
+        self._blocks = {source: [_count_of(n) for n in document["blocks"][source]] for source in self._limits.limits}
+        shapes = [len(total) for total in (*self._totals, self._stage_units, *self._blocks.values())]
+        if len(self._totals) != 2 or set(shapes) != {2} or self._since_s > self._now_s:
+            raise InputError("INPUT_VALUE", "state", f"totals {self._totals}, since {self._since_s} of {self._now_s}")
+        for (successes, episodes), in_stage in zip(self._totals, self._stage_units, strict=True):
+            if not (successes <= episodes and in_stage <= episodes):
+                raise InputError("INPUT_COUNT", "totals", f"{successes} of {episodes}, {in_stage} in the stage")
+        self._probabilities = {check_probability("probability", value) for value in document["probabilities"]}
+        self._canaries, self._silent = _names(document["canaries"]), _names(document["silent"])
+        self._convicted = document["convicted"]
+        if self._convicted not in ("", *self._comparison.harm):
+            raise InputError("INPUT_VALUE", "convicted", f"{self._convicted!r}")
+        self._assignment.restore(document["assignment"])
         self._comparison.restore(document["comparison"])
-        self._open.restore(document["open"])
+        self._open.restore(document["open"], self._stage, self._now_s)
+        if isinstance(self._comparison, EpisodeComparison):
+            self._check_episodes(self._comparison)
+
+    def _check_episodes(self, comparison: EpisodeComparison) -> None:
+        """Refuse counts that do not fit each other: every unit was assigned, and is open or known."""
+        known = sum(episodes for _, episodes in self._totals)
+        if known + len(self._open) != sum(self._assignment.units):
+            reason = f"{sum(self._assignment.units)}, but {known} are known and {len(self._open)} open"
+            raise InputError("INPUT_COUNT", "assigned", reason)
+        for units, in_stage, (_, episodes) in zip(comparison.stage_units, self._stage_units, self._totals, strict=True):
+            if not in_stage <= units <= episodes:
+                raise InputError("INPUT_COUNT", "counts", f"{units} in the stage, {in_stage} told, {episodes} in all")
+        for name, process in comparison.harm.items():
+            learnt = all(n <= total[1] for n, total in zip(process.units, self._totals, strict=True))
+            if not learnt or process.max_log_e > self._assignment.largest_log_e + _ROUNDING:
+                raise InputError("INPUT_VALUE", name, "more evidence than the units can give")
+
+
+def _checked_time(now_s: float) -> float:
+    try:
+        value = float(now_s)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise InputError("INPUT_VALUE", "now_s", f"{now_s!r:.40} is not a time") from e
+    if isinstance(now_s, str) or not math.isfinite(value):
+        raise InputError("INPUT_VALUE", "now_s", f"{now_s!r} is not a time")
+    return value
+
+
+def _count_of(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise InputError("INPUT_COUNT", "state", f"{value!r} is no count")
+    return value
+
+
+def _names(values: Any) -> set[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise InputError("INPUT_VALUE", "state", f"{values!r} are no names")
+    return set(values)

@@ -1,86 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The anomaly scores of a canary, against limits from the incumbent's past."""
+"""Anomaly scores of a canary's episodes, held against limits from the incumbent's past.
+
+What is judged is the share of an episode's blocks that do not exceed the limit, of the canary beside the incumbent: whatever
+raises the scores of both alike (another task, a lower sun) convicts nobody. So any limit is valid that is fixed before the
+episodes that it judges; one that few of the incumbent's blocks exceed tells most.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.eprocess import BernoulliEProcess
-from vla_evidence.exceedance import ExceedanceTest
-from vla_evidence.quantile import observations_needed
+from vla_evidence.canary_config import FEWEST_FOR_LIMIT, upper_limit
+from vla_evidence.errors import InputError
+
+Scores = Mapping[str, Sequence[float]]
+"""Largest score of each block of an episode, by source."""
 
 
-class ScoreTests:
-    """One :class:`ExceedanceTest` for each source; what cannot be calibrated is not judged, and :meth:`describe` says so.
+class ScoreLimits:
+    """Limits by source; what has too short a past is not judged.
 
     Args:
-        config: the settings from ``score_quantile`` to ``min_blocks``.
-        history: the incumbent's observations by source.
-        alpha: of all sources together; each has an equal share, half for its calibration and half for its test.
+        limits: by source.
+        too_short: how many observations there were of sources that are not judged.
 
     Raises:
-        ValueError: a score is not finite.
+        InputError: a limit that is no number.
     """
 
-    def __init__(self, config: CanaryConfig, history: Mapping[str, Sequence[float]], alpha: float) -> None:
-        self.alpha = alpha / max(len(history), 1) / 2
-        self._min_blocks = config.min_blocks
-        self._tests: dict[str, ExceedanceTest] = {}
-        self._not_judged: list[str] = []
-        confidence = 1.0 - self.alpha
-        needed = observations_needed(1.0 - config.tolerated_exceedance, confidence)
-        for source in sorted(history):
-            values = list(history[source])
-            test = ExceedanceTest.calibrated(
-                values, quantile=config.score_quantile, tolerated=config.tolerated_exceedance, confidence=confidence
-            )
-            if test is None:
-                self._not_judged.append(f"{source} ({len(values)} of {needed} observations to calibrate it)")
-            else:
-                self._tests[source] = test
+    def __init__(self, limits: Mapping[str, float], too_short: Mapping[str, int]) -> None:
+        for source, limit in limits.items():
+            if not _is_number(limit) or not math.isfinite(limit):
+                raise InputError("INPUT_VALUE", f"score limit of {source}", f"{limit!r} is not finite")
+        self.limits = {str(source): float(limits[source]) for source in sorted(limits)}
+        self.too_short = {str(source): int(too_short[source]) for source in sorted(too_short)}
 
-    def add(self, source: str, value: float) -> bool:
-        """Take in one observation; false if this source is not judged."""
-        if source not in self._tests:
-            return False
-        self._tests[source].update(value)
-        return True
-
-    def worse(self) -> str:
-        """Return a source that exceeds its limit too often; empty if none does."""
-        return next((source for source, test in self._tests.items() if test.rejects(self.alpha)), "")
-
-    def missing(self) -> list[str]:
-        """Return the sources that have not seen enough blocks, in words."""
-        seen = {source: process.observations for source, process in self.processes()}
-        return [f"blocks of {source} ({n} of {self._min_blocks})" for source, n in seen.items() if n < self._min_blocks]
-
-    def processes(self) -> Iterator[tuple[str, BernoulliEProcess]]:
-        """Yield (source, e-process)."""
-        for source, test in self._tests.items():
-            yield source, test.process
-
-    def describe(self) -> list[str]:
-        """Return the state of each in words."""
-        texts = [test.describe(source, "blocks", self.alpha) for source, test in self._tests.items()]
-        return texts + (["not judged: " + ", ".join(self._not_judged)] if self._not_judged else [])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the state for :meth:`restore`."""
-        tests = {source: [test.process.p0, *test.to_json()] for source, test in self._tests.items()}
-        return {"alpha": self.alpha, "tests": tests, "not_judged": self._not_judged}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over a state, with its limits.
+    @staticmethod
+    def of(history: Scores, quantile: float) -> ScoreLimits:
+        """Return the limits that this share of the incumbent's observations keeps.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            InputError: a value that is not finite.
         """
-        self.alpha = float(state["alpha"])
-        self._not_judged = [str(text) for text in state["not_judged"]]
-        self._tests = {}
-        for source, (tolerated, *counts) in state["tests"].items():
-            self._tests[source] = ExceedanceTest(counts[0], tolerated)
-            self._tests[source].restore(counts)
+        limits, too_short = {}, {}
+        for source, values in history.items():
+            if not all(_is_number(value) and math.isfinite(value) for value in values):
+                raise InputError("INPUT_VALUE", f"score history of {source}", "some values are no finite numbers")
+            if len(values) < FEWEST_FOR_LIMIT:
+                too_short[source] = len(values)
+            else:
+                limits[source] = upper_limit(values, quantile)
+        return ScoreLimits(limits, too_short)
+
+    def within(self, scores: Scores | None) -> tuple[float, ...]:
+        """Return for each judged source the share of the episode's blocks within its limit.
+
+        0 for a source of which the episode tells nothing, and NaN is above every limit: silence is no good sign. A source that is
+        not judged is ignored.
+
+        Raises:
+            InputError: a score that is no number.
+        """
+        shares = []
+        for source, limit in self.limits.items():
+            values = (scores or {}).get(source, ())
+            if isinstance(values, str) or not all(_is_number(value) for value in values):
+                raise InputError("INPUT_VALUE", f"scores of {source}", "some are no numbers")
+            shares.append(sum(value <= limit for value in values) / len(values) if len(values) else 0.0)
+        return tuple(shares)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the limits for :meth:`from_json`."""
+        return {"limits": self.limits, "too_short": self.too_short}
+
+    @staticmethod
+    def from_json(state: Mapping[str, Any]) -> ScoreLimits:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            InputError, KeyError, TypeError, ValueError: it did not write this.
+        """
+        return ScoreLimits(state["limits"], state["too_short"])
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, (str, bytes, bool)) and isinstance(float(value), float)
+    except (TypeError, ValueError, OverflowError):
+        return False

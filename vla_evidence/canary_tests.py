@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tests behind the judge of a canary: of its success and its latency, and of the drop that can be excluded.
 
-Two forms with one interface, for units of episodes and for units of robots. Success and "fast enough" are judged alike.
+Two forms with one interface, for units of episodes and for units of robots. Success, "fast enough" and scores within their limits
+are judged alike.
 """
 
 from __future__ import annotations
@@ -9,22 +10,23 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vla_evidence.assignment_check import assignment_log_e
 from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.errors import InputError
-from vla_evidence.non_inferiority import MARGINS, NonInferiority
+from vla_evidence.errors import InputError, check_probability
+from vla_evidence.non_inferiority import MARGINS, MAX_PROBABILITIES, NonInferiority
 from vla_evidence.robot_units import RobotCohort, RobotEProcess, RobotPrior, smallest_drop
 from vla_evidence.two_sample import CANARY, INCUMBENT, BetaPrior, TwoSampleEProcess
 
 _FAST = BetaPrior(19.0, 1.0)
 """Of the incumbent's episodes 95 % are faster than a limit at their 95 % quantile."""
 _FAST_CANARY = BetaPrior(4.0, 1.0)
+SCORE = "score "
+"""Before a source's name."""
 _FAST_ROBOTS = RobotPrior(mean=0.95, sd=0.05, drop=0.15)
 
 
@@ -44,18 +46,22 @@ class Comparison(ABC):
     """Canary and incumbent side by side.
 
     Attributes:
-        harm: e-process by what is judged: "success", and "latency" if that is.
+        harm: e-process by what is judged: "success", "latency" if that is, and "score …" for each source of scores.
     """
 
     harm: Mapping[str, HarmProcess]
 
     @abstractmethod
     def begin(self, cohort: RobotCohort | None) -> None:
-        """A stage begins; ``cohort`` for units of robots, None for units of episodes."""
+        """A stage begins; ``cohort`` for units of robots, None for units of episodes.
+
+        Raises:
+            InputError: the wrong one of both; nothing has changed.
+        """
 
     @abstractmethod
-    def add(self, robot: str, group: int, outcomes: tuple[bool, ...], probability: float, *, silent: bool) -> None:
-        """Take one episode in; ``outcomes``: success, and fast enough if that is judged."""
+    def add(self, robot: str, group: int, outcomes: tuple[float, ...], probability: float, *, silent: bool) -> None:
+        """Take one episode of this stage in; ``outcomes``: in [0, 1], of each thing in :attr:`harm`, 1 the best."""
 
     @abstractmethod
     def end_stage(self) -> None:
@@ -63,7 +69,7 @@ class Comparison(ABC):
 
     @abstractmethod
     def excluded_drop(self, alpha: float) -> float | None:
-        """Return the smallest drop of success that can be excluded at level ``alpha``; None if none can."""
+        """Return the smallest drop of success in this stage that can be excluded at level ``alpha``; None if none can."""
 
     def notes(self) -> list[str]:
         """Return what else a person should know."""
@@ -72,10 +78,6 @@ class Comparison(ABC):
     @abstractmethod
     def best_drop(self, alpha: float, more: tuple[float, float]) -> float | None:
         """Return it for the best that may still come: so many units of incumbent and canary, all the canary's successes."""
-
-    @abstractmethod
-    def assignment_log_e(self) -> float:
-        """Return the logarithm of the evidence that units were not assigned as stated."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -94,30 +96,51 @@ def asked_margins(config: CanaryConfig) -> tuple[float, ...]:
 class EpisodeComparison(Comparison):
     """Units are episodes, each drawn with a known probability."""
 
-    def __init__(self, config: CanaryConfig) -> None:
+    def __init__(self, config: CanaryConfig, sources: Sequence[str] = ()) -> None:
         success = TwoSampleEProcess(config.harm_margin, incumbent=config.incumbent_prior, canary=config.canary_prior)
         self.harm: dict[str, TwoSampleEProcess] = {"success": success}
         if config.latency_limit_s is not None:
             self.harm["latency"] = TwoSampleEProcess(config.latency_margin, incumbent=_FAST, canary=_FAST_CANARY)
-        self._excluded = NonInferiority(asked_margins(config), incumbent=config.incumbent_prior)
+        for source in sources:
+            score = TwoSampleEProcess(config.score_margin, incumbent=_FAST, canary=_FAST_CANARY)
+            self.harm[SCORE + source] = score
+        self._margins, self._prior = asked_margins(config), config.incumbent_prior
+        self._excluded = NonInferiority(self._margins, incumbent=self._prior)
         self._last_probability = 0.5
 
     def begin(self, cohort: RobotCohort | None) -> None:
-        """See :class:`Comparison`."""
+        """See :class:`Comparison`.
+
+        What was proven in an earlier stage lets nothing pass in this one: the drop may have come with more robots. So the proof
+        starts from nothing. Evidence for harm is kept, and looked for anew with estimates of this stage alone.
+        """
         if cohort is not None:
             raise InputError("INPUT_ARM", "cohort", "the unit is the episode: no robot has a group of its own")
+        for process in self.harm.values():
+            process.restart()
+        self._excluded = NonInferiority(self._margins, incumbent=self._prior)
 
-    def add(self, robot: str, group: int, outcomes: tuple[bool, ...], probability: float, *, silent: bool) -> None:
+    def check(self, probabilities: Collection[float]) -> None:
+        """Refuse more different probabilities in one stage than it can take."""
+        if len(probabilities) > MAX_PROBABILITIES:
+            reason = f"more than {MAX_PROBABILITIES} different ones; keep it the same for a stage"
+            raise InputError("INPUT_PROBABILITY", "probability", reason)
+
+    def late(self, group: int, outcomes: tuple[float, ...], probability: float) -> None:
+        """Take in an episode that was assigned in an earlier stage: harm is harm, but it proves nothing for this stage."""
+        for process, outcome in zip(self.harm.values(), outcomes, strict=True):
+            process.update(group, outcome, probability)
+
+    def add(self, robot: str, group: int, outcomes: tuple[float, ...], probability: float, *, silent: bool) -> None:
         """See :class:`Comparison`.
 
         A silent episode is a failure of its group in the search for harm. In the proof of "not worse" the worst is assumed of it:
         the canary's failed, the incumbent's would have succeeded. Else, if nothing is heard of anybody, "0 of n against 0 of n"
         would prove that there is no drop.
         """
-        self._excluded.add(group, outcomes[0] or (silent and group == INCUMBENT), probability)
+        self._excluded.add(group, outcomes[0] > 0.0 or (silent and group == INCUMBENT), probability)
         self._last_probability = probability
-        for process, outcome in zip(self.harm.values(), outcomes, strict=True):
-            process.update(group, float(outcome), probability)
+        self.late(group, outcomes, probability)
 
     def add_many(self, groups: ArrayLike, outcomes: Sequence[ArrayLike], probability: float) -> None:
         """Take many episodes in, in their order."""
@@ -143,10 +166,6 @@ class EpisodeComparison(Comparison):
         best.add(CANARY, True, pi, math.ceil(more[1]))
         return best.excluded_drop(alpha)
 
-    def assignment_log_e(self) -> float:
-        """See :class:`Comparison`."""
-        return assignment_log_e(self._excluded.units())
-
     def to_json(self) -> dict[str, Any]:
         """See :class:`Comparison`."""
         harm = {name: process.to_json() for name, process in self.harm.items()}
@@ -154,19 +173,28 @@ class EpisodeComparison(Comparison):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See :class:`Comparison`."""
+        if set(state["harm"]) != set(self.harm):
+            raise InputError("INPUT_VALUE", "harm", f"{sorted(state['harm'])} and not {sorted(self.harm)}")
         for name, process in self.harm.items():
             process.restore(state["harm"][name])
         self._excluded.restore(state["counts"])
-        self._last_probability = float(state["last_probability"])
+        self._last_probability = check_probability("last_probability", state["last_probability"])
+
+    @property
+    def stage_units(self) -> tuple[int, int]:
+        """Units of the incumbent and of the canary in this stage, silent ones with them."""
+        return self._excluded.counts()[INCUMBENT][1], self._excluded.counts()[CANARY][1]
 
 
 class RobotComparison(Comparison):
     """Units are robots, of a cohort for each stage; a robot that was a canary before is none of a later stage's units."""
 
-    def __init__(self, config: CanaryConfig) -> None:
+    def __init__(self, config: CanaryConfig, sources: Sequence[str] = ()) -> None:
         self.harm: dict[str, RobotEProcess] = {"success": RobotEProcess(config.harm_margin, prior=config.robot_prior)}
         if config.latency_limit_s is not None:
             self.harm["latency"] = RobotEProcess(config.latency_margin, prior=_FAST_ROBOTS)
+        for source in sources:
+            self.harm[SCORE + source] = RobotEProcess(config.score_margin, prior=_FAST_ROBOTS)
         self._margins = sorted({*MARGINS, *asked_margins(config)}, reverse=True)
         self._prior = config.robot_prior
         self._better: list[RobotEProcess] = []
@@ -189,7 +217,7 @@ class RobotComparison(Comparison):
         self._better = [RobotEProcess(margin, prior=self._prior, better=True) for margin in self._margins]
         self.cohort, self._closed = cohort, False
 
-    def add(self, robot: str, group: int, outcomes: tuple[bool, ...], probability: float, *, silent: bool) -> None:
+    def add(self, robot: str, group: int, outcomes: tuple[float, ...], probability: float, *, silent: bool) -> None:
         """See :class:`Comparison`; ``probability`` is that of the cohort, not this one."""
         if self.cohort is None or robot not in self.cohort.groups:
             return  # a canary of an earlier stage: there was no choice, so it tells nothing
@@ -225,9 +253,7 @@ class RobotComparison(Comparison):
         if self.cohort is None or not any(self.cohort.short()):
             return []
         incumbents, canaries = self.cohort.short()
-        robots = (
-            f"{canaries} canary robots and {incumbents} others have not all of their {self.cohort.episodes} episodes"
-        )
+        robots = f"{canaries} canary robots and {incumbents} others have not all of their {self.cohort.episodes} episodes"
         return [f"{robots}: of the rest the worst is assumed before the margin is called excluded"]
 
     def excluded_drop(self, alpha: float) -> float | None:
@@ -249,10 +275,6 @@ class RobotComparison(Comparison):
         if self.cohort is None or self.largest_log_e < -math.log(alpha):
             return None
         return smallest_drop(sum(self.cohort.groups.values()), alpha)
-
-    def assignment_log_e(self) -> float:
-        """See :class:`Comparison`: a cohort's share is what it is."""
-        return 0.0
 
     def to_json(self) -> dict[str, Any]:
         """See :class:`Comparison`."""

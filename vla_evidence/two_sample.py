@@ -37,6 +37,8 @@ _CHUNK = 1 << 16
 _NEWTON_STEPS = 60
 _TOLERANCE = 1e-14
 _ROUNDING = 1e-6
+_EDGE = 1e-9
+"""No estimate is nearer to 0 or 1: a bet must not be lost altogether by one unit, however sure the prior is."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,12 @@ class TwoSampleEProcess:
 
     @property
     def successes(self) -> tuple[float, float]:
-        """Of the incumbent and of the canary."""
+        """Of the incumbent and of the canary, since the last :meth:`restart`."""
         return self._a[0] - self._prior_a[0], self._a[1] - self._prior_a[1]
 
     @property
     def units(self) -> tuple[int, int]:
-        """Of the incumbent and of the canary."""
+        """Of the incumbent and of the canary, since the last :meth:`restart`."""
         return round(self._n[0] - self._prior_n[0]), round(self._n[1] - self._prior_n[1])
 
     def update(self, group: int, y: float, probability: float) -> float:
@@ -134,7 +136,7 @@ class TwoSampleEProcess:
             )
         check_rate("y", y)
         check_probability("probability", probability)
-        q0, q1 = self._a[0] / self._n[0], self._a[1] / self._n[1]
+        q0, q1 = (min(max(a / n, _EDGE), 1.0 - _EDGE) for a, n in zip(self._a, self._n, strict=True))
         if q1 < q0 - self.margin:
             p0 = _project_one(q0, q1, self.margin, probability)
             q, p = (q0, p0) if group == INCUMBENT else (q1, p0 - self.margin)
@@ -163,6 +165,13 @@ class TwoSampleEProcess:
                 self._n[group] += float(members.sum())
         return self.log_e
 
+    def restart(self) -> None:
+        """Learn anew from the priors, and keep the evidence: conditions may have changed.
+
+        A bet on what is known at the time: H0 and α are as before. An estimate from ten thousand earlier units would hardly move.
+        """
+        self._a, self._n = list(self._prior_a), list(self._prior_n)
+
     def rejects(self, alpha: float) -> bool:
         """Whether H0 is rejected at level ``alpha`` (for good, whenever it is asked)."""
         return self.max_log_e >= -math.log(check_probability("alpha", alpha))
@@ -182,7 +191,9 @@ class TwoSampleEProcess:
         a0, a1, n0, n1, log_e, top = (float(value) for value in state)
         for a, n, prior_a, prior_n in zip((a0, a1), (n0, n1), self._prior_a, self._prior_n, strict=True):
             check_counts("state", a - prior_a + _ROUNDING, n - prior_n + 2.0 * _ROUNDING)
-        self._a, self._n, self.log_e, self.max_log_e = [a0, a1], [n0, n1], log_e, max(top, log_e, 0.0)
+        if top < max(log_e, 0.0):
+            raise InputError("INPUT_VALUE", "state", f"evidence {log_e} above its maximum {top}")
+        self._a, self._n, self.log_e, self.max_log_e = [a0, a1], [n0, n1], log_e, top
 
 
 def log_e_paths(
@@ -214,7 +225,7 @@ def log_e_paths(
         a = np.cumsum(np.where(member, y, 0.0), axis=-1)
         n = np.cumsum(member, axis=-1, dtype=np.float64)
         q.append(np.concatenate([np.full_like(a[..., :1], a0 / n0), (a0 + a[..., :-1]) / (n0 + n[..., :-1])], axis=-1))
-    q0, q1 = q
+    q0, q1 = (np.clip(estimate, _EDGE, 1.0 - _EDGE) for estimate in q)
     p0 = (1.0 - pi) * q0 + pi * q1
     active = q1 < q0 - margin
     if margin > 0.0:

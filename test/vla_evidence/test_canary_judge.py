@@ -87,21 +87,53 @@ def test_a_latency_that_is_not_told_is_a_slow_one() -> None:
     assert judge.verdict(400.0).code == "LATENCY_WORSE"
 
 
+def scored(judge: CanaryJudge, rng: np.random.Generator, shifts: tuple[float, float], episodes: int = 400) -> None:
+    """Take in equally good episodes of 5 blocks each, whose scores are N(shift of the group, 1), of two sources."""
+    groups = (rng.random(episodes) < 0.25).astype(int)
+    tce = rng.normal(size=(episodes, 5)) + np.where(groups, shifts[1], shifts[0])[:, None]
+    values = {"tce": tce, "reversal": rng.normal(size=(episodes, 5)), "unknown": np.full((episodes, 1), 1e9)}
+    judge.add_many(groups, np.ones(episodes, int), 0.25, scores=values)
+
+
+def scored_judge(seed: int = 0, **settings) -> CanaryJudge:
+    rng = np.random.default_rng(seed)
+    history = {"tce": rng.normal(size=200).tolist(), "reversal": rng.normal(size=200).tolist()}
+    judge = CanaryJudge(CanaryConfig(**{"stages": ONE_STAGE, **settings}), history)
+    judge.begin_stage(0, 0.0)
+    return judge
+
+
 def test_scores_convict_a_bad_canary_and_not_one_that_is_only_shifted() -> None:
-    rng = random.Random(2)
-    history = {"tce": [rng.gauss(0, 1) for _ in range(200)], "reversal": [rng.gauss(0, 1) for _ in range(200)]}
     decisions = {}
     for shift in (0.3, 2.0):
-        judge = CanaryJudge(CanaryConfig(stages=ONE_STAGE), history)
-        judge.begin_stage(0, 0.0)
-        for _ in range(200):
-            judge.add_score("tce", rng.gauss(shift, 1))
-            judge.add_score("reversal", rng.gauss(0, 1))
-            judge.add_score("unknown", 1e9)
+        judge = scored_judge()
+        scored(judge, np.random.default_rng(2), (0.0, shift))
         decisions[shift] = judge.verdict(60.0)
-    assert decisions[0.3].decision is CanaryDecision.HOLD and "tolerated 15%" in decisions[0.3].message
+    assert decisions[0.3].decision is CanaryDecision.HOLD and "score reversal worse: evidence" in decisions[0.3].message
     assert (decisions[2.0].decision, decisions[2.0].code) == (CanaryDecision.ROLLBACK, "SCORES_WORSE")
-    assert "tce exceeds" in decisions[2.0].message
+    assert "score tce is worse" in decisions[2.0].message
+
+
+def test_what_raises_the_scores_of_both_versions_convicts_nobody() -> None:
+    """Another task, a lower sun: 0.85 and 2 σ, 100 rollouts each. Against the past alone it would nearly always."""
+    for shift in (0.85, 2.0):
+        rng, rolled_back = np.random.default_rng(3), 0
+        for seed in range(100):
+            judge = scored_judge(seed)
+            scored(judge, rng, (shift, shift))
+            rolled_back += judge.verdict(60.0).decision is CanaryDecision.ROLLBACK
+        assert rolled_back / 100 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 100)
+
+
+def test_scores_that_the_canary_alone_does_not_tell_exceed_their_limit() -> None:
+    judge, rng = scored_judge(), random.Random(4)
+    for n in range(300):
+        group = int(rng.random() < 0.25)
+        judge.assign(f"e{n}", f"r{n % 7}", group, float(n), 0.25)
+        told = {"tce": [0.0, 0.1], "reversal": [0.0]}
+        judge.finish(f"e{n}", True, float(n), scores={"tce": [0.0]} if group else told)
+    verdict = judge.verdict(400.0)
+    assert verdict.code == "SCORES_WORSE" and "score reversal is worse" in verdict.message
 
 
 def test_a_margin_that_is_not_met_when_the_time_is_over_is_for_a_person_with_the_drop_that_is_excluded() -> None:
@@ -172,16 +204,50 @@ def test_the_minimum_of_episodes_counts_in_each_stage_anew() -> None:
     assert verdict.decision is CanaryDecision.INCONCLUSIVE and "episodes of the canary (0 of 50)" in verdict.missing
 
 
-def test_a_judged_score_source_that_says_nothing_keeps_it_from_advancing() -> None:
-    judge = CanaryJudge(CanaryConfig(stages=ONE_STAGE), {"tce": [0.0] * 100, "new": [0.0]})
+def test_a_judged_score_source_that_says_nothing_in_a_stage_keeps_it_from_advancing() -> None:
+    stages = (Stage("one", 0.25, DAY, 0.1), Stage("two", 0.25, DAY, 0.1))
+    judge = CanaryJudge(CanaryConfig(stages=stages), {"tce": [0.0] * 100})
+    rng, now = np.random.default_rng(5), 0.0
+    for stage, told in ((0, True), (1, False)):
+        judge.begin_stage(stage, now)
+        groups = (rng.random(3000) < 0.25).astype(int)
+        scores = {"tce": np.zeros((3000, 2))} if told else None
+        judge.add_many(groups, (rng.random(3000) < 0.9).astype(int), 0.25, scores=scores)
+        now += DAY
+        verdict = judge.verdict(now)
+        assert (verdict.decision is CanaryDecision.ADVANCE) == told
+    assert verdict.missing[:1] == ("blocks of tce of the canary (0 of 20)",)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_source_with_too_short_a_past_keeps_it_from_advancing_unless_that_is_allowed(allowed: bool) -> None:
+    judge = CanaryJudge(CanaryConfig(stages=ONE_STAGE, allow_unjudged_scores=allowed), {"new": [0.0]})
     judge.begin_stage(0, 0.0)
     mixed(judge, 0.87, 0.9, 4000)
     verdict = judge.verdict(DAY)
-    assert verdict.decision is CanaryDecision.INCONCLUSIVE and verdict.missing == ("blocks of tce (0 of 20)",)
-    assert "not judged: new (1 of" in verdict.message
-    for _ in range(20):
-        judge.add_score("tce", 0.0)
-    assert judge.verdict(DAY).decision is CanaryDecision.ADVANCE
+    assert "not judged: new (1 of 20 past values)" in verdict.message
+    assert verdict.missing == (() if allowed else ("a limit for new (1 of 20 past values)",))
+    assert (verdict.decision is CanaryDecision.ADVANCE) == allowed
+
+
+def later_drop(seed: int) -> str:
+    """A canary that is as good in the first stage, and from the second on, where it runs elsewhere, 10 points worse."""
+    stages = (Stage("one", 0.5, DAY, 0.1), Stage("two", 0.5, DAY, 0.05))
+    judge = CanaryJudge(CanaryConfig(stages=stages))
+    judge.begin_stage(0, 0.0)
+    mixed(judge, 0.9, 0.9, 8000, pi=0.5, seed=seed)
+    if judge.verdict(DAY).decision is not CanaryDecision.ADVANCE:
+        return "stage one"
+    judge.begin_stage(1, DAY)
+    mixed(judge, 0.9, 0.8, 400, pi=0.5, seed=1000 + seed)
+    return judge.verdict(2 * DAY).decision.value
+
+
+def test_what_was_proven_in_an_early_stage_lets_no_later_drop_pass() -> None:
+    """40 rollouts, none advances (at most 9 % at 95 % confidence); some are taken back, with 200 episodes of it."""
+    ends = [later_drop(seed) for seed in range(40)]
+    assert ends.count("ADVANCE") == 0 and ends.count("stage one") <= 8
+    assert ends.count("ROLLBACK") >= 8
 
 
 def test_a_share_that_is_not_the_stated_one_is_noticed() -> None:
@@ -197,6 +263,31 @@ def test_a_share_that_is_not_the_stated_one_is_noticed() -> None:
         and "of 6000 episodes, which is not the share" in verdict.message
     )
     assert verdict.excluded_drop is None
+
+
+def test_a_wrong_share_voids_evidence_for_harm_too() -> None:
+    """An equal canary that gets half of the episodes though a twentieth was stated: no rollback, a person is asked."""
+    for seed in range(20):
+        judge = judge_of()
+        rng = np.random.default_rng(seed)
+        groups = (rng.random(600) < 0.5).astype(int)
+        judge.add_many(groups, (rng.random(600) < 0.87).astype(int), 0.05)
+        assert judge.verdict(60.0).decision is CanaryDecision.INCONCLUSIVE
+
+
+def test_robots_that_stay_with_one_version_are_noticed_and_drawn_episodes_are_not_blamed() -> None:
+    """5 of 100 robots run it for good, where 5 % of each robot's episodes were to: the share is right, the unit is not."""
+    verdicts = []
+    for sticks in (True, False):
+        judge, rng = judge_of(stages=(Stage("canary", 0.05, DAY, 0.1),)), random.Random(6)
+        for n in range(2000):
+            robot = n % 100
+            group = int(robot < 5) if sticks else int(rng.random() < 0.05)
+            judge.assign(f"e{n}", f"r{robot}", group, float(n), 0.05)
+            judge.finish(f"e{n}", rng.random() < 0.87, float(n))
+        verdicts.append(judge.verdict(DAY))
+    assert verdicts[0].decision is CanaryDecision.INCONCLUSIVE and "robots stay with one version" in verdicts[0].message
+    assert "robots stay" not in verdicts[1].message
 
 
 def run_with_losses(seed: int, lost: float, canary: float, episodes: int = 480) -> CanaryJudge:
@@ -271,6 +362,35 @@ def test_outcomes_count_in_the_order_of_assignment() -> None:
     assert states[0] == states[1] and states[0].figures["open"] == 0
 
 
+def test_what_is_delivered_twice_counts_once() -> None:
+    """Assignments and outcomes, at once or a while after the end, with the time of sending again or with their own."""
+    judge = judge_of(deadline_s=600.0)
+    for n in range(30):
+        now = 60.0 * n
+        judge.assign(f"e{n}", "r", n % 2, now, 0.25)
+        assert judge.finish(f"e{n}", n % 2 == 0, now + 30.0)
+        for earlier in (n, n // 2, 0):  # 0: told again up to half an hour later, with its own time
+            again = 60.0 * earlier if earlier == 0 else now + 31.0
+            if earlier and n - earlier > 9:
+                continue  # after a deadline, with another time: nobody can tell
+            with pytest.raises(InputError):
+                judge.assign(f"e{earlier}", "r", earlier % 2, again, 0.25)
+            assert not judge.finish(f"e{earlier}", False, now + 31.0)
+    figures = judge.verdict(1900.0).figures
+    assert (figures["incumbent"], figures["canary"], figures["open"]) == ([15, 15], [0, 15], 0)
+
+
+def test_a_message_says_how_many_are_open_and_how_many_wait_for_them() -> None:
+    judge = judge_of()
+    for n in range(10):
+        judge.assign(f"e{n}", f"r{n}", CANARY, float(n), 0.25)
+        if n:
+            judge.finish(f"e{n}", False, float(n))
+    verdict = judge.verdict(10.0)
+    assert "10 episodes open, 9 of them ended and waiting for one assigned before" in verdict.message
+    assert (verdict.figures["open"], verdict.figures["waiting"]) == (10, 9)
+
+
 # -- units of robots --------------------------------------------------------------------------------------------------------
 
 
@@ -317,8 +437,8 @@ def test_a_silent_robot_fails_the_episodes_that_it_owes() -> None:
     judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, deadline_s=600.0, min_episodes=1))
     groups = drawn(60, 6)
     judge.begin_stage(0, 0.0, groups)
-    for robot, group in groups.items():
-        for n in range(40):
+    for n in range(40):
+        for robot, group in groups.items():
             judge.assign(f"{robot} {n}", robot, group, n * 60.0)
             if group == INCUMBENT:
                 judge.finish(f"{robot} {n}", True, n * 60.0)
@@ -404,6 +524,9 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
     judge = judge_of()
     judge.assign("open", "r", CANARY, 0.0, 0.25)
     before = judge.to_json()
+    staged = judge_of(stages=DEFAULT_STAGES)
+    staged.verdict(1e6)
+    staged_before = staged.to_json()
     for call, code in (
         (lambda: judge.assign("e", "r", 2, 0.0, 0.25), "INPUT_ARM"),
         (lambda: judge.assign("e", "r", "canary", 0.0, 0.25), "INPUT_ARM"),
@@ -422,7 +545,19 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
         (lambda: CanaryJudge(CanaryConfig()).verdict(0.0), "INPUT_VALUE"),
         (lambda: CanaryConfig(alpha=0.0), "INPUT_PROBABILITY"),
         (lambda: CanaryConfig(harm_margin=-0.1), "INPUT_MARGIN"),
+        (lambda: judge.assign("open", "r", CANARY, 4000.0, 0.25), "INPUT_VALUE"),  # told twice, and late: no time passes
+        (lambda: judge.assign("", "r", CANARY, 4000.0, 0.25), "INPUT_VALUE"),
+        (lambda: staged.begin_stage(1, 4000.0, {"r": 1}), "INPUT_ARM"),
+        (lambda: staged.assign("e", "r", CANARY, 1e6 - 3600.0, 0.25), "INPUT_VALUE"),  # its deadline has passed
+        (lambda: judge.begin_stage(1, 10**400), "INPUT_VALUE"),
+        (lambda: judge.verdict(10**400), "INPUT_VALUE"),
+        (lambda: judge.finish("open", True, 4000.0, -1.0), "INPUT_VALUE"),
+        (lambda: scored_judge().finish("e", True, 0.0, scores={"tce": ["high"]}), "INPUT_VALUE"),
+        (lambda: scored_judge().finish("e", True, 0.0, scores={"tce": "high"}), "INPUT_VALUE"),
+        (lambda: CanaryJudge(CanaryConfig(), {"tce": [math.nan] * 30}), "INPUT_VALUE"),
+        (lambda: CanaryJudge(CanaryConfig(), {"tce": ["x"] * 30}), "INPUT_VALUE"),
         (lambda: CanaryConfig(min_episodes=0), "INPUT_COUNT"),
+        (lambda: CanaryConfig(min_episodes=math.nan), "INPUT_COUNT"),
         (lambda: CanaryConfig(deadline_s=math.inf), "INPUT_VALUE"),
         (lambda: CanaryConfig(latency_limit_s=0.0), "INPUT_VALUE"),
         (lambda: CanaryConfig(stages=()), "INPUT_COUNT"),
@@ -435,7 +570,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
         with pytest.raises(InputError) as caught:
             call()
         assert caught.value.code == code
-    assert judge.to_json() == before
+    assert judge.to_json() == before and staged.to_json() == staged_before
     with pytest.raises(InputError, match="latencies"):
         judge_of(latency_limit_s=1.0).add_many([0, 1], [1, 1], 0.25, [0.5])
     for groups, ys, pi in (([0, 3], [1, 1], 0.25), ([0, 1], [1, 2], 0.25), ([0, 1], [1, 1], 0.0)):
@@ -444,6 +579,31 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
         with pytest.raises(InputError):
             fresh.add_many(groups, ys, pi)
         assert fresh.to_json() == state
+
+
+def test_too_many_probabilities_are_refused_when_they_are_assigned_and_no_outcome_is_lost() -> None:
+    judge = judge_of()
+    for n in range(16):
+        judge.assign(f"e{n}", "r", n % 2, 0.0, 0.3 + 0.01 * n)
+    with pytest.raises(InputError) as caught:
+        judge.assign("e16", "r", CANARY, 5.0, 0.5)
+    assert caught.value.code == "INPUT_PROBABILITY"
+    assert all(judge.finish(f"e{n}", True, 1.0) for n in range(16))
+    assert sum(judge.verdict(2.0).figures[name][1] for name in ("incumbent", "canary")) == 16
+    judge.begin_stage(1, 3.0)  # the next stage may have others
+    staged = CanaryJudge(CanaryConfig(stages=DEFAULT_STAGES))
+    for stage in range(3):
+        staged.begin_stage(stage, float(stage))
+        for n in range(12):
+            staged.assign(f"{stage} {n}", "r", n % 2, float(stage), 0.1 + 0.2 * stage + 0.01 * n)
+    assert staged.verdict(4000.0).figures["open"] == 0
+
+
+def test_a_stage_begins_when_the_clock_says_and_not_earlier() -> None:
+    judge = judge_of()
+    judge.assign("a", "r", INCUMBENT, 1e6, 0.25)
+    judge.begin_stage(1, 0.0)
+    assert judge.verdict(1.0).figures["elapsed_s"] == 0.0
 
 
 @pytest.mark.parametrize("unit", [Unit.EPISODE, Unit.ROBOT])
@@ -464,28 +624,65 @@ def test_after_a_restart_it_goes_on_exactly_where_it_was(unit: Unit) -> None:
         for judge in (one, two):
             judge.assign(f"e{n}", robot, group, n * 60.0, pi)
             if not silent:
-                judge.finish(f"e{n}", success, n * 60.0 + 30.0, latency)
-            judge.add_score("tce", score)
+                judge.finish(f"e{n}", success, n * 60.0 + 30.0, latency, {"tce": [score, score / 2]})
         if n % 37 == 0:
             two = CanaryJudge.from_json(json.loads(json.dumps(two.to_json())))
     assert two.verdict(DAY) == one.verdict(DAY)
     assert two.to_json() == one.to_json()
 
 
+def changed(document: dict, *path: object, to: object) -> dict:
+    """Return a copy in which what lies at this path is another value."""
+    copy = json.loads(json.dumps(document))
+    *way, last = path
+    inner = copy
+    for key in way:
+        inner = inner[key]
+    inner[last] = to
+    return copy
+
+
 def test_what_is_no_state_of_a_judge_is_refused_with_its_code() -> None:
-    document = json.loads(json.dumps(judge_of().to_json()))
+    """Also if only its parts do not fit each other. (It is not signed: who forges all of it consistently is not found.)"""
+    judge = scored_judge(latency_limit_s=5.0)
+    for n in range(60):
+        judge.assign(f"e{n}", "r", n % 2, 1.0, 0.5)
+    for n in range(40):
+        judge.finish(f"e{n}", True, 2.0, 1.0, {"tce": [0.0], "reversal": [0.0]})
+    document = json.loads(json.dumps(judge.to_json()))
+    assert CanaryJudge.from_json(document).to_json() == judge.to_json()
+    row = document["open"]["units"][0]
     for nonsense in (
         {},
         {**document, "schema": 2},
         {**document, "config": {}},
-        {**document, "config": {**document["config"], "alpha": 2.0}},
-        {**document, "totals": 3},
-        {**document, "totals": [[0, 0]]},
-        {**document, "stage": 7},
-        {**document, "comparison": {"harm": {"success": [1.0]}, "counts": [], "last_probability": 0.5}},
-        {**document, "open": [["e"]]},
-        {**document, "scores": {"alpha": 0.1, "not_judged": [], "tests": {"tce": [0.15, 1.0, 5, 3, 0.0]}}},
-    ):
+        changed(document, "config", "alpha", to=2.0),
+        changed(document, "totals", to=3),
+        changed(document, "totals", to=[[0, 0]]),
+        changed(document, "totals", 0, to=[5, -1]),
+        changed(document, "totals", 0, to=[20, 20.0]),
+        changed(document, "totals", 0, to=[20, 400]),
+        changed(document, "stage_units", 0, to=21),
+        *(changed(document, "stage", to=value) for value in (7, -2, 0.5, True, "0")),
+        *(changed(document, "since_s", to=value) for value in (math.nan, 1e9, "x")),
+        changed(document, "canaries", to=5),
+        changed(document, "limits", "limits", to={}),
+        changed(document, "limits", "limits", "tce", to=math.nan),
+        changed(document, "blocks", "tce", to=[1]),
+        changed(document, "probabilities", to=[2.0]),
+        changed(document, "assignment", "units", to=[[0.5, 1, 1]]),
+        changed(document, "assignment", "last", "r", to=7),
+        changed(document, "comparison", to={"harm": {"success": [1.0]}, "counts": [], "last_probability": 0.5}),
+        changed(document, "comparison", "counts", to=[[0.5, 0, 0, 1000, 0], [0.4, 1000, 1000, 0, 0]]),
+        changed(document, "comparison", "harm", "success", 5, to=50.0),  # 60 units at 1/2 give 41.6 at most
+        changed(document, "comparison", "harm", "success", 4, to=1.0),  # above its maximum
+        changed(document, "open", "units", to=[["e"]]),
+        *(changed(document, "open", "units", 0, at, to=value)
+          for at, value in ((0, 5), (0, ""), (1, None), (2, 7), (2, True), (3, 2.0), (4, 1),
+                            (5, "x"), (5, 1e9), (6, 1), (6, True))),
+        changed(document, "open", "units", to=[row, *document["open"]["units"]]),
+        changed(document, "open", "left", 0, to=["e0", math.inf]),
+    ):  # fmt: skip
         with pytest.raises(LogError) as caught:
             CanaryJudge.from_json(nonsense)
         assert caught.value.code == "LOG_VALUE"
@@ -495,8 +692,5 @@ def test_the_shares_of_alpha_add_up_to_it() -> None:
     judge = CanaryJudge(CanaryConfig(alpha=0.05, latency_limit_s=1.0), {"a": [0.0] * 200, "b": [0.0] * 200})
     judge.begin_stage(0, 0.0)
     levels = [math.exp(-test["decides_at"]) for test in judge.verdict(0.0).figures["tests"].values()]
-    assert len(levels) == 4
-    assert sum(levels[:2]) + 2 * sum(levels[2:]) == pytest.approx(
-        0.05
-    )  # the other half of a score's share calibrates it
+    assert levels == pytest.approx([0.03, 0.01, 0.005, 0.005])
     assert math.exp(-judge_of().verdict(0.0).figures["tests"]["success"]["decides_at"]) == pytest.approx(0.05)

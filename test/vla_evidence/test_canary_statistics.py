@@ -35,10 +35,8 @@ def rollout(rng: np.random.Generator, canary: float, slower: float = 0.0, shift:
         judge.begin_stage(index, 10.0 * index)
         groups = (rng.random(episodes) < stage.share).astype(int)
         ys = (rng.random(episodes) < np.where(groups, canary, 0.87)).astype(int)
-        judge.add_many(groups, ys, stage.share, rng.lognormal(slower * groups, 0.3))
-        for source in ("tce", "reversal"):
-            for value in rng.normal(shift, 1.0, 40):
-                judge.add_score(source, float(value))
+        scores = {source: rng.normal(shift * groups[:, None], 1.0, (episodes, 3)) for source in history}
+        judge.add_many(groups, ys, stage.share, rng.lognormal(slower * groups, 0.3), scores)
     return judge
 
 

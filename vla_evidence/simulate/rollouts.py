@@ -80,7 +80,12 @@ def judged(
         groups = (rng.random(robot.shape) < share).astype(np.int8)
         rate = np.where(groups == CANARY, *(np.take_along_axis(rates[g], robot, axis=1) for g in (CANARY, INCUMBENT)))
         ys = rng.random(robot.shape) < rate
-        paths = log_e_paths(groups, ys, share, margin=config.harm_margin, counts=counts)
+        paths, begin = np.zeros(groups.shape), 0
+        for stage_units in units:  # each stage learns anew, and goes on from the evidence there is
+            part = slice(begin, begin + int(stage_units))
+            path = log_e_paths(groups[:, part], ys[:, part], share[part], margin=config.harm_margin, counts=counts)
+            paths[:, part] = path + (paths[:, begin - 1 : begin] if begin else 0.0)
+            begin = part.stop
         drawn = zip(paths, groups, ys, strict=True)
         ended += [_end_of(path, group, y, stages, units, hours, config) for path, group, y in drawn]
         progress(size)
@@ -100,7 +105,7 @@ def _end_of(
     """Return (outcome, stage, hours, canary episodes) of one run."""
     crossed = path >= -math.log(config.alpha)
     harm = int(crossed.argmax()) if crossed.any() else len(path)
-    excluded = NonInferiority([s.margin for s in stages if s.margin is not None], incumbent=config.incumbent_prior)
+    margins = [stage.margin for stage in stages if stage.margin is not None]
     begin, elapsed = 0, 0.0
     for index, (stage, size, length) in enumerate(zip(stages, units, hours, strict=True)):
         end = begin + int(size)
@@ -108,6 +113,7 @@ def _end_of(
             into = (harm - begin + 1) / size * length
             return OUTCOMES.index(ROLLED_BACK), index, elapsed + into, float(groups[: harm + 1].sum())
         elapsed += length
+        excluded = NonInferiority(margins, incumbent=config.incumbent_prior)  # by this stage alone
         excluded.add_many(groups[begin:end], ys[begin:end], stage.share)
         drop = excluded.excluded_drop(config.advance_alpha)
         enough = min(np.bincount(groups[begin:end], minlength=2)) >= config.min_episodes
