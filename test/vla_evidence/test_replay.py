@@ -78,9 +78,8 @@ def canary_log(path: Path, unit: Unit, canary: float = 0.4, episodes: int = 400)
             )
             if number % 25:  # every 25th is never heard of again
                 success = bool(rng.random() < (canary if group else 0.87))
-                judgement.outcome(episode=name, success=success, now_s=now_s + 30.0, latency_s=float(rng.uniform(1, 5)))
-            if group and number % 2:
-                judgement.event("score", source="tce", value=float(rng.normal()))
+                told = {"latency_s": float(rng.uniform(1, 5)), "scores": {"tce": rng.normal(size=2).tolist()}}
+                judgement.outcome(episode=name, success=success, now_s=now_s + 30.0, **told)
             if number % 40 == 39:
                 decisions.append(judgement.verdict(now_s=now_s + 31.0).decision.value)
     return decisions
@@ -173,7 +172,7 @@ def test_whatever_is_changed_in_a_paired_log_is_found(
         ("outcome", {}, '"latency_s": ', '"latency_s": 9'),
         ("event", {"event": "assign"}, '"group": 0', '"group": 1'),
         ("event", {"event": "assign"}, '"probability": 0.3', '"probability": 0.31'),
-        ("event", {"event": "score"}, '"value": ', '"value": 99'),
+        ("outcome", {}, '"scores": {"tce": [', '"scores": {"tce": [99, '),
         ("header", {}, '"alpha": 0.05', '"alpha": 0.04'),
         ("header", {}, '"salt": "pick-1.2.0"', '"salt": "pick-1.2.1"'),
         ("verdict", {}, '"max_log_e": ', '"max_log_e": 1'),
