@@ -48,6 +48,8 @@ _OBSERVATION_HZ = 50.0
 _CONTROL_SILENT_S = 1.0
 _ANSWER_S = 2.0
 _ENABLE_S = 6.0  # it looks for other publishers first
+_LOST = ("CONTROL_LOST", "the control process ended: nothing is commanded; the node ends to be restarted")
+_SILENT = ("CONTROL_UNRESPONSIVE", "the control process does not tick: nobody knows what it commands")
 
 
 @dataclass(frozen=True)
@@ -404,9 +406,7 @@ class PolicyEngine:
         elif kind == "REFUSED":
             self._report_error(str(event.get("error_code") or kind), str(event.get("message", "")))
         elif kind == "EXITED" and not event.get("expected"):
-            self._report_error(
-                "CONTROL_LOST", "the control process ended: nothing is commanded; the node ends to be restarted"
-            )
+            self._report_error(*_LOST)
             self.control_lost = True
             self.generations.control_lost()
             self._enable_answers.put({"type": "ENABLE_FAILED", "error_code": "CONTROL_LOST", "message": "it has ended"})
@@ -453,7 +453,10 @@ class PolicyEngine:
     def snapshot(self) -> Snapshot:
         """What the node is running now."""
         status = self._control.status()
-        alive = self._control.alive and (status is None or status.age_s < _CONTROL_SILENT_S)
+        alive = self._control.alive
+        ended = not alive and self._control.pid is not None
+        silent = status is not None and status.age_s >= _CONTROL_SILENT_S
+        error = _LOST if ended else _SILENT if silent else self._error  # at once: its event comes a moment later
         active, standby, prepared, on_trial = self.generations.parts()
         episode = self._episodes.open
         return Snapshot(
@@ -463,12 +466,12 @@ class PolicyEngine:
             prepared=prepared,
             on_trial=on_trial,
             control=status,
-            control_alive=alive,
+            control_alive=alive and not silent,
             motion_permitted=self.observations.motion_permitted(),
             loading=self._loading,
             inference_ms=self._watch.inference_ms,
             episode_id=episode.episode_id if episode else "",
             instruction=episode.instruction if episode else self._instruction,
-            error_code=self._error[0],
-            message=self._error[1],
+            error_code=error[0],
+            message=error[1],
         )

@@ -265,6 +265,21 @@ def test_the_loss_of_standby_or_prepared_disturbs_nothing(tmp_path: Path) -> Non
         assert rig.snapshot.active and rig.snapshot.active.version == "1.1.0"
 
 
+def test_a_control_process_that_hangs_is_told_with_its_code(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    with EngineRig(tmp_path, model_path=str(tmp_path / "a")) as rig:
+        rig.wait_running()
+        pid = rig.engine._control.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            rig.wait_for(lambda: not rig.snapshot.control_alive, "the silence")
+            assert rig.snapshot.error_code == "CONTROL_UNRESPONSIVE"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        rig.wait_for(lambda: rig.snapshot.control_alive and not rig.snapshot.error_code, "it ticks again")
+
+
 def test_without_its_control_process_nothing_is_published_and_the_node_says_so(tmp_path: Path) -> None:
     scripted_bundle(tmp_path / "a", "1.0.0")
     digest = scripted_bundle(tmp_path / "b", "1.1.0").digest
@@ -284,7 +299,10 @@ def test_without_its_control_process_nothing_is_published_and_the_node_says_so(t
         pid = rig.engine._control.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        rig.wait_for(lambda: rig.snapshot.error_code == "CONTROL_LOST", "the error")
+        while (snapshot := rig.snapshot).control_alive:
+            pass
+        assert snapshot.error_code == "CONTROL_LOST" and snapshot.message  # whoever is told so is told why
+        rig.wait_for(lambda: rig.engine.control_lost, "the node's end")
         count = len(rig.commands()[1])
         assert not rig.snapshot.control_alive
         waiting.join(20.0)
