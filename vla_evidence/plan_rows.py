@@ -50,8 +50,8 @@ class Fleet:
         check_rate("icc", self.icc)
 
     def arm(self, share: float) -> int:
-        """Return how many whole robots the treated arm gets: at least one, and one is left over."""
-        return max(1, min(round(share * self.robots), self.robots - 1))
+        """Return how many whole robots the treated arm gets: as a stage does, at least one, and one is left over."""
+        return max(1, min(math.floor(share * self.robots + 1e-9), self.robots - 1))
 
 
 @dataclass(frozen=True)

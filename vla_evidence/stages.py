@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from vla_evidence.errors import InputError, check_margin, check_probability
+from vla_evidence.robot_units import smallest_drop
 
 _HOUR_S = 3600.0
+_LARGEST = 1e308
 
 
 class Unit(Enum):
@@ -73,7 +75,7 @@ class Design:
         unit: what is drawn at random.
         robots: that may run the new version.
         probability: of the new version for an episode on one of them, or for a robot of the fleet to be one of them.
-        largest_evidence: that it can ever reach; infinity for episodes.
+        largest_evidence: that it can ever reach; infinity for episodes, and beyond the range of a float.
         reason: why, for people.
     """
 
@@ -108,7 +110,15 @@ def design(stage: Stage, fleet_size: int, *, holds_both: bool, alpha: float, pro
     if robots == fleet_size:
         reason = f"all {fleet_size} robots would run the new version: nothing to compare with"
         raise InputError("INPUT_COUNT", "fleet_size", reason)
-    largest = float(math.comb(fleet_size, robots))
-    able = "can" if largest >= 1.0 / alpha else "can never"
-    reason = f"{robots} of {fleet_size} robots as units give evidence of at most {largest:.4g}: it {able} reach {1.0 / alpha:.4g}"
+    ways = math.comb(fleet_size, robots)
+    able = "can" if ways >= 1.0 / alpha else "can never"
+    reason = (
+        f"{robots} of {fleet_size} robots as units give evidence of at most {_shown(ways)}: it {able} reach {1.0 / alpha:.4g}; "
+        f"they exclude a drop of {smallest_drop(robots, alpha):.1%} at best"
+    )
+    largest = float(ways) if ways < _LARGEST else math.inf
     return Design(Unit.ROBOT, robots, robots / fleet_size, largest, reason)
+
+
+def _shown(ways: int) -> str:
+    return f"{ways:.4g}" if ways < _LARGEST else f"10^{math.floor(math.log10(ways))}"

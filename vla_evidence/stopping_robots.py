@@ -107,7 +107,7 @@ def cohort_times(
         for index, (member, successes) in enumerate(zip(is_canary, totals[0], strict=True)):
             process.update(CANARY if member else INCUMBENT, float(successes) / episodes, left / (fleet.robots - index))
             left -= int(member)
-        if process.max_log_e >= limit:
+        if (process.log_e if better else process.max_log_e) >= limit:  # as the judge of a canary
             times[run] = treated * episodes
         progress(1)
     return Stopping(times, treated * episodes, times * fleet.robots / treated)

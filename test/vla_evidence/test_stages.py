@@ -41,6 +41,11 @@ def test_a_small_fleet_is_drawn_by_episode_and_one_robot_of_few_is_said_to_prove
     assert (by_robot.unit, by_robot.robots, by_robot.largest_evidence) == (Unit.ROBOT, 1, 10.0)
     assert "can never reach 20" in by_robot.reason
     assert "can reach 20" in design(stage, 100, holds_both=False, alpha=0.05).reason
+    assert "exclude a drop of 45.1% at best" in design(stage, 100, holds_both=False, alpha=0.05).reason
+    large = design(DEFAULT_STAGES[2], 1100, holds_both=False, alpha=0.05)
+    assert large.largest_evidence == math.inf and "evidence of at most 10^329: it can reach" in large.reason
+    largest = design(DEFAULT_STAGES[2], 20_000, holds_both=False, alpha=0.05)
+    assert largest.largest_evidence == math.inf and largest.robots == 10_000
     with pytest.raises(InputError, match="nothing to compare"):
         design(stage, 1, holds_both=False, alpha=0.05)
 
