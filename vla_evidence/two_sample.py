@@ -52,6 +52,8 @@ class BetaPrior:
         for field, value in (("successes", self.successes), ("failures", self.failures)):
             if not (math.isfinite(value) and value > 0.0):
                 raise InputError("INPUT_COUNT", f"prior {field}", f"{value} is not positive")
+        if not math.isfinite(self.successes + self.failures):
+            raise InputError("INPUT_COUNT", "prior", "worth more than can be counted")
 
     @property
     def mean(self) -> float:

@@ -301,3 +301,48 @@ def test_priors_from_history_are_where_history_is_and_no_heavier_than_it() -> No
     assert BetaPrior.from_history(0, 0, 5.0).mean == 0.5
     assert BetaPrior.expecting_drop(870, 1000, drop=0.1, weight=8.0).mean == pytest.approx(0.7696, abs=1e-3)
     assert 0.0 < BetaPrior.expecting_drop(5, 100, drop=0.1, weight=8.0).mean < 0.05  # nothing below zero
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+def test_learning_anew_keeps_the_mean_of_the_evidence(margin: float) -> None:
+    """Exactly, over all 4^6 outcomes of six units with a restart in between, at the edge of H0, π changing with it."""
+    rates, pis, total = (0.7, 0.7 - margin), (0.25, 0.5), 0.0
+    for units in itertools.product(itertools.product((0, 1), (0, 1)), repeat=6):
+        process, chance = TwoSampleEProcess(margin), 1.0
+        for index, (group, y) in enumerate(units):
+            if index == 3:
+                before = process.log_e
+                process.restart()
+                assert process.log_e == before and process.units == (0, 0)
+            pi = pis[index >= 3]
+            chance *= (pi if group else 1.0 - pi) * (rates[group] if y else 1.0 - rates[group])
+            process.update(group, y, pi)
+        total += chance * math.exp(process.log_e)
+    assert total == pytest.approx(1.0, abs=1e-9) if margin == 0.0 else total <= 1.0 + 1e-9
+
+
+def test_estimates_of_a_restarted_process_follow_a_change_that_the_others_hardly_see() -> None:
+    """8,000 equal units, then 400 with a drop from 0.9 to 0.75."""
+    rng = np.random.default_rng(0)
+    anew, on = TwoSampleEProcess(), TwoSampleEProcess()
+    for units, rate in ((8000, 0.9), (400, 0.75)):
+        groups = (rng.random(units) < 0.5).astype(int)
+        ys = (rng.random(units) < np.where(groups, rate, 0.9)).astype(int)
+        anew.restart()
+        for process in (anew, on):
+            process.update_many(groups, ys, 0.5)
+    assert anew.log_e > on.log_e + 2.0
+
+
+@pytest.mark.parametrize("sure", [BetaPrior(1e20, 1.0), BetaPrior(1e300, 1e-300), BetaPrior(1e-300, 1.0)])
+def test_a_prior_that_is_sure_loses_a_bet_and_breaks_nothing(sure: BetaPrior) -> None:
+    for incumbent, canary in ((sure, BetaPrior()), (BetaPrior(), sure), (sure, sure)):
+        process = TwoSampleEProcess(0.02, incumbent=incumbent, canary=canary)
+        for group, y in itertools.product((0, 1), (0, 1)):
+            assert math.isfinite(process.update(group, y, 0.5))
+        counts = ((incumbent.successes, canary.successes), (incumbent.successes + incumbent.failures,
+                                                            canary.successes + canary.failures))  # fmt: skip
+        path = log_e_paths([0, 0, 1, 1], [0, 1, 0, 1], 0.5, margin=0.02, counts=counts)
+        assert path[-1] == pytest.approx(process.log_e, rel=1e-6)
+    with pytest.raises(InputError):
+        BetaPrior(1e308, 1e308)
