@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from vla_evidence import bounds, intervals, planning
 from vla_evidence.analysis import Bar, no_bar, tqdm_bar
 from vla_evidence.errors import EvidenceError
 from vla_evidence.replay import Step, replay_file
+from vla_evidence.simulate.report import finite
 from vla_evidence.tables import table
 
 DONE, REFUSED = 0, 1
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(f"{e.code}: {e}", file=sys.stderr)
         return REFUSED
-    print(json.dumps({"ok": True, **_plain(result)}, indent=1) if options.json else text)
+    print(json.dumps({"ok": True, **finite(result)}, indent=1) if options.json else text)
     return DONE
 
 
@@ -118,15 +118,6 @@ def _bar(options: argparse.Namespace) -> Bar:
 
 def _percent(ends: tuple[float, float]) -> list[str]:
     return [f"{end:.2%}" for end in ends]
-
-
-def _plain(value: Any) -> Any:
-    """Return JSON values; what is infinite is null: there is no such number."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-import math
+MAX_COUNT = 1 << 53
 
 
 class EvidenceError(ValueError):
@@ -57,6 +57,6 @@ def check_margin(field: str, value: float) -> float:
 
 
 def check_counts(field: str, events: float, observations: float) -> None:
-    """Refuse counts with ``0 <= events <= observations`` not holding."""
-    if not (math.isfinite(observations) and 0 <= events <= observations):
-        raise InputError("INPUT_COUNT", field, f"{events} of {observations} cannot be")
+    """Refuse counts with ``0 <= events <= observations <= 2^53`` not holding: beyond, a float cannot count."""
+    if not 0 <= events <= observations <= MAX_COUNT:
+        raise InputError("INPUT_COUNT", field, f"{str(events)[:30]} of {str(observations)[:30]} cannot be")

@@ -14,7 +14,7 @@ from vla_evidence import sample_size
 from vla_evidence.analysis import Bar, no_bar
 from vla_evidence.errors import InputError, check_probability, check_rate
 from vla_evidence.simulate.fleet import FleetModel
-from vla_evidence.stopping import Stopping
+from vla_evidence.stopping import Stopping, check_runs
 from vla_evidence.stopping_robots import cohort_times
 from vla_evidence.tables import table
 
@@ -39,10 +39,9 @@ class Fleet:
     icc: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.robots < 1:
-            raise InputError("INPUT_COUNT", "robots", f"{self.robots} is less than one")
-        if not (math.isfinite(self.per_day) and self.per_day > 0.0):
-            raise InputError("INPUT_VALUE", "per_day", f"{self.per_day} episodes a day never end")
+        FleetModel(self.robots)
+        if not 1e-6 <= self.per_day <= 1e9:
+            raise InputError("INPUT_VALUE", "per_day", f"{self.per_day} episodes a day are none, or never end")
         if self.unit not in ("episode", "robot"):
             raise InputError("INPUT_VALUE", "unit", f"{self.unit!r} is neither episode nor robot")
         if self.unit == "robot" and self.robots < 2:
@@ -93,6 +92,7 @@ class Plan:
     sentence: str
     rows: list[Row]
     settings: Mapping[str, float | int | str | None] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,9 @@ class Simulation:
     runs: int = 1000
     seed: int = 0
     bar: Bar = no_bar
+
+    def __post_init__(self) -> None:
+        check_runs(self.runs or 2, self.seed)
 
     def rng(self) -> np.random.Generator:
         """Return the source of chance, the same each time."""
@@ -163,8 +166,8 @@ def _robots(independent: float, share: float, fleet: Fleet, days: float | None) 
     if days is None:
         return None
     each = days * fleet.per_day
-    if not each >= 1.0:
-        raise InputError("INPUT_VALUE", "days", f"in {days} days a robot does not finish one episode")
+    if not (1.0 <= each < math.inf and math.isfinite(days)):
+        raise InputError("INPUT_VALUE", "days", f"in {days} days a robot does not finish one episode, or has no end")
     if fleet.unit == "episode":
         return math.ceil(independent / share / each - 1e-9)
     treated = sample_size.robots_needed(independent, fleet.icc, each)
@@ -178,8 +181,9 @@ def answer(
     fleet: Fleet,
     share: float,
     days: float | None,
+    note: str = "",
 ) -> Plan:
-    """Return the plan of these rows, the first of them fixed, the last sequential if any is."""
+    """Return the plan of these rows, the first of them fixed, the last sequential if any is; ``note``: why none is."""
     fixed, last = rows[0], rows[-1]
     settings = {**settings, **vars(fleet), "days": days}
     if math.isinf(fixed.episodes):
@@ -199,7 +203,7 @@ def answer(
         sentence += f" To be done within {days:g} day{'s' * (days != 1)}: {fixed.robots} robots by one look at the end"
         both = last.simulated and last.robots is not None
         sentence += f", {last.robots} by the sequential test ({_LATEST:.0%} of all cases)." if both else "."
-    return Plan(sentence, rows, settings)
+    return Plan(sentence, rows, settings, note)
 
 
 def _sequential_words(row: Row, fleet: Fleet) -> str:
@@ -223,7 +227,7 @@ def describe(plan: Plan) -> str:
         line += [f"{row.days:,.1f}" if math.isfinite(row.days) else "never"]
         line += [f"{row.latest_days:,.1f}" if math.isfinite(row.latest_days) else "never"]
         cells.append(line + ([f"{row.robots:,}" if row.robots is not None else "-"] if within else []))
-    return f"{plan.sentence}\n\n" + table("", heads + (["robots for it"] if within else []), cells)
+    return f"{plan.sentence}\n\n" + table("", heads + (["robots for it"] if within else []), cells, plan.note)
 
 
 def _number(value: float) -> str:

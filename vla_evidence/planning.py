@@ -25,13 +25,15 @@ from vla_evidence.plan_rows import (
     sequential_row,
 )
 from vla_evidence.simulate.fleet import FleetModel
-from vla_evidence.stopping import detection_times, exclusion_times, sign_test_pairs
+from vla_evidence.stopping import TooLargeError, detection_times, exclusion_times, sign_test_pairs
 from vla_evidence.stopping_robots import randomisation_times
 
 __all__ = ["Fleet", "Plan", "Row", "Simulation", "describe", "plan_ab", "plan_detect", "plan_noninferiority"]
 
 _HORIZON = 4.0
 """Sequential tests without an end of their own are simulated for so many times (harm: twice that) the fixed design's size."""
+_EPISODES, _LEAST_RUNS = 5e7, 20
+"""A small drop takes so many episodes that fewer runs than asked for are simulated: about so many episodes in all; said so."""
 
 
 def plan_ab(
@@ -60,7 +62,7 @@ def plan_ab(
     simulation = simulation or Simulation()
     normal = sample_size.two_proportions(rate_a, rate_b, alpha=alpha, power=power)
     arcsine = sample_size.two_proportions_arcsine(rate_a, rate_b, alpha=alpha, power=power)
-    question = f"{rate_a:.1%} from {rate_b:.1%}"
+    question, note = f"{_rate(rate_a)} from {_rate(rate_b)}", ""
     rows = [
         fixed_row("one look, normal formula", normal, 0.5, power, fleet, days),
         fixed_row("one look, arcsine (statsmodels)", arcsine, 0.5, power, fleet, days),
@@ -75,14 +77,20 @@ def plan_ab(
         method = f"sequential, exact randomisation test, {each:,} each"
         rows.append(sequential_row(method, stopping, 0.5, fleet, days))
     elif simulation.runs:
-        stopping = sign_test_pairs(
-            rate_a, rate_b, alpha=alpha, power=power, first=math.ceil(normal), runs=simulation.runs, seed=simulation.seed,
-            bar=simulation.bar,
-        )  # fmt: skip
-        method = f"sequential, exact sign test, at most {stopping.horizon:,.0f} pairs"
-        rows.append(sequential_row(method, stopping, 0.5, fleet, days))
+        try:
+            stopping = sign_test_pairs(
+                rate_a, rate_b, alpha=alpha, power=power, first=math.ceil(normal), runs=simulation.runs,
+                seed=simulation.seed, bar=simulation.bar,
+            )  # fmt: skip
+        except TooLargeError as e:
+            note = f"No sequential design: {e.reason} pairs."
+        else:
+            method = f"sequential, exact sign test, at most {stopping.horizon:,.0f} pairs"
+            rows.append(sequential_row(method, stopping, 0.5, fleet, days))
     settings = {"rate_a": rate_a, "rate_b": rate_b, "alpha": alpha, "power": power}
-    return answer(f"To tell {question} (two-sided α {alpha:g}, power {power:.0%})", rows, settings, fleet, 0.5, days)
+    return answer(
+        f"To tell {question} (two-sided α {alpha:g}, power {power:.0%})", rows, settings, fleet, 0.5, days, note
+    )
 
 
 def plan_noninferiority(
@@ -147,6 +155,7 @@ def plan_detect(
         EvidenceError: ANALYSIS_MISSING.
     """
     simulation = simulation or Simulation()
+    note = ""
     if canary >= incumbent:
         raise InputError("INPUT_RATE", "canary", f"{canary} is not below the incumbent's {incumbent}")
     same = {"alpha": alpha, "power": power, "share": share}
@@ -159,12 +168,32 @@ def plan_detect(
     if simulation.runs and fleet.unit == "robot":
         rows.append(cohort_row(incumbent, canary, fleet, share, alpha, rows[0], days, simulation))
     elif simulation.runs:
-        with simulation.bar("e-process of the canary", simulation.runs) as tick:
-            stopping = detection_times(
-                incumbent, canary, share, alpha=alpha, horizon=math.ceil(2 * _HORIZON * normal), runs=simulation.runs,
-                rng=simulation.rng(), progress=tick,
-            )  # fmt: skip
-        rows.append(sequential_row("sequential, e-process, looks at every episode", stopping, share, fleet, days))
+        horizon = math.ceil(2 * _HORIZON * normal)
+        runs = min(simulation.runs, max(_LEAST_RUNS, int(_EPISODES / (horizon / share))))
+        few = f", {runs} runs" if runs < simulation.runs else ""
+        try:
+            with simulation.bar("e-process of the canary", runs) as tick:
+                stopping = detection_times(
+                    incumbent,
+                    canary,
+                    share,
+                    alpha=alpha,
+                    horizon=horizon,
+                    runs=runs,
+                    rng=simulation.rng(),
+                    progress=tick,
+                )
+        except TooLargeError as e:
+            note = f"No sequential design: {e.reason}."
+        else:
+            rows.append(
+                sequential_row(f"sequential, e-process, looks at every episode{few}", stopping, share, fleet, days)
+            )
     settings: dict[str, float | int | str | None] = {"incumbent": incumbent, "canary": canary, **same}
-    question = f"To find a drop from {incumbent:.1%} to {canary:.1%} (α {alpha:g}, power {power:.0%})"
-    return answer(question, rows, settings, fleet, share, days)
+    question = f"To find a drop from {_rate(incumbent)} to {_rate(canary)} (α {alpha:g}, power {power:.0%})"
+    return answer(question, rows, settings, fleet, share, days, note)
+
+
+def _rate(rate: float) -> str:
+    """Return a rate with as many digits as it has, one at least."""
+    return f"{rate:.1%}" if round(rate, 3) == rate else f"{100.0 * rate:.6g}%"

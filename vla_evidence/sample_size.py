@@ -11,14 +11,18 @@ chapter 6 (arcsine, as statsmodels has it); Donner and Klar, Design and Analysis
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Literal
 
+import numpy as np
 from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]
 
 from vla_evidence.analysis import analysis_packages
 from vla_evidence.errors import InputError, check_margin, check_probability, check_rate
 
 Sides = Literal[1, 2]
+LEAST_DIFFERENCE = 1e-6
+"""Closer rates are not told apart: it would take a million million episodes."""
 
 
 def two_proportions(
@@ -68,8 +72,14 @@ def two_proportions_arcsine(
     effect = abs(float(proportion_effectsize(rate_a, rate_b)))
     alternative = "two-sided" if sides == 2 else "larger"
     ratio = (1.0 - share) / share
-    solved = NormalIndPower().solve_power(effect, alpha=alpha, power=power, ratio=ratio, alternative=alternative)
-    return float(solved)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that its solver failed: seen below
+        solved = NormalIndPower().solve_power(effect, alpha=alpha, power=power, ratio=ratio, alternative=alternative)
+    if np.ndim(solved) == 0 and math.isfinite(solved):
+        return float(solved)
+    return float(
+        ((_z(alpha, sides) + float(ndtri(power))) / effect) ** 2 * (1.0 + 1.0 / ratio)
+    )  # without the other tail
 
 
 def non_inferiority(
@@ -84,8 +94,8 @@ def non_inferiority(
     """
     check_probability("rate", rate)
     check_probability("share", share)
-    if check_margin("margin", margin) == 0.0:
-        raise InputError("INPUT_MARGIN", "margin", "no number of episodes excludes a drop of 0")
+    if check_margin("margin", margin) < LEAST_DIFFERENCE:
+        raise InputError("INPUT_MARGIN", "margin", f"no number of episodes excludes a drop of {margin}")
     z = _z(alpha, 1) + float(ndtri(check_probability("power", power)))
     return z**2 * rate * (1.0 - rate) / ((1.0 - share) * margin**2)
 
@@ -136,7 +146,7 @@ def _spreads(rate_a: float, rate_b: float, share: float) -> tuple[float, float]:
     check_rate("rate_a", rate_a)
     check_rate("rate_b", rate_b)
     ratio = check_probability("share", share) / (1.0 - share)
-    if rate_a == rate_b:
+    if abs(rate_a - rate_b) < LEAST_DIFFERENCE:
         raise InputError("INPUT_RATE", "rate_b", f"no number of episodes tells {rate_b} from {rate_a}")
     mean = share * rate_b + (1.0 - share) * rate_a
     same = math.sqrt((1.0 + ratio) * mean * (1.0 - mean))

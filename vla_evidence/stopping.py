@@ -14,13 +14,13 @@ from scipy.special import ndtri  # type: ignore[import-untyped]
 from vla_evidence.analysis import Bar, Tick, no_bar
 from vla_evidence.errors import InputError, check_probability, check_rate
 from vla_evidence.non_inferiority import NonInferiority
-from vla_evidence.sign_test import SignTestDesign
+from vla_evidence.sign_test import MAX_PAIRS, SignTestDesign
 from vla_evidence.sign_test_batch import stopping_times
 from vla_evidence.spending import OBRIEN_FLEMING, Spending
 from vla_evidence.two_sample import CANARY, INCUMBENT, BetaPrior, log_e_paths
 
 _UNITS_AT_ONCE, _MOST_UNITS = 1 << 20, 1 << 22
-_FEWEST_RUNS, _SIZING_RUNS = 2, 4000
+_FEWEST_RUNS, _MOST_RUNS, _SIZING_RUNS = 2, 10_000_000, 4000
 _LARGEST_GROWTH = 4.0
 
 
@@ -62,23 +62,38 @@ class Stopping:
         return float(np.quantile(self.times, check_probability("q", q), method="inverted_cdf"))
 
 
+class TooLargeError(InputError):
+    """INPUT_COUNT: there are formulas for this design, but it is too large to be simulated."""
+
+
 def share_and_error(share: float, runs: int) -> tuple[float, float]:
     """Return a share of runs with its Monte-Carlo standard error (Agresti and Coull's: not 0 where the share is)."""
     smoothed = (share * runs + 2.0) / (runs + 4.0)
     return share, math.sqrt(smoothed * (1.0 - smoothed) / (runs + 4.0))
 
 
+def check_runs(runs: int, seed: int = 0) -> None:
+    """Refuse a number of runs that gives no Monte-Carlo error or does not fit into memory, and a seed that is none.
+
+    Raises:
+        InputError: INPUT_COUNT.
+    """
+    if not _FEWEST_RUNS <= runs <= _MOST_RUNS:
+        raise InputError("INPUT_COUNT", "runs", f"{runs} does not lie between {_FEWEST_RUNS} and {_MOST_RUNS:,}")
+    if not 0 <= seed < 1 << 64:
+        raise InputError("INPUT_COUNT", "seed", f"{seed} does not lie between 0 and 2^64 - 1")
+
+
 def batches(runs: int, units: int) -> Iterator[int]:
     """Yield numbers of runs that add up to ``runs`` and keep memory bounded.
 
     Raises:
-        InputError: fewer than two runs have no Monte-Carlo error; or one run is too large.
+        InputError: a number of runs that cannot be; or one run is too large.
     """
-    if runs < _FEWEST_RUNS:
-        raise InputError("INPUT_COUNT", "runs", f"{runs} is less than {_FEWEST_RUNS}")
+    check_runs(runs)
     if units > _MOST_UNITS:
         reason = f"{units:,} episodes a run, more than {_MOST_UNITS:,}: too small a difference, or too large a fleet, to simulate"
-        raise InputError("INPUT_COUNT", "runs", reason)
+        raise TooLargeError("INPUT_COUNT", "runs", reason)
     size = max(1, _UNITS_AT_ONCE // max(1, units))
     for begin in range(0, runs, size):
         yield min(size, runs - begin)
@@ -147,6 +162,7 @@ def exclusion_times(
     Looked at ``looks`` times, evenly over the horizon: a time is late by up to one of these steps.
     """
     _check_rates(incumbent, canary, share)
+    check_runs(runs)
     step = max(1, math.ceil(horizon / share / looks))
     times, total = np.full(runs, np.inf), np.full(runs, np.inf)
     for run in range(sum(batches(runs, 1))):
@@ -203,13 +219,19 @@ def sign_test_pairs(
 
     A test's standardised effect grows with the root of its size: N is multiplied by ((z_α + z_power) / (z_α + z_reached))². So an
     error of 0.01 in the power is one of about 2.5 % in N: at least 4,000 runs are made.
+
+    Raises:
+        InputError: as :func:`check_runs`.
+        TooLargeError: more than ``MAX_PAIRS`` pairs.
     """
-    if runs < _FEWEST_RUNS:
-        raise InputError("INPUT_COUNT", "runs", f"{runs} is less than {_FEWEST_RUNS}")
+    check_runs(runs, seed)
     runs = max(runs, _SIZING_RUNS)
     z_alpha, z_power = -float(ndtri(alpha / 2.0)), float(ndtri(check_probability("power", power)))
     pairs = first
     for step in range(3):
+        if pairs > MAX_PAIRS:
+            reason = f"it would take {pairs:,} or more, and the exact sign test is limited to {MAX_PAIRS:,}"
+            raise TooLargeError("INPUT_COUNT", "pairs", reason)
         rng = np.random.default_rng([seed, step])
         with bar(f"exact sign test, at most {pairs:,} pairs", runs) as tick:
             stopping = sign_test_times(

@@ -13,7 +13,7 @@ from vla_evidence.randomisation_test import RandomisationTest, cohort_assignment
 from vla_evidence.robot_units import RobotEProcess, RobotPrior
 from vla_evidence.simulate.fleet import FleetModel
 from vla_evidence.spending import OBRIEN_FLEMING
-from vla_evidence.stopping import Stopping, batches
+from vla_evidence.stopping import Stopping, batches, check_runs
 from vla_evidence.two_sample import CANARY, INCUMBENT
 
 _LOOKS = 10
@@ -59,6 +59,7 @@ def randomisation_times(
         episodes: on each robot, looked at ten times.
         alpha, runs, rng, progress: as everywhere.
     """
+    check_runs(runs)
     done = look_schedule(episodes)
     treated = fleet.robots // 2
     times = np.full(runs, np.inf)
@@ -97,6 +98,7 @@ def cohort_times(
         margin, better: as for :class:`vla_evidence.robot_units.RobotEProcess`.
         alpha, runs, rng, progress: as everywhere.
     """
+    check_runs(runs)
     limit = -math.log(alpha)
     done = np.array([episodes])
     prior = RobotPrior(mean=incumbent)

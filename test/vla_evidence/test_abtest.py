@@ -33,6 +33,17 @@ def test_the_lessons_calls_work() -> None:
     assert result["ci_a"][0] < result["rate_a"] < result["ci_a"][1] < result["ci_b"][0]
 
 
+def test_an_episode_told_twice_counts_once_and_none_may_be_left_out() -> None:
+    test = ABTest("a", "b")
+    assert test.record("r", True, episode=0) and not test.record("r", True, episode=0)
+    with pytest.raises(InputError) as caught:
+        test.record("r", True, episode=2)
+    assert caught.value.code == "INPUT_VALUE"
+    assert test.record("r", True, episode=1)
+    reason = test.evaluate(3)["reason"].split()
+    assert {reason[0], reason[5]} == {"0", "2"}
+
+
 def test_without_a_significant_difference_there_is_no_winner() -> None:
     test = ABTest("a", "b", planned_episodes=600)
     for i in range(600):

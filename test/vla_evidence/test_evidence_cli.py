@@ -72,6 +72,21 @@ def test_plan_says_when_no_number_of_episodes_suffices() -> None:
     assert "never suffice" in plan["sentence"] and plan["rows"][0]["episodes"] is None
 
 
+def test_a_design_too_large_to_simulate_still_has_its_formulas() -> None:
+    for arguments, note in (
+        (("ab", "--rate-a", "0.85", "--rate-b", "0.853"), "limited to 100,000 pairs"),
+        (("detect", "--incumbent", "0.87", "--canary", "0.8699"), "too small a difference"),
+    ):
+        plan = answer("plan", *arguments, "--runs", "20")
+        assert len(plan["rows"]) == 2 and plan["rows"][0]["episodes"] > 100_000
+        assert note in plan["note"]
+
+
+def test_rates_of_0_and_1_have_a_plan() -> None:
+    plan = answer("plan", "ab", "--rate-a", "1", "--rate-b", "0", "--runs", "0")
+    assert [row["episodes"] for row in plan["rows"]] == [2, 2]
+
+
 def test_interval_prints_three_kinds() -> None:
     assert run("interval", "435", "500").stdout.count("%") >= 7
     document = answer("interval", "435", "500")
@@ -95,9 +110,24 @@ def test_replay_warns_of_a_torn_line(log: Path) -> None:
     assert "warning: " in run("replay", log).stderr
 
 
+MANY = "9" * 400
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
+        (("plan", "ab", "--rate-a", "0.85", "--rate-b", "0.88", "--seed", "-1"), "INPUT_COUNT"),
+        (("plan", "noninferiority", "--rate", "0.87", "--margin", "0.1", "--runs", "-5"), "INPUT_COUNT"),
+        (("plan", "noninferiority", "--rate", "0.87", "--margin", "1e-200", "--runs", "0"), "INPUT_MARGIN"),
+        (("plan", "ab", "--rate-a", "0.5", "--rate-b", "0.5000000000000001", "--runs", "0"), "INPUT_RATE"),
+        (("plan", "ab", "--rate-a", "0.5", "--rate-b", "0.6", "--robots", MANY, "--runs", "0"), "INPUT_COUNT"),
+        (("plan", "ab", "--rate-a", "0.5", "--rate-b", "0.6", "--within-days", "inf", "--runs", "0"), "INPUT_VALUE"),
+        (("plan", "ab", "--rate-a", "0.5", "--rate-b", "0.6", "--per-day", "1e-320", "--runs", "0"), "INPUT_VALUE"),
+        (("interval", "1", MANY), "INPUT_COUNT"),
+        (("simulate", "canary", "--seed", "-1"), "INPUT_COUNT"),
+        (("simulate", "canary", "--per-hour", "1e9"), "INPUT_VALUE"),
+        (("simulate", "ab", "--seed", "-1"), "INPUT_COUNT"),
+        (("simulate", "ab", "--rate-a", "0.85", "--rate-b", "0.851", "--runs", "20"), "INPUT_COUNT"),
         (("plan", "ab", "--rate-a", "1.2", "--rate-b", "0.5"), "INPUT_RATE"),
         (("plan", "ab", "--rate-a", "nan", "--rate-b", "0.5"), "INPUT_RATE"),
         (("plan", "ab", "--rate-a", "0.5", "--rate-b", "0.5"), "INPUT_RATE"),

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from vla_evidence import sample_size, stopping_robots
+from vla_evidence import planning, sample_size, stopping_robots
 from vla_evidence.assignment import cohort
 from vla_evidence.errors import InputError
 from vla_evidence.planning import Fleet, Simulation, describe, plan_ab, plan_detect, plan_noninferiority
@@ -156,6 +156,14 @@ def test_one_canary_among_ten_robots_can_never_decide_and_the_plan_says_so() -> 
     assert "never" not in two_of_forty.rows[-1].method
 
 
+def test_a_small_drop_is_simulated_in_as_many_runs_as_are_affordable_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planning, "_EPISODES", 1e6)
+    row = plan_detect(0.87, 0.75, Fleet(50, 40), simulation=Simulation(runs=400, seed=2)).rows[-1]
+    assert row.method.endswith(" runs") and 20 < int(row.method.split()[-2]) < 400
+
+
 def test_plans_are_the_same_for_the_same_seed() -> None:
     first, again, other = (
         plan_detect(0.87, 0.75, Fleet(50, 40), simulation=Simulation(runs=50, seed=seed)).rows[-1] for seed in (4, 4, 5)
@@ -175,8 +183,10 @@ def test_plans_are_the_same_for_the_same_seed() -> None:
         (lambda: plan_ab(0.5, 0.6, Fleet(2, 1), days=0.1, simulation=FIXED_ONLY), "INPUT_VALUE"),
         (lambda: plan_ab(0.5, 0.6, Fleet(2, 1), simulation=Simulation(runs=1)), "INPUT_COUNT"),
         (lambda: plan_detect(0.75, 0.87, Fleet(2, 1)), "INPUT_RATE"),
-        (lambda: plan_detect(0.87, 0.8699, Fleet(2, 1)), "INPUT_COUNT"),  # not by running out of memory
-        (lambda: plan_ab(0.5, 0.5001, Fleet(2, 1)), "INPUT_COUNT"),
+        (lambda: plan_ab(0.5, 0.50000001, Fleet(2, 1)), "INPUT_RATE"),
+        (lambda: Fleet(1_000_001, 1), "INPUT_COUNT"),
+        (lambda: Simulation(runs=-1), "INPUT_COUNT"),
+        (lambda: Simulation(seed=-1), "INPUT_COUNT"),
         (lambda: plan_detect(0.87, 0.75, Fleet(2, 1), share=0.0), "INPUT_PROBABILITY"),
         (lambda: plan_noninferiority(0.87, 0.0, Fleet(2, 1)), "INPUT_MARGIN"),
         (lambda: plan_noninferiority(0.87, -0.1, Fleet(2, 1)), "INPUT_MARGIN"),

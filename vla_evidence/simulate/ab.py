@@ -18,8 +18,9 @@ from vla_evidence.analysis import Bar, no_bar
 from vla_evidence.errors import InputError, check_probability
 from vla_evidence.simulate import plots
 from vla_evidence.simulate.ab_runs import INTERVALS, SIGN_TEST, Z_TEST, Runs, by_robot_runs, paired_runs
+from vla_evidence.simulate.fleet import FleetModel
 from vla_evidence.simulate.report import Report
-from vla_evidence.stopping import Stopping, share_and_error, sign_test_pairs
+from vla_evidence.stopping import Stopping, check_runs, share_and_error, sign_test_pairs
 from vla_evidence.tables import share_text, table
 
 _LONGEST = 2.0
@@ -80,6 +81,8 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
         InputError: what cannot be.
         EvidenceError: ANALYSIS_MISSING.
     """
+    FleetModel(settings.robots, settings.icc)
+    check_runs(settings.runs, settings.seed)
     if settings.robots < 2:
         raise InputError("INPUT_COUNT", "robots", f"{settings.robots} robots cannot be in two arms")
     rates, alpha = (settings.rate_a, settings.rate_b), settings.alpha

@@ -30,7 +30,7 @@ from vla_evidence.simulate.rollouts import (
     threshold_rule,
 )
 from vla_evidence.stages import DEFAULT_STAGES
-from vla_evidence.stopping import Stopping, detection_times, share_and_error
+from vla_evidence.stopping import Stopping, check_runs, detection_times, share_and_error
 from vla_evidence.tables import hours_text, share_text, table
 from vla_evidence.two_sample import BetaPrior
 
@@ -39,6 +39,7 @@ FREQUENCIES = (0.5, 1.0, 2.0, 6.0, 20.0, 60.0)
 BAD, EQUAL = "bad", "equally good"
 JUDGE, THRESHOLD = "e-process judge", "mean >= old - 2 %"
 _HORIZON = 1500
+_MOST_EPISODES = 4_000_000
 _WHOLE_RUNS = 500
 """Most whole rollouts of each kind: each is tens of thousands of episodes."""
 
@@ -70,9 +71,14 @@ class Settings:
         if not self.canary < self.incumbent:
             raise InputError("INPUT_RATE", "canary", f"{self.canary} is not below the incumbent's {self.incumbent}")
         for name in ("per_hour", "rollback_s"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0.0):
-                raise InputError("INPUT_VALUE", name, f"{getattr(self, name)} is not positive")
+            if not 1e-6 <= getattr(self, name) <= 1e9:
+                raise InputError("INPUT_VALUE", name, f"{getattr(self, name)} does not lie between 1e-6 and 1e9")
         FleetModel(self.robots, self.icc)
+        hours = sum(stage.duration_s for stage in DEFAULT_STAGES if stage.share < 1.0) / 3600.0
+        if self.robots * self.per_hour * hours > _MOST_EPISODES:
+            reason = f"with {self.robots} robots more than {_MOST_EPISODES:,} episodes a rollout: too many to simulate"
+            raise InputError("INPUT_VALUE", "per_hour", reason)
+        check_runs(self.runs, self.seed)
 
 
 @dataclass(frozen=True)
@@ -194,19 +200,34 @@ def _asked_always(s: Settings, rng: np.random.Generator) -> dict[str, tuple[floa
 
 
 def _sentence(s: Settings, first: Detection, rollouts: dict[tuple[str, str], Rollouts]) -> str:
-    mean, error = first.stopping.mean_decided
     later = s.rollback_s / 60.0
-    half, most = (hours_text(first.hours(q, s.robots, s.per_hour)) for q in (0.5, 0.9))
+    half, most = (_within(first.hours(q, s.robots, s.per_hour)) for q in (0.5, 0.9))
     ours, theirs = rollouts[EQUAL, JUDGE], rollouts[EQUAL, THRESHOLD]
     passed = float((rollouts[BAD, THRESHOLD].stage > 0).mean())
     return (
         f"In a fleet of {s.robots} robots that do {s.per_hour:g} tasks an hour each, an update that drops success from "
-        f"{s.incumbent:.0%} to {s.canary:.0%} is found after {mean:.0f} ± {error:.0f} canary episodes on average: half of such "
-        f"updates within {half}, 90 % within {most}, while {first.share:.0%} of the episodes run it; the old version acts again "
+        f"{s.incumbent:.0%} to {s.canary:.0%} is found {_found(first.stopping)}: half of such "
+        f"updates {half}, 90 % {most}, while {first.share:.0%} of the episodes run it; the old version acts again "
         f"at most {later:g} min after the verdict. An equally good update is rolled back in {ours.share(ROLLED_BACK):.1%} of "
         f'rollouts, where "new mean >= old mean - 2 %", asked at each stage\'s end, turns down '
         f"{theirs.share(ROLLED_BACK):.0%} of the good and lets {passed:.1%} of the bad ones pass the first stage."
     )
+
+
+def _found(stopping: Stopping) -> str:
+    """Return after how long a drop is found, and how often it is not."""
+    (mean, error), (share, share_error) = stopping.mean_decided, stopping.decided
+    after = f"after {mean:.0f} ± {error:.0f} canary episodes on average" if math.isfinite(mean) else "hardly ever"
+    if share == 1.0:
+        return after
+    return (
+        f"within {stopping.horizon:,.0f} canary episodes in {share_text((share, share_error))} of cases "
+        f"(those {after}; in the others it is not)"
+    )
+
+
+def _within(hours: float) -> str:
+    return f"within {hours_text(hours)}" if math.isfinite(hours) else "not within these"
 
 
 def _label(detection: Detection) -> str:
@@ -236,12 +257,17 @@ def _detection_table(s: Settings, found: list[Detection]) -> str:
         mean, error = d.stopping.mean_decided
         in_time = share_and_error(d.in_time(s.robots, s.per_hour), s.runs)
         hours = [hours_text(d.hours(q, s.robots, s.per_hour)) for q in (0.5, 0.9)]
-        episodes = [f"{mean:.0f} ± {error:.0f}", f"{d.stopping.quantile(0.5):.0f}", f"{d.stopping.quantile(0.9):.0f}"]
+        episodes = [_episodes(value) for value in (mean, d.stopping.quantile(0.5), d.stopping.quantile(0.9))]
+        episodes[0] += f" ± {error:.0f}" if math.isfinite(error) else ""
         rows.append([d.name, f"{d.share:.0%}", *episodes, *hours, share_text(in_time)])
     fleet = f"{s.robots} robots, {s.per_hour:g} tasks an hour"
     title = f"Until {s.incumbent:.0%} -> {s.canary:.0%} is found: episodes of the canary, and time ({fleet})"
     heads = ["stage", "of episodes", "mean", "half by", "90 % by", "half within", "90 % within", "found in the stage"]
-    return table(title, heads, rows, "± is the Monte-Carlo standard error.")
+    return table(title, heads, rows, f"mean: of those found within {_HORIZON:,}; ± is the Monte-Carlo standard error.")
+
+
+def _episodes(number: float) -> str:
+    return f"{number:.0f}" if math.isfinite(number) else f"> {_HORIZON:,}"
 
 
 def _hours(s: Settings, first: Detection) -> np.ndarray[Any, np.dtype[np.float64]]:

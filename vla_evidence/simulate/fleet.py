@@ -12,6 +12,7 @@ from scipy.special import betaincinv  # type: ignore[import-untyped]
 from vla_evidence.errors import InputError, check_probability
 
 RNG = np.random.Generator
+MAX_ROBOTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,10 @@ class FleetModel:
     icc: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.robots < 1:
-            raise InputError("INPUT_COUNT", "robots", f"{self.robots} is less than one")
+        if not 1 <= self.robots <= MAX_ROBOTS:
+            raise InputError(
+                "INPUT_COUNT", "robots", f"{str(self.robots)[:20]} does not lie between 1 and {MAX_ROBOTS:,}"
+            )
         if not 0.0 <= self.icc < 1.0:
             raise InputError("INPUT_RATE", "icc", f"{self.icc} does not lie between 0 and 1, without 1")
 

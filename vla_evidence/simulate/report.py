@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,15 @@ from vla_evidence.log import to_json
 
 Plot = Callable[[Path], None]
 """Draws itself into a PNG file."""
+
+
+def finite(value: Any) -> Any:
+    """Return a value with None for every number that is not finite: JSON has no word for it."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,9 @@ class Report:
             for path, draw in zip(files, self.plots.values(), strict=True):
                 draw(path)
             document = folder / f"{self.name}.json"
-            document.write_text(json.dumps(to_json({"sentence": self.sentence, **self.figures}), indent=1) + "\n")
+            document.write_text(
+                json.dumps(to_json(finite({"sentence": self.sentence, **self.figures})), indent=1) + "\n"
+            )
         except OSError as e:
             raise EvidenceError("OUTPUT_NOT_WRITTEN", str(folder), e.strerror or str(e)) from e
         return [*files, document]
