@@ -45,8 +45,6 @@ class CanaryJudge(CanaryEvidence):
         stage = self.stage
         self._advance_clock(now_s)
         time_over = self._now_s - self._since_s >= stage.duration_s
-        if time_over:
-            self._comparison.end_stage()
         drop = self._comparison.excluded_drop(self.config.advance_alpha)
         fault = self._assignment.fault()
         if not self._convicted and not fault:

@@ -96,6 +96,10 @@ class CanaryConfig:
     def __post_init__(self) -> None:
         if not self.stages:
             raise InputError("INPUT_COUNT", "stages", "there are none")
+        for stage in self.stages:
+            if self.unit is Unit.ROBOT and stage.share < 1.0 and not stage.duration_s > 0.0:
+                reason = f"{stage.duration_s} s end before a robot has run an episode"
+                raise InputError("INPUT_VALUE", f"stage {stage.name}: duration_s", reason)
         for name in ("alpha", "advance_alpha", "score_quantile"):
             check_probability(name, getattr(self, name))
         for name in ("harm_margin", "latency_margin", "score_margin"):

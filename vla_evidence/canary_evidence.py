@@ -105,7 +105,11 @@ class CanaryEvidence:
         if self.config.stages[index].share < 1.0:
             new = self._new_cohort(index, cohort)
             if (new is None) == (self.config.unit is Unit.ROBOT):
-                reason = "is needed: the unit is the robot" if new is None else "robots have no group: the unit is the episode"
+                reason = (
+                    "is needed: the unit is the robot"
+                    if new is None
+                    else "robots have no group: the unit is the episode"
+                )
                 raise InputError("INPUT_ARM", "cohort", reason)
             self._advance_clock(now_s)
             self._comparison.begin(new)
@@ -255,8 +259,16 @@ class CanaryEvidence:
                 self._blocks[source][group] += each * int(members.sum())
 
     def _advance_clock(self, now_s: float) -> None:
-        self._now_s = max(self._now_s, _checked_time(now_s))
-        self._open.expire(self._now_s)
+        until_s = max(self._now_s, _checked_time(now_s))
+        over_s = self._since_s + self.stage.duration_s if self._stage >= 0 else math.inf
+        if self._now_s < over_s <= until_s:  # by the clock, not when somebody asks who may have seen how it looks
+            self._pass_time(over_s)
+            self._comparison.end_stage()
+        self._pass_time(until_s)
+
+    def _pass_time(self, until_s: float) -> None:
+        self._now_s = until_s
+        self._open.expire(until_s)
         self._take_in()
 
     def _take_in(self) -> None:

@@ -253,7 +253,9 @@ class RobotComparison(Comparison):
         if self.cohort is None or not any(self.cohort.short()):
             return []
         incumbents, canaries = self.cohort.short()
-        robots = f"{canaries} canary robots and {incumbents} others have not all of their {self.cohort.episodes} episodes"
+        robots = (
+            f"{canaries} canary robots and {incumbents} others have not all of their {self.cohort.episodes} episodes"
+        )
         return [f"{robots}: of the rest the worst is assumed before the margin is called excluded"]
 
     def excluded_drop(self, alpha: float) -> float | None:
