@@ -6,13 +6,14 @@ kind       settings                                                an outcome's 
 ========== ======================================================= ====================================================
 ab_paired  arguments of :class:`~vla_evidence.ab.PairedABJudge`    robot, episode, success, now_s, latency
 ab_robots  those of :class:`~vla_evidence.ab.UnpairedABJudge`      robot, episode, success, now_s, latency
-canary     config (:meth:`CanaryConfig.to_json`), score_history    episode, success, now_s, latency_s
+canary     config (:meth:`CanaryConfig.to_json`), score_history    episode, success, now_s, latency_s, scores
 ========== ======================================================= ====================================================
 
 The experiment's name is the salt of every assignment, and of the random draws that a test needs. Each episode is assigned before
 it has an outcome, so one that never gets one is not forgotten: event ``assign`` (A/B: robot, episode (0, 1, … on this robot),
-arm, now_s; canary: episode, robot, group, now_s; for units of episodes: probability). A canary's log also has the events
-``begin_stage`` (stage, now_s; for units of robots: cohort) and ``score`` (source, value). Verdicts depend on ``now_s``.
+arm, now_s; canary: episode, robot, group, now_s; for units of episodes: probability). A canary's log also has the event
+``begin_stage`` (stage, now_s; for units of robots: cohort), and its outcomes may hold ``scores`` (by source, of each block).
+Verdicts depend on ``now_s``.
 """
 
 from __future__ import annotations
