@@ -46,7 +46,7 @@ def smallest_drop(canaries: int, alpha: float) -> float:
     """Return the smallest drop of the mean that so many canary robots without a fault can exclude: 1 - α^(1/canaries).
 
     A version that breaks a share m of the robots for good costs a drop of m (where the incumbent always succeeds), and leaves all
-    canaries whole with probability (1-m)^canaries: no test of level α excludes m while this is above α. 30 robots: 10 %.
+    canaries whole with probability (1-m)^canaries: no test of level α excludes m while this is above α. 29 robots: 10 %.
     """
     return 1.0 - check_probability("alpha", alpha) ** (1.0 / canaries) if canaries > 0 else 1.0
 

@@ -22,7 +22,8 @@ class Unit(Enum):
     robots of 100 with an equal version (correlation within robots 0.05) are convicted not in 5 % of rollouts, but in 7 % after 40
     episodes each, 15 % after 160, 22 % after 400."""
     ROBOT = "robot"
-    """Each robot of a cohort runs one version for the stage."""
+    """Each robot of a cohort runs one version for the stage. To exclude a drop of the mean takes at least 29 canary robots for
+    10 %, 59 for 5 %, 149 for 2 % (at level 0.05): fewer may meet none of those that the version breaks."""
 
 
 @dataclass(frozen=True)
