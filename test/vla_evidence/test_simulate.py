@@ -59,7 +59,7 @@ def test_an_exercise_is_the_same_for_the_same_seed(ab_report: object, canary_rep
 
 def test_a_drop_that_is_not_always_found_is_said_to_be_so(tmp_path: Path) -> None:
     report = canary.run(canary.Settings(canary=0.86, robots=5, per_hour=2.0, runs=12, seed=3))
-    assert "% of cases (those" in report.sentence and "in the others it is not" in report.sentence
+    assert "% of cases (" in report.sentence and "in the others it is not" in report.sentence
     report.write(tmp_path)
     document = json.loads((tmp_path / "canary.json").read_text())
     assert document["detection"][0]["canary_episodes"]["p90"] is None

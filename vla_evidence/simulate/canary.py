@@ -217,17 +217,17 @@ def _sentence(s: Settings, first: Detection, rollouts: dict[tuple[str, str], Rol
 def _found(stopping: Stopping) -> str:
     """Return after how long a drop is found, and how often it is not."""
     (mean, error), (share, share_error) = stopping.mean_decided, stopping.decided
-    after = f"after {mean:.0f} ± {error:.0f} canary episodes on average" if math.isfinite(mean) else "hardly ever"
+    after = f"after {mean:.0f} ± {error:.0f} canary episodes on average"
     if share == 1.0:
         return after
     return (
         f"within {stopping.horizon:,.0f} canary episodes in {share_text((share, share_error))} of cases "
-        f"(those {after}; in the others it is not)"
+        f"({f'those {after}; ' if math.isfinite(mean) else ''}in the others it is not)"
     )
 
 
 def _within(hours: float) -> str:
-    return f"within {hours_text(hours)}" if math.isfinite(hours) else "not within these"
+    return f"within {hours_text(hours)}" if math.isfinite(hours) else "not within these episodes"
 
 
 def _label(detection: Detection) -> str:
