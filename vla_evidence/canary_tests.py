@@ -213,7 +213,7 @@ class RobotComparison(Comparison):
         if self.cohort is not None:
             self._take(self.cohort, final=True)
         for process in self.harm.values():
-            process.merge()
+            process.restart()
         self._better = [RobotEProcess(margin, prior=self._prior, better=True) for margin in self._margins]
         self.cohort, self._closed = cohort, False
 

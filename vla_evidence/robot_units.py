@@ -98,9 +98,10 @@ class RobotEProcess:
     def __init__(self, margin: float = 0.0, *, prior: RobotPrior | None = None, better: bool = False) -> None:
         self.margin, self.better = check_margin("margin", margin), better
         prior = prior or RobotPrior()
-        drop = -0.01 if better and margin == 0.0 else 0.0 if better else prior.drop
+        self._drop = -0.01 if better and margin == 0.0 else 0.0 if better else prior.drop
+        self._prior_weight = prior.robots
         self._weight = [prior.robots, prior.robots]
-        self._mean = [prior.mean, prior.mean - drop]
+        self._mean = [prior.mean, prior.mean - self._drop]
         self._squares = prior.robots * prior.sd**2
         self._degrees = prior.robots
         self._running = 0.0
@@ -124,9 +125,14 @@ class RobotEProcess:
             self._closed = log_e
             self.max_log_e = max(self.max_log_e, self.log_e)
 
-    def merge(self) -> None:
-        """Go on with both halves as one: from now on nothing is waited for that one of them has and the other has not."""
+    def restart(self) -> None:
+        """Another stage begins: go on with both halves as one, and believe of canaries what was believed beforehand.
+
+        A bet on what is known at the time: H0 and α are as before. The mean of earlier canaries would hide a drop that comes now.
+        """
         self._running, self._closed = self.log_e, None
+        self._weight[CANARY] = self._prior_weight
+        self._mean[CANARY] = max(0.0, self._mean[INCUMBENT] - self._drop)
 
     def update(self, group: int, x: float, probability: float) -> float:
         """Take one robot in; return ``log_e``.
