@@ -194,6 +194,8 @@ class RobotEProcess:
         self._weight, self._mean = list(state[0:2]), list(state[2:4])
         self._squares, self._degrees, self.max_log_e, self._running = state[4:8]
         self._closed = state[8] if len(state) == 9 else None
+        if self.max_log_e < max(0.0, self.log_e):
+            raise InputError("INPUT_VALUE", "state", f"evidence {self.log_e} above its maximum {self.max_log_e}")
 
     def _learn(self, group: int, x: float) -> None:
         before = self._mean[group]

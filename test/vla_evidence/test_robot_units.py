@@ -336,6 +336,7 @@ def test_what_cannot_be_is_refused() -> None:
         (lambda: process.update(INCUMBENT, 0.5, 1.0), "INPUT_PROBABILITY"),
         (lambda: process.rejects(1.0), "INPUT_PROBABILITY"),
         (lambda: process.restore([1.0]), "INPUT_VALUE"),
+        (lambda: process.restore([2.0, 2.0, 0.8, 0.7, 0.1, 2.0, 1.0, 3.0]), "INPUT_VALUE"),
         (lambda: RobotEProcess(-0.1), "INPUT_MARGIN"),
         (lambda: RobotPrior(sd=0.0), "INPUT_VALUE"),
         (lambda: RobotPrior(mean=1.5), "INPUT_RATE"),
