@@ -468,6 +468,22 @@ def test_slow_robots_are_rolled_back_though_they_succeed() -> None:
     assert judge.verdict(HOUR).code == "LATENCY_WORSE"
 
 
+def test_robots_whose_scores_exceed_the_limit_are_rolled_back_and_not_those_of_a_fleet_that_all_do() -> None:
+    codes = []
+    for incumbent in (0.0, 3.0):
+        config = CanaryConfig(unit=Unit.ROBOT, episodes_per_robot=10, stages=ONE_STAGE)
+        judge = CanaryJudge(config, {"tce": np.random.default_rng(0).normal(size=200).tolist()})
+        groups, rng = drawn(80, 20), random.Random(9)
+        judge.begin_stage(0, 0.0, groups)
+        for n in range(10):
+            for robot, group in groups.items():
+                judge.assign(f"{robot} {n}", robot, group, n * 60.0)
+                blocks = [rng.gauss(3.0 if group else incumbent, 1.0) for _ in range(3)]
+                judge.finish(f"{robot} {n}", True, n * 60.0, scores={"tce": blocks})
+        codes.append(judge.verdict(HOUR).code)
+    assert codes == ["SCORES_WORSE", ""]
+
+
 def test_one_robot_that_holds_both_versions_is_evidence_enough() -> None:
     """Of a fleet of three, where by robot nothing could ever be proven."""
     design_ = design(DEFAULT_STAGES[0], 3, holds_both=True, alpha=0.05)
