@@ -704,6 +704,35 @@ def test_what_is_no_state_of_a_judge_is_refused_with_its_code() -> None:
         assert caught.value.code == "LOG_VALUE"
 
 
+def places(value: object, path: tuple = ()) -> list[tuple]:
+    """Return the path of everything in a JSON document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
+
+
+def test_a_state_with_nonsense_anywhere_is_refused_or_can_be_used() -> None:
+    """It never raises anything else, when it is read or afterwards."""
+    judge = scored_judge(latency_limit_s=5.0)
+    for n in range(12):
+        judge.assign(f"e{n}", f"r{n % 2}", n % 2, 1.0, 0.5)
+        if n < 10 and n != 7:
+            judge.finish(f"e{n}", True, 2.0, 1.0, {"tce": [0.0]})
+    document = json.loads(json.dumps(judge.to_json()))
+    refused = 0
+    for path in places(document)[1:]:
+        if path[0] == "config":
+            continue
+        for nonsense in (None, -1, "x", math.nan, 1e300, 10**400, [], {}):
+            try:
+                other = CanaryJudge.from_json(changed(document, *path, to=nonsense))
+            except LogError:
+                refused += 1
+                continue
+            other.verdict(9e4)
+            assert not other.finish("e7", True, 9e4)
+    assert refused > 700
+
+
 def test_the_shares_of_alpha_add_up_to_it() -> None:
     judge = CanaryJudge(CanaryConfig(alpha=0.05, latency_limit_s=1.0), {"a": [0.0] * 200, "b": [0.0] * 200})
     judge.begin_stage(0, 0.0)
