@@ -180,7 +180,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
             type=int,
             default=500,
             metavar="N",
-            help="simulated; 0: fixed designs only; A/B at least 4,000; default: 500",
+            help="simulated (fewer of a small drop); 0: fixed designs only; A/B at least 4,000; default: 500",
         )
         _add_common(command)
         command.set_defaults(run=_plan)

@@ -20,6 +20,7 @@ from vla_evidence.tables import table
 
 Unit = Literal["episode", "robot"]
 _LATEST = 0.9
+LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class Simulation:
 
 def fixed_row(method: str, independent: float, share: float, power: float, fleet: Fleet, days: float | None) -> Row:
     """Return the row of a design that needs ``independent`` independent episodes in the treated arm."""
-    check_probability("share", share)
+    if not LEAST_SHARE <= check_probability("share", share) <= 1.0 - LEAST_SHARE:
+        raise InputError("INPUT_PROBABILITY", "share", f"{share} leaves one group next to nothing")
     if fleet.unit == "robot":
         each = sample_size.episodes_per_robot(independent, fleet.arm(share), fleet.icc)
         each = math.ceil(each - 1e-9) if math.isfinite(each) else math.inf

@@ -37,7 +37,7 @@ def two_proportions(
         InputError: a rate, probability or share that cannot be, or equal rates.
     """
     spread_0, spread_1 = _spreads(rate_a, rate_b, share)
-    z_alpha, z_beta = _z(alpha, sides), float(ndtri(check_probability("power", power)))
+    z_alpha, z_beta = _z(alpha, sides), _z_power(power, alpha)
     return float((z_alpha * spread_0 + z_beta * spread_1) / (rate_b - rate_a)) ** 2
 
 
@@ -65,7 +65,7 @@ def two_proportions_arcsine(
     """
     _spreads(rate_a, rate_b, share)
     check_probability("alpha", alpha)
-    check_probability("power", power)
+    z_power = _z_power(power, alpha)
     with analysis_packages():
         from statsmodels.stats.power import NormalIndPower
         from statsmodels.stats.proportion import proportion_effectsize
@@ -77,9 +77,7 @@ def two_proportions_arcsine(
         solved = NormalIndPower().solve_power(effect, alpha=alpha, power=power, ratio=ratio, alternative=alternative)
     if np.ndim(solved) == 0 and math.isfinite(solved):
         return float(solved)
-    return float(
-        ((_z(alpha, sides) + float(ndtri(power))) / effect) ** 2 * (1.0 + 1.0 / ratio)
-    )  # without the other tail
+    return float(((_z(alpha, sides) + z_power) / effect) ** 2 * (1.0 + 1.0 / ratio))  # without the other tail
 
 
 def non_inferiority(
@@ -96,7 +94,7 @@ def non_inferiority(
     check_probability("share", share)
     if check_margin("margin", margin) < LEAST_DIFFERENCE:
         raise InputError("INPUT_MARGIN", "margin", f"no number of episodes excludes a drop of {margin}")
-    z = _z(alpha, 1) + float(ndtri(check_probability("power", power)))
+    z = _z(alpha, 1) + _z_power(power, alpha)
     return z**2 * rate * (1.0 - rate) / ((1.0 - share) * margin**2)
 
 
@@ -151,6 +149,12 @@ def _spreads(rate_a: float, rate_b: float, share: float) -> tuple[float, float]:
     mean = share * rate_b + (1.0 - share) * rate_a
     same = math.sqrt((1.0 + ratio) * mean * (1.0 - mean))
     return same, math.sqrt(rate_b * (1.0 - rate_b) + ratio * rate_a * (1.0 - rate_a))
+
+
+def _z_power(power: float, alpha: float) -> float:
+    if not check_probability("power", power) > alpha:
+        raise InputError("INPUT_PROBABILITY", "power", f"{power} is not above α = {alpha}: a coin does as well")
+    return float(ndtri(power))
 
 
 def _z(alpha: float, sides: Sides) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_evidence.analysis import Tick
+from vla_evidence.errors import InputError
 from vla_evidence.randomisation_test import RandomisationTest, cohort_assignments
 from vla_evidence.robot_units import RobotEProcess, RobotPrior
 from vla_evidence.simulate.fleet import FleetModel
@@ -17,7 +18,19 @@ from vla_evidence.stopping import Stopping, batches, check_runs
 from vla_evidence.two_sample import CANARY, INCUMBENT
 
 _LOOKS = 10
-_DRAWS = 999
+_DRAWS, _MOST_ROBOTS = 999, 20_000
+
+
+def check_robots(robots: int) -> None:
+    """Refuse a fleet whose randomisation test is too large to simulate.
+
+    Raises:
+        InputError: INPUT_COUNT.
+    """
+    if robots > _MOST_ROBOTS:
+        raise InputError(
+            "INPUT_COUNT", "robots", f"{robots:,}, more than {_MOST_ROBOTS:,}: too many to simulate as units"
+        )
 
 
 def look_that_decides(
@@ -32,6 +45,7 @@ def look_that_decides(
         alpha, icc: of the test, two-sided, O'Brien-Fleming spending.
         seed: of its draws.
     """
+    check_robots(is_b.size)
     drawn = cohort_assignments({f"{robot}": bool(b) for robot, b in enumerate(is_b)}, seed, _DRAWS)
     test = RandomisationTest(alpha, spending=OBRIEN_FLEMING, icc=icc)
     for look, episodes in enumerate(done):

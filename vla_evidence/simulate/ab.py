@@ -21,6 +21,7 @@ from vla_evidence.simulate.ab_runs import INTERVALS, SIGN_TEST, Z_TEST, Runs, by
 from vla_evidence.simulate.fleet import FleetModel
 from vla_evidence.simulate.report import Report
 from vla_evidence.stopping import Stopping, check_runs, share_and_error, sign_test_pairs
+from vla_evidence.stopping_robots import check_robots
 from vla_evidence.tables import share_text, table
 
 _LONGEST = 2.0
@@ -82,6 +83,7 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
         EvidenceError: ANALYSIS_MISSING.
     """
     FleetModel(settings.robots, settings.icc)
+    check_robots(settings.robots)
     check_runs(settings.runs, settings.seed)
     if settings.robots < 2:
         raise InputError("INPUT_COUNT", "robots", f"{settings.robots} robots cannot be in two arms")
