@@ -8,8 +8,8 @@ failures take longer would look better for as long. A robot's episodes are numbe
 Of a pair whose second episode was never assigned, the missing one is taken for a success: so a policy that breaks the robot loses
 the pair also if it came first. Which policy comes first is a fair coin, so this favours neither if they are alike.
 
-What nobody assigned cannot be missed: a robot that a policy breaks for good is charged with one failure, and no more, unless it is
-still assigned the episodes that it was to run.
+What nobody assigned cannot be missed: a robot that a policy breaks for good is charged with one failure, and no more, unless it
+is still assigned the episodes that it was to run.
 """
 
 from __future__ import annotations
