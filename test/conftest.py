@@ -9,9 +9,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from support.domains import claim_domain
 from support.shared_memory import remove_orphaned_shared_memory
+
+# No test asserts how long something takes on a busy machine.
+hypothesis.settings.register_profile("vla_ota", deadline=None)
+hypothesis.settings.load_profile("vla_ota")
 
 # Before any rclpy context: nodes of a test never talk to anything outside this machine.
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"

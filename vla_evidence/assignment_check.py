@@ -76,7 +76,9 @@ class AssignmentCheck:
             return "robots stay with one version although each of their episodes was to be drawn"
         if assignment_log_e((pi, n0, n1) for pi, (n0, n1) in self._units.items()) >= level:
             canaries = self.units[CANARY]
-            return f"the canary got {canaries} of {sum(self.units)} episodes, which is not the share that was to be drawn"
+            return (
+                f"the canary got {canaries} of {sum(self.units)} episodes, which is not the share that was to be drawn"
+            )
         return ""
 
     def to_json(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ QUICK: Mapping[str, Any] = {
     "first_install_chunks": 4,
     "block_chunks": 1,
     "calibration_samples": 40,
-    "policy_wait_s": 5.0,
+    "policy_wait_s": 30.0,
 }
 """Parameters of a manager that decides quickly."""
 

@@ -561,7 +561,10 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
         (lambda: CanaryJudge(CanaryConfig()).verdict(0.0), "INPUT_VALUE"),
         (lambda: CanaryConfig(alpha=0.0), "INPUT_PROBABILITY"),
         (lambda: CanaryConfig(harm_margin=-0.1), "INPUT_MARGIN"),
-        (lambda: judge.assign("open", "r", CANARY, 4000.0, 0.25), "INPUT_VALUE"),  # told twice, and late: no time passes
+        (
+            lambda: judge.assign("open", "r", CANARY, 4000.0, 0.25),
+            "INPUT_VALUE",
+        ),  # told twice, and late: no time passes
         (lambda: judge.assign("", "r", CANARY, 4000.0, 0.25), "INPUT_VALUE"),
         (lambda: staged.begin_stage(1, 4000.0, {"r": 1}), "INPUT_ARM"),
         (lambda: staged.assign("e", "r", CANARY, 1e6 - 3600.0, 0.25), "INPUT_VALUE"),  # its deadline has passed
