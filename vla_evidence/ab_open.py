@@ -6,7 +6,8 @@ announced when it is assigned, fails if its deadline passes, and nothing behind 
 failures take longer would look better for as long. A robot's episodes are numbered 0, 1, …: none is left out, none counts twice.
 
 Of a pair whose second episode was never assigned, the missing one is taken for a success: so a policy that breaks the robot loses
-the pair also if it came first. Which policy comes first is a fair coin, so this favours neither if they are alike.
+the pair also if it came first. Which policy comes first is a fair coin, so this favours neither if they are alike, also in time:
+the deadline of a pair runs from its first episode's assignment, and a policy that is slow or hangs keeps the other from its turn.
 
 What nobody assigned cannot be missed: a robot that a policy breaks for good is charged with one failure, and no more, unless it
 is still assigned the episodes that it was to run.
