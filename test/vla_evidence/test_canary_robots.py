@@ -6,21 +6,17 @@ from __future__ import annotations
 import json
 import random
 
+import numpy as np
 import pytest
+from support.canaries import DAY, HOUR, ONE_STAGE, drawn, judge_of
 
+from vla_evidence import INCUMBENT
 from vla_evidence.canary import CanaryJudge
 from vla_evidence.canary_config import CanaryConfig
 from vla_evidence.canary_verdict import CanaryDecision
 from vla_evidence.errors import InputError
-from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit
+from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit, design
 from vla_evidence.two_sample import CANARY
-
-DAY = 86400.0
-
-
-def drawn(fleet: int, k: int, seed: int = 0) -> dict[str, int]:
-    canaries = set(random.Random(seed).sample(range(fleet), k))
-    return {f"r{n}": int(n in canaries) for n in range(fleet)}
 
 
 def feed_robots(
@@ -104,3 +100,126 @@ def test_a_mean_needs_robots_and_the_judge_says_how_little_few_can_exclude() -> 
     verdict = judge.verdict(1.0)
     assert verdict.decision is CanaryDecision.INCONCLUSIVE
     assert "so few canary robots exclude a drop of 45.1% at best" in verdict.message
+
+
+def run_robots(
+    judge: CanaryJudge, groups: dict[str, int], rates: tuple[float, float], begin_s: float, seed: int = 0
+) -> None:
+    rng = random.Random(seed)
+    for n in range(40):
+        for robot, group in groups.items():
+            now = begin_s + n * 60.0
+            judge.assign(f"{begin_s} {robot} {n}", robot, group, now)
+            judge.finish(f"{begin_s} {robot} {n}", rng.random() < rates[group], now)
+
+
+def test_whole_robots_are_compared_and_a_later_stage_counts_only_its_new_ones() -> None:
+    settings = {"unit": Unit.ROBOT, "stages": DEFAULT_STAGES, "min_episodes": 40}
+    judge = CanaryJudge(CanaryConfig(**settings))
+    first = drawn(100, 5)
+    judge.begin_stage(0, 0.0, first)
+    run_robots(judge, first, (0.85, 0.85), 0.0)
+    verdict = judge.verdict(DAY)
+    assert verdict.decision is not CanaryDecision.ROLLBACK
+    second = {robot: int(group or robot in list(first)[:20]) for robot, group in first.items()}
+    judge.begin_stage(1, DAY, second)
+    run_robots(judge, second, (0.85, 0.45), DAY, seed=1)
+    verdict = judge.verdict(DAY + HOUR)
+    assert (verdict.decision, verdict.code) == (CanaryDecision.ROLLBACK, "SUCCESS_WORSE")
+
+
+def test_so_few_robots_that_nothing_can_be_proven_are_told_at_once() -> None:
+    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
+    judge.begin_stage(0, 0.0, drawn(10, 1))
+    verdict = judge.verdict(1.0)
+    assert verdict.decision is CanaryDecision.INCONCLUSIVE
+    assert "so few robots can give evidence of 10 at most" in verdict.message
+
+
+def test_a_silent_robot_fails_the_episodes_that_it_owes() -> None:
+    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, deadline_s=600.0, min_episodes=1))
+    groups = drawn(60, 6)
+    judge.begin_stage(0, 0.0, groups)
+    for n in range(40):
+        for robot, group in groups.items():
+            judge.assign(f"{robot} {n}", robot, group, n * 60.0)
+            if group == INCUMBENT:
+                judge.finish(f"{robot} {n}", True, n * 60.0)
+    verdict = judge.verdict(2 * HOUR)
+    assert (verdict.decision, verdict.code) == (CanaryDecision.ROLLBACK, "SUCCESS_WORSE")
+
+
+def test_an_episode_of_the_stage_before_is_not_a_robots_of_this_one() -> None:
+    """It was assigned when the robot ran the incumbent, and ends when it is a canary."""
+    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
+    judge.begin_stage(0, 0.0, {"a": 1, "b": 0, "c": 0})
+    judge.assign("e", "b", INCUMBENT, 1.0)
+    judge.begin_stage(1, 2.0, {"a": 1, "b": 1, "c": 0})
+    assert judge.finish("e", True, 3.0)
+    assert judge.to_json()["comparison"]["cohort"]["sums"] == {}
+    assert judge.verdict(4.0).figures["in_stage"] == [0, 0]
+
+
+def test_slow_robots_are_rolled_back_though_they_succeed() -> None:
+    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, latency_limit_s=1.0, episodes_per_robot=10))
+    groups, rng = drawn(60, 6), random.Random(7)
+    judge.begin_stage(0, 0.0, groups)
+    for robot, group in groups.items():
+        for n in range(10):
+            judge.assign(f"{robot} {n}", robot, group, n * 60.0)
+            judge.finish(f"{robot} {n}", True, n * 60.0, rng.uniform(0.8, 1.3) if group else rng.uniform(0.5, 1.02))
+    assert judge.verdict(HOUR).code == "LATENCY_WORSE"
+
+
+def test_robots_whose_scores_exceed_the_limit_are_rolled_back_and_not_those_of_a_fleet_that_all_do() -> None:
+    codes = []
+    for incumbent in (0.0, 3.0):
+        config = CanaryConfig(unit=Unit.ROBOT, episodes_per_robot=10, stages=ONE_STAGE)
+        judge = CanaryJudge(config, {"tce": np.random.default_rng(0).normal(size=200).tolist()})
+        groups, rng = drawn(80, 20), random.Random(9)
+        judge.begin_stage(0, 0.0, groups)
+        for n in range(10):
+            for robot, group in groups.items():
+                judge.assign(f"{robot} {n}", robot, group, n * 60.0)
+                blocks = [rng.gauss(3.0 if group else incumbent, 1.0) for _ in range(3)]
+                judge.finish(f"{robot} {n}", True, n * 60.0, scores={"tce": blocks})
+        codes.append(judge.verdict(HOUR).code)
+    assert codes == ["SCORES_WORSE", ""]
+
+
+def test_one_robot_that_holds_both_versions_is_evidence_enough() -> None:
+    """Of a fleet of three, where by robot nothing could ever be proven."""
+    design_ = design(DEFAULT_STAGES[0], 3, holds_both=True, alpha=0.05)
+    judge, rng = CanaryJudge(CanaryConfig.informed(87, 100)), random.Random(8)
+    judge.begin_stage(0, 0.0)
+    for n in range(200):
+        group = int(rng.random() < design_.probability)
+        judge.assign(f"e{n}", "arm-0", group, n * 60.0, design_.probability)
+        judge.finish(f"e{n}", rng.random() < (0.5 if group else 0.87), n * 60.0 + 30.0)
+        if judge.verdict(n * 60.0 + 30.0).decision is CanaryDecision.ROLLBACK:
+            break
+    assert judge.verdict(200 * 60.0).code == "SUCCESS_WORSE" and n < 150
+
+
+def test_a_cohort_must_fit() -> None:
+    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
+    for groups in (None, {}, {"a": 2}):
+        with pytest.raises(InputError) as caught:
+            judge.begin_stage(0, 0.0, groups)
+        assert caught.value.code == "INPUT_ARM"
+    groups = drawn(20, 2)
+    judge.begin_stage(0, 0.0, groups)
+    canary = next(robot for robot, group in groups.items() if group)
+    for robot, group in ((canary, INCUMBENT), ("nobody", INCUMBENT), ("nobody", CANARY)):
+        with pytest.raises(InputError) as caught:
+            judge.assign("e", robot, group, 1.0)
+        assert caught.value.code == "INPUT_ARM"
+    with pytest.raises(InputError, match="none any more"):
+        judge.begin_stage(1, 1.0, {robot: int(robot != canary) for robot in groups})
+    with pytest.raises(InputError) as caught:
+        judge.assign("e", canary, CANARY, 1.0, 0.5)
+    assert caught.value.code == "INPUT_PROBABILITY"
+    with pytest.raises(InputError):
+        judge.add_many([0], [1], 0.5)
+    with pytest.raises(InputError):
+        judge_of().begin_stage(1, 0.0, groups) or CanaryJudge(CanaryConfig()).begin_stage(0, 0.0, groups)
