@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from vla_evidence.ab_verdict import as_arm, as_latency, as_success
 from vla_evidence.assignment import A, B
-from vla_evidence.errors import InputError
+from vla_evidence.errors import InputError, is_integer
 
 DEADLINE_S = 3600.0
 
@@ -67,7 +67,7 @@ class OpenEpisodes:
     """
 
     def __init__(self, size: int, deadline_s: float = DEADLINE_S) -> None:
-        if not (_is_number(deadline_s) and deadline_s > 0.0):
+        if not (_is_finite(deadline_s) and deadline_s > 0.0):
             raise InputError("INPUT_VALUE", "deadline_s", f"{deadline_s!r} is no time to wait")
         self._size, self._deadline_s = size, float(deadline_s)
         self._next: dict[str, int] = {}
@@ -89,7 +89,7 @@ class OpenEpisodes:
             raise InputError("INPUT_VALUE", "robot", f"{robot!r} is no name")
         as_arm(arm)
         expected = self._next.get(robot, 0)
-        if isinstance(episode, bool) or not isinstance(episode, int) or episode != expected:
+        if not is_integer(episode) or episode != expected:
             raise InputError(
                 "INPUT_VALUE", "episode", f"{episode!r} of robot {robot!r} is not its next one, {expected}"
             )
@@ -113,7 +113,7 @@ class OpenEpisodes:
             InputError: INPUT_VALUE: never assigned, no time, neither success nor failure, or a latency that cannot be.
         """
         won, slow, now = as_success(success), as_latency(latency), self._time(now_s)
-        numbered = isinstance(episode, int) and not isinstance(episode, bool) and isinstance(robot, str)
+        numbered = is_integer(episode) and isinstance(robot, str)
         if not numbered or not 0 <= episode < self._next.get(robot, 0):
             raise InputError("INPUT_VALUE", "episode", f"{episode!r} of robot {robot!r} was not assigned")
         self._now_s = now
@@ -145,12 +145,12 @@ class OpenEpisodes:
 
     def _time(self, now_s: float) -> float:
         """Return the later of ``now_s`` and all times before."""
-        if not _is_number(now_s):
+        if not _is_finite(now_s):
             raise InputError("INPUT_VALUE", "now_s", f"{now_s!r} is no time")
         return max(self._now_s, float(now_s))
 
 
-def _is_number(value: object) -> bool:
+def _is_finite(value: object) -> bool:
     """Whether it is a finite number that a float holds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False

@@ -24,7 +24,7 @@ from vla_evidence.ab_verdict import (
     faster_words,
 )
 from vla_evidence.assignment import A, B
-from vla_evidence.errors import InputError, check_probability
+from vla_evidence.errors import InputError, check_probability, is_integer
 from vla_evidence.randomisation_test import DRAWS, Look, RandomisationTest, bernoulli_column, cohort_assignments
 from vla_evidence.spending import Spending
 
@@ -101,7 +101,7 @@ class UnpairedABJudge:
             ("looks", looks, 1),
             ("draws", draws, 19),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_integer(value) or value < least:
                 raise InputError("INPUT_COUNT", name, f"{value!r} is no integer from {least}")
         self._planned, self._looks = planned_episodes, min(looks, planned_episodes)
         self._draws, self._seed = draws, seed

@@ -18,7 +18,7 @@ from typing import Any
 
 from vla_evidence.ab import ABDecision, UnpairedABJudge
 from vla_evidence.assignment import arm
-from vla_evidence.errors import InputError
+from vla_evidence.errors import InputError, is_integer
 
 _WINNERS = {ABDecision.A_BETTER: "A", ABDecision.B_BETTER: "B"}
 
@@ -80,7 +80,7 @@ class ABTest:
         robot = str(robot_id)
         expected = self._told.get(robot, 0)
         if episode is not None:
-            if isinstance(episode, bool) or not isinstance(episode, int) or not 0 <= episode <= expected:
+            if not is_integer(episode) or not 0 <= episode <= expected:
                 raise InputError(
                     "INPUT_VALUE", "episode", f"{episode!r} of robot {robot!r} is not its next one, {expected}"
                 )

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-from vla_evidence.errors import InputError, check_probability
+from vla_evidence.errors import InputError, check_probability, is_integer
 
 A, B = "A", "B"
 """The arms: A is the control (what runs in production), B the treatment (the candidate)."""
@@ -30,7 +30,7 @@ def uniform(experiment: str, robot: str, episode: str | int | None = None) -> fl
     """
     parts: list[str | int] = [_name("experiment", experiment), _name("robot", robot)]
     if episode is not None:
-        parts.append(episode if _is_number(episode) else _name("episode", episode))
+        parts.append(episode if is_integer(episode) else _name("episode", episode))
     try:
         text = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as e:
@@ -62,7 +62,7 @@ def arm_in_pair(experiment: str, robot: str, episode: int) -> tuple[int, str]:
     Raises:
         InputError: INPUT_COUNT: ``episode`` is negative or no integer; INPUT_VALUE: a name.
     """
-    if not _is_number(episode) or episode < 0:
+    if not is_integer(episode) or episode < 0:
         raise InputError("INPUT_COUNT", "episode", f"{episode!r} is no number of an episode")
     pair, second = divmod(int(episode), 2)
     first = arm(experiment, robot, f"pair {pair}", 0.5)
@@ -84,10 +84,6 @@ def cohort(experiment: str, robots: Iterable[str], share: float) -> tuple[str, .
         raise InputError("INPUT_COUNT", "robots", "one is there twice" if names else "there is none")
     ranked = sorted(names, key=lambda robot: (uniform(experiment, robot), robot))
     return tuple(ranked[: max(1, int(share * len(ranked) + _SHARE_TOLERANCE))])
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _name(field: str, value: object) -> str:

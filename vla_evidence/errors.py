@@ -35,6 +35,11 @@ class LogError(EvidenceError):
     """LOG_SYNTAX, LOG_VALUE, LOG_UNREADABLE, LOG_NOT_WRITTEN, REPLAY_DIFFERS."""
 
 
+def is_integer(value: object) -> bool:
+    """Whether it is an integer; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_probability(field: str, value: float) -> float:
     """Return ``value`` if it lies strictly between 0 and 1."""
     if not 0.0 < value < 1.0:
