@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -180,7 +181,9 @@ def resumed(version: str) -> Check:
         spoke = [s.at_s for s in evidence.journal.all(ModelStatus) if s.at_s > kills[0].at_s]
         if not spoke:
             return [*problems, "the manager did not come back"]
-        span = _between(evidence.journal, kills[0].at_s, spoke[0])
+        # A new manager may be heard late: it was surely there when its first swap happened.
+        swaps = [r.at_s for r in evidence.journal.all(SwapReport) if r.at_s > kills[0].at_s]
+        span = [s for s in _between(evidence.journal, kills[0].at_s, spoke[0]) if s.at_s < min(swaps, default=math.inf)]
         return problems + _went_on(span, "", "without its manager")
 
     return check
