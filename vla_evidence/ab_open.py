@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Episodes of an A/B test that were assigned: each counts once, in the order of assignment, and silence is a failure.
 
-An outcome that never comes is no accident: a policy that hangs sends none. Left out, its failures would vanish. So an episode is
-announced when it is assigned, fails if its deadline passes, and nothing behind it counts before it does; else a policy whose
-failures take longer would look better for as long. A robot's episodes are numbered 0, 1, …: none is left out, none counts twice.
-
-Of a pair whose second episode was never assigned, the missing one is taken for a success: so a policy that breaks the robot loses
-the pair also if it came first. Which policy comes first is a fair coin, so this favours neither if they are alike, also in time:
-the deadline of a pair runs from its first episode's assignment, and a policy that is slow or hangs keeps the other from its turn.
+A robot's episodes are numbered 0, 1, …: none is left out, none counts twice. Of pairs (numbers 2k and 2k + 1 of one robot), the
+order is that in which their first episodes were assigned, and each episode has a deadline of its own. So how long either takes
+says nothing about who wins: a pair waits for its second episode, however late it is assigned, as long as the robot may still
+come back. One that has not for so long, counted from the *end* of the first, is gone, and its pair is broken: the missing episode
+is taken for a success, so that a policy that breaks robots loses those pairs. Which policy comes first is a fair coin, so this
+favours neither, if robots are lost as often after either.
 
 What nobody assigned cannot be missed: a robot that a policy breaks for good is charged with one failure, and no more, unless it
 is still assigned the episodes that it was to run.
@@ -15,68 +14,72 @@ is still assigned the episodes that it was to run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vla_evidence.ab_verdict import as_arm, as_latency, as_success
 from vla_evidence.assignment import A, B
-from vla_evidence.errors import InputError, is_integer
+from vla_evidence.assignment_queue import AssignedEpisode, AssignmentQueue
+from vla_evidence.errors import InputError, check_name, check_time, is_integer
 
 DEADLINE_S = 3600.0
+GONE_S = 24 * 3600.0
 
 
-@dataclass
-class Episode:
-    """An assigned episode; ``done``: its outcome is known, or it is silent."""
+@dataclass(kw_only=True)
+class Episode(AssignedEpisode):
+    """An assigned episode; ``number``: on its robot; ``over_s``: since when that is free, by outcome or deadline [s]."""
 
-    robot: str
+    number: int
     arm: str
-    due_s: float
-    done: bool = False
+    over_s: float
     success: bool = False
     latency: float | None = None
-    silent: bool = False
 
 
 @dataclass
-class _Unit:
-    """One episode, or a pair of them (``size`` 2), by number."""
+class ABUnit:
+    """What counts together: an episode, a pair, or (``size`` 2, one episode) a broken pair."""
 
     size: int
-    episodes: dict[int, Episode] = field(default_factory=dict)
+    gone_s: float
+    episodes: list[Episode] = field(default_factory=list)
 
-    @property
-    def due_s(self) -> float:
-        return max(episode.due_s for episode in self.episodes.values())
-
-    @property
-    def whole(self) -> bool:
-        return len(self.episodes) == self.size and all(episode.done for episode in self.episodes.values())
+    def is_closed(self, now_s: float) -> bool:
+        """Whether every episode is over, and none is missing or its robot is gone."""
+        if any(episode.is_open(now_s) for episode in self.episodes):
+            return False
+        return len(self.episodes) == self.size or now_s >= self.episodes[-1].over_s + self.gone_s
 
 
-class OpenEpisodes:
+class OpenEpisodes(AssignmentQueue[ABUnit]):
     """A queue of units in the order of their assignment; memory grows with open episodes and with robots.
 
     Args:
-        size: episodes of a unit: 1, or 2 for pairs (numbers 2k and 2k + 1 of one robot).
-        deadline_s: after its assignment an episode without an outcome has failed, and a pair is not completed any more [s].
+        size: episodes of a unit: 1, or 2 for pairs.
+        deadline_s: after its assignment an episode without an outcome has failed [s].
+        gone_s: after the end of a pair's first episode, a robot that was not assigned the other one is gone [s].
 
     Raises:
-        InputError: INPUT_VALUE: a deadline that is not positive.
+        InputError: INPUT_VALUE: a time that is not positive.
     """
 
-    def __init__(self, size: int, deadline_s: float = DEADLINE_S) -> None:
-        if not (_is_finite(deadline_s) and deadline_s > 0.0):
-            raise InputError("INPUT_VALUE", "deadline_s", f"{deadline_s!r} is no time to wait")
-        self._size, self._deadline_s = size, float(deadline_s)
+    def __init__(self, size: int, deadline_s: float = DEADLINE_S, gone_s: float = GONE_S) -> None:
+        super().__init__(deadline_s)
+        self._size, self._gone_s = size, check_time("gone_s", gone_s)
+        if self._gone_s <= 0.0:
+            raise InputError("INPUT_VALUE", "gone_s", f"{gone_s!r} is no time to wait")
         self._next: dict[str, int] = {}
-        self._units: dict[tuple[str, int], _Unit] = {}  # keeps the order
-        self._now_s = -math.inf
+        self._half: dict[str, ABUnit] = {}  # by robot: a pair without its second episode
+        self._open: dict[tuple[str, int], Episode] = {}
 
     def waiting(self, arm: str) -> int:
         """Return how many episodes of an arm have no outcome yet."""
-        return sum(e.arm == arm and not e.done for unit in self._units.values() for e in unit.episodes.values())
+        return sum(episode.arm == arm and not episode.done for unit in self._units for episode in unit.episodes)
+
+    def awaited(self) -> list[str]:
+        """Return the robots whose pair waits for its second episode to be assigned."""
+        return [robot for robot, unit in self._half.items() if not unit.episodes[-1].is_open(self._now_s)]
 
     def assign(self, robot: str, episode: int, arm: str, now_s: float) -> None:
         """Announce a robot's next episode; nothing is changed if it is refused.
@@ -85,26 +88,29 @@ class OpenEpisodes:
             InputError: INPUT_VALUE: no name, not the robot's next number (0, 1, …), or no time; INPUT_ARM: no such arm, or the
                 pair has one of it already.
         """
-        if not isinstance(robot, str) or not robot:
-            raise InputError("INPUT_VALUE", "robot", f"{robot!r} is no name")
+        expected = self._next.get(check_name("robot", robot), 0)
         as_arm(arm)
-        expected = self._next.get(robot, 0)
         if not is_integer(episode) or episode != expected:
             raise InputError(
                 "INPUT_VALUE", "episode", f"{episode!r} of robot {robot!r} is not its next one, {expected}"
             )
-        key = robot, episode // self._size
-        unit, now = self._units.get(key), self._time(now_s)
-        if unit is not None and arm in (e.arm for e in unit.episodes.values()):
-            raise InputError("INPUT_ARM", "arm", f"pair {key[1]} of robot {robot!r} has an episode of {arm} already")
+        now, unit = self._later(now_s), self._half.get(robot)
+        if unit is not None and unit.episodes[0].arm == arm:
+            raise InputError("INPUT_ARM", "arm", f"the pair of robot {robot!r} has an episode of {arm} already")
         self._now_s, self._next[robot] = now, expected + 1
-        if unit is None and episode % self._size:
-            return  # its pair has ended without it
-        if unit is None:
-            unit = self._units[key] = _Unit(self._size)
-        elif unit.due_s < now:
-            return  # is too late for its pair
-        unit.episodes[episode] = Episode(robot, arm, now + self._deadline_s)
+        if unit is not None and unit.is_closed(now):
+            unit = None  # back, but too late: it counts alone
+        self._half.pop(robot, None)
+        due_s = now + self._deadline_s
+        found = self._open[robot, episode] = Episode(robot=robot, due_s=due_s, number=episode, arm=arm, over_s=due_s)
+        if unit is not None:
+            unit.episodes.append(found)
+            return
+        first = self._size == 2 and episode % 2 == 0
+        unit = ABUnit(2 if first else 1, self._gone_s, [found])
+        self._units.append(unit)
+        if first:
+            self._half[robot] = unit
 
     def finish(self, robot: str, episode: int, success: bool, now_s: float, latency: float | None = None) -> bool:
         """Note an outcome; false, and ignored, if the episode is not open (told twice, or after its deadline: it has failed).
@@ -112,54 +118,29 @@ class OpenEpisodes:
         Raises:
             InputError: INPUT_VALUE: never assigned, no time, neither success nor failure, or a latency that cannot be.
         """
-        won, slow, now = as_success(success), as_latency(latency), self._time(now_s)
+        won, slow, now = as_success(success), as_latency(latency), self._later(now_s)
         numbered = is_integer(episode) and isinstance(robot, str)
         if not numbered or not 0 <= episode < self._next.get(robot, 0):
             raise InputError("INPUT_VALUE", "episode", f"{episode!r} of robot {robot!r} was not assigned")
         self._now_s = now
-        unit = self._units.get((robot, episode // self._size))
-        found = unit.episodes.get(episode) if unit is not None else None
-        if found is None or found.done or found.due_s < now:
+        found = self._open.get((robot, episode))
+        if found is None or not found.is_open(now):
             return False
-        found.done, found.success, found.latency = True, won, slow
+        found.done, found.success, found.latency, found.over_s = True, won, slow, now
         return True
 
-    def advance(self, now_s: float) -> None:
-        """Let time pass.
-
-        Raises:
-            InputError: INPUT_VALUE: no time.
-        """
-        self._now_s = self._time(now_s)
-
-    def ready(self) -> Iterator[list[Episode]]:
-        """Take out and yield the episodes of units before which nothing is open."""
-        while self._units:
-            key, unit = next(iter(self._units.items()))
-            if not unit.whole and unit.due_s >= self._now_s:
-                return
-            del self._units[key]
-            for episode in unit.episodes.values():
-                episode.silent = not episode.done
-            yield list(unit.episodes.values())
-
-    def _time(self, now_s: float) -> float:
-        """Return the later of ``now_s`` and all times before."""
-        if not _is_finite(now_s):
-            raise InputError("INPUT_VALUE", "now_s", f"{now_s!r} is no time")
-        return max(self._now_s, float(now_s))
+    def ready(self) -> Iterator[ABUnit]:
+        """See :class:`AssignmentQueue`; an episode that is not ``done`` was silent, and has failed."""
+        for unit in super().ready():
+            for episode in unit.episodes:
+                del self._open[episode.robot, episode.number]
+            if self._half.get(unit.episodes[0].robot) is unit:
+                del self._half[unit.episodes[0].robot]
+            yield unit
 
 
-def _is_finite(value: object) -> bool:
-    """Whether it is a finite number that a float holds."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def missing_partner(unit: list[Episode]) -> Episode:
-    """Return what stands for the episode that a pair never got: a success of the other arm."""
-    return Episode(unit[0].robot, A if unit[0].arm == B else B, unit[0].due_s, done=True, success=True)
+def missing_partner(unit: ABUnit) -> Episode:
+    """Return what stands for the episode that a broken pair never got: a success of the other arm."""
+    first = unit.episodes[0]
+    other = A if first.arm == B else B
+    return replace(first, number=first.number + 1, arm=other, done=True, success=True, latency=None)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from vla_evidence.ab_open import DEADLINE_S, Episode, OpenEpisodes, missing_partner
+from vla_evidence.ab_judge import ABJudge
+from vla_evidence.ab_open import DEADLINE_S, GONE_S, ABUnit, Episode, OpenEpisodes, missing_partner
 from vla_evidence.ab_verdict import (
     ABDecision,
     ABVerdict,
-    ArmCounter,
+    ArmSummary,
     as_latency,
     as_success,
     decide,
@@ -15,16 +16,16 @@ from vla_evidence.ab_verdict import (
     faster_words,
 )
 from vla_evidence.assignment import A, B
-from vla_evidence.errors import check_probability
 from vla_evidence.sign_test import ExactSignTest, SignTestDesign
 from vla_evidence.spending import Spending
+from vla_evidence.words import listed
 
 
-class PairedABJudge:
+class PairedABJudge(ABJudge):
     """Judge of pairs: one episode of each policy on the same robot (:func:`vla_evidence.assignment.arm_in_pair`).
 
-    Pairs count in the order in which they were assigned; an episode without an outcome by its deadline has failed
-    (:mod:`vla_evidence.ab_open`).
+    Pairs count in the order in which their first episodes were assigned. An episode without an outcome by its deadline has
+    failed; a pair whose robot does not come back is lost by its only episode, if that failed (:mod:`vla_evidence.ab_open`).
 
     Args:
         max_pairs: after which it ends.
@@ -34,7 +35,9 @@ class PairedABJudge:
         spending: text form of a :class:`vla_evidence.spending.Spending`.
         latency_alpha: the same for latency (always two-sided); None: ``alpha``.
         confidence: of the intervals shown.
-        deadline_s: after its assignment an episode without an outcome has failed, and a pair is not completed any more [s].
+        deadline_s: after its assignment an episode without an outcome has failed [s].
+        gone_s: a robot that was not assigned a pair's second episode for so long after the end of the first is gone [s]. Longer
+            than a robot's planned breaks: who is just off for the night is not broken. One that is gone holds the test up for it.
 
     Raises:
         InputError: one of these cannot be.
@@ -51,14 +54,14 @@ class PairedABJudge:
         latency_alpha: float | None = None,
         confidence: float = 0.95,
         deadline_s: float = DEADLINE_S,
+        gone_s: float = GONE_S,
     ) -> None:
+        super().__init__(OpenEpisodes(2, deadline_s, gone_s), confidence)
         f = Spending.parse(spending)
         latency_alpha = alpha if latency_alpha is None else latency_alpha
         self._success = ExactSignTest(SignTestDesign(max_pairs, alpha, two_sided, f, min_pairs))
         self._latency = ExactSignTest(SignTestDesign(max_pairs, latency_alpha, True, f, min_pairs))
-        self._confidence = check_probability("confidence", confidence)
-        self._arms = {A: ArmCounter(), B: ArmCounter()}
-        self._open = OpenEpisodes(2, deadline_s)
+        self._broken = 0
 
     @property
     def decision(self) -> ABDecision:
@@ -81,39 +84,17 @@ class PairedABJudge:
         self._arms[B].add(won_b, slow_b)
         return self._pair(won_a, won_b, slow_a, slow_b)
 
-    def assign(self, robot: str, episode: int, arm: str, now_s: float) -> ABDecision:
-        """A robot begins its next episode; :meth:`finish` tells its outcome, or its deadline passes.
-
-        Args:
-            robot: its name.
-            episode: its number on this robot, 0, 1, …; 2k and 2k + 1 are a pair.
-            arm: "A" or "B".
-            now_s: when [s]; a clock that goes back counts as one that stands.
-
-        Raises:
-            InputError: INPUT_VALUE: not the robot's next number, no name, or no time; INPUT_ARM: no such arm, or the pair has it.
-        """
-        self._open.assign(robot, episode, arm, now_s)
-        return self._take_in()
-
-    def finish(self, robot: str, episode: int, success: bool, now_s: float, latency: float | None = None) -> bool:
-        """An episode ended; false, and ignored, if it is not open (told twice, or after its deadline: it has failed then).
-
-        Raises:
-            InputError: INPUT_VALUE: never assigned, no time, a success that is neither 0 nor 1, or a latency that cannot be.
-        """
-        known = self._open.finish(robot, episode, success, now_s, latency)
-        self._take_in()
-        return known
-
-    def _take_in(self) -> ABDecision:
-        for unit in self._open.ready():
-            for episode in unit:
-                self._arms[episode.arm].add(episode.success, episode.latency, silent=episode.silent)
-            both = unit if len(unit) == 2 else [*unit, missing_partner(unit)]
-            a, b = sorted(both, key=_arm)
-            self._pair(a.success, b.success, a.latency, b.latency)
-        return self.decision
+    def _add_unit(self, unit: ABUnit) -> None:
+        for episode in unit.episodes:
+            self._arms[episode.arm].add(episode.success, episode.latency, silent=not episode.done)
+        if unit.size == 1:
+            return  # came after its pair was given up
+        episodes = list(unit.episodes)
+        if len(episodes) == 1:
+            self._broken += 1
+            episodes.append(missing_partner(unit))
+        a, b = sorted(episodes, key=_arm)
+        self._pair(a.success, b.success, a.latency, b.latency)
 
     def _pair(self, a: bool, b: bool, latency_a: float | None, latency_b: float | None) -> ABDecision:
         if not self._success.ended:
@@ -124,25 +105,12 @@ class PairedABJudge:
             self._latency.update(faster)
         return self.decision
 
-    def verdict(self, now_s: float | None = None) -> ABVerdict:
-        """Return the decision with what it rests on.
-
-        Args:
-            now_s: time [s]; None: none has passed since the last call.
-
-        Raises:
-            InputError: INPUT_VALUE: no time.
-            EvidenceError: ANALYSIS_MISSING: statsmodels (Wilson) is not installed.
-        """
-        if now_s is not None:
-            self._open.advance(now_s)
-            self._take_in()
-        a, b = (self._arms[arm].summary(self._confidence, self._open.waiting(arm)) for arm in (A, B))
+    def _say(self, a: ArmSummary, b: ArmSummary) -> ABVerdict:
         test, design = self._success, self._success.design
         faster = {1: B, -1: A}.get(self._latency.decision)
         return ABVerdict(
             decision=self.decision,
-            reason=f"{decision_words(self.decision, design.alpha)}: success A {a}, B {b}; {_score(test, 'won')}",
+            reason=f"{decision_words(self.decision, design.alpha)}: success A {a}, B {b}; {_score(test, 'won')}{self._held_up()}",
             a=a,
             b=b,
             faster=faster,
@@ -151,6 +119,11 @@ class PairedABJudge:
             planned=design.max_pairs,
             alpha=design.alpha,
         )
+
+    def _held_up(self) -> str:
+        broken = f"; {self._broken} pairs of robots that did not come back" if self._broken else ""
+        awaited = self._open.awaited()
+        return broken + (f"; waiting for the second episode of a pair of {listed(awaited)}" if awaited else "")
 
 
 def _arm(episode: Episode) -> str:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_evidence.ab_open import DEADLINE_S, OpenEpisodes
+from vla_evidence.ab_judge import ABJudge
+from vla_evidence.ab_open import DEADLINE_S, ABUnit, OpenEpisodes
 from vla_evidence.ab_verdict import (
     ABDecision,
     ABVerdict,
-    ArmCounter,
+    ArmSummary,
     as_arm,
     as_latency,
     as_success,
@@ -24,9 +25,12 @@ from vla_evidence.ab_verdict import (
     faster_words,
 )
 from vla_evidence.assignment import A, B
-from vla_evidence.errors import InputError, check_probability, is_integer
+from vla_evidence.errors import MAX_COUNT, InputError, check_name, check_probability, is_integer
 from vla_evidence.randomisation_test import DRAWS, Look, RandomisationTest, bernoulli_column, cohort_assignments
 from vla_evidence.spending import Spending
+
+_MOST_LOOKS, _MOST_DRAWS = 1_000, 100_000
+"""Beyond, memory and time for nothing: a p-value is known to 1e-5."""
 
 
 @dataclass
@@ -54,7 +58,7 @@ class _Robots:
         return min((sorted(counts)[(len(counts) - 1) // 4] for counts in arms if counts), default=0)
 
 
-class UnpairedABJudge:
+class UnpairedABJudge(ABJudge):
     """Judge of robots that run one policy each.
 
     It looks at the data when a ``looks``-th part of the planned episodes has come in, and not between: so it may be asked at any
@@ -96,23 +100,21 @@ class UnpairedABJudge:
         confidence: float = 0.95,
         deadline_s: float = DEADLINE_S,
     ) -> None:
-        for name, value, least in (
-            ("planned_episodes", planned_episodes, 1),
-            ("looks", looks, 1),
-            ("draws", draws, 19),
+        super().__init__(OpenEpisodes(1, deadline_s), confidence)
+        for name, value, least, most in (
+            ("planned_episodes", planned_episodes, 1, MAX_COUNT),
+            ("looks", looks, 1, _MOST_LOOKS),
+            ("draws", draws, 19, _MOST_DRAWS),
         ):
-            if not is_integer(value) or value < least:
-                raise InputError("INPUT_COUNT", name, f"{value!r} is no integer from {least}")
+            if not is_integer(value) or not least <= value <= most:
+                raise InputError("INPUT_COUNT", name, f"{value!r:.30} is no integer from {least} to {most}")
         self._planned, self._looks = planned_episodes, min(looks, planned_episodes)
         self._draws, self._seed = draws, seed
         self._split = check_probability("split", split)
         f = Spending.parse(spending)
         self._success = RandomisationTest(alpha, spending=f, two_sided=two_sided, icc=icc)
         self._latency = RandomisationTest(alpha if latency_alpha is None else latency_alpha, spending=f, icc=icc)
-        self._confidence = check_probability("confidence", confidence)
-        self._arms = {A: ArmCounter(), B: ArmCounter()}
         self._robots = _Robots()
-        self._open = OpenEpisodes(1, deadline_s)
         self._fixed = arms is not None
         if arms is not None:
             in_b = {robot: as_arm(arms[robot]) == B for robot in sorted(arms)}
@@ -127,38 +129,11 @@ class UnpairedABJudge:
         return decide(self._success.decision, self._done >= self._looks)
 
     def assign(self, robot: str, episode: int, arm: str, now_s: float) -> ABDecision:
-        """A robot begins its next episode; :meth:`finish` tells its outcome, or its deadline passes.
-
-        Args:
-            robot: its name.
-            episode: its number on this robot, 0, 1, ….
-            arm: "A" or "B", the same for all of the robot's episodes.
-            now_s: when [s]; a clock that goes back counts as one that stands.
-
-        Raises:
-            InputError: INPUT_ARM: no such arm, not this robot's, or a robot that is not in ``arms``; INPUT_VALUE: not the robot's
-                next number, no name, or no time.
-        """
+        """See :class:`ABJudge`. A robot that is not in ``arms`` is refused (INPUT_ARM)."""
         self._check(robot, as_arm(arm) == B)
         self._open.assign(robot, episode, arm, now_s)
         self._index(robot, arm == B)
         return self._take_in()
-
-    def finish(self, robot: str, episode: int, success: bool, now_s: float, latency: float | None = None) -> bool:
-        """An episode ended; false, and ignored, if it is not open (told twice, or after its deadline: it has failed then).
-
-        Args:
-            robot, episode: as assigned.
-            success: whether it succeeded.
-            now_s: when [s].
-            latency: positive, in any unit that is the same for all; None: unknown. It counts if the episode succeeded.
-
-        Raises:
-            InputError: INPUT_VALUE.
-        """
-        known = self._open.finish(robot, episode, success, now_s, latency)
-        self._take_in()
-        return known
 
     def record(self, robot: str, arm: str, success: bool, latency: float | None = None) -> ABDecision:
         """Take in one episode that has ended, for callers who miss no outcome and tell none twice.
@@ -171,11 +146,10 @@ class UnpairedABJudge:
         self._add(self._index(robot, arm == B), arm, won, slow, silent=False)
         return self.decision
 
-    def _take_in(self) -> ABDecision:
-        for (episode,) in self._open.ready():
-            i = self._robots.index[episode.robot]
-            self._add(i, episode.arm, episode.success, episode.latency, silent=episode.silent)
-        return self.decision
+    def _add_unit(self, unit: ABUnit) -> None:
+        (episode,) = unit.episodes
+        i = self._robots.index[episode.robot]
+        self._add(i, episode.arm, episode.success, episode.latency, silent=not episode.done)
 
     def _add(self, i: int, arm: str, success: bool, latency: float | None, *, silent: bool) -> None:
         """Take one episode in. After the end only the arms' counts change."""
@@ -188,20 +162,7 @@ class UnpairedABJudge:
         if self._used * self._looks >= (self._done + 1) * self._planned:
             self._look()
 
-    def verdict(self, now_s: float | None = None) -> ABVerdict:
-        """Return the decision with what it rests on.
-
-        Args:
-            now_s: time [s]; None: none has passed since the last call.
-
-        Raises:
-            InputError: INPUT_VALUE: no time.
-            EvidenceError: ANALYSIS_MISSING: statsmodels (Wilson) is not installed.
-        """
-        if now_s is not None:
-            self._open.advance(now_s)
-            self._take_in()
-        a, b = (self._arms[arm].summary(self._confidence, self._open.waiting(arm)) for arm in (A, B))
+    def _say(self, a: ArmSummary, b: ArmSummary) -> ABVerdict:
         faster = {1: A, -1: B}.get(self._latency.decision)  # larger is slower
         return ABVerdict(
             decision=self.decision,
@@ -217,9 +178,7 @@ class UnpairedABJudge:
 
     def _check(self, robot: str, in_b: bool) -> None:
         """Refuse a robot that cannot be in this arm."""
-        if not isinstance(robot, str) or not robot:
-            raise InputError("INPUT_VALUE", "robot", f"{robot!r} is no name")
-        i = self._robots.index.get(robot)
+        i = self._robots.index.get(check_name("robot", robot))
         if i is None and self._fixed:
             raise InputError("INPUT_ARM", "robot", f"{robot!r} is not one of the experiment's robots")
         if i is not None and self._robots.in_b[i] != in_b:

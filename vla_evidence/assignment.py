@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-from vla_evidence.errors import InputError, check_probability, is_integer
+from vla_evidence.errors import InputError, check_name, check_probability, is_integer
 
 A, B = "A", "B"
 """The arms: A is the control (what runs in production), B the treatment (the candidate)."""
@@ -28,13 +28,10 @@ def uniform(experiment: str, robot: str, episode: str | int | None = None) -> fl
     Raises:
         InputError: INPUT_VALUE: a name that is no text, or is empty.
     """
-    parts: list[str | int] = [_name("experiment", experiment), _name("robot", robot)]
+    parts: list[str | int] = [check_name("experiment", experiment), check_name("robot", robot)]
     if episode is not None:
-        parts.append(episode if is_integer(episode) else _name("episode", episode))
-    try:
-        text = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError as e:
-        raise InputError("INPUT_VALUE", "name", f"{e.object!r} is not valid Unicode") from e
+        parts.append(episode if is_integer(episode) else check_name("episode", episode))
+    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
     return (int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 11) * _UNIT
 
 
@@ -84,9 +81,3 @@ def cohort(experiment: str, robots: Iterable[str], share: float) -> tuple[str, .
         raise InputError("INPUT_COUNT", "robots", "one is there twice" if names else "there is none")
     ranked = sorted(names, key=lambda robot: (uniform(experiment, robot), robot))
     return tuple(ranked[: max(1, int(share * len(ranked) + _SHARE_TOLERANCE))])
-
-
-def _name(field: str, value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise InputError("INPUT_VALUE", field, f"{value!r} is no name")
-    return value

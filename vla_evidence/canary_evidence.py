@@ -22,7 +22,7 @@ from vla_evidence.assignment_check import AssignmentCheck
 from vla_evidence.canary_config import CanaryConfig
 from vla_evidence.canary_scores import ScoreLimits, Scores
 from vla_evidence.canary_tests import SCORE, Comparison, EpisodeComparison, HarmProcess, RobotComparison
-from vla_evidence.errors import InputError, LogError, check_probability
+from vla_evidence.errors import InputError, LogError, check_probability, check_time
 from vla_evidence.open_units import OpenUnits
 from vla_evidence.robot_units import RobotCohort
 from vla_evidence.stages import Stage, Unit
@@ -71,7 +71,7 @@ class CanaryEvidence:
         self._alphas = {
             name: self.config.alpha * _SHARES[kind] / total / same.count(kind) for name, kind in kinds.items()
         }
-        self._open = OpenUnits(self.config.deadline_s, len(self._comparison.harm))
+        self._open = OpenUnits(self.config.deadline_s, len(self._comparison.harm), len(limits.limits))
 
     @property
     def stage(self) -> Stage:
@@ -101,7 +101,7 @@ class CanaryEvidence:
             raise InputError(
                 "INPUT_VALUE", "stage", f"{index!r} does not follow {self._stage} of {len(self.config.stages)}"
             )
-        now_s = _checked_time(now_s)
+        now_s = check_time("now_s", now_s)
         if self.config.stages[index].share < 1.0:
             new = self._new_cohort(index, cohort)
             if (new is None) == (self.config.unit is Unit.ROBOT):
@@ -146,7 +146,7 @@ class CanaryEvidence:
         """
         self._refuse_if_full()
         self._check_design(robot, group, probability)
-        now_s = _checked_time(now_s)
+        now_s = check_time("now_s", now_s)
         if now_s <= self._now_s - self.config.deadline_s:
             back = f"{now_s} is {self._now_s - now_s:.6g} s back"
             raise InputError("INPUT_VALUE", "now_s", f"{back}: its deadline has passed")
@@ -156,7 +156,7 @@ class CanaryEvidence:
         self._advance_clock(now_s)
         if probability is not None:
             self._assignment.add(robot, int(group), probability)
-        self._open.assign(episode, robot, group, pi, self._stage, self._now_s)
+        self._open.assign(episode, robot, group, pi, self._stage)
 
     def _admit(self, probability: float | None) -> None:
         if probability is not None and isinstance(self._comparison, EpisodeComparison):
@@ -197,15 +197,13 @@ class CanaryEvidence:
         if latency_s is not None and not latency_s >= 0.0:
             raise InputError("INPUT_VALUE", "latency_s", f"{latency_s} is not a duration")
         within = self._limits.within(scores)
-        now_s = _checked_time(now_s)
+        now_s = check_time("now_s", now_s)
         self._advance_clock(now_s)
-        unit = self._open.finish(episode, (float(success), *self._fast(latency_s), *within))
-        self._ignored += unit is None
-        if unit is not None and unit.stage == self._stage:
-            for source, blocks in self._blocks.items():
-                blocks[unit.group] += len((scores or {}).get(source, ()))
+        blocks = tuple(len((scores or {}).get(source, ())) for source in self._blocks)
+        known = self._open.finish(episode, (float(success), *self._fast(latency_s), *within), blocks)
+        self._ignored += not known
         self._take_in()
-        return unit is not None
+        return known
 
     def _fast(self, latency_s: float | None) -> tuple[float, ...]:
         limit = self.config.latency_limit_s
@@ -259,7 +257,7 @@ class CanaryEvidence:
                 self._blocks[source][group] += each * int(members.sum())
 
     def _advance_clock(self, now_s: float) -> None:
-        until_s = max(self._now_s, _checked_time(now_s))
+        until_s = max(self._now_s, check_time("now_s", now_s))
         over_s = self._since_s + self.stage.duration_s if self._stage >= 0 else math.inf
         if self._now_s < over_s <= until_s:  # by the clock, not when somebody asks who may have seen how it looks
             self._pass_time(over_s)
@@ -268,20 +266,24 @@ class CanaryEvidence:
 
     def _pass_time(self, until_s: float) -> None:
         self._now_s = until_s
-        self._open.expire(until_s)
+        self._open.advance(until_s)
         self._take_in()
 
     def _take_in(self) -> None:
-        for unit in self._open.ready(self._now_s):
-            if unit.stage == self._stage:
-                self._comparison.add(unit.robot, unit.group, unit.outcomes, unit.probability, silent=unit.silent)
+        for unit in self._open.ready():
+            counts = unit.stage == self._stage
+            if counts:
+                counts = self._comparison.add(
+                    unit.robot, unit.group, unit.outcomes, unit.probability, silent=not unit.done
+                )
             elif isinstance(self._comparison, EpisodeComparison):
                 self._comparison.late(unit.group, unit.outcomes, unit.probability)
             else:
                 continue  # the robot may run another version by now
-            (self._silent.add if unit.silent else self._silent.discard)(unit.robot)
-            in_stage = unit.stage == self._stage and not unit.silent
-            self._count(unit.group, int(unit.outcomes[0]), 1, in_stage=in_stage)
+            (self._silent.discard if unit.done else self._silent.add)(unit.robot)
+            self._count(unit.group, int(unit.outcomes[0]), 1, in_stage=counts and unit.done)
+            for blocks, told in zip(self._blocks.values(), unit.blocks, strict=True):
+                blocks[unit.group] += told if counts else 0
 
     def _count(self, group: int, successes: int, episodes: int, *, in_stage: bool = True) -> None:
         self._totals[group][0] += successes
@@ -338,7 +340,7 @@ class CanaryEvidence:
         self._stage, self._ignored = document["stage"], _count_of(document["ignored"])
         if type(self._stage) is not int or not -1 <= self._stage < len(self.config.stages):
             raise InputError("INPUT_VALUE", "stage", f"{self._stage!r}")
-        self._since_s, self._now_s = _checked_time(document["since_s"]), _checked_time(document["now_s"])
+        self._since_s, self._now_s = check_time("since_s", document["since_s"]), check_time("now_s", document["now_s"])
         self._totals = [[_count_of(value) for value in total] for total in document["totals"]]
         self._stage_units = [_count_of(value) for value in document["stage_units"]]
         self._blocks = {source: [_count_of(n) for n in document["blocks"][source]] for source in self._limits.limits}
@@ -372,16 +374,6 @@ class CanaryEvidence:
             learnt = all(n <= total[1] for n, total in zip(process.units, self._totals, strict=True))
             if not learnt or process.max_log_e > self._assignment.largest_log_e + _ROUNDING:
                 raise InputError("INPUT_VALUE", name, "more evidence than the units can give")
-
-
-def _checked_time(now_s: float) -> float:
-    try:
-        value = float(now_s)
-    except (TypeError, ValueError, OverflowError) as e:
-        raise InputError("INPUT_VALUE", "now_s", f"{now_s!r:.40} is not a time") from e
-    if isinstance(now_s, str) or not math.isfinite(value):
-        raise InputError("INPUT_VALUE", "now_s", f"{now_s!r} is not a time")
-    return value
 
 
 def _count_of(value: Any) -> int:

@@ -60,8 +60,11 @@ class Comparison(ABC):
         """
 
     @abstractmethod
-    def add(self, robot: str, group: int, outcomes: tuple[float, ...], probability: float, *, silent: bool) -> None:
-        """Take one episode of this stage in; ``outcomes``: in [0, 1], of each thing in :attr:`harm`, 1 the best."""
+    def add(self, robot: str, group: int, outcomes: tuple[float, ...], probability: float, *, silent: bool) -> bool:
+        """Take one episode of this stage in; ``outcomes``: in [0, 1], of each thing in :attr:`harm`, 1 the best.
+
+        False: it tells nothing about this stage.
+        """
 
     @abstractmethod
     def end_stage(self) -> None:
@@ -131,7 +134,7 @@ class EpisodeComparison(Comparison):
         for process, outcome in zip(self.harm.values(), outcomes, strict=True):
             process.update(group, outcome, probability)
 
-    def add(self, robot: str, group: int, outcomes: tuple[float, ...], probability: float, *, silent: bool) -> None:
+    def add(self, robot: str, group: int, outcomes: tuple[float, ...], probability: float, *, silent: bool) -> bool:
         """See :class:`Comparison`.
 
         A silent episode is a failure of its group in the search for harm. In the proof of "not worse" the worst is assumed of it:
@@ -141,6 +144,7 @@ class EpisodeComparison(Comparison):
         self._excluded.add(group, outcomes[0] > 0.0 or (silent and group == INCUMBENT), probability)
         self._last_probability = probability
         self.late(group, outcomes, probability)
+        return True
 
     def add_many(self, groups: ArrayLike, outcomes: Sequence[ArrayLike], probability: float) -> None:
         """Take many episodes in, in their order."""
@@ -217,15 +221,16 @@ class RobotComparison(Comparison):
         self._better = [RobotEProcess(margin, prior=self._prior, better=True) for margin in self._margins]
         self.cohort, self._closed = cohort, False
 
-    def add(self, robot: str, group: int, outcomes: tuple[float, ...], probability: float, *, silent: bool) -> None:
+    def add(self, robot: str, group: int, outcomes: tuple[float, ...], probability: float, *, silent: bool) -> bool:
         """See :class:`Comparison`; ``probability`` is that of the cohort, not this one."""
         if self.cohort is None or robot not in self.cohort.groups:
-            return  # a canary of an earlier stage: there was no choice, so it tells nothing
+            return False  # a canary of an earlier stage: there was no choice
         if silent:
             self.cohort.add_silent(robot, len(self.harm))
         else:
             self.cohort.add(robot, *map(float, outcomes))
         self._take(self.cohort)
+        return True
 
     def end_stage(self) -> None:
         """See :class:`Comparison`: half of the evidence is staked on the robots as they are now, the other half goes on."""

@@ -10,6 +10,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 MAX_COUNT = 1 << 53
 
 
@@ -38,6 +41,27 @@ class LogError(EvidenceError):
 def is_integer(value: object) -> bool:
     """Whether it is an integer; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_name(field: str, value: Any) -> str:
+    """Return ``value`` if it is a name: text that can be written, and not empty."""
+    try:
+        if not isinstance(value, str) or not value.encode():
+            raise InputError("INPUT_VALUE", field, f"{value!r} is no name")
+    except UnicodeEncodeError as e:
+        raise InputError("INPUT_VALUE", field, f"{value!r} is not valid Unicode") from e
+    return value
+
+
+def check_time(field: str, value: Any) -> float:
+    """Return ``value`` if it is a finite time."""
+    try:
+        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError("INPUT_VALUE", field, f"{value!r:.40} is no time")
+    return number
 
 
 def check_probability(field: str, value: float) -> float:

@@ -66,6 +66,21 @@ def to_json(value: Any) -> Any:
     raise LogError("LOG_VALUE", "record", f"a {type(value).__name__} cannot be written")
 
 
+def encode(record: Record) -> bytes:
+    """Return a record as a line.
+
+    Raises:
+        LogError: LOG_VALUE: something in it cannot be written, or it is too long.
+    """
+    try:
+        line = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except UnicodeEncodeError as e:
+        raise LogError("LOG_VALUE", "record", f"{e.object[e.start : e.end]!r} is not valid Unicode") from e
+    if len(line) > MAX_LINE_BYTES:
+        raise LogError("LOG_VALUE", "record", f"is longer than {MAX_LINE_BYTES} bytes")
+    return line
+
+
 class LogWriter:
     """Writes one log; goes on with one that is there if its header is the same.
 
@@ -93,6 +108,7 @@ class LogWriter:
         self._path = Path(path)
         header = {"record": HEADER, "schema": SCHEMA, "kind": kind, "experiment": experiment}
         header["settings"] = to_json(settings)
+        first_line = encode(header)
         try:
             self._file = self._path.open("a+b", buffering=0)
         except OSError as e:
@@ -101,22 +117,19 @@ class LogWriter:
             self._lock()
             self._size = self._cut_torn_line(warn or _warn)
             if self._size == 0:
-                self.write(header, sync=True)
+                self.write(first_line, sync=True)
             elif next(self.records())[1] != header:
                 raise LogError("LOG_VALUE", f"{self._path}:1", "is the log of another judgement")
         except BaseException:
             self._file.close()
             raise
 
-    def write(self, record: Record, *, sync: bool = False) -> None:
-        """Append a record, whole or not at all; ``sync``: and bring the file onto the disk.
+    def write(self, line: bytes, *, sync: bool = False) -> None:
+        """Append a line of :func:`encode`, whole or not at all; ``sync``: and bring the file onto the disk.
 
         Raises:
-            LogError: LOG_VALUE; LOG_NOT_WRITTEN.
+            LogError: LOG_NOT_WRITTEN.
         """
-        line = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        if len(line) > MAX_LINE_BYTES:
-            raise LogError("LOG_VALUE", "record", f"is longer than {MAX_LINE_BYTES} bytes")
         try:
             written = 0
             while written < len(line):

@@ -20,7 +20,7 @@ from typing import Any
 
 from vla_evidence.errors import EvidenceError, InputError, LogError
 from vla_evidence.judgements import Judgement, judgement_of, take
-from vla_evidence.log import HEADER, OUTCOME, VERDICT, LogWriter, Record, Warn, read_log, to_json
+from vla_evidence.log import HEADER, OUTCOME, VERDICT, LogWriter, Record, Warn, encode, read_log, to_json
 
 _TOLERANCE = 1e-9
 """Relative: logarithms of different machines agree to about 1e-15 each."""
@@ -167,12 +167,13 @@ class LoggedJudgement:
             verdict = self._judgement.verdict(inputs)
         except (KeyError, TypeError, ArithmeticError) as e:
             raise InputError("INPUT_VALUE", "inputs", f"{type(e).__name__}: {e}") from e
-        self._log.write({"record": VERDICT, "inputs": inputs, "verdict": to_json(verdict)}, sync=True)
+        self._log.write(encode({"record": VERDICT, "inputs": inputs, "verdict": verdict}), sync=True)
         return verdict
 
     def _take(self, record: Record) -> None:
+        line = encode(record)  # what cannot be written must not be judged
         take(self._judgement, record)
-        self._log.write(record)
+        self._log.write(line)
 
     def close(self) -> None:
         """Close the log."""

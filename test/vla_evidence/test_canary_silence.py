@@ -57,6 +57,20 @@ def test_a_judged_score_source_that_says_nothing_in_a_stage_keeps_it_from_advanc
     assert verdict.missing[:1] == ("blocks of tce of the canary (0 of 20)",)
 
 
+def test_blocks_count_when_their_episode_does() -> None:
+    """One that ended but waits for another that was assigned before it is no exposure yet."""
+    judge = CanaryJudge(CanaryConfig(stages=ONE_STAGE, deadline_s=600.0), {"tce": [0.0] * 100})
+    judge.begin_stage(0, 0.0)
+    judge.assign("open", "r", INCUMBENT, 0.0, 0.25)
+    for n in range(20):
+        judge.assign(f"e{n}", f"r{n}", int(n % 4 == 0), 1.0, 0.25)
+        judge.finish(f"e{n}", True, 2.0, scores={"tce": [0.0] * 4})
+    assert "blocks of tce of the canary (0 of 20)" in judge.verdict(3.0).missing
+    judge.finish("open", True, 4.0)
+    missing = judge.verdict(5.0).missing
+    assert missing and not any("blocks" in text for text in missing)
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_source_with_too_short_a_past_keeps_it_from_advancing_unless_that_is_allowed(allowed: bool) -> None:
     judge = CanaryJudge(CanaryConfig(stages=ONE_STAGE, allow_unjudged_scores=allowed), {"new": [0.0]})

@@ -395,6 +395,39 @@ def test_a_long_log_is_replayed_in_bounded_memory(tmp_path: Path) -> None:
     assert peak < 400_000
 
 
+UNWRITABLE = ("\ud800", "r" * (1 << 20))
+"""A lone surrogate, as JSON may spell one, is no text that can be written; a line of a megabyte is no record."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("ab_paired", {"max_pairs": 9}), ("ab_robots", {"planned_episodes": 9})]
+)
+def test_an_episode_that_a_log_cannot_hold_is_not_judged_either(
+    tmp_path: Path, kind: str, settings: dict[str, Any]
+) -> None:
+    with LoggedJudgement(tmp_path / "log.jsonl", kind, "x", settings) as judgement:
+        for name in UNWRITABLE:
+            with pytest.raises(LogError) as caught:
+                judgement.event("assign", robot=name, episode=0, arm="A", now_s=2.0)
+            assert caught.value.code == "LOG_VALUE"
+        verdict = judgement.verdict(now_s=3.0)
+        assert (verdict.a.waiting, verdict.b.waiting) == (0, 0)
+    replay_file(tmp_path / "log.jsonl")
+
+
+def test_an_outcome_that_a_log_cannot_hold_is_not_judged_either(tmp_path: Path) -> None:
+    settings = {"config": CanaryConfig(salt="x").to_json(), "score_history": {"tce": [0.0] * 100}}
+    group = int(arm("x", "r", "e", 0.5) == "B")
+    with LoggedJudgement(tmp_path / "log.jsonl", "canary", "x", settings) as judgement:
+        judgement.event("begin_stage", stage=0, now_s=0.0)
+        judgement.event("assign", robot="r", episode="e", now_s=2.0, group=group, probability=0.5)
+        for source in UNWRITABLE:
+            with pytest.raises(LogError) as caught:
+                judgement.outcome(episode="e", success=True, now_s=3.0, scores={"tce": [0.0], source: [1.0]})
+            assert caught.value.code == "LOG_VALUE" and judgement.verdict(now_s=4.0).figures["open"] == 1
+    replay_file(tmp_path / "log.jsonl")
+
+
 def test_numbers_differ_by_more_than_rounding_or_not_at_all() -> None:
     assert not list(differences({"a": [1.0, {"b": None}]}, {"a": [1.0 + 1e-13, {"b": None}]}))
     for logged, computed in ((1.0, 1.001), (1, True), ("1", 1), ([1], [1, 2]), ({"a": 1}, {}), (None, 0.0)):
