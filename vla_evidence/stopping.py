@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,9 +110,13 @@ def detection_times(
     rng: np.random.Generator,
     margin: float = 0.0,
     priors: tuple[BetaPrior, BetaPrior] | None = None,
+    earlier: Sequence[tuple[float, int]] = (),
     progress: Tick | None = None,
 ) -> Stopping:
     """Simulate the canary's e-process on episodes randomised one by one; return canary episodes until it rejects.
+
+    Stages before, in which the canary was as good as the incumbent, cost evidence that must be won back; their episodes are not
+    counted.
 
     Args:
         incumbent, canary: success rates.
@@ -122,6 +126,7 @@ def detection_times(
         runs, rng: how many, and where chance comes from.
         margin: tolerated drop.
         priors: of incumbent and canary; uniform by default.
+        earlier: (share, episodes) of each stage before.
         progress: is told of runs done.
     """
     _check_rates(incumbent, canary, share)
@@ -130,10 +135,15 @@ def detection_times(
     counts = (tuple(p.successes for p in prior), tuple(p.successes + p.failures for p in prior))
     limit = -math.log(check_probability("alpha", alpha))
     times, total = [], []
-    for size in batches(runs, units):
+    for size in batches(runs, units + sum(episodes for _, episodes in earlier)):
+        begin = np.zeros((size, 1))
+        for its_share, episodes in earlier:
+            groups = (rng.random((size, episodes)) < its_share).astype(np.int8)
+            ys = rng.random(groups.shape) < incumbent
+            begin += log_e_paths(groups, ys, its_share, margin=margin, counts=counts)[:, -1:]
         groups = (rng.random((size, units)) < share).astype(np.int8)
         ys = rng.random((size, units)) < np.where(groups == CANARY, canary, incumbent)
-        crossed = log_e_paths(groups, ys, share, margin=margin, counts=counts) >= limit
+        crossed = begin + log_e_paths(groups, ys, share, margin=margin, counts=counts) >= limit
         first = crossed.argmax(axis=1)
         exposed = np.cumsum(groups, axis=1, dtype=np.int64)[np.arange(size), first]
         found = crossed.any(axis=1)

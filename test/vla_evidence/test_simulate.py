@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -133,17 +134,24 @@ def _judge(config: CanaryConfig, groups: np.ndarray, ys: np.ndarray) -> tuple[st
     return rollouts.FULL, len(config.stages) - 1
 
 
-def test_detection_times_are_those_of_the_e_process_one_by_one() -> None:
-    found = detection_times(0.9, 0.5, 0.3, alpha=0.05, horizon=60, runs=20, rng=np.random.default_rng(7))
+@pytest.mark.parametrize("earlier", [(), ((0.2, 50), (0.5, 40))])
+def test_detection_times_are_those_of_the_e_process_one_by_one(earlier: tuple[tuple[float, int], ...]) -> None:
     rng = np.random.default_rng(7)
-    groups = (rng.random((20, 200)) < 0.3).astype(np.int8)
-    ys = rng.random((20, 200)) < np.where(groups == 1, 0.5, 0.9)
+    found = detection_times(0.9, 0.5, 0.3, alpha=0.05, horizon=60, runs=20, rng=rng, earlier=earlier)
+    rng = np.random.default_rng(7)
+    stages = []
+    for share, units, canary in (*((*stage, 0.9) for stage in earlier), (0.3, 200, 0.5)):
+        groups = (rng.random((20, units)) < share).astype(np.int8)
+        stages.append((share, groups, rng.random((20, units)) < np.where(groups == 1, canary, 0.9)))
     for run in range(20):
         process, exposed, at, total = TwoSampleEProcess(), 0, np.inf, np.inf
+        for share, groups, ys in stages[:-1]:
+            process.update_many(groups[run], ys[run], share)
+            process.restart()
+        share, groups, ys = stages[-1]
         for unit, (group, y) in enumerate(zip(groups[run], ys[run], strict=True), start=1):
             exposed += int(group)
-            process.update(int(group), float(y), 0.3)
-            if process.rejects(0.05):
+            if process.update(int(group), float(y), share) >= math.log(20.0):
                 at, total = exposed, unit
                 break
         assert (found.times[run], found.units[run]) == (at, total)
