@@ -60,13 +60,8 @@ def plan_ab(
         EvidenceError: ANALYSIS_MISSING.
     """
     simulation = simulation or Simulation()
-    normal = sample_size.two_proportions(rate_a, rate_b, alpha=alpha, power=power)
-    arcsine = sample_size.two_proportions_arcsine(rate_a, rate_b, alpha=alpha, power=power)
+    normal, rows = _one_look((rate_a, rate_b), 0.5, 2, alpha, power, fleet, days)
     question, note = f"{_rate(rate_a)} from {_rate(rate_b)}", ""
-    rows = [
-        fixed_row("one look, normal formula", normal, 0.5, power, fleet, days),
-        fixed_row("one look, arcsine (statsmodels)", arcsine, 0.5, power, fleet, days),
-    ]
     if simulation.runs and fleet.unit == "robot":
         each = planned_each(rows[0], fleet, days)
         with simulation.bar("exact randomisation test", simulation.runs) as tick:
@@ -158,13 +153,7 @@ def plan_detect(
     note = ""
     if canary >= incumbent:
         raise InputError("INPUT_RATE", "canary", f"{canary} is not below the incumbent's {incumbent}")
-    same = {"alpha": alpha, "power": power, "share": share}
-    normal = sample_size.two_proportions(incumbent, canary, sides=1, **same)
-    arcsine = sample_size.two_proportions_arcsine(incumbent, canary, sides=1, **same)
-    rows = [
-        fixed_row("one look, normal formula", normal, share, power, fleet, days),
-        fixed_row("one look, arcsine (statsmodels)", arcsine, share, power, fleet, days),
-    ]
+    normal, rows = _one_look((incumbent, canary), share, 1, alpha, power, fleet, days)
     if simulation.runs and fleet.unit == "robot":
         rows.append(cohort_row(incumbent, canary, fleet, share, alpha, rows[0], days, simulation))
     elif simulation.runs:
@@ -189,9 +178,25 @@ def plan_detect(
             rows.append(
                 sequential_row(f"sequential, e-process, looks at every episode{few}", stopping, share, fleet, days)
             )
-    settings: dict[str, float | int | str | None] = {"incumbent": incumbent, "canary": canary, **same}
+    settings = {"incumbent": incumbent, "canary": canary, "alpha": alpha, "power": power, "share": share}
     question = f"To find a drop from {_rate(incumbent)} to {_rate(canary)} (α {alpha:g}, power {power:.0%})"
     return answer(question, rows, settings, fleet, share, days, note)
+
+
+def _one_look(
+    rates: tuple[float, float],
+    share: float,
+    sides: sample_size.Sides,
+    alpha: float,
+    power: float,
+    fleet: Fleet,
+    days: float | None,
+) -> tuple[float, list[Row]]:
+    """Return the episodes of the treated arm that one look at the end needs by the normal formula, and the rows of both."""
+    normal = sample_size.two_proportions(*rates, alpha=alpha, power=power, share=share, sides=sides)
+    arcsine = sample_size.two_proportions_arcsine(*rates, alpha=alpha, power=power, share=share, sides=sides)
+    found = (("normal formula", normal), ("arcsine (statsmodels)", arcsine))
+    return normal, [fixed_row(f"one look, {by}", size, share, power, fleet, days) for by, size in found]
 
 
 def _rate(rate: float) -> str:
