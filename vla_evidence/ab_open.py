@@ -79,7 +79,11 @@ class OpenEpisodes(AssignmentQueue[ABUnit]):
 
     def awaited(self) -> list[str]:
         """Return the robots whose pair waits for its second episode to be assigned."""
-        return [robot for robot, unit in self._half.items() if not unit.episodes[-1].is_open(self._now_s)]
+        return [
+            robot
+            for robot, unit in self._half.items()
+            if not (unit.episodes[0].is_open(self._now_s) or unit.is_closed(self._now_s))
+        ]
 
     def assign(self, robot: str, episode: int, arm: str, now_s: float) -> None:
         """Announce a robot's next episode; nothing is changed if it is refused.
@@ -95,11 +99,11 @@ class OpenEpisodes(AssignmentQueue[ABUnit]):
                 "INPUT_VALUE", "episode", f"{episode!r} of robot {robot!r} is not its next one, {expected}"
             )
         now, unit = self._later(now_s), self._half.get(robot)
+        if unit is not None and unit.is_closed(now):
+            unit = None  # the robot is back, but too late: its episode counts alone
         if unit is not None and unit.episodes[0].arm == arm:
             raise InputError("INPUT_ARM", "arm", f"the pair of robot {robot!r} has an episode of {arm} already")
         self._now_s, self._next[robot] = now, expected + 1
-        if unit is not None and unit.is_closed(now):
-            unit = None  # back, but too late: it counts alone
         self._half.pop(robot, None)
         due_s = now + self._deadline_s
         found = self._open[robot, episode] = Episode(robot=robot, due_s=due_s, number=episode, arm=arm, over_s=due_s)
