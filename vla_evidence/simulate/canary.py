@@ -265,7 +265,7 @@ def _detection_table(s: Settings, found: list[Detection]) -> str:
         rows.append([d.name, f"{d.share:.0%}", *episodes, *hours, share_text(in_time)])
     fleet = f"{s.robots} robots, {s.per_hour:g} tasks an hour"
     title = f"Until {s.incumbent:.0%} -> {s.canary:.0%} is found: episodes of the canary, and time ({fleet})"
-    heads = ["begins with", "of episodes", "mean", "half by", "90 % by", "half within", "90 % within", "found in the stage"]
+    heads = ["begins with", "of episodes", "mean", "half by", "90 % by", "half within", "90 % within", "in the stage"]
     note = (
         f"mean: of those found within {_HORIZON:,}; ± is the Monte-Carlo standard error. Stages before were good ones; the\n"
         "  evidence that they cost is won back first."
