@@ -42,6 +42,7 @@ _EDGE = 0.001
 _FIRST = 0.7
 _EVEN = 0.2
 _LARGEST_BELIEF = 200.0
+_FACTOR_TOLERANCE = 0.01
 
 
 class NonInferiority:
@@ -119,6 +120,32 @@ class NonInferiority:
         passed = self.log_e() >= level
         first_failed = len(passed) if passed.all() else int(np.argmin(passed))
         return self.margins[first_failed - 1] if first_failed else None
+
+    def growth_needed(self, margin: float, alpha: float, most: float = 100.0) -> float | None:
+        """Return how many times the units there are it takes until ``margin`` is excluded, if all goes on as it went.
+
+        At least 1; None: more than ``most``. An extrapolation of what was seen, no promise.
+        """
+        drop = self.excluded_drop(alpha)
+        if drop is not None and drop <= margin:
+            return 1.0
+        low, high = 0.0, math.log(most)
+        if not self._excludes_when_grown(math.exp(high), margin, alpha):
+            return None
+        while high - low > _FACTOR_TOLERANCE:
+            middle = 0.5 * (low + high)
+            if self._excludes_when_grown(math.exp(middle), margin, alpha):
+                high = middle
+            else:
+                low = middle
+        return math.exp(high)
+
+    def _excludes_when_grown(self, factor: float, margin: float, alpha: float) -> bool:
+        grown = self.copy()
+        for counts in grown._counts.values():
+            counts *= factor
+        drop = grown.excluded_drop(alpha)
+        return drop is not None and drop <= margin
 
     def copy(self) -> NonInferiority:
         """Return an independent copy, to ask "what if"."""

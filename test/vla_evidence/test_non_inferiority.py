@@ -68,6 +68,27 @@ def test_the_evidence_grows_where_the_canary_is_as_good() -> None:
     assert evidence.excluded_drop(ALPHA) <= 0.1
 
 
+@pytest.mark.parametrize(("margin", "pi"), [(0.1, 0.05), (0.05, 0.25), (0.02, 0.5), (0.0, 0.5)])
+def test_how_much_more_is_needed_is_what_is_needed(margin: float, pi: float) -> None:
+    """The units so far, all alike so many times, exclude the margin, and 3 % fewer do not."""
+    units = round(400 * pi)
+    rate = 0.87 if margin else 0.92
+    evidence = counted((round(0.87 * (400 - units)), 400 - units), (round(rate * units), units), pi)
+    factor = evidence.growth_needed(margin, ALPHA, most=1e4)
+    assert factor is not None and factor > 1.0
+    for times, enough in ((factor, True), (0.97 * factor, False)):
+        grown = NonInferiority()
+        grown.restore([[p, *(round(1000 * times * n) for n in counts)] for p, *counts in evidence.to_json()])
+        for counts in grown._counts.values():
+            counts /= 1000.0
+        drop = grown.excluded_drop(ALPHA)
+        assert (drop is not None and drop <= margin) == enough
+    assert counted((348, 400), (348, 400), 0.5).growth_needed(0.5, ALPHA) == 1.0
+    assert evidence.growth_needed(margin, ALPHA, most=1.01) is None
+    worse = counted((400 - units, 400 - units), (units // 2, units), pi)
+    assert worse.growth_needed(margin, ALPHA) is None
+
+
 @pytest.mark.parametrize(
     ("p0", "drop", "pi"), [(0.87, 0.1, 0.05), (0.87, 0.05, 0.25), (0.6, 0.02, 0.5), (0.99, 0.1, 0.05)]
 )
