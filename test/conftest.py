@@ -23,8 +23,19 @@ os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="vla_ota_test_log_"))
 
 
+def _has_children() -> bool:
+    """Whether this process has a child, be it a zombie: without one nothing descends from it, and /proc need not be read."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def _descendants(spared: set[int] = frozenset()) -> dict[int, str]:  # type: ignore[assignment]
     """Return pid → command line of this process's living descendants, without zombies, ``spared`` and what descends from them."""
+    if not _has_children():
+        return {}
     parents: dict[int, tuple[int, str, str]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
