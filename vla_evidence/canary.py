@@ -3,8 +3,8 @@
 
 **ROLLBACK** when one e-process finds harm: success (the canary's rate is lower), latency (more of its episodes are slow), or
 anomaly scores (more of its blocks exceed a limit than the incumbent's beside it). α is shared by what is judged, 3 : 1 : 1,
-before the first outcome, so P(a canary that is no worse in any of them is ever rolled back) <= α over all stages, if episodes (or
-robots) were drawn as stated.
+before the first outcome (and by robot equally by the stages), so P(a canary that is no worse in any of them is ever rolled back)
+<= α over all stages, if episodes (or robots) were drawn as stated.
 
 **ADVANCE** when there is no such evidence and none that leans that way, the stage has lasted its time, each group has its minimum
 of episodes with an outcome in it (and of blocks of each score source), and the stage's margin is excluded by this stage alone:
@@ -12,10 +12,11 @@ the canary is not worse by so much, at level ``advance_alpha`` over all looks of
 episode without an outcome by its deadline is a failure of its group, one without a latency is slow; and what is not known of the
 incumbent counts as its success where "not worse" is to be proven.
 
-**INCONCLUSIVE** when the stage's time is over without that, the margin is out of reach at this pace, or episodes were not drawn
-as stated, on which all evidence rests (the canary's share is another one, or robots stay with one version; P(this is said
-wrongly) <= 0.001 each): hold, and ask a person, with the drop that can be excluded. It is no final verdict: evidence goes on, and
-may be looked at again. **HOLD** otherwise.
+**INCONCLUSIVE** when the stage's time is over without that, the margin is out of reach at this pace (by episode; of few robots
+the message says what they cannot show), or episodes were not drawn as stated, on which all evidence rests (the canary's share is
+another one, or robots stay with one version; P(this is said wrongly) <= 0.001 each): hold, and ask a person, with the drop that
+can be excluded. By episode it is no final verdict: evidence goes on, and may be looked at again. By robot the stage's evidence is
+closed when its time is over, and another stage or a longer one is needed. **HOLD** otherwise.
 
 What it knows, and in which order, is :class:`~vla_evidence.canary_evidence.CanaryEvidence`'s.
 """
@@ -27,7 +28,7 @@ from typing import Any
 
 from vla_evidence.canary_config import FEWEST_FOR_LIMIT
 from vla_evidence.canary_evidence import CanaryEvidence
-from vla_evidence.canary_tests import RobotComparison
+from vla_evidence.canary_tests import EpisodeComparison, RobotComparison
 from vla_evidence.canary_verdict import CanaryDecision, CanaryVerdict, demanded, excluded, listed
 from vla_evidence.exceedance import odds
 from vla_evidence.stages import Stage
@@ -61,13 +62,12 @@ class CanaryJudge(CanaryEvidence):
         if not missing:
             return self._say(CanaryDecision.ADVANCE, "no sign of harm, and enough of everything", drop)
         out_of_reach = self._out_of_reach(stage, drop)
+        lacks = "; ".join((", ".join(missing), excluded(drop), *self._limits_of(stage, drop)))
         if time_over or out_of_reach:
             why = out_of_reach or f"the stage's {stage.duration_s / 3600.0:g} h are over"
-            ask = f"{why}, and this is missing: {', '.join(missing)}; {excluded(drop)}; ask a person"
+            ask = f"{why}, and this is missing: {lacks}; {self._what_helps()}ask a person"
             return self._say(CanaryDecision.INCONCLUSIVE, ask, drop, missing=tuple(missing))
-        return self._say(
-            CanaryDecision.HOLD, f"missing: {', '.join(missing)}; {excluded(drop)}", drop, missing=tuple(missing)
-        )
+        return self._say(CanaryDecision.HOLD, f"missing: {lacks}", drop, missing=tuple(missing))
 
     def _harm(self) -> str:
         """Return what is worse; empty if nothing is."""
@@ -90,7 +90,7 @@ class CanaryJudge(CanaryEvidence):
                     missing.append(f"blocks of {source} of the {name} ({blocks[group]} of {config.min_blocks})")
         if not config.allow_unjudged_scores:
             missing += [f"a limit for {text}" for text in self._not_judged()]
-        if stage.margin is not None and (drop is None or drop > stage.margin):
+        if stage.margin is not None and not _within(drop, stage.margin):
             missing.append(demanded(stage.margin))
         strongest = max(process.log_e for _, process, _ in self._processes())
         if strongest > math.log(config.advance_max_evidence):
@@ -100,14 +100,8 @@ class CanaryJudge(CanaryEvidence):
     def _out_of_reach(self, stage: Stage, drop: float | None) -> str:
         """Say why the margin will not be excluded by the end of the stage; empty if it may be."""
         elapsed_s = self._now_s - self._since_s
-        if stage.margin is None or (drop is not None and drop <= stage.margin):
+        if stage.margin is None or _within(drop, stage.margin) or not isinstance(self._comparison, EpisodeComparison):
             return ""
-        if isinstance(self._comparison, RobotComparison):
-            if self._comparison.best_drop(self.config.advance_alpha, (0.0, 0.0)) is None:
-                largest = math.exp(min(self._comparison.largest_log_e, 700.0))
-                return f"so few robots can give evidence of {largest:.4g} at most"
-            best = self._comparison.best_drop(self.config.advance_alpha, (0.0, 0.0))
-            return f"so few canary robots exclude a drop of {best:.1%} at best" if best and best > stage.margin else ""
         if elapsed_s < _FORECAST_FROM * stage.duration_s or not elapsed_s or elapsed_s >= stage.duration_s:
             return ""
         growth = (stage.duration_s - elapsed_s) / elapsed_s
@@ -117,6 +111,15 @@ class CanaryJudge(CanaryEvidence):
             return ""
         expected = self._stage_units[CANARY] + more[1]
         return f"at this pace the stage ends with {expected:.0f} canary episodes, too few even if all succeed"
+
+    def _limits_of(self, stage: Stage, drop: float | None) -> list[str]:
+        """Return what the stage's units cannot show, however it goes."""
+        margin = None if stage.margin is None or _within(drop, stage.margin) else stage.margin
+        return self._comparison.limits(margin, self.config.advance_alpha, self._alphas)
+
+    def _what_helps(self) -> str:
+        closed = isinstance(self._comparison, RobotComparison) and self._comparison.closed
+        return "the evidence of its robots is closed, so more takes another stage, or a longer one; " if closed else ""
 
     def _say(
         self, decision: CanaryDecision, why: str, drop: float | None, *, code: str = "", missing: tuple[str, ...] = ()
@@ -163,3 +166,7 @@ class CanaryJudge(CanaryEvidence):
             "waiting": self._open.waiting,
             "tests": tests,
         }
+
+
+def _within(drop: float | None, margin: float) -> bool:
+    return drop is not None and drop <= margin

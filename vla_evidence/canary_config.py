@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vla_evidence.errors import InputError, check_margin, check_probability
+from vla_evidence.errors import MAX_COUNT, InputError, check_margin, check_name, check_probability
 from vla_evidence.robot_units import RobotPrior
 from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit
 from vla_evidence.two_sample import BetaPrior
@@ -21,6 +21,7 @@ CANARY_WEIGHT = 20.0
 """Episodes that the expected drop counts for."""
 FEWEST_FOR_LIMIT = 20
 """Values of the past that a limit needs."""
+_LEAST_ALPHA = 1e-100
 
 
 def upper_limit(values: Sequence[float], quantile: float) -> float:
@@ -51,7 +52,7 @@ class CanaryConfig:
     Attributes:
         stages: in their order.
         unit: what is assigned at random.
-        alpha: P(a canary that is no worse is ever rolled back), all stages, tests and looks together.
+        alpha: P(a canary that is no worse is ever rolled back), all stages, tests and looks together; see :attr:`stage_alpha`.
         advance_alpha: P(a stage is passed, or a drop called excluded in it, although the drop was there throughout the stage),
             all margins and looks of the stage together.
         harm_margin: of the success rate; a drop of this size is no harm.
@@ -101,20 +102,36 @@ class CanaryConfig:
             if self.unit is Unit.ROBOT and stage.share < 1.0 and not stage.duration_s > 0.0:
                 reason = f"{stage.duration_s} s end before a robot has run an episode"
                 raise InputError("INPUT_VALUE", f"stage {stage.name}: duration_s", reason)
+        check_name("salt", self.salt)
+        if type(self.allow_unjudged_scores) is not bool:
+            raise InputError("INPUT_VALUE", "allow_unjudged_scores", f"{self.allow_unjudged_scores!r} is no yes or no")
         for name in ("alpha", "advance_alpha", "score_quantile"):
-            check_probability(name, getattr(self, name))
+            _check_level(name, getattr(self, name))
         for name in ("harm_margin", "latency_margin", "score_margin"):
             check_margin(name, getattr(self, name))
         for name in ("min_episodes", "min_blocks", "episodes_per_robot"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise InputError("INPUT_COUNT", name, f"{value!r} is no positive count: nothing is proven by no data")
+            if type(value) is not int or not 1 <= value <= MAX_COUNT:
+                raise InputError(
+                    "INPUT_COUNT", name, f"{value!r:.40} is no positive count: nothing is proven by no data"
+                )
         positive = {"deadline_s": self.deadline_s, "advance_max_evidence": self.advance_max_evidence}
         if self.latency_limit_s is not None:
             positive["latency_limit_s"] = self.latency_limit_s
         for name, value in positive.items():
             if not (math.isfinite(value) and value > 0.0):
                 raise InputError("INPUT_VALUE", name, f"{value} is not positive")
+
+    @property
+    def stage_alpha(self) -> float:
+        """Level at which harm is looked for in a stage.
+
+        By episode one e-process goes on through all stages, at ``alpha``. By robot each stage that compares has its own, which
+        takes nothing over (:mod:`vla_evidence.robot_units`), so they share ``alpha`` equally.
+        """
+        if self.unit is Unit.EPISODE:
+            return self.alpha
+        return self.alpha / max(1, sum(stage.share < 1.0 for stage in self.stages))
 
     @staticmethod
     def informed(
@@ -158,3 +175,8 @@ class CanaryConfig:
             "robot_prior": RobotPrior(**document["robot_prior"]),
         }
         return CanaryConfig(**{**document, **parts})
+
+
+def _check_level(name: str, value: float) -> None:
+    if check_probability(name, value) < _LEAST_ALPHA:
+        raise InputError("INPUT_PROBABILITY", name, f"{value} is too small to be shared")

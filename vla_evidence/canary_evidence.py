@@ -67,10 +67,8 @@ class CanaryEvidence:
         self._comparison: Comparison = form(self.config, list(limits.limits))
         kinds = {name: "scores" if name.startswith(SCORE) else name for name in self._comparison.harm}
         total = sum(_SHARES[kind] for kind in set(kinds.values()))
-        same = list(kinds.values())
-        self._alphas = {
-            name: self.config.alpha * _SHARES[kind] / total / same.count(kind) for name, kind in kinds.items()
-        }
+        same, alpha = list(kinds.values()), self.config.stage_alpha
+        self._alphas = {name: alpha * _SHARES[kind] / total / same.count(kind) for name, kind in kinds.items()}
         self._open = OpenUnits(self.config.deadline_s, len(self._comparison.harm), len(limits.limits))
 
     @property
@@ -87,12 +85,13 @@ class CanaryEvidence:
     # -- inputs -------------------------------------------------------------------------------------------------------------
 
     def begin_stage(self, index: int, now_s: float, cohort: Mapping[str, int] | None = None) -> None:
-        """Begin a stage; evidence of earlier ones counts on.
+        """Begin a stage. By episode evidence of harm goes on; by robot each stage has its own, and its share of α.
 
         Args:
             index: in the configuration's stages, later than the one before.
             now_s: the server's clock [s], as everywhere here.
-            cohort: for units of robots: the group of every robot of the fleet, drawn at random; earlier canaries stay canaries.
+            cohort: for units of robots: the group of every robot of the fleet, drawn at random. Earlier canaries stay canaries,
+                or are not in it.
 
         Raises:
             InputError: no such stage, not a later one, or a cohort that cannot be.
@@ -102,32 +101,31 @@ class CanaryEvidence:
                 "INPUT_VALUE", "stage", f"{index!r} does not follow {self._stage} of {len(self.config.stages)}"
             )
         now_s = check_time("now_s", now_s)
-        if self.config.stages[index].share < 1.0:
-            new = self._new_cohort(index, cohort)
-            if (new is None) == (self.config.unit is Unit.ROBOT):
-                reason = (
-                    "is needed: the unit is the robot"
-                    if new is None
-                    else "robots have no group: the unit is the episode"
-                )
-                raise InputError("INPUT_ARM", "cohort", reason)
-            self._advance_clock(now_s)
-            self._comparison.begin(new)
-            self._canaries = {robot for robot, group in (cohort or {}).items() if group == CANARY}
+        compares = self.config.stages[index].share < 1.0
+        new = self._new_cohort(index, cohort) if compares else None
         self._advance_clock(now_s)
+        if compares:
+            self._comparison.begin(new)
+            self._canaries |= {robot for robot, group in (cohort or {}).items() if group == CANARY}
+        else:
+            self._comparison.begin_full()
         self._assignment.begin_stage()
         self._stage, self._since_s, self._stage_units, self._probabilities = index, self._now_s, [0, 0], set()
         self._blocks = {source: [0, 0] for source in self._blocks}
 
     def _new_cohort(self, index: int, groups: Mapping[str, int] | None) -> RobotCohort | None:
-        if groups is None:
+        by_robot = isinstance(self._comparison, RobotComparison)
+        if by_robot == (groups is None):
+            reason = "is needed: the unit is the robot" if by_robot else "robots have no group: the unit is the episode"
+            raise InputError("INPUT_ARM", "cohort", reason)
+        if groups is None or not isinstance(self._comparison, RobotComparison):
             return None
         if not isinstance(groups, Mapping):
             raise InputError("INPUT_ARM", "cohort", f"{groups!r} tells no robots' groups")
-        if any(groups.get(robot) != CANARY for robot in self._canaries):
+        if any(groups.get(robot, CANARY) != CANARY for robot in self._canaries):
             raise InputError("INPUT_ARM", "cohort", "a canary of an earlier stage is none any more")
         new = {robot: group for robot, group in groups.items() if robot not in self._canaries}
-        return RobotCohort(new, self.config.episodes_per_robot, f"{self.config.salt}/{index}")
+        return self._comparison.cohort_of(index, new)
 
     def assign(self, episode: str, robot: str, group: int, now_s: float, probability: float | None = None) -> None:
         """An episode was given to a robot; :meth:`finish` tells its outcome, or its deadline passes.
@@ -259,8 +257,8 @@ class CanaryEvidence:
     def _advance_clock(self, now_s: float) -> None:
         until_s = max(self._now_s, check_time("now_s", now_s))
         over_s = self._since_s + self.stage.duration_s if self._stage >= 0 else math.inf
-        if self._now_s < over_s <= until_s:  # by the clock, not when somebody asks who may have seen how it looks
-            self._pass_time(over_s)
+        if over_s <= until_s:  # by the clock, not when somebody asks who may have seen how it looks
+            self._pass_time(max(over_s, self._now_s))
             self._comparison.end_stage()
         self._pass_time(until_s)
 
@@ -356,10 +354,38 @@ class CanaryEvidence:
         if self._convicted not in ("", *self._comparison.harm):
             raise InputError("INPUT_VALUE", "convicted", f"{self._convicted!r}")
         self._assignment.restore(document["assignment"])
-        self._comparison.restore(document["comparison"])
+        compares = self._stage >= 0 and self.stage.share < 1.0
+        over = self._stage >= 0 and self._now_s >= self._since_s + self.stage.duration_s
+        self._comparison.restore(document["comparison"], self._stage if compares else None, over=over)
         self._open.restore(document["open"], self._stage, self._now_s)
         if isinstance(self._comparison, EpisodeComparison):
             self._check_episodes(self._comparison)
+        elif isinstance(self._comparison, RobotComparison):
+            self._check_robots(self._comparison, document["open"]["units"])
+        for name, process, alpha in self._processes():
+            if name == self._convicted and process.max_log_e < -math.log(alpha):
+                raise InputError("INPUT_VALUE", "convicted", f"{name}: its evidence convicts nobody")
+
+    def _check_robots(self, comparison: RobotComparison, units: Any) -> None:
+        """Refuse parts that do not fit each other: groups, evidence of earlier stages, counts, and what only episodes have."""
+        cohort = comparison.cohort
+        groups = cohort.groups if cohort is not None else {}
+        running = {unit["robot"]: unit["group"] for unit in units if unit["stage"] == self._stage}
+        if any((robot in self._canaries) != group for robot, group in (*groups.items(), *running.items())):
+            raise InputError("INPUT_ARM", "cohort", "its groups are not those of the rollout")
+        earlier = any(stage.share < 1.0 for stage in self.config.stages[: max(0, self._stage)])
+        before = bool(self._canaries - groups.keys())
+        if (before and not earlier) or (max(comparison.earlier.values()) > 0.0 and not before):
+            raise InputError("INPUT_VALUE", "earlier", "canaries of no stage, or evidence without any")
+        if self._probabilities or self._assignment.to_json() != AssignmentCheck().to_json():
+            raise InputError("INPUT_VALUE", "assignment", "robots' episodes are not drawn")
+        if cohort is not None:
+            for (successes, heard, episodes), in_stage, total in zip(
+                cohort.counts(), self._stage_units, self._totals, strict=True
+            ):
+                if heard > in_stage or successes > total[0] or episodes > total[1]:
+                    reason = f"{successes} of {episodes}, {heard} told; {total} in all, {in_stage} in the stage"
+                    raise InputError("INPUT_COUNT", "cohort", reason)
 
     def _check_episodes(self, comparison: EpisodeComparison) -> None:
         """Refuse counts that do not fit each other: every unit was assigned, and is open or known."""

@@ -7,7 +7,6 @@ are judged alike.
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -60,6 +59,10 @@ class Comparison(ABC):
         """
 
     @abstractmethod
+    def begin_full(self) -> None:
+        """A stage begins in which nobody is left to compare with."""
+
+    @abstractmethod
     def add(self, robot: str, group: int, outcomes: tuple[float, ...], probability: float, *, silent: bool) -> bool:
         """Take one episode of this stage in; ``outcomes``: in [0, 1], of each thing in :attr:`harm`, 1 the best.
 
@@ -68,7 +71,7 @@ class Comparison(ABC):
 
     @abstractmethod
     def end_stage(self) -> None:
-        """The stage's time is over: judge what there is; later outcomes count, too."""
+        """The stage's time is over, by the clock."""
 
     @abstractmethod
     def excluded_drop(self, alpha: float) -> float | None:
@@ -78,17 +81,26 @@ class Comparison(ABC):
         """Return what else a person should know."""
         return []
 
-    @abstractmethod
-    def best_drop(self, alpha: float, more: tuple[float, float]) -> float | None:
-        """Return it for the best that may still come: so many units of incumbent and canary, all the canary's successes."""
+    def limits(self, margin: float | None, advance_alpha: float, harm_alphas: Mapping[str, float]) -> list[str]:
+        """Return what cannot be shown at these levels, however it goes."""
+        return []
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Return the state for :meth:`restore`."""
 
     @abstractmethod
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over a state."""
+    def restore(self, state: Mapping[str, Any], stage: int | None, *, over: bool) -> None:
+        """Take over a state.
+
+        Args:
+            state: of another one.
+            stage: index of the stage that is judged; None: none has begun, or nobody is left to compare with.
+            over: whether its time is.
+
+        Raises:
+            InputError, KeyError, TypeError, ValueError, AttributeError: it cannot be one.
+        """
 
 
 def asked_margins(config: CanaryConfig) -> tuple[float, ...]:
@@ -123,6 +135,9 @@ class EpisodeComparison(Comparison):
             process.restart()
         self._excluded = NonInferiority(self._margins, incumbent=self._prior)
 
+    def begin_full(self) -> None:
+        """See :class:`Comparison`: evidence of harm stays."""
+
     def check(self, probabilities: Collection[float]) -> None:
         """Refuse more different probabilities in one stage than it can take."""
         if len(probabilities) > MAX_PROBABILITIES:
@@ -147,21 +162,31 @@ class EpisodeComparison(Comparison):
         return True
 
     def add_many(self, groups: ArrayLike, outcomes: Sequence[ArrayLike], probability: float) -> None:
-        """Take many episodes in, in their order."""
+        """Take many episodes in, in their order: arrays of shape [episodes].
+
+        Raises:
+            InputError: they are not, or hold what cannot be; nothing has changed.
+        """
+        shapes = {np.shape(groups), *(np.shape(values) for values in outcomes)}
+        if len(shapes) > 1 or len(np.shape(groups)) != 1:
+            raise InputError("INPUT_VALUE", "episodes", f"shapes {sorted(shapes)}, not all one and the same [episodes]")
         self._excluded.add_many(groups, outcomes[0], probability)
         self._last_probability = probability
         for process, values in zip(self.harm.values(), outcomes, strict=True):
             process.update_many(groups, np.asarray(values, dtype=np.float64), probability)
 
     def end_stage(self) -> None:
-        """See :class:`Comparison`: nothing waits."""
+        """See :class:`Comparison`: later outcomes count as those before."""
 
     def excluded_drop(self, alpha: float) -> float | None:
         """See :class:`Comparison`."""
         return self._excluded.excluded_drop(alpha)
 
     def best_drop(self, alpha: float, more: tuple[float, float]) -> float | None:
-        """See :class:`Comparison`; the incumbent goes on as it was."""
+        """Return it for the best that may still come: so many units of incumbent and canary, all the canary's successes.
+
+        The incumbent goes on as it was.
+        """
         best, pi = self._excluded.copy(), self._last_probability
         successes, units = self._excluded.counts()[INCUMBENT]
         expected = math.floor(more[0] * (successes / units if units else 0.0))
@@ -175,7 +200,7 @@ class EpisodeComparison(Comparison):
         harm = {name: process.to_json() for name, process in self.harm.items()}
         return {"harm": harm, "counts": self._excluded.to_json(), "last_probability": self._last_probability}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], stage: int | None, *, over: bool) -> None:
         """See :class:`Comparison`."""
         if set(state["harm"]) != set(self.harm):
             raise InputError("INPUT_VALUE", "harm", f"{sorted(state['harm'])} and not {sorted(self.harm)}")
@@ -191,7 +216,11 @@ class EpisodeComparison(Comparison):
 
 
 class RobotComparison(Comparison):
-    """Units are robots, of a cohort for each stage; a robot that was a canary before is none of a later stage's units."""
+    """Units are robots, of a cohort for each stage; a robot that was a canary before is none of a later stage's units.
+
+    Each stage is judged by itself, with a share of α (see :mod:`vla_evidence.robot_units`). What goes over to the next one is how
+    strong the evidence of harm has ever been: a conviction that nobody asked for is not lost.
+    """
 
     def __init__(self, config: CanaryConfig, sources: Sequence[str] = ()) -> None:
         self.harm: dict[str, RobotEProcess] = {"success": RobotEProcess(config.harm_margin, prior=config.robot_prior)}
@@ -199,27 +228,39 @@ class RobotComparison(Comparison):
             self.harm["latency"] = RobotEProcess(config.latency_margin, prior=_FAST_ROBOTS)
         for source in sources:
             self.harm[SCORE + source] = RobotEProcess(config.score_margin, prior=_FAST_ROBOTS)
-        self._margins = sorted({*MARGINS, *asked_margins(config)}, reverse=True)
-        self._prior = config.robot_prior
-        self._better: list[RobotEProcess] = []
+        margins = sorted({*MARGINS, *asked_margins(config)}, reverse=True)
+        self._better = [RobotEProcess(margin, prior=config.robot_prior, better=True) for margin in margins]
+        self._config = config
+        self.earlier = dict.fromkeys(self.harm, 0.0)
+        """Largest evidence of earlier stages, by what is judged."""
         self.cohort: RobotCohort | None = None
-        self._closed = False
 
-    @property
-    def largest_log_e(self) -> float:
-        """No evidence of this stage can exceed this."""
-        return self.cohort.largest_log_e if self.cohort is not None else 0.0
+    def cohort_of(self, stage: int, groups: Mapping[str, int]) -> RobotCohort:
+        """Return a stage's cohort with these units; raises as :class:`RobotCohort`."""
+        return RobotCohort(groups, self._config.episodes_per_robot, self._salt(stage))
+
+    def _salt(self, stage: int) -> str:
+        return f"{self._config.salt}/{stage}"
 
     def begin(self, cohort: RobotCohort | None) -> None:
-        """See :class:`Comparison`; what was proven in an earlier stage lets nothing pass in this one."""
+        """See :class:`Comparison`.
+
+        If the time of the stage before is not over, its robots that are short of episodes are left out: whoever ends it early may
+        do so for how they look, and then their means are no fair ones.
+        """
         if cohort is None:
             raise InputError("INPUT_ARM", "cohort", "the unit is the robot: each stage needs the robots' groups")
-        if self.cohort is not None:
-            self._take(self.cohort, final=True)
-        for process in self.harm.values():
+        self._begin(cohort)
+
+    def begin_full(self) -> None:
+        """See :class:`Comparison`."""
+        self._begin(None)
+
+    def _begin(self, cohort: RobotCohort | None) -> None:
+        self.earlier = {name: process.max_log_e for name, process in self.harm.items()}
+        for process in (*self.harm.values(), *self._better):
             process.restart()
-        self._better = [RobotEProcess(margin, prior=self._prior, better=True) for margin in self._margins]
-        self.cohort, self._closed = cohort, False
+        self.cohort = cohort
 
     def add(self, robot: str, group: int, outcomes: tuple[float, ...], probability: float, *, silent: bool) -> bool:
         """See :class:`Comparison`; ``probability`` is that of the cohort, not this one."""
@@ -233,18 +274,9 @@ class RobotComparison(Comparison):
         return True
 
     def end_stage(self) -> None:
-        """See :class:`Comparison`: half of the evidence is staked on the robots as they are now, the other half goes on."""
-        if self.cohort is None or self._closed:
-            return
-        now = copy.deepcopy(self)
-        if now.cohort is not None:
-            now._take(now.cohort, final=True)
-        for process, closed in zip(self._processes(), now._processes(), strict=True):
-            process.close(closed.log_e)
-        self._closed = True
-
-    def _processes(self) -> list[RobotEProcess]:
-        return [*self.harm.values(), *self._better]
+        """See :class:`Comparison`: robots are judged by what they have now, for harm and for "not worse", and not again."""
+        if self.cohort is not None:
+            self._take(self.cohort, final=True)
 
     def _take(self, cohort: RobotCohort, *, final: bool = False) -> None:
         for unit in cohort.ready(len(self.harm), final=final):
@@ -253,22 +285,46 @@ class RobotComparison(Comparison):
             for better in self._better:
                 better.update(unit.group, unit.worst, unit.probability)
 
+    @property
+    def closed(self) -> bool:
+        """Whether every robot of the stage is judged, so that no outcome changes the evidence any more."""
+        return self.cohort is not None and not self.cohort.waiting
+
     def notes(self) -> list[str]:
-        """See :class:`Comparison`: which robots are short of episodes."""
-        if self.cohort is None or not any(self.cohort.short()):
+        """See :class:`Comparison`: which robots are short of episodes, and whether these may still come."""
+        if self.cohort is None:
             return []
-        incumbents, canaries = self.cohort.short()
-        robots = (
-            f"{canaries} canary robots and {incumbents} others have not all of their {self.cohort.episodes} episodes"
-        )
-        return [f"{robots}: of the rest the worst is assumed before the margin is called excluded"]
+        notes = []
+        if any(self.cohort.short()):
+            incumbents, canaries = self.cohort.short()
+            robots = f"{canaries} canary robots and {incumbents} others have not all of their {self.cohort.episodes}"
+            notes.append(f"{robots} episodes: of the rest the worst is assumed before the margin is called excluded")
+        if self.closed:
+            notes.append("every robot of the stage is judged: what comes later is counted, and is no evidence")
+        return notes
+
+    def limits(self, margin: float | None, advance_alpha: float, harm_alphas: Mapping[str, float]) -> list[str]:
+        """See :class:`Comparison`: few robots can be drawn in few ways only, and may miss what the version breaks."""
+        if self.cohort is None:
+            return []
+        limits, canaries, largest = [], self.cohort.canaries, self.cohort.largest_log_e
+        if largest < max(-math.log(alpha) for alpha in harm_alphas.values()):
+            ways = f"{math.exp(min(largest, 700.0)):.4g}"
+            limits.append(f"only {ways} ways to draw them: evidence of harm cannot exceed {ways}")
+        best = smallest_drop(canaries, advance_alpha)
+        if margin and best > margin:
+            robots = "1 canary robot without a fault excludes"
+            if canaries != 1:
+                robots = f"{canaries} canary robots without a fault exclude"
+            limits.append(f"{robots} a drop of {best:.1%} at best where the incumbent never fails")
+        return limits
 
     def excluded_drop(self, alpha: float) -> float | None:
         """See :class:`Comparison`; from the largest margin downwards, as for :class:`NonInferiority`.
 
         None also while nothing was heard of a group in this stage.
         """
-        if self.cohort is not None and any(self.cohort.unheard_of()):
+        if self.cohort is None or any(self.cohort.unheard_of()):
             return None
         excluded = None
         for process in self._better:
@@ -277,28 +333,22 @@ class RobotComparison(Comparison):
             excluded = process.margin
         return excluded
 
-    def best_drop(self, alpha: float, more: tuple[float, float]) -> float | None:
-        """See :class:`Comparison`: what the cohort's canaries could exclude if none of them had a fault."""
-        if self.cohort is None or self.largest_log_e < -math.log(alpha):
-            return None
-        return smallest_drop(sum(self.cohort.groups.values()), alpha)
-
     def to_json(self) -> dict[str, Any]:
-        """See :class:`Comparison`."""
-        return {
-            "harm": {name: process.to_json() for name, process in self.harm.items()},
-            "better": [process.to_json() for process in self._better],
-            "cohort": None if self.cohort is None else self.cohort.to_json(),
-            "closed": self._closed,
-        }
+        """See :class:`Comparison`: the stage's evidence follows from its cohort."""
+        return {"cohort": None if self.cohort is None else self.cohort.to_json(), "earlier": dict(self.earlier)}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """See :class:`Comparison`."""
+    def restore(self, state: Mapping[str, Any], stage: int | None, *, over: bool) -> None:
+        """See :class:`Comparison`; the stage's evidence is computed again."""
+        if (state["cohort"] is None) != (stage is None) or set(state["earlier"]) != set(self.harm):
+            raise InputError("INPUT_VALUE", "comparison", f"not of stage {stage}, or not of {sorted(self.harm)}")
         for name, process in self.harm.items():
-            process.restore(state["harm"][name])
-        self.cohort = None if state["cohort"] is None else RobotCohort.from_json(state["cohort"])
-        asked = self._margins if self.cohort is not None else []
-        self._better = [RobotEProcess(margin, prior=self._prior, better=True) for margin in asked]
-        for process, saved in zip(self._better, state["better"], strict=True):
-            process.restore(saved)
-        self._closed = bool(state["closed"])
+            earlier = state["earlier"][name]
+            if type(earlier) not in (int, float) or not 0.0 <= earlier < math.inf:
+                raise InputError("INPUT_VALUE", f"earlier {name}", f"{earlier!r} is no largest evidence")
+            process.max_log_e = self.earlier[name] = float(earlier)
+        if stage is not None:
+            things = len(self.harm)
+            self.cohort = RobotCohort.from_json(
+                state["cohort"], self._config.episodes_per_robot, self._salt(stage), things
+            )
+            self._take(self.cohort, final=over)

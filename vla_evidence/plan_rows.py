@@ -144,7 +144,7 @@ def cohort_row(
     incumbent: float, canary: float, fleet: Fleet, share: float, alpha: float, fixed: Row, days: float | None,
     simulation: Simulation, *, margin: float = 0.0, better: bool = False,
 ) -> Row:  # fmt: skip
-    """Return the row of the e-process whose unit is the robot."""
+    """Return the row of the e-process whose unit is the robot, for one stage that has ``alpha`` to itself."""
     treated, each = fleet.arm(share), planned_each(fixed, fleet, days)
     with simulation.bar("e-process of robots", simulation.runs) as tick:
         stopping = cohort_times(
@@ -153,7 +153,7 @@ def cohort_row(
         )  # fmt: skip
     ways = math.comb(fleet.robots, treated)
     method = f"sequential, e-process of {treated} and {fleet.robots - treated} robots, {each:,} each"
-    if ways < 1.0 / alpha:
+    if ways < 1.0 / alpha and not (better and margin):  # the bound on evidence holds for harm, and without a margin
         method += f": only {ways} ways to draw them, it can never decide"
     return sequential_row(method, stopping, share, fleet, days)
 

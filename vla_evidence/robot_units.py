@@ -16,10 +16,17 @@ difference to any robot of this fleet the mean is exactly 1 by the draw alone. A
 The stake is near the one of largest expected growth, from the means and the spread of the robots so far, so it follows how
 much robots differ; a bad guess costs power, never validity.
 
-The evidence can never exceed the number of ways to draw the cohort, N over k, as no draw was less probable than one of them:
-one canary among ten robots cannot reach 20, and :attr:`RobotCohort.largest_log_e` says so before anything is run. Nor do few
-robots show much about a mean: if the version breaks one robot in ten, five canaries meet none of these in 59 % of rollouts; see
+Evidence of harm can never exceed the number of ways to draw the cohort, N over k: with the shifted x held fast, the factors of
+all draws are positive and their mean is 1, and no draw was less probable than one of them. One canary among ten robots cannot
+reach 20, and :attr:`RobotCohort.largest_log_e` says so before anything is run. (Evidence that a *margin* is not lost can exceed
+it: a canary's success lies above, an incumbent's failure below all that the other group can do.) Nor do few robots show much
+about a mean: if the version breaks one robot in ten, five canaries meet none of these in 59 % of rollouts; see
 :func:`smallest_drop`.
+
+A stage's process learns and takes over nothing from an earlier one. Robots that ran the incumbent there are units here again:
+to whom it is known how they did, the next x is no fresh draw, and the factor's mean may exceed 1 though the means are equal. By
+itself each stage's process is an e-process, whatever came before, as its cohort was drawn independently of everything else. So
+with K stages, P(any of their processes ever reaches K/α) <= α.
 
 Waudby-Smith and Ramdas, Journal of the Royal Statistical Society B 86 (2024), section 4; Turner, Ly and Grünwald, arXiv
 2106.02693.
@@ -40,13 +47,15 @@ _SMALLEST_SD = 0.02
 _BOLDNESS = 1.5
 _LARGEST_STAKE = 0.95
 _SILENT_IN_A_ROW = 2
+_MOST_BELIEF = 1e9
 
 
 def smallest_drop(canaries: int, alpha: float) -> float:
     """Return the smallest drop of the mean that so many canary robots without a fault can exclude: 1 - α^(1/canaries).
 
     A version that breaks a share m of the robots for good costs a drop of m (where the incumbent always succeeds), and leaves all
-    canaries whole with probability (1-m)^canaries: no test of level α excludes m while this is above α. 29 robots: 10 %.
+    canaries whole with probability (1-m)^canaries: no test of level α excludes m on such data while this is above α. 29 robots:
+    10 %. Where incumbents fail as well, a canary that is better than they are can exclude smaller drops.
     """
     return 1.0 - check_probability("alpha", alpha) ** (1.0 / canaries) if canaries > 0 else 1.0
 
@@ -69,9 +78,9 @@ class RobotPrior:
     def __post_init__(self) -> None:
         check_rate("mean", self.mean)
         check_margin("drop", self.drop)
-        for field, value in (("sd", self.sd), ("robots", self.robots)):
-            if not (math.isfinite(value) and value > 0.0):
-                raise InputError("INPUT_VALUE", field, f"{value} is not positive")
+        for field, value, largest in (("sd", self.sd, 1.0), ("robots", self.robots, _MOST_BELIEF)):
+            if not 0.0 < value <= largest:
+                raise InputError("INPUT_VALUE", field, f"{value} does not lie above 0 and up to {largest:g}")
 
     @staticmethod
     def from_history(means: Sequence[float], *, drop: float = 0.1) -> RobotPrior:
@@ -97,42 +106,21 @@ class RobotEProcess:
 
     def __init__(self, margin: float = 0.0, *, prior: RobotPrior | None = None, better: bool = False) -> None:
         self.margin, self.better = check_margin("margin", margin), better
-        prior = prior or RobotPrior()
-        self._drop = -0.01 if better and margin == 0.0 else 0.0 if better else prior.drop
-        self._prior_weight = prior.robots
-        self._weight = [prior.robots, prior.robots]
-        self._mean = [prior.mean, prior.mean - self._drop]
-        self._squares = prior.robots * prior.sd**2
-        self._degrees = prior.robots
-        self._running = 0.0
-        self._closed: float | None = None
+        self._prior = prior or RobotPrior()
+        self._drop = -0.01 if better and margin == 0.0 else 0.0 if better else self._prior.drop
         self.max_log_e = 0.0
-
-    @property
-    def log_e(self) -> float:
-        """Logarithm of the evidence against H0."""
-        if self._closed is None:
-            return self._running
-        top = max(self._running, self._closed)
-        return top + math.log(0.5 * (math.exp(self._running - top) + math.exp(self._closed - top)))
-
-    def close(self, log_e: float) -> None:
-        """Stake half of the evidence on what it would be now if no more was waited for; the other half goes on.
-
-        The mean of both is an e-process again; each by itself, looked at whenever one likes, would not be.
-        """
-        if self._closed is None:
-            self._closed = log_e
-            self.max_log_e = max(self.max_log_e, self.log_e)
+        """Largest ``log_e`` so far, in any stage."""
+        self.restart()
 
     def restart(self) -> None:
-        """Another stage begins: go on with both halves as one, and believe of canaries what was believed beforehand.
-
-        A bet on what is known at the time: H0 and α are as before. The mean of earlier canaries would hide a drop that comes now.
-        """
-        self._running, self._closed = self.log_e, None
-        self._weight[CANARY] = self._prior_weight
-        self._mean[CANARY] = max(0.0, self._mean[INCUMBENT] - self._drop)
+        """Another stage begins: without evidence, and believing what was believed before the first; ``max_log_e`` is kept."""
+        prior = self._prior
+        self.log_e = 0.0
+        """Logarithm of the evidence against H0 in this stage."""
+        self._weight = [prior.robots, prior.robots]
+        self._mean = [prior.mean, max(0.0, prior.mean - self._drop)]
+        self._squares = prior.robots * prior.sd**2
+        self._degrees = prior.robots
 
     def update(self, group: int, x: float, probability: float) -> float:
         """Take one robot in; return ``log_e``.
@@ -151,7 +139,7 @@ class RobotEProcess:
         if not 0.0 <= probability <= 1.0 or probability == 1.0 - group:
             raise InputError("INPUT_PROBABILITY", "probability", f"{probability} for a robot of group {group}")
         if 0.0 < probability < 1.0:
-            self._running += math.log(self._factor(group, x + self.margin * group, probability))
+            self.log_e += math.log(self._factor(group, x + self.margin * group, probability))
             self.max_log_e = max(self.max_log_e, self.log_e)
         self._learn(group, x)
         return self.log_e
@@ -176,26 +164,6 @@ class RobotEProcess:
     def rejects(self, alpha: float) -> bool:
         """Whether H0 is rejected at level ``alpha`` (for good, whenever it is asked)."""
         return self.max_log_e >= -math.log(check_probability("alpha", alpha))
-
-    def to_json(self) -> list[float]:
-        """Return what :meth:`restore` takes over."""
-        halves = [self._running] if self._closed is None else [self._running, self._closed]
-        return [*self._weight, *self._mean, self._squares, self._degrees, self.max_log_e, *halves]
-
-    def restore(self, state: Sequence[float]) -> None:
-        """Go on where another process of the same prior and margin was.
-
-        Raises:
-            InputError: the state cannot be.
-        """
-        finite = len(state) in (8, 9) and all(math.isfinite(value) for value in state)
-        if not finite or min(*state[0:2], *state[4:6]) <= 0.0:
-            raise InputError("INPUT_VALUE", "state", f"{state!r} is not of an e-process of robots")
-        self._weight, self._mean = list(state[0:2]), list(state[2:4])
-        self._squares, self._degrees, self.max_log_e, self._running = state[4:8]
-        self._closed = state[8] if len(state) == 9 else None
-        if self.max_log_e < max(0.0, self.log_e):
-            raise InputError("INPUT_VALUE", "state", f"evidence {self.log_e} above its maximum {self.max_log_e}")
 
     def _learn(self, group: int, x: float) -> None:
         before = self._mean[group]
@@ -232,6 +200,8 @@ class RobotCohort:
 
     The order is that of a salted SHA-256 of the names. A robot is handed on when it has its episodes, or was given up (silent
     twice in a row), and all before it were: an order of finishing would not do, for a canary that breaks robots finishes first.
+    When the stage's time is over all others are, with what they have by then. So each robot has one x, whenever somebody looks;
+    what comes after that counts no more.
 
     Args:
         groups: group by robot. The canaries must have been drawn at random.
@@ -247,15 +217,20 @@ class RobotCohort:
             raise InputError("INPUT_ARM", "groups", f"no robots, or some are neither {INCUMBENT} nor {CANARY}")
         if episodes < 1:
             raise InputError("INPUT_COUNT", "episodes", f"{episodes} is not positive")
-        self.groups, self.episodes, self.salt = dict(groups), episodes, salt
+        self.groups, self.episodes = {robot: int(group) for robot, group in groups.items()}, episodes
         self._order = sorted(groups, key=lambda robot: (uniform(f"{salt}/order", robot), robot))
         self._sums: dict[str, list[float]] = {}
-        self._taken = 0
+        self._taken, self._canaries_left = 0, self.canaries
+
+    @property
+    def canaries(self) -> int:
+        """How many of the robots are."""
+        return sum(self.groups.values())
 
     @property
     def largest_log_e(self) -> float:
-        """Logarithm of the number of ways to draw this cohort: no evidence can exceed it."""
-        n, k = len(self.groups), sum(self.groups.values())
+        """Logarithm of the number of ways to draw this cohort: no evidence of harm can exceed it."""
+        n, k = len(self.groups), self.canaries
         return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
     def add(self, robot: str, *ys: float) -> None:
@@ -285,9 +260,11 @@ class RobotCohort:
             sums[_IN_A_ROW] += 1.0
 
     def _open_sums(self, robot: str, things: int) -> list[float] | None:
-        """Return what to add to; None if the robot has its episodes, or was given up."""
+        """Return what to add to; None if the robot has its episodes, was given up, or the time is over."""
         if robot not in self.groups:
             raise InputError("INPUT_ARM", "robot", f"{robot!r} is not of this cohort")
+        if not self.waiting:
+            return None
         sums = self._sums.setdefault(robot, [0.0] * (_FIRST + things))
         return None if self._complete(sums) else sums
 
@@ -297,17 +274,18 @@ class RobotCohort:
     def ready(self, things: int, *, final: bool = False) -> Iterator[RobotUnit]:
         """Yield the robots whose turn it is, once each.
 
-        ``final``: the stage is over, so all others come, too.
+        ``final``: the stage's time is over, by the clock, so all others come, too. No other time will do: whoever chose it might
+        have seen how the robots look.
         """
         while self._taken < len(self._order):
             robot = self._order[self._taken]
             sums = self._sums.get(robot, [0.0] * (_FIRST + things))
             if not (final or self._complete(sums)):
                 return
-            rest = self._order[self._taken :]
-            probability = sum(self.groups[other] for other in rest) / len(rest)
+            group, probability = self.groups[robot], self._canaries_left / self.waiting
             self._taken += 1
-            yield self._unit(self.groups[robot], sums, probability)
+            self._canaries_left -= group
+            yield self._unit(group, sums, probability)
 
     def _unit(self, group: int, sums: Sequence[float], probability: float) -> RobotUnit:
         heard, silent = sums[_HEARD], sums[_SILENT]
@@ -330,33 +308,47 @@ class RobotCohort:
 
     @property
     def waiting(self) -> int:
-        """Robots not handed on yet."""
+        """Robots not handed on yet; if none is left, the cohort is closed."""
         return len(self._order) - self._taken
 
+    def counts(self) -> list[list[float]]:
+        """Return, of the incumbent and of the canary, (successes, episodes heard of, all episodes) that robots are judged by."""
+        counts = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+        for robot, sums in self._sums.items():
+            for index, value in enumerate((sums[_FIRST], sums[_HEARD], sums[_HEARD] + sums[_SILENT])):
+                counts[self.groups[robot]][index] += value
+        return counts
+
     def to_json(self) -> dict[str, Any]:
-        """Return the cohort for :meth:`from_json`."""
-        return {
-            "groups": self.groups,
-            "episodes": self.episodes,
-            "salt": self.salt,
-            "sums": self._sums,
-            "taken": self._taken,
-        }
+        """Return the cohort for :meth:`from_json`; who was handed on follows from it."""
+        return {"groups": dict(self.groups), "sums": {robot: list(sums) for robot, sums in self._sums.items()}}
 
     @staticmethod
-    def from_json(document: Mapping[str, Any]) -> RobotCohort:
-        """Read what :meth:`to_json` wrote.
+    def from_json(document: Mapping[str, Any], episodes: int, salt: str, things: int) -> RobotCohort:
+        """Read what :meth:`to_json` wrote, of so many episodes, this salt and number of things; nobody is handed on yet.
 
         Raises:
-            InputError, KeyError, TypeError, ValueError: it did not write this.
+            InputError, KeyError, TypeError, ValueError, AttributeError: it did not write this.
         """
-        cohort = RobotCohort(document["groups"], int(document["episodes"]), str(document["salt"]))
-        cohort._sums = {str(robot): [float(v) for v in sums] for robot, sums in document["sums"].items()}
-        cohort._taken = int(document["taken"])
-        if not (0 <= cohort._taken <= len(cohort.groups) and cohort._sums.keys() <= cohort.groups.keys()):
-            raise InputError("INPUT_VALUE", "cohort", "it names robots that are not in it")
-        for sums in cohort._sums.values():
-            heard = sums[_HEARD] if len(sums) > _FIRST else -1.0
-            if not (all(0.0 <= value < math.inf for value in sums) and max(sums[_FIRST:], default=0.0) <= heard):
-                raise InputError("INPUT_VALUE", "cohort", f"{sums!r} are no sums of a robot")
+        groups = document["groups"]
+        if not all(type(group) is int for group in groups.values()):
+            raise InputError("INPUT_ARM", "groups", "some are no numbers")
+        cohort = RobotCohort(groups, episodes, salt)
+        for robot, sums in document["sums"].items():
+            if robot not in cohort.groups or len(sums) != _FIRST + things or not cohort._possible(sums):
+                raise InputError("INPUT_VALUE", "cohort", f"{robot!r}: {sums!r} are no sums of a robot")
+            cohort._sums[robot] = [float(value) for value in sums]
         return cohort
+
+    def _possible(self, sums: Sequence[float]) -> bool:
+        """Whether episodes can give these sums: no silence but the last was as long as a robot is given up for."""
+        if not all(type(value) in (int, float) and 0.0 <= value <= self.episodes for value in sums):
+            return False
+        heard, silent, in_a_row, *values = sums
+        return (
+            all(float(count).is_integer() for count in (heard, silent, in_a_row))
+            and 1.0 <= heard + silent <= self.episodes
+            and in_a_row <= min(silent, _SILENT_IN_A_ROW)
+            and silent - in_a_row <= heard
+            and max(values) <= heard
+        )

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from vla_evidence.errors import InputError, check_margin, check_probability
+from vla_evidence.errors import InputError, check_margin, check_name, check_probability
 from vla_evidence.robot_units import smallest_drop
 
 _HOUR_S = 3600.0
@@ -22,8 +22,9 @@ class Unit(Enum):
     robots of 100 with an equal version (correlation within robots 0.05) are convicted not in 5 % of rollouts, but in 7 % after 40
     episodes each, 15 % after 160, 22 % after 400."""
     ROBOT = "robot"
-    """Each robot of a cohort runs one version for the stage. To exclude a drop of the mean takes at least 29 canary robots for
-    10 %, 59 for 5 %, 149 for 2 % (at level 0.05): fewer may meet none of those that the version breaks."""
+    """Each robot of a cohort runs one version for the stage. Where the incumbent never fails, it takes at least 29 canary robots
+    to exclude a drop of the mean of 10 %, 59 for 5 %, 149 for 2 % (at level 0.05): fewer may meet none of those that the version
+    breaks. Where the incumbent fails as well, a canary that is better than it can do with fewer."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Stage:
     margin: float | None
 
     def __post_init__(self) -> None:
+        check_name("stage name", self.name)
         if not 0.0 < self.share <= 1.0:
             raise InputError(
                 "INPUT_RATE", f"stage {self.name}: share", f"{self.share} does not lie above 0 and up to 1"
@@ -76,7 +78,7 @@ class Design:
         unit: what is drawn at random.
         robots: that may run the new version.
         probability: of the new version for an episode on one of them, or for a robot of the fleet to be one of them.
-        largest_evidence: that it can ever reach; infinity for episodes, and beyond the range of a float.
+        largest_evidence: of harm that it can ever reach; infinity for episodes, and beyond the range of a float.
         reason: why, for people.
     """
 
@@ -94,7 +96,8 @@ def design(stage: Stage, fleet_size: int, *, holds_both: bool, alpha: float, pro
         stage: one with somebody left to compare with.
         fleet_size: robots.
         holds_both: whether a robot keeps both versions loaded and can be told before each episode which to use.
-        alpha: level at which harm is to be found.
+        alpha: level at which harm is to be found: by robot that of the stage (:attr:`CanaryConfig.stage_alpha`), times the share
+            that success has.
         probability: of the new version for an episode on a canary robot. One half finds harm in the fewest episodes altogether;
             less finds it in fewer episodes of the canary, and takes longer.
 
@@ -114,8 +117,8 @@ def design(stage: Stage, fleet_size: int, *, holds_both: bool, alpha: float, pro
     ways = math.comb(fleet_size, robots)
     able = "can" if ways >= 1.0 / alpha else "can never"
     reason = (
-        f"{robots} of {fleet_size} robots as units give evidence of at most {_shown(ways)}: it {able} reach {1.0 / alpha:.4g}; "
-        f"they exclude a drop of {smallest_drop(robots, alpha):.1%} at best"
+        f"{robots} of {fleet_size} robots as units give evidence of harm of at most {_shown(ways)}: it {able} reach "
+        f"{1.0 / alpha:.4g}; where the incumbent never fails, they exclude a drop of {smallest_drop(robots, alpha):.1%} at best"
     )
     largest = float(ways) if ways < _LARGEST else math.inf
     return Design(Unit.ROBOT, robots, robots / fleet_size, largest, reason)

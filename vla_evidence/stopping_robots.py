@@ -102,7 +102,8 @@ def cohort_times(
 ) -> Stopping:
     """Simulate the e-process of whole robots; return episodes of the canaries, all that were planned or infinitely many.
 
-    Robots run side by side and each counts when it has its episodes, so a cohort decides at its end or never.
+    Robots run side by side and each counts when it has its episodes, so a cohort decides at its end or never. This is one stage:
+    in a rollout of K stages that compare, harm is looked for in each at α/K (:attr:`CanaryConfig.stage_alpha`).
 
     Args:
         incumbent, canary: mean success rates.
@@ -110,7 +111,8 @@ def cohort_times(
         treated: how many of them run the canary.
         episodes: on each robot.
         margin, better: as for :class:`vla_evidence.robot_units.RobotEProcess`.
-        alpha, runs, rng, progress: as everywhere.
+        alpha: of this stage alone.
+        runs, rng, progress: as everywhere.
     """
     check_runs(runs)
     limit = -math.log(alpha)

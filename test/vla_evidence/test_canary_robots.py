@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 
 import numpy as np
@@ -61,20 +62,61 @@ def test_robots_that_were_never_heard_of_let_no_bad_version_pass(fleet: int) -> 
         assert verdict.decision is not CanaryDecision.ADVANCE and verdict.excluded_drop is None
 
 
-def test_evidence_of_robots_goes_on_after_the_end_of_the_stage_also_over_a_restart() -> None:
-    """The end is by the clock, whoever asks when: half of the evidence is staked on what is known at that time."""
+def test_a_stage_of_robots_is_judged_by_what_they_have_when_its_time_is_over_whoever_asks_when() -> None:
+    """By the clock. Later outcomes are shown, and are no evidence: not of harm, and not that there is none."""
     states, groups = [], drawn(40, 20)
     for asked in (True, False):
         judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, DAY, 0.1), DEFAULT_STAGES[-1])))
         judge.begin_stage(0, 0.0, groups)
         feed_robots(judge, groups, range(5), (0.9, 0.9), 0.0)
         if asked:
-            assert judge.verdict(DAY).decision is CanaryDecision.INCONCLUSIVE
+            verdict = judge.verdict(DAY)
+            assert verdict.decision is CanaryDecision.INCONCLUSIVE and verdict.excluded_drop is None
+            assert (
+                "the evidence of its robots is closed, so more takes another stage, or a longer one" in verdict.message
+            )
             judge = CanaryJudge.from_json(json.loads(json.dumps(judge.to_json())))
-        feed_robots(judge, groups, range(5, 40), (0.9, 0.0), DAY + 1.0)
-        assert judge.verdict(DAY + 2.0).code == "SUCCESS_WORSE"
+        feed_robots(judge, groups, range(5, 40), (0.0, 0.9), DAY + 1.0)
+        later = judge.verdict(DAY + 2.0)
+        assert later.decision is CanaryDecision.INCONCLUSIVE and later.excluded_drop is None
+        assert later.figures["canary"][1] == 800 and "what comes later is counted, and is no evidence" in later.message
+        if asked:
+            assert later.figures["tests"] == verdict.figures["tests"]
         states.append(judge.to_json())
     assert states[0] == states[1]
+
+
+def test_whoever_ends_a_stage_early_cannot_choose_the_moment_at_which_robots_look_bad() -> None:
+    """Robots short of episodes are left out then; those before them in the order, with all of theirs, count."""
+    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, episodes_per_robot=2))
+    groups = drawn(40, 10)
+    judge.begin_stage(0, 0.0, groups)
+    feed_robots(judge, groups, range(1), (1.0, 0.0), 1.0)
+    judge.begin_stage(
+        1, 2.0, groups | dict.fromkeys([robot for robot, group in groups.items() if not group][:5], CANARY)
+    )
+    test = judge.verdict(3.0).figures["tests"]["success"]
+    assert test["max_log_e"] == 0.0
+    for stages, next_stage in ((DEFAULT_STAGES, 1), ((*DEFAULT_STAGES[:1], DEFAULT_STAGES[-1]), 1)):
+        judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, episodes_per_robot=2, stages=stages))
+        judge.begin_stage(0, 0.0, groups)
+        feed_robots(judge, groups, range(2), (1.0, 0.0), 1.0)
+        judge.begin_stage(next_stage, 2.0, groups | dict.fromkeys([r for r, g in groups.items() if not g][:5], CANARY))
+        judge = CanaryJudge.from_json(json.loads(json.dumps(judge.to_json())))
+        verdict = judge.verdict(3.0)  # nobody had asked in the stage before
+        assert verdict.code == "SUCCESS_WORSE" and verdict.figures["tests"]["success"]["log_e"] == 0.0
+
+
+def test_each_stage_of_robots_has_its_share_of_alpha_and_begins_without_evidence() -> None:
+    levels = {}
+    for unit in Unit:
+        judge = CanaryJudge(CanaryConfig(unit=unit, latency_limit_s=1.0))
+        judge.begin_stage(0, 0.0, drawn(40, 10) if unit is Unit.ROBOT else None)
+        verdict = judge.verdict(1.0)
+        levels[unit] = [math.exp(-test["decides_at"]) for test in verdict.figures["tests"].values()]
+    assert levels[Unit.EPISODE] == pytest.approx([0.05 * 3 / 4, 0.05 / 4])
+    assert levels[Unit.ROBOT] == pytest.approx([0.05 * 3 / 4 / 3, 0.05 / 4 / 3])  # three stages compare
+    assert "success worse: evidence 1, decides at 80" in verdict.message
 
 
 def test_a_stage_of_robots_without_duration_is_refused() -> None:
@@ -98,8 +140,25 @@ def test_a_mean_needs_robots_and_the_judge_says_how_little_few_can_exclude() -> 
     judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
     judge.begin_stage(0, 0.0, drawn(100, 5))
     verdict = judge.verdict(1.0)
-    assert verdict.decision is CanaryDecision.INCONCLUSIVE
-    assert "so few canary robots exclude a drop of 45.1% at best" in verdict.message
+    assert verdict.decision is CanaryDecision.HOLD
+    note = "5 canary robots without a fault exclude a drop of 45.1% at best where the incumbent never fails"
+    assert note in verdict.message and note in judge.verdict(DAY).message and "ways to draw" not in verdict.message
+
+
+@pytest.mark.parametrize(("margin", "incumbent"), [(0.0, 0.3), (0.02, 0.5), (0.1, 0.4)])
+def test_a_canary_that_is_far_better_advances_though_few_robots_exclude_little_at_best(
+    margin: float, incumbent: float
+) -> None:
+    """So what they exclude where the incumbent never fails is a note, and never an end before the time."""
+    stages = (Stage("one", 0.25, DAY, margin), DEFAULT_STAGES[-1])
+    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=stages, episodes_per_robot=20))
+    groups = drawn(80, 20)
+    judge.begin_stage(0, 0.0, groups)
+    first = judge.verdict(1.0)
+    assert first.decision is CanaryDecision.HOLD and ("13.9% at best" in first.message) == (margin > 0.0)
+    feed_robots(judge, groups, range(20), (incumbent, 0.95), 1.0)
+    assert judge.verdict(2.0).decision is CanaryDecision.HOLD
+    assert judge.verdict(DAY).decision is CanaryDecision.ADVANCE
 
 
 def run_robots(
@@ -128,12 +187,14 @@ def test_whole_robots_are_compared_and_a_later_stage_counts_only_its_new_ones() 
     assert (verdict.decision, verdict.code) == (CanaryDecision.ROLLBACK, "SUCCESS_WORSE")
 
 
-def test_so_few_robots_that_nothing_can_be_proven_are_told_at_once() -> None:
-    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
-    judge.begin_stage(0, 0.0, drawn(10, 1))
-    verdict = judge.verdict(1.0)
-    assert verdict.decision is CanaryDecision.INCONCLUSIVE
-    assert "so few robots can give evidence of 10 at most" in verdict.message
+def test_so_few_robots_that_no_harm_can_be_proven_are_told_at_once() -> None:
+    for fleet, canaries, told in ((10, 1, True), (20, 1, True), (70, 1, False)):
+        judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
+        judge.begin_stage(0, 0.0, drawn(fleet, canaries))
+        verdict = judge.verdict(1.0)
+        assert verdict.decision is CanaryDecision.HOLD and "decides at 60" in verdict.message
+        note = f"only {fleet} ways to draw them: evidence of harm cannot exceed {fleet}"
+        assert (note in verdict.message) == told
 
 
 def test_a_silent_robot_fails_the_episodes_that_it_owes() -> None:
@@ -216,6 +277,14 @@ def test_a_cohort_must_fit() -> None:
         assert caught.value.code == "INPUT_ARM"
     with pytest.raises(InputError, match="none any more"):
         judge.begin_stage(1, 1.0, {robot: int(robot != canary) for robot in groups})
+    left = {robot: group for robot, group in groups.items() if robot != canary}
+    judge.begin_stage(1, 1.0, left)  # one that is gone for good holds up nobody
+    judge = CanaryJudge.from_json(json.loads(json.dumps(judge.to_json())))
+    with pytest.raises(InputError, match="none any more"):
+        judge.begin_stage(2, 2.0, {**left, canary: INCUMBENT})  # and is not forgotten
+    judge.begin_stage(2, 2.0, {**left, canary: CANARY})
+    judge.assign("back", canary, CANARY, 3.0)
+    assert judge.finish("back", True, 4.0) and judge.to_json()["comparison"]["cohort"]["sums"] == {}
     with pytest.raises(InputError) as caught:
         judge.assign("e", canary, CANARY, 1.0, 0.5)
     assert caught.value.code == "INPUT_PROBABILITY"

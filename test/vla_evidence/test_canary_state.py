@@ -10,10 +10,10 @@ import random
 import pytest
 from support.canaries import DAY, drawn, judge_of, scored_judge
 
-from vla_evidence import CANARY, InputError, LogError
+from vla_evidence import CANARY, INCUMBENT, InputError, LogError
 from vla_evidence.canary import CanaryJudge
 from vla_evidence.canary_config import CanaryConfig, latency_limit
-from vla_evidence.stages import DEFAULT_STAGES, Unit
+from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit
 
 
 def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
@@ -40,6 +40,10 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
         (lambda: judge.begin_stage(2, 0.0), "INPUT_VALUE"),
         (lambda: CanaryJudge(CanaryConfig()).verdict(0.0), "INPUT_VALUE"),
         (lambda: CanaryConfig(alpha=0.0), "INPUT_PROBABILITY"),
+        (lambda: CanaryConfig(alpha=5e-324), "INPUT_PROBABILITY"),
+        (lambda: CanaryConfig(salt=""), "INPUT_VALUE"),
+        (lambda: CanaryConfig(allow_unjudged_scores="no"), "INPUT_VALUE"),
+        (lambda: CanaryConfig(episodes_per_robot=10**400), "INPUT_COUNT"),
         (lambda: CanaryConfig(harm_margin=-0.1), "INPUT_MARGIN"),
         (
             lambda: judge.assign("open", "r", CANARY, 4000.0, 0.25),
@@ -72,7 +76,14 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
     assert judge.to_json() == before and staged.to_json() == staged_before
     with pytest.raises(InputError, match="latencies"):
         judge_of(latency_limit_s=1.0).add_many([0, 1], [1, 1], 0.25, [0.5])
-    for groups, ys, pi in (([0, 3], [1, 1], 0.25), ([0, 1], [1, 2], 0.25), ([0, 1], [1, 1], 0.0)):
+    for groups, ys, pi in (
+        ([0, 3], [1, 1], 0.25),
+        ([0, 1], [1, 2], 0.25),
+        ([0, 1], [1, 1], 0.0),
+        ([[0, 1], [1, 0]], [[1, 1], [0, 1]], 0.25),
+        ([0, 1], [1], 0.25),
+        (0, 1, 0.25),
+    ):
         fresh = judge_of()
         state = fresh.to_json()
         with pytest.raises(InputError):
@@ -186,6 +197,9 @@ def places(value: object, path: tuple = ()) -> list[tuple]:
     return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
 
 
+ODD = (None, -1, "x", math.nan, math.inf, 0.5, 1e300, 10**400, True, [], {})
+
+
 def test_a_state_with_nonsense_anywhere_is_refused_or_can_be_used() -> None:
     """It never raises anything else, when it is read or afterwards."""
     judge = scored_judge(latency_limit_s=5.0)
@@ -196,9 +210,7 @@ def test_a_state_with_nonsense_anywhere_is_refused_or_can_be_used() -> None:
     document = json.loads(json.dumps(judge.to_json()))
     refused = 0
     for path in places(document)[1:]:
-        if path[0] == "config":
-            continue
-        for nonsense in (None, -1, "x", math.nan, 1e300, 10**400, [], {}):
+        for nonsense in ODD:
             try:
                 other = CanaryJudge.from_json(changed(document, *path, to=nonsense))
             except LogError:
@@ -206,4 +218,96 @@ def test_a_state_with_nonsense_anywhere_is_refused_or_can_be_used() -> None:
                 continue
             other.verdict(9e4)
             assert not other.finish("e7", True, 9e4)
-    assert refused > 700
+    assert refused > 1000
+
+
+def robots_judge() -> CanaryJudge:
+    """In the second stage, with robots that have their episodes, some that are given up, and others that have a few."""
+    stages = (Stage("one", 0.25, DAY, 0.1), Stage("two", 0.5, DAY, 0.1), Stage("full", 1.0, 0.0, None))
+    config = CanaryConfig(unit=Unit.ROBOT, stages=stages, episodes_per_robot=3, latency_limit_s=5.0, deadline_s=600.0)
+    judge = CanaryJudge(config, {"tce": [float(n) for n in range(100)]})
+    first = {f"r{n}": int(n % 4 == 0) for n in range(12)}
+    for stage, groups in enumerate((first, first | {"r1": 1, "r5": 1, "r9": 1})):
+        start_s = stage * DAY
+        judge.begin_stage(stage, start_s, groups)
+        for n in range(3):
+            for index, (robot, group) in enumerate(groups.items()):
+                name = f"{stage} {robot} {n}"
+                if not (stage and index in (2, 3) and n):
+                    judge.assign(name, robot, group, start_s + n)
+                if index != 7 and not (stage and index == 9):
+                    judge.finish(name, not group or n == 0, start_s + n, 1.0, {"tce": [50.0]})
+    judge.verdict(DAY + 700.0)
+    judge.assign("last", "r2", INCUMBENT, DAY + 710.0)
+    return judge
+
+
+def test_a_state_of_robots_follows_from_its_cohort_and_another_one_is_refused() -> None:
+    judge = robots_judge()
+    document = json.loads(json.dumps(judge.to_json()))
+    cohort, earlier = document["comparison"]["cohort"], document["comparison"]["earlier"]
+    assert earlier["success"] > 0.0 and set(document["comparison"]) == {"cohort", "earlier"}
+    assert CanaryJudge.from_json(document).to_json() == judge.to_json()
+    assert CanaryJudge.from_json(document).verdict(DAY + 720.0) == judge.verdict(DAY + 720.0)
+    incumbent, canary = "r2", "r1"
+    for nonsense in (
+        changed(document, "convicted", to="success"),
+        changed(document, "comparison", "cohort", to=None),
+        changed(document, "comparison", "earlier", to={"success": 0.0}),
+        *(changed(document, "comparison", "earlier", "success", to=value) for value in (-1.0, "1", math.inf)),
+        changed(document, "stage", to=0),  # its canaries are those of the second
+        changed(document, "stage", to=2),  # nobody is left to compare with
+        changed(document, "stage", to=-1),
+        changed(document, "canaries", to=[]),
+        changed(document, "canaries", to=[*document["canaries"], incumbent]),
+        changed(document, "comparison", "cohort", "groups", incumbent, to=1),
+        changed(document, "comparison", "cohort", "groups", canary, to=0),
+        changed(document, "comparison", "cohort", "groups", canary, to=True),
+        changed(document, "comparison", "cohort", "groups", to={}),
+        changed(document, "comparison", "cohort", "sums", "nobody", to=[1.0, 0.0, 0.0, 1.0, 1.0, 1.0]),
+        changed(document, "comparison", "cohort", "sums", incumbent, to=cohort["sums"][incumbent][:-1]),
+        changed(document, "comparison", "cohort", "sums", incumbent, to=[*cohort["sums"][incumbent], 0.0]),
+        changed(document, "comparison", "cohort", "sums", incumbent, to=[3.0, 0.0, 0.0, 3.0, 3.0, 3.0]),  # not told
+        changed(document, "assignment", "units", to=[[0.5, 1, 1]]),
+        changed(document, "assignment", "sticking", to=[0.0, 99.0]),
+        changed(document, "probabilities", to=[0.5]),
+        changed(document, "open", "units", 0, "group", to=1),
+    ):
+        with pytest.raises(LogError) as caught:
+            CanaryJudge.from_json(nonsense)
+        assert caught.value.code == "LOG_VALUE"
+    before = json.loads(json.dumps(CanaryJudge(CanaryConfig(unit=Unit.ROBOT)).to_json()))
+    for nonsense in (
+        changed(before, "comparison", "earlier", "success", to=9.0),
+        changed(before, "canaries", to=["r1"]),
+        changed(before, "comparison", "cohort", to={"groups": {"a": 0, "b": 1}, "sums": {}}),
+    ):
+        with pytest.raises(LogError):
+            CanaryJudge.from_json(nonsense)
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_state_of_robots_with_nonsense_anywhere_is_refused_or_can_be_used(over: bool) -> None:
+    judge = robots_judge()
+    now_s = 2 * DAY if over else DAY + 720.0
+    judge.verdict(now_s)
+    document = json.loads(json.dumps(judge.to_json()))
+    robots = document["comparison"]["cohort"]["groups"]
+    refused = 0
+    for path in places(document)[1:]:
+        for nonsense in ODD:
+            try:
+                other = CanaryJudge.from_json(changed(document, *path, to=nonsense))
+            except LogError:
+                refused += 1
+                continue
+            for n, (robot, group) in enumerate(robots.items()):
+                try:
+                    other.assign(f"new {n}", robot, group, now_s)
+                    other.finish(f"new {n}", True, now_s, 1.0, {"tce": [1.0]})
+                except InputError:
+                    continue  # settings or a stage in which there is no such robot
+            other.verdict(now_s)
+            other.verdict(2 * DAY)
+            assert other.to_json() == CanaryJudge.from_json(json.loads(json.dumps(other.to_json()))).to_json()
+    assert refused > 1000
