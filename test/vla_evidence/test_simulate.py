@@ -140,9 +140,9 @@ def test_detection_times_are_those_of_the_e_process_one_by_one(earlier: tuple[tu
     found = detection_times(0.9, 0.5, 0.3, alpha=0.05, horizon=60, runs=20, rng=rng, earlier=earlier)
     rng = np.random.default_rng(7)
     stages = []
-    for share, units, canary in (*((*stage, 0.9) for stage in earlier), (0.3, 200, 0.5)):
+    for share, units, new_rate in (*((*stage, 0.9) for stage in earlier), (0.3, 200, 0.5)):
         groups = (rng.random((20, units)) < share).astype(np.int8)
-        stages.append((share, groups, rng.random((20, units)) < np.where(groups == 1, canary, 0.9)))
+        stages.append((share, groups, rng.random((20, units)) < np.where(groups == 1, new_rate, 0.9)))
     for run in range(20):
         process, exposed, at, total = TwoSampleEProcess(), 0, np.inf, np.inf
         for share, groups, ys in stages[:-1]:
