@@ -185,7 +185,7 @@ def answer(
     days: float | None,
     note: str = "",
 ) -> Plan:
-    """Return the plan of these rows, the first of them fixed, the last sequential if any is; ``note``: why none is."""
+    """Return the plan of these rows, the first of them fixed, the last sequential if any is; ``note``: what else to know."""
     fixed, last = rows[0], rows[-1]
     settings = {**settings, **vars(fleet), "days": days}
     if math.isinf(fixed.episodes):

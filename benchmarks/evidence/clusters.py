@@ -21,9 +21,11 @@ from benchmarks.evidence.montecarlo import Experiment, Outcome
 from benchmarks.evidence.tables import EstimateTable, Figure
 from vla_evidence.randomisation_test import RandomisationTest, cohort_assignments
 from vla_evidence.robot_units import RobotEProcess, RobotPrior
+from vla_evidence.stages import DEFAULT_STAGES
 from vla_evidence.two_sample import log_e_paths
 
 ROBOTS, CANARIES, EPISODES, EARLIER = 100, 5, 40, 20
+STAGES = sum(stage.share < 1.0 for stage in DEFAULT_STAGES)
 RATE, WORSE_RATE, ICC, ALPHA = 0.87, 0.75, 0.05, 0.05
 _LOG_LIMIT = -math.log(ALPHA)
 _DRAWS = 999
@@ -83,27 +85,30 @@ def _welch_rejects(means: NDArray[np.float64], canaries: Bools) -> Bools:
         return np.asarray(stdtr(freedom, (m1 - m0) / np.sqrt(v1 + v0)) < ALPHA)
 
 
-def _units_reject(means: NDArray[np.float64], order: NDArray[Any], prior: RobotPrior) -> bool:
+def _largest_log_e(means: NDArray[np.float64], order: NDArray[Any], prior: RobotPrior) -> float:
     process = RobotEProcess(prior=prior)
     left = CANARIES
     for seen, robot in enumerate(order.tolist()):
         canary = int(robot < CANARIES)
         process.update(canary, float(means[robot]), left / (ROBOTS - seen))
         left -= canary
-    return process.max_log_e >= _LOG_LIMIT
+    return process.max_log_e
 
 
 def _units(means: NDArray[np.float64], rng: np.random.Generator) -> dict[str, NDArray[np.bool_]]:
-    """Return what the e-process of robots says, without history and with that of ``EARLIER`` robots of the incumbent."""
+    """Return what the e-process of robots says: plainly, at a stage's share of α, and with a prior from ``EARLIER`` robots."""
     runs = len(means)
     strength = 1.0 / ICC - 1.0
     rates = rng.beta(RATE * strength, (1.0 - RATE) * strength, (runs, EARLIER))
     history = rng.binomial(EPISODES, rates) / EPISODES
     orders = np.argsort(rng.random(means.shape), axis=1)
     plain, informed = RobotPrior(), [RobotPrior.from_history(earlier.tolist()) for earlier in history]
+    largest = np.array([_largest_log_e(means[run], orders[run], plain) for run in range(runs)])
+    largest_informed = np.array([_largest_log_e(means[run], orders[run], informed[run]) for run in range(runs)])
     return {
-        _UNITS: np.array([_units_reject(means[run], orders[run], plain) for run in range(runs)]),
-        _UNITS_INFORMED: np.array([_units_reject(means[run], orders[run], informed[run]) for run in range(runs)]),
+        _UNITS: largest >= _LOG_LIMIT,
+        _UNITS_STAGE: largest >= _LOG_LIMIT + math.log(STAGES),
+        _UNITS_INFORMED: largest_informed >= _LOG_LIMIT,
     }
 
 
@@ -125,11 +130,12 @@ _Z_ROBOT = "whole robots: z test of episodes, once"
 _E_ROBOT = "whole robots: e-process of episodes (the wrong unit)"
 _WELCH = "whole robots: Welch on robots' means, once"
 _UNITS = "whole robots: ours, e-process of robots"
+_UNITS_STAGE = f"whole robots: ours, the same, in one of {STAGES} stages (α/{STAGES})"
 _UNITS_INFORMED = "whole robots: ours, the same, prior from earlier robots"
 _RANDOMISATION = f"whole robots: ours, randomisation test, {len(_LOOKS)} looks"
 _Z_EPISODE = "per episode: z test of episodes, once"
 _E_EPISODE = "per episode: ours, e-process of episodes"
-_TESTS = (_Z_ROBOT, _E_ROBOT, _WELCH, _UNITS, _UNITS_INFORMED, _RANDOMISATION, _Z_EPISODE, _E_EPISODE)
+_TESTS = (_Z_ROBOT, _E_ROBOT, _WELCH, _UNITS, _UNITS_STAGE, _UNITS_INFORMED, _RANDOMISATION, _Z_EPISODE, _E_EPISODE)
 _CASES: dict[str, Callable[..., Outcome]] = {
     "clusters, equal": partial(draw, canary=RATE),
     "clusters, worse": partial(draw, canary=WORSE_RATE),
