@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
@@ -148,21 +149,53 @@ def add_broken_topics(robot: RosHarness, other: RosHarness) -> None:
     Publishers(other).add("shared", Float64MultiArray, None)
 
 
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verdict]:
-    """The verdict on a robot on which everything is wrong at once."""
-    folder = tmp_path_factory.mktemp("broken")
+def broken_robot(stack: ExitStack, domain: int, folder: Path) -> None:
+    """A robot on which everything is wrong at once."""
     contract = folder / "broken.yaml"
     contract.write_text(BROKEN)
-    with claim_domain() as domain, RosHarness(domain, "robot") as robot, RosHarness(domain, "other") as other:
-        add_broken_topics(robot, other)
-        parameters = {"contract": str(contract), "store_dir": str(folder / "none"), "worker_python": "/nowhere/python"}
-        with StandInPolicy(domain, parameters=parameters, subscriptions=[(Float64, "slow")]) as policy:
-            policy.status.state = PolicyStatus.STATE_HOLDING
-            policy.status.hold_reason, policy.status.hold_latched = "LIMIT", True
-            policy.status.missed_ticks = 100
-            policy.status.error_code, policy.status.message = "LEASE_EXPIRED", "the manager is silent"
-            yield run_doctor(domain)
+    robot = stack.enter_context(RosHarness(domain, "robot"))
+    add_broken_topics(robot, stack.enter_context(RosHarness(domain, "other")))
+    parameters = {"contract": str(contract), "store_dir": str(folder / "none"), "worker_python": "/nowhere/python"}
+    policy = StandInPolicy(domain, parameters=parameters, subscriptions=[(Float64, "slow")])
+    stack.enter_context(policy)
+    policy.status.state = PolicyStatus.STATE_HOLDING
+    policy.status.hold_reason, policy.status.hold_latched = "LIMIT", True
+    policy.status.missed_ticks = 100
+    policy.status.error_code, policy.status.message = "LEASE_EXPIRED", "the manager is silent"
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What doctors said of graphs in which a node is missing: they wait until it is sure to be, and do so side by side."""
+
+    broken: Verdict  # of a robot on which everything is wrong
+    unclear: Verdict  # of two policies, each in a namespace of its own
+    left: Verdict  # of the same, told which one
+    absent: Verdict  # of nothing, with a broken contract
+    early: Verdict  # of nothing, told that it is before the start
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
+    """Five doctors at the same time, in three domains."""
+    folder = tmp_path_factory.mktemp("verdicts")
+    float_away = folder / "float_away.yaml"
+    float_away.write_text(ARM.read_text().replace("hold: last_command", "hold: float_away", 1))
+    with ExitStack() as stack:
+        robot, arms, nothing = (stack.enter_context(claim_domain()) for _ in range(3))
+        broken_robot(stack, robot, folder)
+        for namespace in ("/left", "/right"):
+            stack.enter_context(StandInPolicy(arms, namespace, parameters={}, lifecycle="inactive"))
+        pool = stack.enter_context(ThreadPoolExecutor(len(fields(Verdicts))))
+        before_start = ["-p", f"contract:={ARM}", "-p", "before_start:=true"]
+        runs = [
+            pool.submit(run_doctor, robot),
+            pool.submit(run_doctor, arms, seconds=0.5),
+            pool.submit(run_doctor, arms, "--namespace", "/left", seconds=0.5),
+            pool.submit(run_doctor, nothing, "--contract", str(float_away), seconds=0.5),
+            pool.submit(run_doctor, nothing, ros=before_start, seconds=0.5),
+        ]
+        return Verdicts(*(run.result() for run in runs))
 
 
 EXPECTED = [
@@ -195,18 +228,19 @@ EXPECTED = [
 
 
 @pytest.mark.parametrize(("what", "code", "remedy"), EXPECTED, ids=[f"{c}:{w.split()[-1]}" for w, c, _ in EXPECTED])
-def test_each_broken_thing_gets_its_line_and_its_remedy(broken: Verdict, what: str, code: str, remedy: str) -> None:
-    found = [f for f in broken.findings if f["what"].endswith(what) and f["code"] == code]
-    assert len(found) == 1, [f for f in broken.findings if f["what"].endswith(what)]
+def test_each_broken_thing_gets_its_line_and_its_remedy(verdicts: Verdicts, what: str, code: str, remedy: str) -> None:
+    findings = verdicts.broken.findings
+    found = [f for f in findings if f["what"].endswith(what) and f["code"] == code]
+    assert len(found) == 1, [f for f in findings if f["what"].endswith(what)]
     assert remedy in found[0]["remedy"]
 
 
-def test_a_broken_robot_makes_the_exit_status_one(broken: Verdict) -> None:
-    assert broken.exit_status == 1
+def test_a_broken_robot_makes_the_exit_status_one(verdicts: Verdicts) -> None:
+    assert verdicts.broken.exit_status == 1
 
 
-def test_a_topic_that_the_running_policy_does_not_hear_is_told_and_one_that_it_hears_is_not(broken: Verdict) -> None:
-    deaf = {f["what"] for f in broken.findings if f["code"] == "POLICY_NOT_SUBSCRIBED"}
+def test_a_topic_that_the_running_policy_does_not_hear_is_told_and_one_that_it_hears_is_not(verdicts: Verdicts) -> None:
+    deaf = {f["what"] for f in verdicts.broken.findings if f["code"] == "POLICY_NOT_SUBSCRIBED"}
     assert "observation.silent /silent" in deaf and "observation.slow /slow" not in deaf
 
 
@@ -289,30 +323,21 @@ def test_two_policy_nodes_of_one_name_and_stores_that_differ_fail(ros_domain: in
     assert "allowed_sources" in verdict.one("SOURCES_EMPTY")["remedy"]
 
 
-def test_several_policies_elsewhere_ask_for_the_namespace(ros_domain: int) -> None:
-    with ExitStack() as stack:
-        for namespace in ("/left", "/right"):
-            stack.enter_context(StandInPolicy(ros_domain, namespace, parameters={}, lifecycle="inactive"))
-        verdict = run_doctor(ros_domain, seconds=0.5)
-        assert "/left, /right" in verdict.one("NAMESPACE_UNCLEAR")["remedy"]
-        verdict = run_doctor(ros_domain, "--namespace", "/left", seconds=0.5)
-        assert "ros2 lifecycle set /left/policy_node activate" in verdict.one("POLICY_INACTIVE")["remedy"]
-        assert "NAMESPACE_UNCLEAR" not in verdict.failed
+def test_several_policies_elsewhere_ask_for_the_namespace(verdicts: Verdicts) -> None:
+    assert "/left, /right" in verdicts.unclear.one("NAMESPACE_UNCLEAR")["remedy"]
+    assert "ros2 lifecycle set /left/policy_node activate" in verdicts.left.one("POLICY_INACTIVE")["remedy"]
+    assert "NAMESPACE_UNCLEAR" not in verdicts.left.failed
 
 
 # -- nothing runs -----------------------------------------------------------------------------------------------------------
 
 
-def test_without_nodes_the_doctor_says_so_unless_it_is_before_the_start(ros_domain: int, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.yaml"
-    broken.write_text(ARM.read_text().replace("hold: last_command", "hold: float_away", 1))
-    verdict = run_doctor(ros_domain, "--contract", str(broken), seconds=0.5)
-    assert verdict.failed == {"CONTRACT_BROKEN", "POLICY_ABSENT"} and verdict.exit_status == 1
-    told = verdict.one("CONTRACT_BROKEN")["text"]
-    assert "hold" in told and str(broken) in told
-
-    verdict = run_doctor(ros_domain, ros=["-p", f"contract:={ARM}", "-p", "before_start:=true"], seconds=0.5)
-    assert "POLICY_ABSENT" not in verdict.failed and "TOPIC_MISSING" in verdict.failed
+def test_without_nodes_the_doctor_says_so_unless_it_is_before_the_start(verdicts: Verdicts) -> None:
+    absent, early = verdicts.absent, verdicts.early
+    assert absent.failed == {"CONTRACT_BROKEN", "POLICY_ABSENT"} and absent.exit_status == 1
+    told = absent.one("CONTRACT_BROKEN")["text"]
+    assert "hold" in told and "float_away.yaml" in told
+    assert "POLICY_ABSENT" not in early.failed and "TOPIC_MISSING" in early.failed
 
 
 @pytest.mark.parametrize("ros", [["-p", "seconds:=0.0"], ["-p", "seconds"], ["-p", "contract:=7"], ["-r", "nonsense"]])
