@@ -259,8 +259,20 @@ class CanaryEvidence:
         over_s = self._since_s + self.stage.duration_s if self._stage >= 0 else math.inf
         if over_s <= until_s:  # by the clock, not when somebody asks who may have seen how it looks
             self._pass_time(max(over_s, self._now_s))
-            self._comparison.end_stage()
+            self._end_stage()
         self._pass_time(until_s)
+
+    def _end_stage(self) -> None:
+        """Close the stage's evidence by robot, with what has ended and waits for another robot's episode.
+
+        So the mean of a robot's x is its success rate however long failures last, if its episodes are exchangeable: given that n
+        have ended, each of these n is as likely to have succeeded as the first. Of what was *assigned* up to some moment the last
+        is more likely a long one; a version whose failures take longer would look worse than it is.
+        """
+        if isinstance(self._comparison, RobotComparison) and not self._comparison.closed:
+            for unit in _ended(self._open.to_json()["units"], self._stage):
+                self._comparison.add(unit["robot"], unit["group"], unit["outcomes"], unit["probability"], silent=False)
+        self._comparison.end_stage()
 
     def _pass_time(self, until_s: float) -> None:
         self._now_s = until_s
@@ -380,10 +392,10 @@ class CanaryEvidence:
         if self._probabilities or self._assignment.to_json() != AssignmentCheck().to_json():
             raise InputError("INPUT_VALUE", "assignment", "robots' episodes are not drawn")
         if cohort is not None:
-            for (successes, heard, episodes), in_stage, total in zip(
-                cohort.counts(), self._stage_units, self._totals, strict=True
-            ):
-                if heard > in_stage or successes > total[0] or episodes > total[1]:
+            for group, (successes, heard, episodes) in enumerate(cohort.counts()):
+                waiting = sum(unit["group"] == group for unit in _ended(units, self._stage))
+                total, in_stage = self._totals[group], self._stage_units[group]
+                if max(heard - in_stage, successes - total[0], episodes - total[1]) > waiting:
                     reason = f"{successes} of {episodes}, {heard} told; {total} in all, {in_stage} in the stage"
                     raise InputError("INPUT_COUNT", "cohort", reason)
 
@@ -400,6 +412,11 @@ class CanaryEvidence:
             learnt = all(n <= total[1] for n, total in zip(process.units, self._totals, strict=True))
             if not learnt or process.max_log_e > self._assignment.largest_log_e + _ROUNDING:
                 raise InputError("INPUT_VALUE", name, "more evidence than the units can give")
+
+
+def _ended(units: list[Mapping[str, Any]], stage: int) -> list[Mapping[str, Any]]:
+    """Return the rows of :meth:`OpenUnits.to_json` that have ended and were assigned in this stage."""
+    return [unit for unit in units if unit["done"] and unit["stage"] == stage]
 
 
 def _count_of(value: Any) -> int:

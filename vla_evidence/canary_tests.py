@@ -287,8 +287,8 @@ class RobotComparison(Comparison):
 
     @property
     def closed(self) -> bool:
-        """Whether every robot of the stage is judged, so that no outcome changes the evidence any more."""
-        return self.cohort is not None and not self.cohort.waiting
+        """Whether no robot of the stage is left to be judged, so that no outcome changes the evidence any more."""
+        return self.cohort is None or not self.cohort.waiting
 
     def notes(self) -> list[str]:
         """See :class:`Comparison`: which robots are short of episodes, and whether these may still come."""

@@ -86,6 +86,25 @@ def test_a_stage_of_robots_is_judged_by_what_they_have_when_its_time_is_over_who
     assert states[0] == states[1]
 
 
+def test_an_episode_that_runs_at_the_end_of_the_stage_holds_back_no_other_robot() -> None:
+    """What ended before the end is judged, whatever another robot does; also over a restart, and once."""
+    groups = drawn(40, 20)
+    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, DAY, 0.2), DEFAULT_STAGES[-1])))
+    judge.begin_stage(0, 0.0, groups)
+    late_s = DAY - 60.0
+    judge.assign("runs", "r0", groups["r0"], late_s)
+    feed_robots(judge, groups, range(40), (0.9, 0.9), late_s)
+    assert judge.verdict(DAY - 1.0).figures["tests"]["success"]["log_e"] == 0.0
+    verdict = judge.verdict(DAY)
+    assert verdict.figures["waiting"] == 1600 and verdict.excluded_drop is not None and verdict.excluded_drop <= 0.2
+    state = judge.to_json()["comparison"]
+    judge = CanaryJudge.from_json(json.loads(json.dumps(judge.to_json())))
+    assert judge.finish("runs", False, DAY + 1.0)
+    later = judge.verdict(DAY + 2.0)
+    assert later.decision is CanaryDecision.ADVANCE and sum(later.figures["in_stage"]) == 1601
+    assert later.figures["tests"] == verdict.figures["tests"] and judge.to_json()["comparison"] == state
+
+
 def test_whoever_ends_a_stage_early_cannot_choose_the_moment_at_which_robots_look_bad() -> None:
     """Robots short of episodes are left out then; those before them in the order, with all of theirs, count."""
     judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, episodes_per_robot=2))
