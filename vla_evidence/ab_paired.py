@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from vla_evidence.ab_judge import ABJudge
-from vla_evidence.ab_open import DEADLINE_S, GONE_S, ABUnit, Episode, OpenEpisodes, missing_partner
+from vla_evidence.ab_open import DEADLINE_S, GONE_S, ABUnit, Episode, OpenEpisodes
 from vla_evidence.ab_verdict import (
     ABDecision,
     ABVerdict,
@@ -24,8 +24,8 @@ from vla_evidence.words import listed
 class PairedABJudge(ABJudge):
     """Judge of pairs: one episode of each policy on the same robot (:func:`vla_evidence.assignment.arm_in_pair`).
 
-    Pairs count in the order in which their first episodes were assigned. An episode without an outcome by its deadline has
-    failed; a pair whose robot does not come back is lost by its only episode, if that failed (:mod:`vla_evidence.ab_open`).
+    Pairs count in the order in which their first episodes were assigned; an episode without an outcome by its deadline has
+    failed (:mod:`vla_evidence.ab_open`).
 
     Args:
         max_pairs: after which it ends.
@@ -36,8 +36,9 @@ class PairedABJudge(ABJudge):
         latency_alpha: the same for latency (always two-sided); None: ``alpha``.
         confidence: of the intervals shown.
         deadline_s: after its assignment an episode without an outcome has failed [s].
-        gone_s: a robot that was not assigned a pair's second episode for so long after the end of the first is gone [s]. Longer
-            than a robot's planned breaks: who is just off for the night is not broken. One that is gone holds the test up for it.
+        gone_s: a robot that was not assigned a pair's second episode for so long after the end of the first is away [s]. What was
+            assigned later waits until then. Then a pair whose first outcome was told steps aside, and counts when it is whole;
+            one whose robot fell silent is lost by the policy that ran on it. So longer than a night, at least.
 
     Raises:
         InputError: one of these cannot be.
@@ -61,7 +62,7 @@ class PairedABJudge(ABJudge):
         latency_alpha = alpha if latency_alpha is None else latency_alpha
         self._success = ExactSignTest(SignTestDesign(max_pairs, alpha, two_sided, f, min_pairs))
         self._latency = ExactSignTest(SignTestDesign(max_pairs, latency_alpha, True, f, min_pairs))
-        self._broken = 0
+        self._lost = 0
 
     @property
     def decision(self) -> ABDecision:
@@ -85,16 +86,17 @@ class PairedABJudge(ABJudge):
         return self._pair(won_a, won_b, slow_a, slow_b)
 
     def _add_unit(self, unit: ABUnit) -> None:
-        for episode in unit.episodes:
+        for episode in unit.episodes[unit.told :]:
             self._arms[episode.arm].add(episode.success, episode.latency, silent=not episode.done)
         if unit.size == 1:
-            return  # came after its pair was given up
-        episodes = list(unit.episodes)
-        if len(episodes) == 1:
-            self._broken += 1
-            episodes.append(missing_partner(unit))
-        a, b = sorted(episodes, key=_arm)
-        self._pair(a.success, b.success, a.latency, b.latency)
+            return  # came after its pair was lost
+        if unit.is_whole:
+            a, b = sorted(unit.episodes, key=_arm)
+            self._pair(a.success, b.success, a.latency, b.latency)
+        elif unit.is_lost:
+            self._lost += 1
+            lost_by_a = unit.episodes[0].arm == A
+            self._pair(not lost_by_a, lost_by_a, None, None)
 
     def _pair(self, a: bool, b: bool, latency_a: float | None, latency_b: float | None) -> ABDecision:
         if not self._success.ended:
@@ -121,9 +123,9 @@ class PairedABJudge(ABJudge):
         )
 
     def _held_up(self) -> str:
-        broken = f"; {self._broken} pairs of robots that did not come back" if self._broken else ""
+        lost = f"; {self._lost} pairs lost by robots that fell silent and stayed away" if self._lost else ""
         awaited = self._open.awaited()
-        return broken + (f"; waiting for the second episode of a pair of {listed(awaited)}" if awaited else "")
+        return lost + (f"; waiting for the second episode of a pair of {listed(awaited)}" if awaited else "")
 
 
 def _arm(episode: Episode) -> str:
