@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from support.domains import claim_domain
+from support.kept import KEPT
 from support.shared_memory import remove_orphaned_shared_memory
 
 # No test asserts how long something takes on a busy machine.
@@ -56,19 +57,29 @@ def _descendants(spared: set[int] = frozenset()) -> dict[int, str]:  # type: ign
     return {pid: text for pid, text in found.items() if parents[pid][1] != "Z"}
 
 
-@pytest.fixture(autouse=True)
-def no_process_left_behind() -> Iterator[None]:
-    """Fail a test that leaves a child process behind (session-wide helpers that were there before are theirs)."""
+def _no_process_left_behind(kept: set[int]) -> Iterator[None]:
     before = set(_descendants())
     yield
     deadline = time.monotonic() + 5.0
-    left = _descendants(before)
+    left = _descendants(before | kept)
     while left and time.monotonic() < deadline:
         time.sleep(0.1)
-        left = _descendants(before)
+        left = _descendants(before | kept)
     for pid in left:
         os.kill(pid, 9)
     assert not left, f"processes left behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def no_process_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a child process behind (session-wide helpers that were there before are theirs)."""
+    yield from _no_process_left_behind(KEPT)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_process_left_behind_by_a_file() -> Iterator[None]:
+    """Fail the last test of a file whose fixtures leave a child process behind."""
+    yield from _no_process_left_behind(set())
 
 
 @pytest.fixture

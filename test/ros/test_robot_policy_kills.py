@@ -17,10 +17,12 @@ from vla_ota.msg import PolicyStatus
 
 @pytest.fixture(scope="module")
 def robot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RobotRig]:
-    """A robot without auto_resume that has installed 1.0.0; nothing runs."""
+    """A robot without auto_resume that has installed 1.0.0 and is at work; in the end both nodes end cleanly."""
     contract = {"auto_resume": False}
-    with claim_domain() as domain, RobotRig(domain, tmp_path_factory.mktemp("robot"), contract=contract) as rig:
-        policy, manager = rig.start_policy(), rig.start_manager()
+    folder = tmp_path_factory.mktemp("robot")
+    with claim_domain() as domain, RobotRig(domain, folder, contract=contract, kept=True) as rig:
+        rig.start_policy()
+        rig.start_manager()
         rig.publish("1.0.0")
         update_id = rig.offer("1.0.0")
         rig.wait_update(update_id, "TRIAL")
@@ -31,19 +33,29 @@ def robot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RobotRig]:
         assert rig.resume().success
         rig.wait_update(update_id, "COMMITTED")
         rig.wait_settled("1.0.0")
-        assert manager.stop() == 0 and policy.stop() == 0
         yield rig
+        stop(rig)
 
 
 @pytest.fixture
-def moving(robot: RobotRig) -> Iterator[RobotRig]:
-    """The same robot at work: the policy node alone has started it from ``current``, and a person has said so."""
-    base = robot.committed
-    robot.start_policy()
-    start(robot, base)
-    robot.start_manager()
-    robot.status.wait()
+def moving(robot: RobotRig, request: pytest.FixtureRequest) -> Iterator[RobotRig]:
+    """The same robot at work; a node that the test before has ended is started again, and after a failure both are."""
+    base, failed = robot.committed, request.session.testsfailed
+    if not robot.policy_runs:
+        robot.start_policy()
+        start(robot, base)
+    if not robot.manager_runs:
+        robot.start_manager()
+        robot.status.wait()
+    robot.forget()
+    robot.wait_acting(base)
     yield robot
+    if request.session.testsfailed > failed:
+        stop(robot)
+
+
+def stop(robot: RobotRig) -> None:
+    """End both nodes, as far as they run."""
     for process in (robot.manager, robot.policy):
         assert process is not None and (process.process.poll() is not None or process.stop() == 0)
 
@@ -111,6 +123,7 @@ def test_a_policy_node_killed_during_a_rollback_ends_it(moving: RobotRig) -> Non
     ended = moving.wait_update(update_id, "ROLLED_BACK")
     assert (ended.error_code, list(ended.blocked)) == ("SUCCESS_WORSE", ["4.0.0"])
     moving.check(base)
+    assert moving.manager is not None and moving.manager.stop() == 0  # its parameters were for this test
 
 
 def test_a_policy_node_killed_in_a_trial_comes_back_with_what_is_committed_and_that_is_an_attempt(

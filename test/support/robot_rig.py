@@ -27,6 +27,7 @@ from vla_ota.srv import EndEpisode, StartEpisode
 
 from support.engine_rig import contract_text
 from support.http_server import CheckpointServer, publish_bundle
+from support.kept import KEPT
 from support.manager_rig import QUICK
 from support.policy_rig import IdealRobot, policy_parameters
 from support.ros import Inbox, NodeProcess, RosHarness, wait_for
@@ -81,6 +82,7 @@ class RobotRig:
         namespace: of the whole robot.
         contract: of the robot, see ``contract_text``.
         manager: parameters over ``DECISIVE``.
+        kept: the rig is a fixture of a whole file, so its processes may outlive the test that started them.
     """
 
     def __init__(
@@ -91,9 +93,10 @@ class RobotRig:
         namespace: str = "",
         contract: Mapping[str, Any] | None = None,
         manager: Mapping[str, Any] | None = None,
+        kept: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.domain, self.folder, self.namespace = domain, folder, namespace
+        self.domain, self.folder, self.namespace, self._kept = domain, folder, namespace, kept
         self.store = folder / "store"
         (folder / "contract.yaml").write_text(contract_text(**(contract or {})))
         self.server = CheckpointServer(folder / "registry")
@@ -137,7 +140,7 @@ class RobotRig:
 
     def start_policy(self, **parameters: Any) -> NodeProcess:
         """Start the policy node; it starts from the store's ``current``, if there is one."""
-        if self.policy is not None and self.policy.process.poll() is None:
+        if self.policy is not None and self.policy_runs:
             self.policy.kill()
         self.policy_status.clear()
         self.policy = NodeProcess(
@@ -147,11 +150,12 @@ class RobotRig:
             parameters=policy_parameters(self.folder, store_dir=str(self.store), bundle_roots=[], **parameters),
             namespace=self.namespace,
         )
+        self._keep(self.policy)
         return self.policy
 
     def start_manager(self, *, crash_at: str = "", **parameters: Any) -> NodeProcess:
         """Start the manager; ``crash_at``: a crash point of ``vla_ota_manager/filesystem.py``."""
-        if self.manager is not None and self.manager.process.poll() is None:
+        if self.manager is not None and self.manager_runs:
             self.manager.kill()
         self.status.clear()
         self.manager = NodeProcess(
@@ -162,7 +166,27 @@ class RobotRig:
             namespace=self.namespace,
             environment={"VLA_OTA_CRASH_AT": crash_at} if crash_at else None,
         )
+        self._keep(self.manager)
         return self.manager
+
+    def _keep(self, process: NodeProcess) -> None:
+        if self._kept:
+            KEPT.add(process.process.pid)
+
+    @property
+    def policy_runs(self) -> bool:
+        """Whether the policy node's process lives."""
+        return self.policy is not None and self.policy.process.poll() is None
+
+    @property
+    def manager_runs(self) -> bool:
+        """Whether the manager's process lives."""
+        return self.manager is not None and self.manager.process.poll() is None
+
+    def forget(self) -> None:
+        """Forget every message received so far."""
+        for inbox in (self.policy_status, self.reports, self.scores, self.status, self.events, self.diagnostics):
+            inbox.clear()
 
     def until_crash(self, crash_at: str) -> None:
         """Start a manager that kills itself there, and wait until it has."""
