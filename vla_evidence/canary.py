@@ -3,7 +3,7 @@
 
 **ROLLBACK** when one e-process finds harm: success (the canary's rate is lower), latency (more of its episodes are slow), or
 anomaly scores (more of its blocks exceed a limit than the incumbent's beside it). α is shared by what is judged, 3 : 1 : 1,
-before the first outcome (and by robot equally by the stages), so P(a canary that is no worse in any of them is ever rolled back)
+before the first outcome (and by robot by the stages), so P(a canary that is no worse in any of them is ever rolled back)
 <= α over all stages, if episodes (or robots) were drawn as stated.
 
 **ADVANCE** when there is no such evidence and none that leans that way, the stage has lasted its time, each group has its minimum

@@ -52,7 +52,7 @@ class CanaryConfig:
     Attributes:
         stages: in their order.
         unit: what is assigned at random.
-        alpha: P(a canary that is no worse is ever rolled back), all stages, tests and looks together; see :attr:`stage_alpha`.
+        alpha: P(a canary that is no worse is ever rolled back), all stages, tests and looks together; see :meth:`stake`.
         advance_alpha: P(a stage is passed, or a drop called excluded in it, although the drop was there throughout the stage),
             all margins and looks of the stage together.
         harm_margin: of the success rate; a drop of this size is no harm.
@@ -122,16 +122,18 @@ class CanaryConfig:
             if not (math.isfinite(value) and value > 0.0):
                 raise InputError("INPUT_VALUE", name, f"{value} is not positive")
 
-    @property
-    def stage_alpha(self) -> float:
-        """Level at which harm is looked for in a stage.
+    def stake(self, stage: int) -> float:
+        """Return what share of the capital the search for harm stakes in a stage: so the share of ``alpha`` that it may spend.
 
-        By episode one e-process goes on through all stages, at ``alpha``. By robot each stage that compares has its own, which
-        takes nothing over (:mod:`vla_evidence.robot_units`), so they share ``alpha`` equally.
+        By episode one e-process goes on through all stages, and stakes all of it. By robot each stage that compares has its own,
+        which takes nothing over (:mod:`vla_evidence.robot_units`): the first one half, as its robots are the fewest, the others
+        equal parts of the rest.
         """
-        if self.unit is Unit.EPISODE:
-            return self.alpha
-        return self.alpha / max(1, sum(stage.share < 1.0 for stage in self.stages))
+        others = sum(later.share < 1.0 for later in self.stages) - 1
+        if self.unit is Unit.EPISODE or others <= 0:
+            return 1.0
+        first = not any(earlier.share < 1.0 for earlier in self.stages[:stage])
+        return 0.5 if first else 0.5 / others
 
     @staticmethod
     def informed(

@@ -67,7 +67,7 @@ class CanaryEvidence:
         self._comparison: Comparison = form(self.config, list(limits.limits))
         kinds = {name: "scores" if name.startswith(SCORE) else name for name in self._comparison.harm}
         total = sum(_SHARES[kind] for kind in set(kinds.values()))
-        same, alpha = list(kinds.values()), self.config.stage_alpha
+        same, alpha = list(kinds.values()), self.config.alpha
         self._alphas = {name: alpha * _SHARES[kind] / total / same.count(kind) for name, kind in kinds.items()}
         self._open = OpenUnits(self.config.deadline_s, len(self._comparison.harm), len(limits.limits))
 
@@ -105,7 +105,7 @@ class CanaryEvidence:
         new = self._new_cohort(index, cohort) if compares else None
         self._advance_clock(now_s)
         if compares:
-            self._comparison.begin(new)
+            self._comparison.begin(new, index)
             self._canaries |= {robot for robot, group in (cohort or {}).items() if group == CANARY}
         else:
             self._comparison.begin_full()
@@ -270,8 +270,9 @@ class CanaryEvidence:
         is more likely a long one; a version whose failures take longer would look worse than it is.
         """
         if isinstance(self._comparison, RobotComparison) and not self._comparison.closed:
-            for unit in _ended(self._open.to_json()["units"], self._stage):
-                self._comparison.add(unit["robot"], unit["group"], unit["outcomes"], unit["probability"], silent=False)
+            for unit in self._open.of_stage(self._stage):
+                if unit.done:
+                    self._comparison.add(unit.robot, unit.group, unit.outcomes, unit.probability, silent=False)
         self._comparison.end_stage()
 
     def _pass_time(self, until_s: float) -> None:
@@ -373,16 +374,17 @@ class CanaryEvidence:
         if isinstance(self._comparison, EpisodeComparison):
             self._check_episodes(self._comparison)
         elif isinstance(self._comparison, RobotComparison):
-            self._check_robots(self._comparison, document["open"]["units"])
+            self._check_robots(self._comparison)
         for name, process, alpha in self._processes():
             if name == self._convicted and process.max_log_e < -math.log(alpha):
                 raise InputError("INPUT_VALUE", "convicted", f"{name}: its evidence convicts nobody")
 
-    def _check_robots(self, comparison: RobotComparison, units: Any) -> None:
+    def _check_robots(self, comparison: RobotComparison) -> None:
         """Refuse parts that do not fit each other: groups, evidence of earlier stages, counts, and what only episodes have."""
         cohort = comparison.cohort
         groups = cohort.groups if cohort is not None else {}
-        running = {unit["robot"]: unit["group"] for unit in units if unit["stage"] == self._stage}
+        units = self._open.of_stage(self._stage)
+        running = {unit.robot: unit.group for unit in units}
         if any((robot in self._canaries) != group for robot, group in (*groups.items(), *running.items())):
             raise InputError("INPUT_ARM", "cohort", "its groups are not those of the rollout")
         earlier = any(stage.share < 1.0 for stage in self.config.stages[: max(0, self._stage)])
@@ -393,7 +395,7 @@ class CanaryEvidence:
             raise InputError("INPUT_VALUE", "assignment", "robots' episodes are not drawn")
         if cohort is not None:
             for group, (successes, heard, episodes) in enumerate(cohort.counts()):
-                waiting = sum(unit["group"] == group for unit in _ended(units, self._stage))
+                waiting = sum(unit.done and unit.group == group for unit in units)
                 total, in_stage = self._totals[group], self._stage_units[group]
                 if max(heard - in_stage, successes - total[0], episodes - total[1]) > waiting:
                     reason = f"{successes} of {episodes}, {heard} told; {total} in all, {in_stage} in the stage"
@@ -412,11 +414,6 @@ class CanaryEvidence:
             learnt = all(n <= total[1] for n, total in zip(process.units, self._totals, strict=True))
             if not learnt or process.max_log_e > self._assignment.largest_log_e + _ROUNDING:
                 raise InputError("INPUT_VALUE", name, "more evidence than the units can give")
-
-
-def _ended(units: list[Mapping[str, Any]], stage: int) -> list[Mapping[str, Any]]:
-    """Return the rows of :meth:`OpenUnits.to_json` that have ended and were assigned in this stage."""
-    return [unit for unit in units if unit["done"] and unit["stage"] == stage]
 
 
 def _count_of(value: Any) -> int:

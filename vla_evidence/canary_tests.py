@@ -51,7 +51,7 @@ class Comparison(ABC):
     harm: Mapping[str, HarmProcess]
 
     @abstractmethod
-    def begin(self, cohort: RobotCohort | None) -> None:
+    def begin(self, cohort: RobotCohort | None, stage: int) -> None:
         """A stage begins; ``cohort`` for units of robots, None for units of episodes.
 
         Raises:
@@ -123,7 +123,7 @@ class EpisodeComparison(Comparison):
         self._excluded = NonInferiority(self._margins, incumbent=self._prior)
         self._last_probability = 0.5
 
-    def begin(self, cohort: RobotCohort | None) -> None:
+    def begin(self, cohort: RobotCohort | None, stage: int) -> None:
         """See :class:`Comparison`.
 
         What was proven in an earlier stage lets nothing pass in this one: the drop may have come with more robots. So the proof
@@ -218,7 +218,7 @@ class EpisodeComparison(Comparison):
 class RobotComparison(Comparison):
     """Units are robots, of a cohort for each stage; a robot that was a canary before is none of a later stage's units.
 
-    Each stage is judged by itself, with a share of α (see :mod:`vla_evidence.robot_units`). What goes over to the next one is how
+    Each stage is judged by itself, with its stake (see :mod:`vla_evidence.robot_units`). What goes over to the next one is how
     strong the evidence of harm has ever been: a conviction that nobody asked for is not lost.
     """
 
@@ -230,7 +230,7 @@ class RobotComparison(Comparison):
             self.harm[SCORE + source] = RobotEProcess(config.score_margin, prior=_FAST_ROBOTS)
         margins = sorted({*MARGINS, *asked_margins(config)}, reverse=True)
         self._better = [RobotEProcess(margin, prior=config.robot_prior, better=True) for margin in margins]
-        self._config = config
+        self._config, self._stake = config, 1.0
         self.earlier = dict.fromkeys(self.harm, 0.0)
         """Largest evidence of earlier stages, by what is judged."""
         self.cohort: RobotCohort | None = None
@@ -242,7 +242,7 @@ class RobotComparison(Comparison):
     def _salt(self, stage: int) -> str:
         return f"{self._config.salt}/{stage}"
 
-    def begin(self, cohort: RobotCohort | None) -> None:
+    def begin(self, cohort: RobotCohort | None, stage: int) -> None:
         """See :class:`Comparison`.
 
         If the time of the stage before is not over, its robots that are short of episodes are left out: whoever ends it early may
@@ -250,17 +250,23 @@ class RobotComparison(Comparison):
         """
         if cohort is None:
             raise InputError("INPUT_ARM", "cohort", "the unit is the robot: each stage needs the robots' groups")
-        self._begin(cohort)
+        self._begin(cohort, self._config.stake(stage))
 
     def begin_full(self) -> None:
         """See :class:`Comparison`."""
-        self._begin(None)
+        self._begin(None, 1.0)
 
-    def _begin(self, cohort: RobotCohort | None) -> None:
+    def _begin(self, cohort: RobotCohort | None, stake: float) -> None:
         self.earlier = {name: process.max_log_e for name, process in self.harm.items()}
-        for process in (*self.harm.values(), *self._better):
-            process.restart()
+        self._restart(stake)
         self.cohort = cohort
+
+    def _restart(self, stake: float) -> None:
+        self._stake = stake
+        for process in self.harm.values():
+            process.restart(stake)
+        for better in self._better:
+            better.restart()
 
     def add(self, robot: str, group: int, outcomes: tuple[float, ...], probability: float, *, silent: bool) -> bool:
         """See :class:`Comparison`; ``probability`` is that of the cohort, not this one."""
@@ -307,10 +313,11 @@ class RobotComparison(Comparison):
         """See :class:`Comparison`: few robots can be drawn in few ways only, and may miss what the version breaks."""
         if self.cohort is None:
             return []
-        limits, canaries, largest = [], self.cohort.canaries, self.cohort.largest_log_e
+        limits, canaries = [], self.cohort.canaries
+        largest = self.cohort.largest_log_e + math.log(self._stake)
         if largest < max(-math.log(alpha) for alpha in harm_alphas.values()):
-            ways = f"{math.exp(min(largest, 700.0)):.4g}"
-            limits.append(f"only {ways} ways to draw them: evidence of harm cannot exceed {ways}")
+            ways = f"{math.exp(self.cohort.largest_log_e):.4g}"
+            limits.append(f"only {ways} ways to draw them: evidence of harm cannot exceed {math.exp(largest):.4g}")
         best = smallest_drop(canaries, advance_alpha)
         if margin and best > margin:
             robots = "1 canary robot without a fault excludes"
@@ -341,6 +348,7 @@ class RobotComparison(Comparison):
         """See :class:`Comparison`; the stage's evidence is computed again."""
         if (state["cohort"] is None) != (stage is None) or set(state["earlier"]) != set(self.harm):
             raise InputError("INPUT_VALUE", "comparison", f"not of stage {stage}, or not of {sorted(self.harm)}")
+        self._restart(1.0 if stage is None else self._config.stake(stage))
         for name, process in self.harm.items():
             earlier = state["earlier"][name]
             if type(earlier) not in (int, float) or not 0.0 <= earlier < math.inf:

@@ -62,6 +62,10 @@ class OpenUnits(AssignmentQueue[OpenUnit]):
         """Of the queue, those that have ended and wait for one that was assigned before them."""
         return sum(unit.done for unit in self._units)
 
+    def of_stage(self, stage: int) -> list[OpenUnit]:
+        """Return what of the queue was assigned in this stage."""
+        return [unit for unit in self._units if unit.stage == stage]
+
     def check(self, episode: str, robot: str, group: int, probability: float) -> None:
         """Refuse what :meth:`assign` cannot take.
 

@@ -156,7 +156,7 @@ def plan_detect(
     normal, rows = _one_look((incumbent, canary), share, 1, alpha, power, fleet, days)
     if simulation.runs and fleet.unit == "robot":
         rows.append(cohort_row(incumbent, canary, fleet, share, alpha, rows[0], days, simulation))
-        note = f"One stage at α {alpha:g}. In a rollout by robot the stages share α: of K that compare, each has α/K."
+        note = f"One stage at α {alpha:g}. In a rollout by robot the stages share α: the first has half of it."
     elif simulation.runs:
         horizon = math.ceil(2 * _HORIZON * normal)
         runs = min(simulation.runs, max(_LEAST_RUNS, int(_EPISODES / (horizon / share))))

@@ -26,7 +26,8 @@ about a mean: if the version breaks one robot in ten, five canaries meet none of
 A stage's process learns and takes over nothing from an earlier one. Robots that ran the incumbent there are units here again:
 to whom it is known how they did, the next x is no fresh draw, and the factor's mean may exceed 1 though the means are equal. By
 itself each stage's process is an e-process, whatever came before, as its cohort was drawn independently of everything else. So
-with K stages, P(any of their processes ever reaches K/α) <= α.
+if a stage begins with evidence w instead of 1, it reaches 1/α with probability <= wα; and if all stakes w sum to 1, P(any of the
+stages' processes ever reaches 1/α) <= α.
 
 Waudby-Smith and Ramdas, Journal of the Royal Statistical Society B 86 (2024), section 4; Turner, Ly and Grünwald, arXiv
 2106.02693.
@@ -112,10 +113,13 @@ class RobotEProcess:
         """Largest ``log_e`` so far, in any stage."""
         self.restart()
 
-    def restart(self) -> None:
-        """Another stage begins: without evidence, and believing what was believed before the first; ``max_log_e`` is kept."""
+    def restart(self, stake: float = 1.0) -> None:
+        """Another stage begins: with evidence ``stake``, believing what was believed before the first; ``max_log_e`` is kept.
+
+        The largest evidence of stages whose stakes sum to 1 reaches 1/α with probability <= α under H0.
+        """
         prior = self._prior
-        self.log_e = 0.0
+        self.log_e = math.log(stake)
         """Logarithm of the evidence against H0 in this stage."""
         self._weight = [prior.robots, prior.robots]
         self._mean = [prior.mean, max(0.0, prior.mean - self._drop)]

@@ -96,7 +96,7 @@ def design(stage: Stage, fleet_size: int, *, holds_both: bool, alpha: float, pro
         stage: one with somebody left to compare with.
         fleet_size: robots.
         holds_both: whether a robot keeps both versions loaded and can be told before each episode which to use.
-        alpha: level at which harm is to be found: by robot that of the stage (:attr:`CanaryConfig.stage_alpha`), times the share
+        alpha: level at which harm is to be found: by robot what the stage may spend (:meth:`CanaryConfig.stake`), times the share
             that success has.
         probability: of the new version for an episode on a canary robot. One half finds harm in the fewest episodes altogether;
             less finds it in fewer episodes of the canary, and takes longer.

@@ -103,7 +103,7 @@ def cohort_times(
     """Simulate the e-process of whole robots; return episodes of the canaries, all that were planned or infinitely many.
 
     Robots run side by side and each counts when it has its episodes, so a cohort decides at its end or never. This is one stage:
-    in a rollout of K stages that compare, harm is looked for in each at α/K (:attr:`CanaryConfig.stage_alpha`).
+    in a rollout of several the first may spend half of α, the others share the rest (:meth:`CanaryConfig.stake`).
 
     Args:
         incumbent, canary: mean success rates.

@@ -19,13 +19,14 @@ from scipy.special import ndtri, stdtr  # type: ignore[import-untyped]
 
 from benchmarks.evidence.montecarlo import Experiment, Outcome
 from benchmarks.evidence.tables import EstimateTable, Figure
+from vla_evidence.canary_config import CanaryConfig
 from vla_evidence.randomisation_test import RandomisationTest, cohort_assignments
 from vla_evidence.robot_units import RobotEProcess, RobotPrior
-from vla_evidence.stages import DEFAULT_STAGES
+from vla_evidence.stages import Unit
 from vla_evidence.two_sample import log_e_paths
 
 ROBOTS, CANARIES, EPISODES, EARLIER = 100, 5, 40, 20
-STAGES = sum(stage.share < 1.0 for stage in DEFAULT_STAGES)
+STAKE = CanaryConfig(unit=Unit.ROBOT).stake(0)
 RATE, WORSE_RATE, ICC, ALPHA = 0.87, 0.75, 0.05, 0.05
 _LOG_LIMIT = -math.log(ALPHA)
 _DRAWS = 999
@@ -107,7 +108,7 @@ def _units(means: NDArray[np.float64], rng: np.random.Generator) -> dict[str, ND
     largest_informed = np.array([_largest_log_e(means[run], orders[run], informed[run]) for run in range(runs)])
     return {
         _UNITS: largest >= _LOG_LIMIT,
-        _UNITS_STAGE: largest >= _LOG_LIMIT + math.log(STAGES),
+        _UNITS_STAGE: largest >= _LOG_LIMIT - math.log(STAKE),
         _UNITS_INFORMED: largest_informed >= _LOG_LIMIT,
     }
 
@@ -130,7 +131,7 @@ _Z_ROBOT = "whole robots: z test of episodes, once"
 _E_ROBOT = "whole robots: e-process of episodes (the wrong unit)"
 _WELCH = "whole robots: Welch on robots' means, once"
 _UNITS = "whole robots: ours, e-process of robots"
-_UNITS_STAGE = f"whole robots: ours, the same, in one of {STAGES} stages (α/{STAGES})"
+_UNITS_STAGE = f"whole robots: ours, the same, in the first of several stages ({STAKE:g} α)"
 _UNITS_INFORMED = "whole robots: ours, the same, prior from earlier robots"
 _RANDOMISATION = f"whole robots: ours, randomisation test, {len(_LOOKS)} looks"
 _Z_EPISODE = "per episode: z test of episodes, once"

@@ -123,19 +123,24 @@ def test_whoever_ends_a_stage_early_cannot_choose_the_moment_at_which_robots_loo
         judge.begin_stage(next_stage, 2.0, groups | dict.fromkeys([r for r, g in groups.items() if not g][:5], CANARY))
         judge = CanaryJudge.from_json(json.loads(json.dumps(judge.to_json())))
         verdict = judge.verdict(3.0)  # nobody had asked in the stage before
-        assert verdict.code == "SUCCESS_WORSE" and verdict.figures["tests"]["success"]["log_e"] == 0.0
+        assert verdict.code == "SUCCESS_WORSE"
+        assert verdict.figures["tests"]["success"]["log_e"] == math.log(judge.config.stake(next_stage))
 
 
-def test_each_stage_of_robots_has_its_share_of_alpha_and_begins_without_evidence() -> None:
-    levels = {}
-    for unit in Unit:
-        judge = CanaryJudge(CanaryConfig(unit=unit, latency_limit_s=1.0))
-        judge.begin_stage(0, 0.0, drawn(40, 10) if unit is Unit.ROBOT else None)
-        verdict = judge.verdict(1.0)
-        levels[unit] = [math.exp(-test["decides_at"]) for test in verdict.figures["tests"].values()]
-    assert levels[Unit.EPISODE] == pytest.approx([0.05 * 3 / 4, 0.05 / 4])
-    assert levels[Unit.ROBOT] == pytest.approx([0.05 * 3 / 4 / 3, 0.05 / 4 / 3])  # three stages compare
-    assert "success worse: evidence 1, decides at 80" in verdict.message
+@pytest.mark.parametrize("unit", Unit)
+def test_each_stage_of_robots_begins_with_its_stake_and_decides_at_the_same_evidence(unit: Unit) -> None:
+    judge = CanaryJudge(CanaryConfig(unit=unit, latency_limit_s=1.0))
+    stakes, groups = [], None
+    for stage, canaries in enumerate((5, 10, 20)):
+        if unit is Unit.ROBOT:
+            groups = {f"r{n}": int(n < canaries) for n in range(40)}
+        judge.begin_stage(stage, float(stage), groups)
+        verdict = judge.verdict(float(stage))
+        tests = verdict.figures["tests"]
+        assert [math.exp(-test["decides_at"]) for test in tests.values()] == pytest.approx([0.05 * 3 / 4, 0.05 / 4])
+        stakes.append(math.exp(tests["success"]["log_e"]))
+    assert stakes == pytest.approx([0.5, 0.25, 0.25] if unit is Unit.ROBOT else [1.0, 1.0, 1.0])
+    assert f"success worse: evidence {stakes[-1]:g}, decides at 27" in verdict.message
 
 
 def test_a_stage_of_robots_without_duration_is_refused() -> None:
@@ -211,8 +216,8 @@ def test_so_few_robots_that_no_harm_can_be_proven_are_told_at_once() -> None:
         judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
         judge.begin_stage(0, 0.0, drawn(fleet, canaries))
         verdict = judge.verdict(1.0)
-        assert verdict.decision is CanaryDecision.HOLD and "decides at 60" in verdict.message
-        note = f"only {fleet} ways to draw them: evidence of harm cannot exceed {fleet}"
+        assert verdict.decision is CanaryDecision.HOLD and "evidence 0.5, decides at 20" in verdict.message
+        note = f"only {fleet} ways to draw them: evidence of harm cannot exceed {fleet / 2:g}"
         assert (note in verdict.message) == told
 
 

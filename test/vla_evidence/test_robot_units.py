@@ -301,7 +301,7 @@ def test_extreme_means_stay_finite() -> None:
 
 
 def test_the_end_of_a_stage_is_one_more_look_at_one_sequence_and_later_outcomes_are_none() -> None:
-    """Over all draws: the mean is 1 before and after the end, and the share that ever reaches c is at most 1/c (Ville)."""
+    """Over all draws: the mean is the stake before and after the end, and the share that ever reaches c at most stake/c."""
     names, rng = [f"r{n}" for n in range(6)], np.random.default_rng(14)
     config = CanaryConfig(unit=Unit.ROBOT, episodes_per_robot=3, robot_prior=RobotPrior(0.6, 0.3))
     for _ in range(20):
@@ -309,7 +309,8 @@ def test_the_end_of_a_stage_is_one_more_look_at_one_sequence_and_later_outcomes_
         before, after, top = [], [], []
         for canaries in itertools.combinations(names, 2):
             comparison = RobotComparison(config)
-            comparison.begin(RobotCohort({name: int(name in canaries) for name in names}, 3, "s"))
+            comparison.begin(RobotCohort({name: int(name in canaries) for name in names}, 3, "s"), 2)
+            stake = config.stake(2)
             harm = comparison.harm["success"]
             for name, ys in known.items():
                 for y in ys:
@@ -324,9 +325,9 @@ def test_the_end_of_a_stage_is_one_more_look_at_one_sequence_and_later_outcomes_
             comparison.end_stage()
             assert harm.log_e == after[-1] and comparison.to_json() == state and comparison.closed
             top.append(harm.max_log_e)
-        assert np.exp(before).mean() == pytest.approx(1.0) and np.exp(after).mean() == pytest.approx(1.0)
+        assert np.exp(before).mean() == pytest.approx(stake) and np.exp(after).mean() == pytest.approx(stake)
         for rank, log_e in enumerate(sorted(top, reverse=True), start=1):
-            assert rank / len(top) <= math.exp(-log_e) + 1e-9
+            assert log_e == 0.0 or rank / len(top) <= stake * math.exp(-log_e) + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -341,39 +342,40 @@ def test_incumbents_that_come_again_in_later_stages_convict_nobody_more_often_th
     α = 5 % (2,000 runs; Monte-Carlo error at α: 0.5 %).
     """
     stages = (*(Stage(f"{share}", share, 1.0, None) for share in shares), Stage("full", 1.0, 0.0, None))
-    limit = -math.log(CanaryConfig(unit=Unit.ROBOT, stages=stages, alpha=ALPHA).stage_alpha)
+    config = CanaryConfig(unit=Unit.ROBOT, stages=stages)
+    assert math.fsum(map(config.stake, range(len(shares)))) == pytest.approx(1.0)
     rng, runs, convicted = np.random.default_rng(13), 2000, 0
     for _ in range(runs):
         traits = (rng.random(robots) < rate).astype(float)
         process, before = RobotEProcess(prior=RobotPrior(rate, 0.4)), 0
-        for share in shares:
+        for stage, share in enumerate(shares):
             after = int(share * robots + 1e-9)
             left = after - before
-            process.restart()
+            process.restart(config.stake(stage))
             order = before + rng.permutation(robots - before)  # robots are exchangeable: any are drawn
             for index, robot in enumerate(order):
                 canary = int(robot < after)
                 process.update(canary, rate if canary else float(traits[robot]), left / (robots - before - index))
                 left -= canary
             before = after
-        convicted += process.max_log_e >= limit
+        convicted += process.rejects(ALPHA)
     assert convicted / runs <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / runs)
 
 
 def test_a_drop_that_comes_with_a_later_stage_is_not_hidden_by_the_earlier_ones() -> None:
-    """25 of 100 robots with an equal version, then 25 of the other 75 with 0.75, each stage at α/2."""
+    """25 of 100 robots with an equal version, then 25 of the other 75 with 0.75, each stage with half of α."""
     runs, s, found = 300, 19.0, 0
     rng = np.random.default_rng(11)
     for _ in range(runs):
         process = RobotEProcess()
         for robots, rate in ((100, 0.87), (75, 0.75)):
-            process.restart()
+            process.restart(0.5)
             canary, left = rng.permutation(robots) < 25, 25
             rates = rng.beta(np.where(canary, rate, 0.87) * s, np.where(canary, 1.0 - rate, 0.13) * s)
             for index, x in enumerate(rng.binomial(40, rates) / 40):
                 process.update(int(canary[index]), float(x), left / (robots - index))
                 left -= int(canary[index])
-        found += process.rejects(ALPHA / 2)
+        found += process.rejects(ALPHA)
     assert found / runs >= 0.8 - 3 * math.sqrt(0.25 / runs)
 
 
