@@ -7,6 +7,7 @@ import math
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,11 +52,17 @@ class _Robots:
         self.log_latencies.append(array("d"))
 
     def common(self) -> int:
-        """Return how many episodes three quarters of the robots of either arm have at least, of those that have any."""
-        arms = (
-            [len(o) for o, b in zip(self.outcomes, self.in_b, strict=True) if o and b is in_b] for in_b in (True, False)
-        )
+        """Return how many episodes three quarters of the robots of either arm have at least."""
+        arms = ([len(o) for o, b in zip(self.outcomes, self.in_b, strict=True) if b is in_b] for in_b in (True, False))
         return min((sorted(counts)[(len(counts) - 1) // 4] for counts in arms if counts), default=0)
+
+
+def spread(values: Any, number: int) -> Any:
+    """Return ``number`` of the values, evenly spread over them; all of them if there are no more."""
+    n = len(values)
+    if n <= number:
+        return values
+    return [values[(2 * i + 1) * n // (2 * number)] for i in range(number)]
 
 
 class UnpairedABJudge(ABJudge):
@@ -63,9 +70,13 @@ class UnpairedABJudge(ABJudge):
 
     It looks at the data when a ``looks``-th part of the planned episodes has come in, and not between: so it may be asked at any
     time. Episodes count in the order in which they were assigned; one without an outcome by its deadline has failed
-    (:mod:`vla_evidence.ab_open`). Robots are compared by their first m episodes, m the number that three quarters of the robots
-    of either arm have: else a policy that only works faster, whose robots' means are then less noisy and weigh more, would be
-    called different too often. Memory: up to 9 bytes an episode, up to the planned ones.
+    (:mod:`vla_evidence.ab_open`). Robots are compared by m episodes each, m the number that three quarters of the robots of
+    either arm have: else a policy that only works faster, whose robots' means are then less noisy and weigh more, would be called
+    different too often. Of a robot that has more they are spread evenly over all: its first ones would be of the morning, where
+    the other arm's are of the whole day. Exact only if when a robot joins, and how many episodes it runs, says nothing about how
+    they go, and if who joins does not depend on the arm.
+
+    Memory: up to 9 bytes an episode, up to the planned ones, and for each robot two bytes a draw.
 
     Args:
         planned_episodes: of all robots together, after which it ends.
@@ -194,9 +205,9 @@ class UnpairedABJudge(ABJudge):
         robots, fraction = self._robots, self._done / self._looks
         self._first = first = robots.common()
         assignments = np.stack(robots.columns, axis=1)
-        outcomes = [episodes[:first] for episodes in robots.outcomes]
+        outcomes = [spread(episodes, first) for episodes in robots.outcomes]
         self._last = self._success.look(assignments, [sum(o) for o in outcomes], [len(o) for o in outcomes], fraction)
-        latencies = [np.array(values[:first]) for values in robots.log_latencies]
+        latencies = [np.array(spread(values, first)) for values in robots.log_latencies]
         known = [int(np.isfinite(values).sum()) for values in latencies]
         if any(known):
             self._latency.look(assignments, [float(np.nansum(values)) for values in latencies], known, fraction)
@@ -205,10 +216,12 @@ class UnpairedABJudge(ABJudge):
         last = self._last
         if last is None:
             return f"first look at {math.ceil(self._planned / self._looks)} episodes, {self._used} so far"
-        robots = sum(1 for episodes in self._robots.outcomes if episodes)
+        look, robots = f"look {self._done} of {self._looks}", sum(1 for episodes in self._robots.outcomes if episodes)
+        if not self._first:
+            return f"{look}: more than a quarter of the robots of an arm have no episode yet, so nothing is compared"
         words = (
-            f"look {self._done} of {self._looks}: {last.as_extreme:.2%} of the assignments that could have been drawn for"
-            f" {robots} robots look like this or more so in the first {self._first} episodes of each"
+            f"{look}: {last.as_extreme:.2%} of the assignments that could have been drawn for"
+            f" {robots} robots look like this or more so in {self._first} episodes of each"
         )
         if last.smallest > self._success.tail_alpha:
             words += (

@@ -38,6 +38,7 @@ from vla_evidence.errors import InputError, check_probability, check_rate
 from vla_evidence.spending import LINEAR
 
 DRAWS = 4999
+_ROWS = 256
 _DIGITS = 9  # draws whose T agree to this many digits of the largest possible one are ties, whatever their rounding
 
 
@@ -167,7 +168,9 @@ def _statistics(
     largest = float(np.abs(influence).sum()) / 2.0
     if largest <= 1e-12 * float((weight * np.abs(mean)).sum()):
         return np.zeros(len(drawn))  # all robots alike
-    return np.asarray(np.round(drawn @ (influence / largest), _DIGITS))
+    influence /= largest
+    parts = [drawn[start : start + _ROWS] @ influence for start in range(0, len(drawn), _ROWS)]  # in bounded memory
+    return np.asarray(np.round(np.concatenate(parts), _DIGITS))
 
 
 def bernoulli_column(seed: str, robot: str, probability: float, real: bool, draws: int = DRAWS) -> NDArray[np.bool_]:
