@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from vla_evidence.ab_verdict import as_arm, as_latency, as_success
 from vla_evidence.assignment_queue import AssignedEpisode, AssignmentQueue
-from vla_evidence.errors import InputError, check_name, check_time, is_integer
+from vla_evidence.errors import InputError, check_name, check_time, is_integer, shown
 
 DEADLINE_S = 3600.0
 GONE_S = 24 * 3600.0
@@ -111,7 +111,7 @@ class OpenEpisodes(AssignmentQueue[ABUnit]):
         as_arm(arm)
         if not is_integer(episode) or episode != expected:
             raise InputError(
-                "INPUT_VALUE", "episode", f"{episode!r} of robot {robot!r} is not its next one, {expected}"
+                "INPUT_VALUE", "episode", f"{shown(episode)} of robot {robot!r} is not its next one, {expected}"
             )
         now, unit = self._later(now_s), self._half.get(robot)
         if unit is not None and unit.is_lost and unit.is_closed(now):
@@ -141,7 +141,7 @@ class OpenEpisodes(AssignmentQueue[ABUnit]):
         won, slow, now = as_success(success), as_latency(latency), self._later(now_s)
         numbered = is_integer(episode) and isinstance(robot, str)
         if not numbered or not 0 <= episode < self._next.get(robot, 0):
-            raise InputError("INPUT_VALUE", "episode", f"{episode!r} of robot {robot!r} was not assigned")
+            raise InputError("INPUT_VALUE", "episode", f"{shown(episode)} of robot {shown(robot)} was not assigned")
         self._now_s = now
         found = self._open.get((robot, episode))
         if found is None or not found.is_open(now):

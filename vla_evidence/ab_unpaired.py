@@ -26,7 +26,7 @@ from vla_evidence.ab_verdict import (
     faster_words,
 )
 from vla_evidence.assignment import A, B
-from vla_evidence.errors import MAX_COUNT, InputError, check_name, check_probability, is_integer
+from vla_evidence.errors import MAX_COUNT, InputError, check_name, check_probability, is_integer, shown
 from vla_evidence.randomisation_test import DRAWS, Look, RandomisationTest, bernoulli_column, cohort_assignments
 from vla_evidence.spending import Spending
 
@@ -118,7 +118,7 @@ class UnpairedABJudge(ABJudge):
             ("draws", draws, 19, _MOST_DRAWS),
         ):
             if not is_integer(value) or not least <= value <= most:
-                raise InputError("INPUT_COUNT", name, f"{value!r:.30} is no integer from {least} to {most}")
+                raise InputError("INPUT_COUNT", name, f"{shown(value)} is no integer from {least} to {most}")
         self._planned, self._looks = planned_episodes, min(looks, planned_episodes)
         self._draws, self._seed = draws, seed
         self._split = check_probability("split", split)

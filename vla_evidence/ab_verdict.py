@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
 from vla_evidence.assignment import A, B
-from vla_evidence.errors import InputError
+from vla_evidence.errors import InputError, check_number, shown
 from vla_evidence.intervals import wilson_interval
 
 
@@ -24,6 +23,7 @@ class ABDecision(str, Enum):
     CONTINUE = "CONTINUE"
 
 
+_LONGEST = 1e100
 _BY_SIGN = {1: ABDecision.B_BETTER, -1: ABDecision.A_BETTER}
 
 
@@ -140,7 +140,7 @@ def faster_words(faster: str | None, a: ArmSummary, b: ArmSummary, alpha: float)
 def as_arm(arm: object) -> str:
     """Return ``arm`` if there is such an arm."""
     if arm not in (A, B):
-        raise InputError("INPUT_ARM", "arm", f"{arm!r} is neither {A!r} nor {B!r}")
+        raise InputError("INPUT_ARM", "arm", f"{shown(arm)} is neither {A!r} nor {B!r}")
     return str(arm)
 
 
@@ -148,17 +148,14 @@ def as_success(value: object) -> bool:
     """Return a success as a bool."""
     if value is True or value is False or (isinstance(value, (int, float, np.bool_, np.integer)) and value in (0, 1)):
         return bool(value)
-    raise InputError("INPUT_VALUE", "success", f"{value!r} is neither 0 nor 1")
+    raise InputError("INPUT_VALUE", "success", f"{shown(value)} is neither 0 nor 1")
 
 
 def as_latency(value: float | None) -> float | None:
     """Return a latency that can be, or None."""
     if value is None:
         return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError) as e:
-        raise InputError("INPUT_VALUE", "latency", f"{value!r} is no number") from e
-    if not (math.isfinite(number) and number > 0.0):
-        raise InputError("INPUT_VALUE", "latency", f"{value!r} is not positive")
+    number = check_number("latency", value)
+    if not 0.0 < number <= _LONGEST:
+        raise InputError("INPUT_VALUE", "latency", f"{shown(value)} does not lie above 0 and up to {_LONGEST:g}")
     return number

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vla_evidence.errors import MAX_COUNT, InputError, check_margin, check_name, check_probability
+from vla_evidence.errors import MAX_COUNT, InputError, check_margin, check_name, check_probability, shown
 from vla_evidence.robot_units import RobotPrior
 from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit
 from vla_evidence.two_sample import BetaPrior
@@ -113,7 +113,7 @@ class CanaryConfig:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= MAX_COUNT:
                 raise InputError(
-                    "INPUT_COUNT", name, f"{value!r:.40} is no positive count: nothing is proven by no data"
+                    "INPUT_COUNT", name, f"{shown(value)} is no positive count: nothing is proven by no data"
                 )
         positive = {"deadline_s": self.deadline_s, "advance_max_evidence": self.advance_max_evidence}
         if self.latency_limit_s is not None:

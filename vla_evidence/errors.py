@@ -11,9 +11,11 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 MAX_COUNT = 1 << 53
+MAX_NAME_BYTES = 1024
 
 
 class EvidenceError(ValueError):
@@ -38,54 +40,78 @@ class LogError(EvidenceError):
     """LOG_SYNTAX, LOG_VALUE, LOG_UNREADABLE, LOG_NOT_WRITTEN, REPLAY_DIFFERS."""
 
 
+def shown(value: object) -> str:
+    """Return a value as messages show it: shortened, whatever it is."""
+    try:
+        return f"{value!r:.60}"
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a {type(value).__name__} too long to be shown"
+
+
 def is_integer(value: object) -> bool:
     """Whether it is an integer; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_name(field: str, value: Any) -> str:
-    """Return ``value`` if it is a name: text that can be written, and not empty."""
+    """Return ``value`` if it is a name: text that can be written, not empty and not endless."""
     try:
-        if not isinstance(value, str) or not value.encode():
-            raise InputError("INPUT_VALUE", field, f"{value!r} is no name")
+        if not isinstance(value, str) or not 0 < len(value.encode()) <= MAX_NAME_BYTES:
+            raise InputError("INPUT_VALUE", field, f"{shown(value)} is no name of 1 to {MAX_NAME_BYTES} bytes")
     except UnicodeEncodeError as e:
-        raise InputError("INPUT_VALUE", field, f"{value!r} is not valid Unicode") from e
+        raise InputError("INPUT_VALUE", field, f"{shown(value)} is not valid Unicode") from e
     return value
 
 
-def check_time(field: str, value: Any) -> float:
-    """Return ``value`` if it is a finite time."""
+def check_number(field: str, value: Any, code: str = "INPUT_VALUE") -> float:
+    """Return ``value`` as a float if it is a finite number."""
+    if type(value) is float and math.isfinite(value):
+        return value
     try:
-        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise InputError("INPUT_VALUE", field, f"{value!r:.40} is no time")
+        raise InputError(code, field, f"{shown(value)} is no finite number")
     return number
 
 
-def check_probability(field: str, value: float) -> float:
-    """Return ``value`` if it lies strictly between 0 and 1."""
-    if not 0.0 < value < 1.0:
-        raise InputError("INPUT_PROBABILITY", field, f"{value} does not lie strictly between 0 and 1")
-    return float(value)
+def check_time(field: str, value: Any) -> float:
+    """Return ``value`` if it is a time."""
+    if isinstance(value, bool):
+        raise InputError("INPUT_VALUE", field, f"{value} is no time")
+    return check_number(field, value)
+
+
+def check_probability(field: str, value: float, below: float = 1.0) -> float:
+    """Return ``value`` if it lies strictly between 0 and ``below``."""
+    number = check_number(field, value, "INPUT_PROBABILITY")
+    if not 0.0 < number < below:
+        raise InputError("INPUT_PROBABILITY", field, f"{value} does not lie strictly between 0 and {below:g}")
+    return number
 
 
 def check_rate(field: str, value: float) -> float:
     """Return ``value`` if it lies between 0 and 1."""
-    if not 0.0 <= value <= 1.0:
+    number = check_number(field, value, "INPUT_RATE")
+    if not 0.0 <= number <= 1.0:
         raise InputError("INPUT_RATE", field, f"{value} does not lie between 0 and 1")
-    return float(value)
+    return number
 
 
 def check_margin(field: str, value: float) -> float:
     """Return ``value`` if it lies between 0 and 1, without 1."""
-    if not 0.0 <= value < 1.0:
+    number = check_number(field, value, "INPUT_MARGIN")
+    if not 0.0 <= number < 1.0:
         raise InputError("INPUT_MARGIN", field, f"{value} does not lie between 0 and 1")
-    return float(value)
+    return number
 
 
 def check_counts(field: str, events: float, observations: float) -> None:
     """Refuse counts with ``0 <= events <= observations <= 2^53`` not holding: beyond, a float cannot count."""
-    if not 0 <= events <= observations <= MAX_COUNT:
-        raise InputError("INPUT_COUNT", field, f"{str(events)[:30]} of {str(observations)[:30]} cannot be")
+    try:
+        possible = 0 <= events <= observations <= MAX_COUNT
+    except TypeError:
+        possible = False
+    if not possible:
+        raise InputError("INPUT_COUNT", field, f"{shown(events)} of {shown(observations)} cannot be")

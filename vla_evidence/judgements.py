@@ -25,7 +25,7 @@ from vla_evidence.ab import PairedABJudge, UnpairedABJudge
 from vla_evidence.assignment import B, arm, arm_in_pair, cohort
 from vla_evidence.canary import CanaryJudge
 from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.errors import EvidenceError, InputError, LogError
+from vla_evidence.errors import EvidenceError, InputError, LogError, check_time, shown
 from vla_evidence.log import EVENT, OUTCOME, Record
 
 
@@ -77,7 +77,7 @@ class _AB:
 
     def verdict(self, inputs: Mapping[str, Any]) -> Any:
         """See :class:`Judgement`."""
-        return self.judge.verdict(inputs["now_s"])
+        return self.judge.verdict(_time_of(inputs))
 
 
 class PairedAB(_AB):
@@ -98,6 +98,8 @@ class RobotsAB(_AB):
     kind = "ab_robots"
 
     def __init__(self, experiment: str, settings: Mapping[str, Any]) -> None:
+        if "seed" in settings:
+            raise InputError("INPUT_VALUE", "seed", "is the experiment's name, and no setting")
         super().__init__(experiment, UnpairedABJudge(**{**settings, "seed": experiment}))
         self.drawn, self._split = settings.get("arms") is None, settings.get("split", 0.5)
 
@@ -150,7 +152,7 @@ class Canary:
 
     def verdict(self, inputs: Mapping[str, Any]) -> Any:
         """See :class:`Judgement`."""
-        return self.judge.verdict(inputs["now_s"])
+        return self.judge.verdict(_time_of(inputs))
 
 
 _KINDS: dict[str, Callable[[str, Mapping[str, Any]], Judgement]] = {
@@ -195,6 +197,12 @@ def _check(record: Record, needed: tuple[str, ...], optional: tuple[str, ...], k
             f"{what} {', '.join(sorted(names))}" for what, names in (("lacks", missing), ("has", unknown)) if names
         ]
         raise InputError("INPUT_VALUE", "record", f"no record of this judge: it {' and '.join(found)}")
+
+
+def _time_of(inputs: Mapping[str, Any]) -> float:
+    if inputs.keys() != {"now_s"}:
+        raise InputError("INPUT_VALUE", "inputs", f"a verdict depends on now_s alone, not on {shown(sorted(inputs))}")
+    return check_time("now_s", inputs["now_s"])
 
 
 def _same_arm(logged: str | int, drawn: str | int) -> None:

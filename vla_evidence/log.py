@@ -42,21 +42,28 @@ Warn = Callable[[str], None]
 
 
 def to_json(value: Any) -> Any:
-    """Return dataclasses, enums, mappings and sequences as JSON values.
+    """Return dataclasses, enums, mappings, sequences and NumPy's values as JSON values.
 
     Raises:
         LogError: LOG_VALUE: a number that is not finite, or something JSON has no word for.
     """
+    try:
+        return _plain(value)
+    except RecursionError as e:
+        raise LogError("LOG_VALUE", "record", "lists in lists without end cannot be written") from e
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
-        return to_json(value.value)
+        return _plain(value.value)
     if is_dataclass(value) and not isinstance(value, type):
-        return to_json(asdict(value))
+        return _plain(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # of NumPy
+        return _plain(value.tolist())
     if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
-    if hasattr(value, "item") and not isinstance(value, (str, bytes)):  # a NumPy scalar
-        value = value.item()
+        return [_plain(item) for item in value]
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -76,6 +83,10 @@ def encode(record: Record) -> bytes:
         line = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except UnicodeEncodeError as e:
         raise LogError("LOG_VALUE", "record", f"{e.object[e.start : e.end]!r} is not valid Unicode") from e
+    except LogError:
+        raise
+    except ValueError as e:  # an integer of more digits than Python writes
+        raise LogError("LOG_VALUE", "record", f"cannot be written: {e}") from e
     if len(line) > MAX_LINE_BYTES:
         raise LogError("LOG_VALUE", "record", f"is longer than {MAX_LINE_BYTES} bytes")
     return line

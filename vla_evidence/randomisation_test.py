@@ -83,9 +83,8 @@ class RandomisationTest:
         two_sided: bool = True,
         icc: float = 0.05,
     ) -> None:
-        if not 0.0 < alpha < 0.5:
-            raise InputError("INPUT_PROBABILITY", "alpha", f"{alpha} does not lie strictly between 0 and 1/2")
-        self.alpha, self.two_sided, self.icc = alpha, two_sided, check_rate("icc", icc)
+        self.alpha = check_probability("alpha", alpha, below=0.5)
+        self.two_sided, self.icc = two_sided, check_rate("icc", icc)
         self._spending = spending
         self._stopped: NDArray[np.bool_] | None = None
         self._spent = {1: 0, -1: 0}  # draws stopped so far on each side

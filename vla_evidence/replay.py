@@ -2,8 +2,8 @@
 """Compute every verdict and every assignment of a log again: the same numbers, or REPLAY_DIFFERS.
 
 What that proves: the verdicts follow from the log's records, and the assignments from the experiment's name. What it does not:
-that the records are what the robots did, or that none is missing behind the last verdict. (Before it, and in an A/B test between
-a robot's episodes, a record that was cut out shows.)
+that the records are what the robots did, or that none is missing: verdicts may have been cut out, outcomes that counted no more,
+and whatever stood behind the last verdict. (Before it, an outcome that counted shows; in an A/B test also an assignment.)
 
 A :class:`LoggedJudgement` judges and writes the log as it goes; opened again after a crash it is where the log ends, for it gets
 there by replaying it. So the log is the judge's memory, and what anybody recomputes from it is what the judge saw.
@@ -11,6 +11,7 @@ there by replaying it. So the log is the judge's memory, and what anybody recomp
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -127,6 +128,7 @@ class LoggedJudgement:
         header = to_json({"kind": kind, "experiment": experiment, "settings": settings})
         self._judgement = judgement_of(header["kind"], header["experiment"], header["settings"])
         self._log = LogWriter(path, kind, experiment, settings, warn=warn)
+        self._behind = False  # the judge knows what the log does not
         try:
             for number, record in self._log.records():
                 place = f"{os.fspath(path)}:{number}"
@@ -148,7 +150,8 @@ class LoggedJudgement:
 
         Raises:
             InputError: the judge refuses it; nothing is logged.
-            LogError: LOG_VALUE; LOG_NOT_WRITTEN: the judge knows what the log does not: open it again.
+            LogError: LOG_VALUE: it cannot be written, and is not judged; LOG_NOT_WRITTEN: the judge knows what the log does not:
+                open it again, and tell it again. Nothing else is possible then.
         """
         self._take({"record": OUTCOME, **to_json(fields)})
 
@@ -163,17 +166,33 @@ class LoggedJudgement:
             InputError: the judge refuses them; LogError: LOG_VALUE; LOG_NOT_WRITTEN.
         """
         inputs = to_json(fields)
-        try:
+        self._refuse_if_behind()
+        with self._behind_unless(InputError):  # time has passed for the judge
             verdict = self._judgement.verdict(inputs)
-        except (KeyError, TypeError, ArithmeticError) as e:
-            raise InputError("INPUT_VALUE", "inputs", f"{type(e).__name__}: {e}") from e
-        self._log.write(encode({"record": VERDICT, "inputs": inputs, "verdict": verdict}), sync=True)
+            line = encode({"record": VERDICT, "inputs": inputs, "verdict": verdict})
+            self._log.write(line, sync=True)
         return verdict
 
     def _take(self, record: Record) -> None:
         line = encode(record)  # what cannot be written must not be judged
+        self._refuse_if_behind()
         take(self._judgement, record)
-        self._log.write(line)
+        with self._behind_unless():
+            self._log.write(line)
+
+    @contextlib.contextmanager
+    def _behind_unless(self, *refusals: type[Exception]) -> Iterator[None]:
+        try:
+            yield
+        except refusals:
+            raise
+        except BaseException:
+            self._behind = True
+            raise
+
+    def _refuse_if_behind(self) -> None:
+        if self._behind:
+            raise LogError("LOG_NOT_WRITTEN", "log", "the judge knows what the log does not: open it again")
 
     def close(self) -> None:
         """Close the log."""
@@ -190,7 +209,11 @@ def differences(logged: Any, computed: Any, name: str = "") -> Iterator[str]:
     """Yield where two JSON values differ, numbers by more than rounding."""
     if isinstance(logged, dict) and isinstance(computed, dict):
         for key in sorted({*logged, *computed}):
-            yield from differences(logged.get(key), computed.get(key), f"{name}.{key}" if name else key)
+            of_key = f"{name}.{key}" if name else key
+            if key in logged and key in computed:
+                yield from differences(logged[key], computed[key], of_key)
+            else:
+                yield f"{of_key}: only the {'log' if key in logged else 'computed verdict'} has it"
     elif isinstance(logged, list) and isinstance(computed, list) and len(logged) == len(computed):
         for index, pair in enumerate(zip(logged, computed, strict=True)):
             yield from differences(*pair, f"{name}[{index}]")
@@ -229,6 +252,10 @@ def _verdict(judgement: Judgement, record: Record, place: str) -> dict[str, Any]
     try:
         logged, inputs = record["verdict"], record["inputs"]
         computed = to_json(judgement.verdict(inputs))
+    except InputError as e:
+        raise LogError("LOG_VALUE", place, f"the judge refuses it: {e}") from e
+    except EvidenceError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise LogError("LOG_VALUE", place, f"the judge refuses it: {type(e).__name__}: {e}") from e
     found = list(differences(logged, computed))

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_evidence.errors import InputError
+from vla_evidence.errors import InputError, check_probability, is_integer, shown
 from vla_evidence.spending import LINEAR
 
 SpendingFunction = Callable[[Any, float], Any]
@@ -61,8 +61,7 @@ class SignTestDesign:
         _check_count("max_pairs", self.max_pairs, 1, MAX_PAIRS)
         if self.min_pairs is not None:
             _check_count("min_pairs", self.min_pairs, 0, self.max_pairs - 1)
-        if not 0.0 < self.alpha < 0.5:
-            raise InputError("INPUT_PROBABILITY", "alpha", f"{self.alpha} does not lie strictly between 0 and 1/2")
+        check_probability("alpha", self.alpha, below=0.5)
         budgets(self)
 
     @property
@@ -76,9 +75,9 @@ class SignTestDesign:
         return min(self.max_pairs // 10, 20) if self.min_pairs is None else self.min_pairs
 
 
-def _check_count(field: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
-        raise InputError("INPUT_COUNT", field, f"{value!r} is no integer from {least} to {most}")
+def _check_count(field: str, value: Any, least: int, most: int) -> None:
+    if not is_integer(value) or not least <= value <= most:
+        raise InputError("INPUT_COUNT", field, f"{shown(value)} is no integer from {least} to {most}")
 
 
 @lru_cache(maxsize=64)

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]
 
-from vla_evidence.errors import InputError, check_probability
+from vla_evidence.errors import InputError, check_probability, shown
 
 _FAMILIES = ("linear", "obrien_fleming", "pocock", "power")
 
@@ -73,6 +73,8 @@ class Spending:
         Raises:
             InputError: INPUT_VALUE: none of these.
         """
+        if not isinstance(text, str):
+            raise InputError("INPUT_VALUE", "spending", f"{shown(text)} is no name of a spending function")
         family, colon, exponent = text.partition(":")
         if (family == "power") != bool(colon):
             raise InputError("INPUT_VALUE", "spending", f"{text!r}: the power family, and no other, has an exponent")
