@@ -108,13 +108,17 @@ class Inbox:
 
 
 class Goal:
-    """A goal that was sent to an action server."""
+    """A goal that was sent to an action server.
+
+    Everything is asked on the probe's executor: asked beside it, rclpy may see an answer before it has noted the question, and
+    drops it.
+    """
 
     def __init__(self, handle: Any, feedback: Inbox, owner: RosHarness) -> None:
         self._handle, self._owner = handle, owner
         self.feedback = feedback
         self.accepted: bool = handle.accepted
-        self._result = handle.get_result_async() if handle.accepted else None
+        self._result = owner.on_executor(handle.get_result_async) if handle.accepted else None
 
     def result(self, timeout_s: float = TIMEOUT_S) -> Any:
         """Wait for the result message."""
@@ -126,7 +130,8 @@ class Goal:
 
     def cancel(self, timeout_s: float = TIMEOUT_S) -> bool:
         """Ask for cancellation; return whether the server agreed to try."""
-        response = self._owner.wait_future(self._handle.cancel_goal_async(), "the reply to cancel", timeout_s)
+        asked = self._owner.on_executor(self._handle.cancel_goal_async)
+        response = self._owner.wait_future(asked, "the reply to cancel", timeout_s)
         return bool(response.goals_canceling)
 
 
@@ -262,7 +267,8 @@ class RosHarness:
             client = self._clients[name] = self.on_executor(lambda: ActionClient(self.node, action_type, name))
         wait_for(client.server_is_ready, f"the action {name}", timeout_s)
         feedback = Inbox(f"{name} feedback")
-        future = client.send_goal_async(goal, feedback_callback=lambda message: feedback.put(message.feedback))
+        take = lambda message: feedback.put(message.feedback)  # noqa: E731
+        future = self.on_executor(lambda: client.send_goal_async(goal, feedback_callback=take))
         return Goal(self.wait_future(future, f"a reply of {name}", timeout_s), feedback, self)
 
 
