@@ -36,7 +36,7 @@ class ABJudge(ABC):
             robot: its name.
             episode: its number on this robot, 0, 1, …; where episodes are paired, 2k and 2k + 1 are a pair.
             arm: "A" or "B"; one of each in a pair, or always the robot's own.
-            now_s: when [s]; a clock that goes back counts as one that stands.
+            now_s: when [s], by one steady clock: going back counts as standing still, a jump lets deadlines pass.
 
         Raises:
             InputError: INPUT_VALUE: not the robot's next number, no name, or no time; INPUT_ARM: no such arm, the pair has it

@@ -134,7 +134,7 @@ class CanaryEvidence:
             episode: a name that no other episode has. Told again, also after its end, it is refused for a deadline at least.
             robot: which runs it.
             group: 0 incumbent, 1 canary.
-            now_s: when [s].
+            now_s: when [s], by the one steady clock of this judge.
             probability: with which it was assigned to the canary, best the same for a whole stage; an episode without a choice is
                 no evidence. For units of robots it follows from the cohort, and is None.
 
@@ -183,7 +183,7 @@ class CanaryEvidence:
         Args:
             episode: its name.
             success: whether it succeeded.
-            now_s: when [s].
+            now_s: when [s], by the one steady clock of this judge.
             latency_s: how long it took [s].
             scores: by source, the largest score of each of its blocks. Of a source that is not judged they are ignored.
 
