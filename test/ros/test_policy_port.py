@@ -36,15 +36,22 @@ def node() -> Iterator[RosHarness]:
         yield node
 
 
-@pytest.fixture
-def policy(node: RosHarness) -> Iterator[StandInPolicyNode]:
+@pytest.fixture(scope="module")
+def stand_in(node: RosHarness) -> Iterator[StandInPolicyNode]:
     with StandInPolicyNode(node.domain) as policy:  # type: ignore[attr-defined]
         yield policy
 
 
-def make_port(node: RosHarness) -> RosPolicyPort:
+@pytest.fixture
+def policy(stand_in: StandInPolicyNode) -> StandInPolicyNode:
+    """A policy node that has just been started; it was in the graph before, because to be discovered takes seconds."""
+    stand_in.restart()
+    return stand_in
+
+
+def make_port(node: RosHarness, policy_node: str = "policy_node") -> RosPolicyPort:
     return node.on_executor(
-        lambda: RosPolicyPort(node.node, "policy_node", SILENT_S, lambda: None, Diagnostics(node.node, "test"))
+        lambda: RosPolicyPort(node.node, policy_node, SILENT_S, lambda: None, Diagnostics(node.node, "test"))
     )
 
 
@@ -56,7 +63,7 @@ def port(node: RosHarness, policy: StandInPolicyNode) -> RosPolicyPort:
 
 
 def test_without_a_policy_node_calls_return_policy_absent_and_the_status_is_unknown(node: RosHarness) -> None:
-    port = make_port(node)
+    port = make_port(node, "nobody")
     assert port.status() is None
     assert port.prepare(Path("/nowhere"), "0" * 64, ignore, never, 600.0).error_code == "POLICY_ABSENT"
     assert port.swap(SwapRequest("0" * 64), never).error_code == "POLICY_ABSENT"

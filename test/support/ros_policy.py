@@ -44,16 +44,8 @@ class StandInPolicyNode:
     """
 
     def __init__(self, domain: int, namespace: str = "", name: str = "policy_node") -> None:
-        self.prepare_s = 0.05
-        self.accept_s = 0.0
-        self.prepare_error = ""
-        self.swap_error = ""
-        self.silent = False
-        self.prepared_paths: list[Path] = []
-        self.swaps: list[Any] = []
-        self.cancelled = 0
-        self.active, self.standby, self.prepared = NOTHING, NOTHING, NOTHING
-        self.generation, self.on_trial, self.boot_id = 0, False, uuid.uuid4().hex
+        self._boots = 0
+        self._forget()
         self._mutex = threading.RLock()
         self._ros = RosHarness(domain, name, namespace, threads=4)
         node, group = self._ros.node, ReentrantCallbackGroup()
@@ -83,6 +75,21 @@ class StandInPolicyNode:
     def close(self) -> None:
         """Leave the graph."""
         self._ros.close()
+
+    def restart(self) -> None:
+        """Be as new, as another process of this name would be, and say so; preparations under way are lost."""
+        self._forget()
+        self.publish_status()
+
+    def _forget(self) -> None:
+        self._boots += 1
+        self.prepare_s, self.accept_s = 0.05, 0.0
+        self.prepare_error, self.swap_error, self.silent = "", "", False
+        self.prepared_paths: list[Path] = []
+        self.swaps: list[Any] = []
+        self.cancelled = 0
+        self.active, self.standby, self.prepared = NOTHING, NOTHING, NOTHING
+        self.generation, self.on_trial, self.boot_id = 0, False, uuid.uuid4().hex
 
     def is_heard(self, *, scores: bool = True) -> bool:
         """Whether somebody listens to statuses, reports and outcomes, and to scores."""
@@ -170,8 +177,11 @@ class StandInPolicyNode:
         path = Path(goal.request.bundle_path)
         self.prepared_paths.append(path)
         result = PrepareModel.Result()
-        deadline = time.monotonic() + self.prepare_s
+        boot, deadline = self._boots, time.monotonic() + self.prepare_s
         while time.monotonic() < deadline:
+            if boot != self._boots:
+                goal.abort()
+                return result
             if goal.is_cancel_requested:
                 self.cancelled += 1
                 goal.canceled()
