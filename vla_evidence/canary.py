@@ -28,11 +28,12 @@ from typing import Any
 
 from vla_evidence.canary_config import FEWEST_FOR_LIMIT
 from vla_evidence.canary_evidence import CanaryEvidence
-from vla_evidence.canary_tests import EpisodeComparison, RobotComparison
-from vla_evidence.canary_verdict import CanaryDecision, CanaryVerdict, demanded, excluded, listed
+from vla_evidence.canary_tests import EpisodeComparison
+from vla_evidence.canary_verdict import CanaryDecision, CanaryVerdict, demanded, excluded
 from vla_evidence.exceedance import odds
 from vla_evidence.stages import Stage
 from vla_evidence.two_sample import CANARY, INCUMBENT
+from vla_evidence.words import listed
 
 _CODES = {"success": "SUCCESS_WORSE", "latency": "LATENCY_WORSE"}
 _FORECAST_FROM = 0.25
@@ -62,10 +63,14 @@ class CanaryJudge(CanaryEvidence):
         if not missing:
             return self._say(CanaryDecision.ADVANCE, "no sign of harm, and enough of everything", drop)
         out_of_reach = self._out_of_reach(stage, drop)
-        lacks = "; ".join((", ".join(missing), excluded(drop), *self._limits_of(stage, drop)))
+        margin = None if stage.margin is None or _within(drop, stage.margin) else stage.margin
+        limits = self._comparison.limits(margin, self.config.advance_alpha, self._alphas)
+        lacks = "; ".join((", ".join(missing), excluded(drop), *limits))
         if time_over or out_of_reach:
             why = out_of_reach or f"the stage's {stage.duration_s / 3600.0:g} h are over"
-            ask = f"{why}, and this is missing: {lacks}; {self._what_helps()}ask a person"
+            elapsed_s = self._now_s - self._since_s
+            helps = self._comparison.what_helps(margin, self.config.advance_alpha, elapsed_s)
+            ask = f"{why}, and this is missing: {lacks}; {helps}ask a person"
             return self._say(CanaryDecision.INCONCLUSIVE, ask, drop, missing=tuple(missing))
         return self._say(CanaryDecision.HOLD, f"missing: {lacks}", drop, missing=tuple(missing))
 
@@ -111,15 +116,6 @@ class CanaryJudge(CanaryEvidence):
             return ""
         expected = self._stage_units[CANARY] + more[1]
         return f"at this pace the stage ends with {expected:.0f} canary episodes, too few even if all succeed"
-
-    def _limits_of(self, stage: Stage, drop: float | None) -> list[str]:
-        """Return what the stage's units cannot show, however it goes."""
-        margin = None if stage.margin is None or _within(drop, stage.margin) else stage.margin
-        return self._comparison.limits(margin, self.config.advance_alpha, self._alphas)
-
-    def _what_helps(self) -> str:
-        closed = isinstance(self._comparison, RobotComparison) and self._comparison.closed
-        return "the evidence of its robots is closed, so more takes another stage, or a longer one; " if closed else ""
 
     def _say(
         self, decision: CanaryDecision, why: str, drop: float | None, *, code: str = "", missing: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ from vla_evidence.canary_config import CanaryConfig
 from vla_evidence.errors import InputError, check_probability
 from vla_evidence.non_inferiority import MARGINS, MAX_PROBABILITIES, NonInferiority
 from vla_evidence.robot_units import RobotCohort, RobotEProcess, RobotPrior, smallest_drop
+from vla_evidence.tables import hours_text
 from vla_evidence.two_sample import CANARY, INCUMBENT, BetaPrior, TwoSampleEProcess
 
 _FAST = BetaPrior(19.0, 1.0)
@@ -84,6 +85,10 @@ class Comparison(ABC):
     def limits(self, margin: float | None, advance_alpha: float, harm_alphas: Mapping[str, float]) -> list[str]:
         """Return what cannot be shown at these levels, however it goes."""
         return []
+
+    @abstractmethod
+    def what_helps(self, margin: float | None, alpha: float, elapsed_s: float) -> str:
+        """Return what would help if a margin was not excluded in this time; empty, or with "; " at its end."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -181,6 +186,17 @@ class EpisodeComparison(Comparison):
     def excluded_drop(self, alpha: float) -> float | None:
         """See :class:`Comparison`."""
         return self._excluded.excluded_drop(alpha)
+
+    def what_helps(self, margin: float | None, alpha: float, elapsed_s: float) -> str:
+        """See :class:`Comparison`: more of the same, if it went well."""
+        if margin is None:
+            return ""
+        growth = self._excluded.growth_needed(margin, alpha)
+        if growth is None:
+            return "more of the same would not exclude it; "
+        return (
+            f"if it goes on like this, about {hours_text(elapsed_s / 3600.0 * (growth - 1.0))} more would exclude it; "
+        )
 
     def best_drop(self, alpha: float, more: tuple[float, float]) -> float | None:
         """Return it for the best that may still come: so many units of incumbent and canary, all the canary's successes.
@@ -325,6 +341,14 @@ class RobotComparison(Comparison):
                 robots = f"{canaries} canary robots without a fault exclude"
             limits.append(f"{robots} a drop of {best:.1%} at best where the incumbent never fails")
         return limits
+
+    def what_helps(self, margin: float | None, alpha: float, elapsed_s: float) -> str:
+        """See :class:`Comparison`."""
+        return (
+            "the evidence of its robots is closed, so more takes another stage, or a longer one; "
+            if self.closed
+            else ""
+        )
 
     def excluded_drop(self, alpha: float) -> float | None:
         """See :class:`Comparison`; from the largest margin downwards, as for :class:`NonInferiority`.

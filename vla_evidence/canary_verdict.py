@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
-
-_NAMED = 5
 
 
 class CanaryDecision(Enum):
@@ -53,9 +51,3 @@ def excluded(drop: float | None) -> str:
     if drop is None:
         return "no drop can be excluded yet"
     return "it is better" if drop == 0.0 else f"a drop of {drop:.3g} or more can be excluded"
-
-
-def listed(robots: Iterable[str]) -> str:
-    """Return the first few names."""
-    names = sorted(robots)
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

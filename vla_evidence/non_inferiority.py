@@ -124,7 +124,8 @@ class NonInferiority:
     def growth_needed(self, margin: float, alpha: float, most: float = 100.0) -> float | None:
         """Return how many times the units there are it takes until ``margin`` is excluded, if all goes on as it went.
 
-        At least 1; None: more than ``most``. An extrapolation of what was seen, no promise.
+        At least 1; None: more than ``most``. An extrapolation of both rates, no promise. Groups grow as they are drawn: a share of
+        the canary that is off by chance would be ever stronger evidence, were it to stay so.
         """
         drop = self.excluded_drop(alpha)
         if drop is not None and drop <= margin:
@@ -141,9 +142,13 @@ class NonInferiority:
         return math.exp(high)
 
     def _excludes_when_grown(self, factor: float, margin: float, alpha: float) -> bool:
-        grown = self.copy()
-        for counts in grown._counts.values():
-            counts *= factor
+        grown, counts = self.copy(), self.counts()
+        if not all(units for _, units in counts):
+            return False
+        rates = [successes / units for successes, units in counts]
+        for probability, each in grown._counts.items():
+            groups = factor * each.sum() * np.array([1.0 - probability, probability])
+            each[:] = [part for n, rate in zip(groups, rates, strict=True) for part in (n * rate, n * (1.0 - rate))]
         drop = grown.excluded_drop(alpha)
         return drop is not None and drop <= margin
 

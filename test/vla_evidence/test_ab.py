@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vla_evidence.ab import ABDecision, PairedABJudge, UnpairedABJudge
+from vla_evidence.ab_unpaired import spread
 from vla_evidence.assignment import A, B, arm
 from vla_evidence.errors import InputError
 from vla_evidence.sign_test import SignTestDesign
@@ -130,6 +131,21 @@ def test_robots_that_never_run_are_no_part_of_the_comparison_and_are_told() -> N
     for n in range(40):
         judge.record(f"r{n % 6}", (A, B)[n % 2], True)
     assert "more than a quarter of the robots of an arm have no episode yet" in judge.verdict().reason
+
+
+def test_episodes_are_spread_evenly_over_all_that_a_robot_ran() -> None:
+    assert spread(range(10), 5) == [1, 3, 5, 7, 9]
+    assert spread(range(7), 3) == [1, 3, 5]
+    assert list(spread(range(3), 5)) == [0, 1, 2]
+
+
+def test_one_robot_that_hardly_runs_does_not_make_all_others_count_for_as_little() -> None:
+    judge = UnpairedABJudge(8 * 30 + 2, arms={f"r{i}": (A, B)[i % 2] for i in range(10)}, looks=1)
+    for number in range(30):
+        for i in range(10):
+            if i < 8 or not number:
+                judge.record(f"r{i}", (A, B)[i % 2], number % 2 == 0)
+    assert "look like this or more so in 30 episodes of each" in judge.verdict().reason
 
 
 def test_to_fail_fast_is_not_to_be_faster() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -155,3 +156,18 @@ def test_the_shares_of_alpha_add_up_to_it() -> None:
     levels = [math.exp(-test["decides_at"]) for test in judge.verdict(0.0).figures["tests"].values()]
     assert levels == pytest.approx([0.03, 0.01, 0.005, 0.005])
     assert math.exp(-judge_of().verdict(0.0).figures["tests"]["success"]["decides_at"]) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("rate", "episodes", "words"),
+    [
+        (0.9, 600, r"if it goes on like this, about [\d.]+ (h|days) more would exclude it"),
+        (0.79, 600, "more of the same would not exclude it"),
+    ],
+)
+def test_who_is_asked_is_told_how_much_longer_the_margin_would_take(rate: float, episodes: int, words: str) -> None:
+    judge = judge_of(stages=(Stage("early", 0.25, DAY, 0.05),))
+    mixed(judge, 0.87, rate, episodes, pi=0.25, seed=2)
+    assert not re.search(words, judge.verdict(0.5 * DAY).message)
+    verdict = judge.verdict(DAY)
+    assert verdict.decision is CanaryDecision.INCONCLUSIVE and re.search(words, verdict.message)

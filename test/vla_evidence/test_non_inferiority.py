@@ -85,6 +85,8 @@ def test_how_much_more_is_needed_is_what_is_needed(margin: float, pi: float) -> 
         assert (drop is not None and drop <= margin) == enough
     assert counted((348, 400), (348, 400), 0.5).growth_needed(0.5, ALPHA) == 1.0
     assert evidence.growth_needed(margin, ALPHA, most=1.01) is None
+    lucky = counted((160, 200), (75, 100), 0.25)  # a third of the episodes instead of a quarter: no reason for hope
+    assert lucky.growth_needed(0.04, ALPHA) is None
     worse = counted((400 - units, 400 - units), (units // 2, units), pi)
     assert worse.growth_needed(margin, ALPHA) is None
 
