@@ -130,6 +130,16 @@ def test_a_preparation_that_is_not_accepted_soon_was_lost_on_the_way_and_is_canc
     assert port.prepare(tmp_path / "b", digest, ignore, never, 600.0).success
 
 
+def test_a_policy_node_that_is_found_at_the_last_moment_is_asked_all_the_same(
+    port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = make_bundle(tmp_path / "b").digest
+    monkeypatch.setattr("vla_ota_manager.policy_port.node.DISCOVERY_S", 0.0)
+    result = port.prepare(tmp_path / "b", digest, ignore, never, 600.0)
+    assert result.success, result
+    assert port.swap(SwapRequest(digest), never).success
+
+
 def test_a_policy_node_that_is_not_configured_is_as_good_as_silent(
     port: RosPolicyPort, policy: StandInPolicyNode, node: RosHarness
 ) -> None:

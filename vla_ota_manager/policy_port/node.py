@@ -214,7 +214,7 @@ class RosPolicyPort:
             wait_until(lambda: bool(is_ready()), give_up)
         except GivenUpError as e:
             raise GivenUpError(_ABSENT if e.reason == _TIMEOUT else e.reason) from e
-        if reason := give_up():
+        if (reason := give_up()) and reason != _TIMEOUT:  # it was found, be it at the last moment
             raise GivenUpError(reason)
 
     def _give_up(self, cancelled: Cancelled, timeout_s: float) -> Callable[[], str]:
