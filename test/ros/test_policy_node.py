@@ -37,13 +37,32 @@ def rig(ros_domain: int, tmp_path: Path) -> Iterator[PolicyRig]:
         yield running
 
 
-def test_a_swap_in_motion_is_answered_reported_and_undone_without_a_missed_tick(rig: PolicyRig, tmp_path: Path) -> None:
-    first = rig.status.last
-    manifest = scripted_bundle(tmp_path / "b", "1.1.0", offset=0.02)
+@pytest.fixture(scope="module")
+def shared_rig(tmp_path_factory: pytest.TempPathFactory, shared_domain: int) -> Iterator[PolicyRig]:
+    """One robot that runs 1.0.0, for tests that change nothing; in the end its node ends cleanly."""
+    folder = tmp_path_factory.mktemp("shared")
+    scripted_bundle(folder / "a", "1.0.0")
+    with PolicyRig(shared_domain, folder, model_path=str(folder / "a")) as running:
+        running.wait_running("1.0.0")
+        yield running
+        assert running.node.stop() == 0
 
-    reply = rig.swap(
-        bundle_path=str(tmp_path / "b"), digest=manifest.digest, expected_active_digest=first.active_digest
-    )
+
+@pytest.fixture
+def lent_rig(shared_rig: PolicyRig) -> Iterator[PolicyRig]:
+    """The same robot for a test that changes it for a while: it runs 1.0.0 before, and must again afterwards."""
+    shared_rig.wait_running("1.0.0")
+    shared_rig.forget()
+    yield shared_rig
+    shared_rig.wait_running("1.0.0")
+
+
+def test_a_swap_in_motion_is_answered_reported_and_undone_without_a_missed_tick(lent_rig: PolicyRig) -> None:
+    rig, bundle = lent_rig, lent_rig.folder / "swapped"
+    first = rig.status.wait()
+    manifest = scripted_bundle(bundle, "1.1.0", offset=0.02)
+
+    reply = rig.swap(bundle_path=str(bundle), digest=manifest.digest, expected_active_digest=first.active_digest)
 
     assert reply.success, reply.message
     assert (reply.active_version, reply.report.from_version, reply.report.to_version) == ("1.1.0", "1.0.0", "1.1.0")
@@ -81,21 +100,11 @@ def test_a_swap_that_cannot_be_done_says_why_and_the_robot_keeps_its_policy(
     assert shared_rig.wait_running("1.0.0").error_code in ("", code)
 
 
-@pytest.fixture(scope="module")
-def shared_rig(tmp_path_factory: pytest.TempPathFactory, shared_domain: int) -> Iterator[PolicyRig]:
-    """One robot for tests that change nothing."""
-    folder = tmp_path_factory.mktemp("shared")
-    scripted_bundle(folder / "a", "1.0.0")
-    with PolicyRig(shared_domain, folder, model_path=str(folder / "a")) as running:
-        running.wait_running("1.0.0")
-        yield running
-
-
-def test_prepare_model_gives_feedback_and_its_result_is_activated_by_digest(rig: PolicyRig, tmp_path: Path) -> None:
-    manifest = scripted_bundle(tmp_path / "b", "1.1.0")
-    goal = rig.ros.send_goal(
-        PrepareModel, "policy_node/prepare_model", PrepareModel.Goal(bundle_path=str(tmp_path / "b"))
-    )
+def test_prepare_model_gives_feedback_and_its_result_is_activated_by_digest(lent_rig: PolicyRig) -> None:
+    rig, bundle = lent_rig, lent_rig.folder / "prepared"
+    first = rig.status.wait()
+    manifest = scripted_bundle(bundle, "1.1.0")
+    goal = rig.ros.send_goal(PrepareModel, "policy_node/prepare_model", PrepareModel.Goal(bundle_path=str(bundle)))
     result = goal.result()
     assert result.success, result.message
     assert (result.version, result.digest) == ("1.1.0", manifest.digest)
@@ -104,17 +113,20 @@ def test_prepare_model_gives_feedback_and_its_result_is_activated_by_digest(rig:
     assert rig.wait_status(lambda m: m.prepared_version == "1.1.0", "1.1.0 prepared").active_version == "1.0.0"
     assert rig.swap(digest=manifest.digest).success
     rig.wait_running("1.1.0")
+    assert rig.swap(digest=first.active_digest).success
 
 
-def test_a_cancelled_preparation_leaves_the_running_policy_alone(rig: PolicyRig, tmp_path: Path) -> None:
-    scripted_bundle(tmp_path / "slow", "1.1.0", load_sleep_s=30.0)
-    request = PrepareModel.Goal(bundle_path=str(tmp_path / "slow"))
+def test_a_cancelled_preparation_leaves_the_running_policy_alone(lent_rig: PolicyRig) -> None:
+    rig, bundle = lent_rig, lent_rig.folder / "slow"
+    starved = rig.status.wait().starved_ticks
+    scripted_bundle(bundle, "1.1.0", load_sleep_s=30.0)
+    request = PrepareModel.Goal(bundle_path=str(bundle))
     goal = rig.ros.send_goal(PrepareModel, "policy_node/prepare_model", request)
     goal.feedback.wait(lambda m: m.state == "LOADING")
     assert goal.cancel()
     assert goal.status() == GoalStatus.STATUS_CANCELED
     assert goal.result().error_code == "CANCELLED"
-    assert rig.wait_running("1.0.0").starved_ticks == 0
+    assert rig.wait_running("1.0.0").starved_ticks == starved
 
 
 def test_an_episode_is_opened_closed_and_published(shared_rig: PolicyRig) -> None:
@@ -256,13 +268,9 @@ def test_a_second_policy_node_is_kept_off_the_command_topic(rig: PolicyRig, ros_
     with PolicyRig(ros_domain, tmp_path, model_path=str(tmp_path / "a"), remaps=("__node:=second",)) as second:
         wait_for(lambda: second.node.log.count("COMMAND_TOPIC_") > 1, "the second node's refusals")
         rig.wait_running("1.0.0")
-        assert rig.node.stop() == 0
+        assert rig.node.stop() == 0  # cleanly, because it was asked to
         second.status = second.ros.subscribe(PolicyStatus, "second/status", qos.LATCHED)
         second.wait_running("1.0.0")  # it had not given up
-
-
-def test_the_node_ends_cleanly_when_it_is_asked_to(rig: PolicyRig) -> None:
-    assert rig.node.stop() == 0
 
 
 def test_a_node_that_was_killed_and_started_again_holds_until_resume_and_begins_where_the_robot_is(
@@ -296,7 +304,8 @@ def test_with_simulated_time_that_stands_still_the_node_starts_and_reports(ros_d
         rig.wait_status(lambda m: m.ticks > 0, "another status")
 
 
-def test_an_explicit_false_stops_a_robot_that_needs_no_motion_enabled(rig: PolicyRig) -> None:
+def test_an_explicit_false_stops_a_robot_that_needs_no_motion_enabled(lent_rig: PolicyRig) -> None:
+    rig = lent_rig
     rig.robot.motion = False
     stopped = rig.wait_status(lambda m: m.state == PolicyStatus.STATE_MOTION_DISABLED, "motion disabled")
     assert not stopped.motion_enabled

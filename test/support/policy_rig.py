@@ -79,6 +79,7 @@ class PolicyRig:
     ) -> None:
         if contract is not None:
             (folder / "contract.yaml").write_text(contract_text(**contract))
+        self.folder = folder
         self.ros = RosHarness(domain, namespace=namespace)
         self.robot = IdealRobot(self.ros)
         self.status: Inbox = self.ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED)
@@ -106,6 +107,11 @@ class PolicyRig:
             self.node.__exit__(kind, error, trace)
         finally:
             self.ros.close()
+
+    def forget(self) -> None:
+        """Forget every message received so far."""
+        for inbox in (self.status, self.reports, self.scores, self.outcomes):
+            inbox.clear()
 
     def wait_status(self, accept: Callable[[Any], bool], what: str) -> Any:
         """Wait for a status from now on."""
