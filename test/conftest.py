@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from support import dds_profile
 from support.domains import claim_domain
 from support.kept import KEPT
 from support.shared_memory import remove_orphaned_shared_memory
@@ -22,6 +23,8 @@ hypothesis.settings.load_profile("vla_ota")
 # Before any rclpy context: nodes of a test never talk to anything outside this machine.
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="vla_ota_test_log_"))
+os.environ[dds_profile.VARIABLE] = str(Path(os.environ["ROS_LOG_DIR"]) / "fastdds.xml")
+dds_profile.write_test_profile(Path(os.environ[dds_profile.VARIABLE]))
 
 
 def _has_children() -> bool:

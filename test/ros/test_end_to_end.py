@@ -1,4 +1,5 @@
-"""The real robot software in one piece: simulated arm, trained policy, policy node and manager, each a process of its own.
+"""The real robot software in one piece: simulated arm, trained policy, policy node and manager, each a process of its own, with
+the Fast DDS profile as it is shipped.
 
 A first install and an update prove themselves and are committed while the arm works; a version that behaves badly is undone by
 the robot without a download; an acting worker that is killed is replaced.
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
+from support import dds_profile
 from support.domains import claim_domain
 from support.http_server import CheckpointServer, publish_bundle
 from support.ros import NodeProcess, RosHarness, wait_for
@@ -26,6 +28,7 @@ from vla_sim.recipes import VARIANTS, make_all
 
 CONTRACT = Path(__file__).resolve().parents[2] / "config" / "sim_arm.contract.yaml"
 VERSIONS = ("1.1.0", "1.2.0")
+AS_SHIPPED = {dds_profile.VARIABLE: str(dds_profile.SHIPPED)}
 PATIENCE_S = 60.0
 VERDICTS = ("SCORES_WORSE", "SUCCESS_WORSE", "HARD_LIMIT")
 MANAGER: dict[str, Any] = {
@@ -44,10 +47,7 @@ class Robot:
     """Every process of one robot, a checkpoint server, and somebody who listens."""
 
     def __init__(self, domain: int, folder: Path, stack: ExitStack) -> None:
-        bundles = make_all(folder / "versions", variants=[v for v in VARIANTS if v.version in VERSIONS])
         (folder / "www").mkdir()
-        self._paths = {version: publish_bundle(folder / "www", bundle) for version, bundle in bundles.items()}
-        self._digests = {version: load_manifest(bundle).digest for version, bundle in bundles.items()}
         self.server = stack.enter_context(CheckpointServer(folder / "www"))
         self.ros = stack.enter_context(RosHarness(domain))
         self.events = self.ros.subscribe(ModelEvent, "ota_manager/events")
@@ -67,7 +67,10 @@ class Robot:
             },
         }  # fmt: skip
         for module, parameters in nodes.items():
-            stack.enter_context(NodeProcess(module, domain, logs, parameters=parameters))
+            stack.enter_context(NodeProcess(module, domain, logs, parameters=parameters, environment=AS_SHIPPED))
+        bundles = make_all(folder / "versions", variants=[v for v in VARIANTS if v.version in VERSIONS])
+        self._paths = {version: publish_bundle(folder / "www", bundle) for version, bundle in bundles.items()}
+        self._digests = {version: load_manifest(bundle).digest for version, bundle in bundles.items()}
         self._offers = self.ros.advertise(ModelUpdate, "model_update", qos.OFFERS)
         self.policy.wait(lambda m: m.control_rate_hz > 0, PATIENCE_S, "the policy node")
 
