@@ -138,7 +138,7 @@ def test_a_fault_in_a_trial_stops_the_robot_at_once_and_the_version_before_moves
 
 UNFIT = {
     "a worker that crashes": ("3.0.0", {"crash_at_call": 0}, "GENERATION_LOST"),
-    "a jump": ("3.1.0", {"jump_at_call": 0, "jump": 1.0}, "SEAM_JUMP"),
+    "a jump": ("3.1.0", {"jump_from_call": 0, "jump": 1.0}, "SEAM_JUMP"),
     "a broken limit": ("3.2.0", {"jump_at_call": 0, "jump": 50.0}, "LIMIT"),
 }
 

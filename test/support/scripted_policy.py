@@ -8,7 +8,7 @@ Keys of config.json:
 
 * inference (call 0 is the first one after warm-up): ``sleep_s``, ``crash_at_call``, ``exit_at_call``, ``hang_at_call``,
   ``spin_at_call`` (hangs with the interpreter's lock held), ``raise_at_call``, ``raise_always``, ``nan_at_call``,
-  ``wrong_shape_at_call``, ``float64_at_call``, ``jump_at_call`` with ``jump`` [physical unit], ``reset_raises_at`` (n-th reset)
+  ``wrong_shape_at_call``, ``float64_at_call``, ``jump_at_call`` or ``jump_from_call`` with ``jump`` [physical unit], ``reset_raises_at`` (n-th reset)
 * preparation: ``load_sleep_s``, ``load_crash``, ``load_raise``, ``load_no_memory``, ``warm_up_nan``, ``golden_error`` [physical
   unit], ``spec`` (replaces parts of the true one), ``child_process`` (leaves a ``sleep`` behind)
 * output: ``echo`` (what was observed), ``print_resets``, ``print_lines`` (so many a call)
@@ -72,7 +72,7 @@ class ScriptedPolicy:
         chunk = self._sinusoid(0.0 if instruction == "golden" else time.monotonic())
         if instruction == "golden":
             chunk += np.float32(config.get("golden_error", 0.0))
-        if call == config.get("jump_at_call"):
+        if call == config.get("jump_at_call") or call >= config.get("jump_from_call", np.inf):
             chunk += np.float32(config["jump"])
         if call == config.get("nan_at_call") or (call < 0 and config.get("warm_up_nan") and instruction != "golden"):
             chunk[-1, 0] = np.nan

@@ -114,6 +114,39 @@ def test_a_slow_new_generation_swaps_at_a_later_boundary(make_rig: Any) -> None:
     assert acting[-1] == 2 and not rig.of("HOLD")
 
 
+@pytest.mark.parametrize(("ticks", "again"), [(12, False), (19, False), (24, True)])
+@pytest.mark.parametrize(("late_chunk", "code"), [((5.0, 0.0), "LIMIT"), ((np.nan, 0.0), "NAN"), ((0.01, 0.0), "")])
+def test_a_first_chunk_that_comes_too_late_to_act_is_judged_all_the_same(
+    make_rig: Any, late_chunk: Any, code: str, ticks: int, again: bool
+) -> None:
+    """For the boundary; when its whole plan has passed; when another one was asked for."""
+    rig = make_rig()
+    rig.run((0.0, 0.0), ticks=15)
+    asked: list[dict[str, Any]] = []
+    told: list[bool] = []
+
+    def slow_at_first(plan: int) -> Any:
+        if not told:
+            request = rig.workers[2].request()
+            assert request is not None
+            asked.append(dict(request))
+            return None
+        return (0.01, 0.0)
+
+    worker = rig.add(2, slow_at_first)
+    rig.activate(2, "CHUNK", timeout_s=5.0)
+    while not asked:
+        rig.tick()
+    rig.tick(ticks)
+    assert (len(asked) > 1) == again
+    newest = worker.answered
+    told.append(worker.answer(late_chunk, request=asked[0]))
+    worker.answered = newest
+    acting = generations(rig, 60)
+    assert (acting[-1] == 2, 2 in acting) == (not code, not code) and not rig.of("HOLD")
+    assert [e["error_code"] for e in rig.of("SWAP_FAILED")] == ([code] if code else [])
+
+
 def test_a_swap_at_an_episode_waits_for_the_next_episode(make_rig: Any) -> None:
     rig = make_rig()
     rig.run((0.0, 0.0), ticks=15)

@@ -7,7 +7,9 @@ import math
 import os
 import select
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +48,8 @@ class Generation:
         self.id, self.version, self.limiter = handle.id, handle.version, limiter
         self.horizon, self.execute = handle.horizon, handle.execute
         self.asked_ns = 0  # of the open request; 0 = none is open
+        self.outdated: Answer | None = None
+        """The last answer that came too late to be used, while another is waited for: it still says what the policy is like."""
         self.refused = 0
         self._relative = relative if relative.any() else None
         self._period_ns = period_ns
@@ -81,7 +85,7 @@ class Generation:
 
     def forget(self) -> None:
         """Refuse the answer to the open request."""
-        self.asked_ns = 0
+        self.asked_ns, self.outdated = 0, None
 
     def poll(self, now_ns: int) -> Answer | None:
         """Return the answer to the open request if it has come."""
@@ -93,18 +97,26 @@ class Generation:
         if read is None:
             return None
         record = read[1]
-        mine = int(record["request"]) == self._request and int(record["generation"]) == self.id
-        if self.asked_ns == 0 or not mine or int(record["tick"]) != self._plan:
+        waits = self.asked_ns != 0 and int(record["generation"]) == self.id
+        if not waits or int(record["request"]) != self._request or int(record["tick"]) != self._plan:
             self.refused += 1
+            if waits and self._relative is None:  # what an older request's actions were relative to is forgotten
+                self.outdated = self._answer(record, self.asked_ns)
             return None
         waited_ns, asked_ns = now_ns - self.asked_ns, self.asked_ns
         self.asked_ns = 0
+        if int(record["error"]) == 0:
+            self._latencies.append(waited_ns)
+        answer = self._answer(record, asked_ns)
+        if int(record["error"]) == 0 and waited_ns > self.horizon * self._period_ns:
+            self.outdated = answer
+            return Answer(None, "OBSERVATION_STALE")  # its whole plan has passed while it was made
+        return answer
+
+    def _answer(self, record: Mapping[str, Any], asked_ns: int) -> Answer:
         error = int(record["error"])
         if error != 0:
             return Answer(None, CHUNK_ERRORS[error] if error < len(CHUNK_ERRORS) else "POLICY_FAILED")
-        self._latencies.append(waited_ns)
-        if waited_ns > self.horizon * self._period_ns:
-            return Answer(None, "OBSERVATION_STALE")  # its whole plan has passed while it was made
         actions = record["actions"].astype(np.float64)
         if self._base is not None:
             actions += self._base
@@ -112,7 +124,7 @@ class Generation:
         if bad.size:
             return Answer(None, "NAN", int(bad[0]))
         verdicts = self.limiter.judge(actions)
-        return Answer(Chunk(self.id, self._plan, self.execute, actions, verdicts, asked_ns), "")
+        return Answer(Chunk(self.id, int(record["tick"]), self.execute, actions, verdicts, asked_ns), "")
 
     def close(self) -> None:
         """Forget the memory and close the descriptors."""

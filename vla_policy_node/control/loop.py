@@ -22,7 +22,7 @@ from vla_policy_node.control.announcer import Announcer
 from vla_policy_node.control.commanded import Commanded
 from vla_policy_node.control.generation import Generation
 from vla_policy_node.control.hold import Stop
-from vla_policy_node.control.limits import OK, REASONS, Limiter, Violation
+from vla_policy_node.control.limits import OK, Limiter, Violation
 from vla_policy_node.control.queue import Action, Chunk, ChunkQueue
 from vla_policy_node.control.reasons import Reasons
 from vla_policy_node.control.swap import WAYS_BACK, PendingSwap
@@ -420,8 +420,12 @@ class ControlLoop:
             self.swap_at_standstill(swap)
             return
         answer = swap.generation.poll(self.now_ns)
-        if answer is not None and answer.chunk is not None:
-            swap.chunk = answer.chunk
+        came = None if answer is None else answer.chunk
+        if fault := swap.fault_of_outdated() or (came is not None and swap.fault(came, 0)):  # in time to act, or not
+            self.fail_swap(*fault)
+            return
+        if came is not None:
+            swap.chunk = came
         elif answer is not None and answer.error == "OBSERVATION_STALE":
             swap.not_before_ns = self.now_ns + _RETRY_TICKS * self.period_ns
         elif answer is not None:
@@ -457,13 +461,9 @@ class ControlLoop:
 
     def _is_good(self, swap: PendingSwap, chunk: Chunk) -> bool:
         """Check the whole part that would be executed before the swap, or it fails."""
-        index = self.queue.plan - chunk.start
-        bad = np.flatnonzero(chunk.verdicts[index : index + chunk.execute])
-        if bad.size:
-            at = index + int(bad[0])
-            violation = swap.generation.limiter.explain(chunk.actions[at], chunk.actions[at - 1] if at else None)
-            self.fail_swap(REASONS[int(chunk.verdicts[at])], f"the new generation's first chunk: {violation.message}")
-        return not bad.size
+        if fault := swap.fault(chunk, self.queue.plan - chunk.start):
+            self.fail_swap(*fault)
+        return not fault
 
     def _move_pointer(self, swap: PendingSwap) -> None:
         """From here on the new generation is the acting one."""

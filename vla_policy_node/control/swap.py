@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_policy_node.control.generation import Generation
+from vla_policy_node.control.limits import REASONS
 from vla_policy_node.control.queue import Chunk
 
 Floats = npt.NDArray[np.float64]
@@ -44,6 +45,24 @@ class PendingSwap:
         if self.at == "CHUNK":
             return at_boundary
         return self.is_open(episode, at_rest=at_rest)
+
+    def fault(self, chunk: Chunk, index: int) -> tuple[str, str] | None:
+        """Return error code and text if the part that would be executed from ``index`` on breaks a limit."""
+        bad = np.flatnonzero(chunk.verdicts[index : index + chunk.execute])
+        if not bad.size:
+            return None
+        at = index + int(bad[0])
+        violation = self.generation.limiter.explain(chunk.actions[at], chunk.actions[at - 1] if at else None)
+        return REASONS[int(chunk.verdicts[at])], f"the new generation's first chunk: {violation.message}"
+
+    def fault_of_outdated(self) -> tuple[str, str] | None:
+        """Return the same of a chunk that came too late to act: a slow machine must not hide what the policy wants."""
+        answer, self.generation.outdated = self.generation.outdated, None
+        if answer is None or answer.error == "OBSERVATION_STALE":
+            return None
+        if answer.chunk is None:
+            return answer.error, "the new generation's first chunk could not be used"
+        return self.fault(answer.chunk, 0)
 
 
 def seam(before: Floats | None, after: Floats, step: Floats) -> tuple[int, float]:
