@@ -15,8 +15,8 @@ incumbent counts as its success where "not worse" is to be proven.
 **INCONCLUSIVE** when the stage's time is over without that, the margin is out of reach at this pace (by episode; of few robots
 the message says what they cannot show), or episodes were not drawn as stated, on which all evidence rests (the canary's share is
 another one, or robots stay with one version; P(this is said wrongly) <= 0.001 each): hold, and ask a person, with the drop that
-can be excluded. By episode it is no final verdict: evidence goes on, and may be looked at again. By robot the stage's evidence is
-closed when its time is over, and another stage or a longer one is needed. **HOLD** otherwise.
+can be excluded. By episode it is no final verdict: evidence goes on, and may be looked at again. By robot the last look is at the
+end of the stage's time, and more takes another stage or a longer one. **HOLD** otherwise.
 
 What it knows, and in which order, is :class:`~vla_evidence.canary_evidence.CanaryEvidence`'s.
 """
@@ -26,9 +26,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from vla_evidence.canary_comparison import EpisodeComparison
 from vla_evidence.canary_config import FEWEST_FOR_LIMIT
 from vla_evidence.canary_evidence import CanaryEvidence
-from vla_evidence.canary_tests import EpisodeComparison
 from vla_evidence.canary_verdict import CanaryDecision, CanaryVerdict, demanded, excluded
 from vla_evidence.exceedance import odds
 from vla_evidence.stages import Stage
@@ -46,7 +46,7 @@ class CanaryJudge(CanaryEvidence):
         """Decide on what is known at this time."""
         stage = self.stage
         self._advance_clock(now_s)
-        time_over = self._now_s - self._since_s >= stage.duration_s
+        time_over = self._now_s - self._since_s >= stage.duration_s and not self._comparison.awaited
         drop = self._comparison.excluded_drop(self.config.advance_alpha)
         fault = self._assignment.fault()
         if not self._convicted and not fault:
@@ -61,15 +61,16 @@ class CanaryJudge(CanaryEvidence):
             return self._say(CanaryDecision.INCONCLUSIVE, why, None, missing=(fault,))
         missing = self._missing(stage, drop)
         if not missing:
-            return self._say(CanaryDecision.ADVANCE, "no sign of harm, and enough of everything", drop)
+            why = f"no sign of harm, and enough of everything; {excluded(drop)}"
+            return self._say(CanaryDecision.ADVANCE, why, drop)
         out_of_reach = self._out_of_reach(stage, drop)
         margin = None if stage.margin is None or _within(drop, stage.margin) else stage.margin
         limits = self._comparison.limits(margin, self.config.advance_alpha, self._alphas)
         lacks = "; ".join((", ".join(missing), excluded(drop), *limits))
         if time_over or out_of_reach:
             why = out_of_reach or f"the stage's {stage.duration_s / 3600.0:g} h are over"
-            elapsed_s = self._now_s - self._since_s
-            helps = self._comparison.what_helps(margin, self.config.advance_alpha, elapsed_s)
+            in_s = self._heard_s - self._since_s or self._now_s - self._since_s  # not: since when nobody tells anything
+            helps = self._comparison.what_helps(margin, self.config.advance_alpha, in_s)
             ask = f"{why}, and this is missing: {lacks}; {helps}ask a person"
             return self._say(CanaryDecision.INCONCLUSIVE, ask, drop, missing=tuple(missing))
         return self._say(CanaryDecision.HOLD, f"missing: {lacks}", drop, missing=tuple(missing))
@@ -87,6 +88,8 @@ class CanaryJudge(CanaryEvidence):
         left_s = stage.duration_s - (self._now_s - self._since_s)
         if left_s > 0.0:
             missing.append(f"{left_s / 3600.0:.3g} h of {stage.duration_s / 3600.0:g}")
+        if self._comparison.awaited:
+            missing.append(f"outcomes of {self._comparison.awaited} episodes that were not told when its time was over")
         for group, name in ((CANARY, "canary"), (INCUMBENT, "incumbent")):
             if self._stage_units[group] < config.min_episodes:
                 missing.append(f"episodes of the {name} ({self._stage_units[group]} of {config.min_episodes})")

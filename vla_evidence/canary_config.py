@@ -67,8 +67,8 @@ class CanaryConfig:
         advance_max_evidence: evidence for harm above this delays an advance.
         incumbent_prior, canary_prior: of the success rates, for units of episodes.
         robot_prior: of the robots' success rates, for units of robots.
-        episodes_per_robot: a robot's mean is over so many; no more than it does in a stage, for what it still owes counts against
-            the canary where "not worse" is to be proven.
+        episodes_per_robot: so many a robot owes in a stage; no more than it does, for what it still owes counts against the
+            canary where "not worse" is to be proven.
         salt: names the experiment: the order of robots depends on it.
 
     Raises:

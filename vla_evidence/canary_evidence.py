@@ -19,12 +19,22 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vla_evidence.assignment_check import AssignmentCheck
+from vla_evidence.canary_by_robot import RobotComparison
+from vla_evidence.canary_comparison import SCORE, Comparison, EpisodeComparison, HarmProcess
 from vla_evidence.canary_config import CanaryConfig
 from vla_evidence.canary_scores import ScoreLimits, Scores
-from vla_evidence.canary_tests import SCORE, Comparison, EpisodeComparison, HarmProcess, RobotComparison
-from vla_evidence.errors import InputError, LogError, check_probability, check_time
+from vla_evidence.errors import (
+    InputError,
+    LogError,
+    check_name,
+    check_number,
+    check_probability,
+    check_time,
+    is_integer,
+    shown,
+)
 from vla_evidence.open_units import OpenUnits
-from vla_evidence.robot_units import RobotCohort
+from vla_evidence.robot_cohort import LOOKS, RobotCohort
 from vla_evidence.stages import Stage, Unit
 from vla_evidence.two_sample import CANARY, INCUMBENT
 
@@ -50,12 +60,14 @@ class CanaryEvidence:
         self._begin_with(ScoreLimits.of(score_history or {}, config.score_quantile))
         self._assignment = AssignmentCheck()
         self._stage = -1
-        self._since_s = self._now_s = 0.0
+        self._since_s = self._now_s = self._heard_s = 0.0  # the last: when an outcome of the stage was told
         self._totals = [[0, 0], [0, 0]]  # of each group: successes, episodes
         self._stage_units = [0, 0]  # of each group: episodes with an outcome
         self._blocks = {source: [0, 0] for source in self._limits.limits}  # in the stage, of each group
         self._probabilities: set[float] = set()  # of the stage's assignments
-        self._canaries: set[str] = set()
+        self._canaries: set[str] = set()  # by robot: of all stages
+        self._fleet: set[str] = set()  # of the first stage
+        self._others: dict[str, int] = {}  # groups of those who run in this stage and are none of its units
         self._silent: set[str] = set()
         self._ignored = 0
         self._convicted = ""  # name of the test by which it was rolled back: final
@@ -106,11 +118,14 @@ class CanaryEvidence:
         self._advance_clock(now_s)
         if compares:
             self._comparison.begin(new, index)
+            self._others = {r: int(g) for r, g in (cohort or {}).items() if new is None or r not in new.groups}
+            self._fleet = self._fleet or set(cohort or {})
             self._canaries |= {robot for robot, group in (cohort or {}).items() if group == CANARY}
         else:
             self._comparison.begin_full()
         self._assignment.begin_stage()
-        self._stage, self._since_s, self._stage_units, self._probabilities = index, self._now_s, [0, 0], set()
+        self._stage, self._stage_units, self._probabilities = index, [0, 0], set()
+        self._since_s = self._heard_s = self._now_s
         self._blocks = {source: [0, 0] for source in self._blocks}
 
     def _new_cohort(self, index: int, groups: Mapping[str, int] | None) -> RobotCohort | None:
@@ -122,10 +137,20 @@ class CanaryEvidence:
             return None
         if not isinstance(groups, Mapping):
             raise InputError("INPUT_ARM", "cohort", f"{groups!r} tells no robots' groups")
+        for robot, group in groups.items():
+            check_name("robot", robot)
+            if not is_integer(group) or group not in (INCUMBENT, CANARY):
+                raise InputError("INPUT_ARM", "cohort", f"{robot!r} is in {shown(group)}, not {INCUMBENT} or {CANARY}")
         if any(groups.get(robot, CANARY) != CANARY for robot in self._canaries):
             raise InputError("INPUT_ARM", "cohort", "a canary of an earlier stage is none any more")
-        new = {robot: group for robot, group in groups.items() if robot not in self._canaries}
-        return self._comparison.cohort_of(index, new)
+        return self._comparison.cohort_of(index, {r: g for r, g in groups.items() if self._is_unit(r)})
+
+    def _is_unit(self, robot: str) -> bool:
+        """Whether a robot may be one of a stage's units: not a canary before, and with the first stage's fleet.
+
+        One that has joined later could be drawn with any rank, and those who were incumbents before only with a high one.
+        """
+        return robot not in self._canaries and (not self._fleet or robot in self._fleet)
 
     def assign(self, episode: str, robot: str, group: int, now_s: float, probability: float | None = None) -> None:
         """An episode was given to a robot; :meth:`finish` tells its outcome, or its deadline passes.
@@ -171,9 +196,9 @@ class CanaryEvidence:
             reason = "follows from the cohort" if by_robot else "is needed: it is what the evidence rests on"
             raise InputError("INPUT_PROBABILITY", "probability", reason)
         if isinstance(self._comparison, RobotComparison) and self._comparison.cohort is not None:
-            is_canary = robot in self._canaries
-            if group != is_canary or not (is_canary or robot in self._comparison.cohort.groups):
-                raise InputError("INPUT_ARM", "robot", f"{robot!r} is not in group {group!r} of the cohort")
+            check_name("robot", robot)
+            if group != self._comparison.cohort.groups.get(robot, self._others.get(robot)):
+                raise InputError("INPUT_ARM", "robot", f"{robot!r} is not in group {shown(group)} of the cohort")
 
     def finish(
         self, episode: str, success: bool, now_s: float, latency_s: float | None = None, scores: Scores | None = None
@@ -190,9 +215,10 @@ class CanaryEvidence:
         Raises:
             InputError: a success that is neither true nor false, a latency that is no duration, or a score that is no number.
         """
-        if success not in (0, 1):
-            raise InputError("INPUT_RATE", "success", f"{success!r} is neither true nor false")
-        if latency_s is not None and not latency_s >= 0.0:
+        check_name("episode", episode)
+        if not isinstance(success, (bool, int, float, np.bool_, np.integer)) or success not in (0, 1):
+            raise InputError("INPUT_RATE", "success", f"{shown(success)} is neither true nor false")
+        if latency_s is not None and check_number("latency_s", latency_s) < 0.0:
             raise InputError("INPUT_VALUE", "latency_s", f"{latency_s} is not a duration")
         within = self._limits.within(scores)
         now_s = check_time("now_s", now_s)
@@ -200,6 +226,7 @@ class CanaryEvidence:
         blocks = tuple(len((scores or {}).get(source, ())) for source in self._blocks)
         known = self._open.finish(episode, (float(success), *self._fast(latency_s), *within), blocks)
         self._ignored += not known
+        self._heard_s = self._now_s if known else self._heard_s
         self._take_in()
         return known
 
@@ -248,6 +275,7 @@ class CanaryEvidence:
         self._comparison.add_many(g, outcomes, probability)
         self._admit(probability)
         self._assignment.add_many(g, probability)
+        self._heard_s = self._now_s
         for group in (INCUMBENT, CANARY):
             members = g == group
             self._count(group, int(y[members].sum()), int(members.sum()))
@@ -256,24 +284,13 @@ class CanaryEvidence:
 
     def _advance_clock(self, now_s: float) -> None:
         until_s = max(self._now_s, check_time("now_s", now_s))
-        over_s = self._since_s + self.stage.duration_s if self._stage >= 0 else math.inf
-        if over_s <= until_s:  # by the clock, not when somebody asks who may have seen how it looks
-            self._pass_time(max(over_s, self._now_s))
-            self._end_stage()
+        while self._stage >= 0 and (share := self._comparison.next_look) is not None:
+            at_s = self._since_s + share * self.stage.duration_s
+            if at_s > until_s:  # by the clock, not when somebody asks who may have seen how it looks
+                break
+            self._pass_time(max(at_s, self._now_s))
+            self._comparison.look(self._open.of_stage(self._stage))
         self._pass_time(until_s)
-
-    def _end_stage(self) -> None:
-        """Close the stage's evidence by robot, with what has ended and waits for another robot's episode.
-
-        So the mean of a robot's x is its success rate however long failures last, if its episodes are exchangeable: given that n
-        have ended, each of these n is as likely to have succeeded as the first. Of what was *assigned* up to some moment the last
-        is more likely a long one; a version whose failures take longer would look worse than it is.
-        """
-        if isinstance(self._comparison, RobotComparison) and not self._comparison.closed:
-            for unit in self._open.of_stage(self._stage):
-                if unit.done:
-                    self._comparison.add(unit.robot, unit.group, unit.outcomes, unit.probability, silent=False)
-        self._comparison.end_stage()
 
     def _pass_time(self, until_s: float) -> None:
         self._now_s = until_s
@@ -284,11 +301,9 @@ class CanaryEvidence:
         for unit in self._open.ready():
             counts = unit.stage == self._stage
             if counts:
-                counts = self._comparison.add(
-                    unit.robot, unit.group, unit.outcomes, unit.probability, silent=not unit.done
-                )
+                counts = self._comparison.add(unit)
             elif isinstance(self._comparison, EpisodeComparison):
-                self._comparison.late(unit.group, unit.outcomes, unit.probability)
+                self._comparison.late(unit)
             else:
                 continue  # the robot may run another version by now
             (self._silent.discard if unit.done else self._silent.add)(unit.robot)
@@ -316,9 +331,12 @@ class CanaryEvidence:
             "stage": self._stage,
             "since_s": self._since_s,
             "now_s": self._now_s,
+            "heard_s": self._heard_s,
             "totals": [list(total) for total in self._totals],
             "stage_units": list(self._stage_units),
             "canaries": sorted(self._canaries),
+            "fleet": sorted(self._fleet),
+            "others": dict(self._others),
             "silent": sorted(self._silent),
             "ignored": self._ignored,
             "convicted": self._convicted,
@@ -352,6 +370,9 @@ class CanaryEvidence:
         if type(self._stage) is not int or not -1 <= self._stage < len(self.config.stages):
             raise InputError("INPUT_VALUE", "stage", f"{self._stage!r}")
         self._since_s, self._now_s = check_time("since_s", document["since_s"]), check_time("now_s", document["now_s"])
+        self._heard_s = check_time("heard_s", document["heard_s"])
+        if not self._since_s <= self._heard_s <= self._now_s:
+            raise InputError("INPUT_VALUE", "heard_s", f"{self._heard_s} does not lie in the stage")
         self._totals = [[_count_of(value) for value in total] for total in document["totals"]]
         self._stage_units = [_count_of(value) for value in document["stage_units"]]
         self._blocks = {source: [_count_of(n) for n in document["blocks"][source]] for source in self._limits.limits}
@@ -368,8 +389,12 @@ class CanaryEvidence:
             raise InputError("INPUT_VALUE", "convicted", f"{self._convicted!r}")
         self._assignment.restore(document["assignment"])
         compares = self._stage >= 0 and self.stage.share < 1.0
-        over = self._stage >= 0 and self._now_s >= self._since_s + self.stage.duration_s
-        self._comparison.restore(document["comparison"], self._stage if compares else None, over=over)
+        self._fleet = _names(document["fleet"])
+        self._others = {check_name("robot", robot): _group_of(group) for robot, group in document["others"].items()}
+        looks = (
+            sum(self._since_s + share * self.stage.duration_s <= self._now_s for share, _ in LOOKS) if compares else 0
+        )
+        self._comparison.restore(document["comparison"], self._stage if compares else None, looks)
         self._open.restore(document["open"], self._stage, self._now_s)
         if isinstance(self._comparison, EpisodeComparison):
             self._check_episodes(self._comparison)
@@ -381,25 +406,26 @@ class CanaryEvidence:
 
     def _check_robots(self, comparison: RobotComparison) -> None:
         """Refuse parts that do not fit each other: groups, evidence of earlier stages, counts, and what only episodes have."""
-        cohort = comparison.cohort
-        groups = cohort.groups if cohort is not None else {}
-        units = self._open.of_stage(self._stage)
+        cohort, units = comparison.cohort, self._open.of_stage(self._stage)
+        groups = {**self._others, **(cohort.groups if cohort is not None else {})}
         running = {unit.robot: unit.group for unit in units}
-        if any((robot in self._canaries) != group for robot, group in (*groups.items(), *running.items())):
+        strangers = running.keys() - groups.keys() or (cohort.groups.keys() if cohort else set()) - self._fleet
+        if strangers or any((robot in self._canaries) != group for robot, group in (*groups.items(), *running.items())):
             raise InputError("INPUT_ARM", "cohort", "its groups are not those of the rollout")
         earlier = any(stage.share < 1.0 for stage in self.config.stages[: max(0, self._stage)])
-        before = bool(self._canaries - groups.keys())
+        before = bool(self._canaries - (cohort.groups.keys() if cohort else set()))
         if (before and not earlier) or (max(comparison.earlier.values()) > 0.0 and not before):
             raise InputError("INPUT_VALUE", "earlier", "canaries of no stage, or evidence without any")
         if self._probabilities or self._assignment.to_json() != AssignmentCheck().to_json():
             raise InputError("INPUT_VALUE", "assignment", "robots' episodes are not drawn")
-        if cohort is not None:
-            for group, (successes, heard, episodes) in enumerate(cohort.counts()):
-                waiting = sum(unit.done and unit.group == group for unit in units)
-                total, in_stage = self._totals[group], self._stage_units[group]
-                if max(heard - in_stage, successes - total[0], episodes - total[1]) > waiting:
-                    reason = f"{successes} of {episodes}, {heard} told; {total} in all, {in_stage} in the stage"
-                    raise InputError("INPUT_COUNT", "cohort", reason)
+        if cohort is None:
+            return
+        for group, (successes, heard, episodes) in enumerate(cohort.counts(comparison.tallies)):
+            total, in_stage = self._totals[group], self._stage_units[group]
+            if heard > in_stage or successes > total[0] or episodes > total[1]:
+                reason = f"{successes} of {episodes}, {heard} told; {total} in all, {in_stage} in the stage"
+                raise InputError("INPUT_COUNT", "cohort", reason)
+        comparison.check_looks(units)
 
     def _check_episodes(self, comparison: EpisodeComparison) -> None:
         """Refuse counts that do not fit each other: every unit was assigned, and is open or known."""
@@ -419,6 +445,12 @@ class CanaryEvidence:
 def _count_of(value: Any) -> int:
     if type(value) is not int or value < 0:
         raise InputError("INPUT_COUNT", "state", f"{value!r} is no count")
+    return value
+
+
+def _group_of(value: Any) -> int:
+    if type(value) is not int or value not in (INCUMBENT, CANARY):
+        raise InputError("INPUT_ARM", "others", f"{shown(value)} is no group")
     return value
 
 

@@ -124,8 +124,8 @@ class NonInferiority:
     def growth_needed(self, margin: float, alpha: float, most: float = 100.0) -> float | None:
         """Return how many times the units there are it takes until ``margin`` is excluded, if all goes on as it went.
 
-        At least 1; None: more than ``most``. An extrapolation of both rates, no promise. Groups grow as they are drawn: a share of
-        the canary that is off by chance would be ever stronger evidence, were it to stay so.
+        At least 1; None: more than ``most``. An extrapolation of both rates, no promise. Groups grow as they are drawn: a share
+        of the canary that is off by chance would be ever stronger evidence, were it to stay so.
         """
         drop = self.excluded_drop(alpha)
         if drop is not None and drop <= margin:

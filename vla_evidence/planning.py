@@ -156,7 +156,8 @@ def plan_detect(
     normal, rows = _one_look((incumbent, canary), share, 1, alpha, power, fleet, days)
     if simulation.runs and fleet.unit == "robot":
         rows.append(cohort_row(incumbent, canary, fleet, share, alpha, rows[0], days, simulation))
-        note = f"One stage at α {alpha:g}. In a rollout by robot the stages share α: the first has half of it."
+        shared = "In a rollout by robot stages and looks share α: the last look of a first stage has 0.35"
+        note = f"One look at α {alpha:g}. {shared}."
     elif simulation.runs:
         horizon = math.ceil(2 * _HORIZON * normal)
         runs = min(simulation.runs, max(_LEAST_RUNS, int(_EPISODES / (horizon / share))))

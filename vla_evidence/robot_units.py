@@ -2,7 +2,7 @@
 """Is the canary worse where whole robots run it? An e-process whose unit is the robot.
 
 Episodes of one robot are alike, so where a robot runs one version only, its episodes are no independent units: five robots are
-five units, however many episodes they had. The unit is a robot's mean x over a number of episodes. Of a cohort, k of N robots
+five units, however many episodes they had. The unit is a robot's mean x over its episodes in a stage. Of a cohort, k of N robots
 were drawn as canaries; they are looked at in an order that has nothing to do with the draw, so that the next one is a canary
 with probability π = canaries left / robots left, whatever was seen before. Each robot multiplies the evidence by
 
@@ -18,10 +18,10 @@ much robots differ; a bad guess costs power, never validity.
 
 Evidence of harm can never exceed the number of ways to draw the cohort, N over k: with the shifted x held fast, the factors of
 all draws are positive and their mean is 1, and no draw was less probable than one of them. One canary among ten robots cannot
-reach 20, and :attr:`RobotCohort.largest_log_e` says so before anything is run. (Evidence that a *margin* is not lost can exceed
-it: a canary's success lies above, an incumbent's failure below all that the other group can do.) Nor do few robots show much
-about a mean: if the version breaks one robot in ten, five canaries meet none of these in 59 % of rollouts; see
-:func:`smallest_drop`.
+reach 20, and :attr:`~vla_evidence.robot_cohort.RobotCohort.largest_log_e` says so before anything is run. (Evidence that a
+*margin* is not lost can exceed it: a canary's success lies above, an incumbent's failure below all that the other group can do.)
+Nor do few robots show much about a mean: if the version breaks one robot in ten, five canaries meet none of these in 59 % of
+rollouts; see :func:`smallest_drop`.
 
 A stage's process learns and takes over nothing from an earlier one. Robots that ran the incumbent there are units here again:
 to whom it is known how they did, the next x is no fresh draw, and the factor's mean may exceed 1 though the means are equal. By
@@ -36,18 +36,15 @@ Waudby-Smith and Ramdas, Journal of the Royal Statistical Society B 86 (2024), s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
-from vla_evidence.assignment import uniform
-from vla_evidence.errors import InputError, check_margin, check_probability, check_rate
+from vla_evidence.errors import InputError, check_margin, check_number, check_probability, check_rate
 from vla_evidence.two_sample import CANARY, INCUMBENT
 
 _SMALLEST_SD = 0.02
 _BOLDNESS = 1.5
 _LARGEST_STAKE = 0.95
-_SILENT_IN_A_ROW = 2
 _MOST_BELIEF = 1e9
 
 
@@ -80,7 +77,7 @@ class RobotPrior:
         check_rate("mean", self.mean)
         check_margin("drop", self.drop)
         for field, value, largest in (("sd", self.sd, 1.0), ("robots", self.robots, _MOST_BELIEF)):
-            if not 0.0 < value <= largest:
+            if not 0.0 < check_number(field, value) <= largest:
                 raise InputError("INPUT_VALUE", field, f"{value} does not lie above 0 and up to {largest:g}")
 
     @staticmethod
@@ -175,184 +172,3 @@ class RobotEProcess:
         self._mean[group] += (x - before) / self._weight[group]
         self._squares += (x - before) * (x - self._mean[group])
         self._degrees += 1.0
-
-
-_HEARD, _SILENT, _IN_A_ROW, _FIRST = range(4)
-"""Of a robot's sums: episodes with an outcome, without, the last of these in a row; then of each thing that is judged."""
-
-
-class RobotUnit(NamedTuple):
-    """One robot of a cohort, ready to be judged.
-
-    Attributes:
-        group: :data:`INCUMBENT` or :data:`CANARY`.
-        means: of each thing over its episodes, one without an outcome a failure; 0 if there was none; if it was given up, the
-            rest of its episodes are failures.
-        worst: mean of the first thing if the worst is assumed of all episodes that were not heard of: the canary's failed, the
-            incumbent's succeeded. A proof of "not worse" may rest on nothing else.
-        probability: with which it is a canary, given those before it.
-    """
-
-    group: int
-    means: list[float]
-    worst: float
-    probability: float
-
-
-class RobotCohort:
-    """The robots of one stage: collects their outcomes, and hands robots on in an order that tells nothing of their groups.
-
-    The order is that of a salted SHA-256 of the names. A robot is handed on when it has its episodes, or was given up (silent
-    twice in a row), and all before it were: an order of finishing would not do, for a canary that breaks robots finishes first.
-    When the stage's time is over all others are, with what they have by then. So each robot has one x, whenever somebody looks;
-    what comes after that counts no more.
-
-    Args:
-        groups: group by robot. The canaries must have been drawn at random.
-        episodes: a robot's mean is over this many; later ones are ignored.
-        salt: of this experiment and stage, other than the one that the canaries were drawn with.
-
-    Raises:
-        InputError: an unknown group, no robot, or no episodes.
-    """
-
-    def __init__(self, groups: Mapping[str, int], episodes: int, salt: str) -> None:
-        if not groups or not set(groups.values()) <= {INCUMBENT, CANARY}:
-            raise InputError("INPUT_ARM", "groups", f"no robots, or some are neither {INCUMBENT} nor {CANARY}")
-        if episodes < 1:
-            raise InputError("INPUT_COUNT", "episodes", f"{episodes} is not positive")
-        self.groups, self.episodes = {robot: int(group) for robot, group in groups.items()}, episodes
-        self._order = sorted(groups, key=lambda robot: (uniform(f"{salt}/order", robot), robot))
-        self._sums: dict[str, list[float]] = {}
-        self._taken, self._canaries_left = 0, self.canaries
-
-    @property
-    def canaries(self) -> int:
-        """How many of the robots are."""
-        return sum(self.groups.values())
-
-    @property
-    def largest_log_e(self) -> float:
-        """Logarithm of the number of ways to draw this cohort: no evidence of harm can exceed it."""
-        n, k = len(self.groups), self.canaries
-        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-    def add(self, robot: str, *ys: float) -> None:
-        """Take one episode in: a value in [0, 1] for each thing that is judged, always as many.
-
-        Raises:
-            InputError: a robot that is not of the cohort, or a value outside [0, 1].
-        """
-        for y in ys:
-            check_rate("y", y)
-        sums = self._open_sums(robot, len(ys))
-        if sums is not None:
-            sums[_HEARD] += 1.0
-            sums[_IN_A_ROW] = 0.0
-            for index, value in enumerate(ys, start=_FIRST):
-                sums[index] += value
-
-    def add_silent(self, robot: str, things: int) -> None:
-        """An episode's outcome was never heard of: it has failed. After two in a row the robot is given up.
-
-        Raises:
-            InputError: a robot that is not of the cohort.
-        """
-        sums = self._open_sums(robot, things)
-        if sums is not None:
-            sums[_SILENT] += 1.0
-            sums[_IN_A_ROW] += 1.0
-
-    def _open_sums(self, robot: str, things: int) -> list[float] | None:
-        """Return what to add to; None if the robot has its episodes, was given up, or the time is over."""
-        if robot not in self.groups:
-            raise InputError("INPUT_ARM", "robot", f"{robot!r} is not of this cohort")
-        if not self.waiting:
-            return None
-        sums = self._sums.setdefault(robot, [0.0] * (_FIRST + things))
-        return None if self._complete(sums) else sums
-
-    def _complete(self, sums: Sequence[float]) -> bool:
-        return sums[_HEARD] + sums[_SILENT] >= self.episodes or sums[_IN_A_ROW] >= _SILENT_IN_A_ROW
-
-    def ready(self, things: int, *, final: bool = False) -> Iterator[RobotUnit]:
-        """Yield the robots whose turn it is, once each.
-
-        ``final``: the stage's time is over, by the clock, so all others come, too. No other time will do: whoever chose it might
-        have seen how the robots look.
-        """
-        while self._taken < len(self._order):
-            robot = self._order[self._taken]
-            sums = self._sums.get(robot, [0.0] * (_FIRST + things))
-            if not (final or self._complete(sums)):
-                return
-            group, probability = self.groups[robot], self._canaries_left / self.waiting
-            self._taken += 1
-            self._canaries_left -= group
-            yield self._unit(group, sums, probability)
-
-    def _unit(self, group: int, sums: Sequence[float], probability: float) -> RobotUnit:
-        heard, silent = sums[_HEARD], sums[_SILENT]
-        gone = sums[_IN_A_ROW] >= _SILENT_IN_A_ROW
-        owed = float(self.episodes) if gone else max(heard + silent, 1.0)
-        unheard = self.episodes - heard if group == INCUMBENT else 0.0
-        worst = (sums[_FIRST] + unheard) / self.episodes
-        return RobotUnit(group, [min(1.0, value / owed) for value in sums[_FIRST:]], min(1.0, worst), probability)
-
-    def short(self) -> tuple[int, int]:
-        """Return how many robots of the incumbent and of the canary have not all their episodes (those given up included)."""
-        heard = {robot: sums[_HEARD] for robot, sums in self._sums.items()}
-        groups = [group for robot, group in self.groups.items() if heard.get(robot, 0.0) < self.episodes]
-        return groups.count(INCUMBENT), groups.count(CANARY)
-
-    def unheard_of(self) -> tuple[bool, bool]:
-        """Return whether no episode of any robot of the incumbent, of the canary, was ever heard of."""
-        heard = {self.groups[robot] for robot, sums in self._sums.items() if sums[_HEARD] > 0.0}
-        return INCUMBENT not in heard, CANARY not in heard
-
-    @property
-    def waiting(self) -> int:
-        """Robots not handed on yet; if none is left, the cohort is closed."""
-        return len(self._order) - self._taken
-
-    def counts(self) -> list[list[float]]:
-        """Return, of the incumbent and of the canary, (successes, episodes heard of, all episodes) that robots are judged by."""
-        counts = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
-        for robot, sums in self._sums.items():
-            for index, value in enumerate((sums[_FIRST], sums[_HEARD], sums[_HEARD] + sums[_SILENT])):
-                counts[self.groups[robot]][index] += value
-        return counts
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the cohort for :meth:`from_json`; who was handed on follows from it."""
-        return {"groups": dict(self.groups), "sums": {robot: list(sums) for robot, sums in self._sums.items()}}
-
-    @staticmethod
-    def from_json(document: Mapping[str, Any], episodes: int, salt: str, things: int) -> RobotCohort:
-        """Read what :meth:`to_json` wrote, of so many episodes, this salt and number of things; nobody is handed on yet.
-
-        Raises:
-            InputError, KeyError, TypeError, ValueError, AttributeError: it did not write this.
-        """
-        groups = document["groups"]
-        if not all(type(group) is int for group in groups.values()):
-            raise InputError("INPUT_ARM", "groups", "some are no numbers")
-        cohort = RobotCohort(groups, episodes, salt)
-        for robot, sums in document["sums"].items():
-            if robot not in cohort.groups or len(sums) != _FIRST + things or not cohort._possible(sums):
-                raise InputError("INPUT_VALUE", "cohort", f"{robot!r}: {sums!r} are no sums of a robot")
-            cohort._sums[robot] = [float(value) for value in sums]
-        return cohort
-
-    def _possible(self, sums: Sequence[float]) -> bool:
-        """Whether episodes can give these sums: no silence but the last was as long as a robot is given up for."""
-        if not all(type(value) in (int, float) and 0.0 <= value <= self.episodes for value in sums):
-            return False
-        heard, silent, in_a_row, *values = sums
-        return (
-            all(float(count).is_integer() for count in (heard, silent, in_a_row))
-            and 1.0 <= heard + silent <= self.episodes
-            and in_a_row <= min(silent, _SILENT_IN_A_ROW)
-            and silent - in_a_row <= heard
-            and max(values) <= heard
-        )

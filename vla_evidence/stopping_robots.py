@@ -102,8 +102,8 @@ def cohort_times(
 ) -> Stopping:
     """Simulate the e-process of whole robots; return episodes of the canaries, all that were planned or infinitely many.
 
-    Robots run side by side and each counts when it has its episodes, so a cohort decides at its end or never. This is one stage:
-    in a rollout of several the first may spend half of α, the others share the rest (:meth:`CanaryConfig.stake`).
+    Robots run side by side and are looked at together, so a cohort decides at its end or never. This is one look of one stage:
+    in a rollout stages and looks share α (:meth:`CanaryConfig.stake`, :data:`~vla_evidence.robot_cohort.LOOKS`).
 
     Args:
         incumbent, canary: mean success rates.

@@ -21,12 +21,13 @@ from benchmarks.evidence.montecarlo import Experiment, Outcome
 from benchmarks.evidence.tables import EstimateTable, Figure
 from vla_evidence.canary_config import CanaryConfig
 from vla_evidence.randomisation_test import RandomisationTest, cohort_assignments
+from vla_evidence.robot_cohort import LOOKS
 from vla_evidence.robot_units import RobotEProcess, RobotPrior
 from vla_evidence.stages import Unit
 from vla_evidence.two_sample import log_e_paths
 
 ROBOTS, CANARIES, EPISODES, EARLIER = 100, 5, 40, 20
-STAKE = CanaryConfig(unit=Unit.ROBOT).stake(0)
+STAKE = CanaryConfig(unit=Unit.ROBOT).stake(0) * LOOKS[-1][1]
 RATE, WORSE_RATE, ICC, ALPHA = 0.87, 0.75, 0.05, 0.05
 _LOG_LIMIT = -math.log(ALPHA)
 _DRAWS = 999
@@ -131,7 +132,7 @@ _Z_ROBOT = "whole robots: z test of episodes, once"
 _E_ROBOT = "whole robots: e-process of episodes (the wrong unit)"
 _WELCH = "whole robots: Welch on robots' means, once"
 _UNITS = "whole robots: ours, e-process of robots"
-_UNITS_STAGE = f"whole robots: ours, the same, in the first of several stages ({STAKE:g} α)"
+_UNITS_STAGE = f"whole robots: ours, the same, at the last look of a first stage ({STAKE:g} α)"
 _UNITS_INFORMED = "whole robots: ours, the same, prior from earlier robots"
 _RANDOMISATION = f"whole robots: ours, randomisation test, {len(_LOOKS)} looks"
 _Z_EPISODE = "per episode: z test of episodes, once"

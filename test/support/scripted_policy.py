@@ -8,7 +8,8 @@ Keys of config.json:
 
 * inference (call 0 is the first one after warm-up): ``sleep_s``, ``crash_at_call``, ``exit_at_call``, ``hang_at_call``,
   ``spin_at_call`` (hangs with the interpreter's lock held), ``raise_at_call``, ``raise_always``, ``nan_at_call``,
-  ``wrong_shape_at_call``, ``float64_at_call``, ``jump_at_call`` or ``jump_from_call`` with ``jump`` [physical unit], ``reset_raises_at`` (n-th reset)
+  ``wrong_shape_at_call``, ``float64_at_call``, ``jump_at_call`` or ``jump_from_call`` with ``jump`` [physical unit],
+  ``reset_raises_at`` (n-th reset)
 * preparation: ``load_sleep_s``, ``load_crash``, ``load_raise``, ``load_no_memory``, ``warm_up_nan``, ``golden_error`` [physical
   unit], ``spec`` (replaces parts of the true one), ``child_process`` (leaves a ``sleep`` behind)
 * output: ``echo`` (what was observed), ``print_resets``, ``print_lines`` (so many a call)

@@ -171,3 +171,14 @@ def test_who_is_asked_is_told_how_much_longer_the_margin_would_take(rate: float,
     assert not re.search(words, judge.verdict(0.5 * DAY).message)
     verdict = judge.verdict(DAY)
     assert verdict.decision is CanaryDecision.INCONCLUSIVE and re.search(words, verdict.message)
+
+
+def test_the_time_that_a_margin_would_still_take_is_that_of_outcomes_and_not_of_waiting() -> None:
+    rng = np.random.default_rng(3)
+    judge = judge_of(stages=(Stage("early", 0.25, DAY, 0.05),))
+    for n in range(600):
+        group = int(rng.random() < 0.25)
+        judge.assign(f"e{n}", f"r{n % 20}", group, n * 144.0, 0.25)
+        judge.finish(f"e{n}", bool(rng.random() < 0.9), n * 144.0 + 60.0)
+    told = [re.findall("about .* more", judge.verdict(days * DAY).message) for days in (1, 30)]
+    assert len(told[0]) == 1 and told[0] == told[1]

@@ -36,7 +36,7 @@ def test_robots_short_of_episodes_convict_at_the_end_of_the_stage_but_prove_noth
         judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
         judge.begin_stage(0, 0.0, groups)
         feed_robots(judge, groups, range(10), rates, 1.0)
-        assert judge.verdict(DAY - 1.0).decision is CanaryDecision.HOLD
+        assert judge.verdict(DAY / 8 - 1.0).decision is CanaryDecision.HOLD
         verdict = judge.verdict(DAY)
         assert verdict.decision is decision and verdict.excluded_drop is None
         assert "40 canary robots and 40 others have not all of their 40 episodes" in verdict.message
@@ -69,62 +69,130 @@ def test_a_stage_of_robots_is_judged_by_what_they_have_when_its_time_is_over_who
         judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, DAY, 0.1), DEFAULT_STAGES[-1])))
         judge.begin_stage(0, 0.0, groups)
         feed_robots(judge, groups, range(5), (0.9, 0.9), 0.0)
+        for (
+            robot,
+            group,
+        ) in groups.items():  # each has told of one since, while another one that it left was not heard of
+            judge.assign(f"{robot} lost", robot, group, DAY - 2.0)
+            judge.assign(f"{robot} told", robot, group, DAY - 1.0)
+            judge.finish(f"{robot} told", True, DAY - 1.0)
         if asked:
-            verdict = judge.verdict(DAY)
-            assert verdict.decision is CanaryDecision.INCONCLUSIVE and verdict.excluded_drop is None
-            assert (
-                "the evidence of its robots is closed, so more takes another stage, or a longer one" in verdict.message
-            )
+            waits = judge.verdict(DAY)
+            assert waits.decision is CanaryDecision.HOLD
+            assert "outcomes of 40 episodes that were not told when its time was over" in waits.missing
             judge = CanaryJudge.from_json(json.loads(json.dumps(judge.to_json())))
-        feed_robots(judge, groups, range(5, 40), (0.0, 0.9), DAY + 1.0)
-        later = judge.verdict(DAY + 2.0)
+        for robot, group in groups.items():  # what was begun and told in between is of no look
+            judge.assign(f"{robot} new", robot, group, DAY + 1.0)
+            judge.finish(f"{robot} new", not group, DAY + 1.0)
+        if asked:
+            verdict = judge.verdict(DAY + HOUR)
+            assert verdict.decision is CanaryDecision.INCONCLUSIVE and verdict.excluded_drop is None
+            assert "the stage's evidence is closed, so more takes another stage, or a longer one" in verdict.message
+        feed_robots(judge, groups, range(5, 40), (0.0, 0.9), DAY + HOUR)
+        later = judge.verdict(DAY + HOUR + 2.0)
         assert later.decision is CanaryDecision.INCONCLUSIVE and later.excluded_drop is None
-        assert later.figures["canary"][1] == 800 and "what comes later is counted, and is no evidence" in later.message
+        assert later.figures["canary"][1] == 860 and "what comes later is counted, and is no evidence" in later.message
         if asked:
             assert later.figures["tests"] == verdict.figures["tests"]
         states.append(judge.to_json())
     assert states[0] == states[1]
 
 
-def test_an_episode_that_runs_at_the_end_of_the_stage_holds_back_no_other_robot() -> None:
-    """What ended before the end is judged, whatever another robot does; also over a restart, and once."""
-    groups = drawn(40, 20)
-    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, DAY, 0.2), DEFAULT_STAGES[-1])))
+def test_what_a_version_does_after_many_episodes_still_counts() -> None:
+    """It does well for four hours, many more episodes than a robot owes, and fails ever after."""
+    judge, groups = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, DAY, 0.1),))), drawn(40, 20)
     judge.begin_stage(0, 0.0, groups)
-    late_s = DAY - 60.0
-    judge.assign("runs", "r0", groups["r0"], late_s)
-    feed_robots(judge, groups, range(40), (0.9, 0.9), late_s)
-    assert judge.verdict(DAY - 1.0).figures["tests"]["success"]["log_e"] == 0.0
+    for minute in range(0, 24 * 60, 5):
+        rate = 0.95 if minute < 240 else 0.0
+        feed_robots(judge, groups, range(minute, minute + 1), (0.95, rate), 60.0 * minute)
+    assert judge.verdict(6.1 * HOUR).code == judge.verdict(DAY).code == "SUCCESS_WORSE"
+
+
+def conditions(seed: int, lengths_s: tuple[float, float], drop: float, begin: float, end: float) -> CanaryDecision:
+    """Return what a day of 40 robots says; success changes for everybody meanwhile, the versions differ in how long they take."""
+    stages = (Stage("one", 0.5, DAY, 0.1 if drop else None), DEFAULT_STAGES[-1])
+    config = CanaryConfig(unit=Unit.ROBOT, stages=stages, salt=f"{seed}", episodes_per_robot=10, deadline_s=2 * HOUR)
+    judge = CanaryJudge(config)
+    groups, rng = drawn(40, 20, seed), random.Random(seed)
+    judge.begin_stage(0, 0.0, groups)
+    events = [(t, robot, n) for robot, group in groups.items()
+              for n, t in enumerate(np.arange(rng.uniform(0.0, 600.0), DAY, lengths_s[group]).tolist())]  # fmt: skip
+    for now, robot, n in sorted(events):
+        group = groups[robot]
+        if n:
+            judge.finish(f"{robot} {n - 1}", rng.random() < begin + (end - begin) * now / DAY - drop * group, now)
+        judge.assign(f"{robot} {n}", robot, group, now)
+    return judge.verdict(DAY + 2 * HOUR).decision
+
+
+def test_conditions_that_change_for_both_versions_convict_nobody_and_excuse_nobody() -> None:
+    """By the first ten episodes of each a slower one that is equal is convicted while success falls."""
+    for seed in range(6):
+        assert conditions(seed, (600.0, 3600.0), 0.0, 0.95, 0.65) is not CanaryDecision.ROLLBACK
+        assert conditions(seed, (600.0, 3600.0), 0.1, 0.75, 0.98) is not CanaryDecision.ADVANCE
+        assert conditions(seed, (3600.0, 600.0), 0.1, 0.98, 0.75) is not CanaryDecision.ADVANCE
+
+
+@pytest.mark.parametrize("hangs", [INCUMBENT, CANARY])
+def test_a_failure_that_is_told_and_one_that_is_silent_weigh_the_same(hangs: int) -> None:
+    """Equal success; one version's failures send nothing, and the robot goes on."""
+    for seed in range(6):
+        judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, deadline_s=600.0, salt=f"{seed}"))
+        groups, rng = drawn(40, 20, seed), random.Random(seed)
+        judge.begin_stage(0, 0.0, groups)
+        for n in range(40):
+            for robot, group in groups.items():
+                judge.assign(f"{robot} {n}", robot, group, n * 300.0)
+                if (won := rng.random() < 0.8) or group != hangs:
+                    judge.finish(f"{robot} {n}", won, n * 300.0 + 60.0)
+        assert judge.verdict(DAY).decision is not CanaryDecision.ROLLBACK
+
+
+def test_robots_that_were_never_heard_of_convict_nobody_and_are_told() -> None:
+    judge, groups = CanaryJudge(CanaryConfig(unit=Unit.ROBOT)), drawn(60, 20)
+    judge.begin_stage(0, 0.0, groups)
+    feed_robots(judge, {r: g for r, g in groups.items() if not g}, range(40), (1.0, 1.0), 1.0)
     verdict = judge.verdict(DAY)
-    assert verdict.figures["waiting"] == 1600 and verdict.excluded_drop is not None and verdict.excluded_drop <= 0.2
-    state = judge.to_json()["comparison"]
+    assert verdict.decision is CanaryDecision.INCONCLUSIVE
+    assert "20 canary robots and 0 others have no episode that is over: they tell nothing about harm" in verdict.message
+    canary = next(robot for robot, group in groups.items() if group)
+    judge.assign("e", canary, CANARY, DAY)
+    judge.finish("e", True, DAY)
+    assert judge.verdict(DAY + 1.0).decision is CanaryDecision.INCONCLUSIVE
+
+
+def test_robots_that_join_later_run_and_are_no_units() -> None:
+    """Drawn with any rank, while those who were incumbents have a high one: worse joiners convicted in 32 of 40 rollouts."""
+    stages = (Stage("one", 0.5, DAY, None), Stage("two", 0.6, DAY, None), DEFAULT_STAGES[-1])
+    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=stages))
+    first = drawn(40, 20)
+    judge.begin_stage(0, 0.0, first)
+    new = first | dict.fromkeys([robot for robot, group in first.items() if not group][:4], 1)
+    judge.begin_stage(1, DAY, new | {f"j{n}": int(n < 30) for n in range(40)})
     judge = CanaryJudge.from_json(json.loads(json.dumps(judge.to_json())))
-    assert judge.finish("runs", False, DAY + 1.0)
-    later = judge.verdict(DAY + 2.0)
-    assert later.decision is CanaryDecision.ADVANCE and sum(later.figures["in_stage"]) == 1601
-    assert later.figures["tests"] == verdict.figures["tests"] and judge.to_json()["comparison"] == state
+    for n in range(40):
+        judge.assign(f"e{n}", f"j{n}", int(n < 30), DAY + 1.0)
+        assert judge.finish(f"e{n}", n >= 30, DAY + 2.0)
+    with pytest.raises(InputError):
+        judge.assign("e", "j0", INCUMBENT, DAY + 2.0)
+    verdict = judge.verdict(2 * DAY)
+    assert verdict.decision is not CanaryDecision.ROLLBACK and verdict.figures["canary"] == [0, 30]
+    assert verdict.figures["in_stage"] == [0, 0]
 
 
-def test_whoever_ends_a_stage_early_cannot_choose_the_moment_at_which_robots_look_bad() -> None:
-    """Robots short of episodes are left out then; those before them in the order, with all of theirs, count."""
-    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, episodes_per_robot=2))
+def test_a_stage_that_is_ended_early_is_judged_by_the_looks_that_it_had_and_no_conviction_is_lost() -> None:
     groups = drawn(40, 10)
-    judge.begin_stage(0, 0.0, groups)
-    feed_robots(judge, groups, range(1), (1.0, 0.0), 1.0)
-    judge.begin_stage(
-        1, 2.0, groups | dict.fromkeys([robot for robot, group in groups.items() if not group][:5], CANARY)
-    )
-    test = judge.verdict(3.0).figures["tests"]["success"]
-    assert test["max_log_e"] == 0.0
-    for stages, next_stage in ((DEFAULT_STAGES, 1), ((*DEFAULT_STAGES[:1], DEFAULT_STAGES[-1]), 1)):
-        judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, episodes_per_robot=2, stages=stages))
+    others = [robot for robot, group in groups.items() if not group]
+    for looks, next_stage in ((0, 1), (1, 1), (1, 3)):
+        judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
         judge.begin_stage(0, 0.0, groups)
         feed_robots(judge, groups, range(2), (1.0, 0.0), 1.0)
-        judge.begin_stage(next_stage, 2.0, groups | dict.fromkeys([r for r, g in groups.items() if not g][:5], CANARY))
+        judge.begin_stage(next_stage, 1.5 + looks * DAY / 8, groups | dict.fromkeys(others[:5], CANARY))
         judge = CanaryJudge.from_json(json.loads(json.dumps(judge.to_json())))
-        verdict = judge.verdict(3.0)  # nobody had asked in the stage before
-        assert verdict.code == "SUCCESS_WORSE"
-        assert verdict.figures["tests"]["success"]["log_e"] == math.log(judge.config.stake(next_stage))
+        verdict = judge.verdict(2.0 + DAY / 8)  # nobody had asked in the stage before
+        assert verdict.code == ("SUCCESS_WORSE" if looks else "")
+        stake = judge.config.stake(next_stage) if next_stage < 3 else 1.0
+        assert verdict.figures["tests"]["success"]["log_e"] == math.log(stake)
 
 
 @pytest.mark.parametrize("unit", Unit)
@@ -207,7 +275,7 @@ def test_whole_robots_are_compared_and_a_later_stage_counts_only_its_new_ones() 
     second = {robot: int(group or robot in list(first)[:20]) for robot, group in first.items()}
     judge.begin_stage(1, DAY, second)
     run_robots(judge, second, (0.85, 0.45), DAY, seed=1)
-    verdict = judge.verdict(DAY + HOUR)
+    verdict = judge.verdict(DAY + 7 * HOUR)
     assert (verdict.decision, verdict.code) == (CanaryDecision.ROLLBACK, "SUCCESS_WORSE")
 
 
@@ -217,11 +285,11 @@ def test_so_few_robots_that_no_harm_can_be_proven_are_told_at_once() -> None:
         judge.begin_stage(0, 0.0, drawn(fleet, canaries))
         verdict = judge.verdict(1.0)
         assert verdict.decision is CanaryDecision.HOLD and "evidence 0.5, decides at 20" in verdict.message
-        note = f"only {fleet} ways to draw them: evidence of harm cannot exceed {fleet / 2:g}"
+        note = f"only {fleet} ways to draw them: evidence of harm cannot exceed {0.35 * fleet:g}"
         assert (note in verdict.message) == told
 
 
-def test_a_silent_robot_fails_the_episodes_that_it_owes() -> None:
+def test_silent_robots_have_failed() -> None:
     judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, deadline_s=600.0, min_episodes=1))
     groups = drawn(60, 6)
     judge.begin_stage(0, 0.0, groups)
@@ -230,7 +298,7 @@ def test_a_silent_robot_fails_the_episodes_that_it_owes() -> None:
             judge.assign(f"{robot} {n}", robot, group, n * 60.0)
             if group == INCUMBENT:
                 judge.finish(f"{robot} {n}", True, n * 60.0)
-    verdict = judge.verdict(2 * HOUR)
+    verdict = judge.verdict(4 * HOUR)
     assert (verdict.decision, verdict.code) == (CanaryDecision.ROLLBACK, "SUCCESS_WORSE")
 
 
@@ -253,7 +321,7 @@ def test_slow_robots_are_rolled_back_though_they_succeed() -> None:
         for n in range(10):
             judge.assign(f"{robot} {n}", robot, group, n * 60.0)
             judge.finish(f"{robot} {n}", True, n * 60.0, rng.uniform(0.8, 1.3) if group else rng.uniform(0.5, 1.02))
-    assert judge.verdict(HOUR).code == "LATENCY_WORSE"
+    assert judge.verdict(DAY).code == "LATENCY_WORSE"
 
 
 def test_robots_whose_scores_exceed_the_limit_are_rolled_back_and_not_those_of_a_fleet_that_all_do() -> None:
@@ -268,7 +336,7 @@ def test_robots_whose_scores_exceed_the_limit_are_rolled_back_and_not_those_of_a
                 judge.assign(f"{robot} {n}", robot, group, n * 60.0)
                 blocks = [rng.gauss(3.0 if group else incumbent, 1.0) for _ in range(3)]
                 judge.finish(f"{robot} {n}", True, n * 60.0, scores={"tce": blocks})
-        codes.append(judge.verdict(HOUR).code)
+        codes.append(judge.verdict(DAY).code)
     assert codes == ["SCORES_WORSE", ""]
 
 

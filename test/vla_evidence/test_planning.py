@@ -152,7 +152,7 @@ def test_a_plan_by_robot_decides_as_the_judge_does(better: bool, monkeypatch: py
 def test_one_canary_among_ten_robots_can_never_decide_and_the_plan_says_so() -> None:
     plan = plan_detect(0.87, 0.3, Fleet(10, 40, "robot"), simulation=Simulation(runs=30))
     assert "only 10 ways" in plan.rows[-1].method and plan.rows[-1].power[0] == 0.0
-    assert "the stages share α: the first has half of it" in describe(plan)
+    assert "the last look of a first stage has 0.35" in describe(plan)
     margin = plan_noninferiority(0.87, 0.3, Fleet(10, 40, "robot"), share=0.1, simulation=Simulation(runs=30))
     assert "never" not in margin.rows[-1].method  # that holds for harm alone
     two_of_forty = plan_detect(0.87, 0.3, Fleet(40, 40, "robot"), simulation=Simulation(runs=30))
