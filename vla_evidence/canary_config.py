@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vla_evidence.errors import MAX_COUNT, InputError, check_margin, check_name, check_probability, shown
+from vla_evidence.errors import MAX_COUNT, InputError, check_margin, check_name, check_number, check_probability, shown
 from vla_evidence.robot_units import RobotPrior
 from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit
 from vla_evidence.two_sample import BetaPrior
@@ -96,8 +96,8 @@ class CanaryConfig:
     salt: str = "canary"
 
     def __post_init__(self) -> None:
-        if not self.stages:
-            raise InputError("INPUT_COUNT", "stages", "there are none")
+        if not isinstance(self.stages, (tuple, list)) or not self.stages:
+            raise InputError("INPUT_COUNT", "stages", f"{shown(self.stages)} are none")
         for stage in self.stages:
             if self.unit is Unit.ROBOT and stage.share < 1.0 and not stage.duration_s > 0.0:
                 reason = f"{stage.duration_s} s end before a robot has run an episode"
@@ -119,7 +119,7 @@ class CanaryConfig:
         if self.latency_limit_s is not None:
             positive["latency_limit_s"] = self.latency_limit_s
         for name, value in positive.items():
-            if not (math.isfinite(value) and value > 0.0):
+            if check_number(name, value) <= 0.0:
                 raise InputError("INPUT_VALUE", name, f"{value} is not positive")
 
     def stake(self, stage: int) -> float:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from vla_evidence.assignment_check import AssignmentCheck
 from vla_evidence.canary_by_robot import RobotComparison
@@ -36,7 +36,7 @@ from vla_evidence.errors import (
 from vla_evidence.open_units import OpenUnits
 from vla_evidence.robot_cohort import LOOKS, RobotCohort
 from vla_evidence.stages import Stage, Unit
-from vla_evidence.two_sample import CANARY, INCUMBENT
+from vla_evidence.two_sample import CANARY, INCUMBENT, check_group
 
 _Evidence = TypeVar("_Evidence", bound="CanaryEvidence")
 _SHARES = {"success": 3.0, "latency": 1.0, "scores": 1.0}
@@ -168,7 +168,9 @@ class CanaryEvidence:
                 robot that is not of the cohort or in its other group, a name that is taken, or a time that lies a deadline back.
         """
         self._refuse_if_full()
+        group = check_group(group)
         self._check_design(robot, group, probability)
+        probability = None if probability is None else check_probability("probability", probability)
         now_s = check_time("now_s", now_s)
         if now_s <= self._now_s - self.config.deadline_s:
             back = f"{now_s} is {self._now_s - now_s:.6g} s back"
@@ -178,7 +180,7 @@ class CanaryEvidence:
         self._admit(probability)
         self._advance_clock(now_s)
         if probability is not None:
-            self._assignment.add(robot, int(group), probability)
+            self._assignment.add(robot, group, probability)
         self._open.assign(episode, robot, group, pi, self._stage)
 
     def _admit(self, probability: float | None) -> None:
@@ -223,7 +225,7 @@ class CanaryEvidence:
         within = self._limits.within(scores)
         now_s = check_time("now_s", now_s)
         self._advance_clock(now_s)
-        blocks = tuple(len((scores or {}).get(source, ())) for source in self._blocks)
+        blocks = self._limits.counts(scores)
         known = self._open.finish(episode, (float(success), *self._fast(latency_s), *within), blocks)
         self._ignored += not known
         self._heard_s = self._now_s if known else self._heard_s
@@ -259,18 +261,18 @@ class CanaryEvidence:
         g, y = np.asarray(groups), np.asarray(successes)
         outcomes = [y]
         if self.config.latency_limit_s is not None:
-            latencies = np.full(y.shape, np.nan) if latencies_s is None else np.asarray(latencies_s, dtype=np.float64)
+            latencies = np.full(y.shape, np.nan) if latencies_s is None else _floats("latencies_s", latencies_s)
             if latencies.shape != y.shape:
                 raise InputError("INPUT_VALUE", "latencies_s", f"{latencies.size} for {y.size} episodes")
             outcomes.append(latencies <= self.config.latency_limit_s)
         blocks = dict.fromkeys(self._blocks, 0)
         for source, limit in self._limits.limits.items():
-            values = np.asarray((scores or {}).get(source, np.full((y.size, 1), np.nan)), dtype=np.float64)
+            values = _floats(f"scores of {source}", (scores or {}).get(source, np.full((y.size, 1), np.nan)))
             if values.ndim != 2 or len(values) != y.size or not values.shape[1]:
                 raise InputError("INPUT_VALUE", f"scores of {source}", f"shape {values.shape} for {y.size} episodes")
             outcomes.append((values <= limit).mean(axis=1))
             blocks[source] = values.shape[1] if source in (scores or {}) else 0
-        check_probability("probability", probability)
+        probability = check_probability("probability", probability)
         self._comparison.check(self._probabilities | {probability})
         self._comparison.add_many(g, outcomes, probability)
         self._admit(probability)
@@ -446,6 +448,13 @@ def _count_of(value: Any) -> int:
     if type(value) is not int or value < 0:
         raise InputError("INPUT_COUNT", "state", f"{value!r} is no count")
     return value
+
+
+def _floats(field: str, values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise InputError("INPUT_VALUE", field, f"{shown(values)} are no numbers") from e
 
 
 def _group_of(value: Any) -> int:

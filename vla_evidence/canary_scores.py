@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vla_evidence.canary_config import FEWEST_FOR_LIMIT, upper_limit
-from vla_evidence.errors import InputError
+from vla_evidence.errors import InputError, shown
 
 Scores = Mapping[str, Sequence[float]]
 """Largest score of each block of an episode, by source."""
@@ -65,11 +65,13 @@ class ScoreLimits:
         """
         shares = []
         for source, limit in self.limits.items():
-            values = (scores or {}).get(source, ())
-            if isinstance(values, str) or not all(_is_number(value) for value in values):
-                raise InputError("INPUT_VALUE", f"scores of {source}", "some are no numbers")
-            shares.append(sum(value <= limit for value in values) / len(values) if len(values) else 0.0)
+            values = _blocks(scores, source)
+            shares.append(sum(float(value) <= limit for value in values) / len(values) if len(values) else 0.0)
         return tuple(shares)
+
+    def counts(self, scores: Scores | None) -> tuple[int, ...]:
+        """Return of how many blocks of each judged source the episode tells; raises as :meth:`within`."""
+        return tuple(len(_blocks(scores, source)) for source in self.limits)
 
     def to_json(self) -> dict[str, Any]:
         """Return the limits for :meth:`from_json`."""
@@ -83,6 +85,16 @@ class ScoreLimits:
             InputError, KeyError, TypeError, ValueError: it did not write this.
         """
         return ScoreLimits(state["limits"], state["too_short"])
+
+
+def _blocks(scores: Scores | None, source: str) -> Sequence[float]:
+    if scores is not None and not isinstance(scores, Mapping):
+        raise InputError("INPUT_VALUE", "scores", f"{shown(scores)} are not by source")
+    values = () if scores is None else scores.get(source, ())
+    is_list = isinstance(values, (list, tuple)) or (hasattr(values, "ndim") and values.ndim == 1)
+    if not is_list or not all(_is_number(value) for value in values):
+        raise InputError("INPUT_VALUE", f"scores of {source}", f"{shown(values)} are no numbers")
+    return values
 
 
 def _is_number(value: Any) -> bool:

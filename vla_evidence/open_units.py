@@ -14,7 +14,7 @@ from typing import Any
 
 from vla_evidence.assignment_queue import AssignedEpisode, AssignmentQueue
 from vla_evidence.errors import InputError, check_name, check_probability, check_time
-from vla_evidence.two_sample import CANARY, INCUMBENT
+from vla_evidence.two_sample import check_group
 
 
 @dataclass(kw_only=True)
@@ -72,10 +72,7 @@ class OpenUnits(AssignmentQueue[OpenUnit]):
         Raises:
             InputError: an unknown group, a probability not strictly between 0 and 1, no name, or one that is taken.
         """
-        if isinstance(group, str) or group not in (INCUMBENT, CANARY):
-            raise InputError(
-                "INPUT_ARM", "group", f"{group!r} is neither {INCUMBENT} (incumbent) nor {CANARY} (canary)"
-            )
+        check_group(group)
         check_probability("probability", probability)
         check_name("episode", episode)
         check_name("robot", robot)

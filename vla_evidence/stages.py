@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from vla_evidence.errors import InputError, check_margin, check_name, check_probability
+from vla_evidence.errors import InputError, check_margin, check_name, check_number, check_probability
 from vla_evidence.robot_units import smallest_drop
 
 _HOUR_S = 3600.0
@@ -45,11 +45,11 @@ class Stage:
 
     def __post_init__(self) -> None:
         check_name("stage name", self.name)
-        if not 0.0 < self.share <= 1.0:
+        if not 0.0 < check_number(f"stage {self.name}: share", self.share, "INPUT_RATE") <= 1.0:
             raise InputError(
                 "INPUT_RATE", f"stage {self.name}: share", f"{self.share} does not lie above 0 and up to 1"
             )
-        if not (math.isfinite(self.duration_s) and self.duration_s >= 0.0):
+        if check_number(f"stage {self.name}: duration_s", self.duration_s) < 0.0:
             raise InputError("INPUT_VALUE", f"stage {self.name}: duration_s", f"{self.duration_s} is not a duration")
         if self.margin is not None:
             check_margin(f"stage {self.name}: margin", self.margin)

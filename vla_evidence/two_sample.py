@@ -30,6 +30,8 @@ from vla_evidence.errors import (
     check_margin,
     check_probability,
     check_rate,
+    is_integer,
+    shown,
 )
 
 INCUMBENT, CANARY = 0, 1
@@ -39,6 +41,14 @@ _TOLERANCE = 1e-14
 _ROUNDING = 1e-6
 _EDGE = 1e-9
 """No estimate is nearer to 0 or 1: a bet must not be lost altogether by one unit, however sure the prior is."""
+
+
+def check_group(value: Any) -> int:
+    """Return a group if there is such a one."""
+    if not (isinstance(value, (bool, np.bool_)) or is_integer(value)) or value not in (INCUMBENT, CANARY):
+        reason = f"{shown(value)} is neither {INCUMBENT} (incumbent) nor {CANARY} (canary)"
+        raise InputError("INPUT_ARM", "group", reason)
+    return int(value)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
+from decimal import Decimal
 
+import numpy as np
 import pytest
 from support.canaries import DAY, drawn, judge_of, scored_judge
 
@@ -311,3 +314,41 @@ def test_a_state_of_robots_with_nonsense_anywhere_is_refused_or_can_be_used(over
             other.verdict(2 * DAY)
             assert other.to_json() == CanaryJudge.from_json(json.loads(json.dumps(other.to_json()))).to_json()
     assert refused > 1000
+
+
+STRANGE = (None, [], {}, "x", b"e", 1.5, math.nan, 10**400, np.array([1, 0]), np.int64(1), np.float32(0.3), Decimal("0.3"),
+           object())  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", Unit)
+def test_whatever_a_judge_is_told_it_takes_or_refuses_with_a_code_and_stays_as_it_was(unit: Unit) -> None:
+    groups, pi = ({"r0": 1, "r1": 0, "r2": 0}, None) if unit is Unit.ROBOT else (None, 0.5)
+    calls = (
+        lambda judge, value: judge.assign(value, "r1", 0, 1.0, pi),
+        lambda judge, value: judge.assign("e", value, 0, 1.0, pi),
+        lambda judge, value: judge.assign("e", "r1", value, 1.0, pi),
+        lambda judge, value: judge.assign("e", "r1", 0, value, pi),
+        lambda judge, value: judge.assign("e", "r1", 0, 1.0, value),
+        lambda judge, value: judge.finish(value, True, 1.0),
+        lambda judge, value: judge.finish("e0", value, 1.0),
+        lambda judge, value: judge.finish("e0", True, value),
+        lambda judge, value: judge.finish("e0", True, 1.0, value),
+        lambda judge, value: judge.finish("e0", True, 1.0, 1.0, value),
+        lambda judge, value: judge.finish("e0", True, 1.0, 1.0, {"tce": value}),
+        lambda judge, value: judge.finish("e0", True, 1.0, 1.0, {"tce": [value]}),
+        lambda judge, value: judge.begin_stage(value, 1.0, groups),
+        lambda judge, value: judge.begin_stage(1, value, groups),
+        lambda judge, value: judge.begin_stage(1, 1.0, value),
+        lambda judge, value: judge.begin_stage(1, 1.0, {"r0": 1, "r1": value}),
+        lambda judge, value: judge.verdict(value),
+    )
+    for strange, (number, call) in itertools.product(STRANGE, enumerate(calls)):
+        judge = CanaryJudge(CanaryConfig(unit=unit, latency_limit_s=5.0), {"tce": [float(n) for n in range(50)]})
+        judge.begin_stage(0, 0.0, groups)
+        judge.assign("e0", "r0", 1, 0.0, pi)
+        before = json.dumps(judge.to_json())
+        try:
+            call(judge, strange)
+        except InputError:
+            assert json.dumps(judge.to_json()) == before, (number, strange)
+        assert CanaryJudge.from_json(json.loads(json.dumps(judge.to_json()))).to_json() == judge.to_json()
