@@ -98,6 +98,22 @@ def test_a_stage_of_robots_is_judged_by_what_they_have_when_its_time_is_over_who
     assert states[0] == states[1]
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_episode_that_a_robot_runs_when_the_time_is_over_does_not_count_whoever_asks_when(asked: bool) -> None:
+    """Nobody is heard of for a day after the end; what ran then has failed by now, and is no evidence."""
+    judge, groups = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, DAY, 0.1),))), drawn(40, 20)
+    judge.begin_stage(0, 0.0, groups)
+    feed_robots(judge, groups, range(40), (1.0, 1.0), DAY - 20.0)
+    for robot, group in groups.items():
+        judge.assign(f"{robot} runs", robot, group, DAY - 10.0)
+    if asked:
+        judge.verdict(DAY)
+    verdict = judge.verdict(2 * DAY)
+    assert verdict.figures["canary"] == [800, 820] and verdict.decision is CanaryDecision.ADVANCE
+    last = judge.to_json()["comparison"]["cohort"]["looks"][-1]
+    assert all(sums == [40.0, 0.0, 40.0] for sums in last["sums"].values()) and not last["pending"]
+
+
 def test_what_a_version_does_after_many_episodes_still_counts() -> None:
     """It does well for four hours, many more episodes than a robot owes, and fails ever after."""
     judge, groups = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, DAY, 0.1),))), drawn(40, 20)
