@@ -89,7 +89,7 @@ class CanaryJudge(CanaryEvidence):
         if left_s > 0.0:
             missing.append(f"{left_s / 3600.0:.3g} h of {stage.duration_s / 3600.0:g}")
         if self._comparison.awaited:
-            missing.append(f"outcomes of {self._comparison.awaited} episodes that were not told when its time was over")
+            missing.append(f"{self._comparison.awaited} episodes that the look at its end waits for")
         for group, name in ((CANARY, "canary"), (INCUMBENT, "incumbent")):
             if self._stage_units[group] < config.min_episodes:
                 missing.append(f"episodes of the {name} ({self._stage_units[group]} of {config.min_episodes})")

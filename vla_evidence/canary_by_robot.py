@@ -61,7 +61,7 @@ class RobotComparison(Comparison):
     def begin(self, cohort: RobotCohort | None, stage: int) -> None:
         """See :class:`Comparison`.
 
-        If the time of the stage before is not over, its looks that were still to come are lost: who ends it early may do so for
+        Looks of the stage before that were still to come, or that wait for an outcome, are lost: who ends it early may do so for
         how its robots look.
         """
         if cohort is None:
@@ -149,7 +149,7 @@ class RobotComparison(Comparison):
         notes, tallies = [], self.looks[-1].tallies if self.closed else self.tallies
         rest = f"have not all of their {self.cohort.episodes} episodes: of the rest the worst is assumed before the margin is"
         for (others, canaries), text in (
-            (self.cohort.unheard_of(tallies), "have no episode that is over: they tell nothing about harm"),
+            (self.cohort.unheard_of(tallies), "have no episode that counts yet: they tell nothing about harm"),
             (self.cohort.short(tallies), f"{rest} called excluded"),
         ):
             if others or canaries:

@@ -99,7 +99,7 @@ class CanaryConfig:
         if not isinstance(self.stages, (tuple, list)) or not self.stages:
             raise InputError("INPUT_COUNT", "stages", f"{shown(self.stages)} are none")
         for stage in self.stages:
-            if self.unit is Unit.ROBOT and stage.share < 1.0 and not stage.duration_s > 0.0:
+            if self.unit is Unit.ROBOT and stage.share < 1.0 and stage.duration_s < 1.0:
                 reason = f"{stage.duration_s} s end before a robot has run an episode"
                 raise InputError("INPUT_VALUE", f"stage {stage.name}: duration_s", reason)
         check_name("salt", self.salt)

@@ -7,9 +7,10 @@ be held against the version that takes longer, and what it does after them would
 
 What is over at a look: all episodes that were assigned before, but not the one that a robot runs just then, unless it is its
 first. Of what was *assigned* up to some moment the last is more likely a long one, so a version whose failures take longer would
-look worse than it is. But how many are over says nothing about each of them if a robot's episodes are exchangeable: given that n
-are, each of these n is as likely to have succeeded as the first. A look waits for the outcomes that were not told by then, for a
-deadline at most.
+look worse than it is. But how many are over says nothing about each of them if a robot's episodes are exchangeable and follow
+each other: given that n are, each of these n is as likely to have succeeded as the first. (A robot that waits after a failure,
+for somebody to set it right, shows that failure as its last one for as long: if that differs between the versions, tell an
+outcome when the robot is ready again.) A look waits for the outcomes that were not told by then, for a deadline at most.
 
 Each look is an e-process by itself (:mod:`vla_evidence.robot_units`) and begins with a part of the stage's stake, so that all of
 them together convict an equal canary with probability <= the stake times α.

@@ -79,7 +79,7 @@ def test_a_stage_of_robots_is_judged_by_what_they_have_when_its_time_is_over_who
         if asked:
             waits = judge.verdict(DAY)
             assert waits.decision is CanaryDecision.HOLD
-            assert "outcomes of 40 episodes that were not told when its time was over" in waits.missing
+            assert "40 episodes that the look at its end waits for" in waits.missing
             judge = CanaryJudge.from_json(json.loads(json.dumps(judge.to_json())))
         for robot, group in groups.items():  # what was begun and told in between is of no look
             judge.assign(f"{robot} new", robot, group, DAY + 1.0)
@@ -170,7 +170,9 @@ def test_robots_that_were_never_heard_of_convict_nobody_and_are_told() -> None:
     feed_robots(judge, {r: g for r, g in groups.items() if not g}, range(40), (1.0, 1.0), 1.0)
     verdict = judge.verdict(DAY)
     assert verdict.decision is CanaryDecision.INCONCLUSIVE
-    assert "20 canary robots and 0 others have no episode that is over: they tell nothing about harm" in verdict.message
+    assert (
+        "20 canary robots and 0 others have no episode that counts yet: they tell nothing about harm" in verdict.message
+    )
     canary = next(robot for robot, group in groups.items() if group)
     judge.assign("e", canary, CANARY, DAY)
     judge.finish("e", True, DAY)
@@ -229,7 +231,7 @@ def test_each_stage_of_robots_begins_with_its_stake_and_decides_at_the_same_evid
 
 def test_a_stage_of_robots_without_duration_is_refused() -> None:
     with pytest.raises(InputError) as caught:
-        CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, 0.0, 0.1), DEFAULT_STAGES[-1]))
+        CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, 0.1, 0.1), DEFAULT_STAGES[-1]))
     assert caught.value.code == "INPUT_VALUE"
 
 
