@@ -18,8 +18,6 @@ from vla_evidence.tables import hours_text
 
 _FAST = RobotPrior(mean=0.95, sd=0.05, drop=0.15)
 """Of the incumbent's episodes 95 % are faster than a limit at their 95 % quantile."""
-
-
 _ROUNDING = 1e-6
 
 

@@ -222,10 +222,9 @@ class CanaryEvidence:
             raise InputError("INPUT_RATE", "success", f"{shown(success)} is neither true nor false")
         if latency_s is not None and check_number("latency_s", latency_s) < 0.0:
             raise InputError("INPUT_VALUE", "latency_s", f"{latency_s} is not a duration")
-        within = self._limits.within(scores)
+        within, blocks = self._limits.read(scores)
         now_s = check_time("now_s", now_s)
         self._advance_clock(now_s)
-        blocks = self._limits.counts(scores)
         known = self._open.finish(episode, (float(success), *self._fast(latency_s), *within), blocks)
         self._ignored += not known
         self._heard_s = self._now_s if known else self._heard_s

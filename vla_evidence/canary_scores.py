@@ -54,8 +54,8 @@ class ScoreLimits:
                 limits[source] = upper_limit(values, quantile)
         return ScoreLimits(limits, too_short)
 
-    def within(self, scores: Scores | None) -> tuple[float, ...]:
-        """Return for each judged source the share of the episode's blocks within its limit.
+    def read(self, scores: Scores | None) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """Return for each judged source the share of the episode's blocks within its limit, and how many blocks it tells of.
 
         0 for a source of which the episode tells nothing, and NaN is above every limit: silence is no good sign. A source that is
         not judged is ignored.
@@ -63,15 +63,12 @@ class ScoreLimits:
         Raises:
             InputError: a score that is no number.
         """
-        shares = []
+        shares, counts = [], []
         for source, limit in self.limits.items():
             values = _blocks(scores, source)
             shares.append(sum(float(value) <= limit for value in values) / len(values) if len(values) else 0.0)
-        return tuple(shares)
-
-    def counts(self, scores: Scores | None) -> tuple[int, ...]:
-        """Return of how many blocks of each judged source the episode tells; raises as :meth:`within`."""
-        return tuple(len(_blocks(scores, source)) for source in self.limits)
+            counts.append(len(values))
+        return tuple(shares), tuple(counts)
 
     def to_json(self) -> dict[str, Any]:
         """Return the limits for :meth:`from_json`."""

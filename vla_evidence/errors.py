@@ -50,7 +50,7 @@ def shown(value: object) -> str:
 
 def is_integer(value: object) -> bool:
     """Whether it is an integer; True and False are none."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def check_name(field: str, value: Any) -> str:

@@ -57,7 +57,7 @@ class Tallies:
     """
 
     def __init__(self, things: int) -> None:
-        self._things = things
+        self.things = things
         self.sums: dict[str, list[float]] = {}
 
     def add(self, robot: str, ys: Sequence[float], *, silent: bool) -> None:
@@ -66,17 +66,17 @@ class Tallies:
         Raises:
             InputError: a value outside [0, 1], or not as many.
         """
-        if len(ys) != self._things:
-            raise InputError("INPUT_COUNT", "ys", f"{len(ys)} values of {self._things} things")
+        if len(ys) != self.things:
+            raise InputError("INPUT_COUNT", "ys", f"{len(ys)} values of {self.things} things")
         values = [0.0 if silent else check_rate("y", y) for y in ys]
-        sums = self.sums.setdefault(robot, [0.0] * (_FIRST + self._things))
+        sums = self.sums.setdefault(robot, [0.0] * (_FIRST + self.things))
         sums[_SILENT if silent else _HEARD] += 1.0
         for index, value in enumerate(values, start=_FIRST):
             sums[index] += value
 
     def copy(self) -> Tallies:
         """Return an independent copy."""
-        other = Tallies(self._things)
+        other = Tallies(self.things)
         other.sums = {robot: list(sums) for robot, sums in self.sums.items()}
         return other
 
@@ -141,11 +141,10 @@ class RobotCohort:
 
     def _units(self, tallies: Tallies, robots: Sequence[str]) -> Iterator[RobotUnit]:
         canaries = sum(self.groups[robot] for robot in robots)
-        things = next((len(sums) - _FIRST for sums in tallies.sums.values()), 1)
         for index, robot in enumerate(robots):
             group, probability = self.groups[robot], canaries / (len(robots) - index)
             canaries -= group
-            sums = tallies.sums.get(robot, [0.0] * (_FIRST + things))
+            sums = tallies.sums.get(robot, [0.0] * (_FIRST + tallies.things))
             over = sums[_HEARD] + sums[_SILENT]
             owed = max(float(self.episodes), over)
             unheard = owed - sums[_HEARD] if group == INCUMBENT else 0.0
