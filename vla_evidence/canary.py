@@ -28,7 +28,7 @@ from typing import Any
 
 from vla_evidence.canary_comparison import EpisodeComparison
 from vla_evidence.canary_config import FEWEST_FOR_LIMIT
-from vla_evidence.canary_evidence import CanaryEvidence
+from vla_evidence.canary_state import SavedEvidence
 from vla_evidence.canary_verdict import CanaryDecision, CanaryVerdict, demanded, excluded
 from vla_evidence.exceedance import odds
 from vla_evidence.stages import Stage
@@ -39,8 +39,8 @@ _CODES = {"success": "SUCCESS_WORSE", "latency": "LATENCY_WORSE"}
 _FORECAST_FROM = 0.25
 
 
-class CanaryJudge(CanaryEvidence):
-    """Judges one rollout; arguments and inputs are those of :class:`CanaryEvidence`."""
+class CanaryJudge(SavedEvidence):
+    """Judges one rollout; arguments and inputs are those of :class:`~vla_evidence.canary_evidence.CanaryEvidence`."""
 
     def verdict(self, now_s: float) -> CanaryVerdict:
         """Decide on what is known at this time."""
