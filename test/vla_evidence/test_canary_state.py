@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import random
+from collections.abc import Iterator
 from decimal import Decimal
 
 import numpy as np
@@ -203,6 +204,20 @@ def places(value: object, path: tuple = ()) -> list[tuple]:
 ODD = (None, -1, "x", math.nan, math.inf, 0.5, 1e300, 10**400, True, [], {})
 
 
+def accepted_of_nonsense(judge: CanaryJudge) -> Iterator[CanaryJudge]:
+    """Put nonsense at every place of the state; yield the judges that take it; most do not, and raise nothing but LogError."""
+    document = json.loads(json.dumps(judge.to_json()))
+    refused = 0
+    for path, nonsense in itertools.product(places(document)[1:], ODD):
+        try:
+            other = CanaryJudge.from_json(changed(document, *path, to=nonsense))
+        except LogError:
+            refused += 1
+            continue
+        yield other
+    assert refused > 1000
+
+
 def test_a_state_with_nonsense_anywhere_is_refused_or_can_be_used() -> None:
     """It never raises anything else, when it is read or afterwards."""
     judge = scored_judge(latency_limit_s=5.0)
@@ -210,18 +225,9 @@ def test_a_state_with_nonsense_anywhere_is_refused_or_can_be_used() -> None:
         judge.assign(f"e{n}", f"r{n % 2}", n % 2, 1.0, 0.5)
         if n < 10 and n != 7:
             judge.finish(f"e{n}", True, 2.0, 1.0, {"tce": [0.0]})
-    document = json.loads(json.dumps(judge.to_json()))
-    refused = 0
-    for path in places(document)[1:]:
-        for nonsense in ODD:
-            try:
-                other = CanaryJudge.from_json(changed(document, *path, to=nonsense))
-            except LogError:
-                refused += 1
-                continue
-            other.verdict(9e4)
-            assert not other.finish("e7", True, 9e4)
-    assert refused > 1000
+    for other in accepted_of_nonsense(judge):
+        other.verdict(9e4)
+        assert not other.finish("e7", True, 9e4)
 
 
 def robots_judge() -> CanaryJudge:
@@ -294,26 +300,17 @@ def test_a_state_of_robots_with_nonsense_anywhere_is_refused_or_can_be_used(over
     judge = robots_judge()
     now_s = 2 * DAY if over else DAY + 720.0
     judge.verdict(now_s)
-    document = json.loads(json.dumps(judge.to_json()))
-    robots = document["comparison"]["cohort"]["groups"]
-    refused = 0
-    for path in places(document)[1:]:
-        for nonsense in ODD:
+    robots = judge.to_json()["comparison"]["cohort"]["groups"]
+    for other in accepted_of_nonsense(judge):
+        for n, (robot, group) in enumerate(robots.items()):
             try:
-                other = CanaryJudge.from_json(changed(document, *path, to=nonsense))
-            except LogError:
-                refused += 1
-                continue
-            for n, (robot, group) in enumerate(robots.items()):
-                try:
-                    other.assign(f"new {n}", robot, group, now_s)
-                    other.finish(f"new {n}", True, now_s, 1.0, {"tce": [1.0]})
-                except InputError:
-                    continue  # settings or a stage in which there is no such robot
-            other.verdict(now_s)
-            other.verdict(2 * DAY)
-            assert other.to_json() == CanaryJudge.from_json(json.loads(json.dumps(other.to_json()))).to_json()
-    assert refused > 1000
+                other.assign(f"new {n}", robot, group, now_s)
+                other.finish(f"new {n}", True, now_s, 1.0, {"tce": [1.0]})
+            except InputError:
+                continue  # settings or a stage in which there is no such robot
+        other.verdict(now_s)
+        other.verdict(2 * DAY)
+        assert other.to_json() == CanaryJudge.from_json(json.loads(json.dumps(other.to_json()))).to_json()
 
 
 STRANGE = (None, [], {}, "x", b"e", 1.5, math.nan, 10**400, np.array([1, 0]), np.int64(1), np.float32(0.3), Decimal("0.3"),
