@@ -2,6 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev setup-analysis demo test lint bench bench-evidence clean
 RUN := scripts/run
+JOBS ?= 3
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,8 +19,9 @@ setup-analysis: ## the same with what vla-evidence plans and draws with
 demo: setup ## a simulated arm changes its policy in motion and undoes a bad one (under 3 minutes once set up)
 	@$(RUN) python -m vla_sim.demo --out build/demo
 
-test: setup-dev ## the whole test suite on real ROS 2
-	@$(RUN) python -m pytest -q
+test: setup-dev ## the whole test suite on real ROS 2: files side by side, then what counts ticks by itself
+	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile -m "not alone"
+	@$(RUN) python -m pytest -q -m alone
 
 lint: setup-dev ## ruff and mypy
 	@$(RUN) ruff check --output-format concise .

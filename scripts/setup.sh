@@ -54,10 +54,22 @@ if [ ! -x .venv/bin/python ] || [ "$(cat .venv/.vla_ota_recipe 2>/dev/null)" != 
   quietly build/venv.log "$python" -m venv $options .venv
   echo "$recipe $ros" >.venv/.vla_ota_recipe
 fi
+pip() { .venv/bin/python -m pip "$@"; }
+install() { pip install --disable-pip-version-check "$@"; }
+# uv installs three times as fast, from the same places as pip. Beside an installed ROS 2 it would not see apt's Python packages.
+if [ $ros = pypi ] && { [ -x .venv/bin/uv ] || install -q -c "$constraints" uv >build/pip-uv.log 2>&1; }; then
+  setting() { pip config get "global.$1" 2>/dev/null || true; }
+  export UV_INDEX_STRATEGY=unsafe-best-match
+  export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$(setting index-url)}}
+  export UV_INDEX=${UV_INDEX:-${PIP_EXTRA_INDEX_URL:-$(setting extra-index-url)}}
+  export UV_FIND_LINKS=${UV_FIND_LINKS:-$(tr -s ' \n' ',' <<<"${PIP_FIND_LINKS:-$(setting find-links)}" | sed 's/,$//')}
+  [ -n "$UV_DEFAULT_INDEX" ] || unset UV_DEFAULT_INDEX
+  install() { .venv/bin/uv pip install --python .venv/bin/python "$@"; }
+fi
 for group in $groups; do
   [ -e ".venv/.vla_ota_$group" ] && continue
   say "installing requirements/$group.txt (log: build/pip-$group.log)"
-  quietly "build/pip-$group.log" .venv/bin/python -m pip install --disable-pip-version-check -c "$constraints" -r "requirements/$group.txt"
+  quietly "build/pip-$group.log" install -c "$constraints" -r "requirements/$group.txt"
   touch ".venv/.vla_ota_$group"
 done
 

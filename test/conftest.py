@@ -23,7 +23,7 @@ hypothesis.settings.load_profile("vla_ota")
 # Before any rclpy context: nodes of a test never talk to anything outside this machine.
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="vla_ota_test_log_"))
-os.environ[dds_profile.VARIABLE] = str(Path(os.environ["ROS_LOG_DIR"]) / "fastdds.xml")
+os.environ[dds_profile.VARIABLE] = str(Path(os.environ["ROS_LOG_DIR"]) / f"fastdds-{os.getpid()}.xml")
 dds_profile.write_test_profile(Path(os.environ[dds_profile.VARIABLE]))
 
 
