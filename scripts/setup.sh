@@ -64,7 +64,7 @@ if [ $ros = pypi ] && { [ -x .venv/bin/uv ] || install -q -c "$constraints" uv >
   export UV_INDEX=${UV_INDEX:-${PIP_EXTRA_INDEX_URL:-$(setting extra-index-url)}}
   export UV_FIND_LINKS=${UV_FIND_LINKS:-$(tr -s ' \n' ',' <<<"${PIP_FIND_LINKS:-$(setting find-links)}" | sed 's/,$//')}
   [ -n "$UV_DEFAULT_INDEX" ] || unset UV_DEFAULT_INDEX
-  install() { .venv/bin/uv pip install --python .venv/bin/python "$@"; }
+  install() { .venv/bin/uv pip install --python .venv/bin/python --override requirements/overrides.txt "$@"; }
 fi
 for group in $groups; do
   [ -e ".venv/.vla_ota_$group" ] && continue

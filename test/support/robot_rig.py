@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import threading
 import time
 import uuid
@@ -343,19 +342,6 @@ class RobotRig:
         wait_for(work, f"{state} of {update_id} after episodes")
         return self.wait_update(update_id, state)
 
-    def episodes_until_killed(self) -> None:
-        """Let the version on trial succeed until its manager kills itself."""
-        manager = self.manager
-        assert manager is not None
-
-        def work() -> bool:
-            if manager.process.poll() is None:
-                self.episode(True)
-            return manager.process.poll() is not None
-
-        wait_for(work, "the manager's end")
-        assert manager.wait() == -9
-
     def prove(self, update_id: str) -> Any:
         """Let the version on trial succeed until it is committed; return that status."""
         self.wait_update(update_id, "TRIAL")
@@ -364,21 +350,6 @@ class RobotRig:
     def resume(self) -> Any:
         """Call ``resume``; return the reply."""
         return self.call(Trigger, "policy_node/resume")
-
-    def ask_until_killed(self, service_type: type, name: str) -> None:
-        """Send empty requests to the manager until one of them makes it kill itself."""
-        manager = self.manager
-        assert manager is not None
-        client = self.ros.on_executor(lambda: self.ros.node.create_client(service_type, name))
-
-        def work() -> bool:
-            if client.service_is_ready():
-                client.call_async(service_type.Request())
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return manager.process.wait(0.5) == -9
-            return False
-
-        wait_for(work, "the manager's end")
 
     def install(self, version: str, **options: Any) -> str:
         """Publish a bundle, offer it, let it prove itself, and wait until it is settled; return the update's id."""
