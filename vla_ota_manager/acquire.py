@@ -22,6 +22,7 @@ from vla_ota_manager.state import UpdateRecord
 from vla_ota_manager.states import UpdateState
 from vla_ota_manager.store import Store
 from vla_ota_manager.trust import Trust
+from vla_ros.plain import redacted
 
 _S = UpdateState
 STEPS = (_S.CHECKING, _S.FETCHING, _S.VERIFYING)
@@ -75,7 +76,8 @@ class Acquirer:
         data = self._manifest_on_disk(update.manifest_sha256)
         received = Received()
         if data is None:
-            onlooker.show(f"fetching {update.manifest_url}")
+            self._fetcher.check(url)
+            onlooker.show(f"fetching {redacted(url.text)}")
             data = self._fetcher.manifest(url, received, onlooker.interrupted)
         self._trust.check_manifest(update, data)
         manifest = Manifest.parse(data)

@@ -20,6 +20,7 @@ from vla_ota_manager.state import SEEN_SIZE, Outcome, State
 from vla_ota_manager.states import UpdateState, check_transition
 from vla_ota_manager.store import Store, newest_first
 from vla_ota_manager.trust import Trust
+from vla_ros.plain import plain
 
 log = logging.getLogger("vla_ota_manager")
 
@@ -163,6 +164,7 @@ class Context:
             final: nothing more will happen to the update in progress, which is closed.
             point_current: let ``current`` follow the committed version before anybody is told.
         """
+        message = plain(message)
         with self.store.edit() as state:
             old, before = state.state, state.update
             check_transition(old, new)
@@ -215,6 +217,7 @@ class Context:
         Returns:
             False if it does not wait there.
         """
+        message = plain(message)
         with self.store.edit() as state:
             update = next((waiting for waiting in state.queue if waiting.update_id == update_id), None)
             if update is None:
@@ -234,6 +237,7 @@ class Context:
 
     def show(self, message: str, error: OtaError | None = None) -> None:
         """Put a remark on the status until the next transition."""
+        message = plain(message)
         if message != self.live.message:
             log.info("%s", message)
         self.live.message = message

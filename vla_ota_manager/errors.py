@@ -28,21 +28,23 @@ Errors of ``vla_checkpoint`` and of the policy node keep their own codes on the 
 
 from __future__ import annotations
 
+from vla_ros.plain import plain
+
 
 class OtaError(Exception):
     """Base of everything that the update engine raises.
 
     Attributes:
         code: stable SCREAMING_SNAKE_CASE name of the reason.
-        reason: what is wrong, for people; one line.
-        where: file, URL or field it is about; empty if none.
+        reason: what is wrong, for people; one printable line, without secrets of URLs.
+        where: file, URL or field it is about, likewise; empty if none.
     """
 
     def __init__(self, code: str, reason: str, where: str = "") -> None:
         self.code = code
-        self.reason = reason
-        self.where = where
-        super().__init__(f"{code}: {where}: {reason}" if where else f"{code}: {reason}")
+        self.reason = plain(reason)
+        self.where = plain(where)
+        super().__init__(f"{code}: {self.message}")
 
     @property
     def message(self) -> str:

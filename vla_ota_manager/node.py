@@ -49,6 +49,7 @@ class OtaManagerNode(Node):
         super().__init__("ota_manager")
         self._settings, self._config = declare(self, NodeConfig), declare(self, OtaConfig)
         forward_log(self, "vla_ota_manager")
+        forward_log(self, "urllib3")  # its warnings quote URLs
         self._publishing = threading.Lock()
         self._published_s = 0.0
         self._heard_permission_s: float | None = None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import Log
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from support.bundles import flip_last_byte
@@ -89,7 +90,10 @@ def refuse(rig: ManagerRig, update_id: str, *codes: str) -> None:
     """The offer is rejected with one of the codes, in event and status; the robot keeps what it had."""
     event = rig.wait_event(update_id, "REJECTED")
     assert event.error_code in codes and event.message
-    rig.status.wait(lambda m: m.error_code in codes and event.message in m.message, what="code and words in the status")
+    rig.status.wait(
+        lambda m: m.update_id == update_id and m.error_code in codes and event.message in m.message,
+        what="code and words in the status, under the update's own id",
+    )
 
 
 @pytest.fixture
@@ -191,6 +195,20 @@ def test_an_update_id_is_acted_on_once(rig: ManagerRig) -> None:
     later = rig.offer("1.8.0", "0" * 64)  # has been dealt with after them
     rig.wait_event(later, "REJECTED")
     assert path_of(rig, update_id).count("CHECKING") == 1
+
+
+def test_a_token_and_a_password_in_an_offers_url_are_neither_published_nor_logged(
+    rig: ManagerRig, untouched: None
+) -> None:
+    logged = rig.ros.subscribe(Log, "/rosout", qos.LATCHED)
+    refuse(rig, rig.offer("1.3.0", "0" * 64, manifest_url=f"http://u:SECRET@{rig.server.base[7:]}/x"), "URL_INVALID")
+    missing = rig.offer("1.3.0", "0" * 64, manifest_url=rig.server.url("gone?X-Amz-Signature=SECRET"))
+    assert "gone?***" in rig.wait_event(missing, "FAILED").message
+    logged.wait(lambda m: "gone?***" in m.msg, what="the log")
+    assert rig.manager is not None
+    said = [*rig.status.messages, *rig.events.messages, *logged.messages, rig.manager.log]
+    said += rig.ros.call(ListModels, "ota_manager/list_models").history
+    assert "SECRET" not in "\n".join(map(str, said))
 
 
 def test_a_missing_model_fails_and_the_next_offer_works(rig: ManagerRig, untouched: None) -> None:

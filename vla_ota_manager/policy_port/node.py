@@ -26,6 +26,7 @@ from vla_ota_manager.port import Cancelled, OnProgress, PolicySnapshot, PrepareR
 from vla_ros import qos
 from vla_ros.calls import GivenUpError, GroupThread, wait, wait_until
 from vla_ros.diagnostics import Diagnostics
+from vla_ros.plain import plain
 from vla_ros.stamps import to_seconds
 
 DISCOVERY_S = 2.0
@@ -122,8 +123,8 @@ class RosPolicyPort:
         finally:
             over.set()
         if result.success:
-            return PrepareResult(True, message=result.message)
-        return PrepareResult(False, result.error_code or "PREPARE_FAILED", result.message or "no reason given")
+            return PrepareResult(True, message=plain(result.message))
+        return PrepareResult(False, result.error_code or "PREPARE_FAILED", plain(result.message) or "no reason given")
 
     def _run_prepare(
         self,
@@ -189,7 +190,7 @@ class RosPolicyPort:
         return SwapResult(
             success=reply.success,
             error_code="" if reply.success else reply.error_code or "SWAP_FAILED",
-            message=reply.message,
+            message=plain(reply.message),
             active_version=reply.active_version,
             active_digest=request.digest if reply.success else "",
             generation=reply.generation,
