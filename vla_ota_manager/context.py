@@ -15,7 +15,7 @@ from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import OtaError, PolicyError, StoreError
 from vla_ota_manager.fetch import Fetcher
 from vla_ota_manager.port import PolicyPort, PolicySnapshot, SwapRequest, SwapResult
-from vla_ota_manager.records import EpisodeResult, Event, Ref, Score, Status
+from vla_ota_manager.records import EpisodeResult, Event, Ref, Score, Status, Update
 from vla_ota_manager.state import SEEN_SIZE, Outcome, State
 from vla_ota_manager.states import UpdateState, check_transition
 from vla_ota_manager.store import Store, newest_first
@@ -42,6 +42,8 @@ class Live:
     trial_message: str = ""
     message: str = ""
     error_code: str = ""
+    refused: tuple[str, OtaError] | None = None
+    """The update_id of an offer that was refused since, and why: it stands in the status while nothing is under way."""
 
 
 class Context:
@@ -235,12 +237,21 @@ class Context:
         log.warning("%s", event.to_line())
         self._on_event(event)
 
+    def refuse(self, update: Update, error: OtaError) -> None:
+        """Tell that an offer never became an update (thread-safe). What is under way keeps the status to itself."""
+        update_id, version = plain(update.update_id)[:128], plain(update.version)[:64]
+        log.warning("offer %s refused: %s", update_id or "without update_id", error)
+        event = Event(self.wall_clock(), update_id, "IDLE", "REJECTED", version, error.code, error.message)
+        self._on_event(event)
+        self.live.refused = update_id, error
+        self.report()
+
     def show(self, message: str, error: OtaError | None = None) -> None:
         """Put a remark on the status until the next transition."""
         message = plain(message)
         if message != self.live.message:
             log.info("%s", message)
-        self.live.message = message
+        self.live.message, self.live.refused = message, None
         if error is not None:
             self.live.error_code = error.code
         self.report()
@@ -260,7 +271,7 @@ class Context:
         subject = record.ref if record is not None and record.ref is not None else state.committed
         name = subject.name if subject is not None else ""
         total = record.bytes_total if record is not None else live.bytes_done
-        return Status(
+        status = Status(
             state=state.state,
             update_id=state.update_id,
             name=name,
@@ -284,6 +295,12 @@ class Context:
             rollback_ready=self._rollback_ready(state, snapshot),
             error_code=live.error_code or state.error_code,
             message=live.message or state.message,
+        )
+        if live.refused is None or record is not None or trial is not None or state.rollback is not None:
+            return status
+        update_id, error = live.refused
+        return replace(
+            status, state=UpdateState.REJECTED, update_id=update_id, error_code=error.code, message=error.message
         )
 
     def _rollback_ready(self, state: State, snapshot: PolicySnapshot | None) -> int:

@@ -158,19 +158,7 @@ class UpdateEngine:
                 state.seen[update.update_id] = Outcome(_S.IDLE, update.version)
         except OtaError as e:
             if e.code != "OFFER_REPEATED":
-                name = self.store.state.state.name
-                self._ctx.announce(
-                    Event(
-                        self._ctx.wall_clock(),
-                        update.update_id[:128],
-                        name,
-                        "REJECTED",
-                        update.version[:64],
-                        e.code,
-                        e.message,
-                    )
-                )
-                self._ctx.show(f"an offer was refused: {e.message}", e)
+                self._ctx.refuse(update, e)
             return Reply(False, e.code, e.message)
         self._ctx.notify()
         return Reply(True, "", "accepted")
