@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import OtaError, PolicyError, StoreError
 from vla_ota_manager.fetch import Fetcher
-from vla_ota_manager.port import PolicyPort, PolicySnapshot, SwapRequest, SwapResult
+from vla_ota_manager.port import PolicyPort, PolicySnapshot, SwapRequest, SwapResult, absence
 from vla_ota_manager.records import EpisodeResult, Event, Ref, Score, Status, Update
 from vla_ota_manager.state import SEEN_SIZE, Outcome, State
 from vla_ota_manager.states import UpdateState, check_transition
@@ -141,9 +141,15 @@ class Context:
         return self._allowed and (not self.config.require_permission or self._permitted is True)
 
     def policy(self) -> PolicySnapshot | None:
-        """Return the policy node's status if it is fresh, else None."""
+        """Return the policy node's status if it is fresh and of a node that is configured, else None."""
         snapshot = self.port.status()
-        return snapshot if snapshot is not None and snapshot.age_s <= self.config.policy_silent_s else None
+        if snapshot is None or snapshot.unconfigured or snapshot.age_s > self.config.policy_silent_s:
+            return None
+        return snapshot
+
+    def absence(self) -> str:
+        """Say in what way the policy node is not there, after its name."""
+        return absence(self.port.status())
 
     @contextmanager
     def transition(
@@ -265,7 +271,7 @@ class Context:
 
     def status(self) -> Status:
         """Return the status as it is now (thread-safe)."""
-        state, live, snapshot = self.store.state, self.live, self.port.status()
+        state, live, snapshot = self.store.state, self.live, self.policy()
         record, trial = state.update, state.trial
         on_trial = trial is not None and trial.phase is UpdateState.TRIAL
         subject = record.ref if record is not None and record.ref is not None else state.committed

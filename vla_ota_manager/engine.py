@@ -400,7 +400,8 @@ class UpdateEngine:
         elif not self._ahead.work(update, trial):
             return
         elif self._ctx.policy() is None or not self._ctx.permitted():
-            missing = "policy_node" if self._ctx.policy() is None else "update_permitted"
+            absent = f"policy_node, which {self._ctx.absence()}"
+            missing = absent if self._ctx.policy() is None else "update_permitted"
             self._ctx.show(f"the urgent {what} is on disk and waits for {missing}; the trial goes on")
         else:
             self._trials.roll_back("SUPERSEDED", f"replaced by the urgent update {update.update_id}", block=False)

@@ -200,10 +200,12 @@ class OtaManagerNode(Node):
             return Report(WARN, f"nothing heard from '{self._settings.policy_node}' yet")
         values = {
             "age_s": f"{snapshot.age_s:.1f}",
-            "active": snapshot.active_version,
+            "active": self._engine.status().active_version,
             "on_trial": snapshot.on_trial,
             "boot_id": snapshot.boot_id,
         }
+        if snapshot.unconfigured:
+            return Report(WARN, f"'{self._settings.policy_node}' {snapshot.unconfigured}", values)
         if snapshot.age_s > self._config.policy_silent_s:
             return Report(ERROR, f"POLICY_ABSENT: silent for {snapshot.age_s:.1f} s", values)
         if snapshot.holding:

@@ -121,7 +121,7 @@ class Operator:
         try:
             snapshot = self._ctx.policy()
             if snapshot is None:
-                raise PolicyError("POLICY_ABSENT", "policy_node is silent", "swap_model")
+                raise PolicyError("POLICY_ABSENT", f"policy_node {self._ctx.absence()}", "swap_model")
             self._leave_trial(snapshot, target, request)
             return self._ctx.activate(target, request, self._ctx.halted)
         except PolicyError as e:
@@ -143,7 +143,8 @@ class Operator:
         if result.success:
             message = f"{record.from_version or 'nothing'} -> {target.version} ({way}): {record.reason}"
         else:
-            message = f"{target.version} is committed, policy_node is silent and will start with it: {record.reason}"
+            absent = f"policy_node {self._ctx.absence()} and will start with it"
+            message = f"{target.version} is committed, {absent}: {record.reason}"
         code = "OPERATOR_ROLLBACK" if self._store.state.update is not None else ""
         code = code if result.success else "POLICY_ABSENT"
         with self._ctx.transition(
@@ -177,7 +178,8 @@ class Operator:
             return CommitReply(False, "EXPECTATION_FAILED", what, committed)
         snapshot = self._ctx.policy()
         if snapshot is None:
-            return CommitReply(False, "POLICY_ABSENT", "policy_node is silent; what acts is not known", committed)
+            what = f"policy_node {self._ctx.absence()}: nobody knows what acts"
+            return CommitReply(False, "POLICY_ABSENT", what, committed)
         if snapshot.active_digest != trial.ref.digest or not snapshot.on_trial:
             what = f"policy_node runs {snapshot.active_version or 'nothing'}, and not {trial.ref.version} on trial"
             return CommitReply(False, "NO_TRIAL", what, committed)
@@ -223,7 +225,7 @@ class Operator:
 
     def list_models(self, name: str) -> ListReply:
         """Return what is on disk and what happened."""
-        state, snapshot = self._store.state, self._ctx.port.status()
+        state, snapshot = self._store.state, self._ctx.policy()
         models = tuple(
             ModelEntry(
                 ref=entry.ref,

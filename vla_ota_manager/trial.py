@@ -175,7 +175,8 @@ class TrialJudge:
         age = math.inf if snapshot is None else snapshot.age_s
         silent_s = min(age, now_s - self._listening_since)
         if silent_s > timeout_s:
-            self._convict("HEARTBEAT_LOST", f"policy_node has been silent for {silent_s:.1f} s")
+            what = "unconfigured" if snapshot is not None and snapshot.unconfigured else "silent"
+            self._convict("HEARTBEAT_LOST", f"policy_node has been {what} for {silent_s:.1f} s")
         self._acts = self._acts_on_trial(snapshot)
         if snapshot is None or age > timeout_s or snapshot.generation != self._generation:
             return

@@ -116,11 +116,13 @@ class TrialRunner:
         snapshot = self._ctx.policy()
         acts = snapshot is not None and snapshot.active_digest == trial.ref.digest
         if snapshot is None or not (acts or self._ctx.permitted()):
-            self._ctx.show(f"{trial.ref} waits for {'policy_node' if snapshot is None else 'update_permitted'}")
+            absent = f"policy_node, which {self._ctx.absence()}"
+            self._ctx.show(f"{trial.ref} waits for {absent if snapshot is None else 'update_permitted'}")
             if snapshot is not None:
                 self._begun_at = 0.0  # a person may take as long as they like
             elif now > begun + self._config.policy_wait_s:
-                self._close(_S.FAILED, "POLICY_ABSENT", f"policy_node was silent for {self._config.policy_wait_s:g} s")
+                what = f"policy_node {self._ctx.absence()}; waited for {self._config.policy_wait_s:g} s"
+                self._close(_S.FAILED, "POLICY_ABSENT", what)
             self._ctx.wait(_STEP_S)
             return
         request = SwapRequest(
@@ -331,9 +333,13 @@ class TrialRunner:
         snapshot = self._ctx.policy()
         returned = snapshot is not None and snapshot.active_digest == committed.digest and not snapshot.on_trial
         if result.success or returned:
-            way = "warm" if result.warm else "cold"
-            duration = result.swap_latency_s or time.monotonic() - begun
-            message = f"{trial.reason}; back to {committed.version} ({way}) in {duration:.3f} s"
+            took = f"{committed.version} acts again already"
+            if result.swap_latency_s:  # that alone leaves out the loading
+                way, duration_s = "cold", time.monotonic() - begun
+                if result.warm:
+                    way, duration_s = "warm", result.swap_latency_s
+                took = f"back to {committed.version} ({way}) in {duration_s:.3f} s"
+            message = f"{trial.reason}; {took}"
             self._close(_S.ROLLED_BACK, trial.code, message, block=trial.block)
             return
         self._ctx.show(f"going back to {committed}: {result.error_code} {result.message}; asked again")

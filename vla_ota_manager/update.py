@@ -160,8 +160,9 @@ class UpdatePipeline:
                 raise CancelledError("CANCELLED", "stopped on request")
             if self._ctx.policy() is None:
                 if time.monotonic() > deadline:
-                    raise PolicyError("POLICY_ABSENT", f"no status for {self._config.policy_wait_s:g} s", "policy_node")
-                self._ctx.show(f"{ref_of(record)} waits for policy_node, which is silent")
+                    waited = f"{self._ctx.absence()}; waited for {self._config.policy_wait_s:g} s"
+                    raise PolicyError("POLICY_ABSENT", waited, "policy_node")
+                self._ctx.show(f"{ref_of(record)} waits for policy_node, which {self._ctx.absence()}")
             elif not self._ctx.permitted():
                 self._ctx.show(f"{ref_of(record)} waits for update_permitted")
             else:

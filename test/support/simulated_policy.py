@@ -36,7 +36,7 @@ class SimulatedPolicy:
         document: Document = {
             "boot_id": uuid.uuid4().hex, "count": 0, "active": None, "standby": None, "prepared": None, "lease": None,
             "cause": "", "holding": "", "running": True, "absent": False, "log": [],
-            "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
+            "unconfigured": "", "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
             "crashed": {}, "crashes_at_swap": "",
         }  # fmt: skip
         if not path.exists():
@@ -72,7 +72,8 @@ class SimulatedPolicy:
         document = self.look()
         active, lease = document["active"] or {}, document["lease"]
         return PolicySnapshot(
-            age_s=60.0 if document["absent"] else 0.0,
+            age_s=60.0 if document["absent"] or document["unconfigured"] else 0.0,
+            unconfigured=document["unconfigured"],
             boot_id=document["boot_id"],
             generation=active.get("generation", 0),
             active_digest=active.get("digest", ""),
@@ -92,7 +93,7 @@ class SimulatedPolicy:
         self, bundle_path: Path, digest: str, on_progress: OnProgress, cancelled: Cancelled, timeout_s: float
     ) -> PrepareResult:
         document = self.look()
-        if document["absent"]:
+        if document["absent"] or document["unconfigured"]:
             return PrepareResult(False, "POLICY_ABSENT", "nobody answers")
         on_progress("LOADING", 0.1)
         if self._wait(min(document["prepare_s"], timeout_s), cancelled):
@@ -117,7 +118,7 @@ class SimulatedPolicy:
 
     def swap(self, request: SwapRequest, cancelled: Cancelled) -> SwapResult:
         document = self.look()
-        if document["absent"]:
+        if document["absent"] or document["unconfigured"]:
             return SwapResult(False, "POLICY_ABSENT", "nobody answers")
         if self._resident(document, request.digest) is None:
             return self._missing(document, request.digest)
