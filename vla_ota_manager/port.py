@@ -39,6 +39,11 @@ class PolicySnapshot:
     after the swap and is empty until then."""
     last_swap_stamp_s: float = math.inf
     """First action after that swap, by the clock that stamps scores [s]: what acted before has an older report as well."""
+    error_code: str = ""
+    """What went wrong there last, also if the status no longer says so."""
+    error_text: str = ""
+    error_heard_s: float = -math.inf
+    """When this port heard of that, monotonic [s]."""
     unconfigured: str = ""
     """The policy node is there and not configured: it runs nothing, and this is what it says of that. The other fields are
     those of the last status before."""

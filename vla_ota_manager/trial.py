@@ -140,7 +140,7 @@ class TrialJudge:
     def _add_score(self, score: Score) -> None:
         if score.source == HARD_LIMIT_SOURCE:
             if not score.value <= 0.0:  # also NaN
-                self._convict("HARD_LIMIT", f"a hard limit was broken (score {score.value:g})")
+                self._convict("HARD_LIMIT", "policy_node says that a hard limit was broken")
         elif not math.isfinite(score.value):
             self._convict("HARD_LIMIT", f"the score {score.source} is {score.value}")
         elif score.source in self._chunks or len(self._chunks) < MAX_SOURCES:
@@ -183,7 +183,8 @@ class TrialJudge:
         if snapshot.holding:
             self._clean_from = self._chunk_count()
             if snapshot.hold_reason in CONVICTING_HOLDS:
-                self._convict("HARD_LIMIT", f"policy_node holds: {snapshot.hold_reason}")
+                code = "WORKER_LOST" if snapshot.hold_reason == "WORKER_LOST" else "HARD_LIMIT"
+                self._convict(code, f"policy_node holds: {snapshot.hold_reason}")
         elif self._acts and snapshot.running and math.isfinite(step):
             self._time_s += min(max(step, 0.0), _MAX_STEP_S)
 

@@ -141,6 +141,35 @@ def test_a_policy_node_that_is_found_at_the_last_moment_is_asked_all_the_same(
     assert port.swap(SwapRequest(digest), never).success
 
 
+def test_what_went_wrong_is_kept_with_its_time_though_later_statuses_say_no_more_of_it(
+    port: RosPolicyPort, policy: StandInPolicyNode, node: RosHarness
+) -> None:
+    policy.silent = True
+    publisher = node.advertise(PolicyStatus, "policy_node/status", qos.LATCHED)
+
+    def say(code: str, text: str, generation: int) -> None:
+        status = PolicyStatus(state=PolicyStatus.STATE_HOLDING, boot_id=policy.boot_id, generation=generation)
+        status.error_code, status.message = code, text
+        publisher.publish(status)
+        wait_for(lambda: (s := port.status()) is not None and s.generation == generation, f"status {generation}")
+
+    def heard() -> tuple[str, str, float]:
+        snapshot = port.status()
+        assert snapshot is not None
+        return snapshot.error_code, snapshot.error_text, snapshot.error_heard_s
+
+    say("POLICY_FAILED", 'Traceback (most recent call last):\n  File "p.py"\nValueError: no\x1b\n', 101)
+    assert heard()[:2] == ("POLICY_FAILED", "ValueError: no\N{REPLACEMENT CHARACTER}")
+    first = heard()
+    say("POLICY_FAILED", 'Traceback (most recent call last):\n  File "p.py"\nValueError: no\x1b\n', 102)
+    say("", "", 103)
+    assert heard() == first  # repeated, then taken back by a swap
+    say("WORKER_DIED", "1.1.0: killed", 104)
+    say("", "", 105)
+    say("WORKER_DIED", "1.1.0: killed", 106)
+    assert heard()[:2] == ("WORKER_DIED", "1.1.0: killed") and heard()[2] > first[2]
+
+
 def test_a_policy_node_that_is_not_configured_can_be_asked_nothing_and_its_words_say_so(
     port: RosPolicyPort, policy: StandInPolicyNode, node: RosHarness
 ) -> None:

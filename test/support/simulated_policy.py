@@ -36,7 +36,7 @@ class SimulatedPolicy:
         document: Document = {
             "boot_id": uuid.uuid4().hex, "count": 0, "active": None, "standby": None, "prepared": None, "lease": None,
             "cause": "", "holding": "", "running": True, "absent": False, "log": [],
-            "unconfigured": "", "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
+            "unconfigured": "", "error": ["", "", 0.0], "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
             "crashed": {}, "crashes_at_swap": "",
         }  # fmt: skip
         if not path.exists():
@@ -73,6 +73,9 @@ class SimulatedPolicy:
         active, lease = document["active"] or {}, document["lease"]
         return PolicySnapshot(
             age_s=60.0 if document["absent"] or document["unconfigured"] else 0.0,
+            error_code=document["error"][0],
+            error_text=document["error"][1],
+            error_heard_s=document["error"][2],
             unconfigured=document["unconfigured"],
             boot_id=document["boot_id"],
             generation=active.get("generation", 0),
@@ -179,6 +182,11 @@ class SimulatedPolicy:
                 lease["until"] = time.monotonic() + lease["lease_s"]
             elif committed_digest == active["digest"]:
                 document["lease"] = None
+
+    def go_wrong(self, code: str, text: str) -> None:
+        """The status says that something has gone wrong."""
+        with self.edit() as document:
+            document["error"] = [code, text, time.monotonic()]
 
     def lose_worker(self) -> None:
         """The worker of the generation on trial dies: back to what acted before."""

@@ -70,6 +70,7 @@ class RosPolicyPort:
         self._mutex = threading.Lock()
         self._status: PolicyStatus | None = None
         self._heard_s = -math.inf
+        self._error: tuple[str, str, float] = "", "", -math.inf
         self._unconfigured: tuple[float, str] = (-math.inf, "")  # when it last said that it is, and in what words
         self._report: SwapReport | None = None
         self._closed = False
@@ -101,9 +102,23 @@ class RosPolicyPort:
             if message.state == PolicyStatus.STATE_UNCONFIGURED:  # it has no services and no boot_id yet
                 self._unconfigured = time.monotonic(), _refusal(message)
             else:
+                self._note_error(message)
                 self._status, self._heard_s = message, time.monotonic()
                 self._unconfigured = -math.inf, ""
         self._on_status()
+
+    def _note_error(self, message: PolicyStatus) -> None:
+        """Keep the error of a status that is new in it: a later one may say no more of it."""
+        before = self._status or PolicyStatus()
+        new = (message.boot_id, message.error_code, message.message) != (
+            before.boot_id,
+            before.error_code,
+            before.message,
+        )
+        if message.error_code and new:
+            lines = message.message.strip().splitlines()  # of a traceback the last line says what it was
+            text = lines[-1] if lines and lines[0].startswith("Traceback") else message.message
+            self._error = message.error_code, plain(text), time.monotonic()
 
     def _take_report(self, message: SwapReport) -> None:
         with self._mutex:
@@ -116,13 +131,20 @@ class RosPolicyPort:
         with self._mutex:
             status, report, age_s = self._status, self._report, now_s - self._heard_s
             told_s, unconfigured = self._unconfigured
+            error_code, error_text, error_heard_s = self._error
         if now_s - told_s > self._silent_s:
             unconfigured = ""
         if status is None and not unconfigured:
             return None
         status = status or PolicyStatus()
         explained = report is not None and (report.generation, report.to_digest) == _acting(status)
-        return replace(_snapshot(status, age_s, report if explained else None), unconfigured=unconfigured)
+        return replace(
+            _snapshot(status, age_s, report if explained else None),
+            error_code=error_code,
+            error_text=error_text,
+            error_heard_s=error_heard_s,
+            unconfigured=unconfigured,
+        )
 
     # -- what it is asked ---------------------------------------------------------------------------------------------------
 
