@@ -185,7 +185,8 @@ class Context:
                 record.state = new
                 record.bytes_downloaded = max(record.bytes_downloaded, self.live.bytes_downloaded)
                 state.seen[update_id] = Outcome(new, subject, code, message, record.bytes_downloaded, final)
-            event = Event(self.wall_clock(), update_id, old.name, new.name, version, code, message)
+            name = _model_of(state) or _model_of(self.store.state)  # what it was about before may be over now
+            event = Event(self.wall_clock(), update_id, old.name, new.name, version, code, message, name)
             state.state, state.message, state.update_id = new, message, update_id
             if code or new is UpdateState.CHECKING:
                 state.error_code = code
@@ -233,7 +234,7 @@ class Context:
             state.queue.remove(update)
             version = version or update.version
             state.seen[update_id] = Outcome(end, version, code, message, state.downloaded(update_id), True)
-            event = Event(self.wall_clock(), update_id, begun.name, end.name, version, code, message)
+            event = Event(self.wall_clock(), update_id, begun.name, end.name, version, code, message, update.name)
             state.history = [*state.history, event][-self.config.history_size :]
         self.announce(event)
         return True
@@ -351,3 +352,12 @@ class Context:
         result = self.port.swap(replace(request, digest=ref.digest), interrupted)
         self.store.fs.point("port.after_swap")
         return result
+
+
+def _model_of(state: State) -> str:
+    """Return the name of the model that something is under way for; "" if that is not known."""
+    if state.update is not None:
+        return state.update.ref.name if state.update.ref is not None else state.update.update.name
+    if state.trial is not None:
+        return state.trial.ref.name
+    return state.rollback.target.name if state.rollback is not None else ""

@@ -212,11 +212,10 @@ class Operator:
         with self._store.edit() as state:
             matches = [digest for digest, block in state.blocked.items() if version and block.ref.version == version]
             for digest in matches:
-                del state.blocked[digest]
+                name, now = state.blocked.pop(digest).ref.name, self._ctx.wall_clock()
                 state.attempts.pop(digest, None)
-            if matches:
-                event = Event(self._ctx.wall_clock(), "", state.state.name, state.state.name, version, "", "unblocked")
-                state.history.append(event)
+                at = state.state.name
+                state.history.append(Event(now, "", at, at, version, message="unblocked", name=name))
             blocked = tuple(block.ref.version for block in state.blocked.values())
         self._ctx.notify()
         if not version:
@@ -243,5 +242,5 @@ class Operator:
             for entry in self._store.installed()
             if name in ("", entry.ref.name)
         )
-        history = tuple(event.to_line() for event in state.history)
+        history = tuple(event.to_line() for event in state.history if name in ("", event.name))
         return ListReply(True, models=models, history=history, free_bytes=self._store.fs.free_bytes(self._store.root))

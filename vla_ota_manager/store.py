@@ -290,7 +290,9 @@ class Store:
             self.install(staged, manifest)
             self.blobs.release(set())
         with self.edit() as state:
-            state.history.append(Event(time.time(), "", "", "INSTALLED", ref.version, "", f"adopted from {folder}"))
+            state.history.append(
+                Event(time.time(), "", "", "INSTALLED", ref.version, "", f"adopted from {folder}", ref.name)
+            )
             if commit:
                 state.note_committed(ref)
         self.repair_current()

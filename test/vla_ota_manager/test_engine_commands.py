@@ -207,6 +207,18 @@ def test_list_models_tells_what_each_version_is(updated: Robot) -> None:
     assert updated.engine.list_models("no_such_model").models == ()
 
 
+def test_the_history_of_one_model_is_only_its_own(updated: Robot) -> None:
+    updated.publish("3.0.0", name="fold_towel")
+    updated.install("3.0.0", S.INSTALLED, activate=False)
+    updated.engine.rollback()
+    own = updated.engine.list_models("fold_towel").history
+    assert own and all(" 3.0.0" in line for line in own)
+    others = updated.engine.list_models("pick_place").history
+    assert any("ROLLED_BACK" in line for line in others) and not any(" 3.0.0" in line for line in others)
+    assert set(updated.engine.list_models().history) >= {*own, *others}
+    assert updated.engine.list_models("no_such_model").history == ()
+
+
 def test_commands_to_a_stopped_engine_are_refused_and_a_second_manager_too(updated: Robot) -> None:
     other = Robot(updated.folder, updated.server)
     with pytest.raises(StoreError, match="STORE_LOCKED"):
