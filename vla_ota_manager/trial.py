@@ -66,6 +66,8 @@ class Verdict:
     code: str = ""
     at_once: bool = False
     """Do not wait for the end of the chunk."""
+    unjudged: str = ""
+    """Of a commit: what nothing was known of to compare with, and which therefore could not have convicted it."""
 
 
 class TrialJudge:
@@ -214,8 +216,17 @@ class TrialJudge:
             return Verdict(Decision.ROLLBACK, message, progress, "SUCCESS_WORSE")
         message = self._describe_all()
         if progress >= 1.0 and self._acts and not self._leaning():
-            return Verdict(Decision.COMMIT, message, 1.0)
+            unjudged = self._unjudged()
+            if unjudged:
+                message = f"committed WITHOUT A JUDGEMENT of {unjudged}; {message}"
+            return Verdict(Decision.COMMIT, message, 1.0, unjudged=unjudged)
         return Verdict(Decision.CONTINUE, message, progress)
+
+    def _unjudged(self) -> str:
+        """Return what could not have convicted it. A robot may have no episodes; then its scores are what counts."""
+        if self._first_install or (self._scores and self._success is None and len(self._not_judged) == 1):
+            return ""
+        return ", ".join(self._not_judged)
 
     def _progress(self) -> float:
         config = self._config

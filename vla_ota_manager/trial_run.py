@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from vla_ota_manager.calibration import Calibration, Collector
-from vla_ota_manager.context import Context
+from vla_ota_manager.context import Context, log
 from vla_ota_manager.errors import OtaError, PolicyError, StoreError
 from vla_ota_manager.port import PolicySnapshot, SwapRequest, SwapResult
 from vla_ota_manager.records import Ref
@@ -197,6 +197,8 @@ class TrialRunner:
         verdict = judge.verdict()
         self._ctx.live.trial_progress, self._ctx.live.trial_message = verdict.progress, verdict.message
         if verdict.decision is Decision.COMMIT:
+            if verdict.unjudged:
+                log.warning("%s is committed without a judgement of %s", trial.ref, verdict.unjudged)
             self.commit(verdict.message)
         elif verdict.decision is Decision.ROLLBACK:
             self._convict(trial, verdict)
