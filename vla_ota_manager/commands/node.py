@@ -52,8 +52,10 @@ class Services:
                 self._node.get_logger().error(f"{name} failed: {e!r}")
                 response = service.Response(success=False, error_code="INTERNAL_ERROR", message=repr(e))
             else:
-                if line:
+                if line and response.success:
                     self._node.get_logger().info(f"{name}: {line}")
+                elif line:
+                    self._node.get_logger().warning(f"{name}: {line}")
             return response
 
         self._node.create_service(service, f"~/{name}", callback, callback_group=group)
