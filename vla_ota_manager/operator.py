@@ -140,7 +140,9 @@ class Operator:
     def _finish(self, record: RollbackRecord, result: SwapResult) -> RollbackReply:
         target = record.target
         way = "a pointer moved" if result.warm else "loaded from disk"
-        if result.success:
+        if result.success and record.from_version == target.version:
+            message = f"{target.version} acts: {record.reason}"
+        elif result.success:
             message = f"{record.from_version or 'nothing'} -> {target.version} ({way}): {record.reason}"
         else:
             absent = f"policy_node {self._ctx.absence()} and will start with it"

@@ -38,6 +38,11 @@ def test_an_empty_rollback_goes_to_the_previous_version_warm_and_blocks_nothing(
     assert any("it looked nervous" in line for line in updated.engine.list_models().history)
 
 
+def test_a_rollback_to_what_acts_does_not_name_it_twice(updated: Robot) -> None:
+    reply = updated.engine.rollback("1.1.0", reason="to be sure")
+    assert (reply.success, reply.message) == (True, "1.1.0 acts: to be sure")
+
+
 def test_a_second_rollback_goes_further_back_never_forward(updated: Robot) -> None:
     updated.publish("1.2.0")
     updated.install("1.2.0")
