@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import OtaError, PolicyError, StoreError
@@ -25,6 +25,7 @@ from vla_ros.plain import plain
 log = logging.getLogger("vla_ota_manager")
 
 _INBOX_SIZE = 20_000
+_SAID_SIZE = 200
 _REPORT_PERIOD_S = 0.2
 _ROLLBACK_NONE, _ROLLBACK_COLD, _ROLLBACK_WARM = 0, 1, 2
 _CRASHED = frozenset({"GENERATION_LOST", "WORKER_LOST"})
@@ -42,6 +43,8 @@ class Live:
     trial_message: str = ""
     message: str = ""
     error_code: str = ""
+    said: dict[str, int] = field(default_factory=dict)
+    """Remarks that the log has, and how often what each of them tells was asked again."""
     refused: tuple[str, OtaError] | None = None
     """The update_id of an offer that was refused since, and why: it stands in the status while nothing is under way."""
 
@@ -151,6 +154,22 @@ class Context:
         """Say in what way the policy node is not there, after its name."""
         return absence(self.port.status())
 
+    def hindrance(self, *, permitted: bool | None = None, motion: bool = True) -> str:
+        """Say what a swap to a new version waits for, "" if for nothing.
+
+        Args:
+            permitted: whether it may happen; default: what ``update_permitted`` says.
+            motion: whether it waits for motion to be enabled, without which policy_node refuses it.
+        """
+        snapshot = self.policy()
+        if snapshot is None:
+            return f"policy_node, which {self.absence()}"
+        if not (self.permitted() if permitted is None else permitted):
+            return "update_permitted"
+        if motion and not snapshot.motion_enabled:
+            return "motion: motion_enabled is false or stale"
+        return ""
+
     @contextmanager
     def transition(
         self,
@@ -254,13 +273,29 @@ class Context:
         self.report()
 
     def show(self, message: str, error: OtaError | None = None) -> None:
-        """Put a remark on the status until the next transition."""
+        """Put a remark on the status until the next one or the next transition. The log gets it once."""
         message = plain(message)
-        if message != self.live.message:
+        if message and message not in self.live.said:
             log.info("%s", message)
+            if len(self.live.said) >= _SAID_SIZE:
+                self.live.said.clear()
+            self.live.said[message] = 0
         self.live.message, self.live.refused = message, None
         if error is not None:
             self.live.error_code = error.code
+        self.report()
+
+    def show_asked(self, message: str) -> None:
+        """Put on the status what policy_node refuses for now, and how often it was asked; the log gets it once."""
+        message = plain(message)
+        self.show(message)
+        self.live.said[message] += 1
+        if self.live.said[message] > 1:
+            self.live.message = f"{message} (asked {self.live.said[message]} times)"
+
+    def unshow(self) -> None:
+        """Take back a remark that is no longer true."""
+        self.live.message, self.live.error_code = "", ""
         self.report()
 
     def report(self, *, force: bool = False) -> None:

@@ -101,6 +101,7 @@ class UpdateEngine:
         self._commands: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._commands_lock = threading.Lock()
         self._next_activation = 0.0
+        self._waiting = ""
         self._next_score_warning = 0.0
         self.scores_dropped, self.score_fault = 0, ""
         """How many scores were no evidence, and why the last one was not."""
@@ -392,17 +393,20 @@ class UpdateEngine:
         state = self.store.state
         trial = state.trial
         if trial is None or trial.phase is not _S.TRIAL or not state.queue:
+            if self._waiting and self._ctx.live.message == self._waiting:
+                self._ctx.unshow()  # what waited was taken back
+            self._waiting = ""
             return
         update = state.queue[0]
         what = update.version or update.update_id
         if not (update.urgent and update.activate):
-            self._ctx.show(f"{what} waits until the trial of {trial.ref.version} ends")
+            self._waiting = f"{what} waits until the trial of {trial.ref.version} ends"
+            self._ctx.show(self._waiting)
         elif not self._ahead.work(update, trial):
             return
-        elif self._ctx.policy() is None or not self._ctx.permitted():
-            absent = f"policy_node, which {self._ctx.absence()}"
-            missing = absent if self._ctx.policy() is None else "update_permitted"
-            self._ctx.show(f"the urgent {what} is on disk and waits for {missing}; the trial goes on")
+        elif hindrance := self._ctx.hindrance():
+            self._waiting = f"the urgent {what} is on disk and waits for {hindrance}; the trial goes on"
+            self._ctx.show(self._waiting)
         else:
             self._trials.roll_back("SUPERSEDED", f"replaced by the urgent update {update.update_id}", block=False)
 
@@ -418,8 +422,11 @@ class UpdateEngine:
         committed, snapshot = self.store.state.committed, self._ctx.policy()
         if committed is None or snapshot is None or time.monotonic() < self._next_activation:
             return
-        if snapshot.active_digest != committed.digest and not self._ctx.permitted():
-            self._ctx.show(f"{committed} is committed and waits for update_permitted")
+        acts = snapshot.active_digest == committed.digest
+        hindrance = self._ctx.hindrance(permitted=acts or self._ctx.permitted())
+        if hindrance:
+            if not acts:
+                self._ctx.show(f"{committed} is committed and waits for {hindrance}")
             return
         timeout_s = min(self.config.swap_timeout_s, SLICE_S)
         request = SwapRequest(committed.digest, at=self.config.swap_at, timeout_s=timeout_s)
@@ -430,8 +437,9 @@ class UpdateEngine:
         if result.success:
             with self.store.edit() as state:
                 state.activation_due = False
+            self._ctx.unshow()
         elif result.error_code == "SWAP_TIMEOUT":
-            self._ctx.show(f"{committed} is committed and waits for a boundary ({self.config.swap_at})")
+            self._ctx.show_asked(f"{committed} is committed and waits for a boundary ({self.config.swap_at})")
         else:
             error = StoreError(result.error_code or "SWAP_FAILED", result.message)
             self._ctx.show(f"policy_node does not run the committed {committed}: {result.message}", error)

@@ -103,7 +103,7 @@ class Operator:
         )
         deadline = time.monotonic() + self._ctx.config.swap_timeout_s
         while (result := self._try(record.target, request)).error_code in _BUSY and time.monotonic() < deadline:
-            self._ctx.show(f"going back to {record.target}: {result.error_code}; asked again")
+            self._ctx.show_asked(f"going back to {record.target}: {result.error_code}")
             self._ctx.wait(_BUSY_S)
         if self._ctx.stopping.is_set() and not result.success:
             return RollbackReply(False, "ENGINE_STOPPED", "goes on at the next start", record.from_version, "")

@@ -34,6 +34,8 @@ class PolicySnapshot:
     episode_id: str = ""
     running: bool = True
     """The active generation commands the robot, or holds; false while motion is disabled or the node is not active."""
+    motion_enabled: bool = True
+    """Else policy_node refuses every swap but a rollback's."""
     last_swap_cause: str = ""
     """Cause in the SwapReport of the active generation: UPDATE, ROLLBACK, LEASE_EXPIRED or WORKER_LOST; it comes about a second
     after the swap and is empty until then."""

@@ -119,9 +119,9 @@ class TrialRunner:
         begun = self._begun_at = self._begun_at or now
         snapshot = self._ctx.policy()
         acts = snapshot is not None and snapshot.active_digest == trial.ref.digest
-        if snapshot is None or not (acts or self._ctx.permitted()):
-            absent = f"policy_node, which {self._ctx.absence()}"
-            self._ctx.show(f"{trial.ref} waits for {absent if snapshot is None else 'update_permitted'}")
+        hindrance = self._ctx.hindrance(permitted=acts or self._ctx.permitted())
+        if snapshot is None or hindrance:
+            self._ctx.show(f"{trial.ref} waits for {hindrance}")
             if snapshot is not None:
                 self._begun_at = 0.0  # a person may take as long as they like
             elif now > begun + self._config.policy_wait_s:
@@ -152,10 +152,10 @@ class TrialRunner:
         ):
             self._close(_S.FAILED, result.error_code or "SWAP_FAILED", f"policy_node did not swap: {result.message}")
         elif result.error_code == "SWAP_TIMEOUT":
-            self._ctx.show(f"{trial.ref} waits for a boundary ({self._config.swap_at}): {result.message}")
+            self._ctx.show_asked(f"{trial.ref} waits for a boundary ({self._config.swap_at}): {result.message}")
             self._ctx.wait(_GAP_S)
         elif not self._ctx.interrupted():
-            self._ctx.show(f"swap to {trial.ref}: {result.error_code} {result.message}; asked again")
+            self._ctx.show_asked(f"swap to {trial.ref}: {result.error_code} {result.message}")
             self._ctx.wait(_RETRY_S)
 
     def _begin(self, trial: TrialRecord, result: SwapResult) -> None:
@@ -375,7 +375,7 @@ class TrialRunner:
             message = f"{trial.reason}; {took}"
             self._close(_S.ROLLED_BACK, trial.code, message, block=trial.block)
             return
-        self._ctx.show(f"going back to {committed}: {result.error_code} {result.message}; asked again")
+        self._ctx.show_asked(f"going back to {committed}: {result.error_code} {result.message}")
         self._next_try = time.monotonic() + _RETRY_S
 
     def _swap_back(self, committed: Ref, at: str) -> SwapResult:

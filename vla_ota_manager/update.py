@@ -117,7 +117,7 @@ class UpdatePipeline:
                 pass
         self._acquirer.refuse_blocked(ref)
         deadline = time.monotonic() + self._config.policy_wait_s
-        self._wait_until_possible(record, deadline)
+        self._wait_until_possible(record, deadline, motion=False)
         with self._ctx.transition(_S.PREPARING):
             pass
         while not (result := self._prepare(ref)).success:
@@ -126,9 +126,9 @@ class UpdatePipeline:
                 raise RefusedError(code, f"policy_node refuses it: {result.message}", str(ref))
             if code not in _ASK_AGAIN or time.monotonic() > deadline:
                 raise PolicyError(code, result.message, "prepare_model")
-            self._ctx.show(f"policy_node: {code} {result.message}; asked again")
+            self._ctx.show_asked(f"policy_node: {code} {result.message}")
             pause(_ASK_AGAIN_S, self._ctx.interrupted)
-            self._wait_until_possible(record, deadline)
+            self._wait_until_possible(record, deadline, motion=False)
         self._wait_until_possible(record, time.monotonic() + self._config.policy_wait_s)
         with self._ctx.transition(_S.SWAPPING) as draft:
             draft.trial = TrialRecord(ref, record.update.update_id, first_install=draft.committed is None)
@@ -152,19 +152,17 @@ class UpdatePipeline:
         self._ctx.live.progress = progress
         self._ctx.show(f"policy_node: {name}")
 
-    def _wait_until_possible(self, record: UpdateRecord, deadline: float) -> None:
-        """Wait for a policy node that lives and for permission to change what it runs."""
+    def _wait_until_possible(self, record: UpdateRecord, deadline: float, *, motion: bool = True) -> None:
+        """Wait for a policy node that lives, for permission to change what it runs and, to swap, for motion to be enabled."""
         while True:
             self._acquirer.refuse_expired(record.update)
             if self._ctx.interrupted():
                 raise CancelledError("CANCELLED", "stopped on request")
-            if self._ctx.policy() is None:
-                if time.monotonic() > deadline:
-                    waited = f"{self._ctx.absence()}; waited for {self._config.policy_wait_s:g} s"
-                    raise PolicyError("POLICY_ABSENT", waited, "policy_node")
-                self._ctx.show(f"{ref_of(record)} waits for policy_node, which {self._ctx.absence()}")
-            elif not self._ctx.permitted():
-                self._ctx.show(f"{ref_of(record)} waits for update_permitted")
-            else:
+            if self._ctx.policy() is None and time.monotonic() > deadline:
+                waited = f"{self._ctx.absence()}; waited for {self._config.policy_wait_s:g} s"
+                raise PolicyError("POLICY_ABSENT", waited, "policy_node")
+            hindrance = self._ctx.hindrance(motion=motion)
+            if not hindrance:
                 return
+            self._ctx.show(f"{ref_of(record)} waits for {hindrance}")
             self._ctx.wait(0.2)

@@ -36,7 +36,8 @@ class SimulatedPolicy:
         document: Document = {
             "boot_id": uuid.uuid4().hex, "count": 0, "active": None, "standby": None, "prepared": None, "lease": None,
             "cause": "", "holding": "", "running": True, "absent": False, "log": [],
-            "unconfigured": "", "error": ["", "", 0.0], "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
+            "unconfigured": "", "error": ["", "", 0.0], "motion": True, "asked": 0,
+            "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
             "crashed": {}, "crashes_at_swap": "",
         }  # fmt: skip
         if not path.exists():
@@ -88,6 +89,7 @@ class SimulatedPolicy:
             hold_reason=document["holding"],
             on_trial=lease is not None,
             running=document["running"],
+            motion_enabled=document["motion"],
             last_swap_cause=document["cause"],
             last_swap_stamp_s=document.get("stamp_s", math.inf),
         )
@@ -125,6 +127,10 @@ class SimulatedPolicy:
             return SwapResult(False, "POLICY_ABSENT", "nobody answers")
         if self._resident(document, request.digest) is None:
             return self._missing(document, request.digest)
+        with self.edit() as document:
+            document["asked"] += 1
+        if not document["motion"] and request.cause != "ROLLBACK":
+            return SwapResult(False, "MOTION_DISABLED", "motion is disabled")
         if self._wait(min(document["swap_s"], request.timeout_s), cancelled):
             return SwapResult(False, "CANCELLED", "cancelled")
         if document["swap_s"] > request.timeout_s:

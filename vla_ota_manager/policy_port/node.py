@@ -324,6 +324,7 @@ def _snapshot(status: PolicyStatus, age_s: float, report: SwapReport | None) -> 
         on_trial=status.on_trial,
         episode_id=status.episode_id,
         running=status.state in _RUNNING,
+        motion_enabled=status.motion_enabled,
         last_swap_cause="" if report is None else report.cause,
         last_swap_stamp_s=0.0 if report is None else to_seconds(report.header.stamp),
     )
