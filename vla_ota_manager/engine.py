@@ -247,6 +247,13 @@ class UpdateEngine:
         """Forbid every swap to another version, whatever ``set_update_permitted`` says, or no longer."""
         self._ctx.set_allowed(allowed)
 
+    @property
+    def robot_type(self) -> str:
+        """The robot's type, as configured, else that of the committed bundle; "" if neither is there."""
+        committed = self.store.state.committed
+        found = [entry.robot_type for entry in self.store.installed() if entry.ref == committed]
+        return self.config.robot_type or next(iter(found), "")
+
     def status(self) -> Status:
         """Return the status as it is now."""
         return self._ctx.status()

@@ -55,7 +55,7 @@ class OtaManagerNode(Node):
         self._heard_permission_s: float | None = None
         self._closed = False
 
-        self._diagnostics = Diagnostics(self, self._config.store_dir)
+        self._diagnostics = Diagnostics(self, lambda: self._engine.robot_type)
         self._status_publisher = self.create_publisher(
             ModelStatus, "~/status", qos.LATCHED, event_callbacks=self._diagnostics.publisher_events("~/status")
         )
@@ -216,11 +216,10 @@ class OtaManagerNode(Node):
         trust = self._engine.status().trust
         if trust == "tuf":
             return Report(OK, "manifests are signed", {"trust": trust})
-        return Report(
-            WARN,
-            f"trust is '{trust}': whoever can publish on model_update decides what this robot runs",
-            {"trust": trust},
-        )
+        if trust == "sha256":  # all that there is so far: no reason to warn for ever
+            what = "manifests are checked against the offer's SHA-256, and not signed"
+            return Report(OK, f"{what}: whoever can publish on model_update decides what runs", {"trust": trust})
+        return Report(WARN, f"trust is '{trust}': nothing vouches for what is installed", {"trust": trust})
 
     def _score_report(self) -> Report:
         dropped = self._engine.scores_dropped

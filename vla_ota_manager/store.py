@@ -46,6 +46,7 @@ class Installed:
     path: Path
     size_bytes: int
     installed_s: float
+    robot_type: str
 
 
 class Store:
@@ -313,7 +314,8 @@ class Store:
             if any((path / entry.path).stat().st_size != entry.size for entry in manifest.files):
                 return None
             ref = Ref(manifest.name, manifest.version, manifest.digest)
-            return Installed(ref, path, manifest.total_bytes, (path / "manifest.json").stat().st_mtime)
+            installed_s = (path / "manifest.json").stat().st_mtime
+            return Installed(ref, path, manifest.total_bytes, installed_s, manifest.robot_type)
         except (CheckpointError, StoreError, OSError):
             return None
 

@@ -62,7 +62,7 @@ class PolicyNode(LifecycleNode):
         self._outcomes: dict[str, EpisodeOutcome] = {}
         self._refusal = ("", "")  # code and text of what on_configure could not do
         self._configured: list[tuple[Callable[[Any], Any], Any]] = []  # how to destroy what on_configure made
-        self.diagnostics = Diagnostics(self, "policy")
+        self.diagnostics = Diagnostics(self, self._robot_type)
         self.diagnostics.add("control loop", lambda: findings.loop(self._engine, self._refusal))
         self.diagnostics.add("policy", lambda: findings.policy(self._engine))
         # Plain publishers: a lifecycle publisher would drop the status of a node that is not active.
@@ -180,6 +180,10 @@ class PolicyNode(LifecycleNode):
             destroy(thing)
         self._configured.clear()
         self._changed.set()
+
+    def _robot_type(self) -> str:
+        engine = self._engine
+        return engine.contract.robot_type if engine is not None else ""
 
     def _require_engine(self) -> PolicyEngine:
         if self._engine is None:

@@ -80,7 +80,7 @@ class SimRobotNode(Node):
         self._joints = self.create_publisher(JointState, "joint_states", _PUBLISHER_DEPTH)
         self._camera = self.create_publisher(Image, "camera/image_raw", _PUBLISHER_DEPTH)
         self._motion = self.create_publisher(Bool, "motion_enabled", _PUBLISHER_DEPTH)
-        diagnostics = Diagnostics(self, hardware_id=ROBOT_TYPE)
+        diagnostics = Diagnostics(self, lambda: ROBOT_TYPE)
         diagnostics.add("arm", self._arm_report)
         diagnostics.add("tasks", self._task_report)
         topic = "forward_position_controller/commands"

@@ -19,7 +19,7 @@ from support.bundles import flip_last_byte
 from support.domains import claim_domain
 from support.manager_rig import ManagerRig
 from support.ros import wait_for
-from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus
+from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus
 from vla_ota.srv import ListModels, UnblockModel
 
 from vla_ros import qos
@@ -255,11 +255,40 @@ def test_scores_that_are_no_numbers_and_odd_outcomes_do_not_upset_the_node(rig: 
     assert rig.ros.call(ListModels, "ota_manager/list_models").success
 
 
-def test_diagnostics_say_that_a_hash_alone_is_no_signature(rig: ManagerRig) -> None:
+def test_diagnostics_say_that_a_hash_alone_is_no_signature_and_do_not_warn_of_it_for_ever(rig: ManagerRig) -> None:
     diagnostics = rig.ros.subscribe(DiagnosticArray, "/diagnostics")
     array = diagnostics.wait(lambda m: any(s.name == "ota_manager: trust" for s in m.status))
     trust = next(s for s in array.status if s.name == "ota_manager: trust")
-    assert trust.level == trust.WARN and "sha256" in trust.message
+    assert trust.level == trust.OK and "not signed" in trust.message
+
+
+def test_the_hardware_of_every_diagnostic_is_the_robot(rig: ManagerRig) -> None:
+    diagnostics = rig.ros.subscribe(DiagnosticArray, "/diagnostics")
+    array = diagnostics.wait(lambda m: any(s.name.startswith("ota_manager: ") for s in m.status))
+    assert {s.hardware_id for s in array.status} == {"sim_arm"}
+
+
+def test_a_policy_node_that_is_not_configured_is_not_said_to_be_silent_and_what_it_ran_not_to_act(
+    rig: ManagerRig,
+) -> None:
+    statuses = rig.ros.advertise(PolicyStatus, "policy_node/status", qos.LATCHED, readers=0)
+    diagnostics = rig.ros.subscribe(DiagnosticArray, "/diagnostics")
+    assert rig.status.last.active_version
+    rig.policy.silent = True
+    try:
+
+        def told() -> bool:
+            statuses.publish(PolicyStatus(error_code="CONTRACT_SYNTAX", message="line 7"))
+            words = [s.message for m in diagnostics.messages for s in m.status if s.name == "ota_manager: policy node"]
+            assert not any("POLICY_ABSENT" in text for text in words)
+            return any(text == "'policy_node' is not configured: CONTRACT_SYNTAX: line 7" for text in words)
+
+        wait_for(told, "its own words in the diagnostics")
+        wait_for(lambda: rig.status.last.active_version == "", "a status in which nothing acts")
+    finally:
+        rig.policy.silent = False
+        rig.policy.publish_status()
+    rig.status.wait(lambda m: m.active_version != "", what="what acts again")
 
 
 def test_a_late_joiner_gets_the_latched_status(rig: ManagerRig) -> None:

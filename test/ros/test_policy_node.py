@@ -360,6 +360,8 @@ def test_the_name_of_the_manager_whose_word_renews_a_trial_is_a_parameter(ros_do
 
 def test_a_subscriber_that_no_message_would_ever_reach_is_told_of_on_diagnostics(shared_rig: PolicyRig) -> None:
     told = shared_rig.ros.subscribe(DiagnosticArray, "/diagnostics")
+    first = told.wait(lambda m: any(s.name.startswith("policy_node: ") for s in m.status))
+    assert {s.hardware_id for s in first.status} == {"sim_arm"}
     shared_rig.ros.subscribe(
         AnomalyScore, "anomaly_score", qos.LATCHED
     )  # wants what was published before: never matches

@@ -52,7 +52,7 @@ def policy(stand_in: StandInPolicyNode) -> StandInPolicyNode:
 
 def make_port(node: RosHarness, policy_node: str = "policy_node") -> RosPolicyPort:
     return node.on_executor(
-        lambda: RosPolicyPort(node.node, policy_node, SILENT_S, lambda: None, Diagnostics(node.node, "test"))
+        lambda: RosPolicyPort(node.node, policy_node, SILENT_S, lambda: None, Diagnostics(node.node, lambda: "test"))
     )
 
 
