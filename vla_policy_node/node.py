@@ -14,7 +14,6 @@ from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool
@@ -38,6 +37,7 @@ from vla_ros.interfaces import message_class
 from vla_ros.log_forwarding import forward_log
 from vla_ros.parameters import declare, on_live_change
 from vla_ros.runtime import main as run_main
+from vla_ros.stamps import ago
 
 _STATUS_POLL_S = 0.05
 _RUN_POLL_S = 0.1
@@ -73,23 +73,28 @@ class PolicyNode(LifecycleNode):
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
         group = MutuallyExclusiveCallbackGroup()
         self.create_timer(_STATUS_POLL_S, self._publish_status, callback_group=group, clock=steady)
-        self._starting, self._start_wait_s = False, _START_WAIT_S
-        self._starter: Any = None
+        self._autostarts, self._starting, self._start_wait_s = self.config.autostart, False, _START_WAIT_S
         if self.config.autostart:
-            self._starter = self.create_timer(0.0, self._autostart, callback_group=self._calls, clock=steady)
+            # Its group is that of the lifecycle services: one transition at a time. Only its own callback may cancel it: rclpy
+            # ends the program when it calls a timer that another thread has cancelled this moment.
+            self._starter = self.create_timer(
+                0.0, self._autostart, callback_group=self.default_callback_group, clock=steady
+            )
 
     # -- lifecycle -------------------------------------------------------------------------------------------------
 
     def _autostart(self) -> None:
         """Configure and activate; what fails for a reason that may pass is tried again, later and later."""
         self._starter.cancel()
+        if not self._autostarts:
+            return
         self._starting = True
         try:
             if self._engine is None:
                 self.trigger_configure()
             if self._engine is not None:
                 self.trigger_activate()
-        except Exception as e:  # somebody else has changed the state meanwhile
+        except Exception as e:  # rclpy's own, private to it
             self._log_failure("start", e)
         finally:
             self._starting = False
@@ -101,8 +106,8 @@ class PolicyNode(LifecycleNode):
 
     def _stop_starting(self) -> None:
         """Somebody else decides on the node's state from now on."""
-        if self._starter is not None and not self._starting:
-            self._starter.cancel()
+        if not self._starting:
+            self._autostarts = False
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the control process and the workers; nothing is commanded yet."""
@@ -440,8 +445,7 @@ class PolicyNode(LifecycleNode):
         self._reports.publish(self._report_message(report))
 
     def _report_message(self, report: Report) -> SwapReport:
-        ago = Duration(nanoseconds=int((time.monotonic() - report.acted_s) * 1e9))
-        return messages.swap_report(report, (self.get_clock().now() - ago).to_msg())
+        return messages.swap_report(report, ago(self.get_clock().now(), time.monotonic() - report.acted_s))
 
     def _now(self) -> Any:
         return self.get_clock().now().to_msg()
