@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 from builtin_interfaces.msg import Time
 from rosgraph_msgs.msg import Clock
 from support.policy_rig import PolicyRig
+from support.ros import wait_for
 from support.scripted import scripted_bundle
 from vla_ota.msg import PolicyStatus
 
@@ -53,3 +57,14 @@ def test_a_start_that_is_interrupted_at_any_point_is_one_start(ros_domain: int, 
         assert rig.node.process.poll() is None
         assert "[ERROR]" not in rig.node.log and "Traceback" not in rig.node.log, rig.node.log
         assert rig.node.stop() == 0
+
+
+def test_ctrl_c_while_the_control_process_is_being_imported_is_quiet(ros_domain: int, tmp_path: Path) -> None:
+    """A terminal signals the whole group; SIGINT is sent to the child at the worst moment, and to its parent."""
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    with PolicyRig(ros_domain, tmp_path, group=True, model_path=str(tmp_path / "a")) as rig:
+        of = ["pgrep", "-f", "vla_policy_node.control", "-P", str(rig.node.process.pid)]
+        wait_for(lambda: subprocess.run(of, check=False, capture_output=True).stdout, "the control process")
+        os.killpg(rig.node.process.pid, signal.SIGINT)
+        assert rig.node.wait() == 0
+        assert "Traceback" not in rig.node.log and "[ERROR]" not in rig.node.log, rig.node.log

@@ -77,6 +77,7 @@ class PolicyRig:
         contract: Mapping[str, Any] | None = None,
         remaps: tuple[str, ...] = (),
         module: str = "vla_policy_node.node",
+        group: bool = False,
         **parameters: Any,
     ) -> None:
         if contract is not None:
@@ -95,6 +96,7 @@ class PolicyRig:
             parameters=policy_parameters(folder, **parameters),
             namespace=namespace,
             remaps=remaps,
+            group=group,
             environment={"PYTHONPATH": os.pathsep.join([TEST_FOLDER, os.environ.get("PYTHONPATH", "")])},
         )
         self._manager: Any = None

@@ -104,6 +104,7 @@ class ControlClient:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,  # no Ctrl-C of the node's terminal: the node decides what it means
             )
         except OSError as e:
             self.close()
