@@ -35,7 +35,7 @@ from vla_ros import qos
 from vla_ros.diagnostics import Diagnostics
 from vla_ros.interfaces import message_class
 from vla_ros.log_forwarding import forward_log
-from vla_ros.parameters import declare, on_live_change
+from vla_ros.parameters import declare, on_live_change, refuse_unknown
 from vla_ros.runtime import main as run_main
 from vla_ros.stamps import ago
 
@@ -51,6 +51,7 @@ class PolicyNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("policy_node")
+        refuse_unknown(self, PolicyNodeConfig)
         self.config = declare(self, PolicyNodeConfig)
         on_live_change(self, PolicyNodeConfig, self._set_live)
         forward_log(self, "vla_policy_node")
@@ -472,8 +473,9 @@ def _code_of(error: Exception) -> str:
 
 
 def main() -> None:
-    """Entry point of ``ros2 run vla_ota policy_node``."""
-    run_main(PolicyNode, threads=6)
+    """Run the node."""
+    about = "Runs a policy on a robot, holds when it must, and lets the policy be replaced in motion."
+    run_main(PolicyNode, "policy_node", about, [PolicyNodeConfig], threads=6)
 
 
 if __name__ == "__main__":
