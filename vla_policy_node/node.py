@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import traceback
@@ -27,7 +28,7 @@ from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract import Contract, Source, load_contract
 from vla_policy_node.engine import PolicyEngine, Score
 from vla_policy_node.episodes import EpisodeError, Outcome
-from vla_policy_node.errors import ControlError, ObservationError, PolicyNodeError
+from vla_policy_node.errors import ControlError, ObservationError, PolicyNodeError, duration
 from vla_policy_node.recovery import EXPECTED_ERRORS
 from vla_policy_node.residents import Resident
 from vla_policy_node.swapping import Report, SwapRequest
@@ -36,14 +37,18 @@ from vla_ros.diagnostics import Diagnostics
 from vla_ros.interfaces import message_class
 from vla_ros.log_forwarding import forward_log
 from vla_ros.parameters import declare, on_live_change, refuse_unknown
+from vla_ros.repeats import Repeats
 from vla_ros.runtime import main as run_main
 from vla_ros.stamps import ago
+
+LOG = logging.getLogger("vla_policy_node")
 
 _STATUS_POLL_S = 0.05
 _RUN_POLL_S = 0.1
 _START_WAIT_S, _START_WAIT_MAX_S = 0.5, 30.0  # before autostart is tried again; doubled each time
 _PASSING = ("COMMAND_TOPIC_LOCKED", "COMMAND_TOPIC_TAKEN", "CONTROL_START_TIMEOUT")
 """Why a node may not start now and may later: above all, its predecessor is still dying."""
+_INACTIVE = ("INACTIVE", "the node is not active: nothing is commanded, so the policy cannot run")
 
 
 class PolicyNode(LifecycleNode):
@@ -62,6 +67,7 @@ class PolicyNode(LifecycleNode):
         self._published_s = 0.0
         self._outcomes: dict[str, EpisodeOutcome] = {}
         self._refusal = ("", "")  # code and text of what on_configure could not do
+        self._swaps_refused, self._preparations_refused = Repeats(LOG.warning), Repeats(LOG.warning)
         self._configured: list[tuple[Callable[[Any], Any], Any]] = []  # how to destroy what on_configure made
         self.diagnostics = Diagnostics(self, "policy")
         self.diagnostics.add("control loop", lambda: findings.loop(self._engine, self._refusal))
@@ -124,6 +130,7 @@ class PolicyNode(LifecycleNode):
             self._take_down()
             return TransitionCallbackReturn.FAILURE
         self._refusal = ("", "")
+        LOG.info("configured: %s, %d channels at %g Hz", contract.robot_type, len(contract.channels), contract.rate_hz)
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -136,6 +143,7 @@ class PolicyNode(LifecycleNode):
             self._log_failure("activate", e)
             return TransitionCallbackReturn.FAILURE if isinstance(e, ControlError) else TransitionCallbackReturn.ERROR
         self._refusal = ("", "")
+        LOG.info("activated")
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -146,6 +154,7 @@ class PolicyNode(LifecycleNode):
         except Exception as e:
             self._log_failure("deactivate", e)
             return TransitionCallbackReturn.ERROR
+        LOG.info("deactivated: nothing is commanded")
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -164,6 +173,7 @@ class PolicyNode(LifecycleNode):
         self._stop_starting()
         try:
             self._take_down()
+            LOG.info("%s: every process has ended", what)
             return then()
         except Exception as e:
             self._log_failure(what, e)
@@ -303,13 +313,14 @@ class PolicyNode(LifecycleNode):
         try:
             engine = self._require_engine()
             resident, report = engine.swap(wanted)
+            self._swaps_refused.over()
             response.success = True
             response.message = f"{resident.version} acts" if report else f"{resident.version} was active already"
             if report is not None:
                 response.report = self._report_message(report)
         except EXPECTED_ERRORS as e:
             response.error_code, response.message = _code_of(e), str(e)
-            self.get_logger().warning(f"swap refused: {response.error_code}: {e}")
+            self._swaps_refused.say(f"swap refused: {response.error_code}: {e}")
         active = self._engine.snapshot().active if self._engine is not None else None
         if active is not None:
             response.active_version, response.generation = active.version, active.id
@@ -360,6 +371,7 @@ class PolicyNode(LifecycleNode):
             resident = engine.prepare(
                 request.bundle_path, request.digest, on_progress, lambda: goal.is_cancel_requested
             )
+            self._preparations_refused.over()
             timings = resident.generation.timings
             result.success = True
             result.version, result.digest, result.generation = resident.version, resident.digest, resident.id
@@ -368,7 +380,7 @@ class PolicyNode(LifecycleNode):
             goal.succeed()
         except EXPECTED_ERRORS as e:
             result.error_code, result.message = _code_of(e), str(e)
-            self.get_logger().warning(f"not prepared: {result.error_code}: {e}")
+            self._preparations_refused.say(f"not prepared: {result.error_code}: {e}")
             goal.canceled() if goal.is_cancel_requested else goal.abort()
         return result
 
@@ -376,6 +388,9 @@ class PolicyNode(LifecycleNode):
         result = RunPolicy.Result()
         try:
             engine = self._require_engine()
+            duration("max_duration_s", goal.request.max_duration_s, 0.0)
+            if not engine.enabled:
+                raise ControlError(*_INACTIVE)
             episode = engine.start_episode(
                 goal.request.episode_id, goal.request.instruction, goal.request.max_duration_s
             )
@@ -386,7 +401,10 @@ class PolicyNode(LifecycleNode):
         name = episode.episode_id
         while (snapshot := engine.snapshot()).episode_id == name and self._engine is engine:
             if goal.is_cancel_requested:
-                self._end_quietly(engine, name)
+                self._end_quietly(engine, name, intervention=True)
+                break
+            if not engine.enabled:
+                self._end_quietly(engine, name, known=False)
                 break
             active = snapshot.active
             goal.publish_feedback(
@@ -397,16 +415,18 @@ class PolicyNode(LifecycleNode):
                 )
             )
             time.sleep(_RUN_POLL_S)
-        return self._finish_run(goal, result, name)
+        return self._finish_run(goal, result, name, ended_by_node=not engine.enabled or self._engine is not engine)
 
     @staticmethod
-    def _end_quietly(engine: PolicyEngine, name: str) -> None:
+    def _end_quietly(engine: PolicyEngine, name: str, **how: bool) -> None:
         try:
-            engine.end_episode(name, success=False, intervention=True)
+            engine.end_episode(name, success=False, **how)
         except EpisodeError:
             return  # somebody ended it this moment: that outcome stands
 
-    def _finish_run(self, goal: ServerGoalHandle, result: RunPolicy.Result, name: str) -> RunPolicy.Result:
+    def _finish_run(
+        self, goal: ServerGoalHandle, result: RunPolicy.Result, name: str, *, ended_by_node: bool
+    ) -> RunPolicy.Result:
         outcome = self._outcomes.get(name)
         if outcome is not None:
             result.outcome, result.success = outcome, outcome.success
@@ -416,6 +436,9 @@ class PolicyNode(LifecycleNode):
                 how = "ended as a failure by intervention"
             result.error_code, result.message = "CANCELLED", f"cancelled: the episode {how}"
             goal.canceled()
+        elif ended_by_node and not (outcome is not None and outcome.known):
+            result.error_code, result.message = _INACTIVE
+            goal.abort()
         elif outcome is None or not outcome.known:
             result.error_code, result.message = "EPISODE_TIMEOUT", "nobody said how the episode ended"
             goal.abort()
