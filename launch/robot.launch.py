@@ -72,6 +72,11 @@ ARGUMENTS = [
         choices=TRUTH,
         description="Start a node again when it dies, unless its next start would be refused as well",
     ),
+    DeclareLaunchArgument(
+        "enclave",
+        default_value="",
+        description="SROS 2: the nodes' enclaves are <enclave>/policy_node and <enclave>/ota_manager; empty = none is named",
+    ),
     DeclareLaunchArgument("use_sim_time", default_value="false", choices=TRUTH, description="Stamps from /clock"),
     DeclareLaunchArgument(
         "log_level", default_value="info", choices=LEVELS, description="Least severity that is logged"
@@ -136,6 +141,7 @@ def robot(context: LaunchContext) -> list[Action]:
         manager["allowed_sources"] = given("allowed_sources").split()
 
     def node(name: str, own: dict[str, Any]) -> Node:
+        enclave = ["--enclave", f"{given('enclave').rstrip('/')}/{name}"] if given("enclave") else []
         return Node(
             package="vla_ota",
             executable=name,
@@ -145,7 +151,7 @@ def robot(context: LaunchContext) -> list[Action]:
             output="screen",
             respawn=truth("respawn"),
             respawn_delay=1.0,
-            ros_arguments=["--log-level", given("log_level")],
+            ros_arguments=["--log-level", given("log_level"), *enclave],
         )
 
     actions: list[Action] = [node("policy_node", policy)]

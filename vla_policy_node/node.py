@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 import traceback
@@ -39,6 +40,7 @@ from vla_ros.log_forwarding import forward_log
 from vla_ros.parameters import declare, on_live_change, refuse_unknown
 from vla_ros.repeats import Repeats
 from vla_ros.runtime import main as run_main
+from vla_ros.runtime import process_arguments
 from vla_ros.stamps import ago
 
 LOG = logging.getLogger("vla_policy_node")
@@ -206,10 +208,11 @@ class PolicyNode(LifecycleNode):
         topics = {output.topic: self.resolve_topic_name(output.topic) for output in contract.outputs}
         return {
             "kind": "ros",
-            "node_name": f"{self.get_name()}_control",
+            "node_name": f"_{self.get_name()}_control",  # hidden: it has no parameter services for `ros2 param list` to wait for
             "namespace": self.get_namespace(),
             "domain_id": self.context.get_domain_id(),
             "topics": topics,
+            "arguments": process_arguments(sys.argv),
         }
 
     # -- interfaces ------------------------------------------------------------------------------------------------

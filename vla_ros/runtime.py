@@ -27,6 +27,11 @@ from vla_ros.usage import usage
 _SWITCH_INTERVAL_S = 0.0001
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LAST_WORK_S = 1.0
+_WITH_VALUE = {
+    **dict.fromkeys(("-e", "--enclave", "--log-level", "--log-config-file", "--log-file-name"), True),
+    **dict.fromkeys(("-r", "--remap", "-p", "--param", "--params-file"), False),
+}
+"""ROS arguments that have a value, and whether they concern the whole process."""
 _PASSING = ("DISK_FULL", "STORE_IO", "STORE_LOCKED")
 """Why a node may not start now and may later; every other refusal with a code is a fault of its settings."""
 _WRONG_PATH = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
@@ -113,6 +118,21 @@ def main(
     for number in _SIGNALS:  # it is ending: a second Ctrl-C has nothing left to interrupt
         signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
+
+
+def process_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the ROS arguments that concern a process as a whole, for a child: enclave and logging, no names or parameters."""
+    kept: list[str] = []
+    ros, rest = False, iter(arguments)
+    for argument in rest:
+        if argument in ("--ros-args", "--"):
+            ros = argument == "--ros-args"
+        elif ros and argument in _WITH_VALUE:
+            value = next(rest, "")
+            kept += [argument, value] if _WITH_VALUE[argument] else []
+        elif ros:
+            kept.append(argument)
+    return ["--ros-args", *kept] if kept else []
 
 
 def _spin(node: Node, signals: int, threads: int) -> int:

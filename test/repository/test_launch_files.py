@@ -109,6 +109,12 @@ def test_a_node_that_refuses_to_start_is_not_started_again_and_one_that_dies_is(
     assert robot._stay_down(SimpleNamespace(returncode=REFUSED, action=foreign), None) is None
 
 
+def test_each_node_is_put_into_its_enclave_if_one_is_named(robot: Any) -> None:
+    assert not [node for node in launched(robot) if "--enclave" in node.ros_arguments]
+    named = [node.ros_arguments[-2:] for node in launched(robot, enclave="/vla_ota/")]
+    assert named == [["--enclave", "/vla_ota/policy_node"], ["--enclave", "/vla_ota/ota_manager"]]
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [

@@ -76,6 +76,15 @@ def test_ctrl_c_while_the_control_process_is_being_imported_is_quiet(ros_domain:
         assert "Traceback" not in rig.node.log and "[ERROR]" not in rig.node.log, rig.node.log
 
 
+def test_the_control_process_belongs_to_the_node_s_enclave_and_is_hidden(ros_domain: int, tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    arguments = ("--enclave", "/cell/arm_1", "--log-level", "warn")
+    with PolicyRig(ros_domain, tmp_path, arguments=arguments, model_path=str(tmp_path / "a")) as rig:
+        rig.wait_running("1.0.0")
+        enclaves = {name: enclave for name, _, enclave in rig.ros.node.get_node_names_and_namespaces_with_enclaves()}
+        assert (enclaves["policy_node"], enclaves["_policy_node_control"]) == ("/cell/arm_1", "/cell/arm_1")
+
+
 @pytest.fixture(scope="module")
 def lent(tmp_path_factory: pytest.TempPathFactory, shared_domain: int) -> Iterator[PolicyRig]:
     """One robot that runs 1.0.0, for tests that leave it so."""

@@ -78,6 +78,7 @@ class PolicyRig:
         remaps: tuple[str, ...] = (),
         module: str = "vla_policy_node.node",
         group: bool = False,
+        arguments: tuple[str, ...] = (),
         **parameters: Any,
     ) -> None:
         if contract is not None:
@@ -97,6 +98,7 @@ class PolicyRig:
             namespace=namespace,
             remaps=remaps,
             group=group,
+            arguments=arguments,
             environment={"PYTHONPATH": os.pathsep.join([TEST_FOLDER, os.environ.get("PYTHONPATH", "")])},
         )
         self._manager: Any = None

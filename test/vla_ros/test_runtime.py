@@ -20,7 +20,7 @@ from sensor_msgs.msg import JointState
 from support.ros import NodeProcess, RosHarness, wait_for
 
 from vla_ros import qos
-from vla_ros.runtime import run
+from vla_ros.runtime import process_arguments, run
 from vla_ros.start import REFUSED
 
 NODES = ("policy_node", "ota_manager", "sim_robot")
@@ -145,3 +145,10 @@ def test_callbacks_that_still_wait_for_a_thread_at_the_end_are_dropped_quietly(
     )
     gc.collect()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_child_gets_the_ros_arguments_of_the_process_and_none_of_the_node() -> None:
+    given = "node contract:=x --ros-args -r __ns:=/a -e /enclave -p a:=1 --disable-rosout-logs --params-file f --log-level warn"
+    of_the_process = ["--ros-args", "-e", "/enclave", "--disable-rosout-logs", "--log-level", "warn"]
+    assert process_arguments([*given.split(), "--", "--enclave", "/other"]) == of_the_process
+    assert process_arguments(["node", "--ros-args", "-r", "__node:=x"]) == []
