@@ -20,14 +20,17 @@ class OtaConfig:
         ConfigError: a value is outside its range.
     """
 
-    store_dir: str = setting("", "Folder of this policy's store; made if missing")
+    store_dir: str = setting("", "Folder of this policy's store; made if missing", path=True)
     blob_dir: str = setting(
-        "", "Folder of blobs shared by several policies of a robot, same file system as store_dir; empty = own"
+        "",
+        "Folder of blobs shared by several policies of a robot, same file system as store_dir; empty = own",
+        path=True,
     )
     factory_bundle: str = setting(
         "",
         "Bundle folder that is verified, copied into the store and committed at the start while nothing is committed: what the "
         "robot runs before its first update, so that there is something to go back to. Empty = none",
+        path=True,
     )
     model_name: str = setting("", "Accept only this model; empty = any")
     robot_type: str = setting("", "Accept only bundles for this robot type; empty = not checked here")
@@ -38,7 +41,7 @@ class OtaConfig:
     allowed_sources: tuple[str, ...] = setting(
         (), "URL prefixes (http, https, file) to fetch from; empty = nothing is fetched"
     )
-    ca_file: str = setting("", "PEM file of certificate authorities for https; empty = the system's")
+    ca_file: str = setting("", "PEM file of certificate authorities for https; empty = the system's", path=True)
     proxy: str = setting("", "Proxy URL for http and https; empty = none (the environment is not looked at)")
     bandwidth_bytes_s: int = setting(0, "Largest mean download rate [bytes/s]; 0 = no cap", 0)
     retries: int = setting(8, "Attempts in a row without progress after which a download fails", 0, 1000)

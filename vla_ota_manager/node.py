@@ -30,7 +30,7 @@ from vla_ota_manager.records import Event, Status
 from vla_ros import qos
 from vla_ros.diagnostics import ERROR, OK, WARN, Diagnostics, Report
 from vla_ros.log_forwarding import forward_log
-from vla_ros.parameters import declare, on_live_change
+from vla_ros.parameters import declare, on_live_change, refuse_unknown
 from vla_ros.runtime import main as run_main
 
 THREADS = 8 + MAX_GOALS
@@ -47,6 +47,7 @@ class OtaManagerNode(Node):
 
     def __init__(self) -> None:
         super().__init__("ota_manager")
+        refuse_unknown(self, NodeConfig, OtaConfig)
         self._settings, self._config = declare(self, NodeConfig), declare(self, OtaConfig)
         forward_log(self, "vla_ota_manager")
         forward_log(self, "urllib3")  # its warnings quote URLs
@@ -243,8 +244,9 @@ class OtaManagerNode(Node):
 
 
 def main() -> None:
-    """Entry point of ``ota_manager``."""
-    run_main(OtaManagerNode, threads=THREADS)
+    """Run the node."""
+    about = "Fetches, verifies and keeps the policies of a robot, tries a new one, and goes back from a bad one."
+    run_main(OtaManagerNode, "ota_manager", about, [OtaConfig, NodeConfig], threads=THREADS)
 
 
 if __name__ == "__main__":

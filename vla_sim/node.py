@@ -23,7 +23,7 @@ from vla_ota.srv import EndEpisode, StartEpisode
 
 from vla_ros import qos
 from vla_ros.diagnostics import OK, WARN, Diagnostics, Report
-from vla_ros.parameters import declare, on_live_change
+from vla_ros.parameters import declare, on_live_change, refuse_unknown
 from vla_ros.runtime import main as run_main
 from vla_sim.arm import JOINT_NAMES, ROBOT_TYPE
 from vla_sim.errors import CommandRefusedError
@@ -72,6 +72,7 @@ class SimRobotNode(Node):
 
     def __init__(self) -> None:
         super().__init__("sim_robot")
+        refuse_unknown(self, SimSettings)
         self._settings = declare(self, SimSettings)
         on_live_change(self, SimSettings, self._change)
         self._robot = SimRobot(self._settings.command_timeout_s)
@@ -164,8 +165,8 @@ class SimRobotNode(Node):
 
 
 def main() -> None:
-    """Entry point of ``ros2 run vla_ota sim_robot``."""
-    run_main(SimRobotNode)
+    """Run the node."""
+    run_main(SimRobotNode, "sim_robot", "A simulated arm with camera and tasks, on a real arm's topics.", [SimSettings])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from vla_ota.msg import ModelStatus
 from vla_ota_manager.node import OtaManagerNode
 from vla_ros import qos
 from vla_ros.runtime import run
+from vla_ros.start import REFUSED
 
 SIZE = 3_000_000
 
@@ -45,7 +46,14 @@ def the_line(log: str) -> str:
         ({"score_topics": ["same", "same:x"]}, "PARAMETER_INVALID: score_topics"),
         ({"score_topics": ["collision:hard_limit"]}, "PARAMETER_INVALID: score_topics"),
         ({"policy_node": "no node"}, "PARAMETER_INVALID: policy_node"),
-        ({"store_dir": "/proc/nowhere"}, "STORE_IO"),
+        ({"store_dir": "/proc/nowhere"}, "STORE_IO: /proc/nowhere"),
+        ({"store_dir": "/dev/null/store"}, "STORE_IO: /dev/null"),
+        ({"store_dir": "~nobody-of-this-name/store"}, "PARAMETER_INVALID: store_dir"),
+        ({"allowed_sources": ["notaurl"]}, "PARAMETER_INVALID: allowed_sources"),
+        (
+            {"keep_version": 9},
+            "PARAMETER_INVALID: keep_version: ota_manager has no such parameter; did you mean keep_versions?",
+        ),
     ],
 )
 def test_a_wrong_parameter_ends_the_program_with_one_clear_line(
@@ -54,14 +62,14 @@ def test_a_wrong_parameter_ends_the_program_with_one_clear_line(
     file = tmp_path / "parameters.yaml"
     values = {"store_dir": str(tmp_path / "store"), **parameters}
     file.write_text(json.dumps({"/**": {"ros__parameters": values}}))
-    assert run(OtaManagerNode, ["--ros-args", "--params-file", str(file)]) == 1
+    assert run(OtaManagerNode, ["--ros-args", "--params-file", str(file)]) == REFUSED
     assert words in the_line(capfd.readouterr().err)
 
 
 def test_arguments_that_ros_does_not_understand_end_the_program_with_one_clear_line(
     ros_domain: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(OtaManagerNode, ["--ros-args", "-p", "nonsense"]) == 1
+    assert run(OtaManagerNode, ["--ros-args", "-p", "nonsense"]) == REFUSED
     assert "ARGUMENTS_INVALID" in the_line(capfd.readouterr().err)
 
 

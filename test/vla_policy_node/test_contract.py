@@ -149,6 +149,13 @@ def test_a_key_that_is_there_twice_is_refused() -> None:
     assert error.code == "CONTRACT_SYNTAX" and "twice" in error.message
 
 
+def test_a_contract_that_is_not_named_or_is_a_folder_is_refused_in_plain_words(tmp_path: Path) -> None:
+    for name, words in (("", "set the parameter contract"), (tmp_path, f"{tmp_path}: Is a directory")):
+        with pytest.raises(ContractError) as e:
+            load_contract(name)
+        assert e.value.code == "CONTRACT_UNREADABLE" and words in e.value.message
+
+
 def test_size_is_bounded_and_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert refused(contract_text() + "#" * 70_000).code == "CONTRACT_TOO_LARGE"
     (tmp_path / "big.yaml").write_text(contract_text() + "#" * 70_000)
