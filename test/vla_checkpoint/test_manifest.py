@@ -213,6 +213,8 @@ def test_limits_are_held() -> None:
         deep["lineage"] = {"x": deep["lineage"]}
     assert refused(rfc8785.dumps(deep)).code == "MANIFEST_JSON"
 
+    assert refused(changed("lineage", {f"{i:06}": 0 for i in range(900_000)})).code == "MANIFEST_LIMIT"
+    assert refused(changed("lineage", {"x": [0] * 400_000})).code == "MANIFEST_JSON"
 
 def test_numbers_that_json_cannot_carry_exactly_are_refused() -> None:
     data = rfc8785.dumps(document()).replace(b"0.25", b"9007199254740993")
