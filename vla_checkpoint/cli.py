@@ -18,7 +18,7 @@ from typing import Any
 from vla_checkpoint.build import build_manifest
 from vla_checkpoint.bundle import Bundle, open_bundle, verify_bundle
 from vla_checkpoint.config import load_config
-from vla_checkpoint.errors import CheckpointError
+from vla_checkpoint.errors import CheckpointError, printable
 from vla_checkpoint.files import Progress
 from vla_checkpoint.importer import import_folder
 from vla_checkpoint.manifest import MODES, BaseRef, Channel, Mode, load_manifest, write_manifest
@@ -160,9 +160,9 @@ def _text(result: dict[str, Any]) -> str:
     lines = []
     for key, value in result.items():
         if isinstance(value, list):
-            value = "\n                 ".join(value) or "none"
+            value = "\n                 ".join(map(printable, value)) or "none"
         elif isinstance(value, dict):
-            value = ", ".join(f"{k}: {v}" for k, v in value.items()) or "none"
+            value = ", ".join(printable(f"{k}: {v}") for k, v in value.items()) or "none"
         elif isinstance(value, bool):
             value = "yes" if value else "no"
         elif value is None:

@@ -28,6 +28,8 @@ Errors of ``vla_checkpoint`` and of the policy node keep their own codes on the 
 
 from __future__ import annotations
 
+from vla_checkpoint.errors import printable
+
 
 class OtaError(Exception):
     """Base of everything that the update engine raises.
@@ -40,9 +42,9 @@ class OtaError(Exception):
 
     def __init__(self, code: str, reason: str, where: str = "") -> None:
         self.code = code
-        self.reason = reason
-        self.where = where
-        super().__init__(f"{code}: {where}: {reason}" if where else f"{code}: {reason}")
+        self.reason = printable(reason)
+        self.where = printable(where)
+        super().__init__(f"{code}: {self.message}")
 
     @property
     def message(self) -> str:

@@ -28,7 +28,7 @@ from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract import Contract
 from vla_policy_node.control.client import ControlClient, ControlStatus
 from vla_policy_node.episodes import Episode, EpisodeError, Episodes, Outcome
-from vla_policy_node.errors import ControlError, PolicyNodeError, duration
+from vla_policy_node.errors import ControlError, PolicyNodeError, duration, one_line
 from vla_policy_node.generations import Generations
 from vla_policy_node.observation import ObservationBuffer, encode_instruction
 from vla_policy_node.recovery import Recovery
@@ -445,7 +445,7 @@ class PolicyEngine:
 
     def _report_error(self, code: str, message: str) -> None:
         LOG.error("%s: %s", code, message)
-        self._error = (code, message)
+        self._error = (code, one_line(message))
         self._listener.on_change()
 
     # -- status ----------------------------------------------------------------------------------------------------
