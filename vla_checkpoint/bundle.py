@@ -168,7 +168,7 @@ def inspect_folder(
         path=folder,
         manifest=manifest,
         config=config,
-        stats=load_stats(folder, files.keys(), config, limits),
+        stats=load_stats(folder, files.keys(), config, limits, [c.name for c in manifest.action.channels]),
         headers=MappingProxyType(headers),
         weight_files=weight_files,
         has_golden=GOLDEN_NAME in files,

@@ -22,6 +22,7 @@ from vla_checkpoint.errors import CheckpointError, printable
 from vla_checkpoint.files import Progress
 from vla_checkpoint.importer import import_folder
 from vla_checkpoint.manifest import MODES, BaseRef, Channel, Mode, load_manifest, write_manifest
+from vla_checkpoint.stats import constant_channels
 
 ACCEPTED, REJECTED = 0, 1
 
@@ -50,6 +51,7 @@ def _outcome(options: argparse.Namespace) -> tuple[int, str]:
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
     """Return what a person wants to know of a bundle, as JSON values."""
     manifest, config = bundle.manifest, bundle.config
+    constant = constant_channels(bundle.stats, config, [c.name for c in manifest.action.channels])
     infos = [info for file in bundle.weight_files for info in bundle.headers[file].tensors.values()]
     parameters = sum(math.prod(info.shape) for info in infos)
     base = manifest.base
@@ -74,6 +76,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "bytes": manifest.total_bytes,
         "files": len(manifest.files),
         "golden": bundle.has_golden,
+        "notes": [f"action channel {name} never moves: its statistics have no spread" for name in constant],
         "lineage": dict(manifest.lineage),
     }
 

@@ -14,7 +14,7 @@
     │                               SHARD_TENSOR_DUPLICATE SHARD_TOTAL_SIZE
     ├── ConfigError                 CONFIG_FIELD_MISSING CONFIG_FIELD_INVALID CONFIG_MISMATCH
     ├── StatsError                  STATS_MISSING STATS_FORMAT STATS_DIMENSION STATS_NOT_FINITE STATS_STD STATS_ORDER
-    │                               STATS_CONFLICT STATS_STATE_FILE
+    │                               STATS_CONFLICT STATS_STATE_FILE STATS_PROCESSOR_MISMATCH
     ├── GoldenError                 GOLDEN_FORMAT GOLDEN_SHAPE GOLDEN_NOT_FINITE
     ├── AdapterError                ADAPTER_CONFIG
     ├── ManifestError               MANIFEST_JSON MANIFEST_FIELD MANIFEST_SCHEMA MANIFEST_NOT_CANONICAL

@@ -150,6 +150,36 @@ def flip_last_byte(path: Path) -> None:
     path.chmod(0o644)
     path.write_bytes(data)
 
+def write_processors(
+    folder: Path, stats: Mapping[str, Mapping[str, Any]], *, step: int = 3, class_name: bool = False
+) -> None:
+    """Write the processor files of a folder as LeRobot >= 0.4 does for the ``config.json`` in it.
+
+    Args:
+        folder: has ``config.json``.
+        stats: feature → statistic → numbers; both state files hold all of them.
+        step: place of the (un)normaliser, which stands in its state file's name.
+        class_name: name steps by their class, as LeRobot does with those that it has not registered.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    tensors = {f"{key}.{name}": np.array(v, np.float32) for key, entry in stats.items() for name, v in entry.items()}
+    outputs = config["output_features"]
+    for processor, kind, features in (
+        ("policy_preprocessor", "normalizer_processor", {**config["input_features"], **outputs}),
+        ("policy_postprocessor", "unnormalizer_processor", outputs),
+    ):
+        state_file = f"{processor}_step_{step}_{kind}.safetensors"
+        name = "lerobot.processor." + kind.title().replace("_", "") + "Step"
+        norm = {
+            **({"class": name} if class_name else {"registry_name": kind}),
+            "config": {"eps": 1e-8, "features": features, "norm_map": config["normalization_mapping"]},
+            "state_file": state_file,
+        }
+        steps = [{"registry_name": "to_batch_processor", "config": {}}, norm]
+        write_json(folder / f"{processor}.json", {"name": processor, "steps": steps})
+        safetensors.numpy.save_file(tensors, folder / state_file)
+
+
 
 def _write_weights(path: Path, tensors: Mapping[str, Array], shards: int, adapter: bool) -> None:
     if adapter:

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
-from support.bundles import make_bundle, plain_stats, random_tensors, write_folder, write_json
+from support.bundles import make_bundle, plain_stats, random_tensors, write_folder, write_json, write_processors
 
 from vla_checkpoint import BaseRef, Channel, CheckpointError, import_folder, verify_bundle
 
@@ -42,21 +41,7 @@ def lerobot_04(folder: Path) -> None:
     """LeRobot >= 0.4: statistics are in the processors' state files."""
     write_folder(folder, policy_type="act")
     (folder / "stats.json").unlink()
-    for name, kind in (
-        ("policy_preprocessor", "normalizer_processor"),
-        ("policy_postprocessor", "unnormalizer_processor"),
-    ):
-        state = f"{name}_step_3_{kind}.safetensors"
-        write_json(
-            folder / f"{name}.json",
-            {"name": name, "steps": [{"registry_name": kind, "config": {}, "state_file": state}]},
-        )
-        stats = {
-            f"{f}.{k}": np.array(v, np.float32)
-            for f in ("observation.state", "action")
-            for k, v in plain_stats(2).items()
-        }
-        safetensors.numpy.save_file(stats, folder / state)
+    write_processors(folder, {feature: plain_stats(2) for feature in ("observation.state", "action")})
 
 
 def refused(source: Path, out: Path, **options: Any) -> str:
