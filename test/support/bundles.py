@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from vla_checkpoint import BaseRef, Channel, Golden, Manifest, build_manifest, write_golden, write_manifest
+from vla_checkpoint import (
+    BaseRef,
+    Channel,
+    FileEntry,
+    Golden,
+    Manifest,
+    build_manifest,
+    load_manifest,
+    sha256_file,
+    write_golden,
+    write_manifest,
+)
 
 Array = npt.NDArray[np.generic]
 JOINTS = (Channel("j1", "rad", "absolute"), Channel("j2", "rad", "absolute"))
@@ -138,18 +150,6 @@ def plain_golden(horizon: int = 16, channels: int = 2, count: int = 2) -> Golden
     )
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Write a JSON file."""
-    path.write_text(json.dumps(document, indent=1))
-
-
-def flip_last_byte(path: Path) -> None:
-    """Damage a file as a failing disk would, read-only or not; whoever has a hard link to it has the damage too."""
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(data)
-
 def write_processors(
     folder: Path, stats: Mapping[str, Mapping[str, Any]], *, step: int = 3, class_name: bool = False
 ) -> None:
@@ -179,6 +179,25 @@ def write_processors(
         write_json(folder / f"{processor}.json", {"name": processor, "steps": steps})
         safetensors.numpy.save_file(tensors, folder / state_file)
 
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON file."""
+    path.write_text(json.dumps(document, indent=1))
+
+
+def sign_again(path: Path) -> None:
+    """Make the manifest fit files that were changed since, weights excepted: what is in them is not looked at."""
+    manifest = load_manifest(path)
+    entries = [FileEntry(e.path, (path / e.path).stat().st_size, sha256_file(path / e.path)) for e in manifest.files]
+    write_manifest(path, replace(manifest, files=tuple(entries)))
+
+
+def flip_last_byte(path: Path) -> None:
+    """Damage a file as a failing disk would, read-only or not; whoever has a hard link to it has the damage too."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
 
 
 def _write_weights(path: Path, tensors: Mapping[str, Array], shards: int, adapter: bool) -> None:
