@@ -154,6 +154,32 @@ def test_what_cannot_become_a_valid_bundle_leaves_nothing_behind(tmp_path: Path)
     assert refused(tmp_path / "src", tmp_path / "out") == "STATS_MISSING"
 
 
+def test_a_refusal_names_the_file_that_was_read_or_was_to_be_made(tmp_path: Path) -> None:
+    """And never the temporary folder, which is gone by then."""
+    source, out = tmp_path / "src", tmp_path / "out"
+    lerobot_04(source)
+
+    def path_of(**options: Any) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            import_folder(source, out, **{**OPTIONS, **options})
+        assert ".out." not in str(caught.value)
+        return caught.value.path
+
+    assert path_of(name="me/act_pick") == str(out / "manifest.json")
+    processor = source / "policy_postprocessor.json"
+    content = processor.read_text()
+    processor.write_text(content.replace("MEAN_STD", "MIN_MAX"))
+    assert path_of() == str(processor)
+    processor.write_text(content)
+    (source / "vocab-é.json").write_text("{}")
+    assert path_of() == str(out / "manifest.json")
+    (source / "vocab-é.json").unlink()
+    write_json(source / "config.json", {**json.loads((source / "config.json").read_text()), "n_obs_steps": 2})
+    assert path_of() == str(source / "config.json")
+    (source / "model.safetensors").unlink()
+    assert path_of() == str(source)
+
+
 def test_an_existing_destination_is_not_touched(tmp_path: Path) -> None:
     lerobot_04(tmp_path / "src")
     (tmp_path / "out").mkdir()
