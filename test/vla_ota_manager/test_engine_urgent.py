@@ -89,7 +89,15 @@ def with_a_manifest_of_megabytes(robot: Robot) -> dict:
         (lambda robot: {"manifest_url": "http://127.0.0.1:1/manifest.json"}, S.REJECTED, "SOURCE_NOT_ALLOWED"),
         (lambda robot: {"expires_s": 1.0}, S.REJECTED, "UPDATE_EXPIRED"),
     ],
-    ids=["corrupt", "not published", "of another robot", "megabytes of manifest", "another manifest", "from elsewhere", "expired"],
+    ids=[
+        "corrupt",
+        "not published",
+        "of another robot",
+        "a large manifest",
+        "another manifest",
+        "from elsewhere",
+        "expired",
+    ],
 )
 def test_a_broken_urgent_update_does_not_cost_the_robot_its_trial(
     on_trial: Robot, breaks: Callable[[Robot], dict], end: UpdateState, code: str
