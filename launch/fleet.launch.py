@@ -15,7 +15,17 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 
 SHARE = Path(get_package_share_directory("vla_ota"))
-COMMON = ("params_file", "allowed_sources", "manager", "use_sim_time", "respawn", "log_level", "fastdds_profile")
+COMMON = (
+    "params_file",
+    "worker_python",
+    "policy_modules",
+    "allowed_sources",
+    "manager",
+    "use_sim_time",
+    "respawn",
+    "log_level",
+    "fastdds_profile",
+)
 """Arguments of sim.launch.py that mean the same for every robot."""
 
 

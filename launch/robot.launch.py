@@ -61,6 +61,16 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument("model_path", default_value="", description="Bundle to start from while the store is empty"),
     DeclareLaunchArgument(
+        "worker_python",
+        default_value="",
+        description="Interpreter that policies run in, one that has their libraries; empty = what params_file says",
+    ),
+    DeclareLaunchArgument(
+        "policy_modules",
+        default_value="",
+        description="Policy types of your own as type=module, separated by spaces; empty = what params_file says",
+    ),
+    DeclareLaunchArgument(
         "manager", default_value="true", choices=TRUTH, description="Start ota_manager (false: policy alone)"
     ),
     DeclareLaunchArgument(
@@ -137,6 +147,10 @@ def robot(context: LaunchContext) -> list[Action]:
     manager: dict[str, Any] = {}
     if given("model_path"):
         policy["model_path"] = manager["factory_bundle"] = given("model_path")
+    if given("worker_python"):
+        policy["worker_python"] = given("worker_python")
+    if given("policy_modules"):
+        policy["policy_modules"] = given("policy_modules").split()
     if given("allowed_sources"):
         manager["allowed_sources"] = given("allowed_sources").split()
 

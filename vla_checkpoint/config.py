@@ -70,6 +70,7 @@ class PolicyConfig:
     n_action_steps: int
     """Actions executed before the next chunk takes over, 1 to H."""
     n_obs_steps: int
+    """Observations that a chunk is made from; a bundle whose policy needs more than 1 is refused (``HISTORY_UNSUPPORTED``)."""
     raw: Mapping[str, Any]
     """The whole document."""
 

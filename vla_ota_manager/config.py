@@ -53,7 +53,7 @@ class OtaConfig:
     stall_window_s: float = setting(60.0, "Window in which stall_min_bytes must arrive [s]", 0.01, 3600.0)
     stall_min_bytes: int = setting(16384, "Least progress in a stall window [bytes]", 1)
     max_redirects: int = setting(5, "Redirects followed per request; none may leave allowed_sources", 0, 20)
-    max_manifest_bytes: int = setting(16_000_000, "Largest manifest that is read [bytes]", 1, 16_000_000)
+    max_manifest_bytes: int = setting(1_000_000, "Largest manifest that is read [bytes]", 1, 1_000_000)
     max_bundle_bytes: int = setting(64 << 30, "Largest bundle that is accepted [bytes]", 1)
     min_free_bytes: int = setting(1 << 30, "Space that must stay free on the store's file system [bytes]", 0)
 

@@ -28,7 +28,7 @@ from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract import Contract
 from vla_policy_node.control.client import ControlClient, ControlStatus
 from vla_policy_node.episodes import Episode, EpisodeError, Episodes, Outcome
-from vla_policy_node.errors import ControlError, PolicyNodeError, duration
+from vla_policy_node.errors import ControlError, PolicyNodeError, duration, one_line
 from vla_policy_node.generations import Generations
 from vla_policy_node.journal import Journal
 from vla_policy_node.observation import ObservationBuffer, encode_instruction
@@ -467,7 +467,7 @@ class PolicyEngine:
         self._set_error(code, message)
 
     def _set_error(self, code: str, message: str) -> None:
-        self._error = (code, message)
+        self._error = (code, one_line(message))
         self._listener.on_change()
 
     # -- status ----------------------------------------------------------------------------------------------------

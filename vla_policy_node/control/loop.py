@@ -455,10 +455,10 @@ class ControlLoop:
         chunk = swap.chunk
         if not self._is_good(swap, chunk):
             return
-        if self._last_target is not None and swap.generation.limiter.too_far(
-            self.queue.preview(chunk), self._last_target
-        ):
-            self.fail_swap("SEAM_JUMP", "the new generation's first action is too far from the last command")
+        first, limiter = self.queue.preview(chunk), swap.generation.limiter
+        if self._last_target is not None and limiter.too_far(first, self._last_target):
+            jump = limiter.explain_jump(first, self._last_target)
+            self.fail_swap("SEAM_JUMP", f"from the last command to the new generation's first: {jump.message}")
             return
         self._move_pointer(swap)
         self.queue.take_over(chunk)
