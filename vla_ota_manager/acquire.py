@@ -228,11 +228,11 @@ class Acquirer:
             if not data or not all(self._store.blobs.claim(s, n) for s, n in _blobs(Manifest.parse(data)).items()):
                 return replace(record, state=_S.FETCHING), "a file is gone from the disk"
             manifest = Manifest.parse(data)
-            staged = self._store.stage(manifest, data)
-            damaged = self._verify_folder(staged, ref, onlooker)
-            if damaged:
-                return replace(record, state=_S.FETCHING), damaged
-            self._store.install(staged, manifest)
+            with self._store.staged(manifest, data) as staged:
+                damaged = self._verify_folder(staged, ref, onlooker)
+                if damaged:
+                    return replace(record, state=_S.FETCHING), damaged
+                self._store.install(staged, manifest)
         return replace(record, state=_S.INSTALLED), f"{ref} is complete and verified"
 
     def _verify_folder(self, folder: Path, ref: Ref, onlooker: Onlooker) -> str:

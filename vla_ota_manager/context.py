@@ -152,6 +152,7 @@ class Context:
         version: str = "",
         final: bool = False,
         point_current: bool = False,
+        later: bool = False,
     ) -> Iterator[State]:
         """Change the state, together with whatever the block changes in it, in one write; then tell everybody.
 
@@ -162,8 +163,9 @@ class Context:
             version: what it is about; default: the update's.
             final: nothing more will happen to the update in progress, which is closed.
             point_current: let ``current`` follow the committed version before anybody is told.
+            later: enter it also on a disk that cannot be written now; see :meth:`Store.edit`.
         """
-        with self.store.edit() as state:
+        with self.store.edit(later=later) as state:
             old, before = state.state, state.update
             check_transition(old, new)
             yield state
@@ -215,7 +217,7 @@ class Context:
         Returns:
             False if it does not wait there.
         """
-        with self.store.edit() as state:
+        with self.store.edit(later=True) as state:
             update = next((waiting for waiting in state.queue if waiting.update_id == update_id), None)
             if update is None:
                 return False

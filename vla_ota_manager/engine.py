@@ -422,6 +422,7 @@ class UpdateEngine:
         self.store.repair_current()
         if self.store.state.activation_due:
             self._confirm_activation()
+        self.store.save()
         self._ctx.wait(_IDLE_S)
 
     def _confirm_activation(self) -> None:

@@ -61,6 +61,7 @@ class Store:
         self._mutex = threading.RLock()
         self._lock_fd = -1
         self._state = State()
+        self._unsaved = False
         self._installed: list[Installed] | None = None
 
     # -- opening ------------------------------------------------------------------------------------------------------------
@@ -159,18 +160,42 @@ class Store:
 
     @property
     def state(self) -> State:
-        """The state as last saved. Do not change it; it is replaced, never mutated (thread-safe)."""
+        """The state as last edited. Do not change it; it is replaced, never mutated (thread-safe)."""
         return self._state
 
     @contextmanager
-    def edit(self) -> Iterator[State]:
-        """Change the state: the block gets a copy, which is saved and becomes the state if nothing was raised (thread-safe)."""
+    def edit(self, *, later: bool = False) -> Iterator[State]:
+        """Change the state: the block gets a copy, which is saved and becomes the state if nothing was raised (thread-safe).
+
+        Args:
+            later: it becomes the state also if it cannot be saved now; then the next edit, or :meth:`save`, saves it. Until
+                that a restart finds the state before it. For what must not wait for the disk.
+        """
         with self._mutex:
             draft = copy.deepcopy(self._state)
             yield draft
-            if draft != self._state:
+            if draft == self._state and not self._unsaved:
+                return
+            try:
                 self._save(draft)
-                self._state = draft
+            except StoreError:
+                if not later:
+                    raise
+                self._unsaved = True
+            else:
+                self._unsaved = False
+            self._state = draft
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether the state is ahead of the disk (thread-safe)."""
+        return self._unsaved
+
+    def save(self) -> None:
+        """Save what an earlier edit could not (thread-safe)."""
+        if self._unsaved:
+            with self.edit():
+                pass
 
     def _save(self, state: State) -> None:
         self.fs.write_file(self.root / STATE, state.to_bytes(), "state", keep_old_as=self.root / OLD_STATE)
@@ -201,18 +226,26 @@ class Store:
         """Whether this very bundle is complete on disk (thread-safe)."""
         return any(entry.ref == ref for entry in self.installed())
 
-    def stage(self, manifest: Manifest, manifest_bytes: bytes) -> Path:
-        """Put a bundle together from finished blobs, under a name that nobody takes for a version; return its folder."""
-        staged = self.blobs.partial_dir / f"{manifest.digest}.bundle"
-        if staged.exists():
-            self.fs.remove_tree(staged, "stage.old")
-        self.fs.make_dir(staged)
-        for entry in manifest.files:
-            target = staged / entry.path
-            self.fs.make_dir(target.parent)
-            self.fs.link(self.blobs.partial(entry.sha256), target, "stage.file")
-        self.fs.write_file(staged / "manifest.json", manifest_bytes, "stage.manifest")
-        return staged
+    @contextmanager
+    def staged(self, manifest: Manifest, manifest_bytes: bytes) -> Iterator[Path]:
+        """Put a bundle together from finished blobs, in a folder that nobody takes for a version.
+
+        What has not been installed when the block ends, however it ends, is gone: its links would keep the blobs on the disk.
+        """
+        folder = self.blobs.partial_dir / f"{manifest.digest}.bundle"
+        if folder.exists():
+            self.fs.remove_tree(folder, "stage.old")
+        try:
+            self.fs.make_dir(folder)
+            for entry in manifest.files:
+                target = folder / entry.path
+                self.fs.make_dir(target.parent)
+                self.fs.link(self.blobs.partial(entry.sha256), target, "stage.file")
+            self.fs.write_file(folder / "manifest.json", manifest_bytes, "stage.manifest")
+            yield folder
+        finally:
+            if folder.exists():
+                self.fs.remove_tree(folder, "stage.discard")
 
     def install(self, staged: Path, manifest: Manifest) -> Path:
         """Give a verified bundle its name, and let go of its downloads; return its folder.
@@ -228,6 +261,11 @@ class Store:
         with self._mutex:
             self._installed = None
         return path
+
+    def drop_downloads(self) -> None:
+        """Give back the space of every download, finished or not, that no version needs."""
+        self.blobs.release(set())
+        self.blobs.collect()
 
     def uninstall(self, ref: Ref) -> None:
         """Remove a version from the disk."""
@@ -248,11 +286,11 @@ class Store:
         doomed = [entry.ref for entry in self.installed()[keep_versions:] if entry.ref.digest not in needed]
         for ref in doomed:
             self.uninstall(ref)
-        with self.edit() as state:
+        self.blobs.collect()
+        with self.edit(later=True) as state:
             on_disk = {entry.ref.digest for entry in self.installed()}
             state.lineage = [ref for ref in state.lineage if ref.digest in on_disk]
             state.calibration = {digest: entry for digest, entry in state.calibration.items() if digest in on_disk}
-        self.blobs.collect()
         return doomed
 
     def point_current(self, ref: Ref) -> None:
@@ -285,9 +323,9 @@ class Store:
             for entry in manifest.files:
                 if not self.blobs.claim(entry.sha256, entry.size):
                     self._copy_in(folder / entry.path, entry)
-            staged = self.stage(manifest, manifest.canonical())
-            verify(staged)
-            self.install(staged, manifest)
+            with self.staged(manifest, manifest.canonical()) as staged:
+                verify(staged)
+                self.install(staged, manifest)
             self.blobs.release(set())
         with self.edit() as state:
             state.history.append(Event(time.time(), "", "", "INSTALLED", ref.version, "", f"adopted from {folder}"))

@@ -67,10 +67,10 @@ class UpdatePipeline:
 
     def _end(self, state: UpdateState, code: str, message: str) -> None:
         """Close the update. What failed or was cancelled keeps its downloads; what was rejected, or fills the disk, does not."""
-        with self._ctx.transition(state, code=code, message=message, final=True):
+        with self._ctx.transition(state, code=code, message=message, final=True, later=True):
             pass
-        if state is _S.REJECTED or code == "DISK_FULL":
-            self._store.blobs.release(set())
+        if state is _S.REJECTED or code == "DISK_FULL" or self._store.unsaved:  # then saving may need the space
+            self._store.drop_downloads()
         self._store.retain(self._config.keep_versions)
 
     # -- CHECKING, FETCHING, VERIFYING --------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ class UpdatePipeline:
         live.progress = done / max(1, record.bytes_total)
         if time.monotonic() - self._saved_at > _SAVE_PERIOD_S:
             self._saved_at = time.monotonic()
-            with self._store.edit() as draft:
+            with self._store.edit(later=True) as draft:
                 if draft.update is not None:
                     draft.update.bytes_downloaded = downloaded
         self._ctx.report()
