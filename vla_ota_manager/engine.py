@@ -348,7 +348,8 @@ class UpdateEngine:
     def _adopt_factory_bundle(self) -> None:
         """Commit what the robot runs before its first update; a bad one is told, and the engine goes on without."""
         state, folder = self.store.state, self.config.factory_bundle
-        if not folder or state.committed is not None or state.trial is not None:
+        there = state.committed is not None and self.store.has(state.committed)
+        if not folder or there or state.trial is not None:
             return
         self._ctx.show(f"verifying the factory bundle {folder}")
         try:

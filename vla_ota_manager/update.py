@@ -77,16 +77,12 @@ class UpdatePipeline:
 
     def _acquire(self, record: UpdateRecord) -> None:
         after, message = self._acquirer.step(record, self._onlooker)
-        activate, ref = record.update.activate, after.ref
-        if record.state is _S.CHECKING and ref is not None and ref == self._store.state.committed:
-            end = _S.COMMITTED if activate else _S.INSTALLED
-            with self._ctx.transition(end, message=f"{ref} is the committed version", final=True) as draft:
-                draft.update = after
-                draft.activation_due = draft.activation_due or activate
-            return
-        installed = after.state is _S.INSTALLED
-        with self._ctx.transition(after.state, message=message, final=installed and not activate) as draft:
+        activate, installed = record.update.activate, after.state is _S.INSTALLED
+        again = installed and activate and after.ref == self._store.state.committed
+        end, message = (_S.COMMITTED, f"{after.ref} is the committed version") if again else (after.state, message)
+        with self._ctx.transition(end, message=message, final=again or (installed and not activate)) as draft:
             draft.update = after
+            draft.activation_due = draft.activation_due or again
         if installed:
             self._store.blobs.release(set())
             self._store.retain(self._config.keep_versions)

@@ -7,6 +7,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -202,10 +203,12 @@ class Robot:
 
     def left_over(self) -> list[str]:
         """Return what lies on the disk and belongs to no version: downloads, and blobs that nobody links to."""
-        partial = [path.name for path in (self.store_dir / "partial").iterdir()]
-        return partial + [
-            path.name for path in (self.store_dir / "blobs/sha256").iterdir() if path.stat().st_nlink == 1
-        ]
+        found = [path.name for path in (self.store_dir / "partial").iterdir()]
+        for path in (self.store_dir / "blobs/sha256").iterdir():
+            with suppress(FileNotFoundError):  # it goes this moment
+                if path.stat().st_nlink == 1:
+                    found.append(path.name)
+        return found
 
     def saved(self) -> State:
         """Return the state that a restart would find."""
