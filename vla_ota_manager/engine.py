@@ -118,11 +118,13 @@ class UpdateEngine:
         self._ctx.stopping.clear()
         self._thread = threading.Thread(target=self._run, name="vla_ota_engine", daemon=True)
         self._thread.start()
+        self._ctx.scrubber.start()
 
     def stop(self) -> bool:
         """End properly: a restart goes on, and a trial counts no attempt. False if the thread did not end in time."""
         self._ctx.stopping.set()
         self._ctx.notify()
+        self._ctx.scrubber.stop()
         if self._thread is not None:
             self._thread.join(_STOP_S)
             if self._thread.is_alive():
@@ -261,6 +263,11 @@ class UpdateEngine:
     def status(self) -> Status:
         """Return the status as it is now."""
         return self._ctx.status()
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Versions on disk that were found damaged, and what is wrong with them."""
+        return {path.name: what for path, what in self._ctx.scrubber.damaged.items()}
 
     def import_bundle(self, folder: Path, *, commit: bool = True) -> Ref:
         """Adopt a bundle that is on this machine (a factory image) and, with ``commit``, vouch for it. Before ``start`` only."""
