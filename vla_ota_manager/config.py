@@ -59,6 +59,12 @@ class OtaConfig:
 
     keep_versions: int = setting(3, "Versions kept on disk, beside committed, previous, trial and pinned ones", 1, 1000)
     scan_values: bool = setting(True, "Look for NaN and infinity in the weights before a bundle is accepted")
+    scrub_period_s: float = setting(
+        86400.0,
+        "Pause between two readings of the versions on disk, which find damage; the first is at the start; 0 = none [s]",
+        0.0,
+        31_536_000.0,
+    )
     history_size: int = setting(200, "Transitions kept in state.json", 10, 10000)
 
     policy_wait_s: float = setting(600.0, "How long an installed update waits for the policy node [s]", 0.0, 86400.0)

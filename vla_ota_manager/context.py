@@ -16,6 +16,7 @@ from vla_ota_manager.errors import OtaError, PolicyError, StoreError
 from vla_ota_manager.fetch import Fetcher
 from vla_ota_manager.port import PolicyPort, PolicySnapshot, SwapRequest, SwapResult, absence
 from vla_ota_manager.records import EpisodeResult, Event, Ref, Score, Status, Update
+from vla_ota_manager.scrub import Scrubber
 from vla_ota_manager.state import SEEN_SIZE, Outcome, State
 from vla_ota_manager.states import UpdateState, check_transition
 from vla_ota_manager.store import Store, newest_first
@@ -69,6 +70,7 @@ class Context:
         self.stopping = threading.Event()
         self.live = Live()
         self.last_beat = time.monotonic()
+        self.scrubber = Scrubber(store, config.scrub_period_s, self._tell_damage)
         self._on_status, self._on_event = on_status, on_event
         self._reported = 0.0
         self._changed = threading.Condition()
@@ -180,6 +182,7 @@ class Context:
         version: str = "",
         final: bool = False,
         point_current: bool = False,
+        later: bool = False,
     ) -> Iterator[State]:
         """Change the state, together with whatever the block changes in it, in one write; then tell everybody.
 
@@ -190,9 +193,10 @@ class Context:
             version: what it is about; default: the update's.
             final: nothing more will happen to the update in progress, which is closed.
             point_current: let ``current`` follow the committed version before anybody is told.
+            later: enter it also on a disk that cannot be written now; see :meth:`Store.edit`.
         """
         message = plain(message)
-        with self.store.edit() as state:
+        with self.store.edit(later=later) as state:
             old, before = state.state, state.update
             check_transition(old, new)
             yield state
@@ -246,7 +250,7 @@ class Context:
             False if it does not wait there.
         """
         message = plain(message)
-        with self.store.edit() as state:
+        with self.store.edit(later=True) as state:
             update = next((waiting for waiting in state.queue if waiting.update_id == update_id), None)
             if update is None:
                 return False
@@ -271,6 +275,10 @@ class Context:
         self._on_event(event)
         self.live.refused = update_id, error
         self.report()
+
+    def _tell_damage(self, version: str, damage: str) -> None:
+        name = self.store.state.state.name
+        self.announce(Event(self.wall_clock(), "", name, name, version, "VERSION_DAMAGED", damage))
 
     def show(self, message: str, error: OtaError | None = None) -> None:
         """Put a remark on the status until the next one or the next transition. The log gets it once."""
@@ -332,6 +340,7 @@ class Context:
             trial_message=live.trial_message,
             versions=tuple(newest_first([entry.ref.version for entry in self.store.installed()])),
             blocked=tuple(newest_first([block.ref.version for block in state.blocked.values()])),
+            damaged=tuple(newest_first([path.name for path in self.scrubber.damaged])),
             pinned=tuple(newest_first([ref.version for ref in state.pinned])),
             trust=self.trust.name,
             rollback_ready=self._rollback_ready(state, snapshot),
@@ -349,7 +358,9 @@ class Context:
         target = state.committed if state.trial is not None else state.previous
         if target is None or not self.store.has(target):
             return _ROLLBACK_NONE
-        return _ROLLBACK_WARM if snapshot is not None and snapshot.is_resident(target.digest) else _ROLLBACK_COLD
+        if snapshot is not None and snapshot.is_resident(target.digest):
+            return _ROLLBACK_WARM
+        return _ROLLBACK_NONE if self.store.path_of(target) in self.scrubber.damaged else _ROLLBACK_COLD
 
     def activate(self, ref: Ref, request: SwapRequest, interrupted: Callable[[], bool]) -> SwapResult:
         """Give a version on disk control: prepare it if it is not resident, then swap.

@@ -119,11 +119,13 @@ class UpdateEngine:
         self._ctx.stopping.clear()
         self._thread = threading.Thread(target=self._run, name="vla_ota_engine", daemon=True)
         self._thread.start()
+        self._ctx.scrubber.start()
 
     def stop(self) -> bool:
         """End properly: a restart goes on, and a trial counts no attempt. False if the thread did not end in time."""
         self._ctx.stopping.set()
         self._ctx.notify()
+        self._ctx.scrubber.stop()
         if self._thread is not None:
             self._thread.join(_STOP_S)
             if self._thread.is_alive():
@@ -258,6 +260,11 @@ class UpdateEngine:
         """Return the status as it is now."""
         return self._ctx.status()
 
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Versions on disk that were found damaged, and what is wrong with them."""
+        return {path.name: what for path, what in self._ctx.scrubber.damaged.items()}
+
     def import_bundle(self, folder: Path, *, commit: bool = True) -> Ref:
         """Adopt a bundle that is on this machine (a factory image) and, with ``commit``, vouch for it. Before ``start`` only."""
         self.store.open()
@@ -344,7 +351,8 @@ class UpdateEngine:
     def _adopt_factory_bundle(self) -> None:
         """Commit what the robot runs before its first update; a bad one is told, and the engine goes on without."""
         state, folder = self.store.state, self.config.factory_bundle
-        if not folder or state.committed is not None or state.trial is not None:
+        there = state.committed is not None and self.store.has(state.committed)
+        if not folder or there or state.trial is not None:
             return
         self._ctx.show(f"verifying the factory bundle {folder}")
         try:
@@ -422,6 +430,7 @@ class UpdateEngine:
         self.store.repair_current()
         if self.store.state.activation_due:
             self._confirm_activation()
+        self.store.save()
         self._ctx.wait(_IDLE_S)
 
     def _confirm_activation(self) -> None:

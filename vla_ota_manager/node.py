@@ -179,6 +179,9 @@ class OtaManagerNode(Node):
         values = {"free_bytes": free, "min_free_bytes": floor, "versions": " ".join(status.versions)}
         if free <= floor:
             return Report(WARN, f"DISK_FULL: {free} bytes are free, {floor} must stay: nothing can be fetched", values)
+        if damage := self._engine.damaged:
+            text = "; ".join(f"{version}: {what}" for version, what in damage.items())
+            return Report(WARN, f"VERSION_DAMAGED: {text}", values)
         return Report(OK, f"{len(status.versions)} versions, {free >> 20} MiB free", values)
 
     def _update_report(self) -> Report:

@@ -171,6 +171,7 @@ class Status:
     trial_message: str = ""
     versions: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
     pinned: tuple[str, ...] = ()
     trust: str = "none"
     rollback_ready: int = 0

@@ -67,26 +67,22 @@ class UpdatePipeline:
 
     def _end(self, state: UpdateState, code: str, message: str) -> None:
         """Close the update. What failed or was cancelled keeps its downloads; what was rejected, or fills the disk, does not."""
-        with self._ctx.transition(state, code=code, message=message, final=True):
+        with self._ctx.transition(state, code=code, message=message, final=True, later=True):
             pass
-        if state is _S.REJECTED or code == "DISK_FULL":
-            self._store.blobs.release(set())
+        if state is _S.REJECTED or code == "DISK_FULL" or self._store.unsaved:  # then saving may need the space
+            self._store.drop_downloads()
         self._store.retain(self._config.keep_versions)
 
     # -- CHECKING, FETCHING, VERIFYING --------------------------------------------------------------------------------------
 
     def _acquire(self, record: UpdateRecord) -> None:
         after, message = self._acquirer.step(record, self._onlooker)
-        activate, ref = record.update.activate, after.ref
-        if record.state is _S.CHECKING and ref is not None and ref == self._store.state.committed:
-            end = _S.COMMITTED if activate else _S.INSTALLED
-            with self._ctx.transition(end, message=f"{ref} is the committed version", final=True) as draft:
-                draft.update = after
-                draft.activation_due = draft.activation_due or activate
-            return
-        installed = after.state is _S.INSTALLED
-        with self._ctx.transition(after.state, message=message, final=installed and not activate) as draft:
+        activate, installed = record.update.activate, after.state is _S.INSTALLED
+        again = installed and activate and after.ref == self._store.state.committed
+        end, message = (_S.COMMITTED, f"{after.ref} is the committed version") if again else (after.state, message)
+        with self._ctx.transition(end, message=message, final=again or (installed and not activate)) as draft:
             draft.update = after
+            draft.activation_due = draft.activation_due or again
         if installed:
             self._store.blobs.release(set())
             self._store.retain(self._config.keep_versions)
@@ -99,7 +95,7 @@ class UpdatePipeline:
         live.progress = done / max(1, record.bytes_total)
         if time.monotonic() - self._saved_at > _SAVE_PERIOD_S:
             self._saved_at = time.monotonic()
-            with self._store.edit() as draft:
+            with self._store.edit(later=True) as draft:
                 if draft.update is not None:
                     draft.update.bytes_downloaded = downloaded
         self._ctx.report()

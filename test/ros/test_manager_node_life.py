@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from support.bundles import flip_last_byte
+from support.doctor_robot import run_doctor
 from support.http_server import Behaviour
 from support.manager_rig import ManagerRig
 from support.ros import NodeProcess, wait_for
@@ -129,6 +132,31 @@ def test_a_download_that_sigkill_ended_is_resumed_and_no_byte_is_fetched_twice(r
         manifest = (rig.server.root / "pick_place" / "1.0.0" / "manifest.json").stat().st_size
         assert blobs <= status.bytes_downloaded <= blobs + manifest
         rig.prove(update_id)
+
+
+def test_damage_on_the_disk_is_in_the_status_the_diagnostics_and_the_doctors_report(
+    ros_domain: int, tmp_path: Path
+) -> None:
+    with ManagerRig(ros_domain, tmp_path) as rig:
+        manager = rig.start()
+        rig.install("1.0.0")
+        assert list(rig.status.last.damaged) == []
+        manager.kill()
+        flip_last_byte(rig.store / "models/pick_place/1.0.0/model.safetensors")
+        diagnostics = rig.ros.subscribe(DiagnosticArray, "/diagnostics")
+        rig.start()
+        rig.status.wait(lambda m: list(m.damaged) == ["1.0.0"], what="the damage in the status")
+        rig.events.wait(lambda m: m.error_code == "VERSION_DAMAGED" and m.version == "1.0.0", what="the event")
+        wait_for(
+            lambda: any(
+                s.name == "ota_manager: store" and s.level == s.WARN and "model.safetensors" in s.message
+                for array in diagnostics.messages
+                for s in array.status
+            ),
+            "the damage in the diagnostics",
+        )
+        finding = run_doctor(ros_domain, seconds=1.0).one("VERSION_DAMAGED")
+        assert "1.0.0" in finding["text"] and "send an update to that version again" in finding["remedy"]
 
 
 def test_a_manager_killed_in_a_trial_takes_it_up_again_and_after_too_many_times_rolls_back(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -194,10 +195,12 @@ def sign_again(path: Path) -> None:
 
 def flip_last_byte(path: Path) -> None:
     """Damage a file as a failing disk would, read-only or not; whoever has a hard link to it has the damage too."""
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
     path.chmod(0o644)
-    path.write_bytes(data)
+    with path.open("r+b") as file:  # in place: nobody ever sees it truncated
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
 
 
 def _write_weights(path: Path, tensors: Mapping[str, Array], shards: int, adapter: bool) -> None:

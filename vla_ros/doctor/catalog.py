@@ -211,6 +211,11 @@ RULES = {
         "The manager's last update or command went wrong; the robot kept its policy.",
         "look the code up in docs/errors.md; it goes away with the next success",
     ),
+    "VERSION_DAMAGED": Rule(
+        "WARN",
+        "A version on disk is not what its manifest says: it cannot be loaded. The manager's /diagnostics name the files.",
+        "send an update to that version again: it is repaired, and only what is damaged is fetched; check the disk (dmesg)",
+    ),
     "SOURCES_EMPTY": Rule(
         "WARN",
         "`allowed_sources` is empty: every update is refused.",

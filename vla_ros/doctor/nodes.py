@@ -84,6 +84,8 @@ def check_manager(node: NodeSeen, *, listened_s: float, before_start: bool) -> l
             found.append(problem("TRUST_NONE", what, "trust is 'none'"))
         if status.error_code:
             found.append(problem("MANAGER_LAST_ERROR", what, f"{status.error_code}: {status.message}"))
+        if status.damaged:
+            found.append(problem("VERSION_DAMAGED", what, f"damaged on disk: {' '.join(status.damaged)}"))
         found.append(ok(what, _manager_state(status)))
     return found
 
