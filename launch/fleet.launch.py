@@ -15,7 +15,17 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 
 SHARE = Path(get_package_share_directory("vla_ota"))
-COMMON = ("params_file", "allowed_sources", "manager", "use_sim_time", "respawn", "log_level", "fastdds_profile")
+COMMON = (
+    "params_file",
+    "worker_python",
+    "policy_modules",
+    "allowed_sources",
+    "manager",
+    "use_sim_time",
+    "respawn",
+    "log_level",
+    "fastdds_profile",
+)
 """Arguments of sim.launch.py that mean the same for every robot."""
 
 
@@ -27,15 +37,10 @@ def _robots(context: LaunchContext) -> list[IncludeLaunchDescription]:
     robots = LaunchConfiguration("robots").perform(context)
     if not robots.isdecimal() or int(robots) < 1:
         raise RuntimeError(f"robots:={robots} is no number of robots, 1 or more")
-    store_root = Path(LaunchConfiguration("store_root").perform(context))
     return [
         IncludeLaunchDescription(
             _sim(),
-            launch_arguments={
-                "namespace": f"robot_{number}",
-                "store_dir": str(store_root / f"robot_{number}"),
-                "seed": str(number),
-            }.items(),
+            launch_arguments={"namespace": f"robot_{number}", "seed": str(number)}.items(),
         )
         for number in range(1, int(robots) + 1)
     ]
@@ -49,9 +54,7 @@ def generate_launch_description() -> LaunchDescription:
         [
             DeclareLaunchArgument("robots", default_value="2", description="How many simulated robots"),
             DeclareLaunchArgument(
-                "store_root",
-                default_value=str(Path.home() / ".ros" / "vla_ota_fleet"),
-                description="Folder of their stores",
+                "store_root", default_value="~/.ros/vla_ota_fleet", description="Folder of their stores"
             ),
             *common.values(),
             OpaqueFunction(function=_robots),

@@ -11,15 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch import Action, LaunchContext, LaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+)
+from launch.event_handlers import OnProcessExit
+from launch.events import matches_action
+from launch.events.process import ProcessExited, ShutdownProcess
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterFile
+from launch_ros.utilities import make_namespace_absolute, prefix_namespace
+
+from vla_ros.start import REFUSED
 
 SHARE = Path(get_package_share_directory("vla_ota"))
 TRUTH = ["true", "false", "True", "False"]
 LEVELS = ["debug", "info", "warn", "error", "fatal"]
+PATHS = ("contract", "params_file", "model_path", "store_root", "store_dir", "fastdds_profile")
+"""Arguments in which ~ is the home folder: a shell does not see it after :=."""
 _NAMESPACE = re.compile(r"/?([A-Za-z_]\w*(/[A-Za-z_]\w*)*)?", re.ASCII)
 
 ARGUMENTS = [
@@ -31,9 +45,14 @@ ARGUMENTS = [
         description="Parameters of all nodes; copy and edit the default one",
     ),
     DeclareLaunchArgument(
+        "store_root",
+        default_value="~/.ros/vla_ota",
+        description="Folder of the stores: each policy's is <store_root>/<namespace>, with . for / within the namespace",
+    ),
+    DeclareLaunchArgument(
         "store_dir",
         default_value="",
-        description="Folder in which ota_manager keeps checkpoints, one a policy; empty = ~/.ros/vla_ota/<namespace>",
+        description="Folder in which ota_manager keeps checkpoints, one a policy; empty = the one below store_root",
     ),
     DeclareLaunchArgument(
         "allowed_sources",
@@ -42,13 +61,31 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument("model_path", default_value="", description="Bundle to start from while the store is empty"),
     DeclareLaunchArgument(
+        "worker_python",
+        default_value="",
+        description="Interpreter that policies run in, one that has their libraries; empty = what params_file says",
+    ),
+    DeclareLaunchArgument(
+        "policy_modules",
+        default_value="",
+        description="Policy types of your own as type=module, separated by spaces; empty = what params_file says",
+    ),
+    DeclareLaunchArgument(
         "manager", default_value="true", choices=TRUTH, description="Start ota_manager (false: policy alone)"
     ),
     DeclareLaunchArgument(
         "autostart", default_value="true", choices=TRUTH, description="policy_node configures and activates itself"
     ),
     DeclareLaunchArgument(
-        "respawn", default_value="true", choices=TRUTH, description="Start a node again when it dies"
+        "respawn",
+        default_value="true",
+        choices=TRUTH,
+        description="Start a node again when it dies, unless its next start would be refused as well",
+    ),
+    DeclareLaunchArgument(
+        "enclave",
+        default_value="",
+        description="SROS 2: the nodes' enclaves are <enclave>/policy_node and <enclave>/ota_manager; empty = none is named",
     ),
     DeclareLaunchArgument("use_sim_time", default_value="false", choices=TRUTH, description="Stamps from /clock"),
     DeclareLaunchArgument(
@@ -73,30 +110,52 @@ def _refuse_wrong(given: dict[str, str]) -> None:
     for name in ("contract", "params_file"):
         if not Path(given[name]).is_file():
             raise RuntimeError(f"{name}:={given[name]}: there is no such file")
+    if given["fastdds_profile"] and not Path(given["fastdds_profile"]).is_file():
+        raise RuntimeError(f"fastdds_profile:={given['fastdds_profile']}: there is no such file")
     if given["model_path"] and not Path(given["model_path"]).is_dir():
         raise RuntimeError(f"model_path:={given['model_path']}: there is no such folder")
 
 
-def robot(context: LaunchContext) -> list[Node]:
+def _own_store(context: LaunchContext, root: str, namespace: str) -> str:
+    """Return the store of a policy: no robot's lies within another's, also not below PushRosNamespace or without a namespace."""
+    pushed = context.launch_configurations.get("ros_namespace")
+    whole = make_namespace_absolute(prefix_namespace(pushed, namespace)) or ""
+    return str(Path(root, whole.strip("/").replace("/", ".") or "no-namespace"))
+
+
+def _stay_down(event: ProcessExited, context: LaunchContext) -> EmitEvent | None:
+    """End the respawning of a node that has refused to start: launch itself would start it again for ever."""
+    if event.returncode != REFUSED or not isinstance(event.action, Node) or event.action.node_package != "vla_ota":
+        return None
+    return EmitEvent(event=ShutdownProcess(process_matcher=matches_action(event.action)))
+
+
+def robot(context: LaunchContext) -> list[Action]:
     """Return the nodes. An argument that is given goes before what params_file says."""
 
     def given(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
+        text = LaunchConfiguration(name).perform(context)
+        return str(Path(text).expanduser()) if text and name in PATHS else text
 
     def truth(name: str) -> bool:
         return given(name).lower() == "true"
 
-    _refuse_wrong({name: given(name) for name in ("namespace", "contract", "params_file", "model_path")})
-    own_store = Path.home() / ".ros" / "vla_ota" / given("namespace").strip("/")
-    shared: dict[str, Any] = {"store_dir": given("store_dir") or str(own_store), "use_sim_time": truth("use_sim_time")}
+    _refuse_wrong({name: given(name) for name in ("namespace", *PATHS)})
+    store = given("store_dir") or _own_store(context, given("store_root"), given("namespace"))
+    shared: dict[str, Any] = {"store_dir": store, "use_sim_time": truth("use_sim_time")}
     policy: dict[str, Any] = {"contract": given("contract"), "autostart": truth("autostart")}
     manager: dict[str, Any] = {}
     if given("model_path"):
         policy["model_path"] = manager["factory_bundle"] = given("model_path")
+    if given("worker_python"):
+        policy["worker_python"] = given("worker_python")
+    if given("policy_modules"):
+        policy["policy_modules"] = given("policy_modules").split()
     if given("allowed_sources"):
         manager["allowed_sources"] = given("allowed_sources").split()
 
     def node(name: str, own: dict[str, Any]) -> Node:
+        enclave = ["--enclave", f"{given('enclave').rstrip('/')}/{name}"] if given("enclave") else []
         return Node(
             package="vla_ota",
             executable=name,
@@ -106,17 +165,19 @@ def robot(context: LaunchContext) -> list[Node]:
             output="screen",
             respawn=truth("respawn"),
             respawn_delay=1.0,
-            ros_arguments=["--log-level", given("log_level")],
+            ros_arguments=["--log-level", given("log_level"), *enclave],
         )
 
-    nodes = [node("policy_node", policy)]
+    actions: list[Action] = [node("policy_node", policy)]
     if truth("manager"):
-        nodes.append(node("ota_manager", manager))
+        actions.append(node("ota_manager", manager))
     # The fleet bridge joins here: one node more, with an argument of its own.
-    return nodes
+    if given("fastdds_profile"):
+        actions.insert(0, SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", given("fastdds_profile")))
+    return actions
 
 
 def generate_launch_description() -> LaunchDescription:
     """Describe the launch."""
-    profile = SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", LaunchConfiguration("fastdds_profile"))
-    return LaunchDescription([*ARGUMENTS, profile, OpaqueFunction(function=robot)])
+    refused = RegisterEventHandler(OnProcessExit(on_exit=_stay_down))
+    return LaunchDescription([*ARGUMENTS, refused, OpaqueFunction(function=robot)])

@@ -39,9 +39,9 @@ def generate_launch_description() -> LaunchDescription:
             description="Robot contract of the simulated arm",
         ),
         DeclareLaunchArgument(
-            "store_dir",
-            default_value=[str(Path.home() / ".ros" / "vla_ota_sim"), "/", LaunchConfiguration("namespace")],
-            description="Folder in which ota_manager keeps checkpoints",
+            "store_root",
+            default_value="~/.ros/vla_ota_sim",
+            description="Folder of the stores: <store_root>/<namespace>",
         ),
         DeclareLaunchArgument(
             "model_path", default_value=str(FIRST_BUNDLE), description="Bundle to start from while the store is empty"
@@ -58,6 +58,8 @@ def generate_launch_description() -> LaunchDescription:
         name="sim_robot",
         namespace=LaunchConfiguration("namespace"),
         output="screen",
+        respawn=LaunchConfiguration("respawn"),
+        respawn_delay=1.0,
         parameters=[
             ParameterFile(LaunchConfiguration("params_file"), allow_substs=True),
             {"use_sim_time": ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)},

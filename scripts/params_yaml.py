@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.node_config import NodeConfig
 from vla_policy_node.config import PolicyNodeConfig
+from vla_ros.settings import explain
 from vla_sim.settings import SimSettings
 
 HEADER = """\
@@ -43,15 +44,7 @@ def value_text(value: Any) -> str:
 
 def field_lines(field: dataclasses.Field[Any]) -> list[str]:
     """Return comment and value of one parameter."""
-    meta = field.metadata
-    low, high = meta.get("low"), meta.get("high")
-    span = (
-        f" ({'' if low is None else f'{low:g}'} to {'' if high is None else f'{high:g}'})"
-        if (low, high) != (None, None)
-        else ""
-    )
-    live = "; can be set while running" if meta.get("live") else ""
-    comment = textwrap.wrap(f"{meta['doc']}{span.replace(' to )', ' or more)')}{live}", 118)
+    comment = textwrap.wrap(explain(field), 118)
     prefix = "# " if field.name in BY_LAUNCH else ""
     return [*(f"    # {line}" for line in comment), f"    {prefix}{field.name}: {value_text(field.default)}"]
 

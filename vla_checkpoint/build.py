@@ -18,7 +18,7 @@ from vla_checkpoint.files import Cancel, PathLike, Progress
 from vla_checkpoint.folder import list_folder, resolve_folder
 from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.manifest import ActionSpec, BaseRef, Channel, FileEntry, Kind, Manifest
-from vla_checkpoint.paths import MANIFEST_NAME
+from vla_checkpoint.paths import MANIFEST_NAME, check_paths
 from vla_checkpoint.scan import check_values, scan_file
 
 
@@ -77,8 +77,9 @@ def build_manifest(
         base=base,
         lineage=lineage or {},
     )
-    _reparse(draft, folder, limits)  # refuse bad arguments before hashing gigabytes
-    bundle = inspect_folder(folder, draft, files, limits)
+    _reparse(draft, folder, limits)  # refuse bad arguments and names before hashing gigabytes
+    check_paths(sorted(files), folder / MANIFEST_NAME, limits)
+    bundle = inspect_folder(folder, draft, files, limits, cancel)
     entries: list[FileEntry] = []
     tensors: dict[str, Mapping[str, str]] = {}
     for path in sorted(files):

@@ -12,7 +12,7 @@ from vla_checkpoint.adapter import AdapterConfig, load_adapter_config
 from vla_checkpoint.config import CONFIG_NAME, PolicyConfig, load_config
 from vla_checkpoint.digest import sha256_bytes, sha256_file
 from vla_checkpoint.errors import BundleError, ConfigError, DigestError
-from vla_checkpoint.files import Cancel, PathLike, Progress, read_bytes
+from vla_checkpoint.files import Cancel, PathLike, Progress, check_cancel, read_bytes
 from vla_checkpoint.folder import FolderFile, check_not_forbidden, list_folder, resolve_folder
 from vla_checkpoint.golden import GOLDEN_NAME, Golden, check_golden, read_golden
 from vla_checkpoint.header import Header, read_header
@@ -62,16 +62,23 @@ class Bundle:
         return golden
 
 
-def open_bundle(path: PathLike, *, expected_digest: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Bundle:
+def open_bundle(
+    path: PathLike,
+    *,
+    expected_digest: str | None = None,
+    cancel: Cancel | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Bundle:
     """Parse a bundle and check that its parts agree: cheap, reads no tensor data and hashes the manifest only.
 
     Args:
         path: the folder, or a link to it.
         expected_digest: what the manifest's SHA-256 must be.
+        cancel: asked before each file; true stops.
         limits: bounds on what is read.
 
     Raises:
-        CheckpointError: whatever is wrong first (see :mod:`vla_checkpoint.errors`).
+        CheckpointError: whatever is wrong first (see :mod:`vla_checkpoint.errors`); :class:`CancelledCheckError` when cancelled.
     """
     folder = resolve_folder(path)
     files = list_folder(folder, limits)
@@ -83,7 +90,7 @@ def open_bundle(path: PathLike, *, expected_digest: str | None = None, limits: L
         )
     manifest = Manifest.parse(data, limits=limits, path=manifest_path)
     _check_files(folder, manifest, files)
-    bundle = inspect_folder(folder, manifest, files, limits)
+    bundle = inspect_folder(folder, manifest, files, limits, cancel)
     _check_tensor_lists(bundle)
     return bundle
 
@@ -104,13 +111,13 @@ def verify_bundle(
         expected_digest: what the manifest's SHA-256 must be.
         scan_values: also look for NaN and infinity in the tensors.
         progress: called with the bytes done since the last call; they add up to ``manifest.total_bytes``.
-        cancel: asked a few hundred times a gigabyte; true stops.
+        cancel: asked before each file, and a few hundred times a gigabyte; true stops.
         limits: bounds on what is read.
 
     Raises:
         CheckpointError: whatever is wrong first; :class:`CancelledCheckError` when cancelled.
     """
-    bundle = open_bundle(path, expected_digest=expected_digest, limits=limits)
+    bundle = open_bundle(path, expected_digest=expected_digest, cancel=cancel, limits=limits)
     for entry in bundle.manifest.files:
         file = bundle.path / entry.path
         header = bundle.headers.get(entry.path)
@@ -131,16 +138,23 @@ def verify_bundle(
 
 
 def inspect_folder(
-    folder: Path, manifest: Manifest, files: Mapping[str, FolderFile], limits: Limits = DEFAULT_LIMITS
+    folder: Path,
+    manifest: Manifest,
+    files: Mapping[str, FolderFile],
+    limits: Limits = DEFAULT_LIMITS,
+    cancel: Cancel | None = None,
 ) -> Bundle:
     """Parse configuration, statistics and headers of a folder and check them against each other and the manifest's action space.
 
     Raises:
         CheckpointError: whatever is wrong first.
     """
-    for name in files:
+    headers: dict[str, Header] = {}
+    for name in sorted(files):
+        check_cancel(cancel, folder / name)
         check_not_forbidden(folder / name)
-    headers = {name: read_header(folder / name, limits) for name in sorted(files) if name.endswith(_SAFETENSORS)}
+        if name.endswith(_SAFETENSORS):
+            headers[name] = read_header(folder / name, limits)
     weight_files = find_weight_files(folder, files.keys(), manifest.kind, limits)
     if INDEX_NAME in files:
         shards = {n: header for n, header in headers.items() if n.startswith("model") and "/" not in n}
@@ -154,7 +168,7 @@ def inspect_folder(
         path=folder,
         manifest=manifest,
         config=config,
-        stats=load_stats(folder, files.keys(), config, limits),
+        stats=load_stats(folder, files.keys(), config, limits, [c.name for c in manifest.action.channels]),
         headers=MappingProxyType(headers),
         weight_files=weight_files,
         has_golden=GOLDEN_NAME in files,
@@ -166,6 +180,9 @@ def _check_config(path: Path, config: PolicyConfig, manifest: Manifest) -> None:
     if config.type != manifest.policy_type:
         reason = f"type is {config.type!r}, the manifest's policy_type {manifest.policy_type!r}"
         raise ConfigError("CONFIG_MISMATCH", path, reason)
+    if config.n_obs_steps > 1:  # a policy is asked with the newest observation alone: it would answer, and wrongly
+        reason = f"n_obs_steps is {config.n_obs_steps}: policies with a history of observations are not supported yet"
+        raise ConfigError("HISTORY_UNSUPPORTED", path, reason)
     channels = len(manifest.action.channels)
     if config.action_dim != channels:
         reason = f"actions have {config.action_dim} numbers, the manifest {channels} channels"

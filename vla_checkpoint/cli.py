@@ -18,10 +18,11 @@ from typing import Any
 from vla_checkpoint.build import build_manifest
 from vla_checkpoint.bundle import Bundle, open_bundle, verify_bundle
 from vla_checkpoint.config import load_config
-from vla_checkpoint.errors import CheckpointError
+from vla_checkpoint.errors import CheckpointError, printable
 from vla_checkpoint.files import Progress
 from vla_checkpoint.importer import import_folder
 from vla_checkpoint.manifest import MODES, BaseRef, Channel, Mode, load_manifest, write_manifest
+from vla_checkpoint.stats import constant_channels
 
 ACCEPTED, REJECTED = 0, 1
 
@@ -50,6 +51,7 @@ def _outcome(options: argparse.Namespace) -> tuple[int, str]:
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
     """Return what a person wants to know of a bundle, as JSON values."""
     manifest, config = bundle.manifest, bundle.config
+    constant = constant_channels(bundle.stats, config, [c.name for c in manifest.action.channels])
     infos = [info for file in bundle.weight_files for info in bundle.headers[file].tensors.values()]
     parameters = sum(math.prod(info.shape) for info in infos)
     base = manifest.base
@@ -74,6 +76,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "bytes": manifest.total_bytes,
         "files": len(manifest.files),
         "golden": bundle.has_golden,
+        "notes": [f"action channel {name} never moves: its statistics have no spread" for name in constant],
         "lineage": dict(manifest.lineage),
     }
 
@@ -160,9 +163,9 @@ def _text(result: dict[str, Any]) -> str:
     lines = []
     for key, value in result.items():
         if isinstance(value, list):
-            value = "\n                 ".join(value) or "none"
+            value = "\n                 ".join(map(printable, value)) or "none"
         elif isinstance(value, dict):
-            value = ", ".join(f"{k}: {v}" for k, v in value.items()) or "none"
+            value = ", ".join(printable(f"{k}: {v}") for k, v in value.items()) or "none"
         elif isinstance(value, bool):
             value = "yes" if value else "no"
         elif value is None:

@@ -17,6 +17,8 @@ from vla_checkpoint.strict_json import is_int, load_object
 CONFIG_NAME = "config.json"
 ACTION = "action"
 
+REQUIRED_KEYS = ("type", "input_features", "output_features", "normalization_mapping", "n_action_steps")
+"""Keys of ``config.json`` without which no policy is accepted."""
 REQUIRED_STATS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "IDENTITY": (),
     "MEAN_STD": ("mean", "std"),
@@ -68,6 +70,7 @@ class PolicyConfig:
     n_action_steps: int
     """Actions executed before the next chunk takes over, 1 to H."""
     n_obs_steps: int
+    """Observations that a chunk is made from; a bundle whose policy needs more than 1 is refused (``HISTORY_UNSUPPORTED``)."""
     raw: Mapping[str, Any]
     """The whole document."""
 
@@ -177,7 +180,8 @@ class _Reader:
 
     def _get(self, key: str) -> Any:
         if key not in self._document:
-            raise ConfigError("CONFIG_FIELD_MISSING", self._path, f"{key!r} is missing")
+            text = f"{key!r} is missing; required are {', '.join(REQUIRED_KEYS)}"
+            raise ConfigError("CONFIG_FIELD_MISSING", self._path, text)
         return self._document[key]
 
     def _invalid(self, key: str, reason: str) -> NoReturn:

@@ -12,9 +12,9 @@
     ├── ValueCheckError             VALUES_NOT_FINITE
     ├── ShardError                  SHARD_INDEX SHARD_MISSING SHARD_UNLISTED SHARD_TENSOR_MISSING SHARD_TENSOR_UNLISTED
     │                               SHARD_TENSOR_DUPLICATE SHARD_TOTAL_SIZE
-    ├── ConfigError                 CONFIG_FIELD_MISSING CONFIG_FIELD_INVALID CONFIG_MISMATCH
+    ├── ConfigError                 CONFIG_FIELD_MISSING CONFIG_FIELD_INVALID CONFIG_MISMATCH HISTORY_UNSUPPORTED
     ├── StatsError                  STATS_MISSING STATS_FORMAT STATS_DIMENSION STATS_NOT_FINITE STATS_STD STATS_ORDER
-    │                               STATS_CONFLICT STATS_STATE_FILE
+    │                               STATS_CONFLICT STATS_STATE_FILE STATS_PROCESSOR_MISMATCH
     ├── GoldenError                 GOLDEN_FORMAT GOLDEN_SHAPE GOLDEN_NOT_FINITE
     ├── AdapterError                ADAPTER_CONFIG
     ├── ManifestError               MANIFEST_JSON MANIFEST_FIELD MANIFEST_SCHEMA MANIFEST_NOT_CANONICAL
@@ -35,8 +35,8 @@ import os
 _MAX_CHARS = 1000
 
 
-def _printable(text: str) -> str:
-    """Escape what would break a log line or a ROS string: names in a hostile file end up in messages."""
+def printable(text: str) -> str:
+    """Escape what would break a log line, a terminal or a ROS string: names in a hostile file end up in messages."""
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_MAX_CHARS])
     return escaped + "…" * (len(text) > _MAX_CHARS)
 
@@ -52,9 +52,16 @@ class CheckpointError(Exception):
 
     def __init__(self, code: str, path: str | os.PathLike[str], reason: str) -> None:
         self.code = code
-        self.path = _printable(os.fspath(path))
-        self.reason = _printable(reason)
+        self.path = printable(os.fspath(path))
+        self.reason = printable(reason)
         super().__init__(f"{code}: {self.path}: {self.reason}")
+
+    def moved(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> CheckpointError:
+        """Return the same refusal with ``new`` for ``old`` in its path: what was checked in a temporary folder lies elsewhere."""
+        before, after = printable(os.fspath(old)), os.fspath(new)
+        if self.path != before and not self.path.startswith(before + "/"):
+            return self
+        return type(self)(self.code, after + self.path.removeprefix(before), self.reason)
 
 
 class FileError(CheckpointError):

@@ -23,7 +23,7 @@ import numpy as np
 
 from vla_checkpoint.build import build_manifest
 from vla_checkpoint.config import ACTION, CONFIG_NAME, PolicyConfig, load_config
-from vla_checkpoint.errors import FileError, ImportFolderError
+from vla_checkpoint.errors import CheckpointError, FileError, ImportFolderError
 from vla_checkpoint.files import PathLike, Progress, write_atomically
 from vla_checkpoint.folder import forbidden_name, list_folder
 from vla_checkpoint.header import read_header
@@ -116,6 +116,8 @@ def import_folder(
         )
         write_manifest(aside, manifest)
         _publish(aside, out)
+    except CheckpointError as e:
+        raise _as_asked_for(e, aside, folder, out) from e
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return ImportReport(manifest, left_out)
@@ -197,6 +199,13 @@ def _origin(folder: Path) -> dict[str, str]:
     if match is None:
         return {}
     return {"repository": f"{match[1]}/{match[2]}", "revision": match[3]}
+
+
+def _as_asked_for(error: CheckpointError, aside: Path, folder: Path, out: Path) -> CheckpointError:
+    """Name the file that was read, or was to be made, in place of the temporary one."""
+    name = Path(error.path).name
+    is_made = name == MANIFEST_NAME or (name == STATS_NAME and not (folder / STATS_NAME).exists())
+    return error.moved(aside, out if is_made or error.code == "FILE_NOT_WRITTEN" else folder)
 
 
 def _publish(aside: Path, out: Path) -> None:

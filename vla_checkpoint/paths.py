@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which file names a bundle may have: they come from the network and become paths on a robot's disk."""
+"""Which file names a bundle may have: they come from the network, and become URLs and paths on a robot's disk.
+
+ASCII only: such a name means the same file to every file system, server and browser, whatever its Unicode normalisation.
+"""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 
 from vla_checkpoint.errors import ManifestError
@@ -14,18 +16,16 @@ MANIFEST_NAME = "manifest.json"
 
 
 def fold_path(path: str) -> str:
-    """Return what a file system that ignores case and Unicode composition would take ``path`` for."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", path).casefold())
+    """Return what a file system that ignores case would take the plain path ``path`` for."""
+    return path.lower()
 
 
 def path_fault(path: str, limits: Limits = DEFAULT_LIMITS) -> str | None:
     """Return why ``path`` is no plain relative POSIX path below a bundle, or ``None`` if it is one."""
     if len(path) > limits.path_chars:
         return f"longer than {limits.path_chars} characters"
-    if "\\" in path:
-        return "holds a backslash"
-    if any(unicodedata.category(char).startswith("C") for char in path):
-        return "holds a control, format or unassigned character"
+    if not path.isascii() or not path.isprintable() or "\\" in path or "%" in path:
+        return "holds a character that is not printable ASCII, or a backslash or %"  # a server might find another file, or none
     segments = path.split("/")
     if len(segments) > limits.path_depth:
         return f"more than {limits.path_depth} segments"
@@ -33,8 +33,6 @@ def path_fault(path: str, limits: Limits = DEFAULT_LIMITS) -> str | None:
         return "is absolute, empty, or has an empty, '.' or '..' segment"
     if any(segment != segment.strip() for segment in segments):
         return "has a segment that begins or ends with a space"
-    if any(len(segment.encode()) > 255 for segment in segments):
-        return "has a segment longer than 255 bytes"
     if fold_path(segments[0]) == MANIFEST_NAME:
         return f"{MANIFEST_NAME} does not list itself"
     return None

@@ -7,13 +7,25 @@ fetches ahead (``ahead.py``) keeps it in memory. Whatever a step had put on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
-from vla_checkpoint import CancelledCheckError, CheckpointError, DigestError, Manifest, verify_bundle
+from vla_checkpoint import (
+    DEFAULT_LIMITS,
+    MANIFEST_NAME,
+    CancelledCheckError,
+    CheckpointError,
+    Manifest,
+    sha256_bytes,
+    verify_bundle,
+)
+from vla_checkpoint.files import read_bytes
 from vla_ota_manager.config import OtaConfig
+from vla_ota_manager.damage import find_damage
 from vla_ota_manager.errors import CancelledError, FetchError, OtaError, RefusedError, StoreError, TrustError
 from vla_ota_manager.fetch import Fetcher, Received
 from vla_ota_manager.records import Ref, Update
@@ -22,6 +34,7 @@ from vla_ota_manager.state import UpdateRecord
 from vla_ota_manager.states import UpdateState
 from vla_ota_manager.store import Store
 from vla_ota_manager.trust import Trust
+from vla_ros.plain import redacted
 
 _S = UpdateState
 STEPS = (_S.CHECKING, _S.FETCHING, _S.VERIFYING)
@@ -47,14 +60,14 @@ class Onlooker:
 
 
 class Acquirer:
-    """Does a step for any record and onlooker; keeps nothing of them but which bundle was repaired already."""
+    """Does a step for any record and onlooker; keeps nothing of them but which update has repaired its bundle already."""
 
     def __init__(
         self, config: OtaConfig, store: Store, fetcher: Fetcher, trust: Trust, wall_clock: Callable[[], float]
     ) -> None:
         self._config, self._store, self._fetcher, self._trust = config, store, fetcher, trust
         self._wall_clock = wall_clock
-        self._repaired = ""
+        self._repaired = ("", "")
 
     def step(self, record: UpdateRecord, onlooker: Onlooker) -> tuple[UpdateRecord, str]:
         """Do the work of the record's state, one of ``STEPS``; return what it leads to, and why, in words.
@@ -75,26 +88,38 @@ class Acquirer:
         data = self._manifest_on_disk(update.manifest_sha256)
         received = Received()
         if data is None:
-            onlooker.show(f"fetching {update.manifest_url}")
+            self._fetcher.check(url)
+            onlooker.show(f"fetching {redacted(url.text)}")
             data = self._fetcher.manifest(url, received, onlooker.interrupted)
         self._trust.check_manifest(update, data)
         manifest = Manifest.parse(data)
         self.refuse_unfit(update, manifest)
         ref = Ref(manifest.name, manifest.version, manifest.digest)
         known = replace(record, ref=ref, bytes_downloaded=record.bytes_downloaded + received.count)
-        if self._store.has(ref):
+        if self._store.has(ref) and self._repaired != _repair_of(known):
             return replace(known, state=_S.VERIFYING), "already on disk"
-        if self._store.path_of(ref).exists():
-            raise RefusedError("VERSION_CONFLICT", "is on disk with another digest; versions are immutable", str(ref))
+        message = ""
+        if os.path.lexists(self._store.path_of(ref)):
+            with _cancellable():
+                self._store.refuse_conflict(ref, onlooker.interrupted)
+                message = f"{ref} is damaged on disk and will be repaired"
+                onlooker.show(message)
+                self._salvage(manifest, onlooker)
         self._store.fs.write_file(self._manifest_path(ref.digest), data, "manifest")
+        return self._to_fetch(known, manifest), message
+
+    def _to_fetch(self, record: UpdateRecord, manifest: Manifest) -> UpdateRecord:
         present = self._present(manifest)
         total = sum(_blobs(manifest).values()) - present
-        return replace(known, state=_S.FETCHING, bytes_present=present, bytes_total=total), ""
+        return replace(record, state=_S.FETCHING, bytes_present=present, bytes_total=total)
 
     def _manifest_on_disk(self, sha256: str) -> bytes | None:
-        for entry in self._store.installed():
-            if sha256 and entry.ref.digest == sha256:
-                return (entry.path / "manifest.json").read_bytes()
+        """Return the manifest of that digest if a version on disk has it, whatever has become of its other files."""
+        for folder in self._store.folders() if sha256 else ():
+            with suppress(CheckpointError):
+                data = read_bytes(folder / MANIFEST_NAME, DEFAULT_LIMITS.manifest_bytes)
+                if sha256_bytes(data) == sha256:
+                    return data
         return None
 
     def refuse_expired(self, update: Update) -> None:
@@ -144,11 +169,8 @@ class Acquirer:
 
     def _fetch(self, record: UpdateRecord, onlooker: Onlooker) -> tuple[UpdateRecord, str]:
         ref = ref_of(record)
-        try:
-            manifest = Manifest.parse(self._manifest_path(ref.digest).read_bytes())
-        except (OSError, CheckpointError):
-            manifest = None
-        if manifest is None or manifest.digest != ref.digest:
+        manifest = self._saved_manifest(ref.digest)
+        if manifest is None:
             return replace(record, state=_S.CHECKING), "the manifest is gone from the disk"
         self.refuse_expired(record.update)
         blobs = _blobs(manifest)
@@ -215,63 +237,82 @@ class Acquirer:
     def _manifest_path(self, digest: str) -> Path:
         return self._store.blobs.partial_dir / f"{digest}.manifest"
 
+    def _saved_manifest(self, digest: str) -> Manifest | None:
+        """Return the manifest of a bundle that is being put together."""
+        try:
+            manifest = Manifest.parse(self._manifest_path(digest).read_bytes())
+        except (OSError, CheckpointError):
+            return None
+        return manifest if manifest.digest == digest else None
+
     # -- VERIFYING ----------------------------------------------------------------------------------------------------------
 
     def _verify(self, record: UpdateRecord, onlooker: Onlooker) -> tuple[UpdateRecord, str]:
         ref = ref_of(record)
-        if self._store.has(ref):
-            damaged = self._verify_folder(self._store.path_of(ref), ref, onlooker)
-            if damaged:
-                return replace(record, state=_S.CHECKING), damaged
-        else:
-            data = self._manifest_path(ref.digest).read_bytes() if self._manifest_path(ref.digest).exists() else b""
-            if not data or not all(self._store.blobs.claim(s, n) for s, n in _blobs(Manifest.parse(data)).items()):
+        manifest = self._saved_manifest(ref.digest)
+        if manifest is not None:
+            if not all(self._store.blobs.claim(sha256, size) for sha256, size in _blobs(manifest).items()):
                 return replace(record, state=_S.FETCHING), "a file is gone from the disk"
-            manifest = Manifest.parse(data)
-            staged = self._store.stage(manifest, data)
-            damaged = self._verify_folder(staged, ref, onlooker)
-            if damaged:
-                return replace(record, state=_S.FETCHING), damaged
-            self._store.install(staged, manifest)
+            with self._store.staged(manifest) as staged:
+                if damage := self._verify_folder(staged, record, onlooker):
+                    with _cancellable():
+                        self._salvage(manifest, onlooker)
+                    return self._to_fetch(record, manifest), damage
+                self._store.install(staged, manifest)
+        elif not self._store.has(ref):
+            return replace(record, state=_S.CHECKING), "the manifest is gone from the disk"
+        elif damage := self._verify_folder(self._store.path_of(ref), record, onlooker):
+            return replace(record, state=_S.CHECKING), damage
+        self._store.note_change(self._store.path_of(ref))
         return replace(record, state=_S.INSTALLED), f"{ref} is complete and verified"
 
-    def _verify_folder(self, folder: Path, ref: Ref, onlooker: Onlooker) -> str:
-        """Check a bundle. Return what was damaged and thrown away, to be fetched again once; empty = it is good."""
-        done, total = 0, 1
+    def _verify_folder(self, folder: Path, record: UpdateRecord, onlooker: Onlooker) -> str:
+        """Check a bundle. Return what the disk has damaged of it, to be repaired once an update; empty = it is good."""
+        done, total, digest = 0, 1, ref_of(record).digest
 
         def progress(count: int) -> None:
             nonlocal done
             done += count
             onlooker.on_verified(min(1.0, done / total))
 
-        try:
-            total = max(1, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
-            verify_bundle(
-                folder,
-                expected_digest=ref.digest,
-                scan_values=self._config.scan_values,
-                progress=progress,
-                cancel=onlooker.interrupted,
-            )
-        except CancelledCheckError as e:
-            raise CancelledError("CANCELLED", "stopped on request") from e
-        except DigestError as e:
-            if e.code != "DIGEST_FILE" or self._repaired == ref.digest:
+        with _cancellable():
+            try:
+                with suppress(OSError):  # it is for the progress only
+                    total = max(1, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+                verify_bundle(
+                    folder,
+                    expected_digest=digest,
+                    scan_values=self._config.scan_values,
+                    progress=progress,
+                    cancel=onlooker.interrupted,
+                )
+            except CancelledCheckError:
                 raise
-            self._repaired = ref.digest
-            return self._throw_away(folder, ref, Path(e.path))
+            except CheckpointError:
+                damage = next(find_damage(folder, digest=digest, cancel=onlooker.interrupted), "")
+                if not damage or self._repaired == _repair_of(record):
+                    raise  # it is what was published, or the disk damages it again
+                self._repaired = _repair_of(record)
+                return f"damaged on disk and will be repaired: {damage}"
         return ""
 
-    def _throw_away(self, folder: Path, ref: Ref, damaged: Path) -> str:
-        """Remove a bundle whose file hashed right when it was fetched and does not any more; that file is fetched again."""
-        entry = Manifest.parse((folder / "manifest.json").read_bytes()).file(damaged.relative_to(folder).as_posix())
-        if self._store.has(ref):
-            self._store.uninstall(ref)
-        else:
-            self._store.fs.remove_tree(folder, "verify.damaged")
-        if entry is not None:
-            self._store.blobs.drop(entry.sha256)
-        return f"{damaged.name} is damaged on disk and fetched again"
+    def _salvage(self, manifest: Manifest, onlooker: Onlooker) -> None:
+        """Hold on to every file of a damaged bundle that is intact under any name, and let go of the others, to be fetched."""
+        folder = self._store.path_of(Ref(manifest.name, manifest.version, manifest.digest))
+        for entry in manifest.files:
+            self._store.blobs.rescue(entry.sha256, entry.size, folder / entry.path, onlooker.interrupted)
+
+
+@contextmanager
+def _cancellable() -> Iterator[None]:
+    try:
+        yield
+    except CancelledCheckError as e:
+        raise CancelledError("CANCELLED", "stopped on request") from e
+
+
+def _repair_of(record: UpdateRecord) -> tuple[str, str]:
+    return record.update.update_id, ref_of(record).digest
 
 
 def end_of(error: OtaError | CheckpointError) -> tuple[UpdateState, str, str]:

@@ -76,13 +76,13 @@ class AheadFetcher:
         record = self._record
         assert record is not None
         update_id, version = record.update.update_id, record.ref.version if record.ref is not None else ""
-        if state is _S.REJECTED or code == "DISK_FULL":
-            self._store.blobs.release(set())  # first: what follows may need the space
         self._save()
         self._ctx.close_waiting(update_id, record.state, state, code, message, version)
         what = f"urgent update {update_id} is {state.name}, the trial goes on: {message}"
         self._ctx.show(what, OtaError(code, message))
         self._record = None
+        if state is _S.REJECTED or code == "DISK_FULL" or self._store.unsaved:  # then saving may need the space
+            self._store.drop_downloads()
 
     # -- called from within the work ----------------------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ class AheadFetcher:
         assert record is not None
         update_id, count = record.update.update_id, record.bytes_downloaded
         if self._store.state.downloaded(update_id) != count:
-            with self._store.edit() as state:
+            with self._store.edit(later=True) as state:
                 if update_id in state.seen and not state.seen[update_id].final:
                     state.seen[update_id] = replace(state.seen[update_id], bytes_downloaded=count)
 

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vla_checkpoint.files import Cancel
+from vla_ota_manager.damage import file_problem
 from vla_ota_manager.filesystem import Filesystem
 from vla_ota_manager.records import DIGEST, check_digest
 
@@ -101,9 +103,42 @@ class BlobStore:
 
     def drop(self, sha256: str) -> None:
         """Forget a blob whose content turned out to be damaged; versions that link to it keep their own name."""
-        self.discard(sha256)
+        if not _is_open(self.partial(sha256)):  # what is still being fetched is another copy
+            self.discard(sha256)
         with self._locked():
             self.fs.unlink(self.blob(sha256), "blob.drop")
+
+    def rescue(self, sha256: str, size: int, copy: Path, cancel: Cancel) -> bool:
+        """Hold on to a blob if any of its names, or ``copy``, still has its content, and let go of what has not.
+
+        Returns:
+            False if every copy is damaged or gone: it has to be fetched.
+
+        Raises:
+            CancelledCheckError: ``cancel`` said so.
+        """
+        partial, blob = self.partial(sha256), self.blob(sha256)
+        problems: dict[int, str] = {}  # by inode: mostly all three are one file
+        for path in (partial, blob, copy):
+            with suppress(OSError):
+                inode = path.lstat().st_ino
+                if inode not in problems:
+                    problems[inode] = file_problem(path, size, sha256, cancel=cancel)
+                if not problems[inode]:
+                    self._hold(sha256, path)
+                    return True
+        self.drop(sha256)
+        return False
+
+    def _hold(self, sha256: str, intact: Path) -> None:
+        """Let a blob's names be those of a file that was just found intact."""
+        partial = self.partial(sha256)
+        self.fs.seal(intact)
+        if not _same(partial, intact):
+            self.discard(sha256)
+            self.fs.link(intact, partial, "blob.rescue")
+        if not _same(partial, self.blob(sha256)):
+            self._name(sha256)
 
     def release(self, keep: set[str]) -> None:
         """Remove partial downloads, and holds on finished ones, except those of ``keep``."""
@@ -124,9 +159,16 @@ class BlobStore:
         return freed
 
     def _publish(self, sha256: str) -> None:
-        if not self.blob(sha256).exists():
-            with self._locked():
-                self.fs.link(self.partial(sha256), self.blob(sha256), "blob.publish")
+        if not _is_sealed(self.blob(sha256), _size(self.partial(sha256))):
+            self._name(sha256)
+
+    def _name(self, sha256: str) -> None:
+        """Give a finished download the blob's name, and take it from what has it and is damaged."""
+        blob = self.blob(sha256)
+        with self._locked():
+            if os.path.lexists(blob):
+                self.fs.unlink(blob, "blob.drop")
+            self.fs.link(self.partial(sha256), blob, "blob.publish")
 
     def _note(self, sha256: str) -> Path:
         return self.partial_dir / f"{check_digest(sha256)}.note"
@@ -146,6 +188,22 @@ def _is_sealed(path: Path, size: int) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(entry.st_mode) and entry.st_mode & 0o222 == 0 and entry.st_size == size
+
+
+def _is_open(path: Path) -> bool:
+    """Whether it is a file that is still written to."""
+    try:
+        entry = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(entry.st_mode) and entry.st_mode & 0o222 != 0
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samestat(one.lstat(), other.lstat())
+    except OSError:
+        return False
 
 
 def _size(path: Path) -> int:

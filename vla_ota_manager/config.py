@@ -20,14 +20,17 @@ class OtaConfig:
         ConfigError: a value is outside its range.
     """
 
-    store_dir: str = setting("", "Folder of this policy's store; made if missing")
+    store_dir: str = setting("", "Folder of this policy's store; made if missing", path=True)
     blob_dir: str = setting(
-        "", "Folder of blobs shared by several policies of a robot, same file system as store_dir; empty = own"
+        "",
+        "Folder of blobs shared by several policies of a robot, same file system as store_dir; empty = own",
+        path=True,
     )
     factory_bundle: str = setting(
         "",
         "Bundle folder that is verified, copied into the store and committed at the start while nothing is committed: what the "
         "robot runs before its first update, so that there is something to go back to. Empty = none",
+        path=True,
     )
     model_name: str = setting("", "Accept only this model; empty = any")
     robot_type: str = setting("", "Accept only bundles for this robot type; empty = not checked here")
@@ -38,7 +41,7 @@ class OtaConfig:
     allowed_sources: tuple[str, ...] = setting(
         (), "URL prefixes (http, https, file) to fetch from; empty = nothing is fetched"
     )
-    ca_file: str = setting("", "PEM file of certificate authorities for https; empty = the system's")
+    ca_file: str = setting("", "PEM file of certificate authorities for https; empty = the system's", path=True)
     proxy: str = setting("", "Proxy URL for http and https; empty = none (the environment is not looked at)")
     bandwidth_bytes_s: int = setting(0, "Largest mean download rate [bytes/s]; 0 = no cap", 0)
     retries: int = setting(8, "Attempts in a row without progress after which a download fails", 0, 1000)
@@ -50,12 +53,18 @@ class OtaConfig:
     stall_window_s: float = setting(60.0, "Window in which stall_min_bytes must arrive [s]", 0.01, 3600.0)
     stall_min_bytes: int = setting(16384, "Least progress in a stall window [bytes]", 1)
     max_redirects: int = setting(5, "Redirects followed per request; none may leave allowed_sources", 0, 20)
-    max_manifest_bytes: int = setting(16_000_000, "Largest manifest that is read [bytes]", 1, 16_000_000)
+    max_manifest_bytes: int = setting(1_000_000, "Largest manifest that is read [bytes]", 1, 1_000_000)
     max_bundle_bytes: int = setting(64 << 30, "Largest bundle that is accepted [bytes]", 1)
     min_free_bytes: int = setting(1 << 30, "Space that must stay free on the store's file system [bytes]", 0)
 
     keep_versions: int = setting(3, "Versions kept on disk, beside committed, previous, trial and pinned ones", 1, 1000)
     scan_values: bool = setting(True, "Look for NaN and infinity in the weights before a bundle is accepted")
+    scrub_period_s: float = setting(
+        86400.0,
+        "Pause between two readings of the versions on disk, which find damage; the first is at the start; 0 = none [s]",
+        0.0,
+        31_536_000.0,
+    )
     history_size: int = setting(200, "Transitions kept in state.json", 10, 10000)
 
     policy_wait_s: float = setting(600.0, "How long an installed update waits for the policy node [s]", 0.0, 86400.0)

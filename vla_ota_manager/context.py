@@ -9,21 +9,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import OtaError, PolicyError, StoreError
 from vla_ota_manager.fetch import Fetcher
-from vla_ota_manager.port import PolicyPort, PolicySnapshot, SwapRequest, SwapResult
-from vla_ota_manager.records import EpisodeResult, Event, Ref, Score, Status
+from vla_ota_manager.port import PolicyPort, PolicySnapshot, SwapRequest, SwapResult, absence
+from vla_ota_manager.records import EpisodeResult, Event, Ref, Score, Status, Update
+from vla_ota_manager.scrub import Scrubber
 from vla_ota_manager.state import SEEN_SIZE, Outcome, State
 from vla_ota_manager.states import UpdateState, check_transition
 from vla_ota_manager.store import Store, newest_first
 from vla_ota_manager.trust import Trust
+from vla_ros.plain import plain
 
 log = logging.getLogger("vla_ota_manager")
 
 _INBOX_SIZE = 20_000
+_SAID_SIZE = 200
 _REPORT_PERIOD_S = 0.2
 _ROLLBACK_NONE, _ROLLBACK_COLD, _ROLLBACK_WARM = 0, 1, 2
 _CRASHED = frozenset({"GENERATION_LOST", "WORKER_LOST"})
@@ -41,6 +44,10 @@ class Live:
     trial_message: str = ""
     message: str = ""
     error_code: str = ""
+    said: dict[str, int] = field(default_factory=dict)
+    """Remarks that the log has, and how often what each of them tells was asked again."""
+    refused: tuple[str, OtaError] | None = None
+    """The update_id of an offer that was refused since, and why: it stands in the status while nothing is under way."""
 
 
 class Context:
@@ -63,6 +70,7 @@ class Context:
         self.stopping = threading.Event()
         self.live = Live()
         self.last_beat = time.monotonic()
+        self.scrubber = Scrubber(store, config.scrub_period_s, self._tell_damage)
         self._on_status, self._on_event = on_status, on_event
         self._reported = 0.0
         self._changed = threading.Condition()
@@ -138,9 +146,31 @@ class Context:
         return self._allowed and (not self.config.require_permission or self._permitted is True)
 
     def policy(self) -> PolicySnapshot | None:
-        """Return the policy node's status if it is fresh, else None."""
+        """Return the policy node's status if it is fresh and of a node that is configured, else None."""
         snapshot = self.port.status()
-        return snapshot if snapshot is not None and snapshot.age_s <= self.config.policy_silent_s else None
+        if snapshot is None or snapshot.unconfigured or snapshot.age_s > self.config.policy_silent_s:
+            return None
+        return snapshot
+
+    def absence(self) -> str:
+        """Say in what way the policy node is not there, after its name."""
+        return absence(self.port.status())
+
+    def hindrance(self, *, permitted: bool | None = None, motion: bool = True) -> str:
+        """Say what a swap to a new version waits for, "" if for nothing.
+
+        Args:
+            permitted: whether it may happen; default: what ``update_permitted`` says.
+            motion: whether it waits for motion to be enabled, without which policy_node refuses it.
+        """
+        snapshot = self.policy()
+        if snapshot is None:
+            return f"policy_node, which {self.absence()}"
+        if not (self.permitted() if permitted is None else permitted):
+            return "update_permitted"
+        if motion and not snapshot.motion_enabled:
+            return "motion: motion_enabled is false or stale"
+        return ""
 
     @contextmanager
     def transition(
@@ -152,6 +182,7 @@ class Context:
         version: str = "",
         final: bool = False,
         point_current: bool = False,
+        later: bool = False,
     ) -> Iterator[State]:
         """Change the state, together with whatever the block changes in it, in one write; then tell everybody.
 
@@ -162,8 +193,10 @@ class Context:
             version: what it is about; default: the update's.
             final: nothing more will happen to the update in progress, which is closed.
             point_current: let ``current`` follow the committed version before anybody is told.
+            later: enter it also on a disk that cannot be written now; see :meth:`Store.edit`.
         """
-        with self.store.edit() as state:
+        message = plain(message)
+        with self.store.edit(later=later) as state:
             old, before = state.state, state.update
             check_transition(old, new)
             yield state
@@ -175,7 +208,8 @@ class Context:
                 record.state = new
                 record.bytes_downloaded = max(record.bytes_downloaded, self.live.bytes_downloaded)
                 state.seen[update_id] = Outcome(new, subject, code, message, record.bytes_downloaded, final)
-            event = Event(self.wall_clock(), update_id, old.name, new.name, version, code, message)
+            name = _model_of(state) or _model_of(self.store.state)  # what it was about before may be over now
+            event = Event(self.wall_clock(), update_id, old.name, new.name, version, code, message, name)
             state.state, state.message, state.update_id = new, message, update_id
             if code or new is UpdateState.CHECKING:
                 state.error_code = code
@@ -215,14 +249,15 @@ class Context:
         Returns:
             False if it does not wait there.
         """
-        with self.store.edit() as state:
+        message = plain(message)
+        with self.store.edit(later=True) as state:
             update = next((waiting for waiting in state.queue if waiting.update_id == update_id), None)
             if update is None:
                 return False
             state.queue.remove(update)
             version = version or update.version
             state.seen[update_id] = Outcome(end, version, code, message, state.downloaded(update_id), True)
-            event = Event(self.wall_clock(), update_id, begun.name, end.name, version, code, message)
+            event = Event(self.wall_clock(), update_id, begun.name, end.name, version, code, message, update.name)
             state.history = [*state.history, event][-self.config.history_size :]
         self.announce(event)
         return True
@@ -232,13 +267,43 @@ class Context:
         log.warning("%s", event.to_line())
         self._on_event(event)
 
+    def refuse(self, update: Update, error: OtaError) -> None:
+        """Tell that an offer never became an update (thread-safe). What is under way keeps the status to itself."""
+        update_id, version = plain(update.update_id)[:128], plain(update.version)[:64]
+        log.warning("offer %s refused: %s", update_id or "without update_id", error)
+        event = Event(self.wall_clock(), update_id, "IDLE", "REJECTED", version, error.code, error.message)
+        self._on_event(event)
+        self.live.refused = update_id, error
+        self.report()
+
+    def _tell_damage(self, version: str, damage: str) -> None:
+        name = self.store.state.state.name
+        self.announce(Event(self.wall_clock(), "", name, name, version, "VERSION_DAMAGED", damage))
+
     def show(self, message: str, error: OtaError | None = None) -> None:
-        """Put a remark on the status until the next transition."""
-        if message != self.live.message:
+        """Put a remark on the status until the next one or the next transition. The log gets it once."""
+        message = plain(message)
+        if message and message not in self.live.said:
             log.info("%s", message)
-        self.live.message = message
+            if len(self.live.said) >= _SAID_SIZE:
+                self.live.said.clear()
+            self.live.said[message] = 0
+        self.live.message, self.live.refused = message, None
         if error is not None:
             self.live.error_code = error.code
+        self.report()
+
+    def show_asked(self, message: str) -> None:
+        """Put on the status what policy_node refuses for now, and how often it was asked; the log gets it once."""
+        message = plain(message)
+        self.show(message)
+        self.live.said[message] += 1
+        if self.live.said[message] > 1:
+            self.live.message = f"{message} (asked {self.live.said[message]} times)"
+
+    def unshow(self) -> None:
+        """Take back a remark that is no longer true."""
+        self.live.message, self.live.error_code = "", ""
         self.report()
 
     def report(self, *, force: bool = False) -> None:
@@ -250,13 +315,13 @@ class Context:
 
     def status(self) -> Status:
         """Return the status as it is now (thread-safe)."""
-        state, live, snapshot = self.store.state, self.live, self.port.status()
+        state, live, snapshot = self.store.state, self.live, self.policy()
         record, trial = state.update, state.trial
         on_trial = trial is not None and trial.phase is UpdateState.TRIAL
         subject = record.ref if record is not None and record.ref is not None else state.committed
         name = subject.name if subject is not None else ""
         total = record.bytes_total if record is not None else live.bytes_done
-        return Status(
+        status = Status(
             state=state.state,
             update_id=state.update_id,
             name=name,
@@ -275,18 +340,27 @@ class Context:
             trial_message=live.trial_message,
             versions=tuple(newest_first([entry.ref.version for entry in self.store.installed()])),
             blocked=tuple(newest_first([block.ref.version for block in state.blocked.values()])),
+            damaged=tuple(newest_first([path.name for path in self.scrubber.damaged])),
             pinned=tuple(newest_first([ref.version for ref in state.pinned])),
             trust=self.trust.name,
             rollback_ready=self._rollback_ready(state, snapshot),
             error_code=live.error_code or state.error_code,
             message=live.message or state.message,
         )
+        if live.refused is None or record is not None or trial is not None or state.rollback is not None:
+            return status
+        update_id, error = live.refused
+        return replace(
+            status, state=UpdateState.REJECTED, update_id=update_id, error_code=error.code, message=error.message
+        )
 
     def _rollback_ready(self, state: State, snapshot: PolicySnapshot | None) -> int:
         target = state.committed if state.trial is not None else state.previous
         if target is None or not self.store.has(target):
             return _ROLLBACK_NONE
-        return _ROLLBACK_WARM if snapshot is not None and snapshot.is_resident(target.digest) else _ROLLBACK_COLD
+        if snapshot is not None and snapshot.is_resident(target.digest):
+            return _ROLLBACK_WARM
+        return _ROLLBACK_NONE if self.store.path_of(target) in self.scrubber.damaged else _ROLLBACK_COLD
 
     def activate(self, ref: Ref, request: SwapRequest, interrupted: Callable[[], bool]) -> SwapResult:
         """Give a version on disk control: prepare it if it is not resident, then swap.
@@ -324,3 +398,12 @@ class Context:
         result = self.port.swap(replace(request, digest=ref.digest), interrupted)
         self.store.fs.point("port.after_swap")
         return result
+
+
+def _model_of(state: State) -> str:
+    """Return the name of the model that something is under way for; "" if that is not known."""
+    if state.update is not None:
+        return state.update.ref.name if state.update.ref is not None else state.update.update.name
+    if state.trial is not None:
+        return state.trial.ref.name
+    return state.rollback.target.name if state.rollback is not None else ""

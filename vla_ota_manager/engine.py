@@ -101,6 +101,7 @@ class UpdateEngine:
         self._commands: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._commands_lock = threading.Lock()
         self._next_activation = 0.0
+        self._waiting = ""
         self._next_score_warning = 0.0
         self.scores_dropped, self.score_fault = 0, ""
         """How many scores were no evidence, and why the last one was not."""
@@ -118,11 +119,13 @@ class UpdateEngine:
         self._ctx.stopping.clear()
         self._thread = threading.Thread(target=self._run, name="vla_ota_engine", daemon=True)
         self._thread.start()
+        self._ctx.scrubber.start()
 
     def stop(self) -> bool:
         """End properly: a restart goes on, and a trial counts no attempt. False if the thread did not end in time."""
         self._ctx.stopping.set()
         self._ctx.notify()
+        self._ctx.scrubber.stop()
         if self._thread is not None:
             self._thread.join(_STOP_S)
             if self._thread.is_alive():
@@ -158,19 +161,7 @@ class UpdateEngine:
                 state.seen[update.update_id] = Outcome(_S.IDLE, update.version)
         except OtaError as e:
             if e.code != "OFFER_REPEATED":
-                name = self.store.state.state.name
-                self._ctx.announce(
-                    Event(
-                        self._ctx.wall_clock(),
-                        update.update_id[:128],
-                        name,
-                        "REJECTED",
-                        update.version[:64],
-                        e.code,
-                        e.message,
-                    )
-                )
-                self._ctx.show(f"an offer was refused: {e.message}", e)
+                self._ctx.refuse(update, e)
             return Reply(False, e.code, e.message)
         self._ctx.notify()
         return Reply(True, "", "accepted")
@@ -258,9 +249,21 @@ class UpdateEngine:
         """Forbid every swap to another version, whatever ``set_update_permitted`` says, or no longer."""
         self._ctx.set_allowed(allowed)
 
+    @property
+    def robot_type(self) -> str:
+        """The robot's type, as configured, else that of the committed bundle; "" if neither is there."""
+        committed = self.store.state.committed
+        found = [entry.robot_type for entry in self.store.installed() if entry.ref == committed]
+        return self.config.robot_type or next(iter(found), "")
+
     def status(self) -> Status:
         """Return the status as it is now."""
         return self._ctx.status()
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Versions on disk that were found damaged, and what is wrong with them."""
+        return {path.name: what for path, what in self._ctx.scrubber.damaged.items()}
 
     def import_bundle(self, folder: Path, *, commit: bool = True) -> Ref:
         """Adopt a bundle that is on this machine (a factory image) and, with ``commit``, vouch for it. Before ``start`` only."""
@@ -348,7 +351,8 @@ class UpdateEngine:
     def _adopt_factory_bundle(self) -> None:
         """Commit what the robot runs before its first update; a bad one is told, and the engine goes on without."""
         state, folder = self.store.state, self.config.factory_bundle
-        if not folder or state.committed is not None or state.trial is not None:
+        there = state.committed is not None and self.store.has(state.committed)
+        if not folder or there or state.trial is not None:
             return
         self._ctx.show(f"verifying the factory bundle {folder}")
         try:
@@ -404,16 +408,20 @@ class UpdateEngine:
         state = self.store.state
         trial = state.trial
         if trial is None or trial.phase is not _S.TRIAL or not state.queue:
+            if self._waiting and self._ctx.live.message == self._waiting:
+                self._ctx.unshow()  # what waited was taken back
+            self._waiting = ""
             return
         update = state.queue[0]
         what = update.version or update.update_id
         if not (update.urgent and update.activate):
-            self._ctx.show(f"{what} waits until the trial of {trial.ref.version} ends")
+            self._waiting = f"{what} waits until the trial of {trial.ref.version} ends"
+            self._ctx.show(self._waiting)
         elif not self._ahead.work(update, trial):
             return
-        elif self._ctx.policy() is None or not self._ctx.permitted():
-            missing = "policy_node" if self._ctx.policy() is None else "update_permitted"
-            self._ctx.show(f"the urgent {what} is on disk and waits for {missing}; the trial goes on")
+        elif hindrance := self._ctx.hindrance():
+            self._waiting = f"the urgent {what} is on disk and waits for {hindrance}; the trial goes on"
+            self._ctx.show(self._waiting)
         else:
             self._trials.roll_back("SUPERSEDED", f"replaced by the urgent update {update.update_id}", block=False)
 
@@ -422,6 +430,7 @@ class UpdateEngine:
         self.store.repair_current()
         if self.store.state.activation_due:
             self._confirm_activation()
+        self.store.save()
         self._ctx.wait(_IDLE_S)
 
     def _confirm_activation(self) -> None:
@@ -429,8 +438,11 @@ class UpdateEngine:
         committed, snapshot = self.store.state.committed, self._ctx.policy()
         if committed is None or snapshot is None or time.monotonic() < self._next_activation:
             return
-        if snapshot.active_digest != committed.digest and not self._ctx.permitted():
-            self._ctx.show(f"{committed} is committed and waits for update_permitted")
+        acts = snapshot.active_digest == committed.digest
+        hindrance = self._ctx.hindrance(permitted=acts or self._ctx.permitted())
+        if hindrance:
+            if not acts:
+                self._ctx.show(f"{committed} is committed and waits for {hindrance}")
             return
         timeout_s = min(self.config.swap_timeout_s, SLICE_S)
         request = SwapRequest(committed.digest, at=self.config.swap_at, timeout_s=timeout_s)
@@ -441,8 +453,9 @@ class UpdateEngine:
         if result.success:
             with self.store.edit() as state:
                 state.activation_due = False
+            self._ctx.unshow()
         elif result.error_code == "SWAP_TIMEOUT":
-            self._ctx.show(f"{committed} is committed and waits for a boundary ({self.config.swap_at})")
+            self._ctx.show_asked(f"{committed} is committed and waits for a boundary ({self.config.swap_at})")
         else:
             error = StoreError(result.error_code or "SWAP_FAILED", result.message)
             self._ctx.show(f"policy_node does not run the committed {committed}: {result.message}", error)

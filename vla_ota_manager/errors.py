@@ -21,12 +21,14 @@
 
 Why a version was rolled back is no error but travels as a code too: HARD_LIMIT HEARTBEAT_LOST SCORES_WORSE SUCCESS_WORSE
 TRIAL_ATTEMPTS LEASE_EXPIRED WORKER_LOST POLICY_RESTARTED SWAPPED_AWAY SUPERSEDED OPERATOR_ROLLBACK. INTERNAL_ERROR is a defect.
-SCORE_INVALID stands in the log and the diagnostics only: a score was dropped.
+SCORE_INVALID stands in the log and the diagnostics only: a score was dropped. VERSION_DAMAGED is an event: a version on disk is.
 
 Errors of ``vla_checkpoint`` and of the policy node keep their own codes on the way to the status.
 """
 
 from __future__ import annotations
+
+from vla_ros.plain import plain
 
 
 class OtaError(Exception):
@@ -34,15 +36,15 @@ class OtaError(Exception):
 
     Attributes:
         code: stable SCREAMING_SNAKE_CASE name of the reason.
-        reason: what is wrong, for people; one line.
-        where: file, URL or field it is about; empty if none.
+        reason: what is wrong, for people; one printable line, without secrets of URLs.
+        where: file, URL or field it is about, likewise; empty if none.
     """
 
     def __init__(self, code: str, reason: str, where: str = "") -> None:
         self.code = code
-        self.reason = reason
-        self.where = where
-        super().__init__(f"{code}: {where}: {reason}" if where else f"{code}: {reason}")
+        self.reason = plain(reason)
+        self.where = plain(where)
+        super().__init__(f"{code}: {self.message}")
 
     @property
     def message(self) -> str:

@@ -196,9 +196,10 @@ class _Download:
         self._hash = self._hash_partial()
 
     def attempt(self, url: Url) -> None:
-        """Make one request for what is missing."""
-        if self.offset < self._size:
-            self._request(url)
+        """Ask for what is missing; a server may answer with a part of it, then for the rest."""
+        guard = StallGuard(self._f.config, url)
+        while self.offset < self._size:
+            self._request(url, guard)
         with self._f._blobs.fs.append(self._f._blobs.partial(self._sha256), self.offset) as file:
             file.flush()
         actual = self._hash.hexdigest()
@@ -211,7 +212,7 @@ class _Download:
             raise FetchError("BLOB_DIGEST_MISMATCH", what, url.text, retryable=resumed)
         self._f._blobs.finish(self._sha256)
 
-    def _request(self, url: Url) -> None:
+    def _request(self, url: Url, guard: StallGuard) -> None:
         headers = {}
         if self.offset:
             headers["Range"] = f"bytes={self.offset}-"
@@ -219,27 +220,35 @@ class _Download:
                 headers["If-Range"] = self._etag
         connection, reply = self._f._http.open(url, headers, self._cancelled)
         try:
-            self._check_head(url, reply)
-            self._receive(url, connection)
+            end = self._check_head(url, reply)
+            self._receive(url, connection, end, guard)
         finally:
             connection.__exit__()
 
-    def _check_head(self, url: Url, reply: Reply) -> None:
-        """Decide from where the body counts; refuse one that is not the blob's."""
+    def _check_head(self, url: Url, reply: Reply) -> int:
+        """Decide from where to where in the blob the body counts; return its end. Refuse a body that is not the blob's."""
         if reply.status == 416:
             self._refuse_range(url, reply)
         if reply.status == 206:
-            self._check_range(url, reply)
+            end = self._check_range(url, reply)
             self._resumed = True
         else:
+            end = self._size
             self._resumed = False
             self._restart()  # the server ignored the range, or its copy has changed since
         etag = reply.headers.get("etag", "")
         self._etag = etag if etag.startswith('"') else ""
         length = reply.headers.get("content-length")
-        if length is not None and (not length.isdigit() or int(length) != self._size - self.offset):
-            what = f"{length} bytes announced, {self._size - self.offset} of {self._size} are missing"
+        if length is not None and (not length.isdigit() or int(length) != end - self.offset):
+            self._refuse_length(url, f"{length} bytes announced, {end - self.offset} of {self._size} expected", end)
+        return end
+
+    def _refuse_length(self, url: Url, what: str, end: int) -> None:
+        """Refuse a body of another length: of the whole rest it is the bundle's fault, of a part the server's."""
+        self._restart()
+        if end == self._size:
             raise FetchError("SIZE_MISMATCH", what, url.text)
+        raise FetchError("CONTENT_RANGE_INVALID", what, url.text, retryable=True)
 
     def _refuse_range(self, url: Url, reply: Reply) -> None:
         announced = reply.headers.get("content-range", "")
@@ -248,27 +257,28 @@ class _Download:
             raise FetchError("CONTENT_RANGE_INVALID", "the server refuses the range", url.text, retryable=True)
         raise FetchError("SIZE_MISMATCH", f"{announced!r} announced, {self._size} bytes expected", url.text)
 
-    def _check_range(self, url: Url, reply: Reply) -> None:
+    def _check_range(self, url: Url, reply: Reply) -> int:
+        """Return the end of the part that is sent: it may be shorter than what was asked for (RFC 9110, 15.3.7)."""
         announced = reply.headers.get("content-range", "")
         match = _CONTENT_RANGE.fullmatch(announced)
         if match is not None and match[3] not in ("*", str(self._size)):
             raise FetchError("SIZE_MISMATCH", f"{announced!r} announced, {self._size} bytes expected", url.text)
-        if match is None or not self.offset or (int(match[1]), int(match[2])) != (self.offset, self._size - 1):
-            what = f"{announced!r} instead of the rest from byte {self.offset} on"
+        if match is None or not self.offset or not (self.offset == int(match[1]) <= int(match[2]) < self._size):
+            what = f"{announced!r} instead of bytes from {self.offset} on"
             self._restart()
             raise FetchError("CONTENT_RANGE_INVALID", what, url.text, retryable=True)
+        return int(match[2]) + 1
 
-    def _receive(self, url: Url, connection: Connection) -> None:
-        blobs, guard = self._f._blobs, StallGuard(self._f.config, url)
+    def _receive(self, url: Url, connection: Connection, end: int, guard: StallGuard) -> None:
+        blobs = self._f._blobs
         with blobs.fs.append(blobs.partial(self._sha256), self.offset) as file:
             blobs.note(self._sha256, self.offset, self._etag)
             flushed = self.offset
             while chunk := connection.read():
                 self._received.add(len(chunk))
                 guard.add(len(chunk))
-                if len(chunk) > self._size - self.offset:
-                    self._restart()
-                    raise FetchError("SIZE_MISMATCH", f"more than the {self._size} bytes expected arrive", url.text)
+                if len(chunk) > end - self.offset:
+                    self._refuse_length(url, f"more arrives than the bytes up to {end} of {self._size}", end)
                 file.write(chunk)
                 self._hash.update(chunk)
                 self.offset += len(chunk)
@@ -281,7 +291,7 @@ class _Download:
                 self._f._bandwidth.spend(len(chunk), self._cancelled)
             file.flush()
             blobs.note(self._sha256, self.offset, self._etag)
-        if self.offset < self._size:
+        if self.offset < end:
             raise FetchError("TRUNCATED", f"ended after {self.offset} of {self._size} bytes", url.text, retryable=True)
 
     def _restart(self) -> None:

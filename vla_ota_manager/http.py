@@ -3,16 +3,18 @@
 
 A blocking read cannot be interrupted, neither while a name is looked up nor while a server keeps silent. So the request
 runs in a daemon thread that hands over the reply's head and then chunks through a short queue; whoever waits on the queue
-looks at its own clock and its own reasons to stop. An abandoned thread ends with its connection, at the latest after its
-timeouts.
+looks at its own clock and its own reasons to stop. Giving a connection up shuts its socket down, which ends a read that is
+under way in the thread: a server that trickles its headers would keep both for as long as it likes.
 """
 
 from __future__ import annotations
 
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timezone
 from email.utils import parsedate_to_datetime
@@ -21,6 +23,9 @@ from typing import Any
 from urllib.parse import urljoin
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
 from vla_ota_manager.config import OtaConfig
@@ -59,6 +64,8 @@ class Connection:
         self._chunk_bytes = max(_LEAST_CHUNK_BYTES, min(CHUNK_BYTES, quarter))
         self._queue: queue.Queue[Reply | bytes | Exception | None] = queue.Queue(_QUEUED_CHUNKS)
         self._given_up = threading.Event()
+        self._line: socket.socket | None = None
+        self._line_lock = threading.Lock()
         target = self._read_file if url.is_file else self._read_http
         self._thread = threading.Thread(target=self._guard, args=(target,), name="vla_ota_fetch", daemon=True)
 
@@ -68,9 +75,18 @@ class Connection:
 
     def __exit__(self, *_: object) -> None:
         self._given_up.set()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        with self._line_lock:
+            line, self._line = self._line, None
+        if line is not None:
+            with suppress(OSError):  # the other side was faster
+                line.shutdown(socket.SHUT_RDWR)
+            line.close()
 
     def head(self) -> Reply:
-        """Wait for the reply's head."""
+        """Wait for the reply's head; the bound is on the whole of it, however regularly it trickles."""
         reply = self._take(time.monotonic() + self._config.connect_timeout_s + self._config.read_timeout_s)
         if not isinstance(reply, Reply):
             raise FetchError("CONNECTION_FAILED", "no reply", self.url.text, retryable=True)
@@ -105,6 +121,15 @@ class Connection:
             self._put(e)
         except (requests.RequestException, HTTPError, OSError, ValueError) as e:
             self._put(FetchError("CONNECTION_FAILED", _first_line(e), self.url.text, retryable=True))
+        finally:
+            self._hang_up()
+
+    def _connected(self, line: socket.socket) -> None:
+        """Take a handle of a socket that was just connected: shutting that down works below TLS and a proxy, too."""
+        with self._line_lock:
+            self._line = line.dup()
+        if self._given_up.is_set():
+            self._hang_up()
 
     def _put(self, item: Reply | bytes | Exception | None) -> None:
         while not self._given_up.is_set():
@@ -118,6 +143,8 @@ class Connection:
         config = self._config
         with requests.Session() as session:
             session.trust_env = False  # no proxies, credentials or certificates that nobody configured here
+            for prefix in ("http://", "https://"):
+                session.mount(prefix, _Adapter(self._connected))
             proxies = {"http": config.proxy, "https": config.proxy} if config.proxy else {}
             response = session.get(
                 self.url.text,
@@ -151,6 +178,40 @@ class Connection:
                 self._put(Reply(200, {"content-length": str(size)}))
             while not self._given_up.is_set() and (data := file.read(self._chunk_bytes)):
                 self._put(data)
+
+
+class _Adapter(HTTPAdapter):
+    """Tells of every socket that is connected, directly or to a proxy."""
+
+    def __init__(self, connected: Callable[[socket.socket], None]) -> None:
+        self._pools = {
+            "http": _watched(HTTPConnectionPool, HTTPConnection, connected),
+            "https": _watched(HTTPSConnectionPool, HTTPSConnection, connected),
+        }
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """See HTTPAdapter."""
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
+        """See HTTPAdapter."""
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        manager.pool_classes_by_scheme = self._pools
+        return manager
+
+
+def _watched(pool: Any, connection: Any, connected: Callable[[socket.socket], None]) -> Any:
+    """Return the pool's class with connections that call ``connected`` as soon as there is a socket."""
+
+    class Watched(connection):  # type: ignore[misc]
+        def _new_conn(self) -> socket.socket:
+            line: socket.socket = super()._new_conn()
+            connected(line)
+            return line
+
+    return type(pool.__name__, (pool,), {"ConnectionCls": Watched})
 
 
 class Http:

@@ -30,7 +30,7 @@ from vla_ota_manager.records import Event, Status
 from vla_ros import qos
 from vla_ros.diagnostics import ERROR, OK, WARN, Diagnostics, Report
 from vla_ros.log_forwarding import forward_log
-from vla_ros.parameters import declare, on_live_change
+from vla_ros.parameters import declare, on_live_change, refuse_unknown
 from vla_ros.runtime import main as run_main
 
 THREADS = 8 + MAX_GOALS
@@ -47,14 +47,16 @@ class OtaManagerNode(Node):
 
     def __init__(self) -> None:
         super().__init__("ota_manager")
+        refuse_unknown(self, NodeConfig, OtaConfig)
         self._settings, self._config = declare(self, NodeConfig), declare(self, OtaConfig)
         forward_log(self, "vla_ota_manager")
+        forward_log(self, "urllib3")  # its warnings quote URLs
         self._publishing = threading.Lock()
         self._published_s = 0.0
         self._heard_permission_s: float | None = None
         self._closed = False
 
-        self._diagnostics = Diagnostics(self, self._config.store_dir)
+        self._diagnostics = Diagnostics(self, lambda: self._engine.robot_type)
         self._status_publisher = self.create_publisher(
             ModelStatus, "~/status", qos.LATCHED, event_callbacks=self._diagnostics.publisher_events("~/status")
         )
@@ -177,6 +179,9 @@ class OtaManagerNode(Node):
         values = {"free_bytes": free, "min_free_bytes": floor, "versions": " ".join(status.versions)}
         if free <= floor:
             return Report(WARN, f"DISK_FULL: {free} bytes are free, {floor} must stay: nothing can be fetched", values)
+        if damage := self._engine.damaged:
+            text = "; ".join(f"{version}: {what}" for version, what in damage.items())
+            return Report(WARN, f"VERSION_DAMAGED: {text}", values)
         return Report(OK, f"{len(status.versions)} versions, {free >> 20} MiB free", values)
 
     def _update_report(self) -> Report:
@@ -199,10 +204,12 @@ class OtaManagerNode(Node):
             return Report(WARN, f"nothing heard from '{self._settings.policy_node}' yet")
         values = {
             "age_s": f"{snapshot.age_s:.1f}",
-            "active": snapshot.active_version,
+            "active": self._engine.status().active_version,
             "on_trial": snapshot.on_trial,
             "boot_id": snapshot.boot_id,
         }
+        if snapshot.unconfigured:
+            return Report(WARN, f"'{self._settings.policy_node}' {snapshot.unconfigured}", values)
         if snapshot.age_s > self._config.policy_silent_s:
             return Report(ERROR, f"POLICY_ABSENT: silent for {snapshot.age_s:.1f} s", values)
         if snapshot.holding:
@@ -213,11 +220,10 @@ class OtaManagerNode(Node):
         trust = self._engine.status().trust
         if trust == "tuf":
             return Report(OK, "manifests are signed", {"trust": trust})
-        return Report(
-            WARN,
-            f"trust is '{trust}': whoever can publish on model_update decides what this robot runs",
-            {"trust": trust},
-        )
+        if trust == "sha256":  # all that there is so far: no reason to warn for ever
+            what = "manifests are checked against the offer's SHA-256, and not signed"
+            return Report(OK, f"{what}: whoever can publish on model_update decides what runs", {"trust": trust})
+        return Report(WARN, f"trust is '{trust}': nothing vouches for what is installed", {"trust": trust})
 
     def _score_report(self) -> Report:
         dropped = self._engine.scores_dropped
@@ -241,8 +247,9 @@ class OtaManagerNode(Node):
 
 
 def main() -> None:
-    """Entry point of ``ota_manager``."""
-    run_main(OtaManagerNode, threads=THREADS)
+    """Run the node."""
+    about = "Fetches, verifies and keeps the policies of a robot, tries a new one, and goes back from a bad one."
+    run_main(OtaManagerNode, "ota_manager", about, [OtaConfig, NodeConfig], threads=THREADS)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ class Operator:
         )
         deadline = time.monotonic() + self._ctx.config.swap_timeout_s
         while (result := self._try(record.target, request)).error_code in _BUSY and time.monotonic() < deadline:
-            self._ctx.show(f"going back to {record.target}: {result.error_code}; asked again")
+            self._ctx.show_asked(f"going back to {record.target}: {result.error_code}")
             self._ctx.wait(_BUSY_S)
         if self._ctx.stopping.is_set() and not result.success:
             return RollbackReply(False, "ENGINE_STOPPED", "goes on at the next start", record.from_version, "")
@@ -121,7 +121,7 @@ class Operator:
         try:
             snapshot = self._ctx.policy()
             if snapshot is None:
-                raise PolicyError("POLICY_ABSENT", "policy_node is silent", "swap_model")
+                raise PolicyError("POLICY_ABSENT", f"policy_node {self._ctx.absence()}", "swap_model")
             self._leave_trial(snapshot, target, request)
             return self._ctx.activate(target, request, self._ctx.halted)
         except PolicyError as e:
@@ -140,10 +140,13 @@ class Operator:
     def _finish(self, record: RollbackRecord, result: SwapResult) -> RollbackReply:
         target = record.target
         way = "a pointer moved" if result.warm else "loaded from disk"
-        if result.success:
+        if result.success and record.from_version == target.version:
+            message = f"{target.version} acts: {record.reason}"
+        elif result.success:
             message = f"{record.from_version or 'nothing'} -> {target.version} ({way}): {record.reason}"
         else:
-            message = f"{target.version} is committed, policy_node is silent and will start with it: {record.reason}"
+            absent = f"policy_node {self._ctx.absence()} and will start with it"
+            message = f"{target.version} is committed, {absent}: {record.reason}"
         code = "OPERATOR_ROLLBACK" if self._store.state.update is not None else ""
         code = code if result.success else "POLICY_ABSENT"
         with self._ctx.transition(
@@ -177,7 +180,8 @@ class Operator:
             return CommitReply(False, "EXPECTATION_FAILED", what, committed)
         snapshot = self._ctx.policy()
         if snapshot is None:
-            return CommitReply(False, "POLICY_ABSENT", "policy_node is silent; what acts is not known", committed)
+            what = f"policy_node {self._ctx.absence()}: nobody knows what acts"
+            return CommitReply(False, "POLICY_ABSENT", what, committed)
         if snapshot.active_digest != trial.ref.digest or not snapshot.on_trial:
             what = f"policy_node runs {snapshot.active_version or 'nothing'}, and not {trial.ref.version} on trial"
             return CommitReply(False, "NO_TRIAL", what, committed)
@@ -210,11 +214,10 @@ class Operator:
         with self._store.edit() as state:
             matches = [digest for digest, block in state.blocked.items() if version and block.ref.version == version]
             for digest in matches:
-                del state.blocked[digest]
+                name, now = state.blocked.pop(digest).ref.name, self._ctx.wall_clock()
                 state.attempts.pop(digest, None)
-            if matches:
-                event = Event(self._ctx.wall_clock(), "", state.state.name, state.state.name, version, "", "unblocked")
-                state.history.append(event)
+                at = state.state.name
+                state.history.append(Event(now, "", at, at, version, message="unblocked", name=name))
             blocked = tuple(block.ref.version for block in state.blocked.values())
         self._ctx.notify()
         if not version:
@@ -223,7 +226,7 @@ class Operator:
 
     def list_models(self, name: str) -> ListReply:
         """Return what is on disk and what happened."""
-        state, snapshot = self._store.state, self._ctx.port.status()
+        state, snapshot = self._store.state, self._ctx.policy()
         models = tuple(
             ModelEntry(
                 ref=entry.ref,
@@ -241,5 +244,5 @@ class Operator:
             for entry in self._store.installed()
             if name in ("", entry.ref.name)
         )
-        history = tuple(event.to_line() for event in state.history)
+        history = tuple(event.to_line() for event in state.history if name in ("", event.name))
         return ListReply(True, models=models, history=history, free_bytes=self._store.fs.free_bytes(self._store.root))

@@ -20,7 +20,7 @@ class PolicySnapshot:
     """The last PolicyStatus that arrived, as the engine needs it. Empty strings mean none or unknown."""
 
     age_s: float
-    """Time since it arrived [s], by the monotonic clock."""
+    """Time since it arrived [s], by the monotonic clock; inf: the policy node was never configured while this port listened."""
     boot_id: str
     generation: int
     active_digest: str
@@ -34,15 +34,32 @@ class PolicySnapshot:
     episode_id: str = ""
     running: bool = True
     """The active generation commands the robot, or holds; false while motion is disabled or the node is not active."""
+    motion_enabled: bool = True
+    """Else policy_node refuses every swap but a rollback's."""
     last_swap_cause: str = ""
     """Cause in the SwapReport of the active generation: UPDATE, ROLLBACK, LEASE_EXPIRED or WORKER_LOST; it comes about a second
     after the swap and is empty until then."""
     last_swap_stamp_s: float = math.inf
     """First action after that swap, by the clock that stamps scores [s]: what acted before has an older report as well."""
+    error_code: str = ""
+    """What went wrong there last, also if the status no longer says so."""
+    error_text: str = ""
+    error_heard_s: float = -math.inf
+    """When this port heard of that, monotonic [s]."""
+    unconfigured: str = ""
+    """The policy node is there and not configured: it runs nothing, and this is what it says of that. The other fields are
+    those of the last status before."""
 
     def is_resident(self, digest: str) -> bool:
         """Whether a swap to this bundle needs no loading."""
         return bool(digest) and digest in (self.active_digest, self.standby_digest, self.prepared_digest)
+
+
+def absence(snapshot: PolicySnapshot | None) -> str:
+    """Say in what way a policy node that cannot be asked anything is not there, after its name."""
+    if snapshot is None:
+        return "has not been heard yet"
+    return snapshot.unconfigured or "is silent"
 
 
 @dataclass(frozen=True)

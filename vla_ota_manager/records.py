@@ -132,7 +132,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Event:
-    """One transition, as ModelEvent carries it. ``time_s``: seconds since 1970 UTC."""
+    """One transition, as ModelEvent carries it. ``time_s``: seconds since 1970 UTC; ``name``: of the model, empty = not known."""
 
     time_s: float
     update_id: str
@@ -141,6 +141,7 @@ class Event:
     version: str
     error_code: str = ""
     message: str = ""
+    name: str = ""
 
     def to_line(self) -> str:
         """Return the line that list_models shows."""
@@ -170,6 +171,7 @@ class Status:
     trial_message: str = ""
     versions: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
     pinned: tuple[str, ...] = ()
     trust: str = "none"
     rollback_ready: int = 0

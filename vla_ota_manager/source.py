@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 from vla_ota_manager.errors import ConfigError, FetchError
+from vla_ros.plain import redacted
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
@@ -55,10 +56,10 @@ def parse_url(text: str) -> Url:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as e:
-        raise _invalid(text, str(e)) from e
+        raise _invalid(text, "the host or the port is malformed") from e  # not in e's words: they quote it
     scheme = parts.scheme.lower()
     if scheme not in ("http", "https", "file"):
-        raise _invalid(text, f"scheme {scheme!r}; http, https and file are known")
+        raise _invalid(text, "the scheme must be http, https or file")
     if "@" in parts.netloc or "#" in text:
         raise _invalid(text, "user-info and fragments are refused")
     host = parts.netloc.lower() if scheme == "file" else _host_of(text, parts.hostname or "", parts.netloc)
@@ -102,9 +103,9 @@ class AllowedSources:
             try:
                 url = parse_url(prefix)
             except FetchError as e:
-                raise ConfigError("PARAMETER_INVALID", e.reason, f"allowed_sources: {prefix}") from e
+                raise ConfigError("PARAMETER_INVALID", e.reason, f"allowed_sources: {redacted(prefix)}") from e
             if "?" in prefix:
-                raise ConfigError("PARAMETER_INVALID", "a prefix has no query", f"allowed_sources: {prefix}")
+                raise ConfigError("PARAMETER_INVALID", "a prefix has no query", f"allowed_sources: {redacted(prefix)}")
             self._prefixes.append(url)
 
     def check(self, url: Url) -> None:
@@ -129,4 +130,4 @@ def _below(prefix: tuple[str, ...], segments: tuple[str, ...]) -> bool:
 
 
 def _invalid(text: str, reason: str) -> FetchError:
-    return FetchError("URL_INVALID", reason, text[:200])
+    return FetchError("URL_INVALID", reason, redacted(text)[:200])

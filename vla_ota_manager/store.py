@@ -16,22 +16,33 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_checkpoint.errors import CheckpointError
-from vla_checkpoint.manifest import FileEntry, Manifest, load_manifest
-from vla_checkpoint.version import parse_version
+from vla_checkpoint import (
+    MANIFEST_NAME,
+    CheckpointError,
+    FileEntry,
+    Manifest,
+    load_manifest,
+    parse_version,
+)
+from vla_checkpoint.files import Cancel
 from vla_ota_manager.blobs import BlobStore
-from vla_ota_manager.errors import StateError, StoreError
+from vla_ota_manager.damage import find_damage, find_strays
+from vla_ota_manager.errors import RefusedError, StateError, StoreError
 from vla_ota_manager.filesystem import Filesystem
 from vla_ota_manager.records import Event, Ref, check_name, check_version
 from vla_ota_manager.state import MAX_BYTES, State
+
+log = logging.getLogger("vla_ota_manager")
 
 STATE = "state.json"
 OLD_STATE = "state.json.old"
@@ -46,6 +57,7 @@ class Installed:
     path: Path
     size_bytes: int
     installed_s: float
+    robot_type: str
 
 
 class Store:
@@ -58,9 +70,12 @@ class Store:
         self.blobs = BlobStore(blobs, self.root / "partial", filesystem)
         self.recovery_notes: list[str] = []
         """What :meth:`open` had to repair, in words."""
+        self.changes: Counter[Path] = Counter()
+        """How often each version's folder has changed."""
         self._mutex = threading.RLock()
         self._lock_fd = -1
         self._state = State()
+        self._unsaved = False
         self._installed: list[Installed] | None = None
 
     # -- opening ------------------------------------------------------------------------------------------------------------
@@ -93,7 +108,7 @@ class Store:
     def _sweep(self) -> None:
         for path in (*self.root.glob("*.new"), *self.blobs.partial_dir.glob("*.new")):
             self.fs.unlink(path, "sweep.aside")
-        for path in (*self.blobs.partial_dir.glob("*.bundle"), *self.blobs.partial_dir.glob(".doomed-*")):
+        for path in {*self.blobs.partial_dir.glob("*.bundle"), *self.blobs.partial_dir.glob(".doomed-*")}:
             self.fs.remove_tree(path, "sweep.staged")
         for path in self.root.glob("models/*/.doomed-*"):
             self.fs.remove_tree(path, "sweep.version")
@@ -137,8 +152,11 @@ class Store:
             fallback = next(
                 (ref for ref in (current, *reversed(self._state.lineage)) if ref and ref.digest in on_disk), None
             )
+            how = "gone from"
+            if fallback is None and self.path_of(committed).is_dir():
+                fallback, how = committed, "damaged on"  # there is nothing better, and it can be repaired
             self.recovery_notes.append(
-                f"the committed {committed} is gone from the disk; now committed: {fallback or 'nothing'}"
+                f"the committed {committed} is {how} the disk; now committed: {fallback or 'nothing'}"
             )
             with self.edit() as state:
                 state.committed = None
@@ -159,18 +177,42 @@ class Store:
 
     @property
     def state(self) -> State:
-        """The state as last saved. Do not change it; it is replaced, never mutated (thread-safe)."""
+        """The state as last edited. Do not change it; it is replaced, never mutated (thread-safe)."""
         return self._state
 
     @contextmanager
-    def edit(self) -> Iterator[State]:
-        """Change the state: the block gets a copy, which is saved and becomes the state if nothing was raised (thread-safe)."""
+    def edit(self, *, later: bool = False) -> Iterator[State]:
+        """Change the state: the block gets a copy, which is saved and becomes the state if nothing was raised (thread-safe).
+
+        Args:
+            later: it becomes the state also if it cannot be saved now; then the next edit, or :meth:`save`, saves it. Until
+                that a restart finds the state before it. For what must not wait for the disk.
+        """
         with self._mutex:
             draft = copy.deepcopy(self._state)
             yield draft
-            if draft != self._state:
+            if draft == self._state and not self._unsaved:
+                return
+            try:
                 self._save(draft)
-                self._state = draft
+            except StoreError:
+                if not later:
+                    raise
+                self._unsaved = True
+            else:
+                self._unsaved = False
+            self._state = draft
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether the state is ahead of the disk (thread-safe)."""
+        return self._unsaved
+
+    def save(self) -> None:
+        """Save what an earlier edit could not (thread-safe)."""
+        if self._unsaved:
+            with self.edit():
+                pass
 
     def _save(self, state: State) -> None:
         self.fs.write_file(self.root / STATE, state.to_bytes(), "state", keep_old_as=self.root / OLD_STATE)
@@ -181,10 +223,13 @@ class Store:
         """Return the complete versions on disk, newest installed first (thread-safe)."""
         with self._mutex:
             if self._installed is None:
-                found = (self._examine(path) for path in self.root.glob("models/*/*") if not path.name.startswith("."))
-                entries = [entry for entry in found if entry is not None]
+                entries = [entry for entry in map(self._examine, self.folders()) if entry is not None]
                 self._installed = sorted(entries, key=lambda entry: entry.installed_s, reverse=True)
             return list(self._installed)
+
+    def folders(self) -> list[Path]:
+        """Return what lies where versions lie, whatever it is (thread-safe)."""
+        return [path for path in self.root.glob("models/*/*") if not path.name.startswith(".")]
 
     def path_of(self, ref: Ref) -> Path:
         """Return the folder of a version, there or not."""
@@ -201,58 +246,123 @@ class Store:
         """Whether this very bundle is complete on disk (thread-safe)."""
         return any(entry.ref == ref for entry in self.installed())
 
-    def stage(self, manifest: Manifest, manifest_bytes: bytes) -> Path:
-        """Put a bundle together from finished blobs, under a name that nobody takes for a version; return its folder."""
-        staged = self.blobs.partial_dir / f"{manifest.digest}.bundle"
-        if staged.exists():
-            self.fs.remove_tree(staged, "stage.old")
-        self.fs.make_dir(staged)
-        for entry in manifest.files:
-            target = staged / entry.path
-            self.fs.make_dir(target.parent)
-            self.fs.link(self.blobs.partial(entry.sha256), target, "stage.file")
-        self.fs.write_file(staged / "manifest.json", manifest_bytes, "stage.manifest")
-        return staged
+    @contextmanager
+    def staged(self, manifest: Manifest) -> Iterator[Path]:
+        """Put a bundle together from finished blobs, in a folder that nobody takes for a version.
+
+        What has not been installed when the block ends, however it ends, is gone: its links would keep the blobs on the disk.
+        """
+        folder = self.blobs.partial_dir / f"{manifest.digest}.bundle"
+        if folder.exists():
+            self.fs.remove_tree(folder, "stage.old")
+        try:
+            self.fs.make_dir(folder)
+            for entry in manifest.files:
+                target = folder / entry.path
+                self.fs.make_dir(target.parent)
+                self.fs.link(self.blobs.partial(entry.sha256), target, "stage.file")
+            self.fs.write_file(folder / MANIFEST_NAME, manifest.canonical(), "stage.manifest")
+            yield folder
+        finally:
+            if folder.exists():
+                self.fs.remove_tree(folder, "stage.discard")
 
     def install(self, staged: Path, manifest: Manifest) -> Path:
-        """Give a verified bundle its name, and let go of its downloads; return its folder.
+        """Give a verified bundle its name, and return its folder. A damaged one of that name is made whole.
 
         Raises:
-            StoreError: VERSION_CONFLICT when another bundle has that name and version.
+            RefusedError: see :meth:`refuse_conflict`.
         """
-        path = self.path_of(Ref(manifest.name, manifest.version, manifest.digest))
-        if path.exists():
-            raise StoreError("VERSION_CONFLICT", "another bundle of that name and version is on disk", str(path))
-        self.fs.make_dir(path.parent)
-        self.fs.rename(staged, path, "install")
+        ref = _ref(manifest)
+        path = self.path_of(ref)
+        self.refuse_conflict(ref)
+        there = self._manifest_at(path)
+        if path.is_dir() and not path.is_symlink() and (there is None or there.digest == ref.digest):
+            self._mend(path, staged, manifest)
+        else:
+            if os.path.lexists(path):
+                self._remove(path, "install.obstacle")
+            self.fs.make_dir(path.parent)
+            self.fs.rename(staged, path, "install")
+        self.note_change(path)
+        return path
+
+    def _mend(self, path: Path, staged: Path, manifest: Manifest) -> None:
+        """Move a bundle's files over those of a damaged folder, one by one: what is intact there is there at every moment.
+
+        So ``current`` never names less than before, and who has opened a file keeps it.
+        """
+        for stray in find_strays(path, manifest):
+            self._remove(stray, "mend.stray")
+        for name in (*(entry.path for entry in manifest.files), MANIFEST_NAME):
+            self.fs.make_dir((path / name).parent)
+            self.fs.rename(staged / name, path / name, "mend.file")
+
+    def refuse_conflict(self, ref: Ref, cancel: Cancel | None = None) -> None:
+        """Raise ``RefusedError`` VERSION_CONFLICT if another bundle has that name and version, and is whole or needed.
+
+        What is left of one that is neither is in nobody's way.
+        """
+        path = self.path_of(ref)
+        there = self._manifest_at(path)
+        namesakes = {r.digest for r in self._state.references() if (r.name, r.version) == (ref.name, ref.version)}
+        if there is not None and there.digest != ref.digest and not namesakes:
+            whole = next(find_damage(path, cancel=cancel), None) is None
+            namesakes = {there.digest} if whole else set()
+        if namesakes - {ref.digest}:
+            raise RefusedError("VERSION_CONFLICT", "is on disk with another digest; versions are immutable", str(ref))
+
+    def note_change(self, path: Path) -> None:
+        """Say that a version's folder is not what it was, or turned out to be whole (thread-safe)."""
         with self._mutex:
             self._installed = None
-        return path
+            self.changes[path] += 1
+
+    def _remove(self, path: Path, point: str) -> None:
+        if path.is_dir() and not path.is_symlink():
+            self.fs.remove_tree(path, point)
+        else:
+            self.fs.unlink(path, point)
+
+    def drop_downloads(self) -> None:
+        """Give back the space of every download, finished or not, that no version needs."""
+        self.blobs.release(set())
+        self.blobs.collect()
 
     def uninstall(self, ref: Ref) -> None:
         """Remove a version from the disk."""
-        self.fs.remove_tree(self.path_of(ref), "uninstall")
+        self._uninstall(self.path_of(ref))
+
+    def _uninstall(self, path: Path) -> None:
+        self.fs.remove_tree(path, "uninstall")
         with suppress(OSError):
-            self.path_of(ref).parent.rmdir()  # the model's folder, if that was its last version
-        with self._mutex:
-            self._installed = None
+            path.parent.rmdir()  # the model's folder, if that was its last version
+        self.note_change(path)
 
     def retain(self, keep_versions: int) -> list[Ref]:
         """Remove what retention does not keep: all but the newest versions and those that the state or a waiting update needs.
+
+        Folders that are no version, or a damaged one, go too, unless they have the name of one that is needed.
 
         Returns:
             What was removed.
         """
         needed = {ref.digest for ref in self._state.references()}
         needed |= {update.manifest_sha256 for update in self._state.queue}
-        doomed = [entry.ref for entry in self.installed()[keep_versions:] if entry.ref.digest not in needed]
+        versions = self.installed()
+        doomed = [entry.ref for entry in versions[keep_versions:] if entry.ref.digest not in needed]
+        known = {entry.path for entry in versions} | {self.path_of(ref) for ref in self._state.references()}
+        for path in self.folders():
+            if path not in known and path.is_dir() and not path.is_symlink() and self._examine(path) is None:
+                log.warning("%s is removed: it is no version, or a damaged one that nothing needs", path)
+                self._uninstall(path)
         for ref in doomed:
             self.uninstall(ref)
-        with self.edit() as state:
+        self.blobs.collect()
+        with self.edit(later=True) as state:
             on_disk = {entry.ref.digest for entry in self.installed()}
             state.lineage = [ref for ref in state.lineage if ref.digest in on_disk]
             state.calibration = {digest: entry for digest, entry in state.calibration.items() if digest in on_disk}
-        self.blobs.collect()
         return doomed
 
     def point_current(self, ref: Ref) -> None:
@@ -280,17 +390,22 @@ class Store:
             commit: make it the committed version (that is: vouch for it).
         """
         manifest = verify(folder)
-        ref = Ref(manifest.name, manifest.version, manifest.digest)
+        ref = _ref(manifest)
         if not self.has(ref):
+            damaged = self.path_of(ref)
+            for entry in manifest.files if os.path.lexists(damaged) else ():
+                self.blobs.rescue(entry.sha256, entry.size, damaged / entry.path, lambda: False)
             for entry in manifest.files:
                 if not self.blobs.claim(entry.sha256, entry.size):
                     self._copy_in(folder / entry.path, entry)
-            staged = self.stage(manifest, manifest.canonical())
-            verify(staged)
-            self.install(staged, manifest)
+            with self.staged(manifest) as staged:
+                verify(staged)
+                self.install(staged, manifest)
             self.blobs.release(set())
         with self.edit() as state:
-            state.history.append(Event(time.time(), "", "", "INSTALLED", ref.version, "", f"adopted from {folder}"))
+            state.history.append(
+                Event(time.time(), "", "", "INSTALLED", ref.version, "", f"adopted from {folder}", ref.name)
+            )
             if commit:
                 state.note_committed(ref)
         self.repair_current()
@@ -305,14 +420,20 @@ class Store:
 
     def _examine(self, path: Path) -> Installed | None:
         try:
+            manifest = self._manifest_at(path)
+            if manifest is None or any((path / entry.path).stat().st_size != entry.size for entry in manifest.files):
+                return None
+            installed_s = (path / "manifest.json").stat().st_mtime
+            return Installed(_ref(manifest), path, manifest.total_bytes, installed_s, manifest.robot_type)
+        except OSError:
+            return None
+
+    def _manifest_at(self, path: Path) -> Manifest | None:
+        """Return the manifest of a version's folder, complete or not; None if there is none that belongs there."""
+        try:
             manifest = load_manifest(path)
-            if (manifest.name, manifest.version) != (path.parent.name, path.name):
-                return None
-            if any((path / entry.path).stat().st_size != entry.size for entry in manifest.files):
-                return None
-            ref = Ref(manifest.name, manifest.version, manifest.digest)
-            return Installed(ref, path, manifest.total_bytes, (path / "manifest.json").stat().st_mtime)
-        except (CheckpointError, StoreError, OSError):
+            return manifest if self.path_of(_ref(manifest)) == path else None
+        except (CheckpointError, StoreError):
             return None
 
     def _current_ref(self) -> Ref | None:
@@ -323,6 +444,10 @@ class Store:
             return None
         entry = self._examine(target) if target.parent.parent == (self.root / "models").resolve() else None
         return entry.ref if entry is not None else None
+
+
+def _ref(manifest: Manifest) -> Ref:
+    return Ref(manifest.name, manifest.version, manifest.digest)
 
 
 def newest_first(versions: list[str]) -> list[str]:

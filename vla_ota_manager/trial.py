@@ -66,6 +66,8 @@ class Verdict:
     code: str = ""
     at_once: bool = False
     """Do not wait for the end of the chunk."""
+    unjudged: str = ""
+    """Of a commit: what nothing was known of to compare with, and which therefore could not have convicted it."""
 
 
 class TrialJudge:
@@ -140,7 +142,7 @@ class TrialJudge:
     def _add_score(self, score: Score) -> None:
         if score.source == HARD_LIMIT_SOURCE:
             if not score.value <= 0.0:  # also NaN
-                self._convict("HARD_LIMIT", f"a hard limit was broken (score {score.value:g})")
+                self._convict("HARD_LIMIT", "policy_node says that a hard limit was broken")
         elif not math.isfinite(score.value):
             self._convict("HARD_LIMIT", f"the score {score.source} is {score.value}")
         elif score.source in self._chunks or len(self._chunks) < MAX_SOURCES:
@@ -175,14 +177,16 @@ class TrialJudge:
         age = math.inf if snapshot is None else snapshot.age_s
         silent_s = min(age, now_s - self._listening_since)
         if silent_s > timeout_s:
-            self._convict("HEARTBEAT_LOST", f"policy_node has been silent for {silent_s:.1f} s")
+            what = "unconfigured" if snapshot is not None and snapshot.unconfigured else "silent"
+            self._convict("HEARTBEAT_LOST", f"policy_node has been {what} for {silent_s:.1f} s")
         self._acts = self._acts_on_trial(snapshot)
         if snapshot is None or age > timeout_s or snapshot.generation != self._generation:
             return
         if snapshot.holding:
             self._clean_from = self._chunk_count()
             if snapshot.hold_reason in CONVICTING_HOLDS:
-                self._convict("HARD_LIMIT", f"policy_node holds: {snapshot.hold_reason}")
+                code = "WORKER_LOST" if snapshot.hold_reason == "WORKER_LOST" else "HARD_LIMIT"
+                self._convict(code, f"policy_node holds: {snapshot.hold_reason}")
         elif self._acts and snapshot.running and math.isfinite(step):
             self._time_s += min(max(step, 0.0), _MAX_STEP_S)
 
@@ -212,8 +216,17 @@ class TrialJudge:
             return Verdict(Decision.ROLLBACK, message, progress, "SUCCESS_WORSE")
         message = self._describe_all()
         if progress >= 1.0 and self._acts and not self._leaning():
-            return Verdict(Decision.COMMIT, message, 1.0)
+            unjudged = self._unjudged()
+            if unjudged:
+                message = f"committed WITHOUT A JUDGEMENT of {unjudged}; {message}"
+            return Verdict(Decision.COMMIT, message, 1.0, unjudged=unjudged)
         return Verdict(Decision.CONTINUE, message, progress)
+
+    def _unjudged(self) -> str:
+        """Return what could not have convicted it. A robot may have no episodes; then its scores are what counts."""
+        if self._first_install or (self._scores and self._success is None and len(self._not_judged) == 1):
+            return ""
+        return ", ".join(self._not_judged)
 
     def _progress(self) -> float:
         config = self._config

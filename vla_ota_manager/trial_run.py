@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from vla_ota_manager.calibration import Calibration, Collector
-from vla_ota_manager.context import Context
+from vla_ota_manager.context import Context, log
 from vla_ota_manager.errors import OtaError, PolicyError, StoreError
 from vla_ota_manager.port import PolicySnapshot, SwapRequest, SwapResult
 from vla_ota_manager.records import Ref
@@ -27,6 +27,10 @@ _RETRY_S = 1.0
 _SAVE_PERIOD_S = 10.0
 _REPORT_S = 5.0
 """How long a change that nobody asked for waits for the swap's report, which says why and comes a second after it [s]."""
+_NAMED_S = 0.5
+"""How long a broken limit waits for the status that names it, a moment after its score [s]; the robot holds meanwhile."""
+_OF_THE_POLICY = frozenset({"LIMIT", "NAN", "POLICY_FAILED", "WRONG_SHAPE"})
+"""What policy_node calls an answer for which it ends a worker: the policy is at fault, and not the process."""
 _ASK_AGAIN = frozenset(
     {"POLICY_ABSENT", "SWAP_TIMEOUT", "CANCELLED", "SWAP_IN_PROGRESS", "PREPARE_IN_PROGRESS", "MOTION_DISABLED"}
     | {"EXPECTATION_FAILED", "NOT_PREPARED"}
@@ -45,7 +49,7 @@ class TrialRunner:
         self._collector: Collector | None = None
         self._generation = 0
         self._confirmed = False
-        self._swapped_at = 0.0
+        self._asked_at = self._swapped_at = 0.0
         self._begun_at = 0.0
         self._saved_at = 0.0
         self._next_try = 0.0
@@ -115,12 +119,14 @@ class TrialRunner:
         begun = self._begun_at = self._begun_at or now
         snapshot = self._ctx.policy()
         acts = snapshot is not None and snapshot.active_digest == trial.ref.digest
-        if snapshot is None or not (acts or self._ctx.permitted()):
-            self._ctx.show(f"{trial.ref} waits for {'policy_node' if snapshot is None else 'update_permitted'}")
+        hindrance = self._ctx.hindrance(permitted=acts or self._ctx.permitted())
+        if snapshot is None or hindrance:
+            self._ctx.show(f"{trial.ref} waits for {hindrance}")
             if snapshot is not None:
                 self._begun_at = 0.0  # a person may take as long as they like
             elif now > begun + self._config.policy_wait_s:
-                self._close(_S.FAILED, "POLICY_ABSENT", f"policy_node was silent for {self._config.policy_wait_s:g} s")
+                what = f"policy_node {self._ctx.absence()}; waited for {self._config.policy_wait_s:g} s"
+                self._close(_S.FAILED, "POLICY_ABSENT", what)
             self._ctx.wait(_STEP_S)
             return
         request = SwapRequest(
@@ -131,6 +137,7 @@ class TrialRunner:
             lease_s=self._config.trial_lease_s,
             timeout_s=min(self._config.swap_timeout_s, SLICE_S),
         )
+        self._asked_at = self._asked_at or now
         try:
             result = self._ctx.activate(trial.ref, request, self._ctx.interrupted)
         except PolicyError as e:
@@ -138,16 +145,17 @@ class TrialRunner:
         if result.success:
             self._begin(trial, result)
         elif result.error_code == "WORKER_LOST":
-            self.roll_back("WORKER_LOST", f"it acted, and its worker was lost: {result.message}", block=True, at="NOW")
+            code, told = self._loss()
+            self.roll_back(code, told or f"it acted, and its worker was lost: {result.message}", block=True, at="NOW")
         elif result.error_code not in _ASK_AGAIN or now > begun + max(
             self._config.policy_wait_s, self._config.swap_timeout_s
         ):
             self._close(_S.FAILED, result.error_code or "SWAP_FAILED", f"policy_node did not swap: {result.message}")
         elif result.error_code == "SWAP_TIMEOUT":
-            self._ctx.show(f"{trial.ref} waits for a boundary ({self._config.swap_at}): {result.message}")
+            self._ctx.show_asked(f"{trial.ref} waits for a boundary ({self._config.swap_at}): {result.message}")
             self._ctx.wait(_GAP_S)
         elif not self._ctx.interrupted():
-            self._ctx.show(f"swap to {trial.ref}: {result.error_code} {result.message}; asked again")
+            self._ctx.show_asked(f"swap to {trial.ref}: {result.error_code} {result.message}")
             self._ctx.wait(_RETRY_S)
 
     def _begin(self, trial: TrialRecord, result: SwapResult) -> None:
@@ -189,6 +197,8 @@ class TrialRunner:
         verdict = judge.verdict()
         self._ctx.live.trial_progress, self._ctx.live.trial_message = verdict.progress, verdict.message
         if verdict.decision is Decision.COMMIT:
+            if verdict.unjudged:
+                log.warning("%s is committed without a judgement of %s", trial.ref, verdict.unjudged)
             self.commit(verdict.message)
         elif verdict.decision is Decision.ROLLBACK:
             self._convict(trial, verdict)
@@ -198,7 +208,13 @@ class TrialRunner:
     def _convict(self, trial: TrialRecord, verdict: Verdict) -> None:
         """Carry a verdict out. Silence does not say what fell silent or why, so it blocks only when it comes again."""
         block = verdict.code != "HEARTBEAT_LOST" or self._count_attempt(trial) >= self._config.max_trial_attempts
-        self.roll_back(verdict.code, verdict.message, block=block, at="NOW" if verdict.at_once else "")
+        code, reason = verdict.code, verdict.message
+        if code in ("HARD_LIMIT", "WORKER_LOST"):
+            deadline = time.monotonic() + _NAMED_S
+            while not (told := self._told()[1]) and time.monotonic() < deadline:
+                self._ctx.wait(_GAP_S)
+            code, reason = self._loss()[0] if code == "WORKER_LOST" else code, told or reason
+        self.roll_back(code, reason, block=block, at="NOW" if verdict.at_once else "")
 
     def _count_attempt(self, trial: TrialRecord) -> int:
         """Count an unclean end of a trial of this version; return how many there have been."""
@@ -259,10 +275,23 @@ class TrialRunner:
         self._left_at = self._left_at or now
         return None if not told and now - self._left_at < _REPORT_S else "SWAPPED_AWAY"
 
+    def _told(self) -> tuple[str, str]:
+        """Return code and words of what policy_node says went wrong since this trial was asked for; empty if nothing."""
+        snapshot = self._ctx.port.status()
+        if snapshot is None or not snapshot.error_code or snapshot.error_heard_s < self._asked_at:
+            return "", ""
+        return snapshot.error_code, f"policy_node says {snapshot.error_code}: {snapshot.error_text}"
+
+    def _loss(self) -> tuple[str, str]:
+        """Return the verdict on a version that has lost its worker, and in policy_node's words why, if it said so."""
+        code, told = self._told()
+        return "HARD_LIMIT" if code in _OF_THE_POLICY else "WORKER_LOST", told
+
     def _loaded_again(self, cause: str) -> None:
         """It acts as another generation: its worker was lost; or somebody else swapped, then the trial is entered anew."""
         if cause == "WORKER_LOST":
-            self.roll_back("WORKER_LOST", "its worker was lost and had to be started again", block=True, at="NOW")
+            code, told = self._loss()
+            self.roll_back(code, told or "its worker was lost and had to be started again", block=True, at="NOW")
         else:
             self._enter_anew()
 
@@ -279,12 +308,18 @@ class TrialRunner:
         if cause in ("LEASE_EXPIRED", "POLICY_RESTARTED"):
             attempts = self._count_attempt(trial)
         block = cause == "WORKER_LOST" or attempts >= self._config.max_trial_attempts
-        what = f"policy_node runs {snapshot.active_version or snapshot.active_digest[:12]}, and not on our request"
+        runs = snapshot.active_version or snapshot.active_digest[:12]
+        code, told = self._loss() if cause == "WORKER_LOST" else (cause, "")
+        what = {
+            "WORKER_LOST": f"{told or 'its worker was lost'}; policy_node went back to {runs}",
+            "LEASE_EXPIRED": f"ota_manager was silent for the lease of {self._config.trial_lease_s:g} s; {runs} acts",
+            "POLICY_RESTARTED": f"policy_node was restarted in the trial, and {runs} acts",
+        }.get(cause, f"somebody else let policy_node swap to {runs}")
         committed = self._store.state.committed
         if committed is not None and snapshot.active_digest == committed.digest:
-            self._close(_S.ROLLED_BACK, cause, what, block=block)
+            self._close(_S.ROLLED_BACK, code, what, block=block)
         else:
-            self.roll_back(cause, what, block=block)
+            self.roll_back(code, what, block=block)
 
     def commit(self, reason: str) -> None:
         """End the trial in favour of the version on trial."""
@@ -331,12 +366,16 @@ class TrialRunner:
         snapshot = self._ctx.policy()
         returned = snapshot is not None and snapshot.active_digest == committed.digest and not snapshot.on_trial
         if result.success or returned:
-            way = "warm" if result.warm else "cold"
-            duration = result.swap_latency_s or time.monotonic() - begun
-            message = f"{trial.reason}; back to {committed.version} ({way}) in {duration:.3f} s"
+            took = f"{committed.version} acts again already"
+            if result.swap_latency_s:  # that alone leaves out the loading
+                way, duration_s = "cold", time.monotonic() - begun
+                if result.warm:
+                    way, duration_s = "warm", result.swap_latency_s
+                took = f"back to {committed.version} ({way}) in {duration_s:.3f} s"
+            message = f"{trial.reason}; {took}"
             self._close(_S.ROLLED_BACK, trial.code, message, block=trial.block)
             return
-        self._ctx.show(f"going back to {committed}: {result.error_code} {result.message}; asked again")
+        self._ctx.show_asked(f"going back to {committed}: {result.error_code} {result.message}")
         self._next_try = time.monotonic() + _RETRY_S
 
     def _swap_back(self, committed: Ref, at: str) -> SwapResult:
@@ -360,7 +399,8 @@ class TrialRunner:
     def forget(self) -> None:
         """Drop what is known of a trial that has ended."""
         self._judge, self._collector = None, None
-        self._generation, self._confirmed, self._begun_at, self._unsaved = 0, False, 0.0, None
+        self._generation, self._confirmed, self._unsaved = 0, False, None
+        self._begun_at = self._asked_at = 0.0
 
 
 def _of(state: State) -> TrialRecord:

@@ -67,26 +67,22 @@ class UpdatePipeline:
 
     def _end(self, state: UpdateState, code: str, message: str) -> None:
         """Close the update. What failed or was cancelled keeps its downloads; what was rejected, or fills the disk, does not."""
-        with self._ctx.transition(state, code=code, message=message, final=True):
+        with self._ctx.transition(state, code=code, message=message, final=True, later=True):
             pass
-        if state is _S.REJECTED or code == "DISK_FULL":
-            self._store.blobs.release(set())
+        if state is _S.REJECTED or code == "DISK_FULL" or self._store.unsaved:  # then saving may need the space
+            self._store.drop_downloads()
         self._store.retain(self._config.keep_versions)
 
     # -- CHECKING, FETCHING, VERIFYING --------------------------------------------------------------------------------------
 
     def _acquire(self, record: UpdateRecord) -> None:
         after, message = self._acquirer.step(record, self._onlooker)
-        activate, ref = record.update.activate, after.ref
-        if record.state is _S.CHECKING and ref is not None and ref == self._store.state.committed:
-            end = _S.COMMITTED if activate else _S.INSTALLED
-            with self._ctx.transition(end, message=f"{ref} is the committed version", final=True) as draft:
-                draft.update = after
-                draft.activation_due = draft.activation_due or activate
-            return
-        installed = after.state is _S.INSTALLED
-        with self._ctx.transition(after.state, message=message, final=installed and not activate) as draft:
+        activate, installed = record.update.activate, after.state is _S.INSTALLED
+        again = installed and activate and after.ref == self._store.state.committed
+        end, message = (_S.COMMITTED, f"{after.ref} is the committed version") if again else (after.state, message)
+        with self._ctx.transition(end, message=message, final=again or (installed and not activate)) as draft:
             draft.update = after
+            draft.activation_due = draft.activation_due or again
         if installed:
             self._store.blobs.release(set())
             self._store.retain(self._config.keep_versions)
@@ -99,7 +95,7 @@ class UpdatePipeline:
         live.progress = done / max(1, record.bytes_total)
         if time.monotonic() - self._saved_at > _SAVE_PERIOD_S:
             self._saved_at = time.monotonic()
-            with self._store.edit() as draft:
+            with self._store.edit(later=True) as draft:
                 if draft.update is not None:
                     draft.update.bytes_downloaded = downloaded
         self._ctx.report()
@@ -117,7 +113,7 @@ class UpdatePipeline:
                 pass
         self._acquirer.refuse_blocked(ref)
         deadline = time.monotonic() + self._config.policy_wait_s
-        self._wait_until_possible(record, deadline)
+        self._wait_until_possible(record, deadline, motion=False)
         with self._ctx.transition(_S.PREPARING):
             pass
         while not (result := self._prepare(ref)).success:
@@ -126,9 +122,9 @@ class UpdatePipeline:
                 raise RefusedError(code, f"policy_node refuses it: {result.message}", str(ref))
             if code not in _ASK_AGAIN or time.monotonic() > deadline:
                 raise PolicyError(code, result.message, "prepare_model")
-            self._ctx.show(f"policy_node: {code} {result.message}; asked again")
+            self._ctx.show_asked(f"policy_node: {code} {result.message}")
             pause(_ASK_AGAIN_S, self._ctx.interrupted)
-            self._wait_until_possible(record, deadline)
+            self._wait_until_possible(record, deadline, motion=False)
         self._wait_until_possible(record, time.monotonic() + self._config.policy_wait_s)
         with self._ctx.transition(_S.SWAPPING) as draft:
             draft.trial = TrialRecord(ref, record.update.update_id, first_install=draft.committed is None)
@@ -152,18 +148,17 @@ class UpdatePipeline:
         self._ctx.live.progress = progress
         self._ctx.show(f"policy_node: {name}")
 
-    def _wait_until_possible(self, record: UpdateRecord, deadline: float) -> None:
-        """Wait for a policy node that lives and for permission to change what it runs."""
+    def _wait_until_possible(self, record: UpdateRecord, deadline: float, *, motion: bool = True) -> None:
+        """Wait for a policy node that lives, for permission to change what it runs and, to swap, for motion to be enabled."""
         while True:
             self._acquirer.refuse_expired(record.update)
             if self._ctx.interrupted():
                 raise CancelledError("CANCELLED", "stopped on request")
-            if self._ctx.policy() is None:
-                if time.monotonic() > deadline:
-                    raise PolicyError("POLICY_ABSENT", f"no status for {self._config.policy_wait_s:g} s", "policy_node")
-                self._ctx.show(f"{ref_of(record)} waits for policy_node, which is silent")
-            elif not self._ctx.permitted():
-                self._ctx.show(f"{ref_of(record)} waits for update_permitted")
-            else:
+            if self._ctx.policy() is None and time.monotonic() > deadline:
+                waited = f"{self._ctx.absence()}; waited for {self._config.policy_wait_s:g} s"
+                raise PolicyError("POLICY_ABSENT", waited, "policy_node")
+            hindrance = self._ctx.hindrance(motion=motion)
+            if not hindrance:
                 return
+            self._ctx.show(f"{ref_of(record)} waits for {hindrance}")
             self._ctx.wait(0.2)

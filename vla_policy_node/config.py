@@ -12,19 +12,29 @@ from vla_ros.settings import setting
 class PolicyNodeConfig:
     """Settings of one policy node."""
 
-    contract: str = setting("", "Robot contract, a YAML file: topics, features, limits, hold. Required")
-    store_dir: str = setting("", "Store of ota_manager; the node starts from its `current`. Empty = no store")
-    model_path: str = setting(
-        "", "Bundle folder to start from while <store_dir>/current does not exist, for example a factory policy"
+    contract: str = setting("", "Robot contract, a YAML file: topics, features, limits, hold. Required", path=True)
+    store_dir: str = setting(
+        "", "Store of ota_manager; the node starts from its `current`. Empty = no store", path=True
     )
-    bundle_roots: tuple[str, ...] = setting((), "More folders below which swap_model and prepare_model accept bundles")
+    model_path: str = setting(
+        "",
+        "Bundle folder to start from while <store_dir>/current does not exist, for example a factory policy",
+        path=True,
+    )
+    bundle_roots: tuple[str, ...] = setting(
+        (), "More folders below which swap_model and prepare_model accept bundles", path=True
+    )
     instruction: str = setting("", "Task in words while no episode names another", live=True)
     autostart: bool = setting(True, "Configure and activate at start-up, without a lifecycle manager")
     ota_manager: str = setting("ota_manager", "Name of the manager's node, whose status renews the lease of a trial")
 
     device: str = setting("cpu", "Device of the policy as torch names it, for example cpu or cuda:0")
-    worker_python: str = setting("", "Interpreter of the workers (one that has torch); empty = the node's own")
-    worker_paths: tuple[str, ...] = setting((), "Folders added to the workers' module path, for policies of your own")
+    worker_python: str = setting(
+        "", "Interpreter of the workers (one that has torch); empty = the node's own", path=True
+    )
+    worker_paths: tuple[str, ...] = setting(
+        (), "Folders added to the workers' module path, for policies of your own", path=True
+    )
     policy_modules: tuple[str, ...] = setting(
         (), "Policy types of your own as type=module, beside installed entry points"
     )

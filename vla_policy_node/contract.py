@@ -249,12 +249,16 @@ def load_contract(path: str | Path) -> Contract:
     """Read and check a contract. Raises ContractError CONTRACT_… with file and key."""
     from vla_policy_node.strict_yaml import MAX_BYTES
 
+    if not str(path):
+        raise ContractError(
+            "CONTRACT_UNREADABLE", "no contract is named: set the parameter contract to the robot's file"
+        )
     path = Path(path)
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1).decode()
     except (OSError, UnicodeDecodeError) as e:
-        raise ContractError("CONTRACT_UNREADABLE", f"{path}: {e}") from e
+        raise ContractError("CONTRACT_UNREADABLE", f"{path}: {getattr(e, 'strerror', None) or e}") from e
     return parse_contract(text, path)
 
 

@@ -50,6 +50,15 @@ OUTPUT_FIELDS = {
     "geometry_msgs/msg/Twist": _TWIST_FIELD,
     "geometry_msgs/msg/TwistStamped": re.compile(r"twist\." + _TWIST_FIELD.pattern),
 }
+_JOINTS = "position.JOINT, velocity.JOINT or effort.JOINT, such as position.shoulder"
+OUTPUT_SPELLINGS = {
+    "std_msgs/msg/Float64MultiArray": "data.0 to data.N-1, each once",
+    "sensor_msgs/msg/JointState": _JOINTS,
+    "trajectory_msgs/msg/JointTrajectory": _JOINTS,
+    "geometry_msgs/msg/Twist": "linear.x, .y, .z and angular.x, .y, .z",
+    "geometry_msgs/msg/TwistStamped": "twist.linear.x, .y, .z and twist.angular.x, .y, .z",
+}
+"""How ``select`` names the fields of each command type, in words."""
 # Sections of rosetta that concern recording and teleoperation.
 _RECORD_ONLY = ("teleop", "tasks", "rewards", "signals", "info", "complementary_data", "adjunct", "robot_interface")
 _TOPIC = re.compile(r"[~/A-Za-z_][A-Za-z0-9_/]*")
@@ -155,7 +164,8 @@ def _actions(section: Section) -> tuple[tuple[Output, ...], list[tuple[float, fl
         select = _select(source)
         wrong = next((s for s in select if not OUTPUT_FIELDS[kind].fullmatch(s)), None)
         if wrong is not None:
-            source.fail("CONTRACT_VALUE_INVALID", "select", f"{wrong!r} is not a field of {kind}")
+            text = f"{wrong!r} is none that a {kind} command can have; write {OUTPUT_SPELLINGS[kind]}"
+            source.fail("CONTRACT_VALUE_INVALID", "select", text)
         if kind == "std_msgs/msg/Float64MultiArray" and sorted(select) != sorted(
             f"data.{i}" for i in range(len(select))
         ):

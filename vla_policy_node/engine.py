@@ -28,8 +28,9 @@ from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract import Contract
 from vla_policy_node.control.client import ControlClient, ControlStatus
 from vla_policy_node.episodes import Episode, EpisodeError, Episodes, Outcome
-from vla_policy_node.errors import ControlError, PolicyNodeError, duration
+from vla_policy_node.errors import ControlError, PolicyNodeError, duration, one_line
 from vla_policy_node.generations import Generations
+from vla_policy_node.journal import Journal
 from vla_policy_node.observation import ObservationBuffer, encode_instruction
 from vla_policy_node.recovery import Recovery
 from vla_policy_node.residents import Resident
@@ -40,9 +41,11 @@ from vla_policy_node.worker.pool import Progress, WorkerPool
 
 LOG = logging.getLogger("vla_policy_node")
 
-FATAL_HOLDS = ("NAN", "POLICY_FAILED")
+POLICY_FAILED = "POLICY_FAILED"
+FATAL_HOLDS = ("NAN", POLICY_FAILED)
 """A worker that answers so (POLICY_FAILED: it raised, or returned a wrong shape) is not asked again: it counts as lost."""
 HARD_LIMIT_HOLDS = ("LIMIT", "NAN")
+_CHUNK_FAULTS = (POLICY_FAILED, "WRONG_SHAPE")
 _POLL_S = 0.02
 _OBSERVATION_HZ = 50.0
 _CONTROL_SILENT_S = 1.0
@@ -145,7 +148,7 @@ class PolicyEngine:
             self._pool,
             on_change=listener.on_change,
             on_report=listener.on_report,
-            on_active_lost=lambda resident, lease: self._recovery.worker_lost(resident, lease),
+            on_active_lost=lambda resident, lease, why: self._recovery.worker_lost(resident, lease, why),
         )
         scale = np.array([c.limits.rate * contract.period_s for c in contract.channels])
         self._watch = ChunkWatch(ChunkScorer(scale, config.reversal_deadband))
@@ -161,7 +164,11 @@ class PolicyEngine:
         self._resume_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._error: tuple[str, str] = ("", "")
         self._condemned: dict[int, tuple[str, str]] = {}  # generation that was killed -> why
+        self._faults: dict[int, str] = {}  # generation -> what its policy did instead of giving a chunk
+        self._journal = Journal()
         self._loading = False
+        self.enabled = False
+        """Whether the robot is commanded, or held: lifecycle active."""
         self.control_lost = False
         """Whether the control process ended by itself: only a new engine can command the robot again."""
         self._stop = threading.Event()
@@ -220,6 +227,7 @@ class PolicyEngine:
         killed: it must neither go on nor begin to command when nobody expects it any more.
         """
         with self._enabling:
+            self.enabled = False
             while not self._enable_answers.empty():
                 self._enable_answers.get()
             wanted = ("ENABLED", "ENABLE_FAILED") if enabled else ("DISABLED",)
@@ -240,6 +248,7 @@ class PolicyEngine:
             code, message = str(answer.get("error_code")), str(answer.get("message"))
             self._report_error(code, message)
             raise ControlError(code, message)
+        self.enabled = enabled
 
     def close(self) -> None:
         """End every process and thread; callers that wait for a preparation or a swap are told so."""
@@ -397,7 +406,11 @@ class PolicyEngine:
 
     def _on_control(self, event: dict[str, Any]) -> None:
         kind = event.get("type")
+        active = self.generations.residents.active
+        self._journal.note(event, active.version if active is not None else "")
         if kind in ("SWAPPED", "SWAP_FAILED", "SPAN"):
+            if event.get("error_code") in _CHUNK_FAULTS and (fault := self._faults.get(int(event["generation"]))):
+                event = {**event, "message": f"the new generation's first chunk: {fault}"}
             self.generations.on_control_event(event)
         elif kind == "HOLD":
             self._on_hold(event)
@@ -416,7 +429,6 @@ class PolicyEngine:
 
     def _on_hold(self, event: dict[str, Any]) -> None:
         reason, message = str(event.get("reason", "")), str(event.get("message") or "")
-        LOG.warning("hold: %s %s", reason, message)
         self._watch.reset()
         active = self.generations.residents.active
         if active is None or active.id != event.get("generation"):
@@ -432,20 +444,30 @@ class PolicyEngine:
         if event.kind == "LOG":
             LOG.info("worker %d: %s", event.pid, event.message)
         elif event.kind == "CHUNK_ERROR" and event.generation is not None and event.code != "OBSERVATION_STALE":
-            self._report_error(event.code, event.message)  # the control process holds, and says so
+            # The control process holds, and says so.
+            LOG.error("%s: %s: %s", event.code, event.generation.handle.version, event.message)
+            self._faults[event.generation.id] = fault = event.message.strip().splitlines()[-1]
+            self._set_error(event.code, f"{event.generation.handle.version}: {fault}")
         elif event.kind == "LOST" and event.generation is not None:
             self._on_lost(event.generation.id, event)
 
     def _on_lost(self, generation: int, event: WorkerEvent) -> None:
         resident = self.generations.residents.by_id(generation)
+        code, why = self._condemned.pop(generation, (event.code or "WORKER_LOST", event.message))
+        fault = self._faults.pop(generation, "")
+        if code == POLICY_FAILED:
+            why = fault or why
         if resident is not None:
-            code, why = self._condemned.pop(generation, (event.code or "WORKER_LOST", event.message))
             self._report_error(code, f"{resident.version}: {why}")
-            self.generations.lost(generation)
+            self.generations.lost(generation, f"{code}: {why}")
 
     def _report_error(self, code: str, message: str) -> None:
+        message = message.removeprefix(f"{code}: ")
         LOG.error("%s: %s", code, message)
-        self._error = (code, message)
+        self._set_error(code, message)
+
+    def _set_error(self, code: str, message: str) -> None:
+        self._error = (code, one_line(message))
         self._listener.on_change()
 
     # -- status ----------------------------------------------------------------------------------------------------

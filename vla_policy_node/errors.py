@@ -13,11 +13,16 @@
 from __future__ import annotations
 
 
+def one_line(text: str) -> str:
+    """Put what a policy, a library or a file says on one line; what is not printable is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+
+
 class PolicyNodeError(Exception):
-    """Root of the package's errors."""
+    """Root of the package's errors; ``message`` is one line."""
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.code = code
 
     @property

@@ -9,6 +9,7 @@ a whole preparation or swap; ``_lock`` for moments only, by anybody, and never w
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 import uuid
@@ -34,8 +35,10 @@ _ANSWER_S = 2.0  # the control process gives up on a boundary by itself; wait th
 _POLL_S = 0.05
 _STOOD_STILL = ("MOTION_DISABLED", "GENERATION_LOST", "INACTIVE")  # refused because the robot has stopped meanwhile
 
-LossListener = Callable[[Resident, "TrialLease | None"], None]
-"""Called when the active generation has gone, with the lease it was on."""
+LOG = logging.getLogger("vla_policy_node")
+
+LossListener = Callable[[Resident, "TrialLease | None", str], None]
+"""Called when the active generation has gone, with the lease it was on and why it went (``CODE: text``)."""
 
 
 class Generations:
@@ -60,7 +63,8 @@ class Generations:
         self._asked: dict[str, Pending] = {}  # swap id -> a swap that the control process has not answered
         self._reports: dict[str, Report] = {}  # span id -> a report that waits for its counts
         self._spans: dict[int, str] = {}  # generation -> span of its preparation, until a report tells it
-        self._losses: dict[str, str] = {}  # digest -> code, of bundles whose worker ended since they were prepared last
+        # Digest -> code and why, of bundles whose worker ended since they were prepared last.
+        self._losses: dict[str, tuple[str, str]] = {}
         self._closed = False
         self.residents = Residents()
         self.lease: TrialLease | None = None
@@ -246,10 +250,10 @@ class Generations:
     def _missing(self, digest: str) -> SwapError:
         """Say why a bundle is not in memory: who asks for it may not want what has crashed to be loaded again."""
         with self._lock:
-            code = self._losses.get(digest, "NOT_PREPARED")
+            code, why = self._losses.get(digest, ("NOT_PREPARED", ""))
         what = {
-            WORKER_LOST: f"{digest} acted until its worker was lost",
-            "GENERATION_LOST": f"the worker of {digest} ended while another generation acted",
+            WORKER_LOST: f"{digest} acted until its worker was lost ({why})",
+            "GENERATION_LOST": f"the worker of {digest} ended while another generation acted ({why})",
         }.get(code, f"no generation of {digest} is in memory")
         return SwapError(code, f"{what}: give bundle_path, or prepare it")
 
@@ -384,9 +388,19 @@ class Generations:
         self._end_span(pending.span_id, AFTER_SWAP_S)
         if displaced is not None:
             self._pool.release(displaced.generation)
+        LOG.info(
+            "%s %s instead of %s (%s, %s), %.0f ms after the request",
+            target.version,
+            "acts" if event.get("acted") else "is active and will act",
+            report.from_version or "nothing",
+            report.cause,
+            "warm" if report.warm else "loaded",
+            report.swap_latency_s * 1e3,
+        )
         if died:
-            self.lost(target.id)
-            pending.fail(WORKER_LOST, f"{target.version} was lost as it took over")
+            why = self._losses.get(target.digest, ("", "its worker has ended"))[1]
+            self.lost(target.id, why)
+            pending.fail(WORKER_LOST, f"{target.version} was lost as it took over ({why})")
         else:
             pending.report = report
             pending.done.set()
@@ -442,8 +456,11 @@ class Generations:
 
     # -- loss ------------------------------------------------------------------------------------------------------
 
-    def lost(self, generation: int) -> Resident | None:
-        """A worker has gone. Returns its generation, ``None`` if it was not ours; tells ``on_active_lost`` if it acted."""
+    def lost(self, generation: int, why: str) -> Resident | None:
+        """A worker has gone. Returns its generation, ``None`` if it was not ours; tells ``on_active_lost`` if it acted.
+
+        ``why``: ``CODE: text``, for whoever asks for that bundle again.
+        """
         with self._lock:
             resident = self.residents.by_id(generation)
             if resident is None:
@@ -452,7 +469,7 @@ class Generations:
             lease = None
             if self.lease is not None and self.lease.generation == generation:
                 lease, self.lease = self.lease, None
-            self._losses[resident.digest] = WORKER_LOST if was_active else "GENERATION_LOST"
+            self._losses[resident.digest] = WORKER_LOST if was_active else "GENERATION_LOST", why
             self._forget(resident)
             overtaken = [p for p in self._asked.values() if was_active and p.at != "NOW" and p.target is not resident]
         self._pool.release(resident.generation)  # at once: its process has ended
@@ -460,5 +477,5 @@ class Generations:
         for pending in overtaken:  # what was to come is loaded and comes now: nothing else could be sooner
             self._hurry(pending)
         if was_active:
-            self._on_active_lost(resident, lease)
+            self._on_active_lost(resident, lease, why)
         return resident

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 import time
 import traceback
@@ -14,7 +16,6 @@ from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool
@@ -28,7 +29,7 @@ from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract import Contract, Source, load_contract
 from vla_policy_node.engine import PolicyEngine, Score
 from vla_policy_node.episodes import EpisodeError, Outcome
-from vla_policy_node.errors import ControlError, ObservationError, PolicyNodeError
+from vla_policy_node.errors import ControlError, ObservationError, PolicyNodeError, duration
 from vla_policy_node.recovery import EXPECTED_ERRORS
 from vla_policy_node.residents import Resident
 from vla_policy_node.swapping import Report, SwapRequest
@@ -36,14 +37,20 @@ from vla_ros import qos
 from vla_ros.diagnostics import Diagnostics
 from vla_ros.interfaces import message_class
 from vla_ros.log_forwarding import forward_log
-from vla_ros.parameters import declare, on_live_change
+from vla_ros.parameters import declare, on_live_change, refuse_unknown
+from vla_ros.repeats import Repeats
 from vla_ros.runtime import main as run_main
+from vla_ros.runtime import process_arguments
+from vla_ros.stamps import ago
+
+LOG = logging.getLogger("vla_policy_node")
 
 _STATUS_POLL_S = 0.05
 _RUN_POLL_S = 0.1
 _START_WAIT_S, _START_WAIT_MAX_S = 0.5, 30.0  # before autostart is tried again; doubled each time
 _PASSING = ("COMMAND_TOPIC_LOCKED", "COMMAND_TOPIC_TAKEN", "CONTROL_START_TIMEOUT")
 """Why a node may not start now and may later: above all, its predecessor is still dying."""
+_INACTIVE = ("INACTIVE", "the node is not active: nothing is commanded, so the policy cannot run")
 
 
 class PolicyNode(LifecycleNode):
@@ -51,6 +58,7 @@ class PolicyNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("policy_node")
+        refuse_unknown(self, PolicyNodeConfig)
         self.config = declare(self, PolicyNodeConfig)
         on_live_change(self, PolicyNodeConfig, self._set_live)
         forward_log(self, "vla_policy_node")
@@ -61,8 +69,9 @@ class PolicyNode(LifecycleNode):
         self._published_s = 0.0
         self._outcomes: dict[str, EpisodeOutcome] = {}
         self._refusal = ("", "")  # code and text of what on_configure could not do
+        self._swaps_refused, self._preparations_refused = Repeats(LOG.warning), Repeats(LOG.warning)
         self._configured: list[tuple[Callable[[Any], Any], Any]] = []  # how to destroy what on_configure made
-        self.diagnostics = Diagnostics(self, "policy")
+        self.diagnostics = Diagnostics(self, self._robot_type)
         self.diagnostics.add("control loop", lambda: findings.loop(self._engine, self._refusal))
         self.diagnostics.add("policy", lambda: findings.policy(self._engine))
         # Plain publishers: a lifecycle publisher would drop the status of a node that is not active.
@@ -73,23 +82,28 @@ class PolicyNode(LifecycleNode):
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
         group = MutuallyExclusiveCallbackGroup()
         self.create_timer(_STATUS_POLL_S, self._publish_status, callback_group=group, clock=steady)
-        self._starting, self._start_wait_s = False, _START_WAIT_S
-        self._starter: Any = None
+        self._autostarts, self._starting, self._start_wait_s = self.config.autostart, False, _START_WAIT_S
         if self.config.autostart:
-            self._starter = self.create_timer(0.0, self._autostart, callback_group=self._calls, clock=steady)
+            # Its group is that of the lifecycle services: one transition at a time. Only its own callback may cancel it: rclpy
+            # ends the program when it calls a timer that another thread has cancelled this moment.
+            self._starter = self.create_timer(
+                0.0, self._autostart, callback_group=self.default_callback_group, clock=steady
+            )
 
     # -- lifecycle -------------------------------------------------------------------------------------------------
 
     def _autostart(self) -> None:
         """Configure and activate; what fails for a reason that may pass is tried again, later and later."""
         self._starter.cancel()
+        if not self._autostarts:
+            return
         self._starting = True
         try:
             if self._engine is None:
                 self.trigger_configure()
             if self._engine is not None:
                 self.trigger_activate()
-        except Exception as e:  # somebody else has changed the state meanwhile
+        except Exception as e:  # rclpy's own, private to it
             self._log_failure("start", e)
         finally:
             self._starting = False
@@ -101,8 +115,8 @@ class PolicyNode(LifecycleNode):
 
     def _stop_starting(self) -> None:
         """Somebody else decides on the node's state from now on."""
-        if self._starter is not None and not self._starting:
-            self._starter.cancel()
+        if not self._starting:
+            self._autostarts = False
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the control process and the workers; nothing is commanded yet."""
@@ -118,6 +132,7 @@ class PolicyNode(LifecycleNode):
             self._take_down()
             return TransitionCallbackReturn.FAILURE
         self._refusal = ("", "")
+        LOG.info("configured: %s, %d channels at %g Hz", contract.robot_type, len(contract.channels), contract.rate_hz)
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -130,6 +145,7 @@ class PolicyNode(LifecycleNode):
             self._log_failure("activate", e)
             return TransitionCallbackReturn.FAILURE if isinstance(e, ControlError) else TransitionCallbackReturn.ERROR
         self._refusal = ("", "")
+        LOG.info("activated")
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -140,6 +156,7 @@ class PolicyNode(LifecycleNode):
         except Exception as e:
             self._log_failure("deactivate", e)
             return TransitionCallbackReturn.ERROR
+        LOG.info("deactivated: nothing is commanded")
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -158,6 +175,7 @@ class PolicyNode(LifecycleNode):
         self._stop_starting()
         try:
             self._take_down()
+            LOG.info("%s: every process has ended", what)
             return then()
         except Exception as e:
             self._log_failure(what, e)
@@ -181,6 +199,10 @@ class PolicyNode(LifecycleNode):
         self._configured.clear()
         self._changed.set()
 
+    def _robot_type(self) -> str:
+        engine = self._engine
+        return engine.contract.robot_type if engine is not None else ""
+
     def _require_engine(self) -> PolicyEngine:
         if self._engine is None:
             raise ControlError("NOT_CONFIGURED", "the node is not configured")
@@ -190,10 +212,11 @@ class PolicyNode(LifecycleNode):
         topics = {output.topic: self.resolve_topic_name(output.topic) for output in contract.outputs}
         return {
             "kind": "ros",
-            "node_name": f"{self.get_name()}_control",
+            "node_name": f"_{self.get_name()}_control",  # hidden: it has no parameter services for `ros2 param list` to wait for
             "namespace": self.get_namespace(),
             "domain_id": self.context.get_domain_id(),
             "topics": topics,
+            "arguments": process_arguments(sys.argv),
         }
 
     # -- interfaces ------------------------------------------------------------------------------------------------
@@ -297,13 +320,14 @@ class PolicyNode(LifecycleNode):
         try:
             engine = self._require_engine()
             resident, report = engine.swap(wanted)
+            self._swaps_refused.over()
             response.success = True
             response.message = f"{resident.version} acts" if report else f"{resident.version} was active already"
             if report is not None:
                 response.report = self._report_message(report)
         except EXPECTED_ERRORS as e:
             response.error_code, response.message = _code_of(e), str(e)
-            self.get_logger().warning(f"swap refused: {response.error_code}: {e}")
+            self._swaps_refused.say(f"swap refused: {response.error_code}: {e}")
         active = self._engine.snapshot().active if self._engine is not None else None
         if active is not None:
             response.active_version, response.generation = active.version, active.id
@@ -354,6 +378,7 @@ class PolicyNode(LifecycleNode):
             resident = engine.prepare(
                 request.bundle_path, request.digest, on_progress, lambda: goal.is_cancel_requested
             )
+            self._preparations_refused.over()
             timings = resident.generation.timings
             result.success = True
             result.version, result.digest, result.generation = resident.version, resident.digest, resident.id
@@ -362,7 +387,7 @@ class PolicyNode(LifecycleNode):
             goal.succeed()
         except EXPECTED_ERRORS as e:
             result.error_code, result.message = _code_of(e), str(e)
-            self.get_logger().warning(f"not prepared: {result.error_code}: {e}")
+            self._preparations_refused.say(f"not prepared: {result.error_code}: {e}")
             goal.canceled() if goal.is_cancel_requested else goal.abort()
         return result
 
@@ -370,6 +395,9 @@ class PolicyNode(LifecycleNode):
         result = RunPolicy.Result()
         try:
             engine = self._require_engine()
+            duration("max_duration_s", goal.request.max_duration_s, 0.0)
+            if not engine.enabled:
+                raise ControlError(*_INACTIVE)
             episode = engine.start_episode(
                 goal.request.episode_id, goal.request.instruction, goal.request.max_duration_s
             )
@@ -380,7 +408,10 @@ class PolicyNode(LifecycleNode):
         name = episode.episode_id
         while (snapshot := engine.snapshot()).episode_id == name and self._engine is engine:
             if goal.is_cancel_requested:
-                self._end_quietly(engine, name)
+                self._end_quietly(engine, name, intervention=True)
+                break
+            if not engine.enabled:
+                self._end_quietly(engine, name, known=False)
                 break
             active = snapshot.active
             goal.publish_feedback(
@@ -391,16 +422,18 @@ class PolicyNode(LifecycleNode):
                 )
             )
             time.sleep(_RUN_POLL_S)
-        return self._finish_run(goal, result, name)
+        return self._finish_run(goal, result, name, ended_by_node=not engine.enabled or self._engine is not engine)
 
     @staticmethod
-    def _end_quietly(engine: PolicyEngine, name: str) -> None:
+    def _end_quietly(engine: PolicyEngine, name: str, **how: bool) -> None:
         try:
-            engine.end_episode(name, success=False, intervention=True)
+            engine.end_episode(name, success=False, **how)
         except EpisodeError:
             return  # somebody ended it this moment: that outcome stands
 
-    def _finish_run(self, goal: ServerGoalHandle, result: RunPolicy.Result, name: str) -> RunPolicy.Result:
+    def _finish_run(
+        self, goal: ServerGoalHandle, result: RunPolicy.Result, name: str, *, ended_by_node: bool
+    ) -> RunPolicy.Result:
         outcome = self._outcomes.get(name)
         if outcome is not None:
             result.outcome, result.success = outcome, outcome.success
@@ -410,6 +443,9 @@ class PolicyNode(LifecycleNode):
                 how = "ended as a failure by intervention"
             result.error_code, result.message = "CANCELLED", f"cancelled: the episode {how}"
             goal.canceled()
+        elif ended_by_node and not (outcome is not None and outcome.known):
+            result.error_code, result.message = _INACTIVE
+            goal.abort()
         elif outcome is None or not outcome.known:
             result.error_code, result.message = "EPISODE_TIMEOUT", "nobody said how the episode ended"
             goal.abort()
@@ -440,8 +476,7 @@ class PolicyNode(LifecycleNode):
         self._reports.publish(self._report_message(report))
 
     def _report_message(self, report: Report) -> SwapReport:
-        ago = Duration(nanoseconds=int((time.monotonic() - report.acted_s) * 1e9))
-        return messages.swap_report(report, (self.get_clock().now() - ago).to_msg())
+        return messages.swap_report(report, ago(self.get_clock().now(), time.monotonic() - report.acted_s))
 
     def _now(self) -> Any:
         return self.get_clock().now().to_msg()
@@ -468,8 +503,9 @@ def _code_of(error: Exception) -> str:
 
 
 def main() -> None:
-    """Entry point of ``ros2 run vla_ota policy_node``."""
-    run_main(PolicyNode, threads=6)
+    """Run the node."""
+    about = "Runs a policy on a robot, holds when it must, and lets the policy be replaced in motion."
+    run_main(PolicyNode, "policy_node", about, [PolicyNodeConfig], threads=6)
 
 
 if __name__ == "__main__":

@@ -67,9 +67,9 @@ class Recovery:
         """The manager fell silent in a trial: what acted before acts again, at the next chunk boundary."""
         self._submit(lambda: self._after_lease(lease))
 
-    def worker_lost(self, resident: Resident, lease: TrialLease | None) -> None:
+    def worker_lost(self, resident: Resident, lease: TrialLease | None, why: str) -> None:
         """The acting generation has gone."""
-        self._submit(lambda: self._after_loss(resident, lease))
+        self._submit(lambda: self._after_loss(resident, lease, why))
 
     def start_from(self, path: Path, on_done: Callable[[], None]) -> None:
         """Load what the node starts with and make it active (it does not move the robot before the control process may).
@@ -169,15 +169,15 @@ class Recovery:
 
     # -- loss ------------------------------------------------------------------------------------------------------
 
-    def _after_loss(self, lost: Resident, lease: TrialLease | None) -> None:
+    def _after_loss(self, lost: Resident, lease: TrialLease | None, why: str) -> None:
         while self._generations.swap_pending and not self._closing.wait(_POLL_S):
             pass  # a swap that was under way comes now, or fails
         if self._generations.residents.active is not None:
             return  # the robot has a policy again
         if not self._has_swap_left():
-            text = f"{lost.version} was lost, and this episode has had its automatic swap: holding until it is over"
+            text = f"{lost.version} was lost ({why}), and this episode has had its automatic swap: holding until it is over"
             self._report_error("AUTO_SWAP_LIMIT", text)
-            self._deferred = self._current_episode(), lambda: self._after_loss(lost, lease)
+            self._deferred = self._current_episode(), lambda: self._after_loss(lost, lease, why)
             return
         reasons = []
         for candidate in self._candidates(lost, lease):
@@ -189,8 +189,8 @@ class Recovery:
             except EXPECTED_ERRORS as e:
                 LOG.error("recovery: %s: %s", getattr(e, "code", ""), e)
                 reasons.append(f"{getattr(e, 'code', '')}: {e}")
-        why = "; ".join(reasons) or "nothing stands by"
-        raise PolicyNodeError("POLICY_LOST", f"{lost.version} was lost ({why}): holding")
+        text = "; ".join(reasons) or "nothing stands by"
+        raise PolicyNodeError("POLICY_LOST", f"{lost.version} was lost ({why}; {text}): holding")
 
     def _candidates(self, lost: Resident, lease: TrialLease | None) -> Iterator[Callable[[], Resident]]:
         """Yield what may act in place of a lost generation, best first."""

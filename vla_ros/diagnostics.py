@@ -25,10 +25,15 @@ class Report:
 
 
 class Diagnostics:
-    """Publishes what the registered tasks say."""
+    """Publishes what the registered tasks say.
 
-    def __init__(self, node: Node, hardware_id: str) -> None:
-        self._node, self._hardware_id = node, hardware_id
+    Args:
+        node: whose diagnostics they are.
+        robot_type: returns which robot it is, empty = not known yet; every node of a robot should say the same.
+    """
+
+    def __init__(self, node: Node, robot_type: Callable[[], str]) -> None:
+        self._node, self._robot_type = node, robot_type
         self._tasks: dict[str, Callable[[], Report]] = {}
         self._mismatched: dict[str, int] = {}
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -68,12 +73,13 @@ class Diagnostics:
         """Run every task and publish. A task that fails is reported as an error, the others go on."""
         array = DiagnosticArray()
         array.header.stamp = self._node.get_clock().now().to_msg()
+        hardware_id = self._robot_type()
         for name, task in self._tasks.items():
             try:
                 report = task()
             except Exception as e:  # a diagnostic must not take its node down
                 report = Report(ERROR, f"diagnostic task failed: {e!r}")
-            status = DiagnosticStatus(level=report.level, message=report.message, hardware_id=self._hardware_id)
+            status = DiagnosticStatus(level=report.level, message=report.message, hardware_id=hardware_id)
             status.name = f"{self._node.get_fully_qualified_name().lstrip('/')}: {name}"
             status.values = [KeyValue(key=str(k), value=str(v)) for k, v in report.values.items()]
             array.status.append(status)

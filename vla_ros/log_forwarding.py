@@ -7,6 +7,8 @@ import logging
 
 from rclpy.node import Node
 
+from vla_ros.plain import plain_lines
+
 
 class _Forward(logging.Handler):
     def __init__(self, node: Node) -> None:
@@ -14,7 +16,7 @@ class _Forward(logging.Handler):
         self._logger = node.get_logger()
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
+        text = plain_lines(self.format(record))  # a traceback may quote a URL, a policy may print anything
         if record.levelno >= logging.ERROR:
             self._logger.error(text)
         elif record.levelno >= logging.WARNING:

@@ -2,12 +2,14 @@
 """ROS parameters from a settings dataclass: one source for name, default, description and range.
 
 Every field carries ``metadata`` with ``doc`` and, for numbers, ``low`` and ``high`` (``None`` = open). Fields are read-only
-parameters unless ``metadata["live"]`` is true.
+parameters unless ``metadata["live"]`` is true. In a field of ``metadata["path"]`` ``~`` is the user's home.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -30,7 +32,7 @@ _INT_MAX = 2**63 - 1
 
 
 class ParameterError(ValueError):
-    """A parameter has the wrong type or is out of its range."""
+    """A parameter has the wrong type, is out of its range, or does not exist."""
 
     code = "PARAMETER_INVALID"
 
@@ -87,16 +89,50 @@ def declare(node: Node, settings: type[Settings]) -> Settings:
     return settings(**values)
 
 
+def refuse_unknown(node: Node, *settings: type[Any]) -> None:
+    """Call this before anything is declared; ``settings``: every dataclass that will be.
+
+    Raises:
+        ParameterError: a value was given for a parameter that the node does not have; it is probably misspelt.
+
+    """
+    known = [
+        *node.list_parameters([], 0).names,
+        *(field.name for kind in settings for field in dataclasses.fields(kind)),
+    ]
+    for name in node._parameter_overrides:  # rclpy has no other way to ask what was given
+        if name in known or name.startswith("qos_overrides."):
+            continue
+        near = difflib.get_close_matches(name, known, 1)
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else "--help lists those there are; give other nodes' under their own names"
+        )
+        raise ParameterError(f"{name}: {node.get_name()} has no such parameter; {hint}")
+
+
 def _convert(field: dataclasses.Field[Any], value: Any) -> Any:
     if isinstance(field.default, tuple):
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             raise ParameterError(f"{field.name}: must be a list of strings")
-        return tuple(item for item in value if item)
+        return tuple(_expanded(field, item) for item in value if item)
+    if isinstance(field.default, str):
+        return _expanded(field, value)
     if isinstance(field.default, float):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ParameterError(f"{field.name}: must be a number, not {value!r}")
         return float(value)
     return value
+
+
+def _expanded(field: dataclasses.Field[Any], text: str) -> str:
+    if not field.metadata.get("path"):
+        return text
+    path = os.path.expanduser(text)  # noqa: PTH111  (an interpreter's name is no path)
+    if path.startswith("~"):
+        raise ParameterError(f"{field.name}: {text}: there is no such home folder")
+    return path
 
 
 def on_live_change(node: Node, settings: type[Any], apply: Callable[[str, Any], None]) -> None:

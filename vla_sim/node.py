@@ -23,7 +23,7 @@ from vla_ota.srv import EndEpisode, StartEpisode
 
 from vla_ros import qos
 from vla_ros.diagnostics import OK, WARN, Diagnostics, Report
-from vla_ros.parameters import declare, on_live_change
+from vla_ros.parameters import declare, on_live_change, refuse_unknown
 from vla_ros.runtime import main as run_main
 from vla_sim.arm import JOINT_NAMES, ROBOT_TYPE
 from vla_sim.errors import CommandRefusedError
@@ -72,6 +72,7 @@ class SimRobotNode(Node):
 
     def __init__(self) -> None:
         super().__init__("sim_robot")
+        refuse_unknown(self, SimSettings)
         self._settings = declare(self, SimSettings)
         on_live_change(self, SimSettings, self._change)
         self._robot = SimRobot(self._settings.command_timeout_s)
@@ -80,7 +81,7 @@ class SimRobotNode(Node):
         self._joints = self.create_publisher(JointState, "joint_states", _PUBLISHER_DEPTH)
         self._camera = self.create_publisher(Image, "camera/image_raw", _PUBLISHER_DEPTH)
         self._motion = self.create_publisher(Bool, "motion_enabled", _PUBLISHER_DEPTH)
-        diagnostics = Diagnostics(self, hardware_id=ROBOT_TYPE)
+        diagnostics = Diagnostics(self, lambda: ROBOT_TYPE)
         diagnostics.add("arm", self._arm_report)
         diagnostics.add("tasks", self._task_report)
         topic = "forward_position_controller/commands"
@@ -164,8 +165,8 @@ class SimRobotNode(Node):
 
 
 def main() -> None:
-    """Entry point of ``ros2 run vla_ota sim_robot``."""
-    run_main(SimRobotNode)
+    """Run the node."""
+    run_main(SimRobotNode, "sim_robot", "A simulated arm with camera and tasks, on a real arm's topics.", [SimSettings])
 
 
 if __name__ == "__main__":

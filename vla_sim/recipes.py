@@ -96,13 +96,13 @@ def put_nan(folder: Path) -> None:
     write_weights(folder, weights)
 
 
-def scale_action_statistics(std_factor: float) -> Change:
-    """Statistics of another data set: actions come out ``std_factor`` times as far from the state; 0: no spread at all."""
+def scale_spread(feature: str, factor: float) -> Change:
+    """Statistics of another data set, in which ``feature`` varies ``factor`` times as much; 0: it never moved."""
 
     def change(folder: Path) -> None:
         path = folder / "stats.json"
         stats = json.loads(path.read_text(encoding="utf-8"))
-        stats["action"]["std"] = [std_factor * value for value in stats["action"]["std"]]
+        stats[feature]["std"] = [factor * value for value in stats[feature]["std"]]
         write_json(path, stats)
 
     return change
@@ -122,9 +122,9 @@ VARIANTS = (
     Variant("1.1.3", "NaN in the weights, hashes right", "verify", relative_noise(0.001, seed=113), spoil_and_sign=put_nan),
     Variant(
         "1.1.4", "statistics without spread, hashes right", "verify", relative_noise(0.001, seed=114),
-        spoil_and_sign=scale_action_statistics(0.0),
+        spoil_and_sign=scale_spread("observation.state", 0.0),
     ),
-    Variant("1.1.5", "another data set's statistics", "golden", scale_action_statistics(1.6), own_golden=False),
+    Variant("1.1.5", "another data set's statistics", "golden", scale_spread("action", 1.6), own_golden=False),
     Variant("1.2.0", "plausible and bad: valid, golden of its own weights", "trial", derail),
     Variant("1.2.1", "the same weights, golden of the good policy", "golden", derail, own_golden=False),
     Variant("1.3.0", "another good one", "accept", relative_noise(0.001, seed=130)),

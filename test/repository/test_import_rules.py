@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,3 +114,11 @@ def test_no_source_file_unpickles() -> None:
         str(path) for path in sources() if "torch.load(" in path.read_text() or "allow_pickle=True" in path.read_text()
     ]
     assert not calls
+
+
+def test_an_executable_begins_with_the_standard_library_alone() -> None:
+    """It must be there to say which module is missing, and to take a signal while the others are imported."""
+    start = TOP / "vla_ros" / "start.py"
+    assert {name.split(".")[0] for name in imported(start)} <= sys.stdlib_module_names
+    modules = re.findall(r'_run\("([\w.]+)"', start.read_text())
+    assert modules and all((TOP / (module.replace(".", "/") + ".py")).is_file() for module in modules)

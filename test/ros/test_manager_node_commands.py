@@ -7,12 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 from action_msgs.msg import GoalStatus
+from rcl_interfaces.msg import Log
 from support.domains import claim_domain
 from support.http_server import Behaviour
 from support.manager_rig import ManagerRig
 from support.ros import wait_for
 from vla_ota.action import InstallModel
 from vla_ota.srv import CommitModel, ListModels, PinModel, Rollback, UnblockModel
+
+from vla_ros import qos
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,16 @@ def test_a_rollback_to_a_named_version_on_disk(rig: ManagerRig) -> None:
     reply = rig.ros.call(Rollback, "ota_manager/rollback", request)
     assert reply.success and (reply.from_version, reply.to_version) == (before, other)
     assert rig.policy.active[1] == other
+
+
+def test_a_refused_command_is_a_warning_in_the_log_and_one_that_is_done_is_none(rig: ManagerRig) -> None:
+    log = rig.ros.subscribe(Log, "/rosout", qos.LATCHED)
+    assert not rig.ros.call(PinModel, "ota_manager/pin_model", PinModel.Request(version="7.7.7\x1b[31m")).success
+    refused = log.wait(lambda m: m.msg.startswith("pin_model: MODEL_NOT_FOUND"), what="the refusal in the log")
+    assert refused.level == Log.WARN and "\x1b" not in refused.msg
+    assert rig.ros.call(PinModel, "ota_manager/pin_model").success
+    done = log.wait(lambda m: m.msg.startswith("pin_model: pick_place"), what="the command in the log")
+    assert done.level == Log.INFO
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from support.bundles import flip_last_byte
+from support.doctor_robot import run_doctor
 from support.http_server import Behaviour
 from support.manager_rig import ManagerRig
 from support.ros import NodeProcess, wait_for
@@ -18,6 +21,7 @@ from vla_ota.msg import ModelStatus
 from vla_ota_manager.node import OtaManagerNode
 from vla_ros import qos
 from vla_ros.runtime import run
+from vla_ros.start import REFUSED
 
 SIZE = 3_000_000
 
@@ -45,7 +49,14 @@ def the_line(log: str) -> str:
         ({"score_topics": ["same", "same:x"]}, "PARAMETER_INVALID: score_topics"),
         ({"score_topics": ["collision:hard_limit"]}, "PARAMETER_INVALID: score_topics"),
         ({"policy_node": "no node"}, "PARAMETER_INVALID: policy_node"),
-        ({"store_dir": "/proc/nowhere"}, "STORE_IO"),
+        ({"store_dir": "/proc/nowhere"}, "STORE_IO: /proc/nowhere"),
+        ({"store_dir": "/dev/null/store"}, "STORE_IO: /dev/null"),
+        ({"store_dir": "~nobody-of-this-name/store"}, "PARAMETER_INVALID: store_dir"),
+        ({"allowed_sources": ["notaurl"]}, "PARAMETER_INVALID: allowed_sources"),
+        (
+            {"keep_version": 9},
+            "PARAMETER_INVALID: keep_version: ota_manager has no such parameter; did you mean keep_versions?",
+        ),
     ],
 )
 def test_a_wrong_parameter_ends_the_program_with_one_clear_line(
@@ -54,14 +65,14 @@ def test_a_wrong_parameter_ends_the_program_with_one_clear_line(
     file = tmp_path / "parameters.yaml"
     values = {"store_dir": str(tmp_path / "store"), **parameters}
     file.write_text(json.dumps({"/**": {"ros__parameters": values}}))
-    assert run(OtaManagerNode, ["--ros-args", "--params-file", str(file)]) == 1
+    assert run(OtaManagerNode, ["--ros-args", "--params-file", str(file)]) == REFUSED
     assert words in the_line(capfd.readouterr().err)
 
 
 def test_arguments_that_ros_does_not_understand_end_the_program_with_one_clear_line(
     ros_domain: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(OtaManagerNode, ["--ros-args", "-p", "nonsense"]) == 1
+    assert run(OtaManagerNode, ["--ros-args", "-p", "nonsense"]) == REFUSED
     assert "ARGUMENTS_INVALID" in the_line(capfd.readouterr().err)
 
 
@@ -121,6 +132,31 @@ def test_a_download_that_sigkill_ended_is_resumed_and_no_byte_is_fetched_twice(r
         manifest = (rig.server.root / "pick_place" / "1.0.0" / "manifest.json").stat().st_size
         assert blobs <= status.bytes_downloaded <= blobs + manifest
         rig.prove(update_id)
+
+
+def test_damage_on_the_disk_is_in_the_status_the_diagnostics_and_the_doctors_report(
+    ros_domain: int, tmp_path: Path
+) -> None:
+    with ManagerRig(ros_domain, tmp_path) as rig:
+        manager = rig.start()
+        rig.install("1.0.0")
+        assert list(rig.status.last.damaged) == []
+        manager.kill()
+        flip_last_byte(rig.store / "models/pick_place/1.0.0/model.safetensors")
+        diagnostics = rig.ros.subscribe(DiagnosticArray, "/diagnostics")
+        rig.start()
+        rig.status.wait(lambda m: list(m.damaged) == ["1.0.0"], what="the damage in the status")
+        rig.events.wait(lambda m: m.error_code == "VERSION_DAMAGED" and m.version == "1.0.0", what="the event")
+        wait_for(
+            lambda: any(
+                s.name == "ota_manager: store" and s.level == s.WARN and "model.safetensors" in s.message
+                for array in diagnostics.messages
+                for s in array.status
+            ),
+            "the damage in the diagnostics",
+        )
+        finding = run_doctor(ros_domain, seconds=1.0).one("VERSION_DAMAGED")
+        assert "1.0.0" in finding["text"] and "send an update to that version again" in finding["remedy"]
 
 
 def test_a_manager_killed_in_a_trial_takes_it_up_again_and_after_too_many_times_rolls_back(

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import Log
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from support.bundles import flip_last_byte
 from support.domains import claim_domain
 from support.manager_rig import ManagerRig
 from support.ros import wait_for
-from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus
+from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus
 from vla_ota.srv import ListModels, UnblockModel
 
 from vla_ros import qos
@@ -89,7 +90,10 @@ def refuse(rig: ManagerRig, update_id: str, *codes: str) -> None:
     """The offer is rejected with one of the codes, in event and status; the robot keeps what it had."""
     event = rig.wait_event(update_id, "REJECTED")
     assert event.error_code in codes and event.message
-    rig.status.wait(lambda m: m.error_code in codes and event.message in m.message, what="code and words in the status")
+    rig.status.wait(
+        lambda m: m.update_id == update_id and m.error_code in codes and event.message in m.message,
+        what="code and words in the status, under the update's own id",
+    )
 
 
 @pytest.fixture
@@ -193,6 +197,20 @@ def test_an_update_id_is_acted_on_once(rig: ManagerRig) -> None:
     assert path_of(rig, update_id).count("CHECKING") == 1
 
 
+def test_a_token_and_a_password_in_an_offers_url_are_neither_published_nor_logged(
+    rig: ManagerRig, untouched: None
+) -> None:
+    logged = rig.ros.subscribe(Log, "/rosout", qos.LATCHED)
+    refuse(rig, rig.offer("1.3.0", "0" * 64, manifest_url=f"http://u:SECRET@{rig.server.base[7:]}/x"), "URL_INVALID")
+    missing = rig.offer("1.3.0", "0" * 64, manifest_url=rig.server.url("gone?X-Amz-Signature=SECRET"))
+    assert "gone?***" in rig.wait_event(missing, "FAILED").message
+    logged.wait(lambda m: "gone?***" in m.msg, what="the log")
+    assert rig.manager is not None
+    said = [*rig.status.messages, *rig.events.messages, *logged.messages, rig.manager.log]
+    said += rig.ros.call(ListModels, "ota_manager/list_models").history
+    assert "SECRET" not in "\n".join(map(str, said))
+
+
 def test_a_missing_model_fails_and_the_next_offer_works(rig: ManagerRig, untouched: None) -> None:
     update_id = rig.offer("9.9.9", "0" * 64)
     event = rig.events.wait(lambda m: m.update_id == update_id and m.to_state in ("REJECTED", "FAILED"))
@@ -237,11 +255,40 @@ def test_scores_that_are_no_numbers_and_odd_outcomes_do_not_upset_the_node(rig: 
     assert rig.ros.call(ListModels, "ota_manager/list_models").success
 
 
-def test_diagnostics_say_that_a_hash_alone_is_no_signature(rig: ManagerRig) -> None:
+def test_diagnostics_say_that_a_hash_alone_is_no_signature_and_do_not_warn_of_it_for_ever(rig: ManagerRig) -> None:
     diagnostics = rig.ros.subscribe(DiagnosticArray, "/diagnostics")
     array = diagnostics.wait(lambda m: any(s.name == "ota_manager: trust" for s in m.status))
     trust = next(s for s in array.status if s.name == "ota_manager: trust")
-    assert trust.level == trust.WARN and "sha256" in trust.message
+    assert trust.level == trust.OK and "not signed" in trust.message
+
+
+def test_the_hardware_of_every_diagnostic_is_the_robot(rig: ManagerRig) -> None:
+    diagnostics = rig.ros.subscribe(DiagnosticArray, "/diagnostics")
+    array = diagnostics.wait(lambda m: any(s.name.startswith("ota_manager: ") for s in m.status))
+    assert {s.hardware_id for s in array.status} == {"sim_arm"}
+
+
+def test_a_policy_node_that_is_not_configured_is_not_said_to_be_silent_and_what_it_ran_not_to_act(
+    rig: ManagerRig,
+) -> None:
+    statuses = rig.ros.advertise(PolicyStatus, "policy_node/status", qos.LATCHED, readers=0)
+    diagnostics = rig.ros.subscribe(DiagnosticArray, "/diagnostics")
+    assert rig.status.last.active_version
+    rig.policy.silent = True
+    try:
+
+        def told() -> bool:
+            statuses.publish(PolicyStatus(error_code="CONTRACT_SYNTAX", message="line 7"))
+            words = [s.message for m in diagnostics.messages for s in m.status if s.name == "ota_manager: policy node"]
+            assert not any("POLICY_ABSENT" in text for text in words)
+            return any(text == "'policy_node' is not configured: CONTRACT_SYNTAX: line 7" for text in words)
+
+        wait_for(told, "its own words in the diagnostics")
+        wait_for(lambda: rig.status.last.active_version == "", "a status in which nothing acts")
+    finally:
+        rig.policy.silent = False
+        rig.policy.publish_status()
+    rig.status.wait(lambda m: m.active_version != "", what="what acts again")
 
 
 def test_a_late_joiner_gets_the_latched_status(rig: ManagerRig) -> None:

@@ -26,6 +26,7 @@ from vla_ota.msg import AnomalyScore, ModelStatus, PolicyStatus
 from vla_ota.srv import EndEpisode, StartEpisode
 
 from vla_ros import qos
+from vla_ros.start import REFUSED
 
 
 @pytest.fixture
@@ -199,7 +200,7 @@ def test_without_a_usable_contract_the_node_stays_unconfigured_and_says_why(ros_
 
 def test_a_wrong_parameter_ends_the_node_with_one_clear_line(ros_domain: int, tmp_path: Path) -> None:
     with NodeProcess("vla_policy_node.node", ros_domain, tmp_path, parameters={"worker_threads": 0}) as node:
-        assert node.wait() == 1
+        assert node.wait() == REFUSED
         assert "PARAMETER_INVALID" in node.log and "worker_threads" in node.log and "Traceback" not in node.log
 
 
@@ -360,6 +361,8 @@ def test_the_name_of_the_manager_whose_word_renews_a_trial_is_a_parameter(ros_do
 
 def test_a_subscriber_that_no_message_would_ever_reach_is_told_of_on_diagnostics(shared_rig: PolicyRig) -> None:
     told = shared_rig.ros.subscribe(DiagnosticArray, "/diagnostics")
+    first = told.wait(lambda m: any(s.name.startswith("policy_node: ") for s in m.status))
+    assert {s.hardware_id for s in first.status} == {"sim_arm"}
     shared_rig.ros.subscribe(
         AnomalyScore, "anomaly_score", qos.LATCHED
     )  # wants what was published before: never matches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ def policy(stand_in: StandInPolicyNode) -> StandInPolicyNode:
 
 def make_port(node: RosHarness, policy_node: str = "policy_node") -> RosPolicyPort:
     return node.on_executor(
-        lambda: RosPolicyPort(node.node, policy_node, SILENT_S, lambda: None, Diagnostics(node.node, "test"))
+        lambda: RosPolicyPort(node.node, policy_node, SILENT_S, lambda: None, Diagnostics(node.node, lambda: "test"))
     )
 
 
@@ -140,21 +141,74 @@ def test_a_policy_node_that_is_found_at_the_last_moment_is_asked_all_the_same(
     assert port.swap(SwapRequest(digest), never).success
 
 
-def test_a_policy_node_that_is_not_configured_is_as_good_as_silent(
+def test_what_went_wrong_is_kept_with_its_time_though_later_statuses_say_no_more_of_it(
+    port: RosPolicyPort, policy: StandInPolicyNode, node: RosHarness
+) -> None:
+    policy.silent = True
+    publisher = node.advertise(PolicyStatus, "policy_node/status", qos.LATCHED)
+
+    def say(code: str, text: str, generation: int) -> None:
+        status = PolicyStatus(state=PolicyStatus.STATE_HOLDING, boot_id=policy.boot_id, generation=generation)
+        status.error_code, status.message = code, text
+        publisher.publish(status)
+        wait_for(lambda: (s := port.status()) is not None and s.generation == generation, f"status {generation}")
+
+    def heard() -> tuple[str, str, float]:
+        snapshot = port.status()
+        assert snapshot is not None
+        return snapshot.error_code, snapshot.error_text, snapshot.error_heard_s
+
+    say("POLICY_FAILED", 'Traceback (most recent call last):\n  File "p.py"\nValueError: no\x1b\n', 101)
+    assert heard()[:2] == ("POLICY_FAILED", "ValueError: no\N{REPLACEMENT CHARACTER}")
+    first = heard()
+    say("POLICY_FAILED", 'Traceback (most recent call last):\n  File "p.py"\nValueError: no\x1b\n', 102)
+    say("", "", 103)
+    assert heard() == first  # repeated, then taken back by a swap
+    say("WORKER_DIED", "1.1.0: killed", 104)
+    say("", "", 105)
+    say("WORKER_DIED", "1.1.0: killed", 106)
+    assert heard()[:2] == ("WORKER_DIED", "1.1.0: killed") and heard()[2] > first[2]
+
+
+def test_a_policy_node_that_is_not_configured_can_be_asked_nothing_and_its_words_say_so(
     port: RosPolicyPort, policy: StandInPolicyNode, node: RosHarness
 ) -> None:
     policy.silent = True
     publisher = node.advertise(PolicyStatus, "policy_node/status", qos.LATCHED)
     before = port.status()
-    assert before is not None
+    assert before is not None and not before.unconfigured
+    refusal = {"error_code": "CONTRACT_SYNTAX", "message": "CONTRACT_SYNTAX: my_arm.yaml:\nline 7"}
 
     def aged() -> bool:
-        publisher.publish(PolicyStatus(state=PolicyStatus.STATE_UNCONFIGURED))
+        publisher.publish(PolicyStatus(state=PolicyStatus.STATE_UNCONFIGURED, **refusal))
         snapshot = port.status()
         assert snapshot is not None and snapshot.boot_id == before.boot_id
         return snapshot.age_s > SILENT_S
 
     wait_for(aged, "silence")
+    snapshot = port.status()
+    assert snapshot is not None
+    assert snapshot.unconfigured == "is not configured: CONTRACT_SYNTAX: my_arm.yaml: line 7"
+    reply = port.swap(SwapRequest("0" * 64), never)
+    assert (reply.error_code, reply.message) == ("POLICY_ABSENT", f"policy_node {snapshot.unconfigured}")
+    wait_for(
+        lambda: (s := port.status()) is not None and not s.unconfigured, "silence, of which nothing is said any more"
+    )
+    policy.silent = False
+    policy.publish_status()
+    wait_for(lambda: (s := port.status()) is not None and s.age_s < SILENT_S, "the status of a node that is configured")
+
+
+def test_a_policy_node_that_was_never_configured_is_known_and_runs_nothing(
+    node: RosHarness, policy: StandInPolicyNode
+) -> None:
+    port = make_port(node, "never")
+    publisher = node.advertise(PolicyStatus, "never/status", qos.LATCHED)
+    publisher.publish(PolicyStatus(state=PolicyStatus.STATE_UNCONFIGURED))
+    wait_for(lambda: port.status() is not None, "the status")
+    snapshot = port.status()
+    assert snapshot is not None and snapshot.unconfigured == "is not configured"
+    assert (snapshot.age_s, snapshot.active_digest, snapshot.generation) == (math.inf, "", 0)
 
 
 def test_a_status_says_at_once_what_acts_and_why_as_soon_as_its_report_is_there(

@@ -107,24 +107,25 @@ def test_a_version_that_fails_its_episodes_is_rolled_back_on_that_evidence(robot
 
 
 FAULTS = {
-    "a broken step limit": ("2.1.0", {"jump_at_call": 6, "jump": 1.0}, ("HARD_LIMIT",)),
-    "NaN": ("2.2.0", {"nan_at_call": 6}, ("HARD_LIMIT", "WORKER_LOST")),  # whichever is heard of first
-    "a worker that crashes": ("2.3.0", {"crash_at_call": 6}, ("WORKER_LOST",)),
-    "a worker that hangs": ("2.4.0", {"hang_at_call": 6}, ("WORKER_LOST",)),
-    "a policy that raises": ("2.5.0", {"raise_at_call": 6}, ("HARD_LIMIT", "WORKER_LOST")),
+    "a broken step limit": ("2.1.0", {"jump_at_call": 6, "jump": 1.0}, "HARD_LIMIT", "LIMIT: j1 jumps"),
+    "NaN": ("2.2.0", {"nan_at_call": 6}, "HARD_LIMIT", "NAN: "),
+    "a worker that crashes": ("2.3.0", {"crash_at_call": 6}, "WORKER_LOST", "WORKER_DIED: "),
+    "a worker that hangs": ("2.4.0", {"hang_at_call": 6}, "WORKER_LOST", "WORKER_HUNG: "),
+    "a policy that raises": ("2.5.0", {"raise_at_call": 6}, "HARD_LIMIT", "POLICY_FAILED: "),
+    "a chunk of a wrong shape": ("2.6.0", {"wrong_shape_at_call": 6}, "HARD_LIMIT", ""),
 }
 
 
-@pytest.mark.parametrize("version, behaviour, codes", FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize("version, behaviour, code, named", FAULTS.values(), ids=FAULTS.keys())
 def test_a_fault_in_a_trial_stops_the_robot_at_once_and_the_version_before_moves_it_again(
-    robot: RobotRig, version: str, behaviour: dict[str, object], codes: tuple[str, ...]
+    robot: RobotRig, version: str, behaviour: dict[str, object], code: str, named: str
 ) -> None:
     base = robot.committed
     robot.publish(version, **behaviour)
     robot.policy_status.clear()
     update_id = robot.offer(version)
     ended = robot.wait_update(update_id, "ROLLED_BACK")
-    assert ended.error_code in codes, ended.message
+    assert ended.error_code == code and f"policy_node says {named}" in ended.message, ended.message
     assert (ended.committed_version, version in ended.blocked) == (base, True)
     report = robot.reports.wait(lambda m: m.from_version == version)
     assert (report.to_version, report.warm, report.cause in ("ROLLBACK", "WORKER_LOST")) == (base, True, True)
@@ -132,7 +133,7 @@ def test_a_fault_in_a_trial_stops_the_robot_at_once_and_the_version_before_moves
     held = [m for m in robot.policy_status.messages if m.holding]
     assert all(m.hold_reason for m in held)
     again = robot.wait_update(robot.offer(version), "REJECTED")
-    assert again.error_code == "VERSION_BLOCKED"
+    assert again.error_code == "VERSION_BLOCKED" and f"policy_node says {named}" in again.message
     robot.check(base)
 
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from vla_checkpoint import BaseRef, Channel, Golden, Manifest, build_manifest, write_golden, write_manifest
+from vla_checkpoint import (
+    BaseRef,
+    Channel,
+    FileEntry,
+    Golden,
+    Manifest,
+    build_manifest,
+    load_manifest,
+    sha256_file,
+    write_golden,
+    write_manifest,
+)
 
 Array = npt.NDArray[np.generic]
 JOINTS = (Channel("j1", "rad", "absolute"), Channel("j2", "rad", "absolute"))
@@ -138,17 +151,56 @@ def plain_golden(horizon: int = 16, channels: int = 2, count: int = 2) -> Golden
     )
 
 
+def write_processors(
+    folder: Path, stats: Mapping[str, Mapping[str, Any]], *, step: int = 3, class_name: bool = False
+) -> None:
+    """Write the processor files of a folder as LeRobot >= 0.4 does for the ``config.json`` in it.
+
+    Args:
+        folder: has ``config.json``.
+        stats: feature → statistic → numbers; both state files hold all of them.
+        step: place of the (un)normaliser, which stands in its state file's name.
+        class_name: name steps by their class, as LeRobot does with those that it has not registered.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    tensors = {f"{key}.{name}": np.array(v, np.float32) for key, entry in stats.items() for name, v in entry.items()}
+    outputs = config["output_features"]
+    for processor, kind, features in (
+        ("policy_preprocessor", "normalizer_processor", {**config["input_features"], **outputs}),
+        ("policy_postprocessor", "unnormalizer_processor", outputs),
+    ):
+        state_file = f"{processor}_step_{step}_{kind}.safetensors"
+        name = "lerobot.processor." + kind.title().replace("_", "") + "Step"
+        norm = {
+            **({"class": name} if class_name else {"registry_name": kind}),
+            "config": {"eps": 1e-8, "features": features, "norm_map": config["normalization_mapping"]},
+            "state_file": state_file,
+        }
+        steps = [{"registry_name": "to_batch_processor", "config": {}}, norm]
+        write_json(folder / f"{processor}.json", {"name": processor, "steps": steps})
+        safetensors.numpy.save_file(tensors, folder / state_file)
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON file."""
     path.write_text(json.dumps(document, indent=1))
 
 
+def sign_again(path: Path) -> None:
+    """Make the manifest fit files that were changed since, weights excepted: what is in them is not looked at."""
+    manifest = load_manifest(path)
+    entries = [FileEntry(e.path, (path / e.path).stat().st_size, sha256_file(path / e.path)) for e in manifest.files]
+    write_manifest(path, replace(manifest, files=tuple(entries)))
+
+
 def flip_last_byte(path: Path) -> None:
     """Damage a file as a failing disk would, read-only or not; whoever has a hard link to it has the damage too."""
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
     path.chmod(0o644)
-    path.write_bytes(data)
+    with path.open("r+b") as file:  # in place: nobody ever sees it truncated
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
 
 
 def _write_weights(path: Path, tensors: Mapping[str, Array], shards: int, adapter: bool) -> None:

@@ -128,7 +128,7 @@ class StandInPolicy:
         publisher = ros.advertise(PolicyStatus, "~/status", qos.LATCHED, readers=0)
         ros.on_executor(lambda: ros.node.create_timer(0.25, lambda: publisher.publish(self.status)))
         if command_topic:
-            self._nodes.append(RosHarness(domain, "policy_node_control", namespace))
+            self._nodes.append(RosHarness(domain, "_policy_node_control", namespace))
             self._nodes[1].advertise(Float64MultiArray, command_topic, readers=0)
 
     def __enter__(self) -> StandInPolicy:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from vla_ota_manager.errors import StoreError
-from vla_ota_manager.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.filesystem import AppendFile, CrashPoints, Filesystem
 
 
 class UnwritableFilesystem(Filesystem):
@@ -21,3 +22,60 @@ class UnwritableFilesystem(Filesystem):
         if self.broken:
             raise StoreError("STORE_IO", "read-only file system", str(path))
         super().write_file(path, data, point, keep_old_as=keep_old_as)
+
+
+class SmallFilesystem(Filesystem):
+    """A disk with room for ``capacity`` bytes, of which ``others`` may take a part at any moment; a file counts once."""
+
+    def __init__(self, root: Path, capacity: int) -> None:
+        super().__init__(CrashPoints())
+        self.root, self.capacity, self.others = root, capacity, 0
+
+    @property
+    def free(self) -> int:
+        files = {entry.st_ino: entry.st_size for entry in map(Path.lstat, self.root.rglob("*"))}
+        return max(0, self.capacity - self.others - sum(files.values()))
+
+    def fill(self) -> None:
+        """Let others take all that is free."""
+        self.others += self.free
+
+    def free_bytes(self, path: Path) -> int:
+        """See Filesystem."""
+        return self.free
+
+    def append(self, path: Path, size: int) -> AppendFile:
+        """See Filesystem."""
+        return _SmallFile(self, path, size)
+
+    def write_file(self, path: Path, data: bytes, point: str, *, keep_old_as: Path | None = None) -> None:
+        """See Filesystem."""
+        self.take(len(data), path)
+        super().write_file(path, data, point, keep_old_as=keep_old_as)
+
+    def take(self, size: int, path: Path) -> None:
+        """Raise unless there is room for ``size`` bytes more."""
+        if size > self.free:
+            raise StoreError("DISK_FULL", "no space left", str(path))
+
+
+class _SmallFile(AppendFile):
+    def write(self, data: bytes) -> None:
+        assert isinstance(self._filesystem, SmallFilesystem)
+        self._filesystem.take(len(data), self.path)
+        super().write(data)
+
+
+class ActingFilesystem(Filesystem):
+    """Does ``action`` once, when a crash point of that name is reached."""
+
+    def __init__(self, name: str, action: Callable[[], object]) -> None:
+        super().__init__(CrashPoints())
+        self.name, self._action = name, action
+
+    def point(self, name: str) -> None:
+        """See Filesystem."""
+        super().point(name)
+        if name == self.name:
+            self.name = ""
+            self._action()

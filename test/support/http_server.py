@@ -35,11 +35,13 @@ class Behaviour:
     rate_bytes_s: float = 0.0  # of the body; 0 = as fast as it goes
     fail_after: int | None = None  # cut the connection after so many body bytes
     silent_s: float = 0.0  # say nothing for so long before the head
+    trickle_head_s: float = 0.0  # send a byte of an endless header so often, until the client has gone
     stall_after: int | None = None  # after so many body bytes, say nothing more (until the client gives up)
     status: int = 0  # reply with this status and no body
     retry_after: str = ""
     redirect: str = ""  # Location; with status 302
     ignore_range: bool = False
+    part: int | None = None  # answer a range with at most so many bytes of it, and say so honestly
     content_range: str = ""  # instead of the true one
     content_encoding: str = ""
     content_length: int | None = None  # instead of the true one
@@ -132,6 +134,10 @@ def _handler_of(server: CheckpointServer) -> type[BaseHTTPRequestHandler]:
             behaviour = server.take(self.path)
             server.closing.wait(behaviour.silent_s)
             try:
+                if behaviour.trickle_head_s:
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+                while behaviour.trickle_head_s and not server.closing.wait(behaviour.trickle_head_s):
+                    self.wfile.write(b"x")
                 _reply(self, server, behaviour, headers)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
@@ -161,10 +167,11 @@ def _reply(
         handler.send_header("Content-Length", "0")
         handler.end_headers()
         return
-    body = data[start:] + behaviour.extra
+    end = min(len(data), start + behaviour.part) if start and behaviour.part else len(data)
+    body = data[start:end] + behaviour.extra
     handler.send_response(206 if start else 200)
     if start:
-        true_range = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        true_range = f"bytes {start}-{end - 1}/{len(data)}"
         handler.send_header("Content-Range", behaviour.content_range or true_range)
     if etag:
         handler.send_header("ETag", etag)

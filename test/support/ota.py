@@ -7,7 +7,8 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.engine import UpdateEngine
 from vla_ota_manager.filesystem import CrashPoints, Filesystem
 from vla_ota_manager.records import EpisodeResult, Event, Score, Status, Update, UpdateOutcome
+from vla_ota_manager.state import State
 from vla_ota_manager.states import UpdateState
 
 QUICK = {
@@ -70,6 +72,14 @@ class Robot:
         self.manifests[version] = make_bundle(folder, version=version, **bundle)
         publish_bundle(self.registry, folder)
         return self.manifests[version]
+
+    def publish_broken(self, version: str, **bundle: Any) -> Manifest:
+        """Publish a bundle that arrives whole and fails its verification: the digests of its tensors are wrong."""
+        good = self.publish(version, **bundle)
+        tensors = {file: dict.fromkeys(digests, "0" * 64) for file, digests in good.tensors.items()}
+        bad = self.manifests[version] = replace(good, tensors=tensors)
+        (self.registry / good.name / version / "manifest.json").write_bytes(bad.canonical())
+        return bad
 
     def adopt(self, version: str, **bundle: Any) -> Manifest:
         """Make a bundle and commit it as a factory image."""
@@ -190,6 +200,19 @@ class Robot:
     def current_version(self) -> str:
         link = self.store_dir / "current"
         return link.resolve().name if link.is_symlink() else ""
+
+    def left_over(self) -> list[str]:
+        """Return what lies on the disk and belongs to no version: downloads, and blobs that nobody links to."""
+        found = [path.name for path in (self.store_dir / "partial").iterdir()]
+        for path in (self.store_dir / "blobs/sha256").iterdir():
+            with suppress(FileNotFoundError):  # it goes this moment
+                if path.stat().st_nlink == 1:
+                    found.append(path.name)
+        return found
+
+    def saved(self) -> State:
+        """Return the state that a restart would find."""
+        return State.from_bytes((self.store_dir / "state.json").read_bytes())
 
     def trail(self, update_id: str) -> list[str]:
         """Return the states that an update went through."""

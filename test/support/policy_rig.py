@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,6 +76,9 @@ class PolicyRig:
         namespace: str = "",
         contract: Mapping[str, Any] | None = None,
         remaps: tuple[str, ...] = (),
+        module: str = "vla_policy_node.node",
+        group: bool = False,
+        arguments: tuple[str, ...] = (),
         **parameters: Any,
     ) -> None:
         if contract is not None:
@@ -87,12 +91,15 @@ class PolicyRig:
         self.scores: Inbox = self.ros.subscribe(AnomalyScore, "anomaly_score", qos.SCORES)
         self.outcomes: Inbox = self.ros.subscribe(EpisodeOutcome, "episode_outcome", qos.EVENTS)
         self.node = NodeProcess(
-            "vla_policy_node.node",
+            module,
             domain,
             folder / "logs",
             parameters=policy_parameters(folder, **parameters),
             namespace=namespace,
             remaps=remaps,
+            group=group,
+            arguments=arguments,
+            environment={"PYTHONPATH": os.pathsep.join([TEST_FOLDER, os.environ.get("PYTHONPATH", "")])},
         )
         self._manager: Any = None
         self._renewing = threading.Event()

@@ -286,7 +286,9 @@ class NodeProcess:
         remaps: Sequence[str] = (),
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        group: bool = False,
     ) -> None:
+        """``group``: lead a process group, as what is started in a terminal does."""
         self.module = module
         folder.mkdir(parents=True, exist_ok=True)
         stem = f"{module}-{time.monotonic_ns()}"
@@ -304,7 +306,12 @@ class NodeProcess:
         env = {**os.environ, "ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1", **(environment or {})}
         with self.log_file.open("wb") as output:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=env,
+                process_group=0 if group else None,
             )
 
     def __enter__(self) -> NodeProcess:

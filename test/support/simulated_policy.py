@@ -36,6 +36,7 @@ class SimulatedPolicy:
         document: Document = {
             "boot_id": uuid.uuid4().hex, "count": 0, "active": None, "standby": None, "prepared": None, "lease": None,
             "cause": "", "holding": "", "running": True, "absent": False, "log": [],
+            "unconfigured": "", "error": ["", "", 0.0], "motion": True, "asked": 0,
             "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
             "crashed": {}, "crashes_at_swap": "",
         }  # fmt: skip
@@ -72,7 +73,11 @@ class SimulatedPolicy:
         document = self.look()
         active, lease = document["active"] or {}, document["lease"]
         return PolicySnapshot(
-            age_s=60.0 if document["absent"] else 0.0,
+            age_s=60.0 if document["absent"] or document["unconfigured"] else 0.0,
+            error_code=document["error"][0],
+            error_text=document["error"][1],
+            error_heard_s=document["error"][2],
+            unconfigured=document["unconfigured"],
             boot_id=document["boot_id"],
             generation=active.get("generation", 0),
             active_digest=active.get("digest", ""),
@@ -84,6 +89,7 @@ class SimulatedPolicy:
             hold_reason=document["holding"],
             on_trial=lease is not None,
             running=document["running"],
+            motion_enabled=document["motion"],
             last_swap_cause=document["cause"],
             last_swap_stamp_s=document.get("stamp_s", math.inf),
         )
@@ -92,7 +98,7 @@ class SimulatedPolicy:
         self, bundle_path: Path, digest: str, on_progress: OnProgress, cancelled: Cancelled, timeout_s: float
     ) -> PrepareResult:
         document = self.look()
-        if document["absent"]:
+        if document["absent"] or document["unconfigured"]:
             return PrepareResult(False, "POLICY_ABSENT", "nobody answers")
         on_progress("LOADING", 0.1)
         if self._wait(min(document["prepare_s"], timeout_s), cancelled):
@@ -117,10 +123,14 @@ class SimulatedPolicy:
 
     def swap(self, request: SwapRequest, cancelled: Cancelled) -> SwapResult:
         document = self.look()
-        if document["absent"]:
+        if document["absent"] or document["unconfigured"]:
             return SwapResult(False, "POLICY_ABSENT", "nobody answers")
         if self._resident(document, request.digest) is None:
             return self._missing(document, request.digest)
+        with self.edit() as document:
+            document["asked"] += 1
+        if not document["motion"] and request.cause != "ROLLBACK":
+            return SwapResult(False, "MOTION_DISABLED", "motion is disabled")
         if self._wait(min(document["swap_s"], request.timeout_s), cancelled):
             return SwapResult(False, "CANCELLED", "cancelled")
         if document["swap_s"] > request.timeout_s:
@@ -178,6 +188,11 @@ class SimulatedPolicy:
                 lease["until"] = time.monotonic() + lease["lease_s"]
             elif committed_digest == active["digest"]:
                 document["lease"] = None
+
+    def go_wrong(self, code: str, text: str) -> None:
+        """The status says that something has gone wrong."""
+        with self.edit() as document:
+            document["error"] = [code, text, time.monotonic()]
 
     def lose_worker(self) -> None:
         """The worker of the generation on trial dies: back to what acted before."""

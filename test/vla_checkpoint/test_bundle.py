@@ -19,7 +19,15 @@ import numpy as np
 import pytest
 import rfc8785
 import safetensors.numpy
-from support.bundles import make_bundle, plain_golden, plain_stats, random_tensors, write_folder, write_json
+from support.bundles import (
+    make_bundle,
+    plain_golden,
+    plain_stats,
+    random_tensors,
+    sign_again,
+    write_folder,
+    write_json,
+)
 from support.safetensors_files import entry, write_raw
 
 from vla_checkpoint import (
@@ -363,6 +371,53 @@ def test_progress_adds_up_and_cancel_stops(bundle: Path) -> None:
     with pytest.raises(CancelledCheckError):
         sha256_file(bundle / "model.safetensors", cancel=lambda: True)
     assert sha256_file(bundle / "config.json") == hashlib.sha256((bundle / "config.json").read_bytes()).hexdigest()
+
+
+def test_the_caller_may_stop_before_each_file_that_is_parsed(tmp_path: Path) -> None:
+    """Many files that are each parsed in one go do not keep a manager from looking after its trial."""
+    shard = safetensors.numpy.save({"w": np.zeros(1, np.float32)})
+    make_bundle(tmp_path / "b", files={f"more/{i}.safetensors": shard for i in range(20)})
+    asked: list[bool] = []
+
+    def third() -> bool:
+        asked.append(True)
+        return len(asked) == 3
+
+    with pytest.raises(CancelledCheckError):
+        open_bundle(tmp_path / "b", cancel=third)
+    asked.clear()
+    assert open_bundle(tmp_path / "b", cancel=lambda: asked.append(True) is not None)
+    assert len(asked) >= 23
+
+
+def test_a_policy_of_7_billion_parameters_has_room_six_times(tmp_path: Path) -> None:
+    """Such a one has about 1,000 tensors with names of about 100 characters; what fits into a manifest fits everywhere."""
+    layer = "model.paligemma_with_expert.paligemma.model.language_model.layers.{}.self_attention.projection.weight"
+    tensors = {layer.format(i): np.zeros(1, np.float32) for i in range(5600)}
+    make_bundle(tmp_path / "shards", tensors=tensors, shards=3)
+    make_bundle(tmp_path / "single", tensors={name: np.zeros((1, 1), np.float32) for name in tensors})
+    for name in ("shards", "single"):
+        verify_bundle(tmp_path / name)
+        assert (tmp_path / name / "manifest.json").stat().st_size > 950_000
+
+
+@pytest.mark.parametrize("check", [open_bundle, verify_bundle])
+def test_a_policy_that_needs_a_history_of_observations_is_refused(
+    tmp_path: Path, check: Callable[[Path], object]
+) -> None:
+    assert code_of(lambda: make_bundle(tmp_path / "a", n_obs_steps=2)) == "HISTORY_UNSUPPORTED"
+    make_bundle(tmp_path / "b")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    write_json(tmp_path / "b" / "config.json", {**config, "n_obs_steps": 5})
+    sign_again(tmp_path / "b")
+    assert code_of(lambda: check(tmp_path / "b")) == "HISTORY_UNSUPPORTED"
+
+
+def test_names_that_no_server_can_be_asked_for_are_refused_before_anything_is_hashed(tmp_path: Path) -> None:
+    for name in ("tokenizer/vocab-é.json", "100%.txt"):
+        with pytest.raises(CheckpointError) as caught:
+            make_bundle(tmp_path / name[-5:], files={name: b"{}"})
+        assert (caught.value.code, name in caught.value.reason) == ("MANIFEST_PATH", True)
 
 
 def test_a_manifest_of_a_folder_replaces_an_old_one(bundle: Path) -> None:

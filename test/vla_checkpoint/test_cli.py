@@ -62,6 +62,28 @@ def test_people_can_read_what_a_bundle_is(tmp_path: Path, capsys: pytest.Capture
     assert (report["parameters"], report["tensors"], report["golden"]) == (18, 2, True)
 
 
+def test_what_a_bundle_says_of_itself_cannot_steer_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_bundle(tmp_path / "b", lineage={"run": "a\x1b[2J\nname: other"})
+    assert main(["inspect", str(tmp_path / "b")]) == 0
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.splitlines())
+    assert sum(line.startswith("name:") for line in out.splitlines()) == 1
+
+
+def test_an_action_that_never_moves_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(tmp_path / "b")
+    stats = json.loads((tmp_path / "b" / "stats.json").read_text())
+    stats["action"]["std"] = [1.0, 0.0]
+    (tmp_path / "b" / "stats.json").write_text(json.dumps(stats))
+    assert main(["manifest", *IDENTITY, str(tmp_path / "b")]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "b"), "--json"]) == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert "j2" in note
+
+
 def test_a_rejection_is_one_line_with_code_file_and_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_bundle(tmp_path / "b")
     content = bytearray((tmp_path / "b" / "model.safetensors").read_bytes())

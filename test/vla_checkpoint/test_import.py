@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
-from support.bundles import make_bundle, plain_stats, random_tensors, write_folder, write_json
+from support.bundles import make_bundle, plain_stats, random_tensors, write_folder, write_json, write_processors
 
 from vla_checkpoint import BaseRef, Channel, CheckpointError, import_folder, verify_bundle
 
@@ -42,21 +41,7 @@ def lerobot_04(folder: Path) -> None:
     """LeRobot >= 0.4: statistics are in the processors' state files."""
     write_folder(folder, policy_type="act")
     (folder / "stats.json").unlink()
-    for name, kind in (
-        ("policy_preprocessor", "normalizer_processor"),
-        ("policy_postprocessor", "unnormalizer_processor"),
-    ):
-        state = f"{name}_step_3_{kind}.safetensors"
-        write_json(
-            folder / f"{name}.json",
-            {"name": name, "steps": [{"registry_name": kind, "config": {}, "state_file": state}]},
-        )
-        stats = {
-            f"{f}.{k}": np.array(v, np.float32)
-            for f in ("observation.state", "action")
-            for k, v in plain_stats(2).items()
-        }
-        safetensors.numpy.save_file(stats, folder / state)
+    write_processors(folder, {feature: plain_stats(2) for feature in ("observation.state", "action")})
 
 
 def refused(source: Path, out: Path, **options: Any) -> str:
@@ -167,6 +152,32 @@ def test_what_cannot_become_a_valid_bundle_leaves_nothing_behind(tmp_path: Path)
     assert refused(tmp_path / "nothing", tmp_path / "out") == "IMPORT_SOURCE"
     (tmp_path / "src" / "policy_postprocessor.json").unlink()
     assert refused(tmp_path / "src", tmp_path / "out") == "STATS_MISSING"
+
+
+def test_a_refusal_names_the_file_that_was_read_or_was_to_be_made(tmp_path: Path) -> None:
+    """And never the temporary folder, which is gone by then."""
+    source, out = tmp_path / "src", tmp_path / "out"
+    lerobot_04(source)
+
+    def path_of(**options: Any) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            import_folder(source, out, **{**OPTIONS, **options})
+        assert ".out." not in str(caught.value)
+        return caught.value.path
+
+    assert path_of(name="me/act_pick") == str(out / "manifest.json")
+    processor = source / "policy_postprocessor.json"
+    content = processor.read_text()
+    processor.write_text(content.replace("MEAN_STD", "MIN_MAX"))
+    assert path_of() == str(processor)
+    processor.write_text(content)
+    (source / "vocab-é.json").write_text("{}")
+    assert path_of() == str(out / "manifest.json")
+    (source / "vocab-é.json").unlink()
+    write_json(source / "config.json", {**json.loads((source / "config.json").read_text()), "n_obs_steps": 2})
+    assert path_of() == str(source / "config.json")
+    (source / "model.safetensors").unlink()
+    assert path_of() == str(source)
 
 
 def test_an_existing_destination_is_not_touched(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from support.bundles import plain_stats, write_folder, write_json
+from support.bundles import plain_stats, write_folder, write_json, write_processors
 
 from vla_checkpoint import CheckpointError, PolicyConfig, Stats, load_config, load_stats
 
@@ -37,13 +37,13 @@ def edit(path: Path, change: dict[str, Any]) -> None:
     document = json.loads(path.read_text())
     for where, value in change.items():
         *levels, last = where.split("/")
-        target = document
+        target: Any = document
         for level in levels:
-            target = target[level]
+            target = target[int(level) if isinstance(target, list) else level]
         if value is ...:
             del target[last]
         else:
-            target[last] = value
+            target[int(last) if isinstance(target, list) else last] = value
     write_json(path, document)
 
 
@@ -96,8 +96,9 @@ def test_a_configuration_out_of_its_domain_is_refused(folder: Path, change: dict
     [
         (b"{", "JSON_SYNTAX"), (b"[]", "JSON_SYNTAX"), (b'{"type": NaN}', "JSON_SYNTAX"),
         (b'{"a": 1, "a": 1}', "JSON_DUPLICATE_KEY"),
-        (b'{"a":' * 100 + b"1" + b"}" * 100, "JSON_TOO_DEEP"), (b'{"a":' + b"[" * 200_000, "JSON_TOO_DEEP"),
-        (b'{"a": [' + b"0," * 3_000_000 + b"0]}", "JSON_TOO_LARGE"), (b'{"\xff": 1}', "JSON_SYNTAX"),
+        (b'{"a":' * 100 + b"1" + b"}" * 100, "JSON_TOO_DEEP"), (b'{"a":' + b"[" * 90_000, "JSON_TOO_DEEP"),
+        (b'{"a": [' + b"0," * 300_000 + b"0]}", "JSON_TOO_LARGE"), (b'{"a": "' + b"a" * 1_000_000 + b'"}', "FILE_TOO_LARGE"),
+        (b'{"\xff": 1}', "JSON_SYNTAX"),
         (b'{"\\udc00": 1}', "JSON_SYNTAX"),
     ],
 )  # fmt: skip
@@ -113,7 +114,7 @@ def test_what_is_no_strict_json_is_refused(folder: Path, name: str, content: byt
         ({"action": ...}, "STATS_MISSING"), ({"observation.state": ...}, "STATS_MISSING"), ({"action/std": ...},
         "STATS_MISSING"),
         ({"action/mean": [0.0]}, "STATS_DIMENSION"), ({"action/mean": [0.0] * 3}, "STATS_DIMENSION"),
-        ({"action/max": [1.0]}, "STATS_DIMENSION"), ({"action/std": [1.0, 0.0]}, "STATS_STD"),
+        ({"action/max": [1.0]}, "STATS_DIMENSION"), ({"observation.state/std": [1.0, 0.0]}, "STATS_STD"),
         ({"action/std": [1.0, -1.0]}, "STATS_STD"),
         ({"action/min": [4.0, -4.0]}, "STATS_ORDER"), ({"action/q01": [0.0, 2.5]}, "STATS_ORDER"),
         ({"action/q10": [2.5, 0.0], "action/q90": [2.0, 1.0]}, "STATS_ORDER"),
@@ -124,6 +125,71 @@ def test_what_is_no_strict_json_is_refused(folder: Path, name: str, content: byt
 )  # fmt: skip
 def test_statistics_that_cannot_be_used_are_refused(folder: Path, change: dict[str, Any], code: str) -> None:
     edit(folder / "stats.json", change)
+    assert code_of(folder) == code
+
+
+def refusal(folder: Path) -> CheckpointError:
+    with pytest.raises(CheckpointError) as caught:
+        config = load_config(folder)
+        load_stats(folder, [path.name for path in folder.iterdir()], config, channels=("shoulder", "gripper"))
+    return caught.value
+
+
+WITHOUT_SPREAD = [
+    ("MEAN_STD", {"std": [0.5, 0.0]}, "STATS_STD"),
+    ("MEAN_STD", {"std": [0.5, 1e-60]}, "STATS_STD"),  # 0 in float32
+    ("MEAN_STD", {"std": [0.5, 1e-9]}, "STATS_STD"),  # rounding, where nothing moved
+    ("MIN_MAX", {"min": [0.0, 2.0], "max": [1.0, 2.0]}, "STATS_ORDER"),
+    ("MIN_MAX", {"min": [0.0, 2.0], "max": [1.0, 2.0 + 1e-12]}, "STATS_ORDER"),
+    ("QUANTILES", {"q01": [0.0, 2.0], "q99": [1.0, 2.0]}, "STATS_ORDER"),
+    ("QUANTILE10", {"q10": [0.0, 2.0], "q90": [1.0, 2.0]}, "STATS_ORDER"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "stats", "code"), WITHOUT_SPREAD)
+def test_an_input_that_never_moved_is_refused_by_channel_in_every_mode(
+    folder: Path, mode: str, stats: dict[str, Any], code: str
+) -> None:
+    edit(folder / "config.json", {"normalization_mapping/STATE": mode})
+    edit(folder / "stats.json", {"observation.state": stats if mode != "MEAN_STD" else {"mean": [0.0, 0.0], **stats}})
+    error = refusal(folder)
+    assert error.code == code
+    assert error.reason.startswith("observation.state[1] (action channel 1 is gripper): no spread")
+
+
+@pytest.mark.parametrize(("mode", "stats", "code"), WITHOUT_SPREAD)
+def test_an_action_that_never_moves_is_accepted(folder: Path, mode: str, stats: dict[str, Any], code: str) -> None:
+    edit(folder / "config.json", {"normalization_mapping/ACTION": mode})
+    edit(folder / "stats.json", {"action": {"mean": [0.0, 0.0], **stats}})
+    load(folder)
+
+
+@pytest.mark.parametrize(
+    ("feature", "change"),
+    [
+        ("action", {"mean": [0.0, 1e300]}), ("action", {"std": [1.0, 1e39]}), ("observation.state", {"q99": [3.0, 1e200]}),
+        ("observation.state", {"min": [-3.0, -3e38], "max": [3.0, 3e38]}),
+    ],
+)  # fmt: skip
+def test_statistics_that_are_infinite_in_float32_are_refused_by_channel(
+    folder: Path, feature: str, change: dict[str, Any]
+) -> None:
+    edit(folder / "config.json", {"normalization_mapping/STATE": "MIN_MAX"})
+    edit(folder / "stats.json", {f"{feature}/{name}": value for name, value in change.items()})
+    error = refusal(folder)
+    assert error.code == "STATS_NOT_FINITE"
+    assert error.reason.startswith(f"{feature}[1] (") and "gripper" in error.reason
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ([[0.0, 0.0]], "STATS_DIMENSION"), ([[0.0], [0.0]], "STATS_DIMENSION"), ([[[0.0]], [[0.0]]], "STATS_DIMENSION"),
+        (0.0, "STATS_DIMENSION"), ([0.0, [0.0]], "STATS_FORMAT"), ([[0.0], []], "STATS_FORMAT"),
+    ],
+)  # fmt: skip
+def test_numbers_in_other_lists_than_the_features_are_refused(folder: Path, value: Any, code: str) -> None:
+    edit(folder / "stats.json", {"observation.state/mean": value})
     assert code_of(folder) == code
 
 
@@ -164,42 +230,21 @@ def test_no_statistics_at_all_are_refused(folder: Path) -> None:
     assert code_of(folder) == "STATS_MISSING"
 
 
-def write_processors(
-    folder: Path, stats: dict[str, dict[str, list[float]]], *, step: int = 5, name: str = "registry_name"
-) -> None:
-    """As LeRobot >= 0.4 writes them."""
-    for processor, kind in (
-        ("policy_preprocessor", "normalizer_processor"),
-        ("policy_postprocessor", "unnormalizer_processor"),
-    ):
-        state_file = f"{processor}_step_{step}_{kind}.safetensors"
-        steps = [
-            {"registry_name": "to_batch_processor", "config": {}},
-            {name: kind if name == "registry_name" else "lerobot.processor." + kind.title().replace("_", "") + "Step",
-             "config": {"eps": 1e-8}, "state_file": state_file},
-        ]  # fmt: skip
-        write_json(folder / f"{processor}.json", {"name": processor, "steps": steps})
-        tensors = {
-            f"{key}.{stat}": np.array(value, np.float32)
-            for key, entry in stats.items()
-            for stat, value in entry.items()
-        }
-        safetensors.numpy.save_file(tensors, folder / state_file)
-
-
 PLAIN = {"observation.state": plain_stats(2), "action": plain_stats(2)}
 
 
-@pytest.mark.parametrize(("step", "name"), [(3, "registry_name"), (7, "class")])
-def test_processor_files_stand_in_for_stats_json_wherever_their_step_is(folder: Path, step: int, name: str) -> None:
+@pytest.mark.parametrize(("step", "class_name"), [(3, False), (7, True)])
+def test_processor_files_stand_in_for_stats_json_wherever_their_step_is(
+    folder: Path, step: int, class_name: bool
+) -> None:
     (folder / "stats.json").unlink()
-    write_processors(folder, PLAIN, step=step, name=name)
+    write_processors(folder, PLAIN, step=step, class_name=class_name)
     assert load(folder)[1]["action"]["max"].tolist() == [3.0, 3.0]
 
 
 def test_processor_statistics_are_judged_like_the_others(folder: Path) -> None:
     (folder / "stats.json").unlink()
-    write_processors(folder, {**PLAIN, "action": {**plain_stats(2), "std": [0.0, 1.0]}})
+    write_processors(folder, {**PLAIN, "action": {**plain_stats(2), "std": [-1.0, 1.0]}})
     assert code_of(folder) == "STATS_STD"
     write_processors(folder, {**PLAIN, "action": {**plain_stats(2), "mean": [np.nan, 1.0]}})
     assert code_of(folder) == "STATS_NOT_FINITE"
@@ -214,7 +259,59 @@ def test_actions_are_unnormalised_by_the_postprocessor_alone(folder: Path) -> No
     (folder / "stats.json").unlink()
     write_processors(folder, PLAIN)
     write_json(folder / "policy_postprocessor.json", {"name": "policy_postprocessor", "steps": []})
-    assert code_of(folder) == "STATS_MISSING"
+    error = refusal(folder)
+    assert (error.code, Path(error.path).name) == ("STATS_MISSING", "policy_postprocessor.json")
+
+
+CAMERA = "observation.images.top"
+NORM = "steps/1/config/norm_map"
+FEATURES = "steps/1/config/features"
+
+
+@pytest.mark.parametrize(
+    ("processor", "change", "named"),
+    [
+        ("post", {f"{NORM}/ACTION": "IDENTITY"}, "'action'"),
+        ("post", {f"{NORM}/ACTION": "MIN_MAX"}, "'action'"),
+        ("post", {f"{NORM}/ACTION": ...}, "'action'"),
+        ("post", {FEATURES: {}}, "'action'"),
+        ("post", {f"{FEATURES}/action/shape": [3]}, "'action'"),
+        ("post", {"steps/1/registry_name": "normalizer_processor"}, "unnormalizer"),
+        ("pre", {NORM: {}}, "'observation.state'"),
+        ("pre", {f"{NORM}/STATE": "QUANTILES"}, "'observation.state'"),
+        ("pre", {f"{NORM}/VISUAL": "MEAN_STD"}, "'observation.images.top'"),
+        ("pre", {f"{FEATURES}/observation.state": ...}, "'observation.state'"),
+        ("pre", {f"{FEATURES}/observation.state/type": "ENV"}, "'observation.state'"),
+        ("pre", {"steps/1/config/normalize_observation_keys": [CAMERA]}, "'observation.state'"),
+        ("pre", {"steps/1/config/eps": 10}, "eps"),
+        ("pre", {"steps/1/config/stats": {"observation.state": {"mean": [0, 0], "std": [1, 1]}}}, "stats"),
+        ("pre", {"steps/0": {"registry_name": "normalizer_processor", "config": {"features": {}, "norm_map": {}}}}, "second"),
+    ],
+)  # fmt: skip
+def test_a_processor_that_normalises_otherwise_than_the_configuration_says_is_refused(
+    folder: Path, processor: str, change: dict[str, Any], named: str
+) -> None:
+    """LeRobot would do what the processor says: each of these moves a robot to other places than in training."""
+    write_processors(folder, PLAIN)
+    load(folder)
+    edit(folder / f"policy_{processor}processor.json", change)
+    error = refusal(folder)
+    assert (error.code, Path(error.path).name) == ("STATS_PROCESSOR_MISMATCH", f"policy_{processor}processor.json")
+    assert named in error.reason
+
+
+def test_what_a_processor_says_of_features_that_are_not_normalised_does_not_matter(folder: Path) -> None:
+    write_processors(folder, PLAIN)
+    edit(
+        folder / "policy_preprocessor.json",
+        {
+            f"{FEATURES}/{CAMERA}": ...,
+            f"{FEATURES}/action": ...,
+            f"{FEATURES}/observation.effort": {"type": "STATE", "shape": [2]},
+            "steps/1/config/normalize_observation_keys": ["observation.state"],
+        },
+    )
+    load(folder)
 
 
 def test_state_files_of_other_steps_are_no_statistics(folder: Path) -> None:

@@ -38,6 +38,11 @@ def test_an_empty_rollback_goes_to_the_previous_version_warm_and_blocks_nothing(
     assert any("it looked nervous" in line for line in updated.engine.list_models().history)
 
 
+def test_a_rollback_to_what_acts_does_not_name_it_twice(updated: Robot) -> None:
+    reply = updated.engine.rollback("1.1.0", reason="to be sure")
+    assert (reply.success, reply.message) == (True, "1.1.0 acts: to be sure")
+
+
 def test_a_second_rollback_goes_further_back_never_forward(updated: Robot) -> None:
     updated.publish("1.2.0")
     updated.install("1.2.0")
@@ -205,6 +210,18 @@ def test_list_models_tells_what_each_version_is(updated: Robot) -> None:
     assert marks == {"1.1.0": (True, False, True), "1.0.0": (False, True, False)}
     assert reply.free_bytes > 0 and all(entry.size_bytes > 0 for entry in reply.models)
     assert updated.engine.list_models("no_such_model").models == ()
+
+
+def test_the_history_of_one_model_is_only_its_own(updated: Robot) -> None:
+    updated.publish("3.0.0", name="fold_towel")
+    updated.install("3.0.0", S.INSTALLED, activate=False)
+    updated.engine.rollback()
+    own = updated.engine.list_models("fold_towel").history
+    assert own and all(" 3.0.0" in line for line in own)
+    others = updated.engine.list_models("pick_place").history
+    assert any("ROLLED_BACK" in line for line in others) and not any(" 3.0.0" in line for line in others)
+    assert set(updated.engine.list_models().history) >= {*own, *others}
+    assert updated.engine.list_models("no_such_model").history == ()
 
 
 def test_commands_to_a_stopped_engine_are_refused_and_a_second_manager_too(updated: Robot) -> None:

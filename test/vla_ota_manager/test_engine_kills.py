@@ -22,7 +22,7 @@ from support.http_server import Behaviour, CheckpointServer
 from support.ota import Robot, shared_weights
 from support.simulated_policy import SimulatedPolicy
 
-from vla_checkpoint import Manifest, load_manifest, verify_bundle
+from vla_checkpoint import Manifest, load_manifest, sha256_file, verify_bundle
 from vla_ota_manager.filesystem import CrashPoints, Filesystem
 from vla_ota_manager.state import State
 from vla_ota_manager.states import UpdateState
@@ -173,6 +173,69 @@ def test_killed_at_every_crash_point_of_a_rollback_the_bad_version_ends_blocked(
         state = State.from_bytes((folder / "store/state.json").read_bytes())
         assert [block.ref.version for block in state.blocked.values()] == ["1.1.0"], where
         assert state.state is UpdateState.ROLLED_BACK, where
+
+
+class Damaged:
+    """A fleet's robots whose committed 1.0.0 is damaged when it is offered again."""
+
+    LOST, INTACT = "model.safetensors", "stats.json"
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet, self.manifest = fleet, fleet.template.manifests["1.0.0"]
+
+    def robot(self) -> tuple[Path, Job]:
+        """Return a robot's folder and the job that repairs it. Names are changed, not files: the robots share those."""
+        folder, job = self.fleet.robot()
+        version = folder / "store/models/pick_place/1.0.0"
+        lost = self.manifest.file(self.LOST)
+        assert lost is not None
+        (version / self.LOST).unlink()
+        (folder / "store/blobs/sha256" / lost.sha256).unlink()
+        (version / "config.json").unlink()
+        (version / "config.json").write_bytes(b"{}")
+        (version / "notes").mkdir()
+        (version / "notes/stray.txt").write_text("x")
+        url = self.fleet.server.url(f"{folder.name}/pick_place/1.0.0/manifest.json")
+        job.offer = self.fleet.template.update("1.0.0", manifest_url=url).to_json()
+        job.wait_for = job.offer["update_id"]
+        return folder, job
+
+
+@pytest.mark.timeout(300)
+def test_killed_at_every_crash_point_of_a_repair_what_was_intact_stays_and_the_rest_is_made_whole(
+    fleet: Fleet, runs: EngineRuns
+) -> None:
+    damaged = Damaged(fleet)
+    folder, job = damaged.robot()
+    log = folder / "points"
+    assert runs.run(Job(**{**job.__dict__, "crash_log": str(log)})) == 0
+    assert current_version(folder) == "1.0.0"
+    passed = Counter(log.read_text().split())
+    assert {"blob.rescue.before_link", "mend.stray.half_removed", "mend.file.before_rename"} <= set(passed)
+    points = [(name, nth) for name, count in passed.items() for nth in sorted({1, (count + 1) // 2, count})]
+    lost, intact = (damaged.manifest.file(name) for name in (damaged.LOST, damaged.INTACT))
+    assert lost is not None and intact is not None
+
+    def work(own: EngineRuns, name: str, nth: int) -> bool:
+        where = f"after a kill at {name}:{nth}"
+        folder, job = damaged.robot()
+        was_killed = killed(own, job, name, nth)
+        current = (folder / "store/current").resolve(strict=True)
+        assert current.name == "1.0.0" and load_manifest(current).digest == damaged.manifest.digest, where
+        assert sha256_file(current / damaged.INTACT) == intact.sha256, where
+        before, kept = fleet.asked_from(folder, lost.sha256), size_on_disk(folder / "store", lost.sha256)
+        assert own.run(job) == 0, where
+        assert current_version(folder) == "1.0.0", where
+        asked = fleet.asked_from(folder, lost.sha256)[len(before) :]
+        assert asked == ([] if kept == lost.size else [kept]), where
+        for entry in damaged.manifest.files:
+            assert entry is lost or fleet.asked_from(folder, entry.sha256) == [], f"{entry.path} {where}"
+        state = State.from_bytes((folder / "store/state.json").read_bytes())
+        assert state.seen["u-1.0.0"].state is UpdateState.COMMITTED, where
+        shutil.rmtree(folder)
+        return was_killed
+
+    assert sum(in_parallel(work, points)) >= 0.9 * len(points)
 
 
 class Urgent:

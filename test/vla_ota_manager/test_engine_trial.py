@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import pytest
@@ -108,6 +109,18 @@ def test_bad_scores_against_the_calibrated_incumbent_roll_back(robot: Robot) -> 
     for _ in range(20):
         robot.score(5.0)
     check_rolled_back(robot, "SCORES_WORSE", blocked=True)
+
+
+def test_a_commit_of_what_nothing_could_have_convicted_is_a_warning_and_says_so_first(
+    robot: Robot, caplog: pytest.LogCaptureFixture
+) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    outcome = robot.install("1.1.0")
+    assert outcome.message.startswith("committed WITHOUT A JUDGEMENT of "), outcome.message
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert any("1.1.0 is committed without a judgement of " in line for line in warned)
 
 
 def test_calibration_is_kept_by_digest_over_restarts(robot: Robot) -> None:

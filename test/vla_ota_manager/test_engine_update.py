@@ -147,6 +147,32 @@ def test_a_malformed_offer_is_refused_and_shown(robot: Robot) -> None:
     assert robot.events[-1].to_state == "REJECTED"
 
 
+def test_an_offer_that_is_refused_stands_under_its_own_id_and_never_under_that_of_another_update(
+    robot: Robot, server, caplog: pytest.LogCaptureFixture
+) -> None:
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    robot.install("1.1.0")
+    bad = dataclasses.replace(robot.update("1.1.0"), update_id="bad", version="1.2")
+    assert not robot.engine.offer(bad).success
+    status = robot.engine.status()
+    assert (status.update_id, status.state, status.error_code) == ("bad", S.REJECTED, "OFFER_INVALID")
+    assert status.committed_version == "1.1.0"
+    event = robot.events[-1]
+    assert (event.update_id, event.from_state, event.to_state) == ("bad", "IDLE", "REJECTED")
+    assert "bad" in caplog.records[-1].getMessage()
+
+    robot.publish("1.2.0")
+    server.behave("/blobs/", Behaviour(stall_after=10))
+    robot.offer("1.2.0")
+    robot.reach(S.FETCHING)
+    assert not robot.engine.offer(dataclasses.replace(bad, update_id="worse")).success
+    status = robot.engine.status()
+    assert (status.update_id, status.state, status.error_code) == ("u-1.2.0", S.FETCHING, "")
+    assert "version" not in status.message and robot.events[-1].update_id == "worse"
+
+
 def test_a_corrupted_blob_is_rejected_and_nothing_of_it_stays(robot: Robot, server) -> None:
     robot.adopt("1.0.0")
     manifest = robot.publish("1.1.1")

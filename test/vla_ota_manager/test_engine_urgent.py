@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 
@@ -68,17 +69,35 @@ def of_another_robot(robot: Robot) -> dict:
     return {"version": "1.3.0", "manifest_url": other.manifest_url, "manifest_sha256": other.manifest_sha256}
 
 
+def with_a_manifest_of_megabytes(robot: Robot) -> dict:
+    """Legal but for its size: to parse it would silence the engine for longer than a lease may last."""
+    path = robot.registry / "pick_place" / "1.2.0" / "manifest.json"
+    keys = ",".join(f'"{i:06}":0' for i in range(900_000))
+    data = path.read_bytes().replace(b'"lineage":{}', f'"lineage":{{{keys}}}'.encode())
+    path.write_bytes(data)
+    return {"manifest_sha256": hashlib.sha256(data).hexdigest()}
+
+
 @pytest.mark.parametrize(
     ("breaks", "end", "code"),
     [
         (corrupt, S.REJECTED, "BLOB_DIGEST_MISMATCH"),
         (not_published, S.FAILED, "NOT_FOUND"),
         (of_another_robot, S.REJECTED, "ROBOT_TYPE_MISMATCH"),
+        (with_a_manifest_of_megabytes, S.REJECTED, "MANIFEST_TOO_LARGE"),
         (lambda robot: {"manifest_sha256": "0" * 64}, S.REJECTED, "MANIFEST_DIGEST_MISMATCH"),
         (lambda robot: {"manifest_url": "http://127.0.0.1:1/manifest.json"}, S.REJECTED, "SOURCE_NOT_ALLOWED"),
         (lambda robot: {"expires_s": 1.0}, S.REJECTED, "UPDATE_EXPIRED"),
     ],
-    ids=["corrupt", "not published", "of another robot", "another manifest", "from elsewhere", "expired"],
+    ids=[
+        "corrupt",
+        "not published",
+        "of another robot",
+        "a large manifest",
+        "another manifest",
+        "from elsewhere",
+        "expired",
+    ],
 )
 def test_a_broken_urgent_update_does_not_cost_the_robot_its_trial(
     on_trial: Robot, breaks: Callable[[Robot], dict], end: UpdateState, code: str

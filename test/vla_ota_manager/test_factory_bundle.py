@@ -8,6 +8,7 @@ from support.bundles import flip_last_byte, make_bundle
 from support.ota import Robot
 from support.simulated_policy import SimulatedPolicy
 
+from vla_checkpoint import verify_bundle
 from vla_ota_manager.state import Block
 from vla_ota_manager.states import UpdateState
 
@@ -45,6 +46,19 @@ def test_the_factory_bundle_is_what_a_convicted_first_update_goes_back_to(factor
     assert "warm" in outcome.message
     assert factory.policy.look()["active"]["version"] == "1.0.0"
     assert factory.policy.look()["log"][0] == "prepare 1.1.0"  # nothing was done to what acts already
+
+
+def test_a_factory_bundle_that_was_damaged_in_the_store_is_made_whole_from_the_original(factory: Robot) -> None:
+    factory.start()
+    factory.until(lambda: committed(factory, "1.0.0"))
+    factory.stop()
+    for file in (factory.store_dir / "current").iterdir():
+        file.chmod(0o644)
+        with file.open("r+b") as opened:
+            opened.truncate(10)
+    factory.start()
+    factory.until(lambda: committed(factory, "1.0.0") and factory.engine.list_models().models)
+    assert verify_bundle(factory.store_dir / "current")
 
 
 def test_it_is_looked_at_only_while_nothing_is_committed(factory: Robot) -> None:

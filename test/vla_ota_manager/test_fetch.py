@@ -133,6 +133,29 @@ def test_a_wrong_content_range_is_never_written(bench: Bench, content_range: str
         assert bench.complete
 
 
+def test_a_part_of_the_rest_is_kept_and_the_next_request_goes_on_behind_it(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(fail_after=100_000), times=1)
+    bench.server.behave(PATH, Behaviour(part=70_000))
+    bench.fetch(retries=1, backoff_s=30.0)  # a part is no failure: nothing is waited for
+    assert bench.complete and bench.received.count == bench.server.served[f"/{PATH}"] == len(DATA)
+    ranges = [headers.get("range") for _, headers in bench.server.requests]
+    assert ranges == [None, "bytes=100000-", "bytes=170000-", "bytes=240000-"]
+
+
+def test_a_part_that_is_cut_off_is_resumed_where_it_was_cut(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(fail_after=100_000), times=1)
+    bench.server.behave(PATH, Behaviour(part=70_000, fail_after=30_000), times=1)
+    bench.fetch()
+    assert bench.complete and bench.server.requests[-1][1]["range"] == "bytes=130000-"
+
+
+def test_a_part_longer_than_announced_is_never_written(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(fail_after=100_000), times=1)
+    bench.server.behave(PATH, Behaviour(part=70_000, extra=b"x", chunked=True), times=1)
+    bench.fetch()
+    assert bench.complete
+
+
 def test_a_refused_range_begins_anew(bench: Bench) -> None:
     bench.server.behave(PATH, Behaviour(fail_after=100_000), times=1)
     bench.server.behave(PATH, Behaviour(status=416), times=1)
@@ -227,6 +250,42 @@ def test_a_silent_server_is_given_up_and_the_rest_is_fetched_later(bench: Bench,
     bench.server.behave(PATH, behaviour, times=1)
     bench.fetch(read_timeout_s=0.3, connect_timeout_s=0.3)
     assert bench.complete
+
+
+def fetching_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "vla_ota_fetch"]
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def wait_until_nothing_is_left_behind(timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while fetching_threads():
+        assert time.monotonic() < deadline, fetching_threads()
+        time.sleep(0.01)
+
+
+def test_a_head_that_trickles_for_ever_is_given_up_and_leaves_no_thread_and_no_socket(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(trickle_head_s=0.02))
+    before = open_files()
+    assert bench.refused(read_timeout_s=0.3, connect_timeout_s=0.2, retries=3).code == "STALLED"
+    wait_until_nothing_is_left_behind()
+    assert len(bench.server.requests) == 4
+    bench.server.closing.set()  # the server's side of the sockets is in this process as well
+    deadline = time.monotonic() + 5.0
+    while open_files() > before:
+        assert time.monotonic() < deadline, "sockets are left behind"
+        time.sleep(0.01)
+
+
+def test_a_cancelled_body_leaves_no_thread_behind(bench: Bench) -> None:
+    bench.server.behave(PATH, Behaviour(stall_after=1000))
+    threading.Timer(0.3, bench.cancelled.set).start()
+    with pytest.raises(CancelledError):
+        bench.fetch(read_timeout_s=300.0)
+    wait_until_nothing_is_left_behind()
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour(silent_s=20.0), Behaviour(stall_after=1000), Behaviour(status=503)])

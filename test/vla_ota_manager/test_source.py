@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
+from vla_checkpoint.paths import path_fault
 from vla_ota_manager.errors import ConfigError, FetchError
 from vla_ota_manager.source import AllowedSources, join_url, parse_url
 
@@ -122,3 +124,16 @@ def test_a_file_source_may_not_be_left_through_a_symlink(tmp_path: Path) -> None
     for path in ("allowed/link/x", "secret/x", "allowed2/x"):
         with pytest.raises(FetchError, match="SOURCE_NOT_ALLOWED"):
             allowed.check(parse_url((tmp_path / path).as_uri()))
+
+
+def test_every_file_that_a_manifest_may_list_can_be_asked_for_beside_it() -> None:
+    base = parse_url("http://models.example/robots/pick/1.0.0/manifest.json")
+    names = [name for name in (f"a{chr(i)}b" for i in range(0x250)) if path_fault(name) is None]
+    assert len(names) > 90
+    for name in names:
+        assert join_url(base, quote(name)).segments == ("robots", "pick", "1.0.0", *name.split("/"))
+
+
+def test_what_a_server_or_a_file_name_says_stays_on_one_line() -> None:
+    error = FetchError("HTTP_STATUS", "500 \x1b[2J\nOK", "http://models.example/a\r\nb")
+    assert str(error).isprintable() and error.message.isprintable()

@@ -249,6 +249,22 @@ def test_an_uncalibrated_source_cannot_convict_and_is_named() -> None:
     assert "not judged: tce (20 of 27" in verdict.message and "success (incumbent: 0 of 0" in verdict.message
 
 
+@pytest.mark.parametrize(
+    ("calibration", "loud"),
+    [
+        (incumbent(random.Random(0), episodes=0), ""),  # a robot without episodes: its scores were judged
+        (incumbent(random.Random(0), blocks=20), "tce (20 of 27 observations to calibrate it)"),
+        (incumbent(random.Random(0), blocks=0, episodes=0), "success (incumbent: 0 of 0 episodes)"),
+    ],
+)
+def test_a_commit_says_first_what_could_not_have_convicted_the_version(calibration: Calibration, loud: str) -> None:
+    judge, rng = judge_of(calibration), random.Random(1)
+    assert run_trial(judge, rng, 0.0, 0.9)[0] is Decision.COMMIT
+    verdict = judge.verdict()
+    assert verdict.unjudged == loud
+    assert verdict.message.startswith(f"committed WITHOUT A JUDGEMENT of {loud}; ") == bool(loud)
+
+
 def test_only_the_sources_that_are_named_may_convict() -> None:
     config = OtaConfig(store_dir="/unused", block_chunks=2, score_sources=("reversal",))
     judge = judge_of(incumbent(random.Random(0), episodes=0), config)

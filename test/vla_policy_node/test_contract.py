@@ -94,7 +94,7 @@ CHANNEL = "safety/channels/0"
         ("observations/observation.state/select", ["position.a", "position.a"], "CONTRACT_VALUE_INVALID", "select"),
         ("actions/action/select", ["data.0"], "CONTRACT_VALUE_INVALID", "channels"),
         ("actions/action/select", ["data.0", "data.2"], "CONTRACT_VALUE_INVALID", "data.0"),
-        ("actions/action/select", ["data.0", "position.b"], "CONTRACT_VALUE_INVALID", "position.b"),
+        ("actions/action/select", ["data.0", "position.b"], "CONTRACT_VALUE_INVALID", "write data.0 to data.N-1"),
         ("actions/action/channel/type", "std_msgs/msg/String", "CONTRACT_TYPE_UNSUPPORTED", "Float64MultiArray"),
         ("actions/action/channel/safety", "zeros", "CONTRACT_HOLD_INVALID", "zeros"),
         ("actions/action/apply", [{"clamp": {"min": 5, "max": 6}}], "CONTRACT_VALUE_INVALID", "clamp"),
@@ -147,6 +147,13 @@ def test_text_that_is_no_contract_is_a_coded_refusal(text: str) -> None:
 def test_a_key_that_is_there_twice_is_refused() -> None:
     error = refused(contract_text() + "\nfps: 20\n")
     assert error.code == "CONTRACT_SYNTAX" and "twice" in error.message
+
+
+def test_a_contract_that_is_not_named_or_is_a_folder_is_refused_in_plain_words(tmp_path: Path) -> None:
+    for name, words in (("", "set the parameter contract"), (tmp_path, f"{tmp_path}: Is a directory")):
+        with pytest.raises(ContractError) as e:
+            load_contract(name)
+        assert e.value.code == "CONTRACT_UNREADABLE" and words in e.value.message
 
 
 def test_size_is_bounded_and_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -230,6 +237,19 @@ x-safety:
     assert (shoulder.limits.low, shoulder.limits.high) == (-50.0, 80.0)  # the tighter of clamp and limit
     assert shoulder.measured == ("observation.state", 0)
     assert parsed.observations[1].sources[1].align.tolerance_ms == 50.0
+
+
+def trajectory(*select: str) -> str:
+    text = SIM_ARM.read_text().replace("std_msgs/msg/Float64MultiArray", "trajectory_msgs/msg/JointTrajectory")
+    return text.replace("[data.0, data.1, data.2]", f"[{', '.join(select)}]")
+
+
+def test_a_joint_trajectory_is_spelt_as_a_joint_state_is_and_who_spells_it_as_its_message_is_told_how() -> None:
+    names = ("position.j1", "position.j2", "position.j3")
+    assert parse_contract(trajectory(*names)).outputs[0].select == names
+    for field in ("positions.j1", "points.0.positions.0", "j1"):
+        reason = str(refused(trajectory(field, *names[1:])))
+        assert field in reason and "write position.JOINT, velocity.JOINT or effort.JOINT" in reason
 
 
 def test_the_shipped_contract_is_the_simulated_arms() -> None:

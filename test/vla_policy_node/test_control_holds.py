@@ -368,3 +368,35 @@ def test_while_motion_is_disabled_only_a_way_back_takes_over(make_rig: Any, caus
     failed = [e["error_code"] for e in rig.of("SWAP_FAILED")]
     assert failed == (["MOTION_DISABLED"] if acting == 1 else [])
     assert rig.loop.pending is None
+
+
+def test_a_start_without_a_policy_says_so_and_asks_for_resume_when_there_is_one(make_rig: Any) -> None:
+    rig = make_rig()
+    rig.send("enable", enabled=True)
+    rig.tick(20)
+    assert (rig.loop.mode, rig.loop.reasons.reason, bool(rig.loop.reasons.latched)) == ("HOLDING", "NO_POLICY", True)
+    assert not rig.of("HOLD")
+    rig.add(1)
+    rig.activate(1, "NOW")
+    rig.tick(20)
+    assert (rig.loop.reasons.reason, rig.of("HOLD")[-1]["reason"]) == ("STARTUP", "STARTUP")
+    assert all(c is None for c in rig.published)
+    rig.send("resume")
+    rig.tick(10)
+    assert rig.loop.running
+
+
+def test_what_is_said_of_a_hold_is_never_what_was_said_of_the_one_before(make_rig: Any) -> None:
+    rig = make_rig(motion=False)
+    rig.run()
+    rig.loop.latch("COMMAND_TOPIC_TAKEN", text="commands is published by /cli too")
+    rig.tick(3)
+    rig.send("resume")
+    rig.tick(10)
+    rig.motion_ns = -1
+    rig.tick(3)
+    rig.motion_ns = rig.now_ns + 10_000_000
+    rig.tick(3)
+    said = rig.of("HOLD")
+    assert [hold["reason"] for hold in said][-2:] == ["COMMAND_TOPIC_TAKEN", "MOTION_REENABLED"]
+    assert "/cli" in said[-2]["message"] and said[-1]["message"] == "motion was disabled; resume is needed"

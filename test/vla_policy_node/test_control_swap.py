@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,17 @@ def test_a_bad_first_chunk_abandons_the_swap_and_the_old_generation_goes_on(
     assert rig.loop.running and not rig.of("HOLD")
     commands = np.array([c for c in rig.published if c is not None])
     np.testing.assert_allclose(np.diff(commands[3:, 0]), -0.002, atol=1e-6)
+
+
+def test_a_jump_at_the_seam_is_told_with_its_channel_size_and_limit(make_rig: Any) -> None:
+    rig = make_rig(blend=1)
+    rig.run((0.0, 0.0), ticks=15)
+    rig.add(2, (0.0, -0.9))
+    rig.activate(2, "CHUNK")
+    rig.tick(60)
+    (event,) = rig.of("SWAP_FAILED")
+    assert event["error_code"] == "SEAM_JUMP"
+    assert re.search(rf"b jumps by 0\.\d+ in one tick, at most {STEP:g} is allowed", event["message"])
 
 
 def test_a_new_generation_that_never_answers_times_out_and_starves_nobody(make_rig: Any) -> None:

@@ -55,17 +55,21 @@ def test_a_killed_worker_means_hold_at_once_and_the_committed_policy_is_loaded_a
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "error"),
+    ("behaviour", "error", "words"),
     [
-        ({"nan_at_call": 5}, "NAN"),
-        ({"raise_at_call": 5}, "POLICY_FAILED"),
-        ({"wrong_shape_at_call": 5}, "POLICY_FAILED"),
-        ({"exit_at_call": 5}, "WORKER_DIED"),
-        ({"hang_at_call": 5}, "WORKER_HUNG"),
+        ({"nan_at_call": 5}, "NAN", "1.1.0: the chunk holds NaN or infinity"),
+        ({"raise_at_call": 5}, "POLICY_FAILED", "1.1.0: ValueError: the script says so"),
+        (
+            {"wrong_shape_at_call": 5},
+            "POLICY_FAILED",
+            "1.1.0: the policy returned float32 (50, 1), not float32 (50, 2)",
+        ),
+        ({"exit_at_call": 5}, "WORKER_DIED", "ended with exit code 7"),
+        ({"hang_at_call": 5}, "WORKER_HUNG", "owed a chunk for more than 0.5 s and was killed"),
     ],
 )
-def test_a_policy_on_trial_that_fails_gives_way_to_the_one_before(
-    tmp_path: Path, behaviour: dict[str, Any], error: str
+def test_a_policy_on_trial_that_fails_gives_way_to_the_one_before_and_is_told_for_what_it_did(
+    tmp_path: Path, behaviour: dict[str, Any], error: str, words: str
 ) -> None:
     scripted_bundle(tmp_path / "good", "1.0.0")
     scripted_bundle(tmp_path / "bad", "1.1.0", **behaviour)
@@ -77,7 +81,11 @@ def test_a_policy_on_trial_that_fails_gives_way_to_the_one_before(
         rig.wait_running("1.0.0")
         rig.wait_for(lambda: "WORKER_LOST" in [r.cause for r in rig.reports], "the report")
         snapshot, report = rig.snapshot, rig.reports[-1]
-        assert snapshot.error_code == error and "1.1.0" in snapshot.message and not snapshot.on_trial
+        assert snapshot.error_code == error and words in snapshot.message and not snapshot.on_trial
+        assert snapshot.message.startswith("1.1.0: ") and "\n" not in snapshot.message
+        with pytest.raises(SwapError, match=rf"\({error}: ") as caught:  # also whoever asks for it again is told
+            rig.engine.swap(SwapRequest(digest=bad.digest))
+        assert caught.value.code == "WORKER_LOST"
         assert (report.from_version, report.to_version, report.warm) == ("1.1.0", "1.0.0", True)
         assert not bad.generation.alive and not (snapshot.standby or snapshot.prepared)
         assert np.abs(np.diff(rig.commands()[1][start:], axis=0)).max() <= LONGEST_STEP
@@ -108,6 +116,8 @@ def test_a_version_that_fails_on_its_first_live_chunk_never_acts_and_says_why(
         with pytest.raises(PolicyNodeError) as caught:
             rig.engine.swap(SwapRequest(digest=bad.digest, trial=True, trial_lease_s=60.0))
         assert caught.value.code == code
+        if code == "POLICY_FAILED":
+            assert caught.value.message == "the new generation's first chunk: ValueError: the script says so"
         after = rig.control
         assert (after.mode, after.generation, after.starved) == ("RUNNING", before.generation, before.starved)
         assert rig.snapshot.active is not None and rig.snapshot.active.version == "1.0.0"

@@ -121,7 +121,7 @@ class Stage:
             self.pool,  # type: ignore[arg-type]
             on_change=lambda: None,
             on_report=self.reports.append,
-            on_active_lost=lambda resident, lease: self.recovery.worker_lost(resident, lease),
+            on_active_lost=lambda resident, lease, why: self.recovery.worker_lost(resident, lease, why),
         )
         self.recovery = Recovery(
             self.config,
@@ -180,7 +180,7 @@ class Stage:
 
     def dies(self, resident: Resident) -> None:
         self.pool.alive.discard(resident.id)
-        self.generations.lost(resident.id)
+        self.generations.lost(resident.id, "WORKER_DIED: it was killed")
 
     @staticmethod
     def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:

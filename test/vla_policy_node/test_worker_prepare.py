@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.bundles import flip_last_byte
+from support.bundles import flip_last_byte, sign_again, write_json
 from support.scripted import scripted_bundle
 from support.worker_robot import STATE, WorkerRobot, gone, thread_levels
 
@@ -123,10 +125,29 @@ def test_each_failure_has_its_code_and_leaves_the_running_generation_alone(tmp_p
             with pytest.raises(PrepareError) as caught:
                 robot.pool.prepare(bundle)
             assert caught.value.code == code, (behaviour, str(caught.value))
-            assert str(caught.value)
+            assert str(caught.value).isprintable()  # one line, whatever a policy or a library says
             assert robot.pool.generations() == [good]
         robot.assert_works(good)
         assert not [event for event in robot.events if event.kind == "LOST"]
+
+
+def test_an_unknown_policy_type_is_told_with_the_interpreter_and_what_to_set(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", policy_type="act")
+    with WorkerRobot(spare=False) as robot, pytest.raises(PrepareError) as caught:
+        robot.pool.prepare(tmp_path / "a")
+    for text in (sys.executable, "policy_modules (act=MODULE)", "worker_python"):
+        assert text in caught.value.message
+
+
+def test_a_policy_that_needs_a_history_of_observations_is_not_loaded(tmp_path: Path) -> None:
+    """It would be asked with one observation, would answer, and would move the robot to wrong places."""
+    scripted_bundle(tmp_path / "a")
+    document = json.loads((tmp_path / "a" / "config.json").read_text())
+    write_json(tmp_path / "a" / "config.json", {**document, "n_obs_steps": 2})
+    sign_again(tmp_path / "a")
+    with WorkerRobot(spare=False) as robot, pytest.raises(PrepareError) as caught:
+        robot.pool.prepare(tmp_path / "a")
+    assert (caught.value.code, "n_obs_steps is 2" in caught.value.message) == ("HISTORY_UNSUPPORTED", True)
 
 
 @pytest.mark.parametrize(

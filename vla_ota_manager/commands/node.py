@@ -19,6 +19,7 @@ from vla_ota_manager.engine import UpdateEngine
 from vla_ota_manager.messages.node import from_entry
 from vla_ota_manager.records import Update, UpdateOutcome
 from vla_ota_manager.states import UpdateState
+from vla_ros.plain import plain
 
 MAX_GOALS = 4
 """Goals of install_model at a time: each keeps a thread of the executor waiting."""
@@ -51,20 +52,22 @@ class Services:
                 self._node.get_logger().error(f"{name} failed: {e!r}")
                 response = service.Response(success=False, error_code="INTERNAL_ERROR", message=repr(e))
             else:
-                if line:
+                if line and response.success:
                     self._node.get_logger().info(f"{name}: {line}")
+                elif line:
+                    self._node.get_logger().warning(f"{name}: {line}")
             return response
 
         self._node.create_service(service, f"~/{name}", callback, callback_group=group)
 
     def _rollback(self, request: Rollback.Request, response: Rollback.Response) -> str:
-        reply = self._engine.rollback(request.version, request.reason, request.expected_from_version)
+        reply = self._engine.rollback(request.version, plain(request.reason), request.expected_from_version)
         response.from_version, response.to_version = reply.from_version, reply.to_version
         response.duration_s, response.warm = reply.duration_s, reply.warm
         return _answer(reply, response)
 
     def _commit(self, request: CommitModel.Request, response: CommitModel.Response) -> str:
-        reply = self._engine.commit(request.expected_version, request.reason)
+        reply = self._engine.commit(request.expected_version, plain(request.reason))
         response.committed_version = reply.committed_version or self._engine.status().committed_version
         return _answer(reply, response)
 
@@ -87,8 +90,8 @@ class Services:
 
 
 def _answer(reply: Any, response: Any) -> str:
-    response.success, response.error_code, response.message = reply.success, reply.error_code, reply.message
-    return " ".join(f"{reply.error_code} {reply.message}".split())
+    response.success, response.error_code, response.message = reply.success, reply.error_code, plain(reply.message)
+    return plain(f"{reply.error_code} {reply.message}")
 
 
 class InstallAction:

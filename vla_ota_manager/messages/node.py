@@ -74,6 +74,7 @@ def from_status(status: Status, stamp: Time) -> ModelStatus:
         trial_message=status.trial_message,
         versions=list(status.versions),
         blocked=list(status.blocked),
+        damaged=list(status.damaged),
         pinned=list(status.pinned),
         trust=status.trust,
         rollback_ready=status.rollback_ready,

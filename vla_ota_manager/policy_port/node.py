@@ -8,9 +8,11 @@ wait: a node that was killed stays in the graph for many seconds, and a restarte
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,19 @@ from vla_ota.action import PrepareModel
 from vla_ota.msg import PolicyStatus, SwapReport
 from vla_ota.srv import SwapModel
 
-from vla_ota_manager.port import Cancelled, OnProgress, PolicySnapshot, PrepareResult, SwapRequest, SwapResult
+from vla_ota_manager.port import (
+    Cancelled,
+    OnProgress,
+    PolicySnapshot,
+    PrepareResult,
+    SwapRequest,
+    SwapResult,
+    absence,
+)
 from vla_ros import qos
 from vla_ros.calls import GivenUpError, GroupThread, wait, wait_until
 from vla_ros.diagnostics import Diagnostics
+from vla_ros.plain import plain
 from vla_ros.stamps import to_seconds
 
 DISCOVERY_S = 2.0
@@ -58,7 +69,9 @@ class RosPolicyPort:
         self._silent_s, self._on_status = silent_s, on_status
         self._mutex = threading.Lock()
         self._status: PolicyStatus | None = None
-        self._heard_s = 0.0
+        self._heard_s = -math.inf
+        self._error: tuple[str, str, float] = "", "", -math.inf
+        self._unconfigured: tuple[float, str] = (-math.inf, "")  # when it last said that it is, and in what words
         self._report: SwapReport | None = None
         self._closed = False
 
@@ -85,11 +98,27 @@ class RosPolicyPort:
     # -- what the policy node says ------------------------------------------------------------------------------------------
 
     def _take_status(self, message: PolicyStatus) -> None:
-        if message.state == PolicyStatus.STATE_UNCONFIGURED:
-            return  # it has no services and no boot_id yet: as good as silent
         with self._mutex:
-            self._status, self._heard_s = message, time.monotonic()
+            if message.state == PolicyStatus.STATE_UNCONFIGURED:  # it has no services and no boot_id yet
+                self._unconfigured = time.monotonic(), _refusal(message)
+            else:
+                self._note_error(message)
+                self._status, self._heard_s = message, time.monotonic()
+                self._unconfigured = -math.inf, ""
         self._on_status()
+
+    def _note_error(self, message: PolicyStatus) -> None:
+        """Keep the error of a status that is new in it: a later one may say no more of it."""
+        before = self._status or PolicyStatus()
+        new = (message.boot_id, message.error_code, message.message) != (
+            before.boot_id,
+            before.error_code,
+            before.message,
+        )
+        if message.error_code and new:
+            lines = message.message.strip().splitlines()  # of a traceback the last line says what it was
+            text = lines[-1] if lines and lines[0].startswith("Traceback") else message.message
+            self._error = message.error_code, plain(text), time.monotonic()
 
     def _take_report(self, message: SwapReport) -> None:
         with self._mutex:
@@ -101,10 +130,21 @@ class RosPolicyPort:
         now_s = time.monotonic()
         with self._mutex:
             status, report, age_s = self._status, self._report, now_s - self._heard_s
-        if status is None:
+            told_s, unconfigured = self._unconfigured
+            error_code, error_text, error_heard_s = self._error
+        if now_s - told_s > self._silent_s:
+            unconfigured = ""
+        if status is None and not unconfigured:
             return None
+        status = status or PolicyStatus()
         explained = report is not None and (report.generation, report.to_digest) == _acting(status)
-        return _snapshot(status, age_s, report if explained else None)
+        return replace(
+            _snapshot(status, age_s, report if explained else None),
+            error_code=error_code,
+            error_text=error_text,
+            error_heard_s=error_heard_s,
+            unconfigured=unconfigured,
+        )
 
     # -- what it is asked ---------------------------------------------------------------------------------------------------
 
@@ -118,12 +158,14 @@ class RosPolicyPort:
                 bundle_path, digest, on_progress, over, self._give_up(cancelled, timeout_s), cancelled
             )
         except GivenUpError as e:
-            return PrepareResult(False, *_given_up(e.reason, "PREPARE_TIMEOUT", f"not prepared within {timeout_s:g} s"))
+            return PrepareResult(
+                False, *self._given_up(e.reason, "PREPARE_TIMEOUT", f"not prepared within {timeout_s:g} s")
+            )
         finally:
             over.set()
         if result.success:
-            return PrepareResult(True, message=result.message)
-        return PrepareResult(False, result.error_code or "PREPARE_FAILED", result.message or "no reason given")
+            return PrepareResult(True, message=plain(result.message))
+        return PrepareResult(False, result.error_code or "PREPARE_FAILED", plain(result.message) or "no reason given")
 
     def _run_prepare(
         self,
@@ -181,7 +223,7 @@ class RosPolicyPort:
             if future is not None:
                 self._swap.remove_pending_request(future)
             return SwapResult(
-                False, *_given_up(e.reason, "SWAP_TIMEOUT", f"no reply within {request.timeout_s + REPLY_S:g} s")
+                False, *self._given_up(e.reason, "SWAP_TIMEOUT", f"no reply within {request.timeout_s + REPLY_S:g} s")
             )
         if reply.success:
             self._await_status(reply.generation, request.digest, cancelled)
@@ -189,7 +231,7 @@ class RosPolicyPort:
         return SwapResult(
             success=reply.success,
             error_code="" if reply.success else reply.error_code or "SWAP_FAILED",
-            message=reply.message,
+            message=plain(reply.message),
             active_version=reply.active_version,
             active_digest=request.digest if reply.success else "",
             generation=reply.generation,
@@ -226,16 +268,26 @@ class RosPolicyPort:
         def reason() -> str:
             now_s = time.monotonic()
             with self._mutex:
-                status, heard_s = self._status, self._heard_s
+                status, heard_s, unconfigured = self._status, self._heard_s, self._unconfigured[1]
             if self._closed or cancelled():
                 return _CANCELLED
             restarted = bool(boot_id) and status is not None and status.boot_id != boot_id
             silent = now_s - max(heard_s, begun_s) > self._silent_s
-            if restarted or silent:
+            if restarted or silent or unconfigured:
                 return _ABSENT
             return _TIMEOUT if now_s - begun_s > timeout_s else ""
 
         return reason
+
+    def _given_up(self, reason: str, timeout_code: str, timeout_text: str) -> tuple[str, str]:
+        """Return code and text of a call that was given up."""
+        if reason == _CANCELLED:
+            return "CANCELLED", "cancelled"
+        if reason != _ABSENT:
+            return timeout_code, timeout_text
+        snapshot = self.status()
+        unconfigured = snapshot is not None and snapshot.unconfigured
+        return "POLICY_ABSENT", f"policy_node {absence(snapshot) if unconfigured else 'does not answer'}"
 
     def _cancel(self, handle: ClientGoalHandle) -> None:
         """Ask for the end of a preparation and wait for it a little, so that what it held is free again."""
@@ -272,14 +324,13 @@ def _snapshot(status: PolicyStatus, age_s: float, report: SwapReport | None) -> 
         on_trial=status.on_trial,
         episode_id=status.episode_id,
         running=status.state in _RUNNING,
+        motion_enabled=status.motion_enabled,
         last_swap_cause="" if report is None else report.cause,
         last_swap_stamp_s=0.0 if report is None else to_seconds(report.header.stamp),
     )
 
 
-def _given_up(reason: str, timeout_code: str, timeout_text: str) -> tuple[str, str]:
-    if reason == _CANCELLED:
-        return "CANCELLED", "cancelled"
-    if reason == _ABSENT:
-        return "POLICY_ABSENT", "the policy node does not answer"
-    return timeout_code, timeout_text
+def _refusal(status: PolicyStatus) -> str:
+    """Return what a node that is not configured says of that, to be put after its name."""
+    code = "" if status.message.startswith(status.error_code) else status.error_code
+    return plain(": ".join(part for part in ("is not configured", code, status.message) if part))

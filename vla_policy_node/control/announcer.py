@@ -10,7 +10,7 @@ from typing import Any
 from vla_policy_node.control.limits import Violation
 from vla_policy_node.control.reasons import TEXTS, Reasons
 
-_QUIET = ("", "STARTUP", "NO_POLICY")  # nothing was interrupted
+_QUIET = ("", "STARTUP")  # nothing was interrupted
 
 
 class Announcer:
@@ -27,8 +27,8 @@ class Announcer:
         """Tell the reason that counts now, unless it was told."""
         reason, latches = self._reasons.reason, self._reasons.latches
         latched = bool(self._reasons.latched)
-        if (reason in _QUIET and not latched) or (reason, latches) == self._told:
-            return
+        if (reason in _QUIET and not latched) or reason == "NO_POLICY" or (reason, latches) == self._told:
+            return  # the node itself says why there is no policy
         self._told = reason, latches
         self._first = self._first or reason
         message = (self.text if latched else "") or TEXTS[reason]

@@ -58,9 +58,9 @@ class ControlClient:
     """Owns the control process. Methods may be called from any thread; they send and return, answers come as events.
 
     ``observation`` is the arena that the node writes (``observation_layout``). ``sink`` says where commands go:
-    ``{"kind": "ros", "node_name", "namespace", "domain_id", "topics": {contract topic: resolved name}}`` or, for tests and
-    dry runs, ``{"kind": "record", "path"}``. ``on_event`` is called on the client's own thread with each event (see
-    ``control/events.py``), at last with ``{"type": "EXITED", "returncode"}``.
+    ``{"kind": "ros", "node_name", "namespace", "domain_id", "topics": {contract topic: resolved name}, "arguments": for ROS}``
+    or, for tests and dry runs, ``{"kind": "record", "path"}``. ``on_event`` is called on the client's own thread with each
+    event (see ``control/events.py``), at last with ``{"type": "EXITED", "returncode"}``.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class ControlClient:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,  # no Ctrl-C of the node's terminal: the node decides what it means
             )
         except OSError as e:
             self.close()

@@ -66,14 +66,16 @@ class Limiter:
             if not self._lowest[i] <= value <= self._highest[i]:
                 bound = float(self.low[i] if value < self._lowest[i] else self.high[i])
                 return Violation("LIMIT", i, value, bound, f"{name} = {value:.6g}, its limit is {bound:.6g}")
-        if last is not None:
-            jumps = np.abs(action - last) / self._step
-            i = int(np.argmax(jumps))
-            if jumps[i] > 1.0:
-                jump, step = abs(float(action[i] - last[i])), float(self.step[i])
-                text = f"{self.names[i]} jumps by {jump:.6g} in one tick, at most {step:.6g} is allowed"
-                return Violation("LIMIT", i, jump, step, text)
+        if last is not None and self.too_far(action, last):
+            return self.explain_jump(action, last)
         return Violation("LIMIT", 0, float(action[0]), float("nan"), "an action breaks a limit")
+
+    def explain_jump(self, action: Floats, last: Floats) -> Violation:
+        """Say which channel jumps furthest from one tick to the next, compared with its bound."""
+        i = int(np.argmax(np.abs(action - last) / self._step))
+        jump, step = abs(float(action[i] - last[i])), float(self.step[i])
+        text = f"{self.names[i]} jumps by {jump:.6g} in one tick, at most {step:.6g} is allowed"
+        return Violation("LIMIT", i, jump, step, text)
 
     def shorten(self, target: Floats, previous: Floats, dt_s: float) -> tuple[Floats, bool]:
         """Return the command next to ``target`` that keeps position and velocity, and whether it had to be shortened.

@@ -123,7 +123,8 @@ class ControlLoop:
     def _act(self, look: Look) -> Floats | None:
         cause = self._cause(look)
         if cause or self.reasons.blocked:
-            self.hold(cause or self.reasons.cause or "STARTUP")
+            before = "" if self.reasons.cause == "NO_POLICY" else self.reasons.cause  # there is one now
+            self.hold(cause or before or "STARTUP")
         elif self.running:
             self._swap_if_due(look)
             command = self._take()
@@ -271,9 +272,12 @@ class ControlLoop:
 
     def latch(self, reason: str, violation: Violation | None = None, *, text: str = "") -> None:
         """Hold until resume. ``text``: what to say of it, if there is no violation that says it."""
+        self._note_latch(reason, violation, text)
+        self.hold(self.reasons.cause or "STARTUP")
+
+    def _note_latch(self, reason: str, violation: Violation | None = None, text: str = "") -> None:
         if self.reasons.latch(reason, self.now_ns):
             self._announcer.violation, self._announcer.text = violation, text
-        self.hold(self.reasons.cause or "STARTUP")
 
     def hold(self, cause: str) -> None:
         """Stop taking actions: what was planned is forgotten, except while a late chunk is all that is missing."""
@@ -342,7 +346,7 @@ class ControlLoop:
             return
         self.motion_disabled = True
         self.stand_still()
-        self.reasons.latch("MOTION_REENABLED", self.now_ns)
+        self._note_latch("MOTION_REENABLED")
         self.emit({"type": "MOTION_DISABLED", "tick": self.tick_number})
         if self.pending is not None and self.pending.at == "NOW" and self.may_swap_without_motion(self.pending.cause):
             self.swap_at_standstill(self.pending)
@@ -451,10 +455,10 @@ class ControlLoop:
         chunk = swap.chunk
         if not self._is_good(swap, chunk):
             return
-        if self._last_target is not None and swap.generation.limiter.too_far(
-            self.queue.preview(chunk), self._last_target
-        ):
-            self.fail_swap("SEAM_JUMP", "the new generation's first action is too far from the last command")
+        first, limiter = self.queue.preview(chunk), swap.generation.limiter
+        if self._last_target is not None and limiter.too_far(first, self._last_target):
+            jump = limiter.explain_jump(first, self._last_target)
+            self.fail_swap("SEAM_JUMP", f"from the last command to the new generation's first: {jump.message}")
             return
         self._move_pointer(swap)
         self.queue.take_over(chunk)

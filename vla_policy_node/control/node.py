@@ -49,7 +49,12 @@ class RosSink:
             self._release()
             raise
         self._context = Context()
-        rclpy.init(args=[], context=self._context, domain_id=domain_id, signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(
+            args=spec.get("arguments", []),  # enclave and logging are the process's, names and parameters the node's
+            context=self._context,
+            domain_id=domain_id,
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
         self._node = Node(
             str(spec["node_name"]),
             namespace=str(spec.get("namespace", "")),

@@ -24,7 +24,7 @@ _CONFIGURE_TIMEOUT_S = 30.0
 def main(argv: list[str]) -> int:
     """Run until the node closes the channel. Returns 0 after a clean end, 1 if it could not start."""
     channel = Channel.from_fd(int(argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the node decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever sends it: the node decides what it means
     sink: CommandSink | None = None
     try:
         runner, sink, config = _configure(channel)

@@ -39,6 +39,8 @@ class Reasons:
     @property
     def reason(self) -> str:
         """The reason that counts."""
+        if self.latched == "STARTUP" and self.cause == "NO_POLICY":
+            return self.cause  # resume has nothing to start yet
         return self.latched or self.asked or self.cause
 
     @property

@@ -148,7 +148,7 @@ class Worker:
                     times.append(time.monotonic() - begin)
                 reset(policy)
             except ChunkError as e:
-                raise WorkerError("WARM_UP_FAILED", f"{e.error}: {e}") from e
+                raise WorkerError("WARM_UP_FAILED", f"{e.error}: {e.reason}") from e
         return statistics.median(times[1:]) * 1e3
 
     def progress(self, state: str, fraction: float) -> None:

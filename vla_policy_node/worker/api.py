@@ -18,7 +18,7 @@ class WorkerConfig:
     """How workers are started and judged."""
 
     worker_python: str = ""
-    """Interpreter; empty = the node's own. It needs numpy and safetensors, and what its policies import."""
+    """Interpreter; empty = the node's own. It needs numpy, and what its policies import."""
     paths: tuple[str, ...] = ()
     """Folders added to the workers' PYTHONPATH."""
     policy_modules: Mapping[str, str] = field(default_factory=dict)

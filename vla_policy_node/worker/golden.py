@@ -40,7 +40,7 @@ def replay(
             reset(policy)
             chunk = infer(policy, {name: array[n] for name, array in observations.items()}, instruction)
         except ChunkError as e:
-            raise WorkerError("GOLDEN_MISMATCH", f"golden observation {n}: {e.error}: {e}") from e
+            raise WorkerError("GOLDEN_MISMATCH", f"golden observation {n}: {e.error}: {e.reason}") from e
         if chunk.shape != action[n].shape:
             raise WorkerError(
                 "GOLDEN_MISMATCH", f"golden observation {n}: chunk {chunk.shape}, expected {action[n].shape}"

@@ -29,6 +29,12 @@ class ChunkError(Exception):
         self.error = error
         super().__init__(text)
 
+    @property
+    def reason(self) -> str:
+        """What went wrong, without the traceback."""
+        cause = self.__cause__
+        return str(self) if cause is None else f"{type(cause).__name__}: {cause}"
+
 
 def infer(policy: Policy, observation: Mapping[str, Array], instruction: str) -> FloatArray:
     """Return a checked chunk: float32 ``[H, A]``, finite.

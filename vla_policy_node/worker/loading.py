@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +47,11 @@ def find_policy_module(policy_type: str, modules: Mapping[str, str]) -> str:
     # The type comes from a file: only a plain name may become part of a module's name.
     if _TYPE.fullmatch(policy_type) and importlib.util.find_spec(builtin) is not None:
         return builtin
-    raise WorkerError("POLICY_TYPE_UNKNOWN", f"no module for policy type {policy_type!r} in this worker's interpreter")
+    raise WorkerError(
+        "POLICY_TYPE_UNKNOWN",
+        f"no module for policy type {policy_type!r} in the workers' interpreter, {sys.executable}: name the module in "
+        f"policy_modules ({policy_type}=MODULE), or the interpreter that has it in worker_python",
+    )
 
 
 def read_weights(

@@ -395,6 +395,8 @@ class WorkerPool:
             was_spare = child is self._spare
             if was_spare:
                 self._spare = None
+        if child.lost_code == "WORKER_HUNG":
+            text = f"owed a chunk for more than {self._config.inference_timeout_s:g} s and was killed"
         if lost is not None:
             self._emit("LOST", f"worker {child.pid} {text}", child.pid, lost, child.lost_code or "WORKER_DIED")
         elif was_spare and not self._closed:

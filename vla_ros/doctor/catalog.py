@@ -171,6 +171,16 @@ RULES = {
         "policy_node could not be, or was not yet, configured; its message says why.",
         "correct what the message names, then: ros2 lifecycle set {node} configure && ros2 lifecycle set {node} activate",
     ),
+    "POLICY_FINALIZED": Rule(
+        "FAIL",
+        "policy_node was shut down by a lifecycle transition: it commands nothing and cannot be configured again.",
+        "end its process and start it again (ros2 launch starts it again by itself, unless respawn:=false)",
+    ),
+    "POLICY_NOT_LOADED": Rule(
+        "FAIL",
+        "policy_node has no policy that could act, and an error says why.",
+        "correct what the error names (docs/errors.md), then send an update that loads, or restart {node}",
+    ),
     "POLICY_INACTIVE": Rule(
         "WARN",
         "policy_node is configured but not active: it commands nothing.",
@@ -194,12 +204,17 @@ RULES = {
     "TICKS_MISSED": Rule(
         "WARN",
         "More than one in a thousand commands came over a period late since the node started.",
-        "allow SCHED_FIFO (see FIFO_REFUSED), take load off this computer, or lower the contract's rate",
+        "take load off this computer, lower the contract's rate, or allow SCHED_FIFO if a warning says that it is refused",
     ),
     "MANAGER_LAST_ERROR": Rule(
         "WARN",
         "The manager's last update or command went wrong; the robot kept its policy.",
         "look the code up in docs/errors.md; it goes away with the next success",
+    ),
+    "VERSION_DAMAGED": Rule(
+        "WARN",
+        "A version on disk is not what its manifest says: it cannot be loaded. The manager's /diagnostics name the files.",
+        "send an update to that version again: it is repaired, and only what is damaged is fetched; check the disk (dmesg)",
     ),
     "SOURCES_EMPTY": Rule(
         "WARN",

@@ -218,7 +218,8 @@ def _judge_topics(
         name = robot.full_name(output.topic, _base(names.policy), names.namespace)
         alike = robot.topics_of_type(output.type, published=False)
         commanding = policy.lifecycle == "active"
-        control = f"{names.policy}_control"
+        namespace, _, node = names.policy.rpartition("/")
+        control = f"{namespace}/_{node}_control"
         findings += topics.check_output(output, robot.topic(name), control, commanding=commanding, alike=alike)
     return findings
 

@@ -18,7 +18,7 @@ class Level(IntEnum):
     """How bad it is."""
 
     OK = 0
-    WARN = 1  # works, but not as well or as safely as it could
+    WARN = 1  # works not as well or as safely as it could, or waits for a person
     FAIL = 2  # does not work
 
     @property
@@ -65,7 +65,7 @@ def report(findings: Sequence[Finding]) -> str:
     counts = ", ".join(f"{sum(f.level is level for f in findings)} {level.word}" for level in reversed(Level))
     verdict = {
         Level.OK: "all is well",
-        Level.WARN: "works; see the warnings",
+        Level.WARN: "nothing failed; see the warnings",
         Level.FAIL: "something does not work",
     }[worst(findings)]
     return "\n".join([*(f.line(width) for f in findings), f"doctor: {counts}: {verdict}"])

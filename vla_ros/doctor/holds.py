@@ -19,7 +19,8 @@ _RESUME = "ros2 service call {node}/resume std_srvs/srv/Trigger"
 HOLDS = {
     "NO_POLICY": Hold(
         "no policy is loaded",
-        "install one (a first update), or set model_path of {node} to a bundle and restart it",
+        "install one (a first update), or set model_path of {node} to a bundle and restart it; if the hold is latched, then: "
+        + _RESUME,
     ),
     "STARTUP": Hold(
         "the node was started or activated: it moves when a person says so",

@@ -58,11 +58,12 @@ def check_memory(available: int | None, bundle: int, worker: int, resident: int,
         return [problem("MEMORY_UNKNOWN", what, "/proc/meminfo says nothing")]
     missing = max(0, 2 - resident)
     needed = missing * (bundle + worker) + reserve
-    policy = f"{bundle // MIB} MiB (largest bundle)" if bundle else "unknown size (no bundle yet)"
-    text = (
-        f"{available // MIB} MiB available, {needed // MIB} needed: {missing} more policies of {policy} "
-        f"and {worker // MIB} MiB for their process, {reserve // MIB} MiB reserve"
+    size = f"{bundle // MIB} MiB (largest bundle)" if bundle else "unknown size (no bundle yet)"
+    more = {1: "one more policy", 2: "two policies"}.get(missing)
+    load = (
+        f"{more} of {size}, {worker // MIB} MiB for each one's process" if more else "two policies are loaded already"
     )
+    text = f"{available // MIB} MiB available, {needed // MIB} needed: {load}, {reserve // MIB} MiB reserve"
     if needed > available:
         return [problem("MEMORY_SHORT", what, text, missing_mib=(needed - available) / MIB)]
     return [ok(what, text)]

@@ -32,7 +32,7 @@ from vla_ros.doctor.findings import exit_status, report, report_json
 from vla_ros.doctor.seen import Endpoint, Samples, TopicSeen
 from vla_ros.doctor.settings import DoctorSettings, parse_arguments
 from vla_ros.interfaces import message_class
-from vla_ros.parameters import ParameterError, declare
+from vla_ros.parameters import ParameterError, declare, refuse_unknown
 
 USAGE = 2
 _DISCOVERY_MIN_S, _DISCOVERY_MAX_S, _SETTLED_S = 2.0, 5.0, 1.0
@@ -47,6 +47,7 @@ class Doctor(Node):
     def __init__(self, arguments: Mapping[str, Any], namespace: str) -> None:
         overrides = [Parameter(name, value=value) for name, value in arguments.items()]
         super().__init__("doctor", namespace=namespace or None, parameter_overrides=overrides, enable_rosout=False)
+        refuse_unknown(self, DoctorSettings)
         self.settings = declare(self, DoctorSettings)
         self.namespace: str = self.get_namespace()
         self.rmw: str = rclpy.get_rmw_implementation_identifier()

@@ -26,34 +26,48 @@ def check_policy_node(node: NodeSeen, *, listened_s: float, before_start: bool) 
     if node.lifecycle == "unconfigured":
         message = getattr(_status(node), "message", "") or "not configured"
         found.append(problem("POLICY_UNCONFIGURED", what, message, node=node.name))
-    elif node.lifecycle == "inactive":
-        found.append(problem("POLICY_INACTIVE", what, "commands nothing", node=node.name))
+    elif node.lifecycle == "finalized":
+        found.append(problem("POLICY_FINALIZED", what, "was shut down"))
     elif not node.lifecycle:
         found.append(problem("NODE_UNANSWERING", what, "does not say its lifecycle state"))
+    elif node.lifecycle != "active":  # or on its way there
+        found.append(problem("POLICY_INACTIVE", what, f"is {node.lifecycle}: it commands nothing", node=node.name))
     if _status(node) is not None:
         found += _check_policy_status(what, node)
     return found
 
 
 def _check_policy_status(what: str, node: NodeSeen) -> list[Finding]:
-    status, found = _status(node), []
+    status = _status(node)
+    if status.state == UNCONFIGURED:
+        return []  # the lifecycle state says it
+    found: list[Finding] = []
+    without_policy = not status.active_version
+    error = f"{status.error_code}: {status.message}" if status.error_code else ""
     if status.state == ERROR:
         found.append(problem("POLICY_ERROR", what, status.message or "the control process does not run"))
-    elif status.state == HOLDING:
-        hold = HOLDS.get(status.hold_reason)
-        meaning = hold.meaning if hold else "not a reason that this doctor knows"
-        action = hold.action.format(node=node.name) if hold else "look at the node's log"
-        latched = " (until resume)" if status.hold_latched else ""
-        found.append(problem("POLICY_HOLDING", what, f"{status.hold_reason}{latched}: {meaning}", action=action))
-    if status.error_code and status.error_code != status.hold_reason and status.state != UNCONFIGURED:
-        found.append(problem("POLICY_LAST_ERROR", what, f"{status.error_code}: {status.message}"))
+    elif without_policy and status.error_code not in ("", "NO_POLICY"):
+        found.append(problem("POLICY_NOT_LOADED", what, error, node=node.name))
+        error = ""
+    elif status.state == HOLDING or (without_policy and status.state in (RUNNING, MOTION_DISABLED)):
+        found.append(_holding(what, node, status, "NO_POLICY" if without_policy else status.hold_reason))
+    if error and status.error_code not in (status.hold_reason, "NO_POLICY"):
+        found.append(problem("POLICY_LAST_ERROR", what, error))
     if status.missed_ticks > _MISSED_SHARE * status.ticks:
         late = f"{status.missed_ticks} of {status.ticks} commands came over a period late, worst {status.worst_late_ms:.1f} ms"
         found.append(problem("TICKS_MISSED", what, late))
-    if status.state in (RUNNING, MOTION_DISABLED):
+    if status.state in (RUNNING, MOTION_DISABLED) and not without_policy:
         state = "runs" if status.state == RUNNING else "motion is disabled"
-        found.append(ok(what, f"{status.active_version or 'no policy'} {state} at {status.control_rate_hz:g} Hz"))
+        found.append(ok(what, f"{status.active_version} {state} at {status.control_rate_hz:g} Hz"))
     return found
+
+
+def _holding(what: str, node: NodeSeen, status: Any, reason: str) -> Finding:
+    hold = HOLDS.get(reason)
+    meaning = hold.meaning if hold else "not a reason that this doctor knows"
+    action = hold.action.format(node=node.name) if hold else "look at the node's log"
+    latched = " (until resume)" if status.hold_latched and reason == status.hold_reason else ""
+    return problem("POLICY_HOLDING", what, f"{reason}{latched}: {meaning}", action=action)
 
 
 def check_manager(node: NodeSeen, *, listened_s: float, before_start: bool) -> list[Finding]:
@@ -70,6 +84,8 @@ def check_manager(node: NodeSeen, *, listened_s: float, before_start: bool) -> l
             found.append(problem("TRUST_NONE", what, "trust is 'none'"))
         if status.error_code:
             found.append(problem("MANAGER_LAST_ERROR", what, f"{status.error_code}: {status.message}"))
+        if status.damaged:
+            found.append(problem("VERSION_DAMAGED", what, f"damaged on disk: {' '.join(status.damaged)}"))
         found.append(ok(what, _manager_state(status)))
     return found
 

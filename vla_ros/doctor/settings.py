@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vla_ros.settings import setting
+
 EPILOG = """\
 Everything may also be given as ROS parameters: ros2 run vla_ota doctor --ros-args -p contract:=FILE -p seconds:=5.0
 Run it on the robot's computer, as the user of the nodes, with their environment and their remappings (-r).
@@ -16,24 +18,20 @@ It publishes nothing and calls only services that read. Exit status: 0 all is we
 """
 
 
-def _setting(default: Any, doc: str, low: float | None = None, high: float | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high})
-
-
 @dataclass(frozen=True)
 class DoctorSettings:
     """What to look at."""
 
-    contract: str = _setting("", "Robot contract (YAML); empty = the one that policy_node runs with")
-    store_dir: str = _setting("", "Store of ota_manager; empty = the one that the nodes run with")
-    policy_node: str = _setting("policy_node", "Name of the policy node, in the doctor's namespace")
-    ota_manager: str = _setting("ota_manager", "Name of the manager, in the doctor's namespace")
-    seconds: float = _setting(3.0, "How long topics are listened to [s]", 0.5, 600.0)
-    memory_reserve_bytes: int = _setting(
+    contract: str = setting("", "Robot contract (YAML); empty = the one that policy_node runs with", path=True)
+    store_dir: str = setting("", "Store of ota_manager; empty = the one that the nodes run with", path=True)
+    policy_node: str = setting("policy_node", "Name of the policy node, in the doctor's namespace")
+    ota_manager: str = setting("ota_manager", "Name of the manager, in the doctor's namespace")
+    seconds: float = setting(3.0, "How long topics are listened to [s]", 0.5, 600.0)
+    memory_reserve_bytes: int = setting(
         512 << 20, "Memory that must stay free beside two loaded policies [bytes]", 0, 1 << 50
     )
-    before_start: bool = _setting(False, "The nodes are not started yet: their absence is no fault")
-    json: bool = _setting(False, "Write the report as JSON")
+    before_start: bool = setting(False, "The nodes are not started yet: their absence is no fault")
+    json: bool = setting(False, "Write the report as JSON")
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], str]:

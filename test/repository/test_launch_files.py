@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the launch files decide by themselves: stores, refusals, respawning.
+
+``launch`` comes with a ROS 2 installation and is not on PyPI. Here its actions are stand-ins that only keep what they are given.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vla_ros.start import REFUSED
+
+TOP = Path(__file__).resolve().parents[2]
+MODULES = [
+    "launch", "launch.actions", "launch.event_handlers", "launch.events", "launch.events.process", "launch.substitutions",
+    "launch_ros", "launch_ros.actions", "launch_ros.parameter_descriptions", "launch_ros.utilities",
+]  # fmt: skip
+
+
+class Given:
+    """Any class of ``launch``: keeps its arguments."""
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        self.values, self.named = values, named
+        self.__dict__.update(named)
+
+
+class Node(Given):
+    node_package = "vla_ota"
+
+
+class LaunchConfiguration(Given):
+    def perform(self, context: Any) -> str:
+        return str(context.launch_configurations[self.values[0]])
+
+
+def prefix_namespace(base: str | None, name: str | None) -> str | None:
+    if base is None or (name or "").startswith("/"):
+        return name
+    return f"{base}/{name}".rstrip("/") if name else base
+
+
+class StandIn(ModuleType):
+    Node, LaunchConfiguration = Node, LaunchConfiguration
+    prefix_namespace = staticmethod(prefix_namespace)
+    make_namespace_absolute = staticmethod(lambda name: name if not name or name.startswith("/") else f"/{name}")
+    matches_action = staticmethod(lambda action: action)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Given
+
+
+@pytest.fixture
+def robot(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module robot.launch.py."""
+    for name in MODULES:
+        monkeypatch.setitem(sys.modules, name, StandIn(name))
+    monkeypatch.setattr("ament_index_python.packages.get_package_share_directory", lambda package: str(TOP))
+    spec = importlib.util.spec_from_file_location("robot_launch", TOP / "launch" / "robot.launch.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def launched(robot: Any, **given: str) -> list[Any]:
+    """The actions that follow from these launch arguments."""
+    arguments = {argument.values[0]: argument.named.get("default_value") for argument in robot.ARGUMENTS}
+    arguments |= {"contract": str(TOP / "config" / "sim_arm.contract.yaml"), "fastdds_profile": ""}
+    return list(robot.robot(SimpleNamespace(launch_configurations=arguments | given)))
+
+
+def store(robot: Any, **given: str) -> str:
+    """The one store that every node is given."""
+    stores = {node.parameters[1]["store_dir"] for node in launched(robot, **given)}
+    assert len(stores) == 1
+    return str(stores.pop())
+
+
+def test_every_namespace_however_it_is_given_has_a_store_of_its_own_and_none_lies_in_another(robot: Any) -> None:
+    stores = [
+        store(robot),
+        store(robot, namespace="arm"),
+        store(robot, ros_namespace="/left"),  # PushRosNamespace
+        store(robot, ros_namespace="/left", namespace="arm"),
+        store(robot, ros_namespace="/left", namespace="/right"),
+    ]
+    below = Path.home() / ".ros" / "vla_ota"
+    assert stores == [str(below / name) for name in ("no-namespace", "arm", "left", "left.arm", "right")]
+    assert store(robot, ros_namespace="/left", store_dir="~/mine") == str(Path.home() / "mine")
+
+
+def test_a_node_that_refuses_to_start_is_not_started_again_and_one_that_dies_is(robot: Any) -> None:
+    node = launched(robot)[0]
+    assert node.respawn and node.respawn_delay > 0  # a refusal has to be heard of before that
+    event = robot._stay_down(SimpleNamespace(returncode=REFUSED, action=node), None)
+    assert event.named["event"].named["process_matcher"] is node
+    for returncode in (0, 1, -9):
+        assert robot._stay_down(SimpleNamespace(returncode=returncode, action=node), None) is None
+    foreign = type("Foreign", (Node,), {"node_package": "another"})()
+    assert robot._stay_down(SimpleNamespace(returncode=REFUSED, action=foreign), None) is None
+
+
+def test_each_node_is_put_into_its_enclave_if_one_is_named(robot: Any) -> None:
+    assert not [node for node in launched(robot) if "--enclave" in node.ros_arguments]
+    named = [node.ros_arguments[-2:] for node in launched(robot, enclave="/vla_ota/")]
+    assert named == [["--enclave", "/vla_ota/policy_node"], ["--enclave", "/vla_ota/ota_manager"]]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("namespace", "1arm"),
+        ("contract", "~/nowhere.yaml"),
+        ("fastdds_profile", "/nowhere.xml"),
+        ("model_path", "~/none"),
+    ],
+)
+def test_what_no_node_could_start_with_ends_the_launch(robot: Any, argument: str, value: str) -> None:
+    with pytest.raises(RuntimeError, match=f"^{argument}:="):
+        launched(robot, **{argument: value})

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What waits says for what, once in the log; a remark that is no longer true goes; nobody is asked what must be refused."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from support.ota import Robot
+
+from vla_ota_manager.states import UpdateState
+
+S = UpdateState
+
+
+@pytest.fixture
+def ready(robot: Robot, caplog: pytest.LogCaptureFixture) -> Robot:
+    """1.0.0 is committed and acts, 1.1.0 is in the registry."""
+    caplog.set_level(logging.INFO, "vla_ota_manager")
+    robot.settings = {"min_trial_chunks": 1000}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.boot_policy()
+    robot.start()
+    return robot
+
+
+def say(robot: Robot, **fields: object) -> None:
+    with robot.policy.edit() as document:
+        document.update(fields)
+
+
+def logged(caplog: pytest.LogCaptureFixture, words: str) -> int:
+    return sum(words in record.getMessage() for record in caplog.records)
+
+
+# -- motion -----------------------------------------------------------------------------------------------------------------
+
+
+def test_with_motion_off_an_update_is_loaded_waits_before_its_swap_and_can_be_cancelled(ready: Robot) -> None:
+    say(ready, motion=False)
+    update_id = ready.offer("1.1.0")
+    ready.until(lambda: "waits for motion" in ready.engine.status().message)
+    assert ready.engine.status().state is S.PREPARING
+    assert ready.policy.look()["prepared"]["version"] == "1.1.0" and ready.policy.look()["asked"] == 0
+    assert ready.engine.cancel(update_id).success
+    outcome = ready.ended(update_id)
+    assert (outcome.state, outcome.error_code) == (S.CANCELLED, "CANCELLED")
+    assert ready.policy.look()["active"]["version"] == "1.0.0"
+
+
+def test_it_waits_for_motion_as_long_as_a_person_takes_and_goes_on_then(ready: Robot) -> None:
+    ready.stop()
+    ready.settings = {"policy_wait_s": 0.0, "swap_timeout_s": 0.1}
+    say(ready, motion=False)
+    ready.start()
+    ready.offer("1.1.0")
+    ready.until(lambda: "waits for motion" in ready.engine.status().message)
+    seen = len(ready.statuses)
+    ready.until(lambda: len(ready.statuses) > seen + 10)
+    assert ready.engine.status().state is S.PREPARING
+    say(ready, motion=True)
+    ready.reach(S.COMMITTED)
+
+
+def test_motion_that_goes_off_while_a_boundary_is_waited_for_is_waited_for_without_asking(ready: Robot) -> None:
+    say(ready, swap_s=1000.0)
+    ready.offer("1.1.0")
+    ready.until(lambda: "waits for a boundary" in ready.engine.status().message)
+    say(ready, motion=False, swap_s=0.0)
+    ready.until(lambda: "waits for motion" in ready.engine.status().message)
+    asked, seen = ready.policy.look()["asked"], len(ready.statuses)
+    ready.until(lambda: len(ready.statuses) > seen + 10)
+    assert ready.policy.look()["asked"] == asked and ready.engine.status().state is S.SWAPPING
+    say(ready, motion=True)
+    ready.reach(S.TRIAL)
+
+
+def test_a_trial_that_a_manager_enters_again_while_motion_is_off_goes_on(ready: Robot) -> None:
+    ready.offer("1.1.0")
+    ready.reach(S.TRIAL)
+    ready.stop()
+    ready.settings = {"min_trial_chunks": 5, "policy_wait_s": 0.0, "swap_timeout_s": 0.1}
+    say(ready, motion=False)
+    ready.start()
+    ready.until(lambda: "waits for motion" in ready.engine.status().message)
+    seen = len(ready.statuses)
+    ready.until(lambda: len(ready.statuses) > seen + 10)
+    assert ready.engine.status().trial_version == "1.1.0"
+    say(ready, motion=True)
+    ready.reach(S.COMMITTED)
+
+
+def test_an_urgent_update_leaves_the_trial_alone_until_it_could_be_swapped_in(ready: Robot) -> None:
+    ready.publish("1.2.0")
+    first = ready.offer("1.1.0")
+    ready.reach(S.TRIAL)
+    say(ready, motion=False)
+    ready.offer("1.2.0", urgent=True)
+    ready.until(lambda: "on disk and waits for motion" in ready.engine.status().message)
+    assert ready.engine.status().trial_version == "1.1.0"
+    say(ready, motion=True)
+    assert ready.ended(first).error_code == "SUPERSEDED"
+
+
+def test_a_rollback_does_not_wait_for_motion(ready: Robot) -> None:
+    ready.offer("1.1.0")
+    ready.reach(S.TRIAL)
+    say(ready, motion=False)
+    assert ready.engine.rollback().success and ready.policy.look()["active"]["version"] == "1.0.0"
+
+
+# -- one line and a counter -------------------------------------------------------------------------------------------------
+
+
+def test_a_swap_that_is_refused_again_and_again_is_one_line_in_the_log_and_a_counter_in_the_status(
+    ready: Robot, caplog: pytest.LogCaptureFixture
+) -> None:
+    say(ready, swap_s=1000.0)
+    ready.offer("1.1.0")
+    ready.until(lambda: ready.engine.status().message.endswith("(asked 2 times)"))
+    assert logged(caplog, "waits for a boundary") == 1
+
+
+def test_a_preparation_that_is_refused_for_now_is_one_line_too(ready: Robot, caplog: pytest.LogCaptureFixture) -> None:
+    say(ready, refuse_prepare="PREPARE_IN_PROGRESS")
+    ready.offer("1.1.0")
+    ready.until(lambda: ready.engine.status().message.endswith("(asked 3 times)"), 10.0)
+    say(ready, refuse_prepare="")
+    ready.reach(S.TRIAL)
+    assert logged(caplog, "PREPARE_IN_PROGRESS") == logged(caplog, "policy_node: LOADING") == 1
+
+
+# -- what is no longer true -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_committed_version_waited_for_is_not_said_once_it_acts(ready: Robot) -> None:
+    say(ready, absent=True)
+    assert not ready.engine.rollback("1.0.0").success
+    say(ready, absent=False, refuse_swap="SWAP_FAILED")
+    ready.until(lambda: "does not run the committed" in ready.engine.status().message)
+    say(ready, refuse_swap="")
+    ready.until(lambda: not ready.engine.store.state.activation_due)
+    ready.until(lambda: "does not run the committed" not in ready.engine.status().message)
+    assert ready.engine.status().error_code == ready.engine.store.state.error_code
+
+
+def test_an_update_that_was_taken_back_is_not_said_to_wait(ready: Robot) -> None:
+    ready.publish("1.2.0")
+    ready.offer("1.1.0")
+    ready.reach(S.TRIAL)
+    patient = ready.offer("1.2.0")
+    ready.until(lambda: "1.2.0 waits until the trial" in ready.engine.status().message)
+    assert ready.engine.cancel(patient).success
+    ready.until(lambda: "1.2.0" not in ready.engine.status().message)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The doctor does not say that a policy node works which commands nothing, and says of each why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from vla_ota.msg import PolicyStatus
+
+from vla_ros.doctor.findings import Finding, exit_status, report
+from vla_ros.doctor.nodes import check_policy_node
+from vla_ros.doctor.seen import NodeSeen, Samples, TopicSeen
+
+NAME = "/arm_1/policy_node"
+
+
+def examine(lifecycle: str = "active", **status: Any) -> list[Finding]:
+    message = PolicyStatus(**{"state": PolicyStatus.STATE_RUNNING, "control_rate_hz": 50.0, **status})
+    samples = Samples(arrivals_s=[0.0, 1.0, 2.0], last=message)
+    node = NodeSeen(NAME, 1, {}, lifecycle, TopicSeen(f"{NAME}/status", samples=samples))
+    return check_policy_node(node, listened_s=3.0, before_start=False)
+
+
+def only(findings: list[Finding]) -> Finding:
+    assert len(findings) == 1, findings
+    return findings[0]
+
+
+def test_a_policy_node_that_was_shut_down_fails() -> None:
+    found = only(examine("finalized", state=PolicyStatus.STATE_UNCONFIGURED))
+    assert (found.level.word, found.code) == ("FAIL", "POLICY_FINALIZED")
+    assert "start it again" in found.remedy and exit_status([found]) == 1
+
+
+def test_a_policy_node_whose_policy_cannot_be_loaded_fails_with_the_reason() -> None:
+    why = {"error_code": "POLICY_TYPE_UNKNOWN", "message": "no module for 'act'"}
+    found = only(examine(state=PolicyStatus.STATE_HOLDING, hold_reason="STARTUP", hold_latched=True, **why))
+    assert (found.level.word, found.code) == ("FAIL", "POLICY_NOT_LOADED")
+    assert "POLICY_TYPE_UNKNOWN: no module for 'act'" in found.text and NAME in found.remedy
+
+
+def test_a_robot_before_its_first_update_is_told_to_get_one_and_not_to_let_it_move() -> None:
+    why = {"error_code": "NO_POLICY", "message": "the store is empty"}
+    found = only(examine(state=PolicyStatus.STATE_HOLDING, hold_reason="STARTUP", hold_latched=True, **why))
+    assert (found.level.word, found.code) == ("warn", "POLICY_HOLDING")
+    assert found.text.startswith("NO_POLICY: ") and "first update" in found.remedy and "resume" not in found.remedy
+
+
+def test_a_robot_without_a_policy_is_told_so_also_while_motion_is_disabled() -> None:
+    assert only(examine(state=PolicyStatus.STATE_MOTION_DISABLED)).text.startswith("NO_POLICY: ")
+
+
+@pytest.mark.parametrize("lifecycle", ["inactive", "activating", "configuring", "errorprocessing"])
+def test_a_policy_node_that_is_not_active_is_said_to_command_nothing(lifecycle: str) -> None:
+    found = examine(lifecycle, state=PolicyStatus.STATE_INACTIVE, active_version="1.0.0")
+    assert lifecycle in only(found).text and only(found).code == "POLICY_INACTIVE"
+
+
+def test_a_policy_that_acts_after_an_error_keeps_that_as_a_warning() -> None:
+    found = examine(active_version="1.0.0", error_code="LEASE_EXPIRED", message="the manager is silent")
+    assert [f.code for f in found] == ["POLICY_LAST_ERROR", ""] and "1.0.0 runs" in found[1].text
+
+
+def test_a_report_with_warnings_does_not_promise_that_the_robot_works() -> None:
+    last = report(examine("inactive", state=PolicyStatus.STATE_INACTIVE)).splitlines()[-1]
+    assert last == "doctor: 0 FAIL, 1 warn, 0 ok: nothing failed; see the warnings"
