@@ -7,12 +7,12 @@ their own.
 
 from __future__ import annotations
 
-from vla_evidence.bounds import proportion_lower_bound, proportion_upper_bound
-from vla_evidence.eprocess import BernoulliEProcess
 from vla_evidence.errors import EvidenceError, InputError, LogError
-from vla_evidence.exceedance import ExceedanceTest, FailureTest
-from vla_evidence.quantile import exceedance_limit, observations_needed, quantile_upper_bound
-from vla_evidence.two_sample import CANARY, INCUMBENT, BetaPrior, TwoSampleEProcess
+from vla_evidence.sequential.bounds import proportion_lower_bound, proportion_upper_bound
+from vla_evidence.sequential.eprocess import BernoulliEProcess
+from vla_evidence.sequential.exceedance import ExceedanceTest, FailureTest
+from vla_evidence.sequential.quantile import exceedance_limit, observations_needed, quantile_upper_bound
+from vla_evidence.sequential.two_sample import CANARY, INCUMBENT, BetaPrior, TwoSampleEProcess
 
 __all__ = [
     "BernoulliEProcess",

@@ -14,10 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vla_evidence import bounds, intervals, planning
 from vla_evidence.analysis import Bar, no_bar, tqdm_bar
 from vla_evidence.errors import EvidenceError
-from vla_evidence.replay import Step, replay_file
+from vla_evidence.log.replay import Step, replay_file
+from vla_evidence.planning import plan as planning
+from vla_evidence.sequential import bounds, intervals
 from vla_evidence.simulate.report import finite
 from vla_evidence.tables import table
 

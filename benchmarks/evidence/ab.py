@@ -15,9 +15,9 @@ from benchmarks.evidence import ab_rules, packages
 from benchmarks.evidence.ab_rules import Pairs, Successes, stop_of
 from benchmarks.evidence.montecarlo import Experiment, Outcome, Samples
 from benchmarks.evidence.tables import Cell, EstimateTable, Figure, Goal
-from vla_evidence.sign_test import SignTestDesign
-from vla_evidence.sign_test_batch import stopping_times
-from vla_evidence.spending import LINEAR, OBRIEN_FLEMING, Spending
+from vla_evidence.sequential.sign_test import SignTestDesign
+from vla_evidence.sequential.sign_test_batch import stopping_times
+from vla_evidence.sequential.spending import LINEAR, OBRIEN_FLEMING, Spending
 
 WORSE, BETTER = 0.75, 0.87
 ALPHA = 0.05

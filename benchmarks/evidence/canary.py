@@ -18,9 +18,9 @@ from benchmarks.evidence import canary_rules as rules
 from benchmarks.evidence.canary_rules import Watched
 from benchmarks.evidence.montecarlo import Experiment, Outcome, Samples
 from benchmarks.evidence.tables import EstimateTable, Figure, Goal
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.non_inferiority import NonInferiority
-from vla_evidence.two_sample import BetaPrior, log_e_paths
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.sequential.non_inferiority import NonInferiority
+from vla_evidence.sequential.two_sample import BetaPrior, log_e_paths
 
 INCUMBENT_RATE, WORSE_RATE = 0.87, 0.75
 PROBABILITIES = (0.05, 0.25, 0.50)

@@ -19,12 +19,12 @@ from scipy.special import ndtri, stdtr  # type: ignore[import-untyped]
 
 from benchmarks.evidence.montecarlo import Experiment, Outcome
 from benchmarks.evidence.tables import EstimateTable, Figure
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.randomisation_test import RandomisationTest, cohort_assignments
-from vla_evidence.robot_cohort import LOOKS
-from vla_evidence.robot_units import RobotEProcess, RobotPrior
-from vla_evidence.stages import Unit
-from vla_evidence.two_sample import log_e_paths
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.canary.robot_cohort import LOOKS
+from vla_evidence.canary.robot_units import RobotEProcess, RobotPrior
+from vla_evidence.canary.stages import Unit
+from vla_evidence.sequential.randomisation_test import RandomisationTest, cohort_assignments
+from vla_evidence.sequential.two_sample import log_e_paths
 
 ROBOTS, CANARIES, EPISODES, EARLIER = 100, 5, 40, 20
 STAKE = CanaryConfig(unit=Unit.ROBOT).stake(0) * LOOKS[-1][1]

@@ -20,10 +20,10 @@ from scipy.stats import binomtest, fisher_exact  # type: ignore[import-untyped]
 
 from benchmarks.evidence.tables import Goal
 from benchmarks.results import Table
-from vla_evidence.canary import CanaryJudge
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.sign_test import ExactSignTest, SignTestDesign
-from vla_evidence.two_sample import TwoSampleEProcess
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.canary.judge import CanaryJudge
+from vla_evidence.sequential.sign_test import ExactSignTest, SignTestDesign
+from vla_evidence.sequential.two_sample import TwoSampleEProcess
 
 BATCH, SINGLE, SLOW, MANY = 2_000_000, 50_000, 400, 10_000_000
 PROBABILITY, RATE, WORSE_RATE = 0.05, 0.87, 0.75

@@ -21,9 +21,9 @@ from benchmarks.evidence.__main__ import estimate_tables, main
 from benchmarks.evidence.canary_rules import Watched
 from benchmarks.evidence.montecarlo import Experiment, Sample, simulate
 from benchmarks.evidence.tables import Goal
-from vla_evidence.sign_test import ExactSignTest, SignTestDesign
-from vla_evidence.spending import LINEAR
-from vla_evidence.two_sample import TwoSampleEProcess
+from vla_evidence.sequential.sign_test import ExactSignTest, SignTestDesign
+from vla_evidence.sequential.spending import LINEAR
+from vla_evidence.sequential.two_sample import TwoSampleEProcess
 
 
 def watched(canary_text: str, incumbent: tuple[int, int] = (1000, 870), baseline: str | None = None) -> Watched:

@@ -7,9 +7,9 @@ import random
 
 import numpy as np
 
-from vla_evidence.canary import CanaryJudge
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.stages import Stage
+from vla_evidence.canary.judge import CanaryJudge
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.canary.stages import Stage
 
 HOUR = 3600.0
 DAY = 24 * HOUR

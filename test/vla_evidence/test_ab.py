@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from vla_evidence.ab import ABDecision, PairedABJudge, UnpairedABJudge
-from vla_evidence.ab_unpaired import spread
+from vla_evidence.ab.robots import spread
 from vla_evidence.assignment import A, B, arm
 from vla_evidence.errors import InputError
-from vla_evidence.sign_test import SignTestDesign
-from vla_evidence.sign_test_batch import stopping_times
+from vla_evidence.sequential.sign_test import SignTestDesign
+from vla_evidence.sequential.sign_test_batch import stopping_times
 
 
 def test_before_anything_is_known_it_goes_on() -> None:

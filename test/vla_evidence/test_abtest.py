@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from vla_evidence.abtest import ABTest
+from vla_evidence.ab.abtest import ABTest
 from vla_evidence.errors import InputError
 
 KEYS = {"rate_a", "rate_b", "ci_a", "ci_b", "significant", "winner", "n_a", "n_b", "reason"}

@@ -11,7 +11,7 @@ import random
 import pytest
 
 from vla_evidence import InputError
-from vla_evidence.assignment_check import ALPHA, AssignmentCheck
+from vla_evidence.canary.assignment_check import ALPHA, AssignmentCheck
 
 
 def test_the_mean_of_the_evidence_for_sticking_is_one_if_every_episode_is_drawn() -> None:

@@ -12,10 +12,10 @@ import pytest
 from support.canaries import DAY, feed, judge_of, mixed, scored, scored_judge
 
 from vla_evidence import CANARY, INCUMBENT, InputError
-from vla_evidence.canary import CanaryJudge
-from vla_evidence.canary_config import CanaryConfig, latency_limit
-from vla_evidence.canary_verdict import CanaryDecision
-from vla_evidence.stages import Stage
+from vla_evidence.canary.config import CanaryConfig, latency_limit
+from vla_evidence.canary.judge import CanaryJudge
+from vla_evidence.canary.stages import Stage
+from vla_evidence.canary.verdict import CanaryDecision
 
 
 def test_a_good_canary_advances_when_time_exposure_and_margin_are_there() -> None:

@@ -12,12 +12,12 @@ import pytest
 from support.canaries import DAY, HOUR, ONE_STAGE, drawn, judge_of
 
 from vla_evidence import INCUMBENT
-from vla_evidence.canary import CanaryJudge
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.canary_verdict import CanaryDecision
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.canary.judge import CanaryJudge
+from vla_evidence.canary.stages import DEFAULT_STAGES, Stage, Unit, design
+from vla_evidence.canary.verdict import CanaryDecision
 from vla_evidence.errors import InputError
-from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit, design
-from vla_evidence.two_sample import CANARY
+from vla_evidence.sequential.two_sample import CANARY
 
 
 def feed_robots(

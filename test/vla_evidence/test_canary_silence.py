@@ -10,10 +10,10 @@ import pytest
 from support.canaries import DAY, HOUR, ONE_STAGE, feed, judge_of, mixed
 
 from vla_evidence import CANARY, INCUMBENT, InputError
-from vla_evidence.canary import CanaryJudge
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.canary_verdict import CanaryDecision
-from vla_evidence.stages import DEFAULT_STAGES, Stage
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.canary.judge import CanaryJudge
+from vla_evidence.canary.stages import DEFAULT_STAGES, Stage
+from vla_evidence.canary.verdict import CanaryDecision
 
 
 def test_without_data_it_never_advances() -> None:

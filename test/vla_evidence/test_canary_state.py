@@ -15,9 +15,9 @@ import pytest
 from support.canaries import DAY, drawn, judge_of, scored_judge
 
 from vla_evidence import CANARY, INCUMBENT, InputError, LogError
-from vla_evidence.canary import CanaryJudge
-from vla_evidence.canary_config import CanaryConfig, latency_limit
-from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit
+from vla_evidence.canary.config import CanaryConfig, latency_limit
+from vla_evidence.canary.judge import CanaryJudge
+from vla_evidence.canary.stages import DEFAULT_STAGES, Stage, Unit
 
 
 def test_what_cannot_be_is_refused_and_changes_nothing() -> None:

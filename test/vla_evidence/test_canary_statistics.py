@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from vla_evidence import CANARY, INCUMBENT, TwoSampleEProcess
-from vla_evidence.canary import CanaryJudge
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.canary_verdict import CanaryDecision
-from vla_evidence.stages import Stage
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.canary.judge import CanaryJudge
+from vla_evidence.canary.stages import Stage
+from vla_evidence.canary.verdict import CanaryDecision
 
 ALPHA = 0.05
 STAGES = (Stage("a", 0.05, 10.0, 0.1), Stage("b", 0.25, 10.0, 0.05), Stage("c", 0.5, 10.0, 0.02))

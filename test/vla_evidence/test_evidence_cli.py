@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vla_evidence.cli import main
-from vla_evidence.replay import LoggedJudgement
+from vla_evidence.log.replay import LoggedJudgement
 
 TOP = Path(__file__).resolve().parents[2]
 

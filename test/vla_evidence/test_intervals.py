@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import betaln
 
-from vla_evidence.bounds import proportion_lower_bound, proportion_upper_bound
 from vla_evidence.errors import InputError
-from vla_evidence.intervals import RateSequence, confidence_sequence, wilson_interval
+from vla_evidence.sequential.bounds import proportion_lower_bound, proportion_upper_bound
+from vla_evidence.sequential.intervals import RateSequence, confidence_sequence, wilson_interval
 
 RUNS, LOOKS, CONFIDENCE = 1000, 400, 0.95
 

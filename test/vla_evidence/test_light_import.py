@@ -13,7 +13,7 @@ TOP = Path(__file__).resolve().parents[2]
 HEAVY = ("statsmodels", "pandas", "matplotlib", "tqdm", "scipy.stats", "scipy.optimize", "fastapi", "sqlalchemy")
 
 
-@pytest.mark.parametrize("module", ["vla_evidence", "vla_ota_manager.trial", "vla_evidence.canary"])
+@pytest.mark.parametrize("module", ["vla_evidence", "vla_ota_manager.trial", "vla_evidence.canary.judge"])
 def test_judges_import_no_package_for_analysis_or_servers(module: str) -> None:
     check = f"import sys, {module}; print(sorted(name for name in {HEAVY!r} if name in sys.modules))"
     done = subprocess.run(

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from vla_evidence.assignment import arm, arm_in_pair
-from vla_evidence.canary_config import CanaryConfig
+from vla_evidence.canary.config import CanaryConfig
 from vla_evidence.errors import EvidenceError, InputError, LogError
-from vla_evidence.replay import LoggedJudgement, replay_file
+from vla_evidence.log.replay import LoggedJudgement, replay_file
 
 UNWRITABLE = ("\ud800", "r" * (1 << 20))
 """A lone surrogate, as JSON may spell one, is no text that can be written; a line of a megabyte is no record."""
@@ -99,7 +99,7 @@ _WITHOUT_STATSMODELS = """
 import sys
 sys.modules["statsmodels"] = None
 from vla_evidence.errors import EvidenceError
-from vla_evidence.replay import LoggedJudgement, replay_file
+from vla_evidence.log.replay import LoggedJudgement, replay_file
 log = sys.argv[1]
 codes = []
 def refused(call):

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_evidence import BetaPrior, InputError
-from vla_evidence.non_inferiority import MAX_PROBABILITIES, NonInferiority
-from vla_evidence.two_sample import CANARY, INCUMBENT
+from vla_evidence.sequential.non_inferiority import MAX_PROBABILITIES, NonInferiority
+from vla_evidence.sequential.two_sample import CANARY, INCUMBENT
 
 ALPHA = 0.05
 

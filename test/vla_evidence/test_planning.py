@@ -9,13 +9,14 @@ import math
 import numpy as np
 import pytest
 
-from vla_evidence import planning, sample_size, stopping_robots
 from vla_evidence.assignment import cohort
+from vla_evidence.canary.robot_units import RobotEProcess
+from vla_evidence.canary.stages import Stage
 from vla_evidence.errors import InputError
-from vla_evidence.planning import Fleet, Simulation, describe, plan_ab, plan_detect, plan_noninferiority
-from vla_evidence.robot_units import RobotEProcess
+from vla_evidence.planning import plan as planning
+from vla_evidence.planning import sample_size, stopping_robots
+from vla_evidence.planning.plan import Fleet, Simulation, describe, plan_ab, plan_detect, plan_noninferiority
 from vla_evidence.simulate.fleet import FleetModel
-from vla_evidence.stages import Stage
 
 FIXED_ONLY = Simulation(runs=0)
 

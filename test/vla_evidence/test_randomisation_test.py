@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_evidence.errors import InputError
-from vla_evidence.randomisation_test import RandomisationTest, bernoulli_column, cohort_assignments
-from vla_evidence.spending import LINEAR, OBRIEN_FLEMING, POCOCK, Spending
+from vla_evidence.sequential.randomisation_test import RandomisationTest, bernoulli_column, cohort_assignments
+from vla_evidence.sequential.spending import LINEAR, OBRIEN_FLEMING, POCOCK, Spending
 
 
 def every_assignment(robots: int, members: int) -> np.ndarray:

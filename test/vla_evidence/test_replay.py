@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from vla_evidence.assignment import arm, arm_in_pair, cohort
-from vla_evidence.canary_config import CanaryConfig
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.canary.stages import Unit
 from vla_evidence.errors import InputError, LogError
-from vla_evidence.log import LogWriter, to_json
-from vla_evidence.replay import LoggedJudgement, Step, differences, replay_file
-from vla_evidence.stages import Unit
+from vla_evidence.log.records import LogWriter, to_json
+from vla_evidence.log.replay import LoggedJudgement, Step, differences, replay_file
 
 Settings = dict[str, Any]
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from vla_evidence import InputError
-from vla_evidence.canary_by_robot import RobotComparison
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.open_units import OpenUnit
-from vla_evidence.robot_cohort import LOOKS, RobotCohort, Tallies
-from vla_evidence.robot_units import RobotPrior
-from vla_evidence.stages import Unit
+from vla_evidence.canary.by_robot import RobotComparison
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.canary.open_units import OpenUnit
+from vla_evidence.canary.robot_cohort import LOOKS, RobotCohort, Tallies
+from vla_evidence.canary.robot_units import RobotPrior
+from vla_evidence.canary.stages import Unit
 
 
 def tallied(sums: dict[str, list[tuple[float, bool]]]) -> Tallies:

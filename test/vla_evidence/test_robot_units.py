@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from vla_evidence import InputError
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.robot_cohort import LOOKS, RobotCohort, Tallies
-from vla_evidence.robot_units import RobotEProcess, RobotPrior, smallest_drop
-from vla_evidence.stages import Stage, Unit
-from vla_evidence.two_sample import CANARY, INCUMBENT, log_e_paths
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.canary.robot_cohort import LOOKS, RobotCohort, Tallies
+from vla_evidence.canary.robot_units import RobotEProcess, RobotPrior, smallest_drop
+from vla_evidence.canary.stages import Stage, Unit
+from vla_evidence.sequential.two_sample import CANARY, INCUMBENT, log_e_paths
 
 ALPHA = 0.05
 

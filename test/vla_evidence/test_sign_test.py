@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_evidence.errors import InputError
-from vla_evidence.sign_test import ExactSignTest, SignTestDesign, boundaries, budgets
-from vla_evidence.sign_test_batch import stopping_times
-from vla_evidence.spending import LINEAR, OBRIEN_FLEMING, POCOCK, Spending
+from vla_evidence.sequential.sign_test import ExactSignTest, SignTestDesign, boundaries, budgets
+from vla_evidence.sequential.sign_test_batch import stopping_times
+from vla_evidence.sequential.spending import LINEAR, OBRIEN_FLEMING, POCOCK, Spending
 
 SPENDING = st.sampled_from([LINEAR, OBRIEN_FLEMING, POCOCK, Spending("power", 0.5), Spending("power", 3.0)])
 ALPHAS = st.floats(0.001, 0.49)

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_evidence.canary import CanaryDecision, CanaryJudge
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.intervals import wilson_interval
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.canary.judge import CanaryDecision, CanaryJudge
+from vla_evidence.canary.stages import Stage
+from vla_evidence.planning.stopping import batches, detection_times, share_and_error
+from vla_evidence.sequential.intervals import wilson_interval
+from vla_evidence.sequential.two_sample import TwoSampleEProcess
 from vla_evidence.simulate import ab, canary, rollouts
 from vla_evidence.simulate.fleet import FleetModel
 from vla_evidence.simulate.rules import intervals_apart, should_advance, wilson_ends, z_test
-from vla_evidence.stages import Stage
-from vla_evidence.stopping import batches, detection_times, share_and_error
-from vla_evidence.two_sample import TwoSampleEProcess
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SMALL_AB = ab.Settings(robots=10, rate_a=0.7, rate_b=0.9, runs=60, seed=3)

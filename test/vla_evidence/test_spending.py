@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_evidence.errors import InputError
-from vla_evidence.spending import LINEAR, OBRIEN_FLEMING, POCOCK, Spending
+from vla_evidence.sequential.spending import LINEAR, OBRIEN_FLEMING, POCOCK, Spending
 
 ALL = st.one_of(
     st.sampled_from([LINEAR, OBRIEN_FLEMING, POCOCK]), st.floats(0.1, 8.0).map(lambda rho: Spending("power", rho))

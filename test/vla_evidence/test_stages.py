@@ -11,8 +11,8 @@ import pytest
 
 from vla_evidence import InputError
 from vla_evidence.assignment import cohort
-from vla_evidence.assignment_check import assignment_log_e
-from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit, design
+from vla_evidence.canary.assignment_check import assignment_log_e
+from vla_evidence.canary.stages import DEFAULT_STAGES, Stage, Unit, design
 
 
 def test_the_stages_are_those_of_the_rollout() -> None:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_evidence import BetaPrior, InputError, TwoSampleEProcess
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.two_sample import CANARY, INCUMBENT, log_e_paths
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.sequential.two_sample import CANARY, INCUMBENT, log_e_paths
 
 ALPHA = 0.05
 PRIORS = {

@@ -13,15 +13,15 @@ from functools import partial
 
 import numpy as np
 
-from vla_evidence import sample_size
 from vla_evidence.analysis import Bar, no_bar
 from vla_evidence.errors import InputError, check_probability
+from vla_evidence.planning import sample_size
+from vla_evidence.planning.stopping import Stopping, check_runs, share_and_error, sign_test_pairs
+from vla_evidence.planning.stopping_robots import check_robots
 from vla_evidence.simulate import plots
 from vla_evidence.simulate.ab_runs import INTERVALS, SIGN_TEST, Z_TEST, Runs, by_robot_runs, paired_runs
 from vla_evidence.simulate.fleet import FleetModel
 from vla_evidence.simulate.report import Report
-from vla_evidence.stopping import Stopping, check_runs, share_and_error, sign_test_pairs
-from vla_evidence.stopping_robots import check_robots
 from vla_evidence.tables import share_text, table
 
 _LONGEST = 2.0

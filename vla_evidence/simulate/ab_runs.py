@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from scipy.special import stdtr  # type: ignore[import-untyped]
 
 from vla_evidence.analysis import Tick
-from vla_evidence.sign_test import SignTestDesign
-from vla_evidence.sign_test_batch import stopping_times
+from vla_evidence.planning.stopping import batches
+from vla_evidence.planning.stopping_robots import look_schedule, look_that_decides, robots_totals
+from vla_evidence.sequential.sign_test import SignTestDesign
+from vla_evidence.sequential.sign_test_batch import stopping_times
+from vla_evidence.sequential.spending import OBRIEN_FLEMING
 from vla_evidence.simulate.fleet import RNG, FleetModel
 from vla_evidence.simulate.rules import intervals_apart, z_test
-from vla_evidence.spending import OBRIEN_FLEMING
-from vla_evidence.stopping import batches
-from vla_evidence.stopping_robots import look_schedule, look_that_decides, robots_totals
 
 INTERVALS, Z_TEST, WELCH = "Wilson intervals apart", "z test of episodes", "Welch's test of robots"
 SIGN_TEST, RANDOMISATION_TEST = "exact sign test", "exact randomisation test"

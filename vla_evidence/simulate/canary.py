@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from vla_evidence.analysis import Bar, no_bar
-from vla_evidence.canary_config import CanaryConfig
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.canary.stages import DEFAULT_STAGES
 from vla_evidence.errors import InputError
+from vla_evidence.planning.stopping import Stopping, check_runs, detection_times, share_and_error
+from vla_evidence.sequential.two_sample import BetaPrior
 from vla_evidence.simulate import plots
 from vla_evidence.simulate.fleet import FleetModel
 from vla_evidence.simulate.report import Report
@@ -29,10 +32,7 @@ from vla_evidence.simulate.rollouts import (
     passes_if_asked_always,
     threshold_rule,
 )
-from vla_evidence.stages import DEFAULT_STAGES
-from vla_evidence.stopping import Stopping, check_runs, detection_times, share_and_error
 from vla_evidence.tables import hours_text, share_text, table
-from vla_evidence.two_sample import BetaPrior
 
 FLEETS = (1, 5, 10, 20, 50, 100, 200, 500)
 FREQUENCIES = (0.5, 1.0, 2.0, 6.0, 20.0, 60.0)

@@ -16,9 +16,9 @@ from vla_evidence.simulate.rollouts import OUTCOMES
 from vla_evidence.tables import hours_text
 
 if TYPE_CHECKING:
+    from vla_evidence.planning.stopping import Stopping
     from vla_evidence.simulate.ab import Rule
     from vla_evidence.simulate.rollouts import Rollouts
-    from vla_evidence.stopping import Stopping
 
 BLUE, ORANGE, GREEN, RED, GREY = (
     "#0072B2",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_evidence.errors import EvidenceError
-from vla_evidence.log import to_json
+from vla_evidence.log.records import to_json
 
 Plot = Callable[[Path], None]
 """Draws itself into a PNG file."""

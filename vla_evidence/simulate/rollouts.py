@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole rollouts, many at once: what the judge of a canary does at the end of each stage, and what a plain threshold does.
 
-The judge's decisions are those of :class:`vla_evidence.canary.CanaryJudge` with success alone judged (a test compares them):
+The judge's decisions are those of :class:`judge.CanaryJudge` with success alone judged (a test compares them):
 roll back when the e-process reaches 1/α, at once; at a stage's end go on if nothing leans against the canary and the stage's
 margin is excluded, else hold and ask a person, which ends a run here.
 """
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_evidence.analysis import Tick
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.non_inferiority import NonInferiority
+from vla_evidence.canary.config import CanaryConfig
+from vla_evidence.canary.stages import Stage
+from vla_evidence.planning.stopping import batches
+from vla_evidence.sequential.non_inferiority import NonInferiority
+from vla_evidence.sequential.two_sample import CANARY, INCUMBENT, log_e_paths
 from vla_evidence.simulate.fleet import RNG, FleetModel
 from vla_evidence.simulate.rules import should_advance
-from vla_evidence.stages import Stage
-from vla_evidence.stopping import batches
-from vla_evidence.two_sample import CANARY, INCUMBENT, log_e_paths
 
 ROLLED_BACK, HELD, FULL = "rolled back", "held for a person", "reached all robots"
 OUTCOMES = (ROLLED_BACK, HELD, FULL)
