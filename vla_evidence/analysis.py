@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages for analysis at a desk (statsmodels, matplotlib, tqdm): imported where they are used, never on a robot's path."""
+"""Packages for analysis at a desk (matplotlib, tqdm): imported where they are used, never on a robot's path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from vla_evidence.errors import EvidenceError
 
-PIP_LINE = "pip install statsmodels matplotlib tqdm"
+PIP_LINE = "pip install matplotlib tqdm"
 
 Tick = Callable[[int], None]
 """Is told of so many more steps that are done."""
@@ -27,7 +27,7 @@ def analysis_packages() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as e:
-        reason = f"is not installed here; planning, Wilson intervals and plots need it: {PIP_LINE}"
+        reason = f"is not installed here; plots and progress bars need it: {PIP_LINE}"
         raise EvidenceError("ANALYSIS_MISSING", e.name or "analysis", reason) from e
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 
 from vla_evidence.errors import InputError, check_name, check_probability, is_integer
 
-A, B = "A", "B"
-"""The arms: A is the control (what runs in production), B the treatment (the candidate)."""
+A, B = 0, 1
+"""The versions: A is the control (what runs in production, the incumbent), B the treatment (the candidate, the canary)."""
 
 _UNIT = 2.0**-53
 _SHARE_TOLERANCE = 1e-9
@@ -35,8 +35,8 @@ def uniform(experiment: str, robot: str, episode: str | int | None = None) -> fl
     return (int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 11) * _UNIT
 
 
-def arm(experiment: str, robot: str, episode: str | int | None, probability: float) -> str:
-    """Return the arm, :data:`A` or :data:`B`, of a robot (``episode`` None) or of one of its episodes.
+def arm(experiment: str, robot: str, episode: str | int | None, probability: float) -> int:
+    """Return the version, :data:`A` or :data:`B`, of a robot (``episode`` None) or of one of its episodes.
 
     Args:
         experiment: the salt; another name is another, independent assignment.
@@ -49,7 +49,7 @@ def arm(experiment: str, robot: str, episode: str | int | None, probability: flo
     return B if uniform(experiment, robot, episode) < check_probability("probability", probability) else A
 
 
-def arm_in_pair(experiment: str, robot: str, episode: int) -> tuple[int, str]:
+def arm_in_pair(experiment: str, robot: str, episode: int) -> tuple[int, int]:
     """Return (pair, arm) of a robot's ``episode`` number, counted from 0: two episodes make a pair, one of each arm.
 
     A coin of its own decides which arm comes first in each pair. So under "the arms do not differ" the sign of every

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from vla_evidence.analysis import Bar, no_bar, tqdm_bar
-from vla_evidence.errors import EvidenceError
+from vla_evidence.canary.config import DEFAULT_STAGES, HALF_STAGES, ROBOT_STAGES, CanaryConfig
+from vla_evidence.errors import EvidenceError, check_counts, check_probability
 from vla_evidence.log.replay import Step, replay_file
-from vla_evidence.planning import plan as planning
-from vla_evidence.sequential import bounds, intervals
+from vla_evidence.planning import plan
+from vla_evidence.planning.feasible import feasible
+from vla_evidence.sequential import intervals
 from vla_evidence.simulate.report import finite
 from vla_evidence.tables import table
 
 DONE, REFUSED = 0, 1
+_STAGES = {"all": DEFAULT_STAGES, "stage": HALF_STAGES, "one": ROBOT_STAGES}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(f"{e.code}: {e}", file=sys.stderr)
         return REFUSED
-    print(json.dumps({"ok": True, **finite(result)}, indent=1) if options.json else text)
+    try:
+        print(json.dumps({"ok": True, **finite(result)}, indent=1) if options.json else text, flush=True)
+    except BrokenPipeError:  # as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
 
 
@@ -45,42 +52,61 @@ Result = tuple[str, dict[str, Any]]
 
 
 def _plan(options: argparse.Namespace) -> Result:
-    fleet = planning.Fleet(options.robots, options.per_day, options.unit, options.icc)
-    simulation = planning.Simulation(options.runs, options.seed, _bar(options))
-    common = {"alpha": options.alpha, "power": options.power, "days": options.within_days, "simulation": simulation}
+    fleet = plan.Fleet(options.robots, options.per_day, options.unit, options.icc)
+    asked = (fleet, options.alpha, options.power, options.within_days, options.runs, options.seed, _bar(options))
+    question = plan.Question(*asked)
     if options.question == "ab":
-        plan = planning.plan_ab(options.rate_a, options.rate_b, fleet, **common)
+        found = plan.plan_ab(options.rate_a, options.rate_b, question)
     elif options.question == "noninferiority":
-        plan = planning.plan_noninferiority(options.rate, options.margin, fleet, share=options.share, **common)
+        found = plan.plan_noninferiority(options.rate, options.margin, question, options.share)
     else:
-        plan = planning.plan_detect(options.incumbent, options.canary, fleet, share=options.share, **common)
-    return planning.describe(plan), asdict(plan)
+        found = plan.plan_detect(options.incumbent, options.canary, question, options.share)
+    return str(found), asdict(found)
+
+
+def _plan_rollout(options: argparse.Namespace) -> Result:
+    history = None if options.history is None else tuple(options.history)
+    advance = "same_shift" if options.same_shift else "ask"
+    config = CanaryConfig(stages=_STAGES[options.holds], history=history, advance=advance)
+    config.check()
+    found = feasible(
+        config, options.robots, options.per_hour, drop=options.drop, icc=options.icc, runs=options.runs, seed=options.seed,
+        bar=_bar(options),
+    )  # fmt: skip
+    return str(found), asdict(found)
 
 
 def _interval(options: argparse.Namespace) -> Result:
     counts, confidence = (options.successes, options.episodes), options.confidence
-    wilson = intervals.wilson_interval(*counts, confidence)
+    check_counts("successes", *counts)
+    check_probability("confidence", confidence)
     low, high = (float(end) for end in intervals.confidence_sequence(*counts, confidence))
-    exact = 0.0, 1.0
-    if options.episodes:
-        side = 1.0 - (1.0 - confidence) / 2.0
-        exact = bounds.proportion_lower_bound(*counts, side), bounds.proportion_upper_bound(*counts, side)
-    rows = [
-        ["Wilson", "one look, approximately", *_percent(wilson)],
-        ["Clopper-Pearson", "one look, at least", *_percent(exact)],
-        ["confidence sequence", "every look, at least", *_percent((low, high))],
-    ]
+    found = {
+        "wilson": intervals.wilson_interval(*counts, confidence),
+        "clopper_pearson": intervals.clopper_pearson_interval(*counts, confidence),
+        "confidence_sequence": (low, high),
+    }
+    holds = ("one look, approximately", "one look, at least", "every look, at least")
+    names = ("Wilson", "Clopper-Pearson", "confidence sequence")
+    rows = [[name, when, *_percent(ends)] for name, when, ends in zip(names, holds, found.values(), strict=True)]
     rate = f": {options.successes / options.episodes:.1%}" if options.episodes else ""
     title = f"{options.successes} of {options.episodes} episodes succeeded{rate}. The rate lies, at {confidence:g} confidence:"
-    result = {"wilson": wilson, "clopper_pearson": exact, "confidence_sequence": (low, high)}
-    return f"{title}\n\n{table('', ['interval', 'holds at', 'from', 'to'], rows)}", result
+    return f"{title}\n\n{table('', ['interval', 'holds at', 'from', 'to'], rows)}", found
 
 
 def _replay(options: argparse.Namespace) -> Result:
+    last: tuple[str, str] | None = None
+
     def show(step: Step) -> None:
-        if not options.json:
-            decision, reason = step.verdict["decision"], step.verdict.get("reason") or step.verdict.get("message", "")
-            print(f"line {step.line}, after {step.outcomes:,} outcomes: {decision}: {reason}")
+        nonlocal last
+        verdict = step.verdict
+        found = verdict["decision"], verdict["code"]
+        if not options.json and (options.all or found != last):
+            code = f" {verdict['code']}" if verdict["code"] else ""
+            print(
+                f"line {step.line}, after {step.outcomes:,} outcomes: {verdict['decision']}{code}: {verdict['message']}"
+            )
+        last = found
 
     replay = replay_file(options.file, show=show, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
     return str(replay), asdict(replay)
@@ -135,8 +161,9 @@ def _parser() -> argparse.ArgumentParser:
     interval.add_argument("--confidence", type=float, default=0.95, metavar="P", help="default: 0.95")
     interval.set_defaults(run=_interval)
 
-    replay = commands.add_parser("replay", help="compute every verdict and assignment of a log again")
+    replay = commands.add_parser("replay", help="compute every verdict and draw of a log again")
     replay.add_argument("file", metavar="FILE", help="the log (JSON lines)")
+    replay.add_argument("--all", action="store_true", help="print every verdict, not only changes")
     replay.set_defaults(run=_replay)
     for command in (interval, replay):
         command.add_argument("--json", action="store_true", help="print one JSON object")
@@ -175,7 +202,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--icc", type=float, default=0.0, metavar="R", help="intraclass correlation within a robot; default: 0"
         )
-        command.add_argument("--within-days", type=float, metavar="D", help="also say how many robots are done by then")
+        command.add_argument("--within-days", type=float, metavar="D", help="also say how many robots end by then")
         command.add_argument(
             "--runs",
             type=int,
@@ -185,6 +212,34 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         )
         _add_common(command)
         command.set_defaults(run=_plan)
+    rollout = questions.add_parser("rollout", help="will a rollout decide anything in this fleet?")
+    rollout.add_argument("--robots", type=int, default=50, metavar="N", help="default: 50")
+    rollout.add_argument(
+        "--per-hour", type=float, default=6.0, metavar="N", help="episodes of a robot an hour; default: 6"
+    )
+    rollout.add_argument(
+        "--holds",
+        choices=tuple(_STAGES),
+        default="all",
+        help="who holds both versions: all robots, a stage's robots, or one version on each robot; default: all",
+    )
+    rollout.add_argument(
+        "--history",
+        type=int,
+        nargs=2,
+        metavar=("K", "N"),
+        help="K successes in N episodes of the incumbent, from the registry",
+    )
+    rollout.add_argument(
+        "--same-shift", action="store_true", help="one version on each robot: advance without a person"
+    )
+    rollout.add_argument(
+        "--drop", type=float, default=0.12, metavar="D", help="that makes an update bad; default: 0.12"
+    )
+    rollout.add_argument("--icc", type=float, default=0.05, metavar="R", help="intraclass correlation; default: 0.05")
+    rollout.add_argument("--runs", type=int, default=200, metavar="N", help="simulated, good and bad; default: 200")
+    _add_common(rollout)
+    rollout.set_defaults(run=_plan_rollout)
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -209,7 +264,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         "--rollback-s", type=float, default=60.0, metavar="S", help="from verdict to old version; default: 60"
     )
     canary.set_defaults(run=_simulate_canary)
-    for command, runs in ((ab, 2000), (canary, 1000)):
+    for command, runs in ((ab, 2000), (canary, 20_000)):
         command.add_argument("--robots", type=int, default=50, metavar="N", help="default: 50")
         command.add_argument(
             "--icc", type=float, default=0.05, metavar="R", help="intraclass correlation; default: 0.05"

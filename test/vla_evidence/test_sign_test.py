@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_evidence.errors import InputError
-from vla_evidence.sequential.sign_test import ExactSignTest, SignTestDesign, boundaries, budgets
+from vla_evidence.sequential.sign_test import ExactSignTest, SignTestDesign, budgets
 from vla_evidence.sequential.sign_test_batch import stopping_times
 from vla_evidence.sequential.spending import LINEAR, OBRIEN_FLEMING, POCOCK, Spending
 
@@ -103,7 +103,6 @@ def test_a_boundary_computed_by_hand() -> None:
     design = SignTestDesign(10, 0.05, min_pairs=0)
     assert run(design, [1] * 5).decision == 0
     assert run(design, [1] * 6).pairs == 6 and run(design, [1] * 6).decision == 1
-    assert boundaries(design) == (None, None, None, None, None, 6, 7, 6, 7, 8)
     assert run(design, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]).decision == 1  # 5 of 5 by pair 10: 1/32 <= 0.05
     assert run(design, [1, 1, 1, 1, 1, 0, 0]).pairs == 7  # a concordant pair gives the time that 1/32 <= 0.035 needs
     assert run(design, [-1] * 10).decision == 0
@@ -116,7 +115,6 @@ def test_the_first_pairs_are_not_decided_on(n: int, min_pairs: int | None, first
     design = SignTestDesign(n, 0.4, True, POCOCK, min_pairs)
     assert budgets(design)[first] == 0.0 and (budgets(design)[first + 1 :] > 0.0).all()
     assert budgets(design)[n] == 0.2
-    assert all(line is None for line in boundaries(design)[:first])
 
 
 def test_two_sided_is_symmetric_and_its_sides_share_alpha() -> None:
@@ -145,20 +143,16 @@ def test_a_win_more_never_takes_a_rejection_away_nor_delays_it(
     assert after.pairs <= before.pairs
 
 
-def test_boundaries_are_where_the_test_rejects() -> None:
+def test_the_boundary_shown_is_where_the_test_rejects() -> None:
     rng = np.random.default_rng(3)
-    design = SignTestDesign(120, 0.05)
-    pattern = rng.random(120) < 0.4
-    lines = boundaries(design, pattern.astype(np.uint8).tobytes())
-    assert boundaries(design, pattern.astype(np.uint8).tobytes()) is lines  # cached
-    signs = np.where(pattern, np.where(rng.random((200, 120)) < 0.65, 1, -1), 0)
-    pairs, decisions = stopping_times(signs, design)
-    scores = np.cumsum(signs, axis=1)
-    over = scores >= np.array([math.inf if line is None else line for line in lines])
-    assert (over.any(axis=1) == (decisions == 1)).all()
-    assert (np.where(over.any(axis=1), over.argmax(axis=1) + 1, 120) == pairs).all()
-    assert 0.1 < (decisions == 1).mean() < 1.0
-    assert boundaries(design, bytes(5)) == (None,) * 5
+    for _ in range(60):
+        test = ExactSignTest(SignTestDesign(120, 0.05))
+        for sign in np.where(rng.random(120) < 0.4, np.where(rng.random(120) < 0.65, 1, -1), 0).tolist():
+            test.update(sign)
+            reached = test.boundary is not None and test.score >= test.boundary
+            assert reached == (test.decision == 1)
+            if test.ended:
+                break
 
 
 def outcomes(rng: np.random.Generator, runs: int, n: int, a: float, b: float, icc: float = 0.0) -> np.ndarray:
@@ -245,7 +239,6 @@ def test_wrong_input_is_named() -> None:
         (lambda: stopping_times(np.zeros((2, 4)), design), "INPUT_VALUE"),
         (lambda: stopping_times(np.zeros(5), design), "INPUT_VALUE"),
         (lambda: stopping_times(np.full((2, 5), 2), design), "INPUT_VALUE"),
-        (lambda: boundaries(design, bytes(6)), "INPUT_COUNT"),
     ):
         with pytest.raises(InputError) as caught:
             call()

@@ -1,47 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge of two policies by pairs of episodes on the same robot: the exact sign test, with words and numbers."""
+"""Two policies by pairs of episodes on the same robot: the exact sign test.
+
+Episodes 2k and 2k + 1 of a robot are a pair, one of each policy; a hash decides which comes first. Pairs count in the order
+in which their first episodes were assigned. Each episode has a deadline of its own, and a pair waits for its second one: so
+how long either takes says nothing about who wins.
+
+A robot that was not assigned the second one for a day, counted from the end of the first, is away. If the first one's outcome
+is known, the pair steps aside and counts when it is whole: robots mostly stop after a slow episode, at the end of a shift. If
+the robot fell silent and stays away, the policy that ran on it has lost the pair: a policy that breaks robots is charged with
+every pair that it broke.
+"""
 
 from __future__ import annotations
 
-from vla_evidence.ab.judge import ABJudge
-from vla_evidence.ab.open import DEADLINE_S, GONE_S, ABUnit, Episode, OpenEpisodes
-from vla_evidence.ab.verdict import (
-    ABDecision,
-    ABVerdict,
-    ArmSummary,
-    as_latency,
-    as_success,
-    decide,
-    decision_words,
-    faster_words,
-)
-from vla_evidence.assignment import A, B
+from dataclasses import dataclass, field
+from typing import Any
+
+from vla_evidence.ab.judge import DEADLINE_S, ABJudge, decide
+from vla_evidence.assignment import A, arm_in_pair
+from vla_evidence.episodes import Episode
 from vla_evidence.sequential.sign_test import ExactSignTest, SignTestDesign
 from vla_evidence.sequential.spending import Spending
-from vla_evidence.words import listed
+from vla_evidence.tables import listed, plural
+from vla_evidence.verdict import Decision
+
+GONE_S = 24 * 3600.0
+
+
+@dataclass
+class Pair:
+    """Episodes that count together.
+
+    Attributes:
+        size: 2; 1 for an episode that came after its pair was lost.
+        gone_s: for how long it waits for its second episode after the end of the first [s].
+        episodes: those that were assigned.
+        counted: how many of them were counted before, while the pair was not whole.
+    """
+
+    size: int
+    gone_s: float
+    episodes: list[Episode] = field(default_factory=list)
+    counted: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no episode is missing."""
+        return len(self.episodes) == self.size
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its first episode ended in silence, if nothing more comes."""
+        return not self.is_whole and not self.episodes[0].done
+
+    def is_closed(self, now_s: float) -> bool:
+        """Whether every episode is over, and none is missing or its robot is away."""
+        if any(episode.is_open(now_s) for episode in self.episodes):
+            return False
+        return self.is_whole or now_s >= self.episodes[-1].over_s + self.gone_s
 
 
 class PairedABJudge(ABJudge):
-    """Judge of pairs: one episode of each policy on the same robot (:func:`vla_evidence.assignment.arm_in_pair`).
-
-    Pairs count in the order in which their first episodes were assigned; an episode without an outcome by its deadline has
-    failed (:mod:`vla_evidence.ab.open`).
+    """Judge of pairs.
 
     Args:
         max_pairs: after which it ends.
-        alpha: P(claiming a difference in success that is not there).
+        alpha, experiment, confidence, deadline_s: see :class:`ABJudge`.
         two_sided: False: asks only whether B is better.
         min_pairs: before which nothing is decided; None: a tenth of ``max_pairs``, at most 20.
-        spending: text form of a :class:`vla_evidence.sequential.spending.Spending`.
-        latency_alpha: the same for latency (always two-sided); None: ``alpha``.
-        confidence: of the intervals shown.
-        deadline_s: after its assignment an episode without an outcome has failed [s].
-        gone_s: a robot that was not assigned a pair's second episode for so long after the end of the first is away [s]. What was
-            assigned later waits until then. Then a pair whose first outcome was told steps aside, and counts when it is whole;
-            one whose robot fell silent is lost by the policy that ran on it. So longer than a night, at least.
-
-    Raises:
-        InputError: one of these cannot be.
+        spending: text form of a :class:`~vla_evidence.sequential.spending.Spending`.
+        gone_s: a robot that was not assigned a pair's second episode for so long is away; longer than a night [s].
     """
 
     def __init__(
@@ -49,92 +77,89 @@ class PairedABJudge(ABJudge):
         max_pairs: int,
         alpha: float = 0.05,
         *,
+        experiment: str = "ab",
         two_sided: bool = True,
         min_pairs: int | None = None,
         spending: str = "linear",
-        latency_alpha: float | None = None,
         confidence: float = 0.95,
         deadline_s: float = DEADLINE_S,
         gone_s: float = GONE_S,
     ) -> None:
-        super().__init__(OpenEpisodes(2, deadline_s, gone_s), confidence)
+        super().__init__(experiment, alpha, deadline_s, confidence)
         f = Spending.parse(spending)
-        latency_alpha = alpha if latency_alpha is None else latency_alpha
         self._success = ExactSignTest(SignTestDesign(max_pairs, alpha, two_sided, f, min_pairs))
-        self._latency = ExactSignTest(SignTestDesign(max_pairs, latency_alpha, True, f, min_pairs))
+        self._latency = ExactSignTest(SignTestDesign(max_pairs, alpha, True, f, min_pairs))
+        self._gone_s = gone_s
+        self._numbers: dict[str, int] = {}  # episodes of a robot so far
+        self._half: dict[str, Pair] = {}  # by robot: a pair without its second episode
         self._lost = 0
 
     @property
-    def decision(self) -> ABDecision:
+    def decision(self) -> Decision:
         """What is decided so far; final unless CONTINUE."""
         return decide(self._success.decision, self._success.ended)
 
-    def update(self, a: bool, b: bool, latency_a: float | None = None, latency_b: float | None = None) -> ABDecision:
-        """Take in one pair that is whole, for callers who miss no outcome. After the end only the arms' counts change.
+    def update(self, a: bool, b: bool, latency_a_s: float | None = None, latency_b_s: float | None = None) -> Decision:
+        """Take in a whole pair, for callers who miss no outcome. After the end only the policies' counts change."""
+        self._arms[0].add(a, latency_a_s)
+        self._arms[1].add(b, latency_b_s)
+        return self._pair(a, b, latency_a_s, latency_b_s)
 
-        Args:
-            a, b: whether A's and B's episode succeeded.
-            latency_a, latency_b: positive, in any unit that is the same for all; None: unknown. They count if both succeeded.
+    def _draw(self, robot: str) -> int:
+        return arm_in_pair(self.experiment, robot, self._numbers.get(robot, 0))[1]
 
-        Raises:
-            InputError: INPUT_VALUE: a success that is neither 0 nor 1, a latency that cannot be.
-        """
-        won_a, won_b = as_success(a), as_success(b)
-        slow_a, slow_b = as_latency(latency_a), as_latency(latency_b)
-        self._arms[A].add(won_a, slow_a)
-        self._arms[B].add(won_b, slow_b)
-        return self._pair(won_a, won_b, slow_a, slow_b)
+    def _begin(self, episode: Episode) -> None:
+        number = self._numbers.get(episode.robot, 0)
+        self._numbers[episode.robot] = number + 1
+        pair = self._half.pop(episode.robot, None)
+        if pair is not None and pair.is_lost and pair.is_closed(self._pending.now_s):
+            pair = None  # the robot is back, but too late: its episode counts alone
+        if pair is None:
+            pair = Pair(1 if number % 2 else 2, self._gone_s)
+            if not number % 2:
+                self._half[episode.robot] = pair
+            self._pending.push(pair)
+        elif pair.counted:
+            self._pending.push(pair)  # it had stepped aside
+        pair.episodes.append(episode)
 
-    def _add_unit(self, unit: ABUnit) -> None:
-        for episode in unit.episodes[unit.told :]:
-            self._arms[episode.arm].add(episode.success, episode.latency, silent=not episode.done)
-        if unit.size == 1:
-            return  # came after its pair was lost
-        if unit.is_whole:
-            a, b = sorted(unit.episodes, key=_arm)
-            self._pair(a.success, b.success, a.latency, b.latency)
-        elif unit.is_lost:
-            self._lost += 1
-            lost_by_a = unit.episodes[0].arm == A
-            self._pair(not lost_by_a, lost_by_a, None, None)
+    def _take_in(self) -> None:
+        for pair in self._pending.ready():
+            for episode in pair.episodes[pair.counted :]:
+                self._arms[episode.version].add(episode.success, episode.latency_s, lost=not episode.done)
+            pair.counted = len(pair.episodes)
+            if pair.size == 1:
+                continue
+            if pair.is_whole:
+                a, b = sorted(pair.episodes, key=lambda episode: episode.version)
+                self._pair(a.success, b.success, a.latency_s, b.latency_s)
+            elif pair.is_lost:
+                self._half.pop(pair.episodes[0].robot, None)
+                self._lost += 1
+                lost_by_a = pair.episodes[0].version == A
+                self._pair(not lost_by_a, lost_by_a, None, None)
 
-    def _pair(self, a: bool, b: bool, latency_a: float | None, latency_b: float | None) -> ABDecision:
+    def _pair(self, a: bool, b: bool, latency_a_s: float | None, latency_b_s: float | None) -> Decision:
         if not self._success.ended:
-            self._success.update(b - a)
+            self._success.update(int(b) - int(a))
             faster = 0
-            if a and b and latency_a is not None and latency_b is not None:
-                faster = (latency_b < latency_a) - (latency_b > latency_a)
+            if a and b and latency_a_s is not None and latency_b_s is not None:
+                faster = (latency_b_s < latency_a_s) - (latency_b_s > latency_a_s)
             self._latency.update(faster)
         return self.decision
 
-    def _say(self, a: ArmSummary, b: ArmSummary) -> ABVerdict:
-        test, design = self._success, self._success.design
-        faster = {1: B, -1: A}.get(self._latency.decision)
-        return ABVerdict(
-            decision=self.decision,
-            reason=f"{decision_words(self.decision, design.alpha)}: success A {a}, B {b}; {_score(test, 'won')}{self._held_up()}",
-            a=a,
-            b=b,
-            faster=faster,
-            latency_reason=f"{faster_words(faster, a, b, self._latency.design.alpha)}; {_score(self._latency, 'was faster')}",
-            used=test.pairs,
-            planned=design.max_pairs,
-            alpha=design.alpha,
-        )
-
-    def _held_up(self) -> str:
-        lost = f"; {self._lost} pairs lost by robots that fell silent and stayed away" if self._lost else ""
-        awaited = self._open.awaited()
-        return lost + (f"; waiting for the second episode of a pair of {listed(awaited)}" if awaited else "")
-
-
-def _arm(episode: Episode) -> str:
-    return episode.arm
-
-
-def _score(test: ExactSignTest, verb: str) -> str:
-    n, score, boundary = test.discordant, test.score, test.boundary
-    wins = f"B {verb} {(n + score) // 2} and A {(n - score) // 2} of {n} pairs that differ"
-    text = f"{wins}, after {test.pairs} of at most {test.design.max_pairs} pairs"
-    needed = "no lead is enough yet" if boundary is None else f"a lead of {boundary} decides"
-    return text if test.decision else f"{text}; {needed}"
+    def _grounds(self) -> tuple[str, dict[str, Any], int]:
+        test = self._success
+        n, score, boundary = test.discordant, test.score, test.boundary
+        words = f"B won {(n + score) // 2} and A {(n - score) // 2} of {plural(n, 'pair')} that differ"
+        words += f", after {test.pairs} of at most {test.design.max_pairs} pairs"
+        if not test.decision:
+            words += "; no lead is enough yet" if boundary is None else f"; a lead of {boundary} decides"
+        if self._lost:
+            words += f"; {plural(self._lost, 'pair')} lost by robots that fell silent and stayed away"
+        now_s = self._pending.now_s
+        awaited = [robot for robot, pair in self._half.items() if not pair.episodes[0].is_open(now_s)]
+        if awaited:
+            words += f"; waiting for the second episode of a pair on {listed(awaited)}"
+        figures = {"pairs": test.pairs, "planned": test.design.max_pairs, "discordant": n, "lead_of_b": score}
+        return words, figures, self._latency.decision

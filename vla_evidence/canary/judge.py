@@ -1,171 +1,321 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judge of a canary: go on to the next stage, wait, roll back, or ask a person. Pure: it reads no clock and draws nothing.
+"""The judge of a rollout: go on to the next stage, wait, roll back, or ask a person. Pure: it reads no clock and no file.
 
-**ROLLBACK** when one e-process finds harm: success (the canary's rate is lower), latency (more of its episodes are slow), or
-anomaly scores (more of its blocks exceed a limit than the incumbent's beside it). α is shared by what is judged, 3 : 1 : 1,
-before the first outcome (and by robot by the stages), so P(a canary that is no worse in any of them is ever rolled back)
-<= α over all stages, if episodes (or robots) were drawn as stated.
+**ROLLBACK** when harm is found: the canary's success is lower, more of its episodes are slow, or more of its blocks of scores
+exceed a limit, than the incumbent's beside it. α is shared by these, 3 : 1 : 1, so P(a canary that is no worse in any of them
+is ever rolled back) <= α over all stages and looks. It is final.
 
-**ADVANCE** when there is no such evidence and none that leans that way, the stage has lasted its time, each group has its minimum
-of episodes with an outcome in it (and of blocks of each score source), and the stage's margin is excluded by this stage alone:
-the canary is not worse by so much, at level ``advance_alpha`` over all looks of the stage. Never on missing data: an assigned
-episode without an outcome by its deadline is a failure of its group, one without a latency is slow; and what is not known of the
-incumbent counts as its success where "not worse" is to be proven.
+**ADVANCE** when no harm was found, the stage's time is over, each version has its minimum of episodes with an outcome, and
+the stage alone shows that success fell by less than its margin. Never on missing data: a lost episode is a failure, of either
+version.
 
-**INCONCLUSIVE** when the stage's time is over without that, the margin is out of reach at this pace (by episode; of few robots
-the message says what they cannot show), or episodes were not drawn as stated, on which all evidence rests (the canary's share is
-another one, or robots stay with one version; P(this is said wrongly) <= 0.001 each): hold, and ask a person, with the drop that
-can be excluded. By episode it is no final verdict: evidence goes on, and may be looked at again. By robot the last look is at the
-end of the stage's time, and more takes another stage or a longer one. **HOLD** otherwise.
+**ASK**: the time is over without that; a person decides (:meth:`CanaryJudge.decide`). **HOLD** otherwise.
 
-What it knows, and in which order, is :class:`~vla_evidence.canary.evidence.CanaryEvidence`'s.
+The judge draws: :meth:`CanaryJudge.choose` says which version an episode runs, by a hash of the experiment's name, the robot
+and the episode, and :meth:`CanaryJudge.begin_stage` which robots hold the new version. So what its evidence rests on is true
+by design.
+
+What is refused (:class:`~vla_evidence.errors.InputError`) has changed nothing.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from vla_evidence.assignment import arm, cohort
 from vla_evidence.canary.by_episode import EpisodeComparison
-from vla_evidence.canary.config import FEWEST_FOR_LIMIT
-from vla_evidence.canary.stages import Stage
-from vla_evidence.canary.state import SavedEvidence
-from vla_evidence.canary.verdict import CanaryDecision, CanaryVerdict, demanded, excluded
-from vla_evidence.sequential.exceedance import odds
+from vla_evidence.canary.by_robot import History, RobotComparison
+from vla_evidence.canary.config import CanaryConfig, Stage, Unit
+from vla_evidence.canary.endpoints import Endpoint, Tally, endpoints_of, not_judged
+from vla_evidence.canary.scores import ScoreLimits, Scores
+from vla_evidence.episodes import Episode, Fate, Pending
+from vla_evidence.errors import InputError
 from vla_evidence.sequential.two_sample import CANARY, INCUMBENT
-from vla_evidence.words import listed
+from vla_evidence.tables import listed, plural
+from vla_evidence.verdict import Decision, Verdict
 
-_CODES = {"success": "SUCCESS_WORSE", "latency": "LATENCY_WORSE"}
-_FORECAST_FROM = 0.25
+ADVANCE, ROLLBACK = "advance", "rollback"
+_PERSON = Endpoint("person", "a person decided so", "PERSON_DECIDED", 0.0, 0.0)
 
 
-class CanaryJudge(SavedEvidence):
-    """Judges one rollout; arguments and inputs are those of :class:`~vla_evidence.canary.evidence.CanaryEvidence`."""
+class CanaryJudge:
+    """Judges one rollout. Call :meth:`begin_stage` first.
 
-    def verdict(self, now_s: float) -> CanaryVerdict:
+    Args:
+        config: settings.
+        experiment: salts every draw.
+        score_history: the incumbent's observations by source (largest score of each block), from which limits are made.
+    """
+
+    def __init__(self, config: CanaryConfig, experiment: str = "canary", score_history: Scores | None = None) -> None:
+        self.config, self.experiment = config, experiment
+        self._limits = ScoreLimits(score_history or {}, config.score_quantile)
+        endpoints = endpoints_of(config, self._limits)
+        self._comparison: EpisodeComparison | RobotComparison
+        if config.unit is Unit.EPISODE:
+            self._comparison = EpisodeComparison(config, endpoints, self._limits)
+        else:
+            self._comparison = RobotComparison(config, endpoints, self._limits, experiment)
+        self._pending: Pending[Episode] = Pending(config.deadline_s)
+        self._stage = -1
+        self._since_s = self._now_s = 0.0
+        self._total = Tally()
+        self._robots: set[str] = set()
+        self._first_fleet: set[str] = set()
+        self._canaries: set[str] = set()
+        self._silent: set[str] = set()
+        self._ignored = dict.fromkeys((Fate.REPEATED, Fate.LATE, Fate.UNKNOWN), 0)
+        self._allowed: str | None = None  # who said that the next stage may begin without an advance
+        self._worse: Endpoint | None = None
+        self._advanced = False  # by the last verdict
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that is judged.
+
+        Raises:
+            InputError: none has begun.
+        """
+        if self._stage < 0:
+            raise InputError("INPUT_VALUE", "stage", "no stage has begun")
+        return self.config.stages[self._stage]
+
+    def begin_stage(
+        self, index: int, now_s: float, robots: Collection[str], history: History | None = None
+    ) -> tuple[str, ...]:
+        """Begin a stage; return the robots that hold the new version in it. The same again changes nothing.
+
+        Args:
+            index: in the configuration's stages. The one after the next, or without an ADVANCE: a person must have decided it.
+            now_s: the server's one steady clock [s], as everywhere here: back counts as standing still.
+            robots: the whole fleet.
+            history: robot → (successes, episodes) with the incumbent before the rollout; used where robots are drawn.
+        """
+        last = len(self.config.stages) - 1
+        if index == self._stage and set(robots) == self._robots:
+            return tuple(sorted(self._canaries & self._robots))
+        if not self._stage < index <= last:
+            reason = f"stages only go forward, to {last}: now {self._stage}, asked for {index}"
+            raise InputError("INPUT_VALUE", "stage", reason)
+        if self._worse is not None:
+            raise InputError("INPUT_VALUE", "stage", "the rollout was rolled back: begin another one")
+        if self._stage >= 0 and not (self._advanced and index == self._stage + 1) and self._allowed is None:
+            raise InputError(
+                "INPUT_VALUE", "stage", "the judge did not say ADVANCE: a person must decide first (decide)"
+            )
+        stage = self.config.stages[index]
+        holders = set(cohort(self.experiment, robots, stage.share))
+        self._advance_clock(now_s)
+        before, self._canaries = self._canaries, self._canaries | holders
+        self._stage, self._since_s, self._robots = index, self._now_s, set(robots)
+        self._first_fleet = self._first_fleet or set(robots)
+        self._advanced, self._allowed = False, None
+        if isinstance(self._comparison, EpisodeComparison):
+            self._comparison.begin(stage, self._since_s)
+        else:
+            # A robot that joined later could have been drawn with any rank, the others only with a low one: it is no unit.
+            units = (
+                {robot for robot in self._robots & self._first_fleet if robot not in before}
+                if stage.compares
+                else set()
+            )
+            self._comparison.begin(stage, self._since_s, index, {r: int(r in holders) for r in units}, history)
+        return tuple(sorted(holders))
+
+    def robots_changed(self, now_s: float, *, joined: Iterable[str] = (), failed: Iterable[str] = ()) -> None:
+        """The fleet changed.
+
+        Args:
+            now_s: when [s].
+            joined: robots that came: where episodes are drawn and every robot holds both versions, they take part; else they run
+                the incumbent until the next stage.
+            failed: canary robots whose own trial was rolled back.
+        """
+        self._advance_clock(now_s)
+        self._robots |= set(joined)
+        if isinstance(self._comparison, RobotComparison):
+            self._comparison.failed |= set(failed)
+
+    def knows(self, episode: str, robot: str) -> bool:
+        """Whether this episode of this robot was chosen before."""
+        return self._pending.known(episode, robot) is not None
+
+    def choose(self, robot: str, episode: str, now_s: float) -> int:
+        """Return which version an episode runs: 0 the incumbent, 1 the canary. The same again gives the same answer.
+
+        Args:
+            robot: of the fleet.
+            episode: a name that no other episode has.
+            now_s: when [s]; not a deadline back.
+        """
+        stage = self.stage
+        known = self._pending.known(episode, robot)
+        if known is not None:
+            return known.version
+        if robot not in self._robots:
+            raise InputError("INPUT_VALUE", "robot", f"{robot!r} is not of the fleet: report it (robots_changed)")
+        self._pending.check_time(now_s)
+        holds = robot in self._canaries or stage.share >= 1.0
+        drawn = isinstance(self._comparison, RobotComparison) or holds
+        version = int(holds)
+        if holds and stage.probability < 1.0:
+            version = arm(self.experiment, robot, episode, stage.probability)
+        self._advance_clock(now_s)
+        found = self._pending.assign(episode, robot, version, stage=self._stage, drawn=drawn and stage.compares)
+        self._pending.push(found)
+        self._comparison.assigned(found)
+        return version
+
+    def outcome(
+        self, episode: str, success: bool, now_s: float, latency_s: float | None = None, scores: Scores | None = None
+    ) -> Fate:
+        """An episode ended; return what became of its outcome. Report it when the robot is ready for the next one.
+
+        Args:
+            episode: its name.
+            success: whether it succeeded.
+            now_s: when [s].
+            latency_s: how long it took [s]; unknown counts as slow.
+            scores: by source, the largest score of each of its blocks; a judged source without any exceeds its limit.
+        """
+        within, blocks = self._limits.read(scores)
+        self._advance_clock(now_s)
+        values = (float(success), *self._fast(latency_s), *within)
+        fate = self._pending.finish(episode, success, latency_s, values, blocks)
+        if fate is not Fate.COUNTED:
+            self._ignored[fate] += 1
+        self._take_in()
+        return fate
+
+    def _fast(self, latency_s: float | None) -> tuple[float, ...]:
+        limit = self.config.latency_limit_s
+        return () if limit is None else (float(latency_s is not None and latency_s <= limit),)
+
+    def decide(self, person: str, action: str, reason: str, now_s: float) -> None:
+        """A person decides: "advance" lets any later stage begin, "rollback" ends the rollout.
+
+        Args:
+            person: who.
+            action: "advance" or "rollback".
+            reason: why.
+            now_s: when [s].
+        """
+        if action not in (ADVANCE, ROLLBACK):
+            raise InputError("INPUT_VALUE", "action", f'{action!r} must be "{ADVANCE}" or "{ROLLBACK}"')
+        if not person or not reason:
+            raise InputError("INPUT_VALUE", "decide", "a decision needs a person and a reason")
+        self._advance_clock(now_s)
+        if action == ADVANCE:
+            self._allowed = person
+        else:
+            self._worse = self._worse or _PERSON
+
+    def add_many(
+        self,
+        versions: ArrayLike,
+        successes: ArrayLike,
+        latencies_s: ArrayLike | None = None,
+        scores: dict[str, Any] | None = None,
+    ) -> None:
+        """Take in episodes that were drawn as the stage says and have ended by now, in the order of assignment.
+
+        For simulations, where episodes are drawn; none may be open. Arrays of shape [episodes]; of scores [episodes, blocks].
+        """
+        assert isinstance(self._comparison, EpisodeComparison) and not len(self._pending)
+        g, y = np.asarray(versions), np.asarray(successes, dtype=np.float64)
+        values: list[ArrayLike] = [y]
+        blocks = []
+        if self.config.latency_limit_s is not None:
+            values.append(np.asarray(latencies_s) <= self.config.latency_limit_s)
+        for source, limit in self._limits.limits.items():
+            of_source = np.asarray((scores or {})[source])
+            values.append((of_source <= limit).mean(axis=1))
+            blocks.append(of_source.shape[1])
+        self._comparison.add_many(g, values, blocks, self._now_s)
+        for version in (INCUMBENT, CANARY):
+            own = g == version
+            self._total.count(version, int(y[own].sum()), int(own.sum()))
+
+    def add_robots(self, successes: Mapping[str, Iterable[bool]]) -> None:
+        """Take in episodes of robots that have ended by now, in their order. For simulations, where robots are drawn."""
+        assert isinstance(self._comparison, RobotComparison)
+        for robot, outcomes in successes.items():
+            version = int(robot in self._canaries)
+            for success in outcomes:
+                episode = Episode("", robot, version, self._now_s, self._now_s, done=True, values=(float(success),))
+                episode.success = bool(success)
+                self._comparison.assigned(episode)
+                self._comparison.add(episode, 1.0, of_stage=True)
+
+    def _advance_clock(self, now_s: float) -> None:
+        until_s = max(self._now_s, now_s)
+        while self._stage >= 0 and (at_s := self._comparison.next_look_s) <= until_s:
+            self._pass_time(max(at_s, self._now_s))  # by the clock, not when somebody asks who has seen how it looks
+            self._comparison.look(self._now_s)
+            self._comparison.judge_looks(self._now_s)
+        self._pass_time(until_s)
+        if self._stage >= 0:
+            self._comparison.judge_looks(self._now_s)
+
+    def _pass_time(self, until_s: float) -> None:
+        self._now_s = until_s
+        self._pending.advance(until_s)
+        self._take_in()
+
+    def _take_in(self) -> None:
+        for episode in self._pending.ready():
+            (self._silent.discard if episode.done else self._silent.add)(episode.robot)
+            if episode.drawn:
+                self._total.add(episode)
+                stage = self.config.stages[episode.stage]
+                self._comparison.add(episode, stage.probability, of_stage=episode.stage == self._stage)
+
+    def verdict(self, now_s: float) -> Verdict:
         """Decide on what is known at this time."""
         stage = self.stage
         self._advance_clock(now_s)
-        time_over = self._now_s - self._since_s >= stage.duration_s and not self._comparison.awaited
-        drop = self._comparison.excluded_drop(self.config.advance_alpha)
-        fault = self._assignment.fault()
-        if not self._convicted and not fault:
-            self._convicted = self._harm()
-        if self._convicted:
-            name, code = self._convicted, _CODES.get(self._convicted, "SCORES_WORSE")
-            return self._say(CanaryDecision.ROLLBACK, f"{name} is worse", drop, code=code)
-        if stage.share >= 1.0:
-            return self._say(CanaryDecision.HOLD, "every robot is to run it: nobody is left to compare with", drop)
-        if fault:
-            why = f"{fault}: nothing is comparable; hold it, take it back if in doubt, and ask a person"
-            return self._say(CanaryDecision.INCONCLUSIVE, why, None, missing=(fault,))
-        missing = self._missing(stage, drop)
-        if not missing:
-            why = f"no sign of harm, and enough of everything; {excluded(drop)}"
-            return self._say(CanaryDecision.ADVANCE, why, drop)
-        out_of_reach = self._out_of_reach(stage, drop)
-        margin = None if stage.margin is None or _within(drop, stage.margin) else stage.margin
-        limits = self._comparison.limits(margin, self.config.advance_alpha, self._alphas)
-        lacks = "; ".join((", ".join(missing), excluded(drop), *limits))
-        if time_over or out_of_reach:
-            why = out_of_reach or f"the stage's {stage.duration_s / 3600.0:g} h are over"
-            in_s = self._heard_s - self._since_s or self._now_s - self._since_s  # not: since when nobody tells anything
-            helps = self._comparison.what_helps(margin, self.config.advance_alpha, in_s)
-            ask = f"{why}, and this is missing: {lacks}; {helps}ask a person"
-            return self._say(CanaryDecision.INCONCLUSIVE, ask, drop, missing=tuple(missing))
-        return self._say(CanaryDecision.HOLD, f"missing: {lacks}", drop, missing=tuple(missing))
+        self._worse = self._worse or self._comparison.worse
+        if self._worse is not None:
+            found = Verdict(Decision.ROLLBACK, self._worse.harm, self._worse.code)
+        elif not stage.compares:
+            found = Verdict(Decision.HOLD, "every robot is to run it: nobody is left to compare with")
+        else:
+            found = self._comparison.advance(self._now_s, self._pending.open_before)
+        self._advanced = found.decision is Decision.ADVANCE
+        message = "; ".join(
+            [f"{stage.name}: {found.message}", self._total.rates(), *self._comparison.words(), *self._notes()]
+        )
+        return Verdict(found.decision, message, found.code, found.missing, {**found.figures, **self._figures()})
 
-    def _harm(self) -> str:
-        """Return what is worse; empty if nothing is."""
-        both = min(self._totals[INCUMBENT][1], self._totals[CANARY][1]) > 0  # else the assignment alone would convict
-        for name, process, alpha in self._processes():
-            if both and process.max_log_e >= -math.log(alpha):
-                return name
-        return ""
-
-    def _missing(self, stage: Stage, drop: float | None) -> list[str]:
-        config, missing = self.config, []
-        left_s = stage.duration_s - (self._now_s - self._since_s)
-        if left_s > 0.0:
-            missing.append(f"{left_s / 3600.0:.3g} h of {stage.duration_s / 3600.0:g}")
-        if self._comparison.awaited:
-            missing.append(f"{self._comparison.awaited} episodes that the look at its end waits for")
-        for group, name in ((CANARY, "canary"), (INCUMBENT, "incumbent")):
-            if self._stage_units[group] < config.min_episodes:
-                missing.append(f"episodes of the {name} ({self._stage_units[group]} of {config.min_episodes})")
-            for source, blocks in self._blocks.items():
-                if blocks[group] < config.min_blocks:
-                    missing.append(f"blocks of {source} of the {name} ({blocks[group]} of {config.min_blocks})")
-        if not config.allow_unjudged_scores:
-            missing += [f"a limit for {text}" for text in self._not_judged()]
-        if stage.margin is not None and not _within(drop, stage.margin):
-            missing.append(demanded(stage.margin))
-        strongest = max(process.log_e for _, process, _ in self._processes())
-        if strongest > math.log(config.advance_max_evidence):
-            missing.append(f"clearness: evidence of {math.exp(min(strongest, 700.0)):.3g} leans against the canary")
-        return missing
-
-    def _out_of_reach(self, stage: Stage, drop: float | None) -> str:
-        """Say why the margin will not be excluded by the end of the stage; empty if it may be."""
-        elapsed_s = self._now_s - self._since_s
-        if stage.margin is None or _within(drop, stage.margin) or not isinstance(self._comparison, EpisodeComparison):
-            return ""
-        if elapsed_s < _FORECAST_FROM * stage.duration_s or not elapsed_s or elapsed_s >= stage.duration_s:
-            return ""
-        growth = (stage.duration_s - elapsed_s) / elapsed_s
-        more = (self._stage_units[INCUMBENT] * growth, self._stage_units[CANARY] * growth)
-        best = self._comparison.best_drop(self.config.advance_alpha, more)
-        if best is not None and best <= stage.margin:
-            return ""
-        expected = self._stage_units[CANARY] + more[1]
-        return f"at this pace the stage ends with {expected:.0f} canary episodes, too few even if all succeed"
-
-    def _say(
-        self, decision: CanaryDecision, why: str, drop: float | None, *, code: str = "", missing: tuple[str, ...] = ()
-    ) -> CanaryVerdict:
-        stage = self.stage
-        parts = [f"{stage.name}: {why}", self._rates()]
-        for name, process, alpha in self._processes():
-            log_e = process.max_log_e if code else process.log_e
-            parts.append(f"{name} worse: {odds(log_e, alpha)}")
+    def _notes(self) -> list[str]:
+        notes = []
         if self._limits.too_short:
-            parts.append(f"not judged: {', '.join(self._not_judged())}")
-        if len(self._open):
-            waiting = self._open.waiting
+            notes.append(f"not judged: {', '.join(not_judged(self._limits))}")
+        if len(self._pending):
+            waiting = self._pending.waiting
             held = f", {waiting} of them ended and waiting for one assigned before" if waiting else ""
-            parts.append(f"{len(self._open)} episodes open{held}")
-        parts += self._comparison.notes()
+            notes.append(f"{plural(len(self._pending), 'episode')} open{held}")
         if self._silent:
-            parts.append(f"silent, their episodes counted as failures: {listed(self._silent)}")
-        if self._ignored:
-            parts.append(f"{self._ignored} outcomes ignored that came twice or after their deadline")
-        return CanaryVerdict(decision, "; ".join(parts), stage.name, code, drop, missing, self._figures())
-
-    def _not_judged(self) -> list[str]:
-        return [f"{source} ({n} of {FEWEST_FOR_LIMIT} past values)" for source, n in self._limits.too_short.items()]
-
-    def _rates(self) -> str:
-        texts = []
-        for group, name in ((CANARY, "canary"), (INCUMBENT, "incumbent")):
-            successes, episodes = self._totals[group]
-            texts.append(f"{name} {successes} of {episodes}" + (f" ({successes / episodes:.1%})" if episodes else ""))
-        return ", ".join(texts)
+            notes.append(f"silent, their episodes counted as failures: {listed(self._silent)}")
+        ignored = [f"{number} {fate.value}" for fate, number in self._ignored.items() if number]
+        if ignored:
+            notes.append(f"outcomes ignored: {', '.join(ignored)}")
+        if self._allowed is not None:
+            notes.append(f"{self._allowed} decided that the next stage may begin")
+        return notes
 
     def _figures(self) -> dict[str, Any]:
-        tests = {
-            name: {"log_e": process.log_e, "max_log_e": process.max_log_e, "decides_at": -math.log(alpha)}
-            for name, process, alpha in self._processes()
-        }
+        tally = self._comparison.tally
         return {
-            "incumbent": list(self._totals[INCUMBENT]),
-            "canary": list(self._totals[CANARY]),
-            "in_stage": list(self._stage_units),
+            "incumbent": [self._total.successes[INCUMBENT], self._total.episodes[INCUMBENT]],
+            "canary": [self._total.successes[CANARY], self._total.episodes[CANARY]],
+            "in_stage": list(tally.heard),
+            "lost_in_stage": list(tally.lost),
             "elapsed_s": self._now_s - self._since_s,
-            "open": len(self._open),
-            "waiting": self._open.waiting,
-            "tests": tests,
+            "open": len(self._pending),
+            "tests": self._comparison.figures(),
         }
-
-
-def _within(drop: float | None, margin: float) -> bool:
-    return drop is not None and drop <= margin

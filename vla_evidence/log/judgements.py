@@ -1,210 +1,184 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judges as a log knows them: made of JSON settings, fed with JSON records, each assignment checked on the way.
+"""The judges as a log knows them: made of JSON settings, fed with JSON records, which are checked here and nowhere else.
 
-========== ======================================================= ====================================================
-kind       settings                                                an outcome's fields
-========== ======================================================= ====================================================
-ab_paired  arguments of :class:`~vla_evidence.ab.PairedABJudge`    robot, episode, success, now_s, latency
-ab_robots  those of :class:`~vla_evidence.ab.UnpairedABJudge`      robot, episode, success, now_s, latency
-canary     config (:meth:`CanaryConfig.to_json`), score_history    episode, success, now_s, latency_s, scores
-========== ======================================================= ====================================================
+========== =============================================================================== ==============================
+kind       settings                                                                        an outcome may also hold
+========== =============================================================================== ==============================
+ab_paired  arguments of :class:`~vla_evidence.ab.pairs.PairedABJudge`                      latency_s
+ab_robots  those of :class:`~vla_evidence.ab.robots.UnpairedABJudge`                       latency_s
+canary     config (:meth:`CanaryConfig.to_json`), score_history                            latency_s, scores (by source)
+========== =============================================================================== ==============================
 
-The experiment's name is the salt of every assignment, and of the random draws that a test needs. Each episode is assigned before
-it has an outcome, so one that never gets one is not forgotten: event ``assign`` (A/B: robot, episode (0, 1, … on this robot),
-arm, now_s; canary: episode, robot, group, now_s; for units of episodes: probability). A canary's log also has the event
-``begin_stage`` (stage, now_s; for units of robots: cohort), and its outcomes may hold ``scores`` (by source, of each block).
-Verdicts depend on ``now_s``.
+The experiment's name salts every draw. Each episode is chosen before it has an outcome, so one that never gets one is not
+forgotten: event ``choose`` (robot, episode, now_s, version). A canary's log also has ``begin_stage`` (stage, robots, now_s;
+history), ``robots_changed`` (now_s; joined, failed) and ``decided`` (person, action, reason, now_s).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from vla_evidence.ab import PairedABJudge, UnpairedABJudge
-from vla_evidence.assignment import B, arm, arm_in_pair, cohort
-from vla_evidence.canary.judge import CanaryJudge
+from vla_evidence.ab.pairs import PairedABJudge
+from vla_evidence.ab.robots import UnpairedABJudge
 from vla_evidence.canary.config import CanaryConfig
-from vla_evidence.errors import EvidenceError, InputError, LogError, check_time, shown
+from vla_evidence.canary.judge import CanaryJudge
+from vla_evidence.errors import (
+    MAX_COUNT,
+    EvidenceError,
+    InputError,
+    LogError,
+    check_counts,
+    check_name,
+    check_number,
+    check_probability,
+    check_rate,
+    check_time,
+    is_integer,
+    shown,
+)
 from vla_evidence.log.records import EVENT, OUTCOME, Record
 
-
-class Judgement(Protocol):
-    """A judge that is fed with records of a log."""
-
-    kind: str
-    experiment: str
-    judge: Any
-    drawn: bool
-    """Whether the experiment's name gives every assignment; else some stand in the header and are taken as given."""
-
-    def take(self, record: Record) -> None:
-        """Take an outcome or event in.
-
-        Raises:
-            InputError: the judge refuses it.
-            LogError: REPLAY_DIFFERS: its assignment is not the one that the experiment's name gives.
-        """
-
-    def verdict(self, inputs: Mapping[str, Any]) -> Any:
-        """Return the verdict."""
-
-
-class _AB:
-    """What both tests of A and B take from a log."""
-
-    drawn = True
-
-    def __init__(self, experiment: str, judge: PairedABJudge | UnpairedABJudge) -> None:
-        self.experiment, self.judge = experiment, judge
-
-    def take(self, record: Record) -> None:
-        """See :class:`Judgement`."""
-        if record["record"] == OUTCOME:
-            _check(record, ("robot", "episode", "success", "now_s"), ("latency",))
-            self.judge.finish(
-                record["robot"], record["episode"], record["success"], record["now_s"], record.get("latency")
-            )
-        elif record["event"] == "assign":
-            _check(record, ("robot", "episode", "arm", "now_s"), (), EVENT)
-            self._check_arm(record)
-            self.judge.assign(record["robot"], record["episode"], record["arm"], record["now_s"])
-        else:
-            raise InputError("INPUT_VALUE", "event", f"this judge knows no {record['event']!r}")
-
-    def _check_arm(self, record: Record) -> None:
-        raise NotImplementedError
-
-    def verdict(self, inputs: Mapping[str, Any]) -> Any:
-        """See :class:`Judgement`."""
-        return self.judge.verdict(_time_of(inputs))
-
-
-class PairedAB(_AB):
-    """Pairs on one robot; which of its episodes runs what is drawn by :func:`vla_evidence.assignment.arm_in_pair`."""
-
-    kind = "ab_paired"
-
-    def __init__(self, experiment: str, settings: Mapping[str, Any]) -> None:
-        super().__init__(experiment, PairedABJudge(**settings))
-
-    def _check_arm(self, record: Record) -> None:
-        _same_arm(record["arm"], arm_in_pair(self.experiment, record["robot"], record["episode"])[1])
-
-
-class RobotsAB(_AB):
-    """Robots that run one policy each: in ``arms``, or drawn by :func:`vla_evidence.assignment.arm` with ``split``."""
-
-    kind = "ab_robots"
-
-    def __init__(self, experiment: str, settings: Mapping[str, Any]) -> None:
-        if "seed" in settings:
-            raise InputError("INPUT_VALUE", "seed", "is the experiment's name, and no setting")
-        super().__init__(experiment, UnpairedABJudge(**{**settings, "seed": experiment}))
-        self.drawn, self._split = settings.get("arms") is None, settings.get("split", 0.5)
-
-    def _check_arm(self, record: Record) -> None:
-        if self.drawn:
-            _same_arm(record["arm"], arm(self.experiment, record["robot"], None, self._split))
-
-
-class Canary:
-    """A rollout. Episodes are drawn by :func:`vla_evidence.assignment.arm`, robots by :func:`vla_evidence.assignment.cohort`."""
-
-    kind = "canary"
-    drawn = True
-
-    def __init__(self, experiment: str, settings: Mapping[str, Any]) -> None:
-        config = CanaryConfig.from_json(settings["config"])
-        if config.salt != experiment:
-            raise InputError("INPUT_VALUE", "salt", f"{config.salt!r} is not the experiment {experiment!r}")
-        self.experiment = experiment
-        self.judge = CanaryJudge(config, settings.get("score_history"))
-
-    def take(self, record: Record) -> None:
-        """See :class:`Judgement`."""
-        if record["record"] == OUTCOME:
-            _check(record, ("episode", "success", "now_s"), ("latency_s", "scores"))
-            measured = record.get("latency_s"), record.get("scores")
-            self.judge.finish(record["episode"], record["success"], record["now_s"], *measured)
-        elif record["event"] == "begin_stage":
-            _check(record, ("stage", "now_s"), ("cohort",), EVENT)
-            self._begin(record["stage"], record["now_s"], record.get("cohort"))
-        elif record["event"] == "assign":
-            _check(record, ("episode", "robot", "group", "now_s"), ("probability",), EVENT)
-            self._assign(
-                record["episode"], record["robot"], record["group"], record["now_s"], record.get("probability")
-            )
-        else:
-            raise InputError("INPUT_VALUE", "event", f"this judge knows no {record['event']!r}")
-
-    def _begin(self, stage: int, now_s: float, groups: Mapping[str, int] | None) -> None:
-        if groups is not None:
-            drawn = set(cohort(self.experiment, groups, self.judge.config.stages[stage].share))
-            for robot, group in groups.items():
-                _same_arm(group, int(robot in drawn))
-        self.judge.begin_stage(stage, now_s, groups)
-
-    def _assign(self, episode: str, robot: str, group: int, now_s: float, probability: float | None) -> None:
-        if probability is not None:  # else its robot was drawn, with the cohort
-            _same_arm(group, int(arm(self.experiment, robot, episode, probability) == B))
-        self.judge.assign(episode, robot, group, now_s, probability)
-
-    def verdict(self, inputs: Mapping[str, Any]) -> Any:
-        """See :class:`Judgement`."""
-        return self.judge.verdict(_time_of(inputs))
-
-
-_KINDS: dict[str, Callable[[str, Mapping[str, Any]], Judgement]] = {
-    judgement.kind: judgement for judgement in (PairedAB, RobotsAB, Canary)
+Judge = CanaryJudge | PairedABJudge | UnpairedABJudge
+_LONGEST_S = 1e100
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
+_FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "choose": (("robot", "episode", "now_s", "version"), ()),
+    "begin_stage": (("stage", "robots", "now_s"), ("history",)),
+    "robots_changed": (("now_s",), ("joined", "failed")),
+    "decided": (("person", "action", "reason", "now_s"), ()),
+    OUTCOME: (("episode", "success", "now_s"), ("latency_s", "scores")),
 }
+"""Needed and optional fields of an event or an outcome."""
 
 
-def judgement_of(kind: str, experiment: str, settings: Mapping[str, Any]) -> Judgement:
+def judge_of(kind: str, experiment: str, settings: Mapping[str, Any]) -> Judge:
     """Return a judge of this kind before its first outcome.
 
     Raises:
-        InputError: INPUT_VALUE: no such kind, or settings that are none of its; or what the judge says of them.
+        InputError: no such kind, or settings that cannot be.
     """
     if kind not in _KINDS:
-        raise InputError("INPUT_VALUE", "kind", f"{kind!r} is none of {', '.join(sorted(_KINDS))}")
+        raise InputError("INPUT_VALUE", "kind", f"{shown(kind)} must be one of {', '.join(sorted(_KINDS))}")
+    check_name("experiment", experiment)
     try:
         return _KINDS[kind](experiment, settings)
     except EvidenceError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+    except _UNREADABLE as e:
         raise InputError("INPUT_VALUE", "settings", f"not of {kind}: {type(e).__name__}: {e}") from e
 
 
-def take(judgement: Judgement, record: Record) -> None:
-    """Give a judge a record of unknown origin; it raises nothing but :class:`EvidenceError`."""
+def take(judge: Judge, record: Record) -> Any:
+    """Give a judge a record of unknown origin; return what it answers.
+
+    Raises:
+        InputError: the record or the judge refuses it; the judge has not changed.
+        LogError: REPLAY_DIFFERS: an episode's version is not the one that the experiment's name gives.
+    """
     try:
-        judgement.take(record)
+        if record["record"] == OUTCOME:
+            return _outcome(judge, record)
+        event = record["event"]
+        if record["record"] != EVENT or event not in _FIELDS:
+            raise InputError("INPUT_VALUE", "event", f"unknown: {shown(event)}")
+        _check_fields(event, record)
+        check_time("now_s", record["now_s"])
+        if event == "choose":
+            return _choose(judge, record)
+        if not isinstance(judge, CanaryJudge):
+            raise InputError("INPUT_VALUE", "event", f"an A/B test has no {event}")
+        return _of_rollout(judge, event, record)
     except EvidenceError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as e:
+    except _UNREADABLE as e:
         raise InputError("INPUT_VALUE", "record", f"{type(e).__name__}: {e}") from e
 
 
-def _check(record: Record, needed: tuple[str, ...], optional: tuple[str, ...], kind: str = OUTCOME) -> None:
-    """Refuse a record of another kind or with other fields: a misspelt one would be lost without a word."""
-    if record["record"] != kind:
-        raise InputError("INPUT_VALUE", "record", f"this judge knows no {record['record']}")
+def _choose(judge: Judge, record: Record) -> int:
+    robot, episode = check_name("robot", record["robot"]), check_name("episode", record["episode"])
+    version = judge.choose(robot, episode, record["now_s"])
+    if record["version"] not in (None, version):
+        reason = f"the log says {shown(record['version'])}, the experiment's name gives {version}"
+        raise LogError("REPLAY_DIFFERS", "version", reason)
+    return version
+
+
+def _outcome(judge: Judge, record: Record) -> Any:
+    _check_fields(OUTCOME, record)
+    episode, success = check_name("episode", record["episode"]), record["success"]
+    if type(success) is not bool:
+        raise InputError("INPUT_VALUE", "success", f"{shown(success)} must be true or false")
+    latency_s = record.get("latency_s")
+    if latency_s is not None and not 0.0 < check_number("latency_s", latency_s) <= _LONGEST_S:
+        raise InputError("INPUT_VALUE", "latency_s", f"{shown(latency_s)} must be a positive number of seconds")
+    now_s = check_time("now_s", record["now_s"])
+    if isinstance(judge, CanaryJudge):
+        return judge.outcome(episode, success, now_s, latency_s, record.get("scores"))
+    if record.get("scores") is not None:
+        raise InputError("INPUT_VALUE", "scores", "an A/B test has none")
+    return judge.outcome(episode, success, now_s, latency_s)
+
+
+def _of_rollout(judge: CanaryJudge, event: str, record: Record) -> Any:
+    if event == "begin_stage":
+        if not is_integer(record["stage"]):
+            raise InputError("INPUT_VALUE", "stage", f"{shown(record['stage'])} must be an integer")
+        history = record.get("history")
+        for robot, counts in (history or {}).items():
+            check_counts(f"history of {robot}", *counts)
+        return judge.begin_stage(record["stage"], record["now_s"], _names(record["robots"]), history)
+    if event == "robots_changed":
+        changed = {name: _names(record.get(name, ())) for name in ("joined", "failed")}
+        return judge.robots_changed(record["now_s"], **changed)
+    for name in ("person", "action", "reason"):
+        check_name(name, record[name])
+    return judge.decide(record["person"], record["action"], record["reason"], record["now_s"])
+
+
+def _names(values: Any) -> list[str]:
+    if not isinstance(values, (list, tuple)):
+        raise InputError("INPUT_VALUE", "robots", f"{shown(values)} must be a list of names")
+    return [check_name("robot", value) for value in values]
+
+
+def _check_fields(event: str, record: Record) -> None:
+    """Refuse a record with other fields: a misspelt one would be lost without a word."""
+    needed, optional = _FIELDS[event]
     fields = record.keys() - {"record", "event"}
-    missing, unknown = set(needed) - fields, fields - {*needed, *optional}
-    if missing or unknown:
-        found = [
-            f"{what} {', '.join(sorted(names))}" for what, names in (("lacks", missing), ("has", unknown)) if names
-        ]
-        raise InputError("INPUT_VALUE", "record", f"no record of this judge: it {' and '.join(found)}")
+    for name in needed:
+        if name not in fields:
+            raise InputError("INPUT_VALUE", event, f"lacks the field {name!r}")
+    for name in sorted(fields - {*needed, *optional}):
+        raise InputError("INPUT_VALUE", event, f"unknown field {name!r}")
 
 
-def _time_of(inputs: Mapping[str, Any]) -> float:
-    if inputs.keys() != {"now_s"}:
-        raise InputError("INPUT_VALUE", "inputs", f"a verdict depends on now_s alone, not on {shown(sorted(inputs))}")
-    return check_time("now_s", inputs["now_s"])
+def _canary(experiment: str, settings: Mapping[str, Any]) -> CanaryJudge:
+    unknown = settings.keys() - {"config", "score_history"}
+    if unknown:
+        raise InputError("INPUT_VALUE", "settings", f"unknown: {', '.join(sorted(unknown))}")
+    return CanaryJudge(CanaryConfig.from_json(settings["config"]), experiment, settings.get("score_history"))
 
 
-def _same_arm(logged: str | int, drawn: str | int) -> None:
-    if logged != drawn:
-        raise LogError("REPLAY_DIFFERS", "arm", f"the log says {logged!r}, the experiment's name gives {drawn!r}")
+def _ab_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    for name in ("alpha", "confidence", "split"):
+        check_probability(name, settings.get(name, 0.05), below=0.5 if name == "alpha" else 1.0)
+    check_rate("icc", settings.get("icc", 0.0))
+    for name in ("deadline_s", "gone_s"):
+        if check_time(name, settings.get(name, 1.0)) <= 0.0:
+            raise InputError("INPUT_VALUE", name, "must be positive")
+    for name, least, most in (("planned_episodes", 1, MAX_COUNT), ("looks", 1, 1000), ("draws", 19, 100_000)):
+        value = settings.get(name, least)
+        if not is_integer(value) or not least <= value <= most:
+            raise InputError("INPUT_COUNT", name, f"{shown(value)} must be an integer from {least} to {most}")
+    for robot, version in (settings.get("arms") or {}).items():
+        if version not in (0, 1) or isinstance(version, bool):
+            raise InputError("INPUT_ARM", f"arms of {robot}", f"{shown(version)} must be 0 (A) or 1 (B)")
+    return dict(settings)
+
+
+_KINDS: dict[str, Callable[[str, Mapping[str, Any]], Judge]] = {
+    "ab_paired": lambda experiment, settings: PairedABJudge(**_ab_settings(settings), experiment=experiment),
+    "ab_robots": lambda experiment, settings: UnpairedABJudge(**_ab_settings(settings), experiment=experiment),
+    "canary": _canary,
+}

@@ -3,11 +3,11 @@
 
 ::
 
-    {"record": "header", "schema": 1, "kind": "canary", "experiment": "pick-1.2.0", "settings": {…}}
-    {"record": "event", "event": "begin_stage", …}
-    {"record": "event", "event": "assign", "robot": "arm-07", "episode": "…", "group": 1, "probability": 0.05, …}
-    {"record": "outcome", "episode": "…", "success": true, …}
-    {"record": "verdict", "inputs": {…}, "verdict": {"decision": "HOLD", …}}
+    {"record": "header", "schema": 2, "kind": "canary", "experiment": "pick-1.2.0", "settings": {…}}
+    {"record": "event", "event": "begin_stage", "stage": 0, "robots": ["arm-01", …], "now_s": 0.0}
+    {"record": "event", "event": "choose", "robot": "arm-07", "episode": "…", "now_s": 60.0, "version": 1}
+    {"record": "outcome", "episode": "…", "success": true, "now_s": 90.0, "latency_s": 2.9}
+    {"record": "verdict", "now_s": 90.0, "verdict": {"decision": "HOLD", …}}
 
 The header comes first and holds every setting, with the salt of the assignment; then outcomes and verdicts in the order in which
 the judge saw and gave them. Each record is written and flushed as a whole line. A crash or a full disk can tear the last line
@@ -29,9 +29,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vla_evidence.errors import LogError
+from vla_evidence.errors import LogError, shown
 
-SCHEMA = 1
+SCHEMA = 2
 HEADER, OUTCOME, EVENT, VERDICT = "header", "outcome", "event", "verdict"
 _RECORDS = (HEADER, OUTCOME, EVENT, VERDICT)
 MAX_LINE_BYTES = 1 << 20
@@ -130,7 +130,7 @@ class LogWriter:
             if self._size == 0:
                 self.write(first_line, sync=True)
             elif next(self.records())[1] != header:
-                raise LogError("LOG_VALUE", f"{self._path}:1", "is the log of another judgement")
+                raise LogError("LOG_VALUE", f"{self._path}:1", _other_settings(next(self.records())[1], header))
         except BaseException:
             self._file.close()
             raise
@@ -209,10 +209,20 @@ def read_log(stream: Any, name: str = "log", warn: Warn | None = None) -> Iterat
         if (record["record"] == HEADER) != (number == 1):
             raise LogError("LOG_SYNTAX", place, "a log begins with its header, and has one")
         if number == 1 and record.get("schema") != SCHEMA:
-            raise LogError("LOG_SYNTAX", place, f"schema {record.get('schema')!r} is not {SCHEMA}")
+            reason = f"has schema {record.get('schema')!r}, and this release reads {SCHEMA}: use the release that wrote it"
+            raise LogError("LOG_SYNTAX", place, reason)
         yield number, record
     if number == 0:
         raise LogError("LOG_SYNTAX", name, "is empty: not even a header")
+
+
+def _other_settings(written: Any, wanted: Any, name: str = "") -> str:
+    """Return in what one header differs from another."""
+    if isinstance(written, dict) and isinstance(wanted, dict):
+        for key in sorted({*written, *wanted}):
+            if written.get(key) != wanted.get(key):
+                return _other_settings(written.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
+    return f"was written with other settings: {name} {shown(written)}, now {shown(wanted)}"
 
 
 def _warn(message: str) -> None:

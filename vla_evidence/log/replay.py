@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compute every verdict and every assignment of a log again: the same numbers, or REPLAY_DIFFERS.
+"""Judge and write the log as it goes; compute every verdict and every draw of a log again.
 
-What that proves: the verdicts follow from the log's records, and the assignments from the experiment's name. What it does not:
-that the records are what the robots did, or that none is missing: verdicts may have been cut out, outcomes that counted no more,
-and whatever stood behind the last verdict. (Before it, an outcome that counted shows; in an A/B test also an assignment.)
+A :class:`LoggedJudgement` that is opened again after a crash is where the log ends, for it gets there by replaying it: the
+log *is* the judge's memory, and there is no second state that could disagree with it.
 
-A :class:`LoggedJudgement` judges and writes the log as it goes; opened again after a crash it is where the log ends, for it gets
-there by replaying it. So the log is the judge's memory, and what anybody recomputes from it is what the judge saw.
+A replay compares decisions, codes and figures, not wording. It proves that the verdicts follow from the log's records, and
+the draws from the experiment's name. It does not prove that the records are what the robots did, or that none is missing.
 """
 
 from __future__ import annotations
@@ -19,21 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_evidence.errors import EvidenceError, InputError, LogError
-from vla_evidence.log.judgements import Judgement, judgement_of, take
-from vla_evidence.log.records import HEADER, OUTCOME, VERDICT, LogWriter, Record, Warn, encode, read_log, to_json
+from vla_evidence.episodes import Fate
+from vla_evidence.errors import EvidenceError, InputError, LogError, check_time
+from vla_evidence.log.judgements import Judge, judge_of, take
+from vla_evidence.log.records import EVENT, OUTCOME, VERDICT, LogWriter, Record, Warn, encode, read_log, to_json
+from vla_evidence.tables import plural
+from vla_evidence.verdict import Verdict
 
 _TOLERANCE = 1e-9
 """Relative: logarithms of different machines agree to about 1e-15 each."""
+_COMPARED = ("decision", "code", "figures")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One verdict of a log, computed again."""
+    """One verdict of a log, computed again; ``outcomes``: how many came before it."""
 
     line: int
     outcomes: int
-    """Before it."""
     verdict: dict[str, Any]
 
 
@@ -45,7 +47,6 @@ class Replay:
         kind, experiment: of the judgement.
         outcomes, verdicts: how many.
         unchecked: outcomes behind the last verdict: no number in the log rests on them.
-        drawn: the experiment's name gave every assignment; false: the header lists them.
         last: the last verdict.
     """
 
@@ -54,53 +55,79 @@ class Replay:
     outcomes: int
     verdicts: int
     unchecked: int
-    drawn: bool
     last: dict[str, Any] | None
 
     def __str__(self) -> str:
-        counted = f"{self.outcomes:,} outcomes, {self.verdicts:,} verdicts of {self.kind} {self.experiment!r}"
-        verdicts = "every verdict is what its data say" if self.verdicts else "nothing was checked: no verdict"
-        if self.unchecked and self.verdicts:
-            verdicts += f" ({self.unchecked:,} outcomes came after the last)"
-        drawn = "assignments are as drawn" if self.drawn else "assignments were given, not drawn: unchecked"
-        return f"{counted}: {verdicts}; {drawn}"
+        counted = f"{plural(self.outcomes, 'outcome')}, {plural(self.verdicts, 'verdict')} of {self.kind} {self.experiment!r}"
+        if not self.verdicts:
+            return f"{counted}: nothing was checked"
+        late = f" ({plural(self.unchecked, 'outcome')} came after the last)" if self.unchecked else ""
+        return f"{counted}: every verdict is what its data say{late}; episodes ran the versions that were drawn"
 
 
 def replay_file(
     path: str | os.PathLike[str], *, show: Callable[[Step], None] | None = None, warn: Warn | None = None
 ) -> Replay:
-    """Compute a log's verdicts and assignments again, in bounded memory.
+    """Compute a log's verdicts and draws again, reading line by line.
 
     Args:
         path: the log.
-        show: is given each verdict as recomputed.
-        warn: is told of a torn last line.
+        show: receives each verdict as recomputed.
+        warn: receives the warning of a torn last line.
 
     Raises:
         LogError: LOG_UNREADABLE: no such file; LOG_SYNTAX: a line that is no record; LOG_VALUE: a record that the judge refuses;
-            REPLAY_DIFFERS: a verdict or an assignment is another one than the log says.
+            REPLAY_DIFFERS: a verdict or a draw is another one than the log says.
     """
-    outcomes = verdicts = checked = 0
-    last: dict[str, Any] | None = None
-    judgement: Judgement | None = None
+    name = os.fspath(path)
     try:
         with Path(path).open("rb") as stream:
-            for number, record in read_log(stream, os.fspath(path), warn):
-                place = f"{os.fspath(path)}:{number}"
-                if judgement is None:
-                    judgement = _judgement(record, place)
-                elif record["record"] == VERDICT:
-                    verdicts, checked = verdicts + 1, outcomes
-                    last = _verdict(judgement, record, place)
-                    if show is not None:
-                        show(Step(number, outcomes, last))
-                else:
-                    outcomes += record["record"] == OUTCOME
-                    _apply(judgement, record, place)
+            return _replay(read_log(stream, name, warn), name, None, show)[1]
     except OSError as e:
-        raise LogError("LOG_UNREADABLE", os.fspath(path), e.strerror or str(e)) from e
-    assert judgement is not None  # read_log refuses a log without a header
-    return Replay(judgement.kind, judgement.experiment, outcomes, verdicts, outcomes - checked, judgement.drawn, last)
+        raise LogError("LOG_UNREADABLE", name, e.strerror or str(e)) from e
+
+
+def _replay(
+    records: Iterator[tuple[int, Record]], name: str, judge: Judge | None, show: Callable[[Step], None] | None = None
+) -> tuple[Judge, Replay]:
+    _, header = next(records)
+    judge = judge or _judge_of(header, f"{name}:1")
+    outcomes = verdicts = checked = 0
+    last: dict[str, Any] | None = None
+    for number, record in records:
+        place = f"{name}:{number}"
+        try:
+            if record["record"] == VERDICT:
+                last = _verdict(judge, record)
+                verdicts, checked = verdicts + 1, outcomes
+                if show is not None:
+                    show(Step(number, outcomes, last))
+            else:
+                take(judge, record)
+                outcomes += record["record"] == OUTCOME
+        except LogError as e:
+            raise LogError(e.code, f"{place}: {e.field}", e.reason) from e
+        except InputError as e:
+            raise LogError("LOG_VALUE", place, f"the judge refuses it: {e}") from e
+    return judge, Replay(header["kind"], header["experiment"], outcomes, verdicts, outcomes - checked, last)
+
+
+def _judge_of(header: Record, place: str) -> Judge:
+    try:
+        return judge_of(header["kind"], header["experiment"], header["settings"])
+    except (EvidenceError, KeyError, TypeError, AttributeError) as e:
+        raise LogError("LOG_VALUE", place, f"no such judgement: {e}") from e
+
+
+def _verdict(judge: Judge, record: Record) -> dict[str, Any]:
+    logged = record.get("verdict")
+    if not isinstance(logged, dict) or "now_s" not in record:
+        raise InputError("INPUT_VALUE", "verdict", "lacks a verdict or its time")
+    computed: dict[str, Any] = to_json(judge.verdict(check_time("now_s", record["now_s"])))
+    found = [text for key in _COMPARED for text in differences(logged.get(key), computed[key], key)]
+    if found:
+        raise LogError("REPLAY_DIFFERS", "verdict", "; ".join(found[:5]))
+    return computed
 
 
 class LoggedJudgement:
@@ -108,12 +135,12 @@ class LoggedJudgement:
 
     Args:
         path: of the log; an existing one of the same judgement is replayed and continued.
-        kind, experiment, settings: see :func:`vla_evidence.log.judgements.judgement_of`.
-        warn: is told of a torn last line, which is cut off.
+        kind, experiment, settings: see :func:`~vla_evidence.log.judgements.judge_of`.
+        warn: receives the warning of a torn last line, which is cut off.
 
     Raises:
         InputError: settings that cannot be.
-        LogError: as :func:`replay_file`; LOG_VALUE: the file is the log of another judgement; LOG_NOT_WRITTEN.
+        LogError: as :func:`replay_file`; LOG_VALUE: the file was written with other settings; LOG_NOT_WRITTEN.
     """
 
     def __init__(
@@ -126,66 +153,69 @@ class LoggedJudgement:
         warn: Warn | None = None,
     ) -> None:
         header = to_json({"kind": kind, "experiment": experiment, "settings": settings})
-        self._judgement = judgement_of(header["kind"], header["experiment"], header["settings"])
-        self._log = LogWriter(path, kind, experiment, settings, warn=warn)
+        self.judge = judge_of(header["kind"], header["experiment"], header["settings"])
+        self.log = LogWriter(path, kind, experiment, settings, warn=warn)
         self._behind = False  # the judge knows what the log does not
         try:
-            for number, record in self._log.records():
-                place = f"{os.fspath(path)}:{number}"
-                if record["record"] == VERDICT:
-                    _verdict(self._judgement, record, place)
-                elif record["record"] != HEADER:
-                    _apply(self._judgement, record, place)
+            _replay(self.log.records(), os.fspath(path), self.judge)
         except BaseException:
-            self._log.close()
+            self.log.close()
             raise
 
-    @property
-    def judge(self) -> Any:
-        """The judge itself, for reading."""
-        return self._judgement.judge
-
-    def outcome(self, **fields: Any) -> None:
-        """Judge one outcome, and log it.
+    def choose(self, robot: str, episode: str, now_s: float) -> int:
+        """Draw which version an episode runs, log and return it. The same again is answered without another record.
 
         Raises:
             InputError: the judge refuses it; nothing is logged.
             LogError: LOG_VALUE: it cannot be written, and is not judged; LOG_NOT_WRITTEN: the judge knows what the log does not:
-                open it again, and tell it again. Nothing else is possible then.
+                open it again, and send it again. Nothing else is possible then.
         """
-        self._take({"record": OUTCOME, **to_json(fields)})
+        record = {"record": EVENT, "event": "choose", "robot": robot, "episode": episode, "now_s": now_s, "version": None}
+        return int(self._take(record, answer="version"))
 
-    def event(self, event: str, **fields: Any) -> None:
-        """Judge something that is no outcome (a stage begins, time passes), and log it; raises as :meth:`outcome`."""
-        self._take({"record": "event", "event": event, **to_json(fields)})
+    def outcome(
+        self,
+        episode: str,
+        success: bool,
+        now_s: float,
+        latency_s: float | None = None,
+        scores: Mapping[str, Any] | None = None,
+    ) -> Fate:
+        """Judge one outcome, log it, and return what became of it; raises as :meth:`choose`."""
+        record = {"record": OUTCOME, "episode": episode, "success": success, "now_s": now_s}
+        more = {"latency_s": latency_s, "scores": scores}
+        return Fate(self._take({**record, **{key: value for key, value in more.items() if value is not None}}))
 
-    def verdict(self, **fields: Any) -> Any:
-        """Return the judge's verdict, logged; ``fields``: what it depends on beside the past (such as the time).
+    def event(self, event: str, **fields: Any) -> Any:
+        """Judge and log anything else that a rollout knows of; raises as :meth:`choose`."""
+        return self._take({"record": EVENT, "event": event, **fields})
 
-        Raises:
-            InputError: the judge refuses them; LogError: LOG_VALUE; LOG_NOT_WRITTEN.
-        """
-        inputs = to_json(fields)
+    def verdict(self, now_s: float) -> Verdict:
+        """Return the judge's verdict, logged; raises as :meth:`choose`."""
+        check_time("now_s", now_s)
         self._refuse_if_behind()
-        with self._behind_unless(InputError):  # time has passed for the judge
-            verdict = self._judgement.verdict(inputs)
-            line = encode({"record": VERDICT, "inputs": inputs, "verdict": verdict})
-            self._log.write(line, sync=True)
+        with self._behind_unless_written():  # time has passed for the judge
+            verdict = self.judge.verdict(now_s)
+            self.log.write(encode({"record": VERDICT, "now_s": now_s, "verdict": verdict}), sync=True)
         return verdict
 
-    def _take(self, record: Record) -> None:
+    def _take(self, record: Record, answer: str = "") -> Any:
+        record = to_json(record)
         line = encode(record)  # what cannot be written must not be judged
         self._refuse_if_behind()
-        take(self._judgement, record)
-        with self._behind_unless():
-            self._log.write(line)
+        if answer and self.judge.knows(record["episode"], record["robot"]):
+            return take(self.judge, record)
+        found = take(self.judge, record)
+        if answer:
+            line = encode({**record, answer: found})
+        with self._behind_unless_written():
+            self.log.write(line)
+        return found
 
     @contextlib.contextmanager
-    def _behind_unless(self, *refusals: type[Exception]) -> Iterator[None]:
+    def _behind_unless_written(self) -> Iterator[None]:
         try:
             yield
-        except refusals:
-            raise
         except BaseException:
             self._behind = True
             raise
@@ -196,7 +226,7 @@ class LoggedJudgement:
 
     def close(self) -> None:
         """Close the log."""
-        self._log.close()
+        self.log.close()
 
     def __enter__(self) -> LoggedJudgement:
         return self
@@ -209,11 +239,7 @@ def differences(logged: Any, computed: Any, name: str = "") -> Iterator[str]:
     """Yield where two JSON values differ, numbers by more than rounding."""
     if isinstance(logged, dict) and isinstance(computed, dict):
         for key in sorted({*logged, *computed}):
-            of_key = f"{name}.{key}" if name else key
-            if key in logged and key in computed:
-                yield from differences(logged[key], computed[key], of_key)
-            else:
-                yield f"{of_key}: only the {'log' if key in logged else 'computed verdict'} has it"
+            yield from differences(logged.get(key), computed.get(key), f"{name}.{key}" if name else key)
     elif isinstance(logged, list) and isinstance(computed, list) and len(logged) == len(computed):
         for index, pair in enumerate(zip(logged, computed, strict=True)):
             yield from differences(*pair, f"{name}[{index}]")
@@ -231,34 +257,3 @@ def _close(logged: Any, computed: Any) -> bool:
     except OverflowError:  # an integer that no float holds
         return False
 
-
-def _judgement(header: Record, place: str) -> Judgement:
-    try:
-        return judgement_of(header["kind"], header["experiment"], header["settings"])
-    except (EvidenceError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
-        raise LogError("LOG_VALUE", place, f"no such judgement: {e}") from e
-
-
-def _apply(judgement: Judgement, record: Record, place: str) -> None:
-    try:
-        take(judgement, record)
-    except LogError as e:
-        raise LogError(e.code, f"{place}: {e.field}", e.reason) from e
-    except EvidenceError as e:
-        raise LogError("LOG_VALUE", place, f"the judge refuses it: {e}") from e
-
-
-def _verdict(judgement: Judgement, record: Record, place: str) -> dict[str, Any]:
-    try:
-        logged, inputs = record["verdict"], record["inputs"]
-        computed = to_json(judgement.verdict(inputs))
-    except InputError as e:
-        raise LogError("LOG_VALUE", place, f"the judge refuses it: {e}") from e
-    except EvidenceError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
-        raise LogError("LOG_VALUE", place, f"the judge refuses it: {type(e).__name__}: {e}") from e
-    found = list(differences(logged, computed))
-    if found:
-        raise LogError("REPLAY_DIFFERS", place, "; ".join(found[:5]))
-    return dict(computed)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many episodes, days and robots does a decision take?"""
+"""How many episodes, days and robots does a decision take? Formulas, and simulations of the judges themselves."""

@@ -1,204 +1,309 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many episodes, how many days, how many robots? Fixed designs by formula, sequential ones by simulating the judges.
+"""How many episodes, how many days, how many robots? Fixed designs by formula, sequential ones by simulating the tests.
 
-Three questions: does B differ from A (:func:`plan_ab`), is the canary no more than a margin worse (:func:`plan_noninferiority`),
-how soon is a bad canary found (:func:`plan_detect`). Each answer has the design with one look at the end (two formulas that
-should agree) and the sequential one that the judges of this package use, simulated with a seed and its Monte-Carlo error.
+Three questions: does B differ from A (:func:`plan_ab`), is the canary worse by less than a margin
+(:func:`plan_noninferiority`), how soon is a bad canary found (:func:`plan_detect`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
-from vla_evidence.errors import InputError
+import numpy as np
+
+from vla_evidence.analysis import Bar, no_bar
+from vla_evidence.errors import InputError, check_number, check_probability, check_rate
 from vla_evidence.planning import sample_size
-from vla_evidence.planning.rows import (
-    Fleet,
-    Plan,
-    Row,
-    Simulation,
-    answer,
-    cohort_row,
-    describe,
-    fixed_row,
-    planned_each,
-    sequential_row,
+from vla_evidence.planning.stopping import (
+    Stopping,
+    TooLargeError,
+    check_runs,
+    detection_times,
+    robot_power,
+    share_and_error,
+    sign_test_pairs,
 )
-from vla_evidence.planning.stopping import TooLargeError, detection_times, exclusion_times, sign_test_pairs
-from vla_evidence.planning.stopping_robots import randomisation_times
 from vla_evidence.simulate.fleet import FleetModel
+from vla_evidence.tables import plural, share_text, table
 
-__all__ = ["Fleet", "Plan", "Row", "Simulation", "describe", "plan_ab", "plan_detect", "plan_noninferiority"]
-
-_HORIZON = 4.0
-"""Sequential tests without an end of their own are simulated for so many times (harm: twice that) the fixed design's size."""
+Unit = Literal["episode", "robot"]
+_LATEST = 0.9
+_HORIZON = 8.0
+"""The search for harm, which has no end of its own, is simulated for so many times the fixed design's size."""
 _EPISODES, _LEAST_RUNS = 5e7, 20
-"""A small drop takes so many episodes that fewer runs than asked for are simulated: about so many episodes in all; said so."""
+"""A small drop takes so many episodes that fewer runs than asked for are simulated: about so many episodes in all."""
 
 
-def plan_ab(
-    rate_a: float,
-    rate_b: float,
-    fleet: Fleet,
-    *,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    days: float | None = None,
-    simulation: Simulation | None = None,
-) -> Plan:
-    """Plan an A/B test: two-sided, half of the episodes (or robots) each.
+@dataclass(frozen=True)
+class Fleet:
+    """Who does the work.
 
-    Args:
-        rate_a, rate_b: success rates that shall be told apart.
+    Attributes:
+        robots: in the experiment, both versions together.
+        per_day: episodes (tasks) that one robot does a day.
+        unit: ``episode``: each episode is drawn, so every robot holds both versions; ``robot``: whole robots are.
+        icc: intraclass correlation of outcomes within a robot; it costs episodes only if whole robots are drawn.
+    """
+
+    robots: int
+    per_day: float
+    unit: Unit = "episode"
+    icc: float = 0.0
+
+    def __post_init__(self) -> None:
+        FleetModel(self.robots, self.icc)
+        if not 1e-6 <= self.per_day <= 1e9:
+            raise InputError("INPUT_VALUE", "per_day", f"{self.per_day} episodes a day are none, or never end")
+        if self.unit == "robot" and self.robots < 2:
+            raise InputError("INPUT_COUNT", "robots", "one robot cannot run both versions: draw by episode")
+
+    def arm(self, share: float) -> int:
+        """Return how many whole robots get the new version: as a stage does, at least one, and one is left over."""
+        return max(1, min(math.floor(share * self.robots + 1e-9), self.robots - 1))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One design's answer.
+
+    Attributes:
+        method: of the test.
+        episodes: of the new version: what a fixed design needs, or a sequential one takes on average; infinite: never.
+        latest: after so many of them 90 % of the tests have ended; a fixed design takes as many always.
+        power: of the test.
+        error: Monte-Carlo standard errors of ``episodes`` and of ``power``; 0: a formula.
+        per_robot: episodes that each robot of the fleet does meanwhile, both versions together.
+        days, latest_days: that ``episodes`` and ``latest`` take.
+        robots: that the experiment needs to end within the days asked for; None: not asked.
+    """
+
+    method: str
+    episodes: float
+    latest: float
+    power: float
+    per_robot: float
+    days: float
+    latest_days: float
+    error: tuple[float, float] = (0.0, 0.0)
+    robots: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An answer in sentences, one a line, and its figures."""
+
+    sentences: list[str]
+    rows: list[Row]
+    settings: Mapping[str, float | int | str | None] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        heads = ["design", "episodes, new version", "90 % ended by", "power", "per robot", "days", "90 % within"]
+        cells = []
+        for row in self.rows:
+            more = [f" ± {error:.{digits}f}" if error else "" for error, digits in zip(row.error, (0, 2), strict=True)]
+            texts = [
+                _number(row.episodes) + more[0],
+                _number(row.latest),
+                f"{row.power:.2f}{more[1]}",
+                _number(row.per_robot),
+            ]
+            cells.append([row.method, *texts, _number(row.days, 1), _number(row.latest_days, 1)])
+        return "\n".join(self.sentences) + "\n\n" + table("", heads, cells)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What all plans ask alike.
+
+    Attributes:
         fleet: who does the work.
         alpha, power: error rates.
-        days: also say how many robots finish within so many days.
-        simulation: of the sequential design: the exact sign test on pairs, or the randomisation test on robots.
-
-    Raises:
-        InputError: what cannot be.
-        EvidenceError: ANALYSIS_MISSING.
+        days: also say how many robots end within so many days.
+        runs, seed, bar: of the simulation; 0 runs: formulas only.
     """
-    simulation = simulation or Simulation()
-    normal, rows = _one_look((rate_a, rate_b), 0.5, 2, alpha, power, fleet, days)
-    question, note = f"{_rate(rate_a)} from {_rate(rate_b)}", ""
-    if simulation.runs and fleet.unit == "robot":
-        each = planned_each(rows[0], fleet, days)
-        with simulation.bar("exact randomisation test", simulation.runs) as tick:
-            stopping = randomisation_times(
-                rate_a, rate_b, FleetModel(fleet.robots, fleet.icc), each, alpha=alpha, runs=simulation.runs,
-                rng=simulation.rng(), progress=tick,
+
+    fleet: Fleet
+    alpha: float = 0.05
+    power: float = 0.8
+    days: float | None = None
+    runs: int = 500
+    seed: int = 0
+    bar: Bar = no_bar
+
+    def __post_init__(self) -> None:
+        check_runs(self.runs or 2, self.seed)
+        if self.days is not None and not check_number("days", self.days) * self.fleet.per_day >= 1.0:
+            raise InputError("INPUT_VALUE", "days", f"in {self.days} days a robot does not finish one episode")
+
+    def rng(self) -> np.random.Generator:
+        """Return the source of chance, the same each time."""
+        return np.random.default_rng(self.seed)
+
+    def fixed(self, independent: float, share: float) -> Row:
+        """Return the row of a design that needs ``independent`` independent episodes of the new version."""
+        fleet = self.fleet
+        if not 1e-6 <= check_probability("share", share) <= 1.0 - 1e-6:
+            raise InputError("INPUT_PROBABILITY", "share", f"{share} leaves one version next to nothing")
+        if fleet.unit == "robot":
+            each = sample_size.episodes_per_robot(independent, fleet.arm(share), fleet.icc)
+            per_robot = math.ceil(each - 1e-9) if math.isfinite(each) else math.inf
+            episodes = per_robot * fleet.arm(share)
+        else:
+            episodes = math.ceil(independent - 1e-9)
+            per_robot = episodes / share / fleet.robots
+        days = per_robot / fleet.per_day
+        robots = self._robots(independent, share)
+        return Row("one look at the end", episodes, episodes, self.power, per_robot, days, days, robots=robots)
+
+    def sequential(self, method: str, stopping: Stopping, share: float) -> Row:
+        """Return the row of a simulated design where episodes are drawn."""
+        (mean, error), (power, power_error) = stopping.mean, stopping.decided
+        latest, a_day = (
+            min(stopping.quantile(_LATEST), stopping.horizon),
+            self.fleet.robots * self.fleet.per_day * share,
+        )
+        errors, robots = (error, power_error), self._robots(latest, share)
+        per_robot = mean / share / self.fleet.robots
+        return Row(method, mean, latest, power, per_robot, mean / a_day, latest / a_day, errors, robots)
+
+    def by_robot(self, rates: tuple[float, float], share: float, fixed: Row, *, canary: bool) -> Row:
+        """Return the row of the exact randomisation test with the fixed design's episodes (at least those of the days)."""
+        fleet, each = self.fleet, fixed.per_robot
+        if not math.isfinite(each):
+            each = (self.days or 1.0) * fleet.per_day
+        treated, each = fleet.arm(share), max(1, round(each))
+        with self.bar("exact randomisation test", self.runs) as tick:
+            power, error = robot_power(
+                rates, FleetModel(fleet.robots, fleet.icc), treated, each, alpha=self.alpha, canary=canary, runs=self.runs,
+                rng=self.rng(), progress=tick,
             )  # fmt: skip
-        method = f"sequential, exact randomisation test, {each:,} each"
-        rows.append(sequential_row(method, stopping, 0.5, fleet, days))
-    elif simulation.runs:
+        method, days = f"exact randomisation test, {each:,} episodes each", each / fleet.per_day
+        return Row(method, treated * each, treated * each, power, each, days, days, (0.0, error))
+
+    def _robots(self, independent: float, share: float) -> int | None:
+        if self.days is None:
+            return None
+        each = self.days * self.fleet.per_day
+        if self.fleet.unit == "episode":
+            return math.ceil(independent / share / each - 1e-9)
+        return math.ceil(sample_size.robots_needed(independent, self.fleet.icc, each) / share - 1e-9)
+
+    def answer(self, question: str, rows: list[Row], share: float, more: list[str]) -> Plan:
+        """Return the plan of these rows, the first of them fixed."""
+        fleet, fixed = self.fleet, rows[0]
+        if math.isinf(fixed.episodes):
+            sentence = (
+                f"{question}: with {plural(fleet.arm(share), 'robot')} on the new version no number of episodes is enough at an "
+                f"intraclass correlation of {fleet.icc:g}. Take more robots, or let robots hold both versions and draw episodes."
+            )
+        else:
+            sentence = (
+                f"{question}: {fixed.episodes:,.0f} episodes of the new version with one look at the end, {fixed.per_robot:,.1f} "
+                f"episodes (both versions) on each of {fleet.robots} robots, {fixed.days:,.1f} days at {fleet.per_day:g} a day."
+            )
+        sentences = [sentence, *more]
+        if fixed.robots is not None:
+            by = [f"{fixed.robots} robots with one look"]
+            by += [
+                f"{row.robots} with the sequential test (in 90 % of tests)"
+                for row in rows[1:]
+                if row.robots is not None
+            ]
+            sentences.append(f"To end within {self.days:g} day{'s' * (self.days != 1)}: {', '.join(by)}.")
+        return Plan(sentences, rows, {**vars(fleet), "alpha": self.alpha, "share": share})
+
+
+def plan_ab(rate_a: float, rate_b: float, question: Question) -> Plan:
+    """Plan an A/B test: two-sided, half of the episodes (or robots) each; of success rates that shall be told apart."""
+    q, more = question, []
+    rates = {"alpha": q.alpha, "power": q.power, "sides": 2}
+    independent = sample_size.two_proportions(rate_a, rate_b, **rates)  # type: ignore[arg-type]
+    rows = [q.fixed(independent, 0.5)]
+    if q.runs and q.fleet.unit == "robot":
+        rows.append(q.by_robot((rate_a, rate_b), 0.5, rows[0], canary=False))
+        more.append(_by_robot_words(rows[1]))
+    elif q.runs:
         try:
             stopping = sign_test_pairs(
-                rate_a, rate_b, alpha=alpha, power=power, first=math.ceil(normal), runs=simulation.runs,
-                seed=simulation.seed, bar=simulation.bar,
-            )  # fmt: skip
+                rate_a,
+                rate_b,
+                alpha=q.alpha,
+                power=q.power,
+                first=math.ceil(independent),
+                runs=q.runs,
+                seed=q.seed,
+                bar=q.bar,
+            )
         except TooLargeError as e:
-            note = f"No sequential design: {e.reason} pairs."
+            more.append(f"No sequential design: {e.reason}.")
         else:
-            method = f"sequential, exact sign test, at most {stopping.horizon:,.0f} pairs"
-            rows.append(sequential_row(method, stopping, 0.5, fleet, days))
-    settings = {"rate_a": rate_a, "rate_b": rate_b, "alpha": alpha, "power": power}
-    return answer(
-        f"To tell {question} (two-sided α {alpha:g}, power {power:.0%})", rows, settings, fleet, 0.5, days, note
-    )
+            row = q.sequential(f"exact sign test, at most {stopping.horizon:,.0f} pairs", stopping, 0.5)
+            rows.append(row)
+            more.append(
+                f"The exact sign test, looked at after every pair, takes {row.episodes:,.0f} ± {row.error[0]:.0f} on average "
+                f"({row.days:.1f} days); 90 % of tests have ended by day {row.latest_days:.1f}, and {row.power:.0%} have found "
+                "the difference."
+            )
+    sides = f"two-sided α {q.alpha:g}, power {q.power:.0%}"
+    return q.answer(f"To tell {_rate(rate_a)} from {_rate(rate_b)} ({sides})", rows, 0.5, more)
 
 
-def plan_noninferiority(
-    rate: float,
-    margin: float,
-    fleet: Fleet,
-    *,
-    share: float = 0.5,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    days: float | None = None,
-    simulation: Simulation | None = None,
-) -> Plan:
-    """Plan to show that a version that is as good as the other is at most ``margin`` worse (one-sided).
-
-    Args:
-        rate: success rate of both.
-        margin: drop that is to be excluded.
-        fleet, alpha, power, days, simulation: as for :func:`plan_ab`.
-        share: of the episodes (or robots) that the new version gets.
-
-    Raises:
-        InputError: what cannot be.
-    """
-    simulation = simulation or Simulation()
-    size = sample_size.non_inferiority(rate, margin, alpha=alpha, power=power, share=share)
-    rows = [fixed_row("one look, normal formula", size, share, power, fleet, days)]
-    if simulation.runs and fleet.unit == "robot":
-        rows.append(cohort_row(rate, rate, fleet, share, alpha, rows[0], days, simulation, margin=margin, better=True))
-    elif simulation.runs:
-        with simulation.bar("e-process of non-inferiority", simulation.runs) as tick:
-            stopping = exclusion_times(
-                rate, rate, share, margin, alpha=alpha, horizon=math.ceil(_HORIZON * size), runs=simulation.runs,
-                rng=simulation.rng(), progress=tick,
-            )  # fmt: skip
-        rows.append(sequential_row("sequential, e-process of non-inferiority", stopping, share, fleet, days))
-    settings = {"rate": rate, "margin": margin, "share": share, "alpha": alpha, "power": power}
-    question = f"To show at {rate:.1%} that a drop of {margin:.1%} is excluded (α {alpha:g}, power {power:.0%})"
-    return answer(question, rows, settings, fleet, share, days)
+def plan_noninferiority(rate: float, margin: float, question: Question, share: float = 0.5) -> Plan:
+    """Plan to show, one-sided, that a version that is as good as the other (``rate``) is worse by less than ``margin``."""
+    q = question
+    independent = sample_size.non_inferiority(rate, margin, alpha=q.alpha, power=q.power, share=share)
+    text = f"To show at {_rate(rate)} that success fell by less than {100 * margin:g} points"
+    more = [
+        "The judge of a canary asks for it at the end of a stage and once more after a prolongation, at half of its α each."
+    ]
+    return q.answer(f"{text} (α {q.alpha:g}, power {q.power:.0%})", [q.fixed(independent, share)], share, more)
 
 
-def plan_detect(
-    incumbent: float,
-    canary: float,
-    fleet: Fleet,
-    *,
-    share: float = 0.05,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    days: float | None = None,
-    simulation: Simulation | None = None,
-) -> Plan:
-    """Plan how soon a canary that is worse is found (one-sided).
-
-    Args:
-        incumbent, canary: success rates, the canary's the lower one.
-        fleet, alpha, power, days, simulation: as for :func:`plan_ab`.
-        share: of the episodes (or robots) that the canary gets.
-
-    Raises:
-        InputError: what cannot be, or a canary that is not worse.
-        EvidenceError: ANALYSIS_MISSING.
-    """
-    simulation = simulation or Simulation()
-    note = ""
+def plan_detect(incumbent: float, canary: float, question: Question, share: float = 0.05) -> Plan:
+    """Plan how soon a canary that is worse is found, one-sided; ``share``: of the episodes (or robots) that it gets."""
+    q, more = question, []
+    check_rate("incumbent", incumbent)
+    check_rate("canary", canary)
     if canary >= incumbent:
         raise InputError("INPUT_RATE", "canary", f"{canary} is not below the incumbent's {incumbent}")
-    normal, rows = _one_look((incumbent, canary), share, 1, alpha, power, fleet, days)
-    if simulation.runs and fleet.unit == "robot":
-        rows.append(cohort_row(incumbent, canary, fleet, share, alpha, rows[0], days, simulation))
-        shared = "In a rollout by robot stages and looks share α: the last look of a first stage has 0.35"
-        note = f"One look at α {alpha:g}. {shared}."
-    elif simulation.runs:
-        horizon = math.ceil(2 * _HORIZON * normal)
-        runs = min(simulation.runs, max(_LEAST_RUNS, int(_EPISODES / (horizon / share))))
-        few = f", {runs} runs" if runs < simulation.runs else ""
+    independent = sample_size.two_proportions(incumbent, canary, alpha=q.alpha, power=q.power, share=share, sides=1)
+    rows = [q.fixed(independent, share)]
+    if q.runs and q.fleet.unit == "robot":
+        rows.append(q.by_robot((incumbent, canary), share, rows[0], canary=True))
+        more.append(_by_robot_words(rows[1]) + " The first stage of a rollout has half of α.")
+    elif q.runs:
+        horizon = math.ceil(_HORIZON * independent)
+        runs = min(q.runs, max(_LEAST_RUNS, int(_EPISODES / (horizon / share))))
         try:
-            with simulation.bar("e-process of the canary", runs) as tick:
+            with q.bar("e-process of the canary", runs) as tick:
                 stopping = detection_times(
-                    incumbent,
-                    canary,
-                    share,
-                    alpha=alpha,
-                    horizon=horizon,
-                    runs=runs,
-                    rng=simulation.rng(),
-                    progress=tick,
+                    incumbent, canary, share, alpha=q.alpha, horizon=horizon, runs=runs, rng=q.rng(), progress=tick
                 )
         except TooLargeError as e:
-            note = f"No sequential design: {e.reason}."
+            more.append(f"No sequential design: {e.reason}.")
         else:
-            rows.append(
-                sequential_row(f"sequential, e-process, looks at every episode{few}", stopping, share, fleet, days)
+            row = q.sequential("e-process, looked at after every episode", stopping, share)
+            rows.append(row)
+            in_time = share_and_error(float((stopping.units <= q.fleet.robots * q.fleet.per_day).mean()), runs)
+            more.append(
+                f"The e-process, looked at after every episode, takes {row.episodes:,.0f} ± {row.error[0]:.0f} on average "
+                f"({row.days:.2g} days). With this share for 24 h, as in the first default stage, it finds {share_text(in_time)} "
+                f"of such updates ({runs} runs)."
             )
-    settings = {"incumbent": incumbent, "canary": canary, "alpha": alpha, "power": power, "share": share}
-    question = f"To find a drop from {_rate(incumbent)} to {_rate(canary)} (α {alpha:g}, power {power:.0%})"
-    return answer(question, rows, settings, fleet, share, days, note)
+    question_text = f"To find a drop from {_rate(incumbent)} to {_rate(canary)} (α {q.alpha:g}, power {q.power:.0%})"
+    return q.answer(question_text, rows, share, more)
 
 
-def _one_look(
-    rates: tuple[float, float],
-    share: float,
-    sides: sample_size.Sides,
-    alpha: float,
-    power: float,
-    fleet: Fleet,
-    days: float | None,
-) -> tuple[float, list[Row]]:
-    """Return the episodes of the treated arm that one look at the end needs by the normal formula, and the rows of both."""
-    normal = sample_size.two_proportions(*rates, alpha=alpha, power=power, share=share, sides=sides)
-    arcsine = sample_size.two_proportions_arcsine(*rates, alpha=alpha, power=power, share=share, sides=sides)
-    found = (("normal formula", normal), ("arcsine (statsmodels)", arcsine))
-    return normal, [fixed_row(f"one look, {by}", size, share, power, fleet, days) for by, size in found]
+def _by_robot_words(row: Row) -> str:
+    found = share_text((row.power, row.error[1]))
+    return f"The exact test of robots finds the difference with {row.per_robot:,.0f} episodes each in {found} of tests."
+
+
+def _number(value: float, digits: int = 0) -> str:
+    return f"{value:,.{digits}f}" if math.isfinite(value) else "never"
 
 
 def _rate(rate: float) -> str:

@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many episodes does a test at one look need? The textbook's normal formulas, statsmodels' power, and clusters.
+"""How many episodes does a test at one look need? The textbook's normal formulas, and what clusters cost.
 
 All sizes are of the *treated* arm (B, the canary) and real numbers: round up. ``share`` is the part of all episodes that goes
 there: 1/2 for an A/B test, 0.05 for a canary of 5 %.
 
-Fleiss, Levin and Paik, Statistical Methods for Rates and Proportions (2003), chapter 4; Cohen, Statistical Power Analysis (1988),
-chapter 6 (arcsine, as statsmodels has it); Donner and Klar, Design and Analysis of Cluster Randomization Trials (2000).
+Fleiss, Levin and Paik, Statistical Methods for Rates and Proportions (2003), chapter 4; Donner and Klar, Design and Analysis of
+Cluster Randomization Trials (2000).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Literal
 
-import numpy as np
-from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]
+from scipy.special import ndtri  # type: ignore[import-untyped]
 
-from vla_evidence.analysis import analysis_packages
 from vla_evidence.errors import InputError, check_margin, check_probability, check_rate
 
 Sides = Literal[1, 2]
@@ -32,52 +29,10 @@ def two_proportions(
 
     With r = share / (1 - share) and p̄ the mean rate of all episodes:
     n = [z_{α/sides} √((1+r) p̄ q̄) + z_β √(p_B q_B + r p_A q_A)]² / (p_B - p_A)².
-
-    Raises:
-        InputError: a rate, probability or share that cannot be, or equal rates.
     """
     spread_0, spread_1 = _spreads(rate_a, rate_b, share)
     z_alpha, z_beta = _z(alpha, sides), _z_power(power, alpha)
     return float((z_alpha * spread_0 + z_beta * spread_1) / (rate_b - rate_a)) ** 2
-
-
-def power_of_two_proportions(
-    episodes: float, rate_a: float, rate_b: float, *, alpha: float = 0.05, share: float = 0.5, sides: Sides = 2
-) -> float:
-    """Return the power of that test after ``episodes`` of B: the formula of :func:`two_proportions` solved for it.
-
-    Raises:
-        InputError: as :func:`two_proportions`.
-    """
-    spread_0, spread_1 = _spreads(rate_a, rate_b, share)
-    ahead = abs(rate_b - rate_a) * math.sqrt(episodes) - _z(alpha, sides) * spread_0
-    return float(ndtr(ahead / spread_1)) if spread_1 > 0.0 else float(ahead >= 0.0)
-
-
-def two_proportions_arcsine(
-    rate_a: float, rate_b: float, *, alpha: float = 0.05, power: float = 0.8, share: float = 0.5, sides: Sides = 2
-) -> float:
-    """Return the same by statsmodels: effect size 2 asin √p_A - 2 asin √p_B, solved exactly for the power.
-
-    Raises:
-        InputError: as :func:`two_proportions`.
-        EvidenceError: ANALYSIS_MISSING: statsmodels is not installed.
-    """
-    _spreads(rate_a, rate_b, share)
-    check_probability("alpha", alpha)
-    z_power = _z_power(power, alpha)
-    with analysis_packages():
-        from statsmodels.stats.power import NormalIndPower
-        from statsmodels.stats.proportion import proportion_effectsize
-    effect = abs(float(proportion_effectsize(rate_a, rate_b)))
-    alternative = "two-sided" if sides == 2 else "larger"
-    ratio = (1.0 - share) / share
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that its solver failed: seen below
-        solved = NormalIndPower().solve_power(effect, alpha=alpha, power=power, ratio=ratio, alternative=alternative)
-    if np.ndim(solved) == 0 and math.isfinite(solved):
-        return float(solved)
-    return float(((_z(alpha, sides) + z_power) / effect) ** 2 * (1.0 + 1.0 / ratio))  # without the other tail
 
 
 def non_inferiority(
@@ -86,9 +41,6 @@ def non_inferiority(
     """Return the episodes of B after which "B is at most ``margin`` worse" is shown with this power if it is not worse at all.
 
     n = (z_α + z_β)² p q / ((1 - share) δ²), one-sided; at share 1/2 the textbook's (z_α + z_β)² 2pq / δ².
-
-    Raises:
-        InputError: a rate, margin, probability or share that cannot be.
     """
     check_probability("rate", rate)
     check_probability("share", share)
@@ -104,9 +56,6 @@ def design_effect(episodes_per_robot: float, icc: float) -> float:
     Args:
         episodes_per_robot: m, at least 1.
         icc: ρ, the intraclass correlation: the part of the outcome's variance that lies between robots.
-
-    Raises:
-        InputError: fewer than one episode, or an icc outside [0, 1].
     """
     check_rate("icc", icc)
     if not (math.isfinite(episodes_per_robot) and episodes_per_robot >= 1.0):
@@ -119,9 +68,6 @@ def episodes_per_robot(independent_episodes: float, robots: int, icc: float) -> 
 
     ``robots`` times m episodes are worth robots·m / (1 + (m - 1) ρ) independent ones, which grows towards robots / ρ and no
     further. Normal theory: with fewer than about ten robots an arm it promises too much.
-
-    Raises:
-        InputError: a number or an icc that cannot be.
     """
     check_rate("icc", icc)
     if robots < 1 or not (math.isfinite(independent_episodes) and independent_episodes > 0.0):
@@ -131,11 +77,7 @@ def episodes_per_robot(independent_episodes: float, robots: int, icc: float) -> 
 
 
 def robots_needed(independent_episodes: float, icc: float, episodes_each: float) -> int:
-    """Return how many robots an arm needs if each gives ``episodes_each`` episodes.
-
-    Raises:
-        InputError: as :func:`design_effect`.
-    """
+    """Return how many robots an arm needs if each gives ``episodes_each`` episodes."""
     return math.ceil(independent_episodes * design_effect(episodes_each, icc) / episodes_each - 1e-9)
 
 

@@ -13,15 +13,19 @@ from scipy.special import ndtri  # type: ignore[import-untyped]
 
 from vla_evidence.analysis import Bar, Tick, no_bar
 from vla_evidence.errors import InputError, check_probability, check_rate
-from vla_evidence.sequential.non_inferiority import NonInferiority
+from vla_evidence.sequential.randomisation_test import RandomisationTest, cohort_assignments
 from vla_evidence.sequential.sign_test import MAX_PAIRS, SignTestDesign
 from vla_evidence.sequential.sign_test_batch import stopping_times
 from vla_evidence.sequential.spending import OBRIEN_FLEMING, Spending
-from vla_evidence.sequential.two_sample import CANARY, INCUMBENT, BetaPrior, log_e_paths
+from vla_evidence.sequential.two_sample import CANARY, BetaPrior, log_e_paths
+from vla_evidence.simulate.fleet import FleetModel
 
 _UNITS_AT_ONCE, _MOST_UNITS = 1 << 20, 1 << 22
 _FEWEST_RUNS, _MOST_RUNS, _SIZING_RUNS = 2, 10_000_000, 4000
 _LARGEST_GROWTH = 4.0
+_FIRST_UNITS = 512
+_LOOKS, _DRAWS, _MOST_ROBOTS = 10, 999, 20_000
+STAGE_LOOKS = (0.125, 0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -67,17 +71,13 @@ class TooLargeError(InputError):
 
 
 def share_and_error(share: float, runs: int) -> tuple[float, float]:
-    """Return a share of runs with its Monte-Carlo standard error (Agresti and Coull's: not 0 where the share is)."""
+    """Return a share of runs with its Monte-Carlo standard error (not 0 where the share is 0)."""
     smoothed = (share * runs + 2.0) / (runs + 4.0)
     return share, math.sqrt(smoothed * (1.0 - smoothed) / (runs + 4.0))
 
 
 def check_runs(runs: int, seed: int = 0) -> None:
-    """Refuse a number of runs that gives no Monte-Carlo error or does not fit into memory, and a seed that is none.
-
-    Raises:
-        InputError: INPUT_COUNT.
-    """
+    """Refuse a number of runs that gives no Monte-Carlo error or does not fit into memory, and a seed that is none."""
     if not _FEWEST_RUNS <= runs <= _MOST_RUNS:
         raise InputError("INPUT_COUNT", "runs", f"{runs} does not lie between {_FEWEST_RUNS} and {_MOST_RUNS:,}")
     if not 0 <= seed < 1 << 64:
@@ -85,11 +85,7 @@ def check_runs(runs: int, seed: int = 0) -> None:
 
 
 def batches(runs: int, units: int) -> Iterator[int]:
-    """Yield numbers of runs that add up to ``runs`` and keep memory bounded.
-
-    Raises:
-        InputError: a number of runs that cannot be; or one run is too large.
-    """
+    """Yield numbers of runs that add up to ``runs`` and keep memory bounded."""
     check_runs(runs)
     if units > _MOST_UNITS:
         reason = f"{units:,} episodes a run, more than {_MOST_UNITS:,}: too small a difference, or too large a fleet, to simulate"
@@ -141,57 +137,23 @@ def detection_times(
             groups = (rng.random((size, episodes)) < its_share).astype(np.int8)
             ys = rng.random(groups.shape) < incumbent
             begin += log_e_paths(groups, ys, its_share, margin=margin, counts=counts)[:, -1:]
-        groups = (rng.random((size, units)) < share).astype(np.int8)
-        ys = rng.random((size, units)) < np.where(groups == CANARY, canary, incumbent)
-        crossed = begin + log_e_paths(groups, ys, share, margin=margin, counts=counts) >= limit
-        first = crossed.argmax(axis=1)
-        exposed = np.cumsum(groups, axis=1, dtype=np.int64)[np.arange(size), first]
-        found = crossed.any(axis=1)
-        times.append(np.where(found, exposed, np.inf))
-        total.append(np.where(found, first + 1, np.inf))
+        exposed, when, running = np.full(size, np.inf), np.full(size, np.inf), np.arange(size)
+        groups, ys = np.empty((size, 0), np.int8), np.empty((size, 0), np.bool_)
+        while running.size and groups.shape[1] < units:  # twice as long each time, for those that are not decided
+            more = (running.size, min(max(groups.shape[1], _FIRST_UNITS), units - groups.shape[1]))
+            drawn = (rng.random(more) < share).astype(np.int8)
+            success = rng.random(more) < np.where(drawn == CANARY, canary, incumbent)
+            groups, ys = np.concatenate([groups, drawn], axis=1), np.concatenate([ys, success], axis=1)
+            crossed = begin[running] + log_e_paths(groups, ys, share, margin=margin, counts=counts) >= limit
+            found, first = crossed.any(axis=1), crossed.argmax(axis=1)
+            canaries = np.cumsum(groups, axis=1, dtype=np.int64)[np.arange(len(first)), first]
+            exposed[running[found]], when[running[found]] = canaries[found], first[found] + 1
+            running, groups, ys = running[~found], groups[~found], ys[~found]
+        times.append(exposed)
+        total.append(when)
         if progress:
             progress(size)
     return Stopping(np.concatenate(times), horizon, np.concatenate(total))
-
-
-def exclusion_times(
-    incumbent: float,
-    canary: float,
-    share: float,
-    margin: float,
-    *,
-    alpha: float,
-    horizon: int,
-    runs: int,
-    rng: np.random.Generator,
-    looks: int = 40,
-    progress: Tick | None = None,
-) -> Stopping:
-    """Simulate the canary's e-processes of non-inferiority; return canary episodes until a drop of ``margin`` is excluded.
-
-    Looked at ``looks`` times, evenly over the horizon: a time is late by up to one of these steps.
-    """
-    _check_rates(incumbent, canary, share)
-    check_runs(runs)
-    step = max(1, math.ceil(horizon / share / looks))
-    times, total = np.full(runs, np.inf), np.full(runs, np.inf)
-    for run in range(sum(batches(runs, 1))):
-        judge = NonInferiority([margin])
-        exposed = 0
-        for look in range(1, looks + 1):
-            treated = int(rng.binomial(step, share))
-            exposed += treated
-            for group, units, rate in ((INCUMBENT, step - treated, incumbent), (CANARY, treated, canary)):
-                successes = int(rng.binomial(units, rate))
-                judge.add(group, True, share, successes)
-                judge.add(group, False, share, units - successes)
-            drop = judge.excluded_drop(alpha)
-            if drop is not None and drop <= margin:
-                times[run], total[run] = exposed, look * step
-                break
-        if progress:
-            progress(1)
-    return Stopping(times, horizon, total)
 
 
 def sign_test_times(
@@ -229,10 +191,6 @@ def sign_test_pairs(
 
     A test's standardised effect grows with the root of its size: N is multiplied by ((z_α + z_power) / (z_α + z_reached))². So an
     error of 0.01 in the power is one of about 2.5 % in N: at least 4,000 runs are made.
-
-    Raises:
-        InputError: as :func:`check_runs`.
-        TooLargeError: more than ``MAX_PAIRS`` pairs.
     """
     check_runs(runs, seed)
     runs = max(runs, _SIZING_RUNS)
@@ -253,6 +211,88 @@ def sign_test_pairs(
         growth = ((z_alpha + z_power) / (z_alpha + float(ndtri(max(reached, alpha))))) ** 2
         pairs = math.ceil(pairs * min(growth, _LARGEST_GROWTH))
     return stopping
+
+
+def look_that_decides(
+    is_b: NDArray[np.bool_], totals: NDArray[np.int64], done: NDArray[np.int64], alpha: float, icc: float, seed: str
+) -> float:
+    """Return the look (from 1) at which the exact randomisation test rejects, either way; infinite if it does not.
+
+    Args:
+        is_b: which robots run B, drawn with this number of them; shape [robots].
+        totals: successes so far, shape [looks, robots].
+        done: episodes on each robot so far, shape [looks].
+        alpha, icc: of the test, two-sided, O'Brien-Fleming spending.
+        seed: of its draws.
+    """
+    drawn = cohort_assignments({f"{robot}": bool(b) for robot, b in enumerate(is_b)}, seed, _DRAWS)
+    test = RandomisationTest(alpha, spending=OBRIEN_FLEMING, icc=icc)
+    for look, episodes in enumerate(done):
+        if test.look(drawn, totals[look], np.full(is_b.size, episodes), float(episodes / done[-1])).decision:
+            return look + 1.0
+    return math.inf
+
+
+def look_schedule(episodes: int) -> NDArray[np.int64]:
+    """Return episodes on each robot at each of ten looks (fewer if there are fewer episodes)."""
+    looks = min(_LOOKS, episodes)
+    return np.round(np.linspace(episodes / looks, episodes, looks)).astype(np.int64)
+
+
+def robots_totals(
+    means: tuple[float, float], fleet: FleetModel, treated: int, done: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Return who was drawn for B, shape [robots], and successes of each robot so far, shape [looks, robots]."""
+    check_robots(fleet.robots)
+    is_b = rng.permutation(fleet.robots) < treated
+    rates = fleet.rates(means, 1, rng)[:, 0]
+    steps = np.diff(done, prepend=0)
+    return is_b, np.cumsum(rng.binomial(steps[:, None], np.where(is_b, rates[1], rates[0])), axis=0)
+
+
+def robot_power(
+    means: tuple[float, float], fleet: FleetModel, treated: int, episodes: int, *, alpha: float, canary: bool, runs: int,
+    rng: np.random.Generator, progress: Tick,
+) -> tuple[float, float]:  # fmt: skip
+    """Return with which probability a randomisation test of robots finds the difference, and its Monte-Carlo error.
+
+    Args:
+        means: success rates of incumbent (A) and canary (B).
+        fleet: the robots.
+        treated: how many run B.
+        episodes: on each robot.
+        alpha: of the test.
+        canary: one-sided, at the four looks of a rollout's stage; else two-sided, at ten looks.
+        runs, rng, progress: as everywhere.
+    """
+    check_runs(runs)
+    done = (
+        np.maximum(1, np.round(np.array(STAGE_LOOKS) * episodes)).astype(np.int64)
+        if canary
+        else look_schedule(episodes)
+    )
+    found = 0
+    for run in range(runs):
+        is_b, totals = robots_totals(means, fleet, treated, done, rng)
+        if canary:
+            drawn = cohort_assignments({f"{robot}": bool(b) for robot, b in enumerate(is_b)}, f"run {run}", _DRAWS)
+            test = RandomisationTest(alpha, two_sided=False, icc=fleet.icc)
+            counts = np.full(fleet.robots, 1.0)
+            found += any(
+                test.look(drawn, counts * n - total, counts * n, share).decision
+                for share, n, total in zip(STAGE_LOOKS, done, totals, strict=True)
+            )
+        else:
+            found += math.isfinite(look_that_decides(is_b, totals, done, alpha, fleet.icc, f"run {run}"))
+        progress(1)
+    return share_and_error(found / runs, runs)
+
+
+def check_robots(robots: int) -> None:
+    """Refuse a fleet whose randomisation test is too large to simulate."""
+    if robots > _MOST_ROBOTS:
+        reason = f"{robots:,}, more than {_MOST_ROBOTS:,}: too many to simulate"
+        raise InputError("INPUT_COUNT", "robots", reason)
 
 
 def _check_rates(incumbent: float, canary: float, share: float) -> None:

@@ -16,10 +16,15 @@ stopped, ties together, for as long as the share of all draws ever stopped on th
 The real assignment is one of the draws and exchangeable with them under H0, so P(it is ever stopped) <= f(1) = α exactly, for
 any number of looks, robots and draws. Looks must not be chosen by what earlier ones showed: they are planned in episodes.
 
-If the policies change how *many* episodes a robot runs, H0 above does not hold though success rates may be equal: the means of
-those that run more are less noisy and weigh more. So give it as many of each robot, their first ones
-(:class:`vla_evidence.ab.robots.UnpairedABJudge` does). The error is then exact if the number of episodes in common does not
-depend on how well they go.
+If the versions change how *many* episodes a robot runs, H0 above does not hold though success rates may be equal: the means of
+those that run more are less noisy and weigh more. So compare as many of each robot, spread evenly over all that it ran
+(:func:`spread`, :func:`common_number`). The error is then exact if the number in common does not depend on how well they go.
+
+What a robot did *before* the draw may be taken out (:func:`without_baseline`): any function of the results that does not look at
+the assignment leaves the test exact, and differences between robots that were there before are no noise any more.
+
+One-sided, the test finds "B larger" in at most f(1) of cases also where B is *smaller* on every robot (Caughey, Dafoe, Li and
+Miratrix, Journal of the Royal Statistical Society B 85, 2023).
 """
 
 from __future__ import annotations
@@ -27,17 +32,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vla_evidence.errors import InputError, check_probability, check_rate
 from vla_evidence.sequential.spending import LINEAR
 
 DRAWS = 4999
+ICC = 0.05
+"""ρ: the correlation expected between episodes of one robot."""
+_BISECTIONS = 12
 _ROWS = 256
 _DIGITS = 9  # draws whose T agree to this many digits of the largest possible one are ties, whatever their rounding
 
@@ -47,11 +54,10 @@ class Look:
     """What one look showed.
 
     Attributes:
-        fraction: of the planned information.
-        statistic: T of the real assignment; positive: B is larger.
-        as_extreme: share of all draws with a T at least as large (if negative: at least as small), the fixed-sample p-value.
-        decision: 0; +1: B larger, -1: B smaller.
-        smallest: share of draws that put the robots seen so far into the same groups as the real one: ``as_extreme`` cannot
+        fraction: of the planned information. statistic: T of the real assignment; positive: B is larger. as_extreme: share of
+        all draws with a T at least as large (two-sided, if negative: at least as small), the fixed-sample p-value. decision:
+        0; +1: B larger, -1: B smaller. smallest: share of draws that put the robots seen so far into the same groups as the
+        real one: ``as_extreme`` cannot
             be smaller, whatever the results; with too few robots it lies above α, and no difference can ever be shown.
     """
 
@@ -70,9 +76,6 @@ class RandomisationTest:
         spending: f(fraction, alpha).
         two_sided: False: only "B larger" can be found.
         icc: ρ, correlation expected between observations of one robot, 0 to 1.
-
-    Raises:
-        InputError: INPUT_PROBABILITY, INPUT_RATE.
     """
 
     def __init__(
@@ -81,14 +84,12 @@ class RandomisationTest:
         *,
         spending: Callable[[Any, float], Any] = LINEAR,
         two_sided: bool = True,
-        icc: float = 0.05,
+        icc: float = ICC,
     ) -> None:
-        self.alpha = check_probability("alpha", alpha, below=0.5)
-        self.two_sided, self.icc = two_sided, check_rate("icc", icc)
+        self.alpha, self.two_sided, self.icc = alpha, two_sided, icc
         self._spending = spending
         self._stopped: NDArray[np.bool_] | None = None
         self._spent = {1: 0, -1: 0}  # draws stopped so far on each side
-        self._fraction = 0.0
         self.decision = 0
         """0 so far; +1: B larger, -1: B smaller (two-sided only). Final."""
 
@@ -102,14 +103,10 @@ class RandomisationTest:
             counts: how many they are, shape [robots]; a robot without any says nothing.
             fraction: of the planned information, not below the last look's.
 
-        Raises:
-            InputError: INPUT_VALUE: shapes, the number of draws changed, or time ran backwards; INPUT_COUNT: negative counts.
         """
         drawn, total, count = np.asarray(assignments, dtype=bool), np.asarray(totals, float), np.asarray(counts, float)
-        self._check(drawn, total, count, fraction)
         if self._stopped is None:
             self._stopped = np.zeros(len(drawn), dtype=bool)
-        self._fraction = fraction
         statistics = _statistics(drawn, total, count, self.icc)
         allowed = int(np.floor(float(self._spending(fraction, self.tail_alpha)) * len(drawn) + 1e-9))
         for side in (1, -1) if self.two_sided else (1,):
@@ -118,7 +115,7 @@ class RandomisationTest:
             self._stopped |= newly
             if newly[0]:
                 self.decision = side
-        side = 1 if statistics[0] >= 0.0 else -1
+        side = 1 if statistics[0] >= 0.0 or not self.two_sided else -1
         extreme = float((side * statistics >= side * statistics[0]).mean())
         seen = drawn[:, count > 0.0]
         smallest = float((seen == seen[0]).all(axis=1).mean())
@@ -142,24 +139,17 @@ class RandomisationTest:
             candidates & (ranked > values[room])
         )  # the first one too many, and all that tie with it, stay
 
-    def _check(
-        self, drawn: NDArray[np.bool_], total: NDArray[np.float64], count: NDArray[np.float64], fraction: float
-    ) -> None:
-        if drawn.ndim != 2 or len(drawn) < 1 or total.shape != drawn.shape[1:] or count.shape != total.shape:
-            raise InputError("INPUT_VALUE", "shapes", f"{drawn.shape}, {total.shape} and {count.shape} do not fit")
-        if self._stopped is not None and len(self._stopped) != len(drawn):
-            raise InputError("INPUT_VALUE", "assignments", f"{len(drawn)} draws, {len(self._stopped)} at the last look")
-        if not (np.isfinite(total).all() and np.isfinite(count).all() and (count >= 0.0).all()):
-            raise InputError("INPUT_COUNT", "counts", "negative, or not finite")
-        if not self._fraction <= fraction:
-            raise InputError("INPUT_VALUE", "fraction", f"{fraction} lies before the last look's {self._fraction}")
+
+def weights(count: NDArray[np.float64], icc: float) -> NDArray[np.float64]:
+    """Return what a robot's mean of so many observations weighs."""
+    return np.asarray(count / (1.0 + np.maximum(count - 1.0, 0.0) * icc))
 
 
 def _statistics(
     drawn: NDArray[np.bool_], total: NDArray[np.float64], count: NDArray[np.float64], icc: float
 ) -> NDArray[np.float64]:
     """Return T of every draw, as a share of the largest possible one."""
-    weight = count / (1.0 + np.maximum(count - 1.0, 0.0) * icc)
+    weight = weights(count, icc)
     mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0.0)
     if not weight.sum() > 0.0:
         return np.zeros(len(drawn))
@@ -172,15 +162,85 @@ def _statistics(
     return np.asarray(np.round(np.concatenate(parts), _DIGITS))
 
 
+def without_baseline(
+    totals: NDArray[np.float64], counts: NDArray[np.float64], baseline: NDArray[np.float64], icc: float = ICC
+) -> NDArray[np.float64]:
+    """Return the totals less what each robot's own earlier mean predicts, by a slope fitted to all robots, whatever they run.
+
+    Args:
+        totals, counts: as for :meth:`RandomisationTest.look`.
+        baseline: mean before the draw, NaN where it is not known; shape [robots].
+        icc: ρ.
+    """
+    known = np.isfinite(baseline) & (counts > 0.0)
+    weight = np.where(known, weights(counts, icc), 0.0)
+    if np.count_nonzero(known) < 3:
+        return totals
+    means = np.divide(totals, counts, out=np.zeros_like(totals), where=counts > 0.0)
+    before = np.where(known, baseline, 0.0)
+    before = np.where(known, before - np.average(before, weights=weight), 0.0)
+    spread_of = float(weight @ before**2)
+    slope = float(weight @ (before * means)) / spread_of if spread_of > 1e-12 else 0.0
+    return np.asarray(totals - slope * before * counts)
+
+
+def one_look(
+    drawn: NDArray[np.bool_],
+    totals: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    baseline: NDArray[np.float64],
+    *,
+    shift: float = 0.0,
+) -> float:
+    """Return the p-value of "B is larger by no more than ``shift`` on any robot": the test of one look.
+
+    Arguments as for :meth:`RandomisationTest.look` and :func:`without_baseline`.
+    """
+    shifted = without_baseline(totals - shift * counts * drawn[0], counts, baseline)
+    statistics = _statistics(drawn, shifted, counts, ICC)
+    return float((statistics >= statistics[0]).mean())
+
+
+def shift_interval(
+    drawn: NDArray[np.bool_],
+    totals: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    baseline: NDArray[np.float64],
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Return by how much B may be larger, if by the same on every robot: the shifts that the two-sided test does not reject."""
+    tail = 0.5 * (1.0 - confidence)
+
+    def end(sign: float) -> float:
+        inside, outside = 0.0, 1.0
+        for _ in range(_BISECTIONS):  # of the shift away from a difference of one
+            middle = 0.5 * (inside + outside)
+            rejected = one_look(drawn, sign * totals, counts, sign * baseline, shift=2.0 * middle - 1.0) <= tail
+            inside, outside = (middle, outside) if rejected else (inside, middle)
+        return sign * (2.0 * inside - 1.0)
+
+    return end(1.0), end(-1.0)
+
+
+def common_number(counts: Sequence[int], in_b: Sequence[bool]) -> int:
+    """Return how many episodes three quarters of the robots of either group have at least."""
+    groups = (sorted(n for n, b in zip(counts, in_b, strict=True) if b is group) for group in (True, False))
+    return min((own[(len(own) - 1) // 4] for own in groups if own), default=0)
+
+
+def spread(values: Any, number: int) -> Any:
+    """Return ``number`` of the values, evenly spread over them; all of them if there are no more."""
+    n = len(values)
+    if n <= number:
+        return values
+    return [values[(2 * i + 1) * n // (2 * number)] for i in range(number)]
+
+
 def bernoulli_column(seed: str, robot: str, probability: float, real: bool, draws: int = DRAWS) -> NDArray[np.bool_]:
     """Return one robot's column of assignments where each robot goes to B with ``probability`` on its own, the real one first.
 
     It depends on seed and robot only, so that robots may come in any order.
-
-    Raises:
-        InputError: INPUT_PROBABILITY.
     """
-    check_probability("probability", probability)
     key = hashlib.sha256(f"draws\0{seed}\0{robot}".encode("utf-8", "surrogatepass")).digest()
     column = np.random.Generator(np.random.PCG64(int.from_bytes(key, "big"))).random(draws + 1) < probability
     column[0] = real

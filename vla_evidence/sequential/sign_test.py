@@ -205,27 +205,3 @@ class ExactSignTest:
         elif self.design.two_sided and self._wins < self._walk.low:
             self.decision = -1
         return self.decision
-
-
-@lru_cache(maxsize=64)
-def boundaries(design: SignTestDesign, discordant: bytes | None = None) -> tuple[int | None, ...]:
-    """Return the score that rejects after each pair (None: no score can yet), for plots and for planning.
-
-    Args:
-        design: of the test.
-        discordant: one byte a pair, not 0 if it is discordant, at most N; None: all N pairs are.
-
-    Raises:
-        InputError: INPUT_COUNT: more than N pairs.
-    """
-    pattern = b"\1" * design.max_pairs if discordant is None else discordant
-    if len(pattern) > design.max_pairs:
-        raise InputError("INPUT_COUNT", "discordant", f"{len(pattern)} pairs of at most {design.max_pairs}")
-    walk, steps, found = _Walk(design), 0, []
-    for budget, is_discordant in zip(budgets(design)[1:].tolist(), pattern):  # noqa: B905  (a pattern may be a beginning)
-        if is_discordant:
-            steps += 1
-            walk.step()
-        walk.cut(budget)
-        found.append(2 * walk.top + 2 - steps if walk.top < steps else None)
-    return tuple(found)

@@ -17,38 +17,18 @@ Turner and Grünwald, Statistics and Probability Letters 198 (2023), section 2; 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vla_evidence.errors import (
-    InputError,
-    check_counts,
-    check_margin,
-    check_probability,
-    check_rate,
-    is_integer,
-    shown,
-)
-
 INCUMBENT, CANARY = 0, 1
 _CHUNK = 1 << 16
 _NEWTON_STEPS = 60
 _TOLERANCE = 1e-14
-_ROUNDING = 1e-6
 _EDGE = 1e-9
 """No estimate is nearer to 0 or 1: a bet must not be lost altogether by one unit, however sure the prior is."""
-
-
-def check_group(value: Any) -> int:
-    """Return a group if there is such a one."""
-    if not (isinstance(value, (bool, np.bool_)) or is_integer(value)) or value not in (INCUMBENT, CANARY):
-        reason = f"{shown(value)} is neither {INCUMBENT} (incumbent) nor {CANARY} (canary)"
-        raise InputError("INPUT_ARM", "group", reason)
-    return int(value)
 
 
 @dataclass(frozen=True)
@@ -58,13 +38,6 @@ class BetaPrior:
     successes: float = 1.0
     failures: float = 1.0
 
-    def __post_init__(self) -> None:
-        for field, value in (("successes", self.successes), ("failures", self.failures)):
-            if not (math.isfinite(value) and value > 0.0):
-                raise InputError("INPUT_COUNT", f"prior {field}", f"{value} is not positive")
-        if not math.isfinite(self.successes + self.failures):
-            raise InputError("INPUT_COUNT", "prior", "worth more than can be counted")
-
     @property
     def mean(self) -> float:
         """The rate expected before the first unit."""
@@ -72,14 +45,7 @@ class BetaPrior:
 
     @staticmethod
     def from_history(successes: float, episodes: float, weight: float) -> BetaPrior:
-        """Return a prior centred on what the registry has seen of a version, worth ``weight`` episodes (at most all of them).
-
-        Raises:
-            InputError: impossible counts, or a weight that is not positive.
-        """
-        check_counts("history", successes, episodes)
-        if not (math.isfinite(weight) and weight > 0.0):
-            raise InputError("INPUT_VALUE", "weight", f"{weight} is not positive")
+        """Return a prior centred on what the registry has seen of a version, worth ``weight`` episodes (at most all of them)."""
         rate = (successes + 0.5) / (episodes + 1.0)
         strength = max(1.0, min(weight, episodes))
         return BetaPrior(rate * strength, (1.0 - rate) * strength)
@@ -90,11 +56,7 @@ class BetaPrior:
 
         Where the rate is below ``2 drop`` half of it is expected. A belief in harm is a stake on it: if there is none the
         evidence falls, and P(it ever reaches 1/α) <= α as with any other prior.
-
-        Raises:
-            InputError: as :meth:`from_history`, or a drop outside [0, 1).
         """
-        check_margin("drop", drop)
         rate = BetaPrior.from_history(successes, episodes, weight).mean
         expected = max(rate - drop, 0.5 * rate)
         return BetaPrior(expected * weight, (1.0 - expected) * weight)
@@ -111,7 +73,7 @@ class TwoSampleEProcess:
     def __init__(
         self, margin: float = 0.0, *, incumbent: BetaPrior | None = None, canary: BetaPrior | None = None
     ) -> None:
-        self.margin = check_margin("margin", margin)
+        self.margin = margin
         priors = (incumbent or BetaPrior(), canary or BetaPrior())
         self._a = [p.successes for p in priors]
         self._n = [p.successes + p.failures for p in priors]
@@ -138,16 +100,7 @@ class TwoSampleEProcess:
             group: :data:`INCUMBENT` or :data:`CANARY`.
             y: 1 success, 0 failure, or a share between.
             probability: with which this unit went to the canary, known before it.
-
-        Raises:
-            InputError: an unknown group, a y outside [0, 1] or a probability that is not strictly between 0 and 1.
         """
-        if group not in (INCUMBENT, CANARY):
-            raise InputError(
-                "INPUT_ARM", "group", f"{group!r} is neither {INCUMBENT} (incumbent) nor {CANARY} (canary)"
-            )
-        check_rate("y", y)
-        check_probability("probability", probability)
         q0, q1 = (min(max(a / n, _EDGE), 1.0 - _EDGE) for a, n in zip(self._a, self._n, strict=True))
         if q1 < q0 - self.margin:
             p0 = _project_one(q0, q1, self.margin, probability)
@@ -164,8 +117,6 @@ class TwoSampleEProcess:
         Arguments as for :meth:`update`, arrays of shape [units].
         """
         g, y, pi = np.broadcast_arrays(np.asarray(groups), np.asarray(ys, float), np.asarray(probability, float))
-        if g.ndim != 1:
-            raise InputError("INPUT_VALUE", "groups", f"{g.ndim} dimensions, not one")
         for start in range(0, g.size, _CHUNK):
             part = slice(start, start + _CHUNK)
             path = log_e_paths(g[part], y[part], pi[part], margin=self.margin, counts=(self._a, self._n))
@@ -186,26 +137,7 @@ class TwoSampleEProcess:
 
     def rejects(self, alpha: float) -> bool:
         """Whether H0 is rejected at level ``alpha`` (for good, whenever it is asked)."""
-        return self.max_log_e >= -math.log(check_probability("alpha", alpha))
-
-    def to_json(self) -> list[float]:
-        """Return what :meth:`restore` takes over; the priors and the margin are the caller's to keep."""
-        return [*self._a, *self._n, self.log_e, self.max_log_e]
-
-    def restore(self, state: Sequence[float]) -> None:
-        """Go on where another process of the same priors and margin was.
-
-        Raises:
-            InputError: the state cannot be.
-        """
-        if len(state) != 6 or not all(math.isfinite(value) for value in state):
-            raise InputError("INPUT_VALUE", "state", f"{state!r} is not of a two-sample e-process")
-        a0, a1, n0, n1, log_e, top = (float(value) for value in state)
-        for a, n, prior_a, prior_n in zip((a0, a1), (n0, n1), self._prior_a, self._prior_n, strict=True):
-            check_counts("state", a - prior_a + _ROUNDING, n - prior_n + 2.0 * _ROUNDING)
-        if top < max(log_e, 0.0):
-            raise InputError("INPUT_VALUE", "state", f"evidence {log_e} above its maximum {top}")
-        self._a, self._n, self.log_e, self.max_log_e = [a0, a1], [n0, n1], log_e, top
+        return self.max_log_e >= -math.log(alpha)
 
 
 def log_e_paths(
@@ -224,12 +156,8 @@ def log_e_paths(
         probability: P(canary), a shape that broadcasts to it.
         margin: as for :class:`TwoSampleEProcess`.
         counts: (successes, units) believed before the first, of incumbent and canary each; the uniform prior by default.
-
-    Raises:
-        InputError: as :meth:`TwoSampleEProcess.update`.
     """
-    g, y, pi = _checked(groups, ys, probability)
-    check_margin("margin", margin)
+    g, y, pi = np.asarray(groups), np.asarray(ys, dtype=np.float64), np.asarray(probability, dtype=np.float64)
     q = []
     for group in (INCUMBENT, CANARY):
         a0, n0 = float(counts[0][group]), float(counts[1][group])
@@ -249,17 +177,6 @@ def log_e_paths(
         factor = y * (own_q / own_p) + (1.0 - y) * ((1.0 - own_q) / (1.0 - own_p))
         steps = np.where(active, np.log(factor), 0.0)
     return np.asarray(np.cumsum(steps, axis=-1))
-
-
-def _checked(groups: ArrayLike, ys: ArrayLike, probability: ArrayLike) -> tuple[Any, Any, Any]:
-    g, y, pi = np.asarray(groups), np.asarray(ys, dtype=np.float64), np.asarray(probability, dtype=np.float64)
-    if not np.isin(g, (INCUMBENT, CANARY)).all():
-        raise InputError("INPUT_ARM", "groups", f"not all are {INCUMBENT} (incumbent) or {CANARY} (canary)")
-    if not ((y >= 0.0) & (y <= 1.0)).all():
-        raise InputError("INPUT_RATE", "ys", "not all lie between 0 and 1")
-    if not ((pi > 0.0) & (pi < 1.0)).all():
-        raise InputError("INPUT_PROBABILITY", "probability", "not all lie strictly between 0 and 1")
-    return g, y, pi
 
 
 def _slope(p0: Any, q0: Any, q1: Any, margin: float, pi: Any) -> tuple[Any, Any]:

@@ -16,8 +16,7 @@ import numpy as np
 from vla_evidence.analysis import Bar, no_bar
 from vla_evidence.errors import InputError, check_probability
 from vla_evidence.planning import sample_size
-from vla_evidence.planning.stopping import Stopping, check_runs, share_and_error, sign_test_pairs
-from vla_evidence.planning.stopping_robots import check_robots
+from vla_evidence.planning.stopping import Stopping, check_robots, check_runs, share_and_error, sign_test_pairs
 from vla_evidence.simulate import plots
 from vla_evidence.simulate.ab_runs import INTERVALS, SIGN_TEST, Z_TEST, Runs, by_robot_runs, paired_runs
 from vla_evidence.simulate.fleet import FleetModel
@@ -168,11 +167,10 @@ def _report(s: Settings, sequential: Stopping, pairs: list[Rule], robots: list[R
 
 @dataclass(frozen=True)
 class _Size:
-    """Of the design with one look: episodes of each version by two formulas, on each robot that runs both, or ``alone`` one."""
+    """Of the design with one look: episodes of each version, on each robot that runs both, or ``alone`` one."""
 
     power: float
     normal: float
-    arcsine: float
     per_robot: int
     days: float
     alone: float
@@ -180,10 +178,9 @@ class _Size:
 
 def _size(s: Settings, power: float) -> _Size:
     normal = sample_size.two_proportions(s.rate_a, s.rate_b, alpha=s.alpha, power=power)
-    arcsine = sample_size.two_proportions_arcsine(s.rate_a, s.rate_b, alpha=s.alpha, power=power)
     each = math.ceil(2.0 * normal / s.robots)
     alone = sample_size.episodes_per_robot(normal, s.robots // 2, s.icc)
-    return _Size(power, normal, arcsine, each, each / s.per_day, alone)
+    return _Size(power, normal, each, each / s.per_day, alone)
 
 
 def _sentence(s: Settings, chosen: _Size, at_most: int, ours: Rule, pairs: list[Rule], robots: list[Rule]) -> str:
@@ -191,9 +188,10 @@ def _sentence(s: Settings, chosen: _Size, at_most: int, ours: Rule, pairs: list[
     again = next(rule for rule in robots if rule.rule == INTERVALS and rule.looks != "one")
     return (
         f"To tell {s.rate_b:.0%} from {s.rate_a:.0%} at {s.confidence:.0%} confidence with {s.power:.0%} power, {s.robots} "
-        f"robots need {chosen.per_robot} episodes each, half with either version ({math.ceil(chosen.normal):,} per version, "
-        f"{chosen.days:.1f} days at {s.per_day:g} a day), with one look at the end; the exact sign test, looked at after every "
-        f"pair, needs {ours.per_robot[0]:.0f} ± {ours.per_robot[1]:.1f} on average and at most {at_most}. "
+        f"robots that run both versions need {chosen.per_robot} episodes each, {math.ceil(chosen.per_robot / 2)} with each "
+        f"version ({math.ceil(chosen.normal):,} per version, {chosen.days:.1f} days at {s.per_day:g} a day), with one look at "
+        f"the end; the exact sign test, looked at after every pair, needs {ours.per_robot[0]:.0f} ± {ours.per_robot[1]:.1f} on "
+        f"average and at most {at_most}. {_alone(s, chosen)} "
         f'"The Wilson intervals do not overlap" misses the difference in {1.0 - apart.power[0]:.0%} of such tests, and '
         f"where each robot runs one version "
         f"it finds one that is not there in {by_robot.false_alarm[0]:.0%} of tests "
@@ -201,15 +199,24 @@ def _sentence(s: Settings, chosen: _Size, at_most: int, ours: Rule, pairs: list[
     )
 
 
+def _alone(s: Settings, chosen: _Size) -> str:
+    """Return what the lesson's own design takes: one version on each robot."""
+    design = f"One version on each robot, as in the lesson, at an intraclass correlation of {s.icc:g}"
+    if math.isfinite(chosen.alone):
+        return f"{design}: {math.ceil(chosen.alone):,} episodes each."
+    return f"{design}: {s.robots} robots never get there, however long they run."
+
+
 def _size_table(s: Settings, sizes: list[_Size]) -> str:
     rows = []
     for size in sizes:
         alone = f"{math.ceil(size.alone):,}" if math.isfinite(size.alone) else "never"
-        versions = [f"{math.ceil(size.normal):,}", f"{math.ceil(size.arcsine):,}"]
-        rows.append([f"{size.power:.0%}", *versions, f"{size.per_robot}", f"{size.days:.1f}", alone])
+        rows.append(
+            [f"{size.power:.0%}", f"{math.ceil(size.normal):,}", f"{size.per_robot}", f"{size.days:.1f}", alone]
+        )
     robots = 2 * (math.floor(sizes[0].normal * s.icc) + 1)
-    heads = ["power", "per version", "by arcsine", "per robot", f"days at {s.per_day:g}", "each with one version"]
-    note = f"One version on each robot: at an intraclass correlation of {s.icc:g} fewer than {robots} robots never suffice."
+    heads = ["power", "per version", "per robot", f"days at {s.per_day:g}", "each with one version"]
+    note = f"One version on each robot, intraclass correlation {s.icc:g}: with fewer than {robots} robots no number is enough."
     return table("One look at the end: episodes needed", heads, rows, note)
 
 

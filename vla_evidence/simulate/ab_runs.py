@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr  # type: ignore[import-untyped]
 
 from vla_evidence.analysis import Tick
-from vla_evidence.planning.stopping import batches
-from vla_evidence.planning.stopping_robots import look_schedule, look_that_decides, robots_totals
+from vla_evidence.planning.stopping import batches, look_schedule, look_that_decides, robots_totals
 from vla_evidence.sequential.sign_test import SignTestDesign
 from vla_evidence.sequential.sign_test_batch import stopping_times
 from vla_evidence.sequential.spending import OBRIEN_FLEMING
