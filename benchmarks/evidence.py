@@ -24,7 +24,7 @@ from vla_evidence.planning.stopping import batches, share_and_error
 from vla_evidence.sequential.randomisation_test import RandomisationTest, cohort_assignments, without_baseline
 from vla_evidence.sequential.sign_test import SignTestDesign
 from vla_evidence.sequential.sign_test_batch import stopping_times
-from vla_evidence.sequential.spending import LINEAR, OBRIEN_FLEMING
+from vla_evidence.sequential.spending import linear, obrien_fleming
 from vla_evidence.sequential.two_sample import BetaPrior, log_e_paths
 from vla_evidence.simulate.fleet import RNG, FleetModel
 from vla_evidence.simulate.rules import should_advance, z_test
@@ -84,7 +84,7 @@ def pairs(rng: RNG, runs: int, lower: float) -> Found:
     for size in batches(runs, PAIRS):
         a, b = rng.random((size, PAIRS)) < lower, rng.random((size, PAIRS)) < GOOD
         found = {}
-        for name, spending in (("linear", LINEAR), ("O'Brien-Fleming", OBRIEN_FLEMING)):
+        for name, spending in (("linear", linear), ("O'Brien-Fleming", obrien_fleming)):
             used, decided = stopping_times(b.astype(np.int8) - a, SignTestDesign(PAIRS, ALPHA, spending=spending))
             found[f"ours: exact sign test, {name} spending"] = np.where(decided > 0, used, np.inf)
         won_a, won_b = np.cumsum(a, axis=1), np.cumsum(b, axis=1)

@@ -19,11 +19,7 @@ Bar = Callable[[str, int], AbstractContextManager[Tick]]
 
 @contextmanager
 def analysis_packages() -> Iterator[None]:
-    """Import packages for analysis inside this block.
-
-    Raises:
-        EvidenceError: ANALYSIS_MISSING, with the line that installs them.
-    """
+    """Import packages for analysis inside this block."""
     try:
         yield
     except ModuleNotFoundError as e:
@@ -39,11 +35,7 @@ def no_bar(label: str, steps: int) -> Iterator[Tick]:
 
 @contextmanager
 def tqdm_bar(label: str, steps: int) -> Iterator[Tick]:
-    """Show a progress bar on standard error.
-
-    Raises:
-        EvidenceError: ANALYSIS_MISSING: tqdm is not installed.
-    """
+    """Show a progress bar on standard error."""
     with analysis_packages():
         from tqdm import tqdm
     with tqdm(total=steps, desc=label, file=sys.stderr, unit="run", leave=True, mininterval=0.5) as bar:

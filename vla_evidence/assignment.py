@@ -23,11 +23,7 @@ _SHARE_TOLERANCE = 1e-9
 
 
 def uniform(experiment: str, robot: str, episode: str | int | None = None) -> float:
-    """Return a number in [0, 1), uniform over names: the upper 53 of the first 64 bits of the hash (big-endian).
-
-    Raises:
-        InputError: INPUT_VALUE: a name that is no text, or is empty.
-    """
+    """Return a number in [0, 1), uniform over names: the upper 53 of the first 64 bits of the hash (big-endian)."""
     parts: list[str | int] = [check_name("experiment", experiment), check_name("robot", robot)]
     if episode is not None:
         parts.append(episode if is_integer(episode) else check_name("episode", episode))
@@ -42,9 +38,6 @@ def arm(experiment: str, robot: str, episode: str | int | None, probability: flo
         experiment: the salt; another name is another, independent assignment.
         robot, episode: their names; an episode may be a number.
         probability: of B.
-
-    Raises:
-        InputError: INPUT_PROBABILITY: not strictly between 0 and 1; INPUT_VALUE: a name.
     """
     return B if uniform(experiment, robot, episode) < check_probability("probability", probability) else A
 
@@ -55,9 +48,6 @@ def arm_in_pair(experiment: str, robot: str, episode: int) -> tuple[int, int]:
     A coin of its own decides which arm comes first in each pair. So under "the arms do not differ" the sign of every
     discordant pair is a fair coin *by design*: whatever the robot, the task, the time of day, and whatever the first
     episode of a pair does to the second.
-
-    Raises:
-        InputError: INPUT_COUNT: ``episode`` is negative or no integer; INPUT_VALUE: a name.
     """
     if not is_integer(episode) or episode < 0:
         raise InputError("INPUT_COUNT", "episode", f"{episode!r} is no number of an episode")
@@ -70,9 +60,6 @@ def cohort(experiment: str, robots: Iterable[str], share: float) -> tuple[str, .
     """Return the robots of a rollout's stage: ``share`` of the fleet, rounded down but at least one, in the order of their hash.
 
     Cohorts of one experiment are nested: who is in at one share is in at every larger one.
-
-    Raises:
-        InputError: INPUT_COUNT: no robot, or one twice; INPUT_PROBABILITY: the share is not in (0, 1]; INPUT_VALUE: a name.
     """
     if not 0.0 < share <= 1.0:
         raise InputError("INPUT_PROBABILITY", "share", f"{share} does not lie above 0 and up to 1")

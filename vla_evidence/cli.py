@@ -22,7 +22,7 @@ from vla_evidence.log.replay import Step, replay_file
 from vla_evidence.planning import plan
 from vla_evidence.planning.feasible import feasible
 from vla_evidence.sequential import intervals
-from vla_evidence.simulate.report import finite
+from vla_evidence.simulate.report import Report, finite
 from vla_evidence.tables import table
 
 DONE, REFUSED = 0, 1
@@ -115,28 +115,26 @@ def _replay(options: argparse.Namespace) -> Result:
 def _simulate_ab(options: argparse.Namespace) -> Result:
     from vla_evidence.simulate import ab
 
-    settings = ab.Settings(
-        options.robots, options.rate_a, options.rate_b, options.confidence, options.power, options.per_day, options.icc,
-        options.runs, options.seed,
-    )  # fmt: skip
-    report = ab.run(settings, _bar(options))
-    return _written(report.write(options.out), report.text, report.sentence, report.figures)
+    return _report(ab.run(ab.Settings(**_chosen(options, ab.Settings)), _bar(options)), options)
 
 
 def _simulate_canary(options: argparse.Namespace) -> Result:
     from vla_evidence.simulate import canary
 
-    settings = canary.Settings(
-        options.incumbent, options.canary, options.robots, options.per_hour, options.alpha, options.rollback_s, options.icc,
-        options.runs, options.seed,
-    )  # fmt: skip
-    report = canary.run(settings, _bar(options))
-    return _written(report.write(options.out), report.text, report.sentence, report.figures)
+    return _report(canary.run(canary.Settings(**_chosen(options, canary.Settings)), _bar(options)), options)
 
 
-def _written(files: list[Path], text: str, sentence: str, figures: dict[str, Any]) -> Result:
-    names = [str(path) for path in files]
-    return f"{text}\n\nwritten: {', '.join(names)}", {"sentence": sentence, **figures, "files": names}
+def _chosen(options: argparse.Namespace, settings: type) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in settings.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def _report(report: Report, options: argparse.Namespace) -> Result:
+    names = [str(path) for path in report.write(options.out)]
+    return f"{report.text}\n\nwritten: {', '.join(names)}", {
+        "sentence": report.sentence,
+        **report.figures,
+        "files": names,
+    }
 
 
 def _bar(options: argparse.Namespace) -> Bar:
@@ -148,9 +146,8 @@ def _percent(ends: tuple[float, float]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vla-evidence", description="Better, worse or unproven? Plan, look, recompute, simulate."
-    )
+    text = "Better, worse or unproven? Plan, look, recompute, simulate."
+    parser = argparse.ArgumentParser(prog="vla-evidence", description=text)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_plan(commands.add_parser("plan", help="how many episodes, days and robots a decision needs"))
     _add_simulate(commands.add_parser("simulate", help="an A/B test or a bad update in a simulated fleet, with plots"))
@@ -158,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     interval = commands.add_parser("interval", help="where a success rate lies, at one look and at every look")
     interval.add_argument("successes", type=int)
     interval.add_argument("episodes", type=int)
-    interval.add_argument("--confidence", type=float, default=0.95, metavar="P", help="default: 0.95")
+    _number(interval, "--confidence", 0.95, "of the intervals")
     interval.set_defaults(run=_interval)
 
     replay = commands.add_parser("replay", help="compute every verdict and draw of a log again")
@@ -170,74 +167,54 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _number(parser: argparse.ArgumentParser, name: str, default: float | None, text: str) -> None:
+    """Add an option that takes a number; without a default it is required."""
+    kind = int if isinstance(default, int) else float
+    text = text if default is None else f"{text}; default: {default:g}"
+    parser.add_argument(
+        name, type=kind, default=default, required=default is None, metavar="N" if kind is int else "X", help=text
+    )
+
+
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     questions = parser.add_subparsers(dest="question", required=True)
     ab = questions.add_parser("ab", help="does B differ from A? (two-sided)")
-    ab.add_argument("--rate-a", type=float, required=True, metavar="P", help="success rate of A")
-    ab.add_argument("--rate-b", type=float, required=True, metavar="P", help="success rate of B, to be told from it")
+    _number(ab, "--rate-a", None, "success rate of A")
+    _number(ab, "--rate-b", None, "success rate of B, to be told from it")
     noninferiority = questions.add_parser("noninferiority", help="is the new version at most so much worse?")
-    noninferiority.add_argument("--rate", type=float, required=True, metavar="P", help="success rate of both")
-    noninferiority.add_argument("--margin", type=float, required=True, metavar="D", help="drop to be excluded")
+    _number(noninferiority, "--rate", None, "success rate of both")
+    _number(noninferiority, "--margin", None, "drop to be excluded")
     detect = questions.add_parser("detect", help="how soon is a worse canary found?")
-    detect.add_argument("--incumbent", type=float, required=True, metavar="P", help="success rate before")
-    detect.add_argument("--canary", type=float, required=True, metavar="P", help="success rate after")
+    _number(detect, "--incumbent", None, "success rate before")
+    _number(detect, "--canary", None, "success rate after")
     for command, share in ((noninferiority, 0.5), (detect, 0.05)):
-        command.add_argument(
-            "--share", type=float, default=share, metavar="P", help=f"of episodes (or robots); default: {share}"
-        )
+        _number(command, "--share", share, "of episodes (or robots)")
     for command in (ab, noninferiority, detect):
+        _number(command, "--alpha", 0.05, "P(claim that is wrong)")
+        _number(command, "--power", 0.8, "P(finding what is there)")
+        _number(command, "--robots", 50, "of the fleet, both versions")
+        _number(command, "--per-day", 40.0, "episodes of a robot a day")
         command.add_argument(
-            "--alpha", type=float, default=0.05, metavar="P", help="P(claim that is wrong); default: 0.05"
+            "--unit", choices=("episode", "robot"), default="episode", help="what is drawn; default: episode"
         )
-        command.add_argument(
-            "--power", type=float, default=0.8, metavar="P", help="P(finding what is there); default: 0.8"
-        )
-        command.add_argument("--robots", type=int, default=50, metavar="N", help="of the fleet, both arms; default: 50")
-        command.add_argument(
-            "--per-day", type=float, default=40.0, metavar="N", help="episodes of a robot a day; default: 40"
-        )
-        command.add_argument(
-            "--unit", choices=("episode", "robot"), default="episode", help="what is assigned; default: episode"
-        )
-        command.add_argument(
-            "--icc", type=float, default=0.0, metavar="R", help="intraclass correlation within a robot; default: 0"
-        )
-        command.add_argument("--within-days", type=float, metavar="D", help="also say how many robots end by then")
-        command.add_argument(
-            "--runs",
-            type=int,
-            default=500,
-            metavar="N",
-            help="simulated (fewer of a small drop); 0: fixed designs only; A/B at least 4,000; default: 500",
-        )
+        _number(command, "--icc", 0.0, "intraclass correlation within a robot")
+        command.add_argument("--within-days", type=float, metavar="X", help="also say how many robots end by then")
+        _number(command, "--runs", 500, "simulated; 0: fixed designs only; A/B at least 4,000")
         _add_common(command)
         command.set_defaults(run=_plan)
     rollout = questions.add_parser("rollout", help="will a rollout decide anything in this fleet?")
-    rollout.add_argument("--robots", type=int, default=50, metavar="N", help="default: 50")
-    rollout.add_argument(
-        "--per-hour", type=float, default=6.0, metavar="N", help="episodes of a robot an hour; default: 6"
-    )
-    rollout.add_argument(
-        "--holds",
-        choices=tuple(_STAGES),
-        default="all",
-        help="who holds both versions: all robots, a stage's robots, or one version on each robot; default: all",
-    )
-    rollout.add_argument(
-        "--history",
-        type=int,
-        nargs=2,
-        metavar=("K", "N"),
-        help="K successes in N episodes of the incumbent, from the registry",
-    )
+    _number(rollout, "--robots", 50, "of the fleet")
+    _number(rollout, "--per-hour", 6.0, "episodes of a robot an hour")
+    holds = "who holds both versions: all robots, a stage's robots, or one version on each robot; default: all"
+    rollout.add_argument("--holds", choices=tuple(_STAGES), default="all", help=holds)
+    history = "K successes in N episodes of the incumbent, from the registry"
+    rollout.add_argument("--history", type=int, nargs=2, metavar=("K", "N"), help=history)
     rollout.add_argument(
         "--same-shift", action="store_true", help="one version on each robot: advance without a person"
     )
-    rollout.add_argument(
-        "--drop", type=float, default=0.12, metavar="D", help="that makes an update bad; default: 0.12"
-    )
-    rollout.add_argument("--icc", type=float, default=0.05, metavar="R", help="intraclass correlation; default: 0.05")
-    rollout.add_argument("--runs", type=int, default=200, metavar="N", help="simulated, good and bad; default: 200")
+    _number(rollout, "--drop", 0.12, "that makes an update bad")
+    _number(rollout, "--icc", 0.05, "intraclass correlation within a robot")
+    _number(rollout, "--runs", 200, "simulated, good and bad")
     _add_common(rollout)
     rollout.set_defaults(run=_plan_rollout)
 
@@ -245,39 +222,30 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
     exercises = parser.add_subparsers(dest="exercise", required=True)
     ab = exercises.add_parser("ab", help="episodes per robot until a fleet knows that B is better")
-    ab.add_argument("--rate-a", type=float, default=0.85, metavar="P", help="success rate of A; default: 0.85")
-    ab.add_argument("--rate-b", type=float, default=0.88, metavar="P", help="success rate of B; default: 0.88")
-    ab.add_argument("--confidence", type=float, default=0.95, metavar="P", help="two-sided; default: 0.95")
-    ab.add_argument("--power", type=float, default=0.8, metavar="P", help="default: 0.8")
-    ab.add_argument("--per-day", type=float, default=40.0, metavar="N", help="episodes of a robot a day; default: 40")
+    _number(ab, "--rate-a", 0.85, "success rate of A")
+    _number(ab, "--rate-b", 0.88, "success rate of B")
+    _number(ab, "--confidence", 0.95, "two-sided")
+    _number(ab, "--power", 0.8, "P(finding the difference)")
+    _number(ab, "--per-day", 40.0, "episodes of a robot a day")
     ab.set_defaults(run=_simulate_ab)
     canary = exercises.add_parser("canary", help="how soon a bad update is found and undone")
-    canary.add_argument("--incumbent", type=float, default=0.87, metavar="P", help="success rate before; default: 0.87")
-    canary.add_argument("--canary", type=float, default=0.75, metavar="P", help="success rate after; default: 0.75")
-    canary.add_argument(
-        "--per-hour", type=float, default=6.0, metavar="N", help="episodes of a robot an hour; default: 6"
-    )
-    canary.add_argument(
-        "--alpha", type=float, default=0.05, metavar="P", help="P(a good one is rolled back); default: 0.05"
-    )
-    canary.add_argument(
-        "--rollback-s", type=float, default=60.0, metavar="S", help="from verdict to old version; default: 60"
-    )
+    _number(canary, "--incumbent", 0.87, "success rate before")
+    _number(canary, "--canary", 0.75, "success rate after")
+    _number(canary, "--per-hour", 6.0, "episodes of a robot an hour")
+    _number(canary, "--alpha", 0.05, "P(a good one is rolled back)")
+    _number(canary, "--rollback-s", 60.0, "from verdict to old version")
     canary.set_defaults(run=_simulate_canary)
     for command, runs in ((ab, 2000), (canary, 20_000)):
-        command.add_argument("--robots", type=int, default=50, metavar="N", help="default: 50")
-        command.add_argument(
-            "--icc", type=float, default=0.05, metavar="R", help="intraclass correlation; default: 0.05"
-        )
-        command.add_argument("--runs", type=int, default=runs, metavar="N", help=f"simulated; default: {runs}")
-        command.add_argument(
-            "--out", type=Path, default=Path("build/evidence"), metavar="DIR", help="default: build/evidence"
-        )
+        _number(command, "--robots", 50, "of the fleet")
+        _number(command, "--icc", 0.05, "intraclass correlation within a robot")
+        _number(command, "--runs", runs, "simulated")
+        folder = Path("build/evidence")
+        command.add_argument("--out", type=Path, default=folder, metavar="DIR", help=f"default: {folder}")
         _add_common(command)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the simulation; default: 0")
+    _number(command, "--seed", 0, "of the simulation")
     command.add_argument("--quiet", action="store_true", help="no progress bars")
     command.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -126,22 +126,14 @@ class Pending(Generic[_Unit]):
         self.now_s = max(self.now_s, now_s)
 
     def known(self, name: str, robot: str) -> Episode | None:
-        """Return the episode of this name, if it was assigned before.
-
-        Raises:
-            InputError: INPUT_VALUE: it was assigned to another robot.
-        """
+        """Return the episode of this name, if it was assigned before."""
         found = self._open.get(name) or self._left.get(name, (0.0, None))[1]
         if found is not None and found.robot != robot:
             raise InputError("INPUT_VALUE", "episode", f"{name!r} was assigned to {found.robot!r} before")
         return found
 
     def check_time(self, now_s: float) -> None:
-        """Refuse an assignment that lies a deadline back: its own deadline has passed.
-
-        Raises:
-            InputError: INPUT_VALUE.
-        """
+        """Refuse an assignment that lies a deadline back: its own deadline has passed."""
         if now_s <= self.now_s - self.deadline_s:
             reason = f"{now_s} lies {self.now_s - now_s:.6g} s back, more than the deadline of {self.deadline_s:g} s"
             raise InputError("INPUT_VALUE", "now_s", reason)

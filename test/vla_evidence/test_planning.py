@@ -82,13 +82,6 @@ def test_a_bad_canary_is_found_as_soon_as_the_reference_says() -> None:
     assert "With this share for 24 h" in str(plan)
 
 
-def test_a_design_by_robot_is_judged_by_the_tests_of_robots_and_no_better_than_one_look() -> None:
-    q = question(Fleet(50, 40, "robot", 0.05), runs=80, seed=6)
-    for plan in (plan_ab(0.87, 0.75, q), plan_detect(0.87, 0.75, q, share=0.3)):
-        row = sequential(plan)
-        assert "randomisation test" in row.method and 0.2 < row.power <= 0.8 + 3 * row.error[1]
-
-
 def test_an_arm_has_as_many_robots_as_a_stage_and_a_cohort() -> None:
     for robots, share in itertools.product((2, 19, 20, 30, 39, 100), (0.05, 0.25, 0.5)):
         drawn = len(cohort("x", [f"{n}" for n in range(robots)], share))

@@ -24,7 +24,7 @@ FLEET = [f"arm-{i:02}" for i in range(40)]
 def paired_log(path: Path, *, episodes: int = 60, robots: int = 4) -> list[str]:
     """Write the log of an A/B test on pairs; return its decisions."""
     rng, decisions = np.random.default_rng(0), []
-    with LoggedJudgement(path, "ab_paired", "grip-7", {"max_pairs": 200, "spending": "pocock"}) as judgement:
+    with LoggedJudgement(path, "ab_paired", "grip-7", {"max_pairs": 200, "spending": "linear"}) as judgement:
         for number in range(episodes):
             for robot in range(robots):
                 name, now_s = f"{robot}/{number}", 10.0 * number
@@ -177,7 +177,7 @@ def test_a_torn_last_line_is_left_out_with_a_warning_and_cut_off_by_the_next_wri
         said: list[str] = []
         replay = replay_file(log, warn=said.append)
         assert replay.outcomes == 31 and len(said) == 1 and "torn" in said[0]
-        settings = {"max_pairs": 200, "spending": "pocock"}
+        settings = {"max_pairs": 200, "spending": "linear"}
         with LoggedJudgement(log, "ab_paired", "grip-7", settings, warn=said.append) as judgement:
             assert len(said) == 2 and "cut off" in said[1]
             assert log.read_bytes() == whole[:last]

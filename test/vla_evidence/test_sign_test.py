@@ -17,9 +17,20 @@ from hypothesis import strategies as st
 from vla_evidence.errors import InputError
 from vla_evidence.sequential.sign_test import ExactSignTest, SignTestDesign, budgets
 from vla_evidence.sequential.sign_test_batch import stopping_times
-from vla_evidence.sequential.spending import LINEAR, OBRIEN_FLEMING, POCOCK, Spending
+from vla_evidence.sequential.spending import SpendingFunction, linear, obrien_fleming
 
-SPENDING = st.sampled_from([LINEAR, OBRIEN_FLEMING, POCOCK, Spending("power", 0.5), Spending("power", 3.0)])
+
+def early(fraction, alpha):
+    """A spending function that spends early (Pocock's)."""
+    return alpha * np.log1p((np.e - 1.0) * np.minimum(fraction, 1.0))
+
+
+def late(fraction, alpha):
+    """One that spends late."""
+    return alpha * np.minimum(fraction, 1.0) ** 3
+
+
+SPENDING = st.sampled_from([linear, obrien_fleming, early, late])
 ALPHAS = st.floats(0.001, 0.49)
 
 
@@ -41,7 +52,7 @@ def all_signs(pattern: list[bool]) -> np.ndarray:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=13), ALPHAS, SPENDING, st.booleans())
 def test_the_error_by_enumeration_of_all_signs_stays_below_f_at_every_pair(
-    pattern: list[bool], alpha: float, spending: Spending, two_sided: bool
+    pattern: list[bool], alpha: float, spending: SpendingFunction, two_sided: bool
 ) -> None:
     design = SignTestDesign(len(pattern), alpha, two_sided, spending)
     signs = all_signs(pattern)
@@ -60,7 +71,7 @@ def test_the_error_by_enumeration_of_all_signs_stays_below_f_at_every_pair(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=13), ALPHAS, SPENDING, st.booleans())
 def test_no_further_score_fits_into_what_is_left(
-    pattern: list[bool], alpha: float, spending: Spending, two_sided: bool
+    pattern: list[bool], alpha: float, spending: SpendingFunction, two_sided: bool
 ) -> None:
     design = SignTestDesign(len(pattern), alpha, two_sided, spending)
     signs = all_signs(pattern)
@@ -74,7 +85,7 @@ def test_no_further_score_fits_into_what_is_left(
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1), ALPHAS, SPENDING, st.booleans())
 def test_many_at_once_are_the_same_as_one_by_one(
-    n: int, seed: int, discordance: float, b_wins: float, alpha: float, spending: Spending, two_sided: bool
+    n: int, seed: int, discordance: float, b_wins: float, alpha: float, spending: SpendingFunction, two_sided: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     signs = np.where(rng.random((6, n)) < discordance, np.where(rng.random((6, n)) < b_wins, 1, -1), 0)
@@ -90,7 +101,7 @@ def test_long_walks_many_at_once_are_the_same_as_one_by_one() -> None:
     rng = np.random.default_rng(1)
     signs = np.where(rng.random((12, 900)) < 0.7, np.where(rng.random((12, 900)) < 0.53, 1, -1), 0)
     for two_sided in (False, True):
-        design = SignTestDesign(900, 0.05, two_sided, OBRIEN_FLEMING)
+        design = SignTestDesign(900, 0.05, two_sided, obrien_fleming)
         pairs, decisions = stopping_times(signs, design)
         assert len(set(decisions.tolist())) > 1
         for row, used, decision in zip(signs.tolist(), pairs, decisions, strict=True):
@@ -112,7 +123,7 @@ def test_a_boundary_computed_by_hand() -> None:
     ("n", "min_pairs", "first"), [(9, None, 0), (100, None, 10), (1000, None, 20), (50, 30, 30), (1, 0, 0)]
 )
 def test_the_first_pairs_are_not_decided_on(n: int, min_pairs: int | None, first: int) -> None:
-    design = SignTestDesign(n, 0.4, True, POCOCK, min_pairs)
+    design = SignTestDesign(n, 0.4, True, early, min_pairs)
     assert budgets(design)[first] == 0.0 and (budgets(design)[first + 1 :] > 0.0).all()
     assert budgets(design)[n] == 0.2
 
@@ -130,7 +141,7 @@ def test_two_sided_is_symmetric_and_its_sides_share_alpha() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=40), st.data(), SPENDING)
 def test_a_win_more_never_takes_a_rejection_away_nor_delays_it(
-    signs: list[int], data: st.DataObject, spending: Spending
+    signs: list[int], data: st.DataObject, spending: SpendingFunction
 ) -> None:
     lost = [i for i, sign in enumerate(signs) if sign == -1]
     if not lost:

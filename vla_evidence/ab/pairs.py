@@ -20,7 +20,7 @@ from vla_evidence.ab.judge import DEADLINE_S, ABJudge, decide
 from vla_evidence.assignment import A, arm_in_pair
 from vla_evidence.episodes import Episode
 from vla_evidence.sequential.sign_test import ExactSignTest, SignTestDesign
-from vla_evidence.sequential.spending import Spending
+from vla_evidence.sequential.spending import spending_of
 from vla_evidence.tables import listed, plural
 from vla_evidence.verdict import Decision
 
@@ -68,7 +68,7 @@ class PairedABJudge(ABJudge):
         alpha, experiment, confidence, deadline_s: see :class:`ABJudge`.
         two_sided: False: asks only whether B is better.
         min_pairs: before which nothing is decided; None: a tenth of ``max_pairs``, at most 20.
-        spending: text form of a :class:`~vla_evidence.sequential.spending.Spending`.
+        spending: "linear" or "obrien_fleming" (:mod:`vla_evidence.sequential.spending`).
         gone_s: a robot that was not assigned a pair's second episode for so long is away; longer than a night [s].
     """
 
@@ -86,7 +86,7 @@ class PairedABJudge(ABJudge):
         gone_s: float = GONE_S,
     ) -> None:
         super().__init__(experiment, alpha, deadline_s, confidence)
-        f = Spending.parse(spending)
+        f = spending_of(spending)
         self._success = ExactSignTest(SignTestDesign(max_pairs, alpha, two_sided, f, min_pairs))
         self._latency = ExactSignTest(SignTestDesign(max_pairs, alpha, True, f, min_pairs))
         self._gone_s = gone_s

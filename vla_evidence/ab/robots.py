@@ -33,7 +33,7 @@ from vla_evidence.sequential.randomisation_test import (
     common_number,
     spread,
 )
-from vla_evidence.sequential.spending import Spending
+from vla_evidence.sequential.spending import spending_of
 from vla_evidence.verdict import Decision
 
 
@@ -89,7 +89,7 @@ class UnpairedABJudge(ABJudge):
         super().__init__(experiment, alpha, deadline_s, confidence)
         self._planned, self._looks = planned_episodes, min(looks, planned_episodes)
         self._draws, self._split = draws, split
-        f = Spending.parse(spending)
+        f = spending_of(spending)
         self._success = RandomisationTest(alpha, spending=f, two_sided=two_sided, icc=icc)
         self._latency = RandomisationTest(alpha, spending=f, icc=icc)
         self._robots = _Robots()

@@ -204,11 +204,7 @@ class CanaryConfig:
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> CanaryConfig:
-        """Read and check what :meth:`to_json` wrote.
-
-        Raises:
-            InputError: a setting that cannot be, or that this release does not know.
-        """
+        """Read and check what :meth:`to_json` wrote."""
         unknown = set(document) - set(CanaryConfig.__dataclass_fields__)
         if unknown:
             reason = f"this release does not know {', '.join(sorted(unknown))}: was the log written by a newer one?"

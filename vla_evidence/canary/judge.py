@@ -75,11 +75,7 @@ class CanaryJudge:
 
     @property
     def stage(self) -> Stage:
-        """The stage that is judged.
-
-        Raises:
-            InputError: none has begun.
-        """
+        """The stage that is judged."""
         if self._stage < 0:
             raise InputError("INPUT_VALUE", "stage", "no stage has begun")
         return self.config.stages[self._stage]

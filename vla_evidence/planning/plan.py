@@ -22,7 +22,6 @@ from vla_evidence.planning.stopping import (
     TooLargeError,
     check_runs,
     detection_times,
-    robot_power,
     share_and_error,
     sign_test_pairs,
 )
@@ -169,20 +168,6 @@ class Question:
         per_robot = mean / share / self.fleet.robots
         return Row(method, mean, latest, power, per_robot, mean / a_day, latest / a_day, errors, robots)
 
-    def by_robot(self, rates: tuple[float, float], share: float, fixed: Row, *, canary: bool) -> Row:
-        """Return the row of the exact randomisation test with the fixed design's episodes (at least those of the days)."""
-        fleet, each = self.fleet, fixed.per_robot
-        if not math.isfinite(each):
-            each = (self.days or 1.0) * fleet.per_day
-        treated, each = fleet.arm(share), max(1, round(each))
-        with self.bar("exact randomisation test", self.runs) as tick:
-            power, error = robot_power(
-                rates, FleetModel(fleet.robots, fleet.icc), treated, each, alpha=self.alpha, canary=canary, runs=self.runs,
-                rng=self.rng(), progress=tick,
-            )  # fmt: skip
-        method, days = f"exact randomisation test, {each:,} episodes each", each / fleet.per_day
-        return Row(method, treated * each, treated * each, power, each, days, days, (0.0, error))
-
     def _robots(self, independent: float, share: float) -> int | None:
         if self.days is None:
             return None
@@ -222,10 +207,7 @@ def plan_ab(rate_a: float, rate_b: float, question: Question) -> Plan:
     rates = {"alpha": q.alpha, "power": q.power, "sides": 2}
     independent = sample_size.two_proportions(rate_a, rate_b, **rates)  # type: ignore[arg-type]
     rows = [q.fixed(independent, 0.5)]
-    if q.runs and q.fleet.unit == "robot":
-        rows.append(q.by_robot((rate_a, rate_b), 0.5, rows[0], canary=False))
-        more.append(_by_robot_words(rows[1]))
-    elif q.runs:
+    if q.runs and q.fleet.unit == "episode":
         try:
             stopping = sign_test_pairs(
                 rate_a,
@@ -271,10 +253,7 @@ def plan_detect(incumbent: float, canary: float, question: Question, share: floa
         raise InputError("INPUT_RATE", "canary", f"{canary} is not below the incumbent's {incumbent}")
     independent = sample_size.two_proportions(incumbent, canary, alpha=q.alpha, power=q.power, share=share, sides=1)
     rows = [q.fixed(independent, share)]
-    if q.runs and q.fleet.unit == "robot":
-        rows.append(q.by_robot((incumbent, canary), share, rows[0], canary=True))
-        more.append(_by_robot_words(rows[1]) + " The first stage of a rollout has half of α.")
-    elif q.runs:
+    if q.runs and q.fleet.unit == "episode":
         horizon = math.ceil(_HORIZON * independent)
         runs = min(q.runs, max(_LEAST_RUNS, int(_EPISODES / (horizon / share))))
         try:
@@ -295,11 +274,6 @@ def plan_detect(incumbent: float, canary: float, question: Question, share: floa
             )
     question_text = f"To find a drop from {_rate(incumbent)} to {_rate(canary)} (α {q.alpha:g}, power {q.power:.0%})"
     return q.answer(question_text, rows, share, more)
-
-
-def _by_robot_words(row: Row) -> str:
-    found = share_text((row.power, row.error[1]))
-    return f"The exact test of robots finds the difference with {row.per_robot:,.0f} episodes each in {found} of tests."
 
 
 def _number(value: float, digits: int = 0) -> str:

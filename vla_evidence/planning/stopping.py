@@ -16,7 +16,7 @@ from vla_evidence.errors import InputError, check_probability, check_rate
 from vla_evidence.sequential.randomisation_test import RandomisationTest, cohort_assignments
 from vla_evidence.sequential.sign_test import MAX_PAIRS, SignTestDesign
 from vla_evidence.sequential.sign_test_batch import stopping_times
-from vla_evidence.sequential.spending import OBRIEN_FLEMING, Spending
+from vla_evidence.sequential.spending import obrien_fleming
 from vla_evidence.sequential.two_sample import CANARY, BetaPrior, log_e_paths
 from vla_evidence.simulate.fleet import FleetModel
 
@@ -25,7 +25,6 @@ _FEWEST_RUNS, _MOST_RUNS, _SIZING_RUNS = 2, 10_000_000, 4000
 _LARGEST_GROWTH = 4.0
 _FIRST_UNITS = 512
 _LOOKS, _DRAWS, _MOST_ROBOTS = 10, 999, 20_000
-STAGE_LOOKS = (0.125, 0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -156,36 +155,9 @@ def detection_times(
     return Stopping(np.concatenate(times), horizon, np.concatenate(total))
 
 
-def sign_test_times(
-    rate_a: float,
-    rate_b: float,
-    *,
-    alpha: float,
-    pairs: int,
-    runs: int,
-    rng: np.random.Generator,
-    spending: Spending = OBRIEN_FLEMING,
-    progress: Tick | None = None,
-) -> Stopping:
-    """Simulate the exact sign test, two-sided, at most ``pairs`` pairs; return pairs until the better one is declared better."""
-    check_rate("rate_a", rate_a)
-    check_rate("rate_b", rate_b)
-    design = SignTestDesign(pairs, alpha, two_sided=True, spending=spending)
-    right = 1 if rate_b >= rate_a else -1
-    times = []
-    for size in batches(runs, pairs):
-        signs = (rng.random((size, pairs)) < rate_b).astype(np.int8) - (rng.random((size, pairs)) < rate_a)
-        used, decisions = stopping_times(signs, design)
-        times.append(np.where(decisions == right, used, np.inf))
-        if progress:
-            progress(size)
-    stopped = np.concatenate(times)
-    return Stopping(stopped, pairs, 2.0 * stopped)
-
-
 def sign_test_pairs(
     rate_a: float, rate_b: float, *, alpha: float, power: float, first: int, runs: int, seed: int,
-    spending: Spending = OBRIEN_FLEMING, bar: Bar = no_bar,
+    bar: Bar = no_bar,
 ) -> Stopping:  # fmt: skip
     """Return the stopping times at the number of pairs (``horizon``) that gives the power: from ``first``, scaled twice.
 
@@ -200,11 +172,16 @@ def sign_test_pairs(
         if pairs > MAX_PAIRS:
             reason = f"it would take {pairs:,} or more, and the exact sign test is limited to {MAX_PAIRS:,}"
             raise TooLargeError("INPUT_COUNT", "pairs", reason)
-        rng = np.random.default_rng([seed, step])
+        rng, times = np.random.default_rng([seed, step]), []
+        design = SignTestDesign(pairs, alpha, two_sided=True, spending=obrien_fleming)
         with bar(f"exact sign test, at most {pairs:,} pairs", runs) as tick:
-            stopping = sign_test_times(
-                rate_a, rate_b, alpha=alpha, pairs=pairs, runs=runs, rng=rng, spending=spending, progress=tick
-            )
+            for size in batches(runs, pairs):
+                signs = (rng.random((size, pairs)) < rate_b).astype(np.int8) - (rng.random((size, pairs)) < rate_a)
+                used, decisions = stopping_times(signs, design)
+                times.append(np.where(decisions == (1 if rate_b >= rate_a else -1), used, np.inf))
+                tick(size)
+        stopped = np.concatenate(times)
+        stopping = Stopping(stopped, pairs, 2.0 * stopped)
         reached, error = stopping.decided
         if reached >= power - error or step == 2:
             break
@@ -226,7 +203,7 @@ def look_that_decides(
         seed: of its draws.
     """
     drawn = cohort_assignments({f"{robot}": bool(b) for robot, b in enumerate(is_b)}, seed, _DRAWS)
-    test = RandomisationTest(alpha, spending=OBRIEN_FLEMING, icc=icc)
+    test = RandomisationTest(alpha, spending=obrien_fleming, icc=icc)
     for look, episodes in enumerate(done):
         if test.look(drawn, totals[look], np.full(is_b.size, episodes), float(episodes / done[-1])).decision:
             return look + 1.0
@@ -248,44 +225,6 @@ def robots_totals(
     rates = fleet.rates(means, 1, rng)[:, 0]
     steps = np.diff(done, prepend=0)
     return is_b, np.cumsum(rng.binomial(steps[:, None], np.where(is_b, rates[1], rates[0])), axis=0)
-
-
-def robot_power(
-    means: tuple[float, float], fleet: FleetModel, treated: int, episodes: int, *, alpha: float, canary: bool, runs: int,
-    rng: np.random.Generator, progress: Tick,
-) -> tuple[float, float]:  # fmt: skip
-    """Return with which probability a randomisation test of robots finds the difference, and its Monte-Carlo error.
-
-    Args:
-        means: success rates of incumbent (A) and canary (B).
-        fleet: the robots.
-        treated: how many run B.
-        episodes: on each robot.
-        alpha: of the test.
-        canary: one-sided, at the four looks of a rollout's stage; else two-sided, at ten looks.
-        runs, rng, progress: as everywhere.
-    """
-    check_runs(runs)
-    done = (
-        np.maximum(1, np.round(np.array(STAGE_LOOKS) * episodes)).astype(np.int64)
-        if canary
-        else look_schedule(episodes)
-    )
-    found = 0
-    for run in range(runs):
-        is_b, totals = robots_totals(means, fleet, treated, done, rng)
-        if canary:
-            drawn = cohort_assignments({f"{robot}": bool(b) for robot, b in enumerate(is_b)}, f"run {run}", _DRAWS)
-            test = RandomisationTest(alpha, two_sided=False, icc=fleet.icc)
-            counts = np.full(fleet.robots, 1.0)
-            found += any(
-                test.look(drawn, counts * n - total, counts * n, share).decision
-                for share, n, total in zip(STAGE_LOOKS, done, totals, strict=True)
-            )
-        else:
-            found += math.isfinite(look_that_decides(is_b, totals, done, alpha, fleet.icc, f"run {run}"))
-        progress(1)
-    return share_and_error(found / runs, runs)
 
 
 def check_robots(robots: int) -> None:

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vla_evidence.sequential.spending import LINEAR
+from vla_evidence.sequential.spending import linear
 
 DRAWS = 4999
 ICC = 0.05
@@ -82,7 +82,7 @@ class RandomisationTest:
         self,
         alpha: float = 0.05,
         *,
-        spending: Callable[[Any, float], Any] = LINEAR,
+        spending: Callable[[Any, float], Any] = linear,
         two_sided: bool = True,
         icc: float = ICC,
     ) -> None:
@@ -102,7 +102,6 @@ class RandomisationTest:
             totals: sum of each robot's observations, shape [robots].
             counts: how many they are, shape [robots]; a robot without any says nothing.
             fraction: of the planned information, not below the last look's.
-
         """
         drawn, total, count = np.asarray(assignments, dtype=bool), np.asarray(totals, float), np.asarray(counts, float)
         if self._stopped is None:

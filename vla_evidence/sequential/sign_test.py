@@ -20,7 +20,6 @@ Armitage, Sequential Medical Trials (1960); Lan and DeMets, Biometrika 70 (1983)
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -29,10 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_evidence.errors import InputError, check_probability, is_integer, shown
-from vla_evidence.sequential.spending import LINEAR
-
-SpendingFunction = Callable[[Any, float], Any]
-"""f(fractions, alpha) -> probability that may be spent by each; :class:`vla_evidence.sequential.spending.Spending`."""
+from vla_evidence.sequential.spending import SpendingFunction, linear
 
 MAX_PAIRS = 100_000
 NEGLIGIBLE = 1e-40
@@ -54,7 +50,7 @@ class SignTestDesign:
     max_pairs: int
     alpha: float = 0.05
     two_sided: bool = False
-    spending: SpendingFunction = LINEAR
+    spending: SpendingFunction = linear
     min_pairs: int | None = None
 
     def __post_init__(self) -> None:
@@ -82,11 +78,7 @@ def _check_count(field: str, value: Any, least: int, most: int) -> None:
 
 @lru_cache(maxsize=64)
 def budgets(design: SignTestDesign) -> NDArray[np.float64]:
-    """Return what one side may have spent by pair 0 … N, shape [N + 1], read-only.
-
-    Raises:
-        InputError: INPUT_VALUE: the spending function falls, begins below 0 or ends above alpha.
-    """
+    """Return what one side may have spent by pair 0 … N, shape [N + 1], read-only."""
     alpha, first = design.tail_alpha, design.undecided_pairs
     fractions = np.maximum(np.arange(design.max_pairs + 1) - first, 0) / (design.max_pairs - first)
     values = np.array(design.spending(fractions, alpha), dtype=np.float64)
@@ -186,9 +178,6 @@ class ExactSignTest:
 
         Args:
             sign: +1 B won, -1 A won, 0 both succeeded or both failed.
-
-        Raises:
-            InputError: INPUT_VALUE: none of these.
         """
         if sign not in (-1, 0, 1):
             raise InputError("INPUT_VALUE", "sign", f"{sign!r} is none of -1, 0, 1")

@@ -29,9 +29,6 @@ def stopping_times(signs: ArrayLike, design: SignTestDesign) -> tuple[NDArray[np
     Returns:
         pairs: used until the decision, N without one; shape [runs].
         decisions: +1, -1 or 0 as of :class:`vla_evidence.sequential.sign_test.ExactSignTest`; shape [runs].
-
-    Raises:
-        InputError: INPUT_VALUE: another shape, or a sign that is none.
     """
     values = np.asarray(signs)
     if values.ndim != 2 or values.shape[1] != design.max_pairs:

@@ -27,7 +27,6 @@ from vla_evidence.simulate.rollouts import (
     ROLLED_BACK,
     Rollouts,
     judged,
-    passes_if_asked_always,
     threshold_rule,
 )
 from vla_evidence.tables import hours_text, share_text, table
@@ -104,20 +103,12 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
     rollouts = _whole_rollouts(s, rng, bar)
     first = found[0]
     hours = np.array([[first.hours(0.5, n, f) + s.rollback_s / HOUR_S for f in FREQUENCIES] for n in FLEETS])
-    fleet = FleetModel(s.robots, s.icc)
-    asked = share_and_error(
-        passes_if_asked_always(
-            fleet, (s.incumbent, s.canary), s.per_hour, DEFAULT_STAGES[0], min(s.runs, _LATER_RUNS), rng
-        ),
-        min(s.runs, _LATER_RUNS),
-    )
     sentence = _sentence(s, first, rollouts)
-    text = [sentence, _detection_table(s, found), _hours_table(first, hours), _rollout_table(s, rollouts, asked)]
+    text = [sentence, _detection_table(s, found), _hours_table(first, hours), _rollout_table(s, rollouts)]
     figures = {
         "settings": asdict(s),
         "detection": [_detection_figures(s, detection) for detection in found],
         "median_hours": {"fleets": FLEETS, "per_hour": FREQUENCIES, "hours": hours.tolist()},
-        "threshold_asked_always_passes_bad": asked,
         "rollouts": [_rollout_figures(*key, runs) for key, runs in rollouts.items()],
     }
     curves = {f"{d.name} ({d.stage.probability:.0%})": d.stopping for d in found}
@@ -258,7 +249,7 @@ def _rollout_figures(version: str, rule: str, runs: Rollouts) -> dict[str, Any]:
     }
 
 
-def _rollout_table(s: Settings, rollouts: dict[tuple[str, str], Rollouts], asked: tuple[float, float]) -> str:
+def _rollout_table(s: Settings, rollouts: dict[tuple[str, str], Rollouts]) -> str:
     rows = []
     for (version, rule), runs in rollouts.items():
         size = runs.outcome.size
@@ -267,8 +258,5 @@ def _rollout_table(s: Settings, rollouts: dict[tuple[str, str], Rollouts], asked
         rows.append([f"{version}: {rule}", *shares, passed, hours_text(float(runs.hours.mean())), f"{size:,}"])
     heads = ["update: rule", *OUTCOMES, "passed stage 1", "mean length", "runs"]
     title = f"Whole rollouts, {s.robots} robots that differ (intraclass correlation {s.icc:g}), {s.per_hour:g} tasks an hour"
-    note = (
-        "The threshold gets whole robots and is asked at each stage's end; asked after every episode, until it says yes, it\n"
-        f"  lets {share_text(asked)} of the bad updates pass the first stage."
-    )
+    note = "The judge looks after every episode. The threshold gets whole robots and is asked at each stage's end."
     return table(title, heads, rows, note)

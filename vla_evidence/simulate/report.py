@@ -45,11 +45,7 @@ class Report:
     plots: Mapping[str, Plot] = field(default_factory=dict)
 
     def write(self, folder: Path) -> list[Path]:
-        """Write the plots and ``NAME.json`` into a folder, made if missing; return the files.
-
-        Raises:
-            EvidenceError: OUTPUT_NOT_WRITTEN.
-        """
+        """Write the plots and ``NAME.json`` into a folder, made if missing; return the files."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             files = [folder / f"{self.name}_{plot}.png" for plot in self.plots]

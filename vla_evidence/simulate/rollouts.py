@@ -13,7 +13,6 @@ from vla_evidence.analysis import Tick
 from vla_evidence.canary.by_robot import LOOKS
 from vla_evidence.canary.config import HOUR_S, CanaryConfig, Stage, Unit
 from vla_evidence.canary.judge import CanaryJudge
-from vla_evidence.planning.stopping import batches
 from vla_evidence.sequential.two_sample import CANARY, INCUMBENT
 from vla_evidence.simulate.fleet import RNG, FleetModel
 from vla_evidence.simulate.rules import should_advance
@@ -158,25 +157,3 @@ def threshold_rule(
             outcome[stopped], at[stopped], time[stopped] = OUTCOMES.index(result), index, elapsed
             going &= ~stopped
     return Rollouts(outcome, at, time)
-
-
-def passes_if_asked_always(
-    fleet: FleetModel, means: tuple[float, float], per_hour: float, stage: Stage, runs: int, rng: RNG
-) -> float:
-    """Return the share of updates that pass a stage where that rule is asked after every canary episode, and once is enough."""
-    robots = int(fleet.robots * stage.share * stage.probability)
-    each = round(per_hour * stage.duration_s / HOUR_S)
-    if robots < 1:
-        return 0.0
-    beside = (fleet.robots - robots) / robots  # episodes of the incumbent beside each of the canary
-    n = np.arange(1, robots * each + 1)
-    n_old = np.round(beside * n).astype(np.int64)
-    passed = 0
-    for size in batches(runs, robots * each):
-        rates = fleet.rates(means, size, rng)
-        own = np.take_along_axis(rates[CANARY], rng.integers(robots, size=(size, n.size)), axis=1)
-        new = np.cumsum(rng.random(own.shape) < own, axis=1)
-        old_rate = rates[INCUMBENT][:, robots:].mean(axis=1, keepdims=True)
-        old = np.cumsum(rng.binomial(np.diff(n_old, prepend=0), np.broadcast_to(old_rate, own.shape)), axis=1)
-        passed += int(should_advance(new, n, old, n_old)[1].any(axis=1).sum())
-    return passed / runs
