@@ -55,7 +55,7 @@ def test_plan_prints_the_reference_figures_for_people_and_machines() -> None:
     text = run("plan", "ab", "--rate-a", "0.85", "--rate-b", "0.88", "--runs", "0").stdout
     assert "2,036" in text and "50 robots" in text
     plan = answer("plan", "noninferiority", "--rate", "0.87", "--margin", "0.1", "--share", "0.05", "--runs", "0")
-    assert plan["rows"][0]["episodes"] == 74
+    assert plan["fixed"]["episodes"] == 74
 
 
 def test_plan_simulates_the_sequential_design_and_says_how_sure_it_is() -> None:
@@ -69,7 +69,7 @@ def test_plan_says_when_no_number_of_episodes_suffices() -> None:
     plan = answer(
         "plan", "ab", "--rate-a", "0.85", "--rate-b", "0.88", "--unit", "robot", "--icc", "0.05", "--runs", "0"
     )
-    assert "no number of episodes is enough" in plan["sentences"][0] and plan["rows"][0]["episodes"] is None
+    assert "no number of episodes is enough" in plan["sentences"][0] and plan["fixed"]["episodes"] is None
 
 
 def test_a_design_too_large_to_simulate_still_has_its_formulas() -> None:
@@ -78,13 +78,13 @@ def test_a_design_too_large_to_simulate_still_has_its_formulas() -> None:
         (("detect", "--incumbent", "0.87", "--canary", "0.8699"), "too small a difference"),
     ):
         plan = answer("plan", *arguments, "--runs", "20")
-        assert len(plan["rows"]) == 1 and plan["rows"][0]["episodes"] > 100_000
+        assert not plan["sequential"] and plan["fixed"]["episodes"] > 100_000
         assert note in plan["sentences"][1]
 
 
 def test_rates_of_0_and_1_have_a_plan() -> None:
     plan = answer("plan", "ab", "--rate-a", "1", "--rate-b", "0", "--runs", "0")
-    assert [row["episodes"] for row in plan["rows"]] == [2]
+    assert plan["fixed"]["episodes"] == 2
 
 
 def test_interval_prints_three_kinds() -> None:

@@ -13,15 +13,11 @@ from vla_evidence.canary.config import HALF_STAGES, ROBOT_STAGES, CanaryConfig, 
 from vla_evidence.errors import InputError
 from vla_evidence.planning import sample_size
 from vla_evidence.planning.feasible import feasible
-from vla_evidence.planning.plan import Fleet, Plan, Question, Row, plan_ab, plan_detect, plan_noninferiority
+from vla_evidence.planning.plan import Fleet, Question, plan_ab, plan_detect, plan_noninferiority
 
 
 def question(fleet: Fleet = Fleet(50, 40), runs: int = 0, **more) -> Question:  # noqa: B008
     return Question(fleet, runs=runs, **more)
-
-
-def sequential(plan: Plan) -> Row:
-    return plan.rows[-1]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +29,7 @@ def test_an_ab_test_needs_as_many_episodes_as_the_textbook_says(
 ) -> None:
     assert math.ceil(sample_size.two_proportions(*rates, power=power)) == normal
     plan = plan_ab(*rates, question(power=power))
-    assert plan.rows[0].episodes == normal and f"{normal:,}" in str(plan)
+    assert plan.fixed["episodes"] == normal and f"{normal:,}" in str(plan)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +41,7 @@ def test_a_margin_needs_as_many_canary_episodes_as_the_textbook_says(
 ) -> None:
     exact = sample_size.non_inferiority(0.87, margin, power=power, share=share)
     assert round(exact) == episodes
-    assert plan_noninferiority(0.87, margin, question(power=power), share).rows[0].episodes == math.ceil(exact)
+    assert plan_noninferiority(0.87, margin, question(power=power), share).fixed["episodes"] == math.ceil(exact)
 
 
 def test_robots_that_differ_cost_episodes_or_make_it_impossible() -> None:
@@ -57,28 +53,28 @@ def test_robots_that_differ_cost_episodes_or_make_it_impossible() -> None:
     robots, worth = sample_size.robots_needed(500, 0.05, 40), 40 / sample_size.design_effect(40, 0.05)
     assert robots * worth >= 500 > (robots - 1) * worth
     never = plan_ab(0.85, 0.88, question(Fleet(50, 40, "robot", 0.05), days=10))
-    assert math.isinf(never.rows[0].episodes) and "no number of episodes is enough" in str(never)
-    assert never.rows[0].robots is not None and never.rows[0].robots > 200
+    assert math.isinf(never.fixed["episodes"]) and "no number of episodes is enough" in str(never)
+    assert never.fixed["robots"] > 200
 
 
 def test_days_and_robots_follow_from_the_task_frequency() -> None:
-    row = plan_ab(0.85, 0.88, question(days=1)).rows[0]
-    assert row.per_robot == pytest.approx(2 * 2036 / 50) and row.days == pytest.approx(2 * 2036 / 50 / 40)
-    assert row.robots == math.ceil(2 * sample_size.two_proportions(0.85, 0.88) / 40)
+    row = plan_ab(0.85, 0.88, question(days=1)).fixed
+    assert row["per_robot"] == pytest.approx(2 * 2036 / 50) and row["days"] == pytest.approx(2 * 2036 / 50 / 40)
+    assert row["robots"] == math.ceil(2 * sample_size.two_proportions(0.85, 0.88) / 40)
 
 
 def test_the_sequential_ab_test_has_the_power_asked_for_and_is_shorter() -> None:
     plan = plan_ab(0.87, 0.75, question(runs=1500, seed=1))
-    fixed, row = plan.rows[0], sequential(plan)
-    assert 0.8 - 3 * row.error[1] <= row.power <= 0.8 + 5 * row.error[1]  # neither short of it, nor far too long
-    assert row.episodes + 3 * row.error[0] < fixed.episodes
+    power, error = plan.sequential["power"]
+    assert 0.8 - 3 * error <= power <= 0.8 + 5 * error  # neither short of it, nor far too long
+    assert plan.sequential["episodes"] + 3 * plan.sequential["error"] < plan.fixed["episodes"]
 
 
 def test_a_bad_canary_is_found_as_soon_as_the_reference_says() -> None:
     plan = plan_detect(0.87, 0.75, question(runs=400, seed=2))
-    row = sequential(plan)
-    assert row.episodes == pytest.approx(90.5, abs=3 * row.error[0] + 1)
-    assert row.power >= 0.95 and row.days == pytest.approx(row.episodes / 0.05 / 50 / 40)
+    row = plan.sequential
+    assert row["episodes"] == pytest.approx(90.5, abs=3 * row["error"] + 1)
+    assert row["power"][0] >= 0.95 and row["days"] == pytest.approx(row["episodes"] / 0.05 / 50 / 40)
     assert "With this share for 24 h" in str(plan)
 
 
@@ -89,7 +85,7 @@ def test_an_arm_has_as_many_robots_as_a_stage_and_a_cohort() -> None:
 
 
 def test_plans_are_the_same_for_the_same_seed() -> None:
-    first, again, other = (sequential(plan_detect(0.87, 0.75, question(runs=50, seed=seed))) for seed in (4, 4, 5))
+    first, again, other = (plan_detect(0.87, 0.75, question(runs=50, seed=seed)).sequential for seed in (4, 4, 5))
     assert first == again != other
 
 
