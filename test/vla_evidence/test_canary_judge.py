@@ -37,6 +37,7 @@ def test_a_worse_canary_is_rolled_back_at_once_and_for_good() -> None:
     assert "lower success" in verdict.message and "rolled back at 20" in verdict.message
     mixed(judge, 0.2, 1.0, 5000, seed=2)
     assert judge.verdict(DAY).decision is Decision.ROLLBACK
+    assert {judge.choose("r1", f"after {n}", DAY) for n in range(40)} == {INCUMBENT}
     with pytest.raises(InputError, match="begin another one"):
         judge.begin_stage(1, DAY, FLEET)
 

@@ -143,6 +143,8 @@ class CanaryJudge:
     def choose(self, robot: str, episode: str, now_s: float) -> int:
         """Return which version an episode runs: 0 the incumbent, 1 the canary. The same again gives the same answer.
 
+        Once harm is found every episode runs the incumbent.
+
         Args:
             robot: of the fleet.
             episode: a name that no other episode has.
@@ -155,15 +157,17 @@ class CanaryJudge:
         if robot not in self._robots:
             raise InputError("INPUT_VALUE", "robot", f"{robot!r} is not of the fleet: report it (robots_changed)")
         self._pending.check_time(now_s)
-        holds = robot in self._canaries or stage.share >= 1.0
-        drawn = isinstance(self._comparison, RobotComparison) or holds
+        self._advance_clock(now_s)
+        stopped = (self._worse or self._comparison.worse) is not None
+        holds = not stopped and (robot in self._canaries or stage.share >= 1.0)
+        drawn = not stopped and (isinstance(self._comparison, RobotComparison) or holds)
         version = int(holds)
         if holds and stage.probability < 1.0:
             version = arm(self.experiment, robot, episode, stage.probability)
-        self._advance_clock(now_s)
         found = self._pending.assign(episode, robot, version, stage=self._stage, drawn=drawn and stage.compares)
         self._pending.push(found)
-        self._comparison.assigned(found)
+        if found.drawn:
+            self._comparison.assigned(found)
         return version
 
     def outcome(
