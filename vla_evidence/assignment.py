@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-from vla_evidence.errors import InputError, check_name, check_probability, is_integer
+from vla_evidence.errors import InputError
 
 A, B = 0, 1
 """The versions: A is the control (what runs in production, the incumbent), B the treatment (the candidate, the canary)."""
@@ -24,9 +24,7 @@ _SHARE_TOLERANCE = 1e-9
 
 def uniform(experiment: str, robot: str, episode: str | int | None = None) -> float:
     """Return a number in [0, 1), uniform over names: the upper 53 of the first 64 bits of the hash (big-endian)."""
-    parts: list[str | int] = [check_name("experiment", experiment), check_name("robot", robot)]
-    if episode is not None:
-        parts.append(episode if is_integer(episode) else check_name("episode", episode))
+    parts = [experiment, robot] if episode is None else [experiment, robot, episode]
     text = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
     return (int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 11) * _UNIT
 
@@ -39,7 +37,7 @@ def arm(experiment: str, robot: str, episode: str | int | None, probability: flo
         robot, episode: their names; an episode may be a number.
         probability: of B.
     """
-    return B if uniform(experiment, robot, episode) < check_probability("probability", probability) else A
+    return B if uniform(experiment, robot, episode) < probability else A
 
 
 def arm_in_pair(experiment: str, robot: str, episode: int) -> tuple[int, int]:
@@ -49,9 +47,7 @@ def arm_in_pair(experiment: str, robot: str, episode: int) -> tuple[int, int]:
     discordant pair is a fair coin *by design*: whatever the robot, the task, the time of day, and whatever the first
     episode of a pair does to the second.
     """
-    if not is_integer(episode) or episode < 0:
-        raise InputError("INPUT_COUNT", "episode", f"{episode!r} is no number of an episode")
-    pair, second = divmod(int(episode), 2)
+    pair, second = divmod(episode, 2)
     first = arm(experiment, robot, f"pair {pair}", 0.5)
     return pair, first if not second else (A if first == B else B)
 
@@ -61,10 +57,8 @@ def cohort(experiment: str, robots: Iterable[str], share: float) -> tuple[str, .
 
     Cohorts of one experiment are nested: who is in at one share is in at every larger one.
     """
-    if not 0.0 < share <= 1.0:
-        raise InputError("INPUT_PROBABILITY", "share", f"{share} does not lie above 0 and up to 1")
     names = list(robots)
     if not names or len(set(names)) < len(names):
-        raise InputError("INPUT_COUNT", "robots", "one is there twice" if names else "there is none")
+        raise InputError("INPUT_COUNT", "robots", "one is named twice" if names else "there is none")
     ranked = sorted(names, key=lambda robot: (uniform(experiment, robot), robot))
     return tuple(ranked[: max(1, int(share * len(ranked) + _SHARE_TOLERANCE))])
