@@ -12,7 +12,7 @@ from vla_evidence.errors import EvidenceError
 PIP_LINE = "pip install matplotlib tqdm"
 
 Tick = Callable[[int], None]
-"""Is told of so many more steps that are done."""
+"""Receives the number of steps done since the last call."""
 Bar = Callable[[str, int], AbstractContextManager[Tick]]
 """Opens a progress bar with a label and a number of steps."""
 

@@ -41,7 +41,7 @@ class Episode:
         assigned_s: when [s].
         due_s: an outcome at this time or after it comes too late [s].
         stage: of the rollout.
-        drawn: a draw decided the version; else the episode is no evidence.
+        drawn: a draw decided the version; other episodes are not compared.
         done: the outcome is known.
         success, latency_s: the outcome.
         values: success and the other endpoints, each in [0, 1]; empty while unknown.

@@ -61,7 +61,7 @@ def test_a_drop_that_is_not_always_found_is_said_to_be_so(tmp_path: Path) -> Non
     assert "% of cases (" in report.sentence and "in the others it is not" in report.sentence
     report.write(tmp_path)
     document = json.loads((tmp_path / "canary.json").read_text())
-    assert document["detection"][0]["canary_episodes"]["p90"] is None
+    assert document["detection"]["canary"]["canary_episodes"]["p50_p90"][1] is None
 
 
 def test_plots_are_written_the_same_again(ab_report: object, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ class RobotComparison:
         return self._since_s + LOOKS[self._looks] * self._stage.duration_s
 
     def assigned(self, episode: Episode) -> None:
-        """An episode begins; one of a robot that is no unit is no evidence."""
+        """An episode begins; only those of the stage's units are compared."""
         if episode.robot in self._episodes:
             self._episodes[episode.robot].append(episode)
 
@@ -178,8 +178,8 @@ class RobotComparison:
         for column, robot in enumerate(robots):
             compared = spread(seen[robot], each)
             counts[column] = len(compared)
-            if told := [episode.values for episode in compared if episode.done]:
-                values[:, column] = np.sum(told, axis=0)
+            if known := [episode.values for episode in compared if episode.done]:
+                values[:, column] = np.sum(known, axis=0)
         return _Results(robots, counts, values, self._baseline(robots), each)
 
     def _baseline(self, robots: Sequence[str]) -> NDArray[np.float64]:

@@ -113,7 +113,7 @@ class CanaryJudge:
         if isinstance(self._comparison, EpisodeComparison):
             self._comparison.begin(stage, self._since_s)
         else:
-            # A robot that joined later could have been drawn with any rank, the others only with a low one: it is no unit.
+            # Robots that joined later are not compared: their chance to be drawn is another one.
             units = (
                 {robot for robot in self._robots & self._first_fleet if robot not in before}
                 if stage.compares

@@ -97,10 +97,8 @@ class LogWriter:
 
     Args:
         path: the file; made if missing.
-        kind: which judge (:mod:`vla_evidence.log.judgements` knows them).
-        experiment: the salt of the assignment.
-        settings: every setting of the judge, as keyword arguments of its constructor.
-        warn: is told of a torn last line, which is cut off; None: ``warnings.warn``.
+        kind, experiment, settings: of the judge (:mod:`vla_evidence.log.judgements`).
+        warn: receives the warning of a torn last line, which is cut off; None: ``warnings.warn``.
 
     Raises:
         LogError: LOG_VALUE: the file is there with another header, or a setting cannot be written; LOG_SYNTAX: it is no log;
@@ -194,7 +192,7 @@ def read_log(stream: Any, name: str = "log", warn: Warn | None = None) -> Iterat
     Args:
         stream: open for reading in binary mode, at its beginning.
         name: for error messages.
-        warn: is told of a torn last line; None: ``warnings.warn``.
+        warn: receives the warning of a torn last line; None: ``warnings.warn``.
 
     Raises:
         LogError: LOG_SYNTAX: a line that is no record (its number is in ``field``), or no header at the beginning.
@@ -245,7 +243,7 @@ def _parse(line: bytes, place: str) -> Record:
 def _finite(word: str) -> float:
     value = float(word)
     if not math.isfinite(value):
-        raise ValueError(f"{word} is no number")
+        raise ValueError(f"{word} must be a finite number")
     return value
 
 

@@ -103,7 +103,6 @@ def detection_times(
     horizon: int,
     runs: int,
     rng: np.random.Generator,
-    margin: float = 0.0,
     priors: tuple[BetaPrior, BetaPrior] | None = None,
     earlier: Sequence[tuple[float, int]] = (),
     progress: Tick | None = None,
@@ -119,10 +118,9 @@ def detection_times(
         alpha: level.
         horizon: canary episodes, on average, after which a run is given up.
         runs, rng: how many, and where chance comes from.
-        margin: tolerated drop.
         priors: of incumbent and canary; uniform by default.
         earlier: (share, episodes) of each stage before.
-        progress: is told of runs done.
+        progress: receives the number of runs done.
     """
     _check_rates(incumbent, canary, share)
     units = math.ceil(horizon / share)
@@ -135,7 +133,7 @@ def detection_times(
         for its_share, episodes in earlier:
             groups = (rng.random((size, episodes)) < its_share).astype(np.int8)
             ys = rng.random(groups.shape) < incumbent
-            begin += log_e_paths(groups, ys, its_share, margin=margin, counts=counts)[:, -1:]
+            begin += log_e_paths(groups, ys, its_share, counts=counts)[:, -1:]
         exposed, when, running = np.full(size, np.inf), np.full(size, np.inf), np.arange(size)
         groups, ys = np.empty((size, 0), np.int8), np.empty((size, 0), np.bool_)
         while running.size and groups.shape[1] < units:  # twice as long each time, for those that are not decided
@@ -143,7 +141,7 @@ def detection_times(
             drawn = (rng.random(more) < share).astype(np.int8)
             success = rng.random(more) < np.where(drawn == CANARY, canary, incumbent)
             groups, ys = np.concatenate([groups, drawn], axis=1), np.concatenate([ys, success], axis=1)
-            crossed = begin[running] + log_e_paths(groups, ys, share, margin=margin, counts=counts) >= limit
+            crossed = begin[running] + log_e_paths(groups, ys, share, counts=counts) >= limit
             found, first = crossed.any(axis=1), crossed.argmax(axis=1)
             canaries = np.cumsum(groups, axis=1, dtype=np.int64)[np.arange(len(first)), first]
             exposed[running[found]], when[running[found]] = canaries[found], first[found] + 1

@@ -21,7 +21,7 @@ those that run more are less noisy and weigh more. So compare as many of each ro
 (:func:`spread`, :func:`common_number`). The error is then exact if the number in common does not depend on how well they go.
 
 What a robot did *before* the draw may be taken out (:func:`without_baseline`): any function of the results that does not look at
-the assignment leaves the test exact, and differences between robots that were there before are no noise any more.
+the assignment leaves the test exact, and differences between robots that were there before add no noise any more.
 
 One-sided, the test finds "B larger" in at most f(1) of cases also where B is *smaller* on every robot (Caughey, Dafoe, Li and
 Miratrix, Journal of the Royal Statistical Society B 85, 2023).

@@ -73,7 +73,7 @@ class SignTestDesign:
 
 def _check_count(field: str, value: Any, least: int, most: int) -> None:
     if not is_integer(value) or not least <= value <= most:
-        raise InputError("INPUT_COUNT", field, f"{shown(value)} is no integer from {least} to {most}")
+        raise InputError("INPUT_COUNT", field, f"{shown(value)} must be an integer from {least} to {most}")
 
 
 @lru_cache(maxsize=64)
@@ -180,7 +180,7 @@ class ExactSignTest:
             sign: +1 B won, -1 A won, 0 both succeeded or both failed.
         """
         if sign not in (-1, 0, 1):
-            raise InputError("INPUT_VALUE", "sign", f"{sign!r} is none of -1, 0, 1")
+            raise InputError("INPUT_VALUE", "sign", f"{sign!r} must be -1, 0 or 1")
         if self.ended:
             return self.decision
         self.pairs += 1

@@ -90,6 +90,17 @@ class Detection:
         units = float(np.quantile(self.stopping.units, q, method="inverted_cdf"))
         return units / (self.stage.robots(robots) * per_hour)
 
+    def figures(self, s: Settings) -> dict[str, Any]:
+        """Return what was found, in numbers."""
+        (mean, error), both = self.stopping.mean_decided, (0.5, 0.9)
+        return {
+            "runs": self.stopping.times.size,
+            "found": self.stopping.decided,
+            "canary_episodes": {"mean": mean, "error": error, "p50_p90": [self.stopping.quantile(q) for q in both]},
+            "hours_p50_p90": [self.hours(q, s.robots, s.per_hour) for q in both],
+            "found_within_the_stage": self.in_time(s.robots, s.per_hour),
+        }
+
     def in_time(self, robots: int, per_hour: float) -> tuple[float, float]:
         """Return the share of such updates found within the stage, and its Monte-Carlo standard error."""
         units = self.stage.duration_s / HOUR_S * self.stage.robots(robots) * per_hour
@@ -99,17 +110,16 @@ class Detection:
 def run(settings: Settings, bar: Bar = no_bar) -> Report:
     """Answer the question."""
     s, rng = settings, np.random.default_rng(settings.seed)
-    found = _detections(s, rng, bar)
-    rollouts = _whole_rollouts(s, rng, bar)
+    found, rollouts = _detections(s, rng, bar), _whole_rollouts(s, rng, bar)
     first = found[0]
     hours = np.array([[first.hours(0.5, n, f) + s.rollback_s / HOUR_S for f in FREQUENCIES] for n in FLEETS])
     sentence = _sentence(s, first, rollouts)
     text = [sentence, _detection_table(s, found), _hours_table(first, hours), _rollout_table(s, rollouts)]
     figures = {
         "settings": asdict(s),
-        "detection": [_detection_figures(s, detection) for detection in found],
+        "detection": {d.name: d.figures(s) for d in found},
         "median_hours": {"fleets": FLEETS, "per_hour": FREQUENCIES, "hours": hours.tolist()},
-        "rollouts": [_rollout_figures(*key, runs) for key, runs in rollouts.items()],
+        "rollouts": {f"{version}: {rule}": _shares(runs) for (version, rule), runs in rollouts.items()},
     }
     curves = {f"{d.name} ({d.stage.probability:.0%})": d.stopping for d in found}
     drawn = {
@@ -186,34 +196,18 @@ def _within(hours: float) -> str:
     return f"within {hours_text(hours)}" if math.isfinite(hours) else "not within these episodes"
 
 
-def _detection_figures(s: Settings, d: Detection) -> dict[str, Any]:
-    mean, error = d.stopping.mean_decided
-    quantiles = {"median": 0.5, "p90": 0.9}
-    return {
-        "stage": d.name,
-        "found": d.stopping.decided,
-        "runs": d.stopping.times.size,
-        "canary_episodes": {"mean": mean, "error": error, **{k: d.stopping.quantile(q) for k, q in quantiles.items()}},
-        "hours": {k: d.hours(q, s.robots, s.per_hour) for k, q in quantiles.items()},
-        "found_within_the_stage": d.in_time(s.robots, s.per_hour),
-    }
-
-
 def _detection_table(s: Settings, found: list[Detection]) -> str:
     rows = []
     for d in found:
-        mean, error = d.stopping.mean_decided
-        hours = [hours_text(d.hours(q, s.robots, s.per_hour)) for q in (0.5, 0.9)]
-        episodes = [
-            f"{n:.0f}" if math.isfinite(n) else f"> {_HORIZON:,}" for n in (d.stopping.quantile(q) for q in (0.5, 0.9))
-        ]
-        its_mean = f"{mean:.1f} ± {error:.1f}" if math.isfinite(mean) else "never"
-        share, in_time = f"{d.stage.probability:.0%}", share_text(d.in_time(s.robots, s.per_hour))
-        rows.append([d.name, share, its_mean, *episodes, *hours, in_time, f"{d.stopping.times.size:,}"])
-    title = (
-        f"Until {s.incumbent:.0%} -> {s.canary:.0%} is found: canary episodes, and time ({s.robots} robots, {s.per_hour:g} "
-        "tasks an hour)"
-    )
+        figures = d.figures(s)
+        episodes = figures["canary_episodes"]
+        mean = f"{episodes['mean']:.1f} ± {episodes['error']:.1f}" if math.isfinite(episodes["mean"]) else "never"
+        by = [f"{n:.0f}" if math.isfinite(n) else f"> {_HORIZON:,}" for n in episodes["p50_p90"]]
+        within = [hours_text(hours) for hours in figures["hours_p50_p90"]]
+        in_time = share_text(figures["found_within_the_stage"])
+        rows.append([d.name, f"{d.stage.probability:.0%}", mean, *by, *within, in_time, f"{figures['runs']:,}"])
+    fleet = f"{s.robots} robots, {s.per_hour:g} tasks an hour"
+    title = f"Until {s.incumbent:.0%} -> {s.canary:.0%} is found: canary episodes, and time ({fleet})"
     heads = [
         "sets in with",
         "of episodes",
@@ -238,24 +232,23 @@ def _hours_table(first: Detection, hours: np.ndarray[Any, np.dtype[np.float64]])
     return table(title, ["", *(f"{f:g} an hour" for f in FREQUENCIES)], rows, f"All robots hold both versions. {limit}")
 
 
-def _rollout_figures(version: str, rule: str, runs: Rollouts) -> dict[str, Any]:
+def _shares(runs: Rollouts) -> dict[str, tuple[float, float]]:
+    """Return how the rollouts ended, and how many passed the first stage."""
     size = runs.outcome.size
-    return {
-        "version": version,
-        "rule": rule,
-        **{outcome: share_and_error(runs.share(outcome), size) for outcome in OUTCOMES},
-        "passed_first_stage": share_and_error(float((runs.stage > 0).mean()), size),
-        "mean_hours": float(runs.hours.mean()),
-    }
+    shares = {outcome: share_and_error(runs.share(outcome), size) for outcome in OUTCOMES}
+    return {**shares, "passed stage 1": share_and_error(float((runs.stage > 0).mean()), size)}
 
 
 def _rollout_table(s: Settings, rollouts: dict[tuple[str, str], Rollouts]) -> str:
-    rows = []
-    for (version, rule), runs in rollouts.items():
-        size = runs.outcome.size
-        shares = [share_text(share_and_error(runs.share(outcome), size)) for outcome in OUTCOMES]
-        passed = share_text(share_and_error(float((runs.stage > 0).mean()), size))
-        rows.append([f"{version}: {rule}", *shares, passed, hours_text(float(runs.hours.mean())), f"{size:,}"])
+    rows = [
+        [
+            f"{version}: {rule}",
+            *map(share_text, _shares(runs).values()),
+            hours_text(float(runs.hours.mean())),
+            f"{runs.hours.size:,}",
+        ]
+        for (version, rule), runs in rollouts.items()
+    ]
     heads = ["update: rule", *OUTCOMES, "passed stage 1", "mean length", "runs"]
     title = f"Whole rollouts, {s.robots} robots that differ (intraclass correlation {s.icc:g}), {s.per_hour:g} tasks an hour"
     note = "The judge looks after every episode. The threshold gets whole robots and is asked at each stage's end."

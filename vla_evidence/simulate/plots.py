@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from vla_evidence.simulate.ab import Rule
     from vla_evidence.simulate.rollouts import Rollouts
 
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"  # Okabe and Ito: safe for the colour-blind
+BLUE, ORANGE, GREEN, RED, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#777777",
+)  # Okabe and Ito: safe for the colour-blind
 _COLOURS = (BLUE, GREEN, ORANGE, RED, GREY, "#CC79A7")
 _TWO_SIGMA = 2.0
 _DARK = 1.35
