@@ -91,7 +91,9 @@ def test_the_control_loop_and_the_engine_come_up_without_torch(module: str) -> N
     assert subprocess.run([sys.executable, "-c", code], cwd=TOP, timeout=60, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["vla_evidence", "vla_evidence.cli", "vla_evidence.canary.judge", "vla_ota_manager.trial"])
+@pytest.mark.parametrize(
+    "module", ["vla_evidence", "vla_evidence.cli", "vla_evidence.canary.judge", "vla_ota_manager.trial"]
+)
 def test_evidence_comes_up_without_the_packages_for_analysis(module: str) -> None:
     """They are not on a robot, and scipy.stats takes a second of start-up."""
     heavy = "{'matplotlib', 'tqdm', 'scipy.stats'}"
