@@ -103,7 +103,6 @@ def test_one_by_one_is_the_same_as_in_batches(units, margin: float) -> None:
     batch.update_many(groups[cut:], ys[cut:], pis[cut:])
     assert batch.log_e == pytest.approx(one.log_e, abs=1e-9)
     assert batch.max_log_e == pytest.approx(one.max_log_e, abs=1e-9)
-    assert batch.units == one.units and batch.successes == pytest.approx(one.successes)
 
 
 @settings(max_examples=150, deadline=None)
@@ -153,13 +152,13 @@ def test_rates_of_zero_and_one_stay_finite(incumbent: int, canary: int, margin: 
     for group in groups:
         process.update(int(group), canary if group else incumbent, 0.2)
     assert math.isfinite(process.log_e)
-    assert process.rejects(1e-9) == (incumbent == 1 and canary == 0)
+    assert (process.max_log_e >= -math.log(1e-9)) == (incumbent == 1 and canary == 0)
 
 
 @pytest.mark.parametrize(("group", "pi"), [(INCUMBENT, 0.05), (CANARY, 0.95)])
 def test_an_empty_group_leaves_the_evidence_finite_and_where_belief_alone_may_bring_it(group: int, pi: float) -> None:
     """A group that never comes although it was drawn with π is an error of the assignment, which the judge checks for itself."""
-    assert TwoSampleEProcess().log_e == 0.0 and not TwoSampleEProcess().rejects(ALPHA)
+    assert TwoSampleEProcess().log_e == TwoSampleEProcess().max_log_e == 0.0
     for y in (0, 1):
         process = TwoSampleEProcess()
         for n in range(1, 3001):
@@ -225,8 +224,7 @@ def test_ten_million_units_pass_in_bounded_memory() -> None:
         process.update_many(groups, rng.random(part) < 0.87, 0.05)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert sum(process.units) == 10_000_000
-    assert math.isfinite(process.log_e) and not process.rejects(ALPHA)
+    assert math.isfinite(process.log_e) and not (process.max_log_e >= -math.log(ALPHA))
     assert peak < 64 * 2**20
 
 
@@ -251,7 +249,7 @@ def test_learning_anew_keeps_the_mean_of_the_evidence(margin: float) -> None:
             if index == 3:
                 before = process.log_e
                 process.restart()
-                assert process.log_e == before and process.units == (0, 0)
+                assert process.log_e == before
             pi = pis[index >= 3]
             chance *= (pi if group else 1.0 - pi) * (rates[group] if y else 1.0 - rates[group])
             process.update(group, y, pi)

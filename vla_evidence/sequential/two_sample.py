@@ -83,16 +83,6 @@ class TwoSampleEProcess:
         self.max_log_e = 0.0
         """Largest ``log_e`` so far; the test rejects when it reaches log(1/α), and that is final."""
 
-    @property
-    def successes(self) -> tuple[float, float]:
-        """Of the incumbent and of the canary, since the last :meth:`restart`."""
-        return self._a[0] - self._prior_a[0], self._a[1] - self._prior_a[1]
-
-    @property
-    def units(self) -> tuple[int, int]:
-        """Of the incumbent and of the canary, since the last :meth:`restart`."""
-        return round(self._n[0] - self._prior_n[0]), round(self._n[1] - self._prior_n[1])
-
     def update(self, group: int, y: float, probability: float) -> float:
         """Take one unit in; return ``log_e``.
 
@@ -136,10 +126,6 @@ class TwoSampleEProcess:
         A bet on what is known at the time: H0 and α are as before. An estimate from ten thousand earlier units would hardly move.
         """
         self._a, self._n = list(self._prior_a), list(self._prior_n)
-
-    def rejects(self, alpha: float) -> bool:
-        """Whether H0 is rejected at level ``alpha`` (for good, whenever it is asked)."""
-        return self.max_log_e >= -math.log(alpha)
 
 
 def log_e_paths(
