@@ -31,7 +31,7 @@ lint: setup-dev ## ruff and mypy
 bench: setup-dev ## control loop, swap and download against other ways of doing it; tables, and build/bench/*.json
 	@$(RUN) python -m benchmarks --out build/bench
 
-bench-evidence: setup-analysis ## error rates and speed of the statistical judges against other rules, from 20,000 runs each
+bench-evidence: setup ## error rates of the statistical judges beside a threshold and the z test
 	@$(RUN) python -m benchmarks.evidence --out build/bench
 
 clean: ## forget the environment and the build

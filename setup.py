@@ -15,6 +15,6 @@ setup(
     extras_require={
         "torch": ["torch>=2.4"],
         "sim": ["mujoco>=3", "torch>=2.4"],
-        "analysis": ["matplotlib>=3.8", "statsmodels>=0.14", "tqdm"],
+        "analysis": ["matplotlib>=3.8", "tqdm"],
     },
 )

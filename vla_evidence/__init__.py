@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Better, worse or unproven? Sequential tests and confidence bounds for robot and cloud: pure maths on numpy and scipy.
 
-Importing this is light, for the robot does. Judges of rollouts and experiments, planning, logs and simulations are modules of
-their own.
+Importing this is light, for the robot does. The rest lies in a folder for each question:
+
+* ``sequential/``: may I look again and again, and still be right?
+* ``canary/``: may this update go to more robots?
+* ``ab/``: is A or B better?
+* ``log/``: was that verdict right? Also what a fleet server calls (:class:`vla_evidence.log.rollout.Rollout`).
+* ``planning/``: how many episodes, days and robots does a decision take?
+* ``simulate/``: what would happen in a fleet? The two exercises.
 """
 
 from __future__ import annotations
 
-from vla_evidence.bounds import proportion_lower_bound, proportion_upper_bound
-from vla_evidence.eprocess import BernoulliEProcess
 from vla_evidence.errors import EvidenceError, InputError, LogError
-from vla_evidence.exceedance import ExceedanceTest, FailureTest
-from vla_evidence.quantile import exceedance_limit, observations_needed, quantile_upper_bound
-from vla_evidence.two_sample import CANARY, INCUMBENT, BetaPrior, TwoSampleEProcess
+from vla_evidence.sequential.bounds import proportion_lower_bound, proportion_upper_bound
+from vla_evidence.sequential.eprocess import BernoulliEProcess
+from vla_evidence.sequential.exceedance import ExceedanceTest, FailureTest
+from vla_evidence.sequential.quantile import exceedance_limit, observations_needed, quantile_upper_bound
+from vla_evidence.sequential.two_sample import CANARY, INCUMBENT, BetaPrior, TwoSampleEProcess
 
 __all__ = [
     "BernoulliEProcess",

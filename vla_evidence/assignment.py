@@ -13,55 +13,41 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-from vla_evidence.errors import InputError, check_name, check_probability, is_integer
+from vla_evidence.errors import InputError
 
-A, B = "A", "B"
-"""The arms: A is the control (what runs in production), B the treatment (the candidate)."""
+A, B = 0, 1
+"""The versions: A is the control (what runs in production, the incumbent), B the treatment (the candidate, the canary)."""
 
 _UNIT = 2.0**-53
 _SHARE_TOLERANCE = 1e-9
 
 
 def uniform(experiment: str, robot: str, episode: str | int | None = None) -> float:
-    """Return a number in [0, 1), uniform over names: the upper 53 of the first 64 bits of the hash (big-endian).
-
-    Raises:
-        InputError: INPUT_VALUE: a name that is no text, or is empty.
-    """
-    parts: list[str | int] = [check_name("experiment", experiment), check_name("robot", robot)]
-    if episode is not None:
-        parts.append(episode if is_integer(episode) else check_name("episode", episode))
+    """Return a number in [0, 1), uniform over names: the upper 53 of the first 64 bits of the hash (big-endian)."""
+    parts = [experiment, robot] if episode is None else [experiment, robot, episode]
     text = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
     return (int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 11) * _UNIT
 
 
-def arm(experiment: str, robot: str, episode: str | int | None, probability: float) -> str:
-    """Return the arm, :data:`A` or :data:`B`, of a robot (``episode`` None) or of one of its episodes.
+def arm(experiment: str, robot: str, episode: str | int | None, probability: float) -> int:
+    """Return the version, :data:`A` or :data:`B`, of a robot (``episode`` None) or of one of its episodes.
 
     Args:
         experiment: the salt; another name is another, independent assignment.
         robot, episode: their names; an episode may be a number.
         probability: of B.
-
-    Raises:
-        InputError: INPUT_PROBABILITY: not strictly between 0 and 1; INPUT_VALUE: a name.
     """
-    return B if uniform(experiment, robot, episode) < check_probability("probability", probability) else A
+    return B if uniform(experiment, robot, episode) < probability else A
 
 
-def arm_in_pair(experiment: str, robot: str, episode: int) -> tuple[int, str]:
+def arm_in_pair(experiment: str, robot: str, episode: int) -> tuple[int, int]:
     """Return (pair, arm) of a robot's ``episode`` number, counted from 0: two episodes make a pair, one of each arm.
 
     A coin of its own decides which arm comes first in each pair. So under "the arms do not differ" the sign of every
     discordant pair is a fair coin *by design*: whatever the robot, the task, the time of day, and whatever the first
     episode of a pair does to the second.
-
-    Raises:
-        InputError: INPUT_COUNT: ``episode`` is negative or no integer; INPUT_VALUE: a name.
     """
-    if not is_integer(episode) or episode < 0:
-        raise InputError("INPUT_COUNT", "episode", f"{episode!r} is no number of an episode")
-    pair, second = divmod(int(episode), 2)
+    pair, second = divmod(episode, 2)
     first = arm(experiment, robot, f"pair {pair}", 0.5)
     return pair, first if not second else (A if first == B else B)
 
@@ -70,14 +56,9 @@ def cohort(experiment: str, robots: Iterable[str], share: float) -> tuple[str, .
     """Return the robots of a rollout's stage: ``share`` of the fleet, rounded down but at least one, in the order of their hash.
 
     Cohorts of one experiment are nested: who is in at one share is in at every larger one.
-
-    Raises:
-        InputError: INPUT_COUNT: no robot, or one twice; INPUT_PROBABILITY: the share is not in (0, 1]; INPUT_VALUE: a name.
     """
-    if not 0.0 < share <= 1.0:
-        raise InputError("INPUT_PROBABILITY", "share", f"{share} does not lie above 0 and up to 1")
     names = list(robots)
     if not names or len(set(names)) < len(names):
-        raise InputError("INPUT_COUNT", "robots", "one is there twice" if names else "there is none")
+        raise InputError("INPUT_COUNT", "robots", "one is named twice" if names else "there is none")
     ranked = sorted(names, key=lambda robot: (uniform(experiment, robot), robot))
     return tuple(ranked[: max(1, int(share * len(ranked) + _SHARE_TOLERANCE))])

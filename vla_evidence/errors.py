@@ -44,7 +44,7 @@ def shown(value: object) -> str:
     """Return a value as messages show it: shortened, whatever it is."""
     try:
         return f"{value!r:.60}"
-    except ValueError:  # an integer of more digits than Python writes
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes, lists in lists without end
         return f"a {type(value).__name__} too long to be shown"
 
 
@@ -57,7 +57,7 @@ def check_name(field: str, value: Any) -> str:
     """Return ``value`` if it is a name: text that can be written, not empty and not endless."""
     try:
         if not isinstance(value, str) or not 0 < len(value.encode()) <= MAX_NAME_BYTES:
-            raise InputError("INPUT_VALUE", field, f"{shown(value)} is no name of 1 to {MAX_NAME_BYTES} bytes")
+            raise InputError("INPUT_VALUE", field, f"{shown(value)} must be a name of 1 to {MAX_NAME_BYTES} bytes")
     except UnicodeEncodeError as e:
         raise InputError("INPUT_VALUE", field, f"{shown(value)} is not valid Unicode") from e
     return value
@@ -72,14 +72,14 @@ def check_number(field: str, value: Any, code: str = "INPUT_VALUE") -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(code, field, f"{shown(value)} is no finite number")
+        raise InputError(code, field, f"{shown(value)} must be a finite number")
     return number
 
 
 def check_time(field: str, value: Any) -> float:
     """Return ``value`` if it is a time."""
     if isinstance(value, bool):
-        raise InputError("INPUT_VALUE", field, f"{value} is no time")
+        raise InputError("INPUT_VALUE", field, f"{value} must be a time in seconds")
     return check_number(field, value)
 
 
@@ -87,7 +87,7 @@ def check_probability(field: str, value: float, below: float = 1.0) -> float:
     """Return ``value`` if it lies strictly between 0 and ``below``."""
     number = check_number(field, value, "INPUT_PROBABILITY")
     if not 0.0 < number < below:
-        raise InputError("INPUT_PROBABILITY", field, f"{value} does not lie strictly between 0 and {below:g}")
+        raise InputError("INPUT_PROBABILITY", field, f"{value} must lie strictly between 0 and {below:g}")
     return number
 
 
@@ -95,7 +95,7 @@ def check_rate(field: str, value: float) -> float:
     """Return ``value`` if it lies between 0 and 1."""
     number = check_number(field, value, "INPUT_RATE")
     if not 0.0 <= number <= 1.0:
-        raise InputError("INPUT_RATE", field, f"{value} does not lie between 0 and 1")
+        raise InputError("INPUT_RATE", field, f"{value} must lie between 0 and 1")
     return number
 
 
@@ -103,7 +103,7 @@ def check_margin(field: str, value: float) -> float:
     """Return ``value`` if it lies between 0 and 1, without 1."""
     number = check_number(field, value, "INPUT_MARGIN")
     if not 0.0 <= number < 1.0:
-        raise InputError("INPUT_MARGIN", field, f"{value} does not lie between 0 and 1")
+        raise InputError("INPUT_MARGIN", field, f"{value} must lie between 0 and 1")
     return number
 
 
@@ -114,4 +114,6 @@ def check_counts(field: str, events: float, observations: float) -> None:
     except TypeError:
         possible = False
     if not possible:
-        raise InputError("INPUT_COUNT", field, f"{shown(events)} of {shown(observations)} cannot be")
+        raise InputError(
+            "INPUT_COUNT", field, f"{shown(events)} successes in {shown(observations)} episodes is impossible"
+        )

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+_NAMED = 5
 
 
 def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
@@ -34,3 +36,19 @@ def hours_text(hours: float) -> str:
         if hours >= 2.0 * unit or (unit == 1.0 and hours >= 1.0):
             return f"{hours / unit:,.1f} {name}" if hours < 10.0 * unit else f"{hours / unit:,.0f} {name}"
     return f"{hours * 60.0:.0f} min"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def rate_text(successes: float, episodes: float) -> str:
+    """Return a success rate with its counts."""
+    return f"{successes:g} of {episodes:g}" + (f" ({successes / episodes:.1%})" if episodes else "")
+
+
+def listed(robots: Iterable[str]) -> str:
+    """Return the first few names, in alphabetical order."""
+    names = sorted(robots)
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,11 @@ class SmallFilesystem(Filesystem):
 
     @property
     def free(self) -> int:
-        files = {entry.st_ino: entry.st_size for entry in map(Path.lstat, self.root.rglob("*"))}
+        files: dict[int, int] = {}
+        for path in self.root.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # the engine removes it this moment
+                entry = path.lstat()
+                files[entry.st_ino] = entry.st_size
         return max(0, self.capacity - self.others - sum(files.values()))
 
     def fill(self) -> None:

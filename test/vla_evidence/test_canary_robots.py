@@ -1,404 +1,201 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rollout by whole robots: those that are not heard of, or have too few episodes, let no bad version pass."""
+"""Where a robot runs one version, the judge of a canary compares robots, and says at the start if there are too few."""
 
 from __future__ import annotations
 
-import json
 import math
-import random
 
 import numpy as np
 import pytest
-from support.canaries import DAY, HOUR, ONE_STAGE, drawn, judge_of
+from support.canaries import DAY, FLEET, FULL, HOUR, work
 
-from vla_evidence import INCUMBENT
-from vla_evidence.canary import CanaryJudge
-from vla_evidence.canary_config import CanaryConfig
-from vla_evidence.canary_verdict import CanaryDecision
-from vla_evidence.errors import InputError
-from vla_evidence.stages import DEFAULT_STAGES, Stage, Unit, design
-from vla_evidence.two_sample import CANARY
+from vla_evidence import CANARY, INCUMBENT, InputError
+from vla_evidence.canary.config import ROBOT_STAGES, CanaryConfig, Stage
+from vla_evidence.canary.judge import CanaryJudge
+from vla_evidence.simulate.fleet import FleetModel
+from vla_evidence.simulate.rollouts import ROLLED_BACK, judged
+from vla_evidence.verdict import Decision, Verdict
 
-
-def feed_robots(
-    judge: CanaryJudge, groups: dict[str, int], episodes: range, rates: tuple[float, float], at_s: float
-) -> None:
-    rng = random.Random(episodes.start)
-    for robot, group in groups.items():
-        for n in episodes:
-            judge.assign(f"{robot} {n}", robot, group, at_s)
-            judge.finish(f"{robot} {n}", rng.random() < rates[group], at_s)
+STAGE = Stage("canary", 0.25, 1.0, DAY, 0.1)
+TWO = (STAGE, Stage("early", 0.5, 1.0, DAY, 0.1), FULL)
 
 
-def test_robots_short_of_episodes_convict_at_the_end_of_the_stage_but_prove_nothing() -> None:
-    groups = drawn(80, 40)
-    for rates, decision in (((0.9, 0.9), CanaryDecision.INCONCLUSIVE), ((0.9, 0.4), CanaryDecision.ROLLBACK)):
-        judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
-        judge.begin_stage(0, 0.0, groups)
-        feed_robots(judge, groups, range(10), rates, 1.0)
-        assert judge.verdict(DAY / 8 - 1.0).decision is CanaryDecision.HOLD
-        verdict = judge.verdict(DAY)
-        assert verdict.decision is decision and verdict.excluded_drop is None
-        assert "40 canary robots and 40 others have not all of their 40 episodes" in verdict.message
-    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
-    judge.begin_stage(0, 0.0, groups)
-    feed_robots(judge, groups, range(40), (0.9, 0.9), 1.0)
-    assert judge.verdict(DAY).decision is CanaryDecision.ADVANCE
+def judge_of(
+    experiment: str = "robots", fleet: list[str] = FLEET, stages=(STAGE, FULL), history=None, **settings
+) -> CanaryJudge:
+    judge = CanaryJudge(CanaryConfig(stages=stages, **settings), experiment)
+    judge.begin_stage(0, 0.0, fleet, history)
+    return judge
 
 
-@pytest.mark.parametrize("fleet", [40, 200])
-def test_robots_that_were_never_heard_of_let_no_bad_version_pass(fleet: int) -> None:
-    """Three of either group report, 0.9 against 0.3; or nobody at all does."""
-    groups = drawn(fleet, fleet // 2)
-    for heard in (0, 3):
-        judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, DAY, 0.3), DEFAULT_STAGES[-1])))
-        judge.begin_stage(0, 0.0, groups)
-        few = {
-            robot: group for robot, group in groups.items() if [*groups.values()][: int(robot[1:])].count(group) < heard
-        }
-        assert len(few) == 2 * heard
-        feed_robots(judge, few, range(40), (0.9, 0.3), 1.0)
-        verdict = judge.verdict(DAY)
-        assert verdict.decision is not CanaryDecision.ADVANCE and verdict.excluded_drop is None
+def day(judge: CanaryJudge, rate, seed: int = 0, **how) -> Verdict:
+    work(judge, 0.0, DAY, rate, seed=seed, **{"every_s": lambda version: 1800.0, **how})
+    return judge.verdict(DAY + 2 * HOUR)
 
 
-def test_a_stage_of_robots_is_judged_by_what_they_have_when_its_time_is_over_whoever_asks_when() -> None:
-    """By the clock. Later outcomes are shown, and are no evidence: not of harm, and not that there is none."""
-    states, groups = [], drawn(40, 20)
-    for asked in (True, False):
-        judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, DAY, 0.1), DEFAULT_STAGES[-1])))
-        judge.begin_stage(0, 0.0, groups)
-        feed_robots(judge, groups, range(5), (0.9, 0.9), 0.0)
-        for (
-            robot,
-            group,
-        ) in groups.items():  # each has told of one since, while another one that it left was not heard of
-            judge.assign(f"{robot} lost", robot, group, DAY - 2.0)
-            judge.assign(f"{robot} told", robot, group, DAY - 1.0)
-            judge.finish(f"{robot} told", True, DAY - 1.0)
-        if asked:
-            waits = judge.verdict(DAY)
-            assert waits.decision is CanaryDecision.HOLD
-            assert "40 episodes that the look at its end waits for" in waits.missing
-            judge = CanaryJudge.from_json(json.loads(json.dumps(judge.to_json())))
-        for robot, group in groups.items():  # what was begun and told in between is of no look
-            judge.assign(f"{robot} new", robot, group, DAY + 1.0)
-            judge.finish(f"{robot} new", not group, DAY + 1.0)
-        if asked:
-            verdict = judge.verdict(DAY + HOUR)
-            assert verdict.decision is CanaryDecision.INCONCLUSIVE and verdict.excluded_drop is None
-            assert "the stage's evidence is closed, so more takes another stage, or a longer one" in verdict.message
-        feed_robots(judge, groups, range(5, 40), (0.0, 0.9), DAY + HOUR)
-        later = judge.verdict(DAY + HOUR + 2.0)
-        assert later.decision is CanaryDecision.INCONCLUSIVE and later.excluded_drop is None
-        assert later.figures["canary"][1] == 860 and "what comes later is counted, and is no evidence" in later.message
-        if asked:
-            assert later.figures["tests"] == verdict.figures["tests"]
-        states.append(judge.to_json())
-    assert states[0] == states[1]
+def test_a_worse_version_is_rolled_back_and_an_equal_one_is_a_persons_decision_with_what_they_need() -> None:
+    history = {robot: (90.0, 100.0) for robot in FLEET}
+    bad = day(judge_of(history=history), lambda version, robot: 0.65 if version else 0.9)
+    assert (bad.decision, bad.code) == (Decision.ROLLBACK, "SUCCESS_WORSE")
+    good = day(judge_of(history=history), lambda version, robot: 0.9)
+    assert good.decision is Decision.ASK and good.missing == ()
+    low, high = good.figures["difference"]
+    assert -0.1 < low < 0.0 < high < 0.1
+    assert len(good.figures["worst"]) == 3 and "worst canaries: r" in good.message and "(before 90%)" in good.message
+    assert "on 10 new canary robots and" in good.message and "a person decides" in good.message
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_the_episode_that_a_robot_runs_when_the_time_is_over_does_not_count_whoever_asks_when(asked: bool) -> None:
-    """Nobody is heard of for a day after the end; what ran then has failed by now, and is no evidence."""
-    judge, groups = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, DAY, 0.1),))), drawn(40, 20)
-    judge.begin_stage(0, 0.0, groups)
-    feed_robots(judge, groups, range(40), (1.0, 1.0), DAY - 20.0)
-    for robot, group in groups.items():
-        judge.assign(f"{robot} runs", robot, group, DAY - 10.0)
-    if asked:
-        judge.verdict(DAY)
-    verdict = judge.verdict(2 * DAY)
-    assert verdict.figures["canary"] == [800, 820]
-    last = judge.to_json()["comparison"]["cohort"]["looks"][-1]
-    assert all(sums == [40.0, 0.0, 40.0] for sums in last["sums"].values()) and not last["pending"]
+def test_it_advances_by_itself_only_if_that_was_chosen_and_no_robot_fell_far() -> None:
+    history = {robot: (90.0, 100.0) for robot in FLEET}
+    alike = day(judge_of(history=history, advance="same_shift"), lambda version, robot: 0.9)
+    assert alike.decision is Decision.ADVANCE and "changes every robot alike" in alike.message
+    judge = judge_of(history=history, advance="same_shift")
+    broken = judge.begin_stage(0, 0.0, FLEET)[0]
+    one_broken = day(judge, lambda version, robot: 0.3 if robot == broken else 0.92)
+    assert one_broken.decision is Decision.ASK and any(broken in item for item in one_broken.missing)
+    judge = judge_of(history=history, advance="same_shift")
+    judge.robots_changed(HOUR, failed=[broken])
+    failed = day(judge, lambda version, robot: 0.9)
+    assert failed.decision is Decision.ASK and any("own trial" in item for item in failed.missing)
+    worse = day(
+        judge_of(history=history, advance="same_shift", alpha=1e-6), lambda version, robot: 0.78 if version else 0.9
+    )
+    assert worse.decision is Decision.ASK and any("less than 10 points" in item for item in worse.missing)
 
 
-def test_what_a_version_does_after_many_episodes_still_counts() -> None:
-    """It does well for four hours, many more episodes than a robot owes, and fails ever after."""
-    judge, groups = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, DAY, 0.1),))), drawn(40, 20)
-    judge.begin_stage(0, 0.0, groups)
-    for minute in range(0, 24 * 60, 5):
-        rate = 0.95 if minute < 240 else 0.0
-        feed_robots(judge, groups, range(minute, minute + 1), (0.95, rate), 60.0 * minute)
-    assert judge.verdict(6.1 * HOUR).code == judge.verdict(DAY).code == "SUCCESS_WORSE"
+def test_below_thirty_robots_it_says_at_the_start_that_robots_cannot_be_judged() -> None:
+    judge = judge_of(fleet=FLEET[:20], advance="same_shift")
+    said = judge.verdict(0.0).message
+    assert (
+        "20 robots with one version each cannot be judged (30 are needed)" in said and "draw episodes or hours" in said
+    )
+    over = day(judge, lambda version, robot: 0.9, robots=FLEET[:20])
+    assert over.decision is Decision.ASK and any("cannot be judged" in item for item in over.missing)
 
 
-def conditions(seed: int, lengths_s: tuple[float, float], drop: float, begin: float, end: float) -> CanaryDecision:
-    """Return what a day of 40 robots says; success changes for everybody meanwhile, the versions differ in how long they take."""
-    stages = (Stage("one", 0.5, DAY, 0.1 if drop else None), DEFAULT_STAGES[-1])
-    config = CanaryConfig(unit=Unit.ROBOT, stages=stages, salt=f"{seed}", episodes_per_robot=10, deadline_s=2 * HOUR)
-    judge = CanaryJudge(config)
-    groups, rng = drawn(40, 20, seed), random.Random(seed)
-    judge.begin_stage(0, 0.0, groups)
-    events = [(t, robot, n) for robot, group in groups.items()
-              for n, t in enumerate(np.arange(rng.uniform(0.0, 600.0), DAY, lengths_s[group]).tolist())]  # fmt: skip
-    for now, robot, n in sorted(events):
-        group = groups[robot]
-        if n:
-            judge.finish(f"{robot} {n - 1}", rng.random() < begin + (end - begin) * now / DAY - drop * group, now)
-        judge.assign(f"{robot} {n}", robot, group, now)
-    return judge.verdict(DAY + 2 * HOUR).decision
+def rollouts(canary: float, runs: int, seed: int) -> list[int]:
+    """Return in how many rollouts of 60 robots each stage rolled back; all stages pass otherwise."""
+    stages = tuple(Stage(s.name, s.share, 1.0, DAY / 3, 0.999) for s in ROBOT_STAGES[:3])
+    config = CanaryConfig(stages=(*stages, FULL), advance="same_shift", min_episodes=1)
+    rng = np.random.default_rng(seed)
+    found = judged(FleetModel(60, 0.05), (0.87, canary), 6.0, config, runs, rng, lambda done: None)
+    rolled_back = found.outcome == 0
+    assert found.share(ROLLED_BACK) == rolled_back.mean()
+    return [int((rolled_back & (found.stage == stage)).sum()) for stage in range(3)]
 
 
-def test_conditions_that_change_for_both_versions_convict_nobody_and_excuse_nobody() -> None:
-    """By the first ten episodes of each a slower one that is equal is convicted while success falls."""
-    for seed in range(6):
-        assert conditions(seed, (600.0, 3600.0), 0.0, 0.95, 0.65) is not CanaryDecision.ROLLBACK
-        assert conditions(seed, (600.0, 3600.0), 0.1, 0.75, 0.98) is not CanaryDecision.ADVANCE
-        assert conditions(seed, (3600.0, 600.0), 0.1, 0.98, 0.75) is not CanaryDecision.ADVANCE
+def test_a_version_that_does_the_same_on_every_robot_is_rolled_back_in_at_most_alpha_of_rollouts() -> None:
+    """Robots differ, all three stages and twelve looks, 100 rollouts: the standard error at 5 % is 2.2 %."""
+    assert sum(rollouts(0.87, 100, 1)) / 100 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 100)
+
+
+def test_a_drop_from_87_to_75_percent_is_found() -> None:
+    found = rollouts(0.75, 40, 2)
+    assert sum(found) >= 38
+
+
+@pytest.mark.parametrize("slow", [INCUMBENT, CANARY])
+def test_a_version_that_is_only_slower_is_not_blamed_though_conditions_change_for_both(slow: int) -> None:
+    """Three times as long, success falls from 95 to 65 % during the day; 40 stages: the standard error at 5 % is 3.4 %."""
+    rolled_back = 0
+    for seed in range(40):
+        judge, clock = judge_of(f"{seed}", deadline_s=2 * HOUR), [0.0]
+
+        def rate(version: int, robot: str, clock=clock) -> float:
+            return 0.95 - 0.3 * clock[0] / DAY
+
+        verdict = day(judge, rate, seed, every_s=lambda v: 3600.0 if v == slow else 1200.0, clock=clock)
+        rolled_back += verdict.decision is Decision.ROLLBACK
+    assert rolled_back / 40 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 40)
 
 
 @pytest.mark.parametrize("hangs", [INCUMBENT, CANARY])
-def test_a_failure_that_is_told_and_one_that_is_silent_weigh_the_same(hangs: int) -> None:
-    """Equal success; one version's failures send nothing, and the robot goes on."""
-    for seed in range(6):
-        judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, deadline_s=600.0, salt=f"{seed}"))
-        groups, rng = drawn(40, 20, seed), random.Random(seed)
-        judge.begin_stage(0, 0.0, groups)
-        for n in range(40):
-            for robot, group in groups.items():
-                judge.assign(f"{robot} {n}", robot, group, n * 300.0)
-                if (won := rng.random() < 0.8) or group != hangs:
-                    judge.finish(f"{robot} {n}", won, n * 300.0 + 60.0)
-        assert judge.verdict(DAY).decision is not CanaryDecision.ROLLBACK
+def test_a_failure_that_is_reported_and_one_that_is_silent_weigh_the_same(hangs: int) -> None:
+    """Every failure of one version is silence until the deadline; both succeed alike."""
+    rolled_back = 0
+    for seed in range(40):
+        judge, rng = (
+            CanaryJudge(CanaryConfig(stages=(STAGE, FULL), deadline_s=1800.0), f"{seed}"),
+            np.random.default_rng(seed),
+        )
+        judge.begin_stage(0, 0.0, FLEET)
+        events = []
+        for robot in FLEET:
+            now, number = float(rng.uniform(0, 900)), 0
+            version = int(robot in judge.begin_stage(0, 0.0, FLEET))
+            while now < DAY:
+                success = bool(rng.random() < 0.8)
+                events.append((now, 0, robot, f"{robot}/{number}", success))
+                silent = version == hangs and not success
+                now += 1801.0 if silent else 900.0
+                if not silent:
+                    events.append((now, 1, robot, f"{robot}/{number}", success))
+                now, number = now + 1.0, number + 1
+        for now, ended, robot, name, success in sorted(events):
+            _ = judge.outcome(name, success, now) if ended else judge.choose(robot, name, now)
+        rolled_back += judge.verdict(DAY + HOUR).decision is Decision.ROLLBACK
+    assert rolled_back / 40 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 40)
 
 
-def test_robots_that_were_never_heard_of_convict_nobody_and_are_told() -> None:
-    judge, groups = CanaryJudge(CanaryConfig(unit=Unit.ROBOT)), drawn(60, 20)
-    judge.begin_stage(0, 0.0, groups)
-    feed_robots(judge, {r: g for r, g in groups.items() if not g}, range(40), (1.0, 1.0), 1.0)
-    verdict = judge.verdict(DAY)
-    assert verdict.decision is CanaryDecision.INCONCLUSIVE
-    assert (
-        "20 canary robots and 0 others have no episode that counts yet: they tell nothing about harm" in verdict.message
-    )
-    canary = next(robot for robot, group in groups.items() if group)
-    judge.assign("e", canary, CANARY, DAY)
-    judge.finish("e", True, DAY)
-    assert judge.verdict(DAY + 1.0).decision is CanaryDecision.INCONCLUSIVE
+def test_looks_are_by_the_clock_whoever_asks_when() -> None:
+    asked, late = judge_of("who"), judge_of("who")
+    for hour in range(24):
+        for judge in (asked, late):
+            work(judge, hour * HOUR, (hour + 1) * HOUR, lambda v, robot: 0.6 if v else 0.8, seed=hour)
+        asked.verdict((hour + 1) * HOUR)
+    first, second = asked.verdict(DAY + 2 * HOUR), late.verdict(DAY + 2 * HOUR)
+    assert (first.decision, first.code, first.figures) == (second.decision, second.code, second.figures)
 
 
-def test_robots_that_join_later_run_and_are_no_units() -> None:
-    """Drawn with any rank, while those who were incumbents have a high one: worse joiners convicted in 32 of 40 rollouts."""
-    stages = (Stage("one", 0.5, DAY, None), Stage("two", 0.6, DAY, None), DEFAULT_STAGES[-1])
-    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=stages))
-    first = drawn(40, 20)
-    judge.begin_stage(0, 0.0, first)
-    new = first | dict.fromkeys([robot for robot, group in first.items() if not group][:4], 1)
-    judge.begin_stage(1, DAY, new | {f"j{n}": int(n < 30) for n in range(40)})
-    judge = CanaryJudge.from_json(json.loads(json.dumps(judge.to_json())))
-    for n in range(40):
-        judge.assign(f"e{n}", f"j{n}", int(n < 30), DAY + 1.0)
-        assert judge.finish(f"e{n}", n >= 30, DAY + 2.0)
-    with pytest.raises(InputError):
-        judge.assign("e", "j0", INCUMBENT, DAY + 2.0)
-    verdict = judge.verdict(2 * DAY)
-    assert verdict.decision is not CanaryDecision.ROLLBACK and verdict.figures["canary"] == [0, 30]
-    assert verdict.figures["in_stage"] == [0, 0]
+def test_a_rollback_that_was_found_is_not_lost_when_nobody_asked_for_it() -> None:
+    judge = judge_of(stages=TWO)
+    work(judge, 0.0, DAY / 2, lambda version, robot: 0.1 if version else 0.9)
+    judge.decide("anna", "advance", "in a hurry", DAY / 2)
+    judge.begin_stage(1, DAY / 2, FLEET)
+    assert judge.verdict(DAY / 2).code == "SUCCESS_WORSE"
 
 
-def test_a_stage_that_is_ended_early_is_judged_by_the_looks_that_it_had_and_no_conviction_is_lost() -> None:
-    groups = drawn(40, 10)
-    others = [robot for robot, group in groups.items() if not group]
-    for looks, next_stage in ((0, 1), (1, 1), (1, 3)):
-        judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
-        judge.begin_stage(0, 0.0, groups)
-        feed_robots(judge, groups, range(2), (1.0, 0.0), 1.0)
-        judge.begin_stage(next_stage, 1.5 + looks * DAY / 8, groups | dict.fromkeys(others[:5], CANARY))
-        judge = CanaryJudge.from_json(json.loads(json.dumps(judge.to_json())))
-        verdict = judge.verdict(2.0 + DAY / 8)  # nobody had asked in the stage before
-        assert verdict.code == ("SUCCESS_WORSE" if looks else "")
-        stake = judge.config.stake(next_stage) if next_stage < 3 else 1.0
-        assert verdict.figures["tests"]["success"]["log_e"] == math.log(stake)
+def test_a_later_stage_compares_only_its_new_canaries_with_those_who_remain() -> None:
+    judge = judge_of(stages=TWO)
+    first = set(judge.begin_stage(0, 0.0, FLEET))
+    day(judge, lambda version, robot: 0.9)
+    judge.decide("anna", "advance", "looks good", DAY + 2 * HOUR)
+    joined = [*FLEET, "new1", "new2"]
+    second = set(judge.begin_stage(1, DAY + 2 * HOUR, joined))
+    assert first <= second and len(second - first - {"new1", "new2"}) >= 8
+    begin = DAY + 2 * HOUR
+    # Only the canaries of the first stage and the robots that joined fail now: they are no part of the comparison.
+    work(judge, begin, begin + DAY, lambda v, r: 0.1 if r in first or r.startswith("new") else 0.9, robots=joined)
+    verdict = judge.verdict(begin + DAY + 2 * HOUR)
+    assert verdict.decision is Decision.ASK
+    assert f"on {len(second - first - {'new1', 'new2'})} new canary robots" in verdict.message
 
 
-@pytest.mark.parametrize("unit", Unit)
-def test_each_stage_of_robots_begins_with_its_stake_and_decides_at_the_same_evidence(unit: Unit) -> None:
-    judge = CanaryJudge(CanaryConfig(unit=unit, latency_limit_s=1.0))
-    stakes, groups = [], None
-    for stage, canaries in enumerate((5, 10, 20)):
-        if unit is Unit.ROBOT:
-            groups = {f"r{n}": int(n < canaries) for n in range(40)}
-        judge.begin_stage(stage, float(stage), groups)
-        verdict = judge.verdict(float(stage))
-        tests = verdict.figures["tests"]
-        assert [math.exp(-test["decides_at"]) for test in tests.values()] == pytest.approx([0.05 * 3 / 4, 0.05 / 4])
-        stakes.append(math.exp(tests["success"]["log_e"]))
-    assert stakes == pytest.approx([0.5, 0.25, 0.25] if unit is Unit.ROBOT else [1.0, 1.0, 1.0])
-    assert f"success worse: evidence {stakes[-1]:g}, decides at 27" in verdict.message
+def test_robots_of_which_nothing_is_heard_show_nothing_and_let_nothing_pass() -> None:
+    judge = judge_of(advance="same_shift")
+    work(judge, 0.0, DAY, lambda version, robot: 0.9, robots=FLEET[:4])
+    verdict = judge.verdict(DAY + 2 * HOUR)
+    assert verdict.decision is Decision.ASK and "robots of both versions to compare" in verdict.missing
 
 
-def test_a_stage_of_robots_without_duration_is_refused() -> None:
-    with pytest.raises(InputError) as caught:
-        CanaryConfig(unit=Unit.ROBOT, stages=(Stage("one", 0.5, 0.1, 0.1), DEFAULT_STAGES[-1]))
-    assert caught.value.code == "INPUT_VALUE"
+def test_slow_robots_and_those_whose_scores_exceed_the_limit_are_rolled_back_though_they_succeed() -> None:
+    rng = np.random.default_rng(1)
+    for slow, shift, code in ((3.0, 0.0, "LATENCY_WORSE"), (1.0, 2.0, "SCORES_WORSE"), (1.0, 0.0, "")):
+        config = CanaryConfig(stages=(STAGE, FULL), latency_limit_s=2.0)
+        judge = CanaryJudge(config, "scores", {"tce": rng.normal(size=200).tolist()})
+        judge.begin_stage(0, 0.0, FLEET)
+        for n in range(12):
+            for robot in FLEET:
+                version = judge.choose(robot, f"{robot}/{n}", 1000.0 * n)
+                latency = float(rng.lognormal(0.0, 0.2)) * (slow if version else 1.0)
+                scores = {"tce": rng.normal(shift * version, 1.0, 4).tolist()}
+                judge.outcome(f"{robot}/{n}", True, 1000.0 * n + 500.0, latency, scores)
+        assert judge.verdict(DAY).code == code
 
 
-def test_what_robots_proved_in_one_stage_lets_nothing_pass_in_the_next() -> None:
-    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=(*DEFAULT_STAGES[:1], Stage("two", 0.9, DAY, 0.1))))
-    first = drawn(100, 50)
-    judge.begin_stage(0, 0.0, first)
-    feed_robots(judge, first, range(40), (0.9, 0.9), 1.0)
-    assert judge.verdict(DAY).decision is CanaryDecision.ADVANCE
-    second = first | dict.fromkeys([robot for robot, group in first.items() if not group][:40], CANARY)
-    judge.begin_stage(1, DAY, second)
-    assert judge.verdict(DAY + 1.0).excluded_drop is None
-
-
-def test_a_mean_needs_robots_and_the_judge_says_how_little_few_can_exclude() -> None:
-    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
-    judge.begin_stage(0, 0.0, drawn(100, 5))
-    verdict = judge.verdict(1.0)
-    assert verdict.decision is CanaryDecision.HOLD
-    note = "5 canary robots without a fault exclude a drop of 45.1% at best where the incumbent never fails"
-    assert note in verdict.message and note in judge.verdict(DAY).message and "ways to draw" not in verdict.message
-
-
-@pytest.mark.parametrize(("margin", "incumbent"), [(0.0, 0.3), (0.02, 0.5), (0.1, 0.4)])
-def test_a_canary_that_is_far_better_advances_though_few_robots_exclude_little_at_best(
-    margin: float, incumbent: float
-) -> None:
-    """So what they exclude where the incumbent never fails is a note, and never an end before the time."""
-    stages = (Stage("one", 0.25, DAY, margin), DEFAULT_STAGES[-1])
-    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, stages=stages, episodes_per_robot=20))
-    groups = drawn(80, 20)
-    judge.begin_stage(0, 0.0, groups)
-    first = judge.verdict(1.0)
-    assert first.decision is CanaryDecision.HOLD and ("13.9% at best" in first.message) == (margin > 0.0)
-    feed_robots(judge, groups, range(20), (incumbent, 0.95), 1.0)
-    assert judge.verdict(2.0).decision is CanaryDecision.HOLD
-    assert judge.verdict(DAY).decision is CanaryDecision.ADVANCE
-
-
-def run_robots(
-    judge: CanaryJudge, groups: dict[str, int], rates: tuple[float, float], begin_s: float, seed: int = 0
-) -> None:
-    rng = random.Random(seed)
-    for n in range(40):
-        for robot, group in groups.items():
-            now = begin_s + n * 60.0
-            judge.assign(f"{begin_s} {robot} {n}", robot, group, now)
-            judge.finish(f"{begin_s} {robot} {n}", rng.random() < rates[group], now)
-
-
-def test_whole_robots_are_compared_and_a_later_stage_counts_only_its_new_ones() -> None:
-    settings = {"unit": Unit.ROBOT, "stages": DEFAULT_STAGES, "min_episodes": 40}
-    judge = CanaryJudge(CanaryConfig(**settings))
-    first = drawn(100, 5)
-    judge.begin_stage(0, 0.0, first)
-    run_robots(judge, first, (0.85, 0.85), 0.0)
-    verdict = judge.verdict(DAY)
-    assert verdict.decision is not CanaryDecision.ROLLBACK
-    second = {robot: int(group or robot in list(first)[:20]) for robot, group in first.items()}
-    judge.begin_stage(1, DAY, second)
-    run_robots(judge, second, (0.85, 0.45), DAY, seed=1)
-    verdict = judge.verdict(DAY + 7 * HOUR)
-    assert (verdict.decision, verdict.code) == (CanaryDecision.ROLLBACK, "SUCCESS_WORSE")
-
-
-def test_so_few_robots_that_no_harm_can_be_proven_are_told_at_once() -> None:
-    for fleet, canaries, told in ((10, 1, True), (20, 1, True), (70, 1, False)):
-        judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
-        judge.begin_stage(0, 0.0, drawn(fleet, canaries))
-        verdict = judge.verdict(1.0)
-        assert verdict.decision is CanaryDecision.HOLD and "evidence 0.5, decides at 20" in verdict.message
-        note = f"only {fleet} ways to draw them: evidence of harm cannot exceed {0.35 * fleet:g}"
-        assert (note in verdict.message) == told
-
-
-def test_silent_robots_have_failed() -> None:
-    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, deadline_s=600.0, min_episodes=1))
-    groups = drawn(60, 6)
-    judge.begin_stage(0, 0.0, groups)
-    for n in range(40):
-        for robot, group in groups.items():
-            judge.assign(f"{robot} {n}", robot, group, n * 60.0)
-            if group == INCUMBENT:
-                judge.finish(f"{robot} {n}", True, n * 60.0)
-    verdict = judge.verdict(4 * HOUR)
-    assert (verdict.decision, verdict.code) == (CanaryDecision.ROLLBACK, "SUCCESS_WORSE")
-
-
-def test_an_episode_of_the_stage_before_is_not_a_robots_of_this_one() -> None:
-    """It was assigned when the robot ran the incumbent, and ends when it is a canary."""
-    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
-    judge.begin_stage(0, 0.0, {"a": 1, "b": 0, "c": 0})
-    judge.assign("e", "b", INCUMBENT, 1.0)
-    judge.begin_stage(1, 2.0, {"a": 1, "b": 1, "c": 0})
-    assert judge.finish("e", True, 3.0)
-    assert judge.to_json()["comparison"]["cohort"]["sums"] == {}
-    assert judge.verdict(4.0).figures["in_stage"] == [0, 0]
-
-
-def test_slow_robots_are_rolled_back_though_they_succeed() -> None:
-    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT, latency_limit_s=1.0, episodes_per_robot=10))
-    groups, rng = drawn(60, 6), random.Random(7)
-    judge.begin_stage(0, 0.0, groups)
-    for robot, group in groups.items():
-        for n in range(10):
-            judge.assign(f"{robot} {n}", robot, group, n * 60.0)
-            judge.finish(f"{robot} {n}", True, n * 60.0, rng.uniform(0.8, 1.3) if group else rng.uniform(0.5, 1.02))
-    assert judge.verdict(DAY).code == "LATENCY_WORSE"
-
-
-def test_robots_whose_scores_exceed_the_limit_are_rolled_back_and_not_those_of_a_fleet_that_all_do() -> None:
-    codes = []
-    for incumbent in (0.0, 3.0):
-        config = CanaryConfig(unit=Unit.ROBOT, episodes_per_robot=10, stages=ONE_STAGE)
-        judge = CanaryJudge(config, {"tce": np.random.default_rng(0).normal(size=200).tolist()})
-        groups, rng = drawn(80, 20), random.Random(9)
-        judge.begin_stage(0, 0.0, groups)
-        for n in range(10):
-            for robot, group in groups.items():
-                judge.assign(f"{robot} {n}", robot, group, n * 60.0)
-                blocks = [rng.gauss(3.0 if group else incumbent, 1.0) for _ in range(3)]
-                judge.finish(f"{robot} {n}", True, n * 60.0, scores={"tce": blocks})
-        codes.append(judge.verdict(DAY).code)
-    assert codes == ["SCORES_WORSE", ""]
-
-
-def test_one_robot_that_holds_both_versions_is_evidence_enough() -> None:
-    """Of a fleet of three, where by robot nothing could ever be proven."""
-    design_ = design(DEFAULT_STAGES[0], 3, holds_both=True, alpha=0.05)
-    judge, rng = CanaryJudge(CanaryConfig.informed(87, 100)), random.Random(8)
-    judge.begin_stage(0, 0.0)
-    for n in range(200):
-        group = int(rng.random() < design_.probability)
-        judge.assign(f"e{n}", "arm-0", group, n * 60.0, design_.probability)
-        judge.finish(f"e{n}", rng.random() < (0.5 if group else 0.87), n * 60.0 + 30.0)
-        if judge.verdict(n * 60.0 + 30.0).decision is CanaryDecision.ROLLBACK:
-            break
-    assert judge.verdict(200 * 60.0).code == "SUCCESS_WORSE" and n < 150
-
-
-def test_a_cohort_must_fit() -> None:
-    judge = CanaryJudge(CanaryConfig(unit=Unit.ROBOT))
-    for groups in (None, {}, {"a": 2}):
-        with pytest.raises(InputError) as caught:
-            judge.begin_stage(0, 0.0, groups)
-        assert caught.value.code == "INPUT_ARM"
-    groups = drawn(20, 2)
-    judge.begin_stage(0, 0.0, groups)
-    canary = next(robot for robot, group in groups.items() if group)
-    for robot, group in ((canary, INCUMBENT), ("nobody", INCUMBENT), ("nobody", CANARY)):
-        with pytest.raises(InputError) as caught:
-            judge.assign("e", robot, group, 1.0)
-        assert caught.value.code == "INPUT_ARM"
-    with pytest.raises(InputError, match="none any more"):
-        judge.begin_stage(1, 1.0, {robot: int(robot != canary) for robot in groups})
-    left = {robot: group for robot, group in groups.items() if robot != canary}
-    judge.begin_stage(1, 1.0, left)  # one that is gone for good holds up nobody
-    judge = CanaryJudge.from_json(json.loads(json.dumps(judge.to_json())))
-    with pytest.raises(InputError, match="none any more"):
-        judge.begin_stage(2, 2.0, {**left, canary: INCUMBENT})  # and is not forgotten
-    judge.begin_stage(2, 2.0, {**left, canary: CANARY})
-    judge.assign("back", canary, CANARY, 3.0)
-    assert judge.finish("back", True, 4.0) and judge.to_json()["comparison"]["cohort"]["sums"] == {}
-    with pytest.raises(InputError) as caught:
-        judge.assign("e", canary, CANARY, 1.0, 0.5)
-    assert caught.value.code == "INPUT_PROBABILITY"
-    with pytest.raises(InputError):
-        judge.add_many([0], [1], 0.5)
-    with pytest.raises(InputError):
-        judge_of().begin_stage(1, 0.0, groups) or CanaryJudge(CanaryConfig()).begin_stage(0, 0.0, groups)
+def test_an_episode_of_a_robot_runs_its_robots_version_and_a_stranger_is_refused() -> None:
+    judge = judge_of()
+    canaries = set(judge.begin_stage(0, 0.0, FLEET))
+    assert all(judge.choose(robot, f"e{robot}", 0.0) == int(robot in canaries) for robot in FLEET)
+    with pytest.raises(InputError, match="robots_changed"):
+        judge.choose("stranger", "x", 0.0)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vla_evidence.cli import main
-from vla_evidence.replay import LoggedJudgement
+from vla_evidence.log.replay import LoggedJudgement
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ def run(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[st
 
 
 def answer(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
-    """Run it in this process (a new one takes a second to import statsmodels); return its JSON."""
+    """Run it in this process (a new one takes a second to start); return its JSON."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         assert main([*map(str, arguments), "--json"]) == code, out.getvalue()
@@ -40,22 +40,22 @@ def answer(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     path = tmp_path / "log.jsonl"
-    with LoggedJudgement(
-        path, "ab_robots", "x", {"planned_episodes": 40, "looks": 2, "draws": 99, "arms": {"a": "A", "b": "B"}}
-    ) as j:
+    settings = {"planned_episodes": 40, "looks": 2, "draws": 99, "arms": {"a": 0, "b": 1}}
+    with LoggedJudgement(path, "ab_robots", "x", settings) as judgement:
         for number in range(40):
-            robot, episode = "ab"[number % 2], number // 2
-            j.event("assign", robot=robot, episode=episode, arm=robot.upper(), now_s=float(number))
-            j.outcome(robot=robot, episode=episode, success=number % 3 > 0, now_s=number + 0.5)
-        j.verdict(now_s=40.0)
+            judgement.choose("ab"[number % 2], f"e{number}", float(number))
+            judgement.outcome(f"e{number}", number % 3 > 0, number + 0.5)
+            if number % 10 == 0:
+                judgement.verdict(number + 0.5)
+        judgement.verdict(40.0)
     return path
 
 
 def test_plan_prints_the_reference_figures_for_people_and_machines() -> None:
     text = run("plan", "ab", "--rate-a", "0.85", "--rate-b", "0.88", "--runs", "0").stdout
-    assert "2,036" in text and "2,031" in text and "50 robots" in text
+    assert "2,036" in text and "50 robots" in text
     plan = answer("plan", "noninferiority", "--rate", "0.87", "--margin", "0.1", "--share", "0.05", "--runs", "0")
-    assert plan["rows"][0]["episodes"] == 74
+    assert plan["fixed"]["episodes"] == 74
 
 
 def test_plan_simulates_the_sequential_design_and_says_how_sure_it_is() -> None:
@@ -69,22 +69,22 @@ def test_plan_says_when_no_number_of_episodes_suffices() -> None:
     plan = answer(
         "plan", "ab", "--rate-a", "0.85", "--rate-b", "0.88", "--unit", "robot", "--icc", "0.05", "--runs", "0"
     )
-    assert "never suffice" in plan["sentence"] and plan["rows"][0]["episodes"] is None
+    assert "no number of episodes is enough" in plan["sentences"][0] and plan["fixed"]["episodes"] is None
 
 
 def test_a_design_too_large_to_simulate_still_has_its_formulas() -> None:
     for arguments, note in (
-        (("ab", "--rate-a", "0.85", "--rate-b", "0.853"), "limited to 100,000 pairs"),
+        (("ab", "--rate-a", "0.85", "--rate-b", "0.853"), "limited to 100,000"),
         (("detect", "--incumbent", "0.87", "--canary", "0.8699"), "too small a difference"),
     ):
         plan = answer("plan", *arguments, "--runs", "20")
-        assert len(plan["rows"]) == 2 and plan["rows"][0]["episodes"] > 100_000
-        assert note in plan["note"]
+        assert not plan["sequential"] and plan["fixed"]["episodes"] > 100_000
+        assert note in plan["sentences"][1]
 
 
 def test_rates_of_0_and_1_have_a_plan() -> None:
     plan = answer("plan", "ab", "--rate-a", "1", "--rate-b", "0", "--runs", "0")
-    assert [row["episodes"] for row in plan["rows"]] == [2, 2]
+    assert plan["fixed"]["episodes"] == 2
 
 
 def test_interval_prints_three_kinds() -> None:
@@ -95,14 +95,27 @@ def test_interval_prints_three_kinds() -> None:
     assert answer("interval", "0", "0")["wilson"] == [0.0, 1.0]
 
 
-def test_replay_prints_the_numbers_of_the_log_and_finds_a_changed_one(log: Path) -> None:
+def test_a_rollout_is_planned_before_anything_runs() -> None:
+    plan = answer("plan", "rollout", "--robots", "20", "--holds", "one", "--runs", "3")
+    assert plan["good_passes"][0] == 0.0 and "cannot be judged" in plan["warnings"][0]
+    assert "without a person" in run("plan", "rollout", "--runs", "3", "--history", "870", "1000", "--quiet").stdout
+
+
+def test_replay_prints_changes_and_finds_a_changed_number(log: Path) -> None:
     text = run("replay", log).stdout
     verdict = json.loads(log.read_text().splitlines()[-1])["verdict"]
-    assert verdict["reason"] in text and "every verdict is what its data say" in text
+    assert verdict["message"] in text and "every verdict is what its data say" in text
+    assert text.count("CONTINUE") == 1 and run("replay", log, "--all").stdout.count("CONTINUE") == 4
     assert answer("replay", log)["last"] == verdict
     log.write_text(log.read_text().replace('"success": false', '"success": true', 1))
     assert "REPLAY_DIFFERS" in run("replay", log, code=1).stderr
     assert answer("replay", log, code=1)["code"] == "REPLAY_DIFFERS"
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error(log: Path) -> None:
+    command = f"{sys.executable} -m vla_evidence.cli replay {log} --json | head -c 1"
+    done = subprocess.run(command, shell=True, cwd=TOP, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "{" and done.stderr == ""
 
 
 def test_replay_warns_of_a_torn_line(log: Path) -> None:
@@ -129,6 +142,7 @@ MANY = "9" * 400
         (("interval", "1", MANY), "INPUT_COUNT"),
         (("simulate", "canary", "--seed", "-1"), "INPUT_COUNT"),
         (("simulate", "canary", "--per-hour", "1e9"), "INPUT_VALUE"),
+        (("plan", "rollout", "--history", "9", "5"), "INPUT_COUNT"),
         (("simulate", "ab", "--seed", "-1"), "INPUT_COUNT"),
         (("simulate", "ab", "--rate-a", "0.85", "--rate-b", "0.851", "--runs", "20"), "INPUT_COUNT"),
         (("plan", "ab", "--rate-a", "1.2", "--rate-b", "0.5"), "INPUT_RATE"),
@@ -170,12 +184,15 @@ def test_the_exit_status_of_the_process_is_that_of_the_command() -> None:
 
 
 def test_missing_analysis_packages_are_named_with_the_line_that_installs_them(tmp_path: Path) -> None:
-    """As on a robot: a folder before all others makes statsmodels, matplotlib and tqdm unimportable."""
-    for name in ("statsmodels", "matplotlib", "tqdm"):
+    """As on a robot: a folder before all others makes matplotlib and tqdm unimportable."""
+    for name in ("matplotlib", "tqdm"):
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name='{name}')\n")
     for arguments, name in (
-        (("interval", "1", "5"), "statsmodels"),
-        (("plan", "noninferiority", "--rate", "0.87", "--margin", "0.1"), "tqdm"),
+        (("plan", "detect", "--incumbent", "0.87", "--canary", "0.75"), "tqdm"),
+        (
+            ("simulate", "ab", "--runs", "2", "--robots", "4", "--rate-a", "0.2", "--rate-b", "0.9", "--quiet"),
+            "matplotlib",
+        ),
     ):
         code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from vla_evidence.cli import main; "
         code += f"sys.exit(main({list(arguments)!r}))"

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import betaln
 
-from vla_evidence.bounds import proportion_lower_bound, proportion_upper_bound
-from vla_evidence.errors import InputError
-from vla_evidence.intervals import RateSequence, confidence_sequence, wilson_interval
+from vla_evidence.sequential.bounds import proportion_lower_bound, proportion_upper_bound
+from vla_evidence.sequential.intervals import clopper_pearson_interval, confidence_sequence, wilson_interval
 
 RUNS, LOOKS, CONFIDENCE = 1000, 400, 0.95
 
@@ -74,19 +73,6 @@ def test_it_moves_with_the_data_and_is_wider_than_an_exact_interval_for_one_look
 def test_no_data_is_no_knowledge() -> None:
     assert tuple(float(end) for end in confidence_sequence(0, 0)) == (0.0, 1.0)
     assert wilson_interval(0, 0) == (0.0, 1.0)
-    assert RateSequence().interval == (0.0, 1.0)
-
-
-def test_the_running_interval_only_shrinks_and_says_when_the_rate_cannot_have_been_constant() -> None:
-    sequence = RateSequence()
-    before = (0.0, 1.0)
-    for success in np.random.default_rng(3).random(400) < 0.87:
-        now = sequence.update(int(success))
-        assert now is not None and before[0] <= now[0] < now[1] <= before[1]
-        before = now
-    sequence.update(0, 2000)
-    assert sequence.interval is None
-    assert (sequence.observations, sequence.successes) == (2400, pytest.approx(0.87 * 400, abs=40))
 
 
 def test_ten_million_episodes_leave_a_finite_narrow_interval() -> None:
@@ -103,20 +89,8 @@ def test_wilson_is_the_formula() -> None:
     assert wilson_interval(0, 30)[0] == 0.0 and wilson_interval(30, 30)[1] == 1.0
 
 
-@pytest.mark.parametrize(
-    ("call", "code"),
-    [
-        (lambda: confidence_sequence(-1, 5), "INPUT_COUNT"),
-        (lambda: confidence_sequence(6, 5), "INPUT_COUNT"),
-        (lambda: confidence_sequence([1, 2], [5, math.inf]), "INPUT_COUNT"),
-        (lambda: confidence_sequence(1, 5, 1.0), "INPUT_PROBABILITY"),
-        (lambda: confidence_sequence(1, 5, prior=(0.0, 1.0)), "INPUT_VALUE"),
-        (lambda: wilson_interval(6, 5), "INPUT_COUNT"),
-        (lambda: wilson_interval(1, 5, 95), "INPUT_PROBABILITY"),
-        (lambda: RateSequence().update(2, 1), "INPUT_COUNT"),
-    ],
-)
-def test_what_cannot_be_is_refused_by_its_code(call: object, code: str) -> None:
-    with pytest.raises(InputError) as e:
-        call()  # type: ignore[operator]
-    assert e.value.code == code
+def test_clopper_pearson_is_the_exact_interval() -> None:
+    low, high = clopper_pearson_interval(435, 500, 0.95)
+    assert low == pytest.approx(proportion_lower_bound(435, 500, 0.975), abs=1e-9)
+    assert high == pytest.approx(proportion_upper_bound(435, 500, 0.975), abs=1e-9)
+    assert clopper_pearson_interval(0, 9)[0] == 0.0 and clopper_pearson_interval(9, 9)[1] == 1.0

@@ -11,9 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_evidence.errors import InputError
-from vla_evidence.randomisation_test import RandomisationTest, bernoulli_column, cohort_assignments
-from vla_evidence.spending import LINEAR, OBRIEN_FLEMING, POCOCK, Spending
+from vla_evidence.sequential.randomisation_test import (
+    RandomisationTest,
+    bernoulli_column,
+    cohort_assignments,
+    common_number,
+    one_look,
+    shift_interval,
+    spread,
+)
+from vla_evidence.sequential.spending import SpendingFunction, linear, obrien_fleming
+
+
+def early(fraction, alpha):
+    """A spending function that spends early (Pocock's)."""
+    return alpha * np.log1p((np.e - 1.0) * np.minimum(fraction, 1.0))
 
 
 def every_assignment(robots: int, members: int) -> np.ndarray:
@@ -29,11 +41,11 @@ def every_assignment(robots: int, members: int) -> np.ndarray:
     st.integers(3, 7),
     st.integers(1, 5),
     st.floats(0.02, 0.45),
-    st.sampled_from([LINEAR, OBRIEN_FLEMING, POCOCK]),
+    st.sampled_from([linear, obrien_fleming, early]),
     st.booleans(),
 )
 def test_the_error_by_enumeration_of_all_assignments_stays_below_f_at_every_look(
-    seed: int, robots: int, looks: int, alpha: float, spending: Spending, two_sided: bool
+    seed: int, robots: int, looks: int, alpha: float, spending: SpendingFunction, two_sided: bool
 ) -> None:
     """Any results whatever, fixed; each assignment in turn is the real one."""
     rng = np.random.default_rng(seed)
@@ -153,26 +165,43 @@ def test_draws_of_a_large_fleet_keep_the_size_of_the_groups() -> None:
     assert (assignments != cohort_assignments(arms, "t", 300)).any()
 
 
-def test_wrong_input_is_named() -> None:
-    draws = np.ones((20, 3), dtype=bool)
+def fleet(rng: np.random.Generator, effect: float, canaries: int = 10, robots: int = 60) -> tuple[np.ndarray, ...]:
+    """Return (assignments, totals, counts, baseline) of robots with 100 episodes each that differ much."""
+    rates = rng.beta(6, 2, robots)
+    drawn = cohort_assignments(
+        {f"r{i}": bool(b) for i, b in enumerate(rng.permutation(robots) < canaries)}, f"{rng.random()}", 400
+    )
+    counts = np.full(robots, 100.0)
+    totals = rng.binomial(100, np.clip(rates + effect * drawn[0], 0, 1)).astype(float)
+    return drawn, totals, counts, rng.binomial(100, rates) / 100
 
-    def later(fraction: float, rows: int = 20) -> None:
-        test = RandomisationTest()
-        test.look(draws, [1, 1, 1], [2, 2, 2], 0.5)
-        test.look(np.ones((rows, 3), dtype=bool), [1, 1, 1], [2, 2, 2], fraction)
 
-    for call, code in (
-        (lambda: RandomisationTest(0.5), "INPUT_PROBABILITY"),
-        (lambda: RandomisationTest(icc=1.5), "INPUT_RATE"),
-        (lambda: RandomisationTest().look(draws, [1, 1], [2, 2], 1.0), "INPUT_VALUE"),
-        (lambda: RandomisationTest().look(draws[0], [1, 1, 1], [2, 2, 2], 1.0), "INPUT_VALUE"),
-        (lambda: RandomisationTest().look(draws, [1, 1, 1], [2, -2, 2], 1.0), "INPUT_COUNT"),
-        (lambda: RandomisationTest().look(draws, [1, math.nan, 1], [2, 2, 2], 1.0), "INPUT_COUNT"),
-        (lambda: RandomisationTest().look(draws, [1, 1, 1], [2, 2, 2], math.nan), "INPUT_VALUE"),
-        (lambda: later(0.4), "INPUT_VALUE"),
-        (lambda: later(1.0, rows=21), "INPUT_VALUE"),
-        (lambda: bernoulli_column("s", "r", 0.0, True), "INPUT_PROBABILITY"),
-    ):
-        with pytest.raises(InputError) as caught:
-            call()
-        assert caught.value.code == code
+def test_taking_out_what_robots_did_before_keeps_the_error_and_finds_more() -> None:
+    rng, runs = np.random.default_rng(4), 400
+    rejected = {(effect, adjusted): 0 for effect in (0.0, -0.07) for adjusted in (False, True)}
+    for effect, adjusted in rejected:
+        for _ in range(runs):
+            drawn, totals, counts, baseline = fleet(rng, effect)
+            known = baseline if adjusted else np.full(60, math.nan)
+            rejected[effect, adjusted] += one_look(drawn, -totals, counts, known) <= 0.05
+    shares = {key: number / runs for key, number in rejected.items()}
+    assert shares[0.0, False] < 0.085 and shares[0.0, True] < 0.085  # 0.05 + 3 standard errors
+    assert shares[-0.07, True] > shares[-0.07, False] + 0.2
+
+
+def test_the_interval_holds_the_shift_as_often_as_it_says() -> None:
+    rng, runs = np.random.default_rng(5), 150
+    inside = 0
+    for _ in range(runs):
+        drawn, totals, counts, baseline = fleet(rng, 0.0)
+        totals = totals - 5.0 * drawn[0]  # five points less on every canary robot
+        low, high = shift_interval(drawn, totals, counts, baseline)
+        inside += low <= -0.05 <= high
+    assert inside / runs > 0.95 - 3 * math.sqrt(0.05 * 0.95 / runs)
+
+
+def test_episodes_are_spread_evenly_over_all_that_a_robot_ran() -> None:
+    assert spread(list(range(10)), 5) == [1, 3, 5, 7, 9]
+    assert spread([1, 2], 5) == [1, 2]
+    assert common_number([1, 40, 40, 40, 40, 90, 80, 100], [False] * 5 + [True] * 3) == 40
+    assert common_number([5], [True]) == 5

@@ -15,11 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_evidence.errors import InputError
-from vla_evidence.sign_test import ExactSignTest, SignTestDesign, boundaries, budgets
-from vla_evidence.sign_test_batch import stopping_times
-from vla_evidence.spending import LINEAR, OBRIEN_FLEMING, POCOCK, Spending
+from vla_evidence.sequential.sign_test import ExactSignTest, SignTestDesign, budgets
+from vla_evidence.sequential.sign_test_batch import stopping_times
+from vla_evidence.sequential.spending import SpendingFunction, linear, obrien_fleming
 
-SPENDING = st.sampled_from([LINEAR, OBRIEN_FLEMING, POCOCK, Spending("power", 0.5), Spending("power", 3.0)])
+
+def early(fraction, alpha):
+    """A spending function that spends early (Pocock's)."""
+    return alpha * np.log1p((np.e - 1.0) * np.minimum(fraction, 1.0))
+
+
+def late(fraction, alpha):
+    """One that spends late."""
+    return alpha * np.minimum(fraction, 1.0) ** 3
+
+
+SPENDING = st.sampled_from([linear, obrien_fleming, early, late])
 ALPHAS = st.floats(0.001, 0.49)
 
 
@@ -41,7 +52,7 @@ def all_signs(pattern: list[bool]) -> np.ndarray:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=13), ALPHAS, SPENDING, st.booleans())
 def test_the_error_by_enumeration_of_all_signs_stays_below_f_at_every_pair(
-    pattern: list[bool], alpha: float, spending: Spending, two_sided: bool
+    pattern: list[bool], alpha: float, spending: SpendingFunction, two_sided: bool
 ) -> None:
     design = SignTestDesign(len(pattern), alpha, two_sided, spending)
     signs = all_signs(pattern)
@@ -60,7 +71,7 @@ def test_the_error_by_enumeration_of_all_signs_stays_below_f_at_every_pair(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=13), ALPHAS, SPENDING, st.booleans())
 def test_no_further_score_fits_into_what_is_left(
-    pattern: list[bool], alpha: float, spending: Spending, two_sided: bool
+    pattern: list[bool], alpha: float, spending: SpendingFunction, two_sided: bool
 ) -> None:
     design = SignTestDesign(len(pattern), alpha, two_sided, spending)
     signs = all_signs(pattern)
@@ -74,7 +85,7 @@ def test_no_further_score_fits_into_what_is_left(
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1), ALPHAS, SPENDING, st.booleans())
 def test_many_at_once_are_the_same_as_one_by_one(
-    n: int, seed: int, discordance: float, b_wins: float, alpha: float, spending: Spending, two_sided: bool
+    n: int, seed: int, discordance: float, b_wins: float, alpha: float, spending: SpendingFunction, two_sided: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     signs = np.where(rng.random((6, n)) < discordance, np.where(rng.random((6, n)) < b_wins, 1, -1), 0)
@@ -90,7 +101,7 @@ def test_long_walks_many_at_once_are_the_same_as_one_by_one() -> None:
     rng = np.random.default_rng(1)
     signs = np.where(rng.random((12, 900)) < 0.7, np.where(rng.random((12, 900)) < 0.53, 1, -1), 0)
     for two_sided in (False, True):
-        design = SignTestDesign(900, 0.05, two_sided, OBRIEN_FLEMING)
+        design = SignTestDesign(900, 0.05, two_sided, obrien_fleming)
         pairs, decisions = stopping_times(signs, design)
         assert len(set(decisions.tolist())) > 1
         for row, used, decision in zip(signs.tolist(), pairs, decisions, strict=True):
@@ -103,7 +114,6 @@ def test_a_boundary_computed_by_hand() -> None:
     design = SignTestDesign(10, 0.05, min_pairs=0)
     assert run(design, [1] * 5).decision == 0
     assert run(design, [1] * 6).pairs == 6 and run(design, [1] * 6).decision == 1
-    assert boundaries(design) == (None, None, None, None, None, 6, 7, 6, 7, 8)
     assert run(design, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]).decision == 1  # 5 of 5 by pair 10: 1/32 <= 0.05
     assert run(design, [1, 1, 1, 1, 1, 0, 0]).pairs == 7  # a concordant pair gives the time that 1/32 <= 0.035 needs
     assert run(design, [-1] * 10).decision == 0
@@ -113,10 +123,9 @@ def test_a_boundary_computed_by_hand() -> None:
     ("n", "min_pairs", "first"), [(9, None, 0), (100, None, 10), (1000, None, 20), (50, 30, 30), (1, 0, 0)]
 )
 def test_the_first_pairs_are_not_decided_on(n: int, min_pairs: int | None, first: int) -> None:
-    design = SignTestDesign(n, 0.4, True, POCOCK, min_pairs)
+    design = SignTestDesign(n, 0.4, True, early, min_pairs)
     assert budgets(design)[first] == 0.0 and (budgets(design)[first + 1 :] > 0.0).all()
     assert budgets(design)[n] == 0.2
-    assert all(line is None for line in boundaries(design)[:first])
 
 
 def test_two_sided_is_symmetric_and_its_sides_share_alpha() -> None:
@@ -132,7 +141,7 @@ def test_two_sided_is_symmetric_and_its_sides_share_alpha() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=40), st.data(), SPENDING)
 def test_a_win_more_never_takes_a_rejection_away_nor_delays_it(
-    signs: list[int], data: st.DataObject, spending: Spending
+    signs: list[int], data: st.DataObject, spending: SpendingFunction
 ) -> None:
     lost = [i for i, sign in enumerate(signs) if sign == -1]
     if not lost:
@@ -145,20 +154,16 @@ def test_a_win_more_never_takes_a_rejection_away_nor_delays_it(
     assert after.pairs <= before.pairs
 
 
-def test_boundaries_are_where_the_test_rejects() -> None:
+def test_the_boundary_shown_is_where_the_test_rejects() -> None:
     rng = np.random.default_rng(3)
-    design = SignTestDesign(120, 0.05)
-    pattern = rng.random(120) < 0.4
-    lines = boundaries(design, pattern.astype(np.uint8).tobytes())
-    assert boundaries(design, pattern.astype(np.uint8).tobytes()) is lines  # cached
-    signs = np.where(pattern, np.where(rng.random((200, 120)) < 0.65, 1, -1), 0)
-    pairs, decisions = stopping_times(signs, design)
-    scores = np.cumsum(signs, axis=1)
-    over = scores >= np.array([math.inf if line is None else line for line in lines])
-    assert (over.any(axis=1) == (decisions == 1)).all()
-    assert (np.where(over.any(axis=1), over.argmax(axis=1) + 1, 120) == pairs).all()
-    assert 0.1 < (decisions == 1).mean() < 1.0
-    assert boundaries(design, bytes(5)) == (None,) * 5
+    for _ in range(60):
+        test = ExactSignTest(SignTestDesign(120, 0.05))
+        for sign in np.where(rng.random(120) < 0.4, np.where(rng.random(120) < 0.65, 1, -1), 0).tolist():
+            test.update(sign)
+            reached = test.boundary is not None and test.score >= test.boundary
+            assert reached == (test.decision == 1)
+            if test.ended:
+                break
 
 
 def outcomes(rng: np.random.Generator, runs: int, n: int, a: float, b: float, icc: float = 0.0) -> np.ndarray:
@@ -245,7 +250,6 @@ def test_wrong_input_is_named() -> None:
         (lambda: stopping_times(np.zeros((2, 4)), design), "INPUT_VALUE"),
         (lambda: stopping_times(np.zeros(5), design), "INPUT_VALUE"),
         (lambda: stopping_times(np.full((2, 5), 2), design), "INPUT_VALUE"),
-        (lambda: boundaries(design, bytes(6)), "INPUT_COUNT"),
     ):
         with pytest.raises(InputError) as caught:
             call()

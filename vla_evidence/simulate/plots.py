@@ -16,9 +16,9 @@ from vla_evidence.simulate.rollouts import OUTCOMES
 from vla_evidence.tables import hours_text
 
 if TYPE_CHECKING:
+    from vla_evidence.planning.stopping import Stopping
     from vla_evidence.simulate.ab import Rule
     from vla_evidence.simulate.rollouts import Rollouts
-    from vla_evidence.stopping import Stopping
 
 BLUE, ORANGE, GREEN, RED, GREY = (
     "#0072B2",
@@ -27,7 +27,7 @@ BLUE, ORANGE, GREEN, RED, GREY = (
     "#D55E00",
     "#777777",
 )  # Okabe and Ito: safe for the colour-blind
-_COLOURS = (BLUE, GREEN, ORANGE, RED, GREY)
+_COLOURS = (BLUE, GREEN, ORANGE, RED, GREY, "#CC79A7")
 _TWO_SIGMA = 2.0
 _DARK = 1.35
 """Decades from the middle of the colour map beyond which it is dark."""
@@ -129,7 +129,7 @@ def detection(found: Mapping[str, Stopping], incumbent: float, canary: float, pa
         ax.axhline(0.5, color=GREY, linewidth=1, linestyle=":")
         ax.axhline(0.9, color=GREY, linewidth=1, linestyle=":")
         ax.set(
-            xlabel=f"episodes of the canary, {canary:.0%} instead of {incumbent:.0%} of which succeed",
+            xlabel=f"canary episodes (success {canary:.0%}, before {incumbent:.0%})",
             ylabel="share of updates rolled back",
         )
         ax.set(xlim=(0, 500), ylim=(0, 1.02))
@@ -143,15 +143,20 @@ def hours_map(hours: Floats, fleets: Sequence[int], per_hour: Sequence[float], s
         limit = np.log10(stage_h)
         ax.imshow(shown, cmap="RdYlGn_r", vmin=limit - 2.0, vmax=limit + 2.0, origin="lower", aspect="auto")
         for row, column in np.ndindex(hours.shape):
+            if hours[row, column] > stage_h:
+                ax.fill_between(
+                    (column - 0.5, column + 0.5), row - 0.5, row + 0.5, facecolor="none", edgecolor=GREY, hatch="//"
+                )
             colour = "white" if abs(shown[row, column] - limit) > _DARK else "black"
             ax.text(
-                column, row, hours_text(float(hours[row, column])), ha="center", va="center", fontsize=9, color=colour
-            )
+                column, row, hours_text(float(hours[row, column])), ha="center", va="center", fontsize=9, color=colour,
+                bbox=_ON_WHITE if hours[row, column] > stage_h and colour == "black" else None,
+            )  # fmt: skip
         ax.set_xticks(range(len(per_hour)), [f"{f:g}" for f in per_hour])
         ax.set_yticks(range(len(fleets)), [f"{n}" for n in fleets])
         ax.set(xlabel="tasks an hour of each robot", ylabel="robots")
         ax.set_title(
-            f"time until half of the bad updates are rolled back (red: later than the stage's {stage_h:g} h)",
+            f"time until half of the bad updates are rolled back (hatched: later than the stage's {stage_h:g} h)",
             fontsize=10,
         )
         ax.grid(False)
@@ -166,13 +171,13 @@ def rollout_ends(rollouts: Mapping[tuple[str, str], Rollouts], path: Path) -> No
             shares = np.array([runs.share(outcome) for runs in rollouts.values()])
             ax.barh(y, shares, left=left, color=colour, label=outcome, height=0.6)
             for place, start, share in zip(y, left, shares, strict=True):
-                if share > 0.04:
+                if share > 0.02:
                     ax.text(
                         start + share / 2, place, f"{share:.0%}", ha="center", va="center", color="white", fontsize=9
                     )
             left += shares
         for place, runs in zip(y, rollouts.values(), strict=True):
-            ax.text(1.02, place, f"half over after {hours_text(float(np.median(runs.hours)))}", va="center", fontsize=9)
+            ax.text(1.02, place, f"{hours_text(float(runs.hours.mean()))} on average", va="center", fontsize=9)
         ax.set_yticks(y, [f"{version} update\n{rule}" for version, rule in rollouts], fontsize=9)
         ax.set(xlabel="share of rollouts", xlim=(0, 1))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

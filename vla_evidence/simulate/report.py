@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_evidence.errors import EvidenceError
-from vla_evidence.log import to_json
+from vla_evidence.log.records import to_json
 
 Plot = Callable[[Path], None]
 """Draws itself into a PNG file."""
@@ -45,11 +45,7 @@ class Report:
     plots: Mapping[str, Plot] = field(default_factory=dict)
 
     def write(self, folder: Path) -> list[Path]:
-        """Write the plots and ``NAME.json`` into a folder, made if missing; return the files.
-
-        Raises:
-            EvidenceError: OUTPUT_NOT_WRITTEN.
-        """
+        """Write the plots and ``NAME.json`` into a folder, made if missing; return the files."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             files = [folder / f"{self.name}_{plot}.png" for plot in self.plots]
