@@ -12,9 +12,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 from support import dds_profile
-from support.domains import claim_domain
 from support.kept import KEPT
-from support.shared_memory import remove_orphaned_shared_memory
+
+from vla_sim.dds import claim_domain, remove_orphans
 
 # No test asserts how long something takes on a busy machine.
 hypothesis.settings.register_profile("vla_ota", deadline=None)
@@ -104,4 +104,4 @@ def shared_domain() -> Iterator[int]:
 def no_shared_memory_left_behind() -> Iterator[None]:
     """Processes killed on purpose leave Fast DDS files in /dev/shm; take away those that nobody uses any more."""
     yield
-    remove_orphaned_shared_memory()
+    remove_orphans()

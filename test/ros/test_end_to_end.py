@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from support import dds_profile
-from support.domains import claim_domain
-from support.http_server import CheckpointServer, publish_bundle
 from support.ros import NodeProcess, RosHarness, wait_for
 from vla_ota.msg import EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate, PolicyStatus, SwapReport
 
 from vla_checkpoint import load_manifest
 from vla_ros import qos
+from vla_sim.checkpoint_server import CheckpointServer, publish_bundle
+from vla_sim.dds import claim_domain
 from vla_sim.recipes import VARIANTS, make_all
 
 CONTRACT = Path(__file__).resolve().parents[2] / "config" / "sim_arm.contract.yaml"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.http_server import Behaviour
 from support.manager_rig import ManagerRig
 from support.ros import NodeProcess, wait_for
 from vla_ota.action import InstallModel
@@ -18,6 +17,7 @@ from vla_ota.msg import ModelStatus
 from vla_ota_manager.node import OtaManagerNode
 from vla_ros import qos
 from vla_ros.runtime import run
+from vla_sim.checkpoint_server import Behaviour
 
 SIZE = 3_000_000
 

@@ -16,7 +16,6 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
-from support.domains import claim_domain
 from support.engine_rig import contract_text
 from support.policy_rig import PolicyRig
 from support.ros import NodeProcess, RosHarness, wait_for
@@ -26,6 +25,7 @@ from vla_ota.msg import AnomalyScore, ModelStatus, PolicyStatus
 from vla_ota.srv import EndEpisode, StartEpisode
 
 from vla_ros import qos
+from vla_sim.dds import claim_domain
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m vla_sim.demo --out build/demo``: runs the story, prints a timeline and tables, writes ``report.json``.
+"""``python -m vla_sim.demo --out build/demo``: runs the story, prints a timeline and tables, writes report and picture.
 
 Exits with 0 if everything that the story expects has happened, with 1 and a list of what did not otherwise.
 """
@@ -15,21 +15,28 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+
+from vla_ota.msg import ModelStatus, PolicyStatus
 
 from vla_checkpoint import load_manifest
 from vla_sim.bundle import SHIPPED_BUNDLE
-from vla_sim.demo.journal import Journal, ModelStatus, PolicyStatus, WaitError
-from vla_sim.demo.node import DemoDriver
-from vla_sim.demo.processes import DemoError, Processes, claim_domain
-from vla_sim.demo.report import make_report
-from vla_sim.demo.server import CheckpointServer, publish
+from vla_sim.checkpoint_server import Behaviour, CheckpointServer, publish_bundle
+from vla_sim.dds import DEMO_DOMAINS, NoDomainError, claim_domain
+from vla_sim.demo.journal import Journal, WaitError
+from vla_sim.demo.picture import PictureError, draw
+from vla_sim.demo.processes import DemoError, Processes
+from vla_sim.demo.report import Evidence, Row, make_report
+from vla_sim.demo.ros.driver import DemoDriver
 from vla_sim.demo.story import CHAPTERS, MODEL, VERSIONS, Chapter, Published, Stage
 from vla_sim.demo.timeline import Timeline, tables
+from vla_sim.witness import FIFO_PRIORITY, Witness
 
 _TOP = Path(__file__).resolve().parents[2]
+REPORT, PICTURE = "report.json", "timeline.png"
+_CONTROL_RATE_HZ = 50.0  # of config/sim_arm.contract.yaml
 _START_LIMIT_S = 60.0
 _RECIPE_LIMIT_S = 120.0
 
@@ -48,7 +55,12 @@ MANAGER = {
     "backoff_s": 0.2,
 }
 # The simulated arm trembles a little when it rests on a block; that is no reversal.
-POLICY = {"status_period_s": 0.5, "load_timeout_s": 60.0, "reversal_deadband": 0.05}
+POLICY = {
+    "status_period_s": 0.5,
+    "load_timeout_s": 60.0,
+    "reversal_deadband": 0.05,
+    "fifo_priority": FIFO_PRIORITY,
+}
 ROBOT = {"seed": 7, "joint_rate_hz": 50.0, "camera_rate_hz": 20.0}
 
 
@@ -102,69 +114,77 @@ def _signals() -> Iterator[None]:
 def _run(out: Path, base: Path, contract: Path, rate_bytes_s: float) -> int:
     for name in ("store", "registry", "versions", "logs"):
         shutil.rmtree(out / name, ignore_errors=True)
-    (out / "report.json").unlink(missing_ok=True)
+    for name in (REPORT, PICTURE):
+        (out / name).unlink(missing_ok=True)
     timeline = Timeline()
     journal = Journal(timeline.record)
     problems: list[str] = []
     with ExitStack() as stack:
-        domain = stack.enter_context(claim_domain())
-        environment = {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
-        processes = stack.enter_context(Processes(out / "logs", environment))
-        server = stack.enter_context(CheckpointServer(out / "registry", rate_bytes_s))
+        witness = stack.enter_context(Witness(_CONTROL_RATE_HZ))
+        server = stack.enter_context(CheckpointServer(out / "registry", Behaviour(rate_bytes_s=rate_bytes_s)))
+        versions: dict[str, Published] = {}
+
+        def look() -> Evidence:
+            blobs = {version: published.blobs for version, published in versions.items()}
+            return Evidence(journal, server, witness.late(clock=time.time), blobs, witness.fifo)
+
+        timeline.ticks_of = lambda report: look().ticks_of(report)
         try:
-            stage = _set_up(stack, out, base, contract, domain, timeline, journal, processes, server)
+            domain = stack.enter_context(claim_domain(DEMO_DOMAINS))
+            timeline.say("demo", f"uses ROS domain {domain}; logs of the nodes in {out / 'logs'}")
+            environment = {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+            processes = stack.enter_context(Processes(out / "logs", environment))
+            robot = Robot(processes, timeline, out / "store", server.base + "/", load_manifest(base).robot_type)
+            robot.start(contract)
+            driver = stack.enter_context(DemoDriver(domain, journal))
+            journal.give_up = lambda: "; ".join(processes.ended())
+            timeline.say("demo", f"makes the versions {', '.join(VERSIONS[1:])} from {base.name}")
+            versions.update(publish_versions(base, out / "versions", server.root))
+            journal.wait(ModelStatus, lambda s: s.state_name == "IDLE", "the manager's status", _START_LIMIT_S)
+            journal.wait(PolicyStatus, lambda s: s.control_rate_hz > 0, "the policy node's status", _START_LIMIT_S)
+            stage = Stage(driver, journal, server, processes, versions, robot.start_manager, look)
             problems = play(CHAPTERS, stage, timeline)
-        except (DemoError, WaitError) as e:
+        except (DemoError, NoDomainError, WaitError) as e:
             problems = [f"set-up: {e}"]
-        report = make_report(journal, server)
-        report["problems"] = problems
-        (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        for line in ["", *tables(journal, server), ""]:
-            print(line, flush=True)
+        evidence = look()
+    report = {**make_report(evidence), "problems": problems}
+    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for line in ["", *tables(report), ""]:
+        print(line, flush=True)
+    try:
+        draw(evidence, report, out / PICTURE)
+        print(f"Picture: {out / PICTURE}")
+    except PictureError as e:
+        print(f"No picture: {e}")
     return _conclude(report, problems, out)
 
 
-def _set_up(
-    stack: ExitStack,
-    out: Path,
-    base: Path,
-    contract: Path,
-    domain: int,
-    timeline: Timeline,
-    journal: Journal,
-    processes: Processes,
-    server: CheckpointServer,
-) -> Stage:
-    """Start the nodes, make and publish the versions, and wait until everybody is there."""
-    store = out / "store"
-    store.mkdir(parents=True)
-    timeline.say(
-        "demo", f"starts sim_robot, policy_node and ota_manager in ROS domain {domain}; logs in {out / 'logs'}"
-    )
-    manager = {
-        **MANAGER,
-        "store_dir": str(store),
-        "model_name": MODEL,
-        "robot_type": load_manifest(base).robot_type,
-        "allowed_sources": [server.base_url],
-    }
+@dataclass
+class Robot:
+    """The robot's nodes as the demo starts them."""
 
-    def start_manager() -> None:
-        timeline.say("demo", "starts ota_manager")
-        processes.start("ota_manager", "vla_ota_manager.node", manager)
+    processes: Processes
+    timeline: Timeline
+    store: Path
+    source: str
+    robot_type: str
 
-    processes.start("sim_robot", "vla_sim.node", ROBOT)
-    processes.start(
-        "policy_node", "vla_policy_node.node", {**POLICY, "contract": str(contract), "store_dir": str(store)}
-    )
-    start_manager()
-    driver = stack.enter_context(DemoDriver(domain, journal))
-    journal.give_up = lambda: "; ".join(processes.ended())
-    timeline.say("demo", f"makes the versions {', '.join(VERSIONS[1:])} from {base.name}")
-    versions = publish_versions(base, out / "versions", server.root)
-    journal.wait(ModelStatus, lambda s: s.state_name == "IDLE", "the manager's status", _START_LIMIT_S)
-    journal.wait(PolicyStatus, lambda s: s.control_rate_hz > 0, "the policy node's status", _START_LIMIT_S)
-    return Stage(driver, journal, server, processes, versions, start_manager)
+    def start(self, contract: Path) -> None:
+        """Start everything: arm, policy node and manager."""
+        self.store.mkdir(parents=True)
+        self.timeline.say("demo", "starts sim_robot and policy_node")
+        self.processes.start("sim_robot", "vla_sim.node", ROBOT)
+        policy = {**POLICY, "contract": str(contract), "store_dir": str(self.store)}
+        self.processes.start("policy_node", "vla_policy_node.node", policy)
+        self.start_manager()
+
+    def start_manager(self) -> None:
+        """Start the manager, for the first time or again."""
+        self.timeline.say("demo", "starts ota_manager")
+        own = {"store_dir": str(self.store), "model_name": MODEL, "robot_type": self.robot_type}
+        self.processes.start(
+            "ota_manager", "vla_ota_manager.node", {**MANAGER, **own, "allowed_sources": [self.source]}
+        )
 
 
 def publish_versions(base: Path, folder: Path, registry: Path) -> dict[str, Published]:
@@ -187,7 +207,7 @@ def publish_versions(base: Path, folder: Path, registry: Path) -> dict[str, Publ
     for version in VERSIONS:
         bundle = folder / MODEL / version
         manifest = load_manifest(bundle)
-        path = publish(bundle, registry)
+        path = publish_bundle(registry, bundle)
         own = {f"/blobs/sha256/{e.sha256}": e.size for e in manifest.files if e.sha256 not in seen}
         seen |= {entry.sha256 for entry in manifest.files}
         published[version] = Published(path, manifest.digest, own)
@@ -202,7 +222,7 @@ def play(chapters: Sequence[Chapter], stage: Stage, timeline: Timeline) -> list[
         begun_s = time.monotonic()
         try:
             chapter.act(stage)
-            found = chapter.expect(stage.evidence)
+            found = chapter.expect(stage.look())
             ended = False
         except (DemoError, WaitError) as e:
             found, ended = [str(e)], True
@@ -217,25 +237,24 @@ def play(chapters: Sequence[Chapter], stage: Stage, timeline: Timeline) -> list[
     return problems
 
 
-def _conclude(report: dict[str, Any], problems: Sequence[str], out: Path) -> int:
+def _conclude(report: Row, problems: Sequence[str], out: Path) -> int:
     if problems:
         print("The demo did NOT go as expected:")
         for problem in problems:
             print(f"  - {problem}")
-        print(f"Logs of the nodes: {out / 'logs'}/*.log; report: {out / 'report.json'}", flush=True)
+        print(f"Logs of the nodes: {out / 'logs'}/*.log; report: {out / REPORT}", flush=True)
         return 1
     swaps, rollbacks = len(report["swaps"]), len(report["rollbacks"])
     longest_s = max(rollback["duration_s"] for rollback in report["rollbacks"])
-    lost = sum(change["missed_ticks"] for change in [*report["swaps"], *report["rollbacks"]])
-    if lost:
+    if report["machines_ticks"]:
         print(
-            f"Note: this machine stalls: {report['missed_ticks_outside_swaps']} of {report['ticks']} ticks were missed while "
-            f"nothing was being changed; the {lost} within swaps are no more than that explains."
+            f"Note: this machine stalls, for {report['witness_worst_late_ms']:.0f} ms at the longest: "
+            f"{report['machines_ticks']} of {report['ticks']} ticks were missed while a process that only sleeps was late too."
         )
     print(
         f"The arm worked at {report['control_rate_hz']:g} Hz through {swaps} swaps and {rollbacks} rollbacks, "
         f"none of which cost a control tick; the slowest rollback took {longest_s:.2f} s and no download; "
-        f"it ends with {report['final_version']}. Report: {out / 'report.json'}",
+        f"it ends with {report['final_version']}. Report: {out / REPORT}",
         flush=True,
     )
     return 0
