@@ -15,6 +15,7 @@ from support import dds_profile
 from support.kept import KEPT
 
 from vla_sim.dds import claim_domain, remove_orphans
+from vla_sim.witness import Witness
 
 # No test asserts how long something takes on a busy machine.
 hypothesis.settings.register_profile("vla_ota", deadline=None)
@@ -98,6 +99,13 @@ def shared_domain() -> Iterator[int]:
     """A domain for the nodes that the tests of one file share."""
     with claim_domain() as domain:
         yield domain
+
+
+@pytest.fixture
+def witness() -> Iterator[Witness]:
+    """Beside a loop at 50 Hz whose missed ticks are counted: says which of them are the machine's."""
+    with Witness(50.0) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,7 +9,7 @@ long a stall was::
     with Witness(rate_hz=50) as witness:
         begin_s = time.monotonic()
         ...
-        ours = missed - machines_share(missed, 1 / 50, witness.late(begin_s))
+        ours = missed - witness.share(missed, begin_s)
 
 Where SCHED_FIFO is not allowed (``fifo`` is 0), the witness competes with every process, as the loop does. It then also suffers
 from the load that the loop's own workers make.
@@ -71,6 +71,7 @@ class Witness:
     """
 
     def __init__(self, rate_hz: float, fifo_priority: int = FIFO_PRIORITY) -> None:
+        self._rate_hz = rate_hz
         self._period_ns = round(1e9 / rate_hz / WAKE_UPS_A_PERIOD)
         self._priority = fifo_priority
         self._process: subprocess.Popen[bytes] | None = None
@@ -126,6 +127,10 @@ class Witness:
             found.append((awake_ns, now_ns, overdue_ns))
         late = [Late(a / 1e9 + offset_s, b / 1e9 + offset_s, late_ns / 1e9) for a, b, late_ns in found]
         return between(late, begin_s, end_s)
+
+    def share(self, missed: int, begin_s: float, end_s: float = math.inf) -> int:
+        """Return how many of the ticks that the loop missed between two times of the monotonic clock [s] are the machine's."""
+        return machines_share(missed, 1.0 / self._rate_hz, self.late(begin_s, end_s))
 
 
 def _watch(records: int, period_ns: int, priority: int, parent: int) -> None:

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from support.engine_rig import EngineRig
 from support.ros import wait_for
+from support.scripted import scripted_bundle
 
 from vla_sim.witness import Late, Witness, machines_share
 
@@ -66,6 +68,27 @@ def test_it_sees_a_stall_while_it_lasts_and_afterwards_with_its_moment_and_lengt
         assert seen.woke_s - seen.awake_s >= 0.1 and begin_s < seen.woke_s
         assert machines_share(4, PERIOD_S, witness.late(begin_s, end_s)) == 4
         assert seen not in witness.late(seen.woke_s + 1.0) and seen not in witness.late(0.0, seen.awake_s - 1.0)
+
+
+def test_a_stall_of_the_loop_alone_stays_the_loops_and_one_of_both_is_the_machines(
+    tmp_path: Path, witness: Witness
+) -> None:
+    scripted_bundle(tmp_path / "1.0.0", "1.0.0")
+    with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:
+        rig.wait_running("1.0.0")
+        pid = rig.engine._control.pid
+        assert pid is not None
+        for stopped, whose in (([pid], "ours"), ([pid, witness.pid], "the machine's")):
+            before, begin_s = rig.control.missed, time.monotonic()
+            for number in (signal.SIGSTOP, signal.SIGCONT):
+                for process in stopped:
+                    os.kill(process, number)
+                time.sleep(0.3)
+            rig.wait_for(
+                lambda before=before: rig.control.missed >= before + 14, "the ticks of the stall to be counted"
+            )
+            missed = rig.control.missed - before
+            assert (witness.share(missed, begin_s) == missed) == (whose == "the machine's")
 
 
 def test_it_runs_with_the_loops_priority_where_that_is_allowed() -> None:
