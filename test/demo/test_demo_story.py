@@ -172,7 +172,7 @@ def test_the_tables_and_the_picture_show_what_the_report_has(
     robot.late = [Late(robot.now_s, robot.now_s + 0.03, 0.026)]
     report = make_report(robot.evidence)
     text = "\n".join(tables(report))
-    for row in ("1.0.0  1.1.0", "1.2.0  1.0.0  SCORES_WORSE", "1 (100%)", "witness's worst ms"):
+    for row in ("1.0.0  1.1.0", "1.2.0  1.0.0  SCORES_WORSE", "witness's worst"):
         assert row in text
     draw(robot.evidence, report, tmp_path / "timeline.png")
     assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")

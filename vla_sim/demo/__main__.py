@@ -13,9 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -28,15 +27,16 @@ from vla_sim.dds import DEMO_DOMAINS, NoDomainError, claim_domain
 from vla_sim.demo.journal import Journal, WaitError
 from vla_sim.demo.picture import PictureError, draw
 from vla_sim.demo.processes import DemoError, Processes
-from vla_sim.demo.report import Evidence, Row, make_report
+from vla_sim.demo.report import Evidence, make_report
 from vla_sim.demo.ros.driver import DemoDriver
 from vla_sim.demo.story import CHAPTERS, MODEL, VERSIONS, Chapter, Published, Stage
 from vla_sim.demo.timeline import Timeline, tables
 from vla_sim.witness import FIFO_PRIORITY, Witness
 
-_TOP = Path(__file__).resolve().parents[2]
+CONTRACT = Path(__file__).resolve().parents[2] / "config" / "sim_arm.contract.yaml"
+CONTROL_RATE_HZ = 50.0  # of that contract
+SERVER_BYTES_S = 500_000.0
 REPORT, PICTURE = "report.json", "timeline.png"
-_CONTROL_RATE_HZ = 50.0  # of config/sim_arm.contract.yaml
 _START_LIMIT_S = 60.0
 _RECIPE_LIMIT_S = 120.0
 
@@ -75,19 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="A simulated arm changes its policy over the air while it moves, and undoes a bad one by itself.",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("build/demo"), help="folder for report, logs and the robot's store"
+        "--out", type=Path, default=Path("build/demo"), help="folder for report, picture, logs and store"
     )
-    parser.add_argument(
-        "--base", type=Path, default=SHIPPED_BUNDLE, help="trained bundle from which the versions are made"
-    )
-    parser.add_argument(
-        "--contract", type=Path, default=_TOP / "config" / "sim_arm.contract.yaml", help="robot contract"
-    )
-    parser.add_argument("--rate", type=float, default=500_000.0, help="bandwidth of the checkpoint server [bytes/s]")
-    options = parser.parse_args(arguments)
+    out = parser.parse_args(arguments).out.resolve()
     try:
         with _signals():
-            return _run(options.out.resolve(), options.base.resolve(), options.contract.resolve(), options.rate)
+            return _run(out)
     except _StoppedError as e:
         print(f"\nstopped by {e}; every process of the demo has been ended", flush=True)
         return 130
@@ -111,18 +104,17 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _run(out: Path, base: Path, contract: Path, rate_bytes_s: float) -> int:
+def _run(out: Path) -> int:
     for name in ("store", "registry", "versions", "logs"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in (REPORT, PICTURE):
         (out / name).unlink(missing_ok=True)
     timeline = Timeline()
     journal = Journal(timeline.record)
-    problems: list[str] = []
+    versions: dict[str, Published] = {}
     with ExitStack() as stack:
-        witness = stack.enter_context(Witness(_CONTROL_RATE_HZ))
-        server = stack.enter_context(CheckpointServer(out / "registry", Behaviour(rate_bytes_s=rate_bytes_s)))
-        versions: dict[str, Published] = {}
+        witness = stack.enter_context(Witness(CONTROL_RATE_HZ))
+        server = stack.enter_context(CheckpointServer(out / "registry", Behaviour(rate_bytes_s=SERVER_BYTES_S)))
 
         def look() -> Evidence:
             blobs = {version: published.blobs for version, published in versions.items()}
@@ -131,77 +123,48 @@ def _run(out: Path, base: Path, contract: Path, rate_bytes_s: float) -> int:
         timeline.ticks_of = lambda report: look().ticks_of(report)
         try:
             domain = stack.enter_context(claim_domain(DEMO_DOMAINS))
-            timeline.say("demo", f"uses ROS domain {domain}; logs of the nodes in {out / 'logs'}")
             environment = {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
             processes = stack.enter_context(Processes(out / "logs", environment))
-            robot = Robot(processes, timeline, out / "store", server.base + "/", load_manifest(base).robot_type)
-            robot.start(contract)
+            timeline.say("demo", f"starts sim_robot and policy_node in ROS domain {domain}; logs in {out / 'logs'}")
+            start_manager = _start_nodes(processes, timeline, out / "store", server.base + "/")
             driver = stack.enter_context(DemoDriver(domain, journal))
             journal.give_up = lambda: "; ".join(processes.ended())
-            timeline.say("demo", f"makes the versions {', '.join(VERSIONS[1:])} from {base.name}")
-            versions.update(publish_versions(base, out / "versions", server.root))
+            timeline.say("demo", f"makes the versions {', '.join(VERSIONS[1:])} from {VERSIONS[0]}")
+            versions.update(publish_versions(out / "versions", server.root))
             journal.wait(ModelStatus, lambda s: s.state_name == "IDLE", "the manager's status", _START_LIMIT_S)
             journal.wait(PolicyStatus, lambda s: s.control_rate_hz > 0, "the policy node's status", _START_LIMIT_S)
-            stage = Stage(driver, journal, server, processes, versions, robot.start_manager, look)
+            stage = Stage(driver, journal, server, processes, versions, start_manager, look)
             problems = play(CHAPTERS, stage, timeline)
         except (DemoError, NoDomainError, WaitError) as e:
             problems = [f"set-up: {e}"]
         evidence = look()
-    report = {**make_report(evidence), "problems": problems}
-    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for line in ["", *tables(report), ""]:
-        print(line, flush=True)
-    try:
-        draw(evidence, report, out / PICTURE)
-        print(f"Picture: {out / PICTURE}")
-    except PictureError as e:
-        print(f"No picture: {e}")
-    return _conclude(report, problems, out)
+    return _conclude(evidence, problems, out)
 
 
-@dataclass
-class Robot:
-    """The robot's nodes as the demo starts them."""
+def _start_nodes(processes: Processes, timeline: Timeline, store: Path, source: str) -> Callable[[], None]:
+    """Start arm, policy node and manager; return what starts the manager again."""
+    store.mkdir(parents=True)
+    own = {"store_dir": str(store), "model_name": MODEL, "robot_type": load_manifest(SHIPPED_BUNDLE).robot_type}
+    manager = {**MANAGER, **own, "allowed_sources": [source]}
 
-    processes: Processes
-    timeline: Timeline
-    store: Path
-    source: str
-    robot_type: str
+    def start_manager() -> None:
+        timeline.say("demo", "starts ota_manager")
+        processes.start("ota_manager", "vla_ota_manager.node", manager)
 
-    def start(self, contract: Path) -> None:
-        """Start everything: arm, policy node and manager."""
-        self.store.mkdir(parents=True)
-        self.timeline.say("demo", "starts sim_robot and policy_node")
-        self.processes.start("sim_robot", "vla_sim.node", ROBOT)
-        policy = {**POLICY, "contract": str(contract), "store_dir": str(self.store)}
-        self.processes.start("policy_node", "vla_policy_node.node", policy)
-        self.start_manager()
-
-    def start_manager(self) -> None:
-        """Start the manager, for the first time or again."""
-        self.timeline.say("demo", "starts ota_manager")
-        own = {"store_dir": str(self.store), "model_name": MODEL, "robot_type": self.robot_type}
-        self.processes.start(
-            "ota_manager", "vla_ota_manager.node", {**MANAGER, **own, "allowed_sources": [self.source]}
-        )
+    processes.start("sim_robot", "vla_sim.node", ROBOT)
+    policy = {**POLICY, "contract": str(CONTRACT), "store_dir": str(store)}
+    processes.start("policy_node", "vla_policy_node.node", policy)
+    start_manager()
+    return start_manager
 
 
-def publish_versions(base: Path, folder: Path, registry: Path) -> dict[str, Published]:
+def publish_versions(folder: Path, registry: Path) -> dict[str, Published]:
     """Make the demo's versions and lay them out for the server. Raises DemoError if a recipe fails."""
-    command = [sys.executable, "-m", "vla_sim.recipes", "--out", str(folder), "--base", str(base)]
+    command = [sys.executable, "-m", "vla_sim.recipes", "--out", str(folder), "--versions", *VERSIONS[1:]]
     try:
-        done = subprocess.run(
-            [*command, "--versions", *VERSIONS[1:]],
-            capture_output=True,
-            text=True,
-            timeout=_RECIPE_LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as e:
-        raise DemoError(f"the versions were not made within {_RECIPE_LIMIT_S:g} s") from e
-    if done.returncode:
-        raise DemoError(f"the versions could not be made: {done.stderr.strip()[-500:]}")
+        subprocess.run(command, capture_output=True, text=True, timeout=_RECIPE_LIMIT_S, check=True)
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as e:
+        raise DemoError(f"the versions could not be made: {e} {str(e.stderr or '')[-500:]}") from e
     published: dict[str, Published] = {}
     seen: set[str] = set()
     for version in VERSIONS:
@@ -237,27 +200,32 @@ def play(chapters: Sequence[Chapter], stage: Stage, timeline: Timeline) -> list[
     return problems
 
 
-def _conclude(report: Row, problems: Sequence[str], out: Path) -> int:
+def _conclude(evidence: Evidence, problems: Sequence[str], out: Path) -> int:
+    report = {**make_report(evidence), "problems": problems}
+    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    lines = ["", *tables(report), ""]
+    try:
+        draw(evidence, report, out / PICTURE)
+        lines.append(f"Picture: {out / PICTURE}; report: {out / REPORT}")
+    except PictureError as e:
+        lines.append(f"No picture: {e}. Report: {out / REPORT}")
     if problems:
-        print("The demo did NOT go as expected:")
-        for problem in problems:
-            print(f"  - {problem}")
-        print(f"Logs of the nodes: {out / 'logs'}/*.log; report: {out / REPORT}", flush=True)
-        return 1
-    swaps, rollbacks = len(report["swaps"]), len(report["rollbacks"])
-    longest_s = max(rollback["duration_s"] for rollback in report["rollbacks"])
-    if report["machines_ticks"]:
-        print(
-            f"Note: this machine stalls, for {report['witness_worst_late_ms']:.0f} ms at the longest: "
-            f"{report['machines_ticks']} of {report['ticks']} ticks were missed while a process that only sleeps was late too."
+        lines += ["The demo did NOT go as expected:", *(f"  - {problem}" for problem in problems)]
+        lines.append(f"Logs of the nodes: {out / 'logs'}/*.log")
+    else:
+        if report["machines_ticks"]:
+            lines.append(
+                f"Note: this machine stalls, for {report['witness_worst_late_ms']:.0f} ms at the longest: "
+                f"{report['machines_ticks']} of {report['ticks']} ticks were missed in that, as a process that only sleeps shows."
+            )
+        longest_s = max(rollback["duration_s"] for rollback in report["rollbacks"])
+        lines.append(
+            f"The arm worked at {report['control_rate_hz']:g} Hz through {len(report['swaps'])} swaps and "
+            f"{len(report['rollbacks'])} rollbacks, none of which cost a control tick; the slowest rollback took "
+            f"{longest_s:.2f} s and no download; it ends with {report['final_version']}."
         )
-    print(
-        f"The arm worked at {report['control_rate_hz']:g} Hz through {swaps} swaps and {rollbacks} rollbacks, "
-        f"none of which cost a control tick; the slowest rollback took {longest_s:.2f} s and no download; "
-        f"it ends with {report['final_version']}. Report: {out / REPORT}",
-        flush=True,
-    )
-    return 0
+    print("\n".join(lines), flush=True)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

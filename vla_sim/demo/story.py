@@ -147,8 +147,8 @@ def update_with_kill(version: str) -> Callable[[Stage], None]:
             return bool(status.bytes_done == sum(sent[blob] for blob in stage.versions[version].blobs))
 
         stage.journal.wait(ModelStatus, has_what_was_sent, f"the first part of {path}", _CHANGE_LIMIT_S)
-        stage.journal.add(Killed(time.time(), "ota_manager"))
         stage.processes.kill("ota_manager")
+        stage.journal.add(Killed(time.time(), "ota_manager"))
         time.sleep(_RESPAWN_S)
         stage.start_manager()
         stage.wait_end(update_id, version)

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vla_ota.msg import ModelEvent, ModelStatus, ModelUpdate, PolicyStatus, SwapReport
 
 from vla_sim.demo.expectations import SENSOR_HOLD
 from vla_sim.demo.journal import Killed, RollbackReply, at_s
-from vla_sim.demo.report import OPERATOR, Row
+from vla_sim.demo.report import Row
 
 _WIDTH = 120
 _NOTHING_YET = "nothing heard yet"
@@ -95,106 +95,52 @@ class Timeline:
         )
 
 
+_TICKS = {"missed": "{missed_ticks}", "machine's": "{machines_ticks}", "starved": "{starved_ticks}"}
+_TABLES = {  # title: (key of the report, heading: format of a row)
+    "Swaps": (
+        "swaps",
+        {"from": "{from}", "to": "{to}", "MB": "{mb:.2f}", "load s": "{load_s:.2f}", "warm-up s": "{warm_up_s:.2f}"}
+        | {"swap s": "{swap_latency_s:.2f}", **_TICKS}
+        | {"seam": "{seam_jump:.4f} rad", "typical step": "{typical_step:.4f} rad"},
+    ),
+    "Rollbacks": (
+        "rollbacks",
+        {"from": "{from}", "to": "{to}", "cause": "{cause}", "warm": "{warm}", "detected after": "{detected}"}
+        | {"took s": "{duration_s:.2f}", "bytes": "{bytes_downloaded}", **_TICKS},
+    ),
+    "Rejected": ("rejected", {"version": "{version}", "code": "{error_code}", "reason": "{message:.80}"}),
+    "Holds": ("holds", {"cause": "{cause}", "lasted": "{lasted}"}),
+    "Episodes": ("success_rates", {"version": "{version}", "episodes": "{episodes}", "succeeded": "{successes}"}),
+}
+
+
 def tables(report: Row) -> list[str]:
     """Return the tables of swaps, rollbacks, refusals, holds, episodes and ticks as lines."""
-    spread = {
-        "Swaps": (
-            [
-                "from",
-                "to",
-                "MB",
-                "load s",
-                "warm-up s",
-                "swap ms",
-                "missed",
-                "machine's",
-                "starved",
-                "seam",
-                "typical step",
-            ],
-            [_swap_row(row) for row in report["swaps"]],
-        ),
-        "Rollbacks": (
-            ["from", "to", "cause", "warm", "detected after s", "took s", "bytes", "missed", "machine's", "starved"],
-            [_rollback_row(row) for row in report["rollbacks"]],
-        ),
-        "Rejected": (
-            ["version", "code", "reason"],
-            [[row["version"], row["error_code"], row["message"][:80]] for row in report["rejected"]],
-        ),
-        "Holds": (["cause", "times", "longest s"], _hold_rows(report["holds"])),
-        "Episodes": (
-            ["version", "episodes", "succeeded"],
-            [
-                [row["version"], str(row["episodes"]), f"{row['successes']} ({row['successes'] / row['episodes']:.0%})"]
-                for row in report["success_rates"]
-            ],
-        ),
-        "Ticks of the control loop": (
-            ["ticks", "missed", "machine's", "starved", "worst late ms", "witness's worst ms"],
-            [
-                [
-                    *(str(report[name]) for name in ("ticks", "missed_ticks", "machines_ticks", "starved_ticks")),
-                    *(f"{report[name]:.1f}" for name in ("worst_late_ms", "witness_worst_late_ms")),
-                ]
-            ],
-        ),
-    }
-    lines = [line for title, (head, rows) in spread.items() for line in (title, *_table(head, rows), "")]
+    lines = []
+    for title, (key, columns) in _TABLES.items():
+        lines += [title, *_table(columns, [_readable(row) for row in report[key]]), ""]
+    whole = {"ticks": "{ticks}", **_TICKS, "worst late": "{worst_late_ms:.1f} ms"}
+    lines += ["The control loop", *_table({**whole, "witness's worst": "{witness_worst_late_ms:.1f} ms"}, [report]), ""]
     fifo = (
-        "SCHED_FIFO as the loop's"
-        if report["witness_fifo_priority"]
-        else "no SCHED_FIFO here, so our own load counts too"
+        "SCHED_FIFO, as the loop" if report["witness_fifo_priority"] else "no SCHED_FIFO here: our own load counts too"
     )
-    return [*lines, f"machine's: missed while a witness process that only sleeps was late too ({fifo})"]
+    return [*lines, f"machine's: missed while a witness, a process that only sleeps, was late too ({fifo})"]
 
 
-def _swap_row(row: Row) -> list[str]:
-    return [
-        row["from"] or "-",
-        row["to"],
-        f"{row['bytes_downloaded'] / 1e6:.2f}",
-        f"{row['load_s']:.2f}",
-        f"{row['warm_up_s']:.2f}",
-        f"{row['swap_latency_s'] * 1e3:.0f}",
-        *_ticks(row),
-        f"{row['seam_jump']:.4f} rad",
-        f"{row['typical_step']:.4f} rad",
-    ]
+def _readable(row: Row) -> Row:
+    return {
+        **row,
+        "from": row.get("from") or "-",
+        "warm": "yes" if row.get("warm") else "no",
+        "mb": row.get("bytes_downloaded", 0) / 1e6,
+        "detected": "a person decided" if row.get("detect_s") is None else f"{row['detect_s']:.1f} s",
+        "lasted": "no end" if row.get("duration_s") is None else f"{row['duration_s']:.2f} s",
+    }
 
 
-def _rollback_row(row: Row) -> list[str]:
-    detected = "a person's" if row["cause"] == OPERATOR else "-"
-    return [
-        row["from"],
-        row["to"],
-        row["cause"],
-        "yes" if row["warm"] else "no",
-        detected if row["detect_s"] is None else f"{row['detect_s']:.1f}",
-        f"{row['duration_s']:.2f}",
-        str(row["bytes_downloaded"]),
-        *_ticks(row),
-    ]
-
-
-def _ticks(row: Row) -> list[str]:
-    return [str(row[name]) for name in ("missed_ticks", "machines_ticks", "starved_ticks")]
-
-
-def _hold_rows(holds: Sequence[Row]) -> list[list[str]]:
-    rows = []
-    for cause in dict.fromkeys(hold["cause"] for hold in holds):
-        durations = [hold["duration_s"] for hold in holds if hold["cause"] == cause]
-        longest = "no end" if None in durations else f"{max(durations):.2f}"
-        rows.append([cause, str(len(durations)), longest])
-    return rows
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def _table(columns: Mapping[str, str], rows: Sequence[Row]) -> list[str]:
     if not rows:
         return ["  none"]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [head, *rows]
-    ]
+    lines = [list(columns), *([form.format_map(row) for form in columns.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return ["  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
