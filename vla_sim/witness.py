@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A witness beside a control loop: a bare process of the same priority that only sleeps to absolute deadlines.
+"""A witness beside a control loop: a bare process on every processor that only sleeps to absolute deadlines.
 
-A machine can stall whole processes, a virtual one for tens of milliseconds, and then even a perfect loop misses ticks. The
-witness suffers the same stall at the same moment: a tick that was missed in it is the machine's, every other one the loop's own.
-The witness runs this file alone, without DDS or any package, and wakes five times in a period of the loop, so that it sees how
-long a stall was::
+A machine can stall, a virtual one for tens of milliseconds and often one of its processors alone, and then even a perfect loop
+misses ticks. The witness suffers the same stall at the same moment: a tick that was missed in it is the machine's, every other
+one the loop's own. It runs this file alone, without DDS or any package, one step of SCHED_FIFO above the loop, so that nothing
+that the loop does can make it late; and it wakes five times in a period of the loop, so that it sees how long a stall was::
 
     with Witness(rate_hz=50) as witness:
         begin_s = time.monotonic()
@@ -41,7 +41,7 @@ _START_S = 20.0
 
 
 class Late(NamedTuple):
-    """A late wake-up [s]. The process was awake at ``awake_s`` and then not before ``woke_s``, which was ``late_s`` too late."""
+    """A late wake-up [s]: a process was awake at ``awake_s`` and then not before ``woke_s``, which was ``late_s`` too late."""
 
     awake_s: float
     woke_s: float
@@ -56,76 +56,91 @@ def between(late: Iterable[Late], begin_s: float, end_s: float) -> list[Late]:
 def machines_share(missed: int, period_s: float, late: Iterable[Late]) -> int:
     """Return how many of the ticks that a loop missed are the machine's: at most those that fit into the witness's late wake-ups.
 
-    A stall of length L makes a loop miss ``ceil(L / period)`` ticks if it is longer than a period, else none.
+    A stall of length L makes a loop miss ``ceil(L / period)`` ticks if it is longer than a period, else none. What overlaps,
+    because several processors stood still, is one stall.
     """
-    stalls_s = [wake_up.woke_s - wake_up.awake_s for wake_up in late]
-    return min(missed, sum(math.ceil(stall_s / period_s) for stall_s in stalls_s if stall_s > period_s))
+    stalls: list[tuple[float, float]] = []
+    for wake_up in sorted(late):
+        if stalls and wake_up.awake_s <= stalls[-1][1]:
+            stalls[-1] = (stalls[-1][0], max(stalls[-1][1], wake_up.woke_s))
+        else:
+            stalls.append((wake_up.awake_s, wake_up.woke_s))
+    lengths_s = [end_s - begin_s for begin_s, end_s in stalls]
+    return min(missed, sum(math.ceil(length_s / period_s) for length_s in lengths_s if length_s > period_s))
 
 
 class Witness:
-    """The process and what it has written down. Use as a context manager.
+    """The processes and what they have written down. Use as a context manager.
 
     Args:
         rate_hz: the loop's rate [Hz].
-        fifo_priority: the loop's SCHED_FIFO priority; 0 = an ordinary process.
+        loops_priority: the loop's SCHED_FIFO priority; 0 = both are ordinary processes.
     """
 
-    def __init__(self, rate_hz: float, fifo_priority: int = FIFO_PRIORITY) -> None:
+    def __init__(self, rate_hz: float, loops_priority: int = FIFO_PRIORITY) -> None:
         self._rate_hz = rate_hz
         self._period_ns = round(1e9 / rate_hz / WAKE_UPS_A_PERIOD)
-        self._priority = fifo_priority
-        self._process: subprocess.Popen[bytes] | None = None
-        self._records = -1  # a file in memory: writing to it never waits
+        self._priority = loops_priority + 1 if loops_priority else 0
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._records: list[int] = []  # files in memory: writing to one never waits
 
     def __enter__(self) -> Witness:
-        self._records = os.memfd_create("witness")
-        # Isolated and without site-packages: it starts at once and imports nothing but the standard library.
-        command = [sys.executable, "-I", "-S", str(Path(__file__).resolve())]
-        self._process = subprocess.Popen(
-            [*command, *(str(n) for n in (self._records, self._period_ns, self._priority, os.getpid()))],
-            stdin=subprocess.DEVNULL,
-            pass_fds=(self._records,),
-            start_new_session=True,
-        )
+        for processor in sorted(os.sched_getaffinity(0)):
+            self._start(processor)
         deadline_s = time.monotonic() + _START_S
-        while len(os.pread(self._records, _HEAD.size, 0)) < _HEAD.size:
-            if self._process.poll() is not None or time.monotonic() > deadline_s:
+        while not all(os.fstat(records).st_size for records in self._records):
+            if any(process.poll() is not None for process in self._processes) or time.monotonic() > deadline_s:
                 self.__exit__(None, None, None)
-                raise RuntimeError("the witness process did not start")
+                raise RuntimeError("a process of the witness did not start")
             time.sleep(0.005)
         return self
+
+    def _start(self, processor: int) -> None:
+        records = os.memfd_create("witness")
+        self._records.append(records)
+        # Isolated and without site-packages: it starts at once and imports nothing but the standard library.
+        command = [sys.executable, "-I", "-S", str(Path(__file__).resolve())]
+        numbers = (records, processor, self._period_ns, self._priority, os.getpid())
+        self._processes.append(
+            subprocess.Popen(
+                [*command, *map(str, numbers)], stdin=subprocess.DEVNULL, pass_fds=(records,), start_new_session=True
+            )
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-        os.close(self._records)
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        for records in self._records:
+            os.close(records)
 
     @property
-    def pid(self) -> int:
-        """Process id."""
-        assert self._process is not None
-        return self._process.pid
+    def pids(self) -> list[int]:
+        """Process ids, one a processor."""
+        return [process.pid for process in self._processes]
 
     @property
     def fifo(self) -> int:
-        """SCHED_FIFO priority that it has; 0: an ordinary process."""
-        return int(_HEAD.unpack(os.pread(self._records, _HEAD.size, 0))[1])
+        """SCHED_FIFO priority that it has; 0: ordinary processes."""
+        return int(_HEAD.unpack(os.pread(self._records[0], _HEAD.size, 0))[1])
 
     def late(
         self, begin_s: float = 0.0, end_s: float = math.inf, clock: Callable[[], float] = time.monotonic
     ) -> list[Late]:
-        """Return the wake-ups that were late between two times of a clock [s], the one that is overdue included."""
+        """Return the wake-ups that were late between two times of a clock [s], those that are overdue included."""
         now_ns = time.monotonic_ns()
         offset_s = clock() - now_ns / 1e9 if clock is not time.monotonic else 0.0
-        data = os.pread(self._records, os.fstat(self._records).st_size, 0)
-        awake_ns = int(_HEAD.unpack_from(data)[0])
-        found = list(_RECORD.iter_unpack(data[_HEAD.size : len(data) - (len(data) - _HEAD.size) % _RECORD.size]))
-        if (overdue_ns := now_ns - awake_ns - self._period_ns) >= _LATE_NS:
-            found.append((awake_ns, now_ns, overdue_ns))
-        late = [Late(a / 1e9 + offset_s, b / 1e9 + offset_s, late_ns / 1e9) for a, b, late_ns in found]
+        found: list[tuple[int, int, int]] = []
+        for records in self._records:
+            data = os.pread(records, os.fstat(records).st_size, 0)
+            whole = (len(data) - _HEAD.size) // _RECORD.size * _RECORD.size
+            found += _RECORD.iter_unpack(data[_HEAD.size : _HEAD.size + whole])
+            awake_ns = int(_HEAD.unpack_from(data)[0])
+            if (overdue_ns := now_ns - awake_ns - self._period_ns) >= _LATE_NS:
+                found.append((awake_ns, now_ns, overdue_ns))
+        late = [Late(a / 1e9 + offset_s, b / 1e9 + offset_s, late_ns / 1e9) for a, b, late_ns in sorted(found)]
         return between(late, begin_s, end_s)
 
     def share(self, missed: int, begin_s: float, end_s: float = math.inf) -> int:
@@ -133,8 +148,9 @@ class Witness:
         return machines_share(missed, 1.0 / self._rate_hz, self.late(begin_s, end_s))
 
 
-def _watch(records: int, period_ns: int, priority: int, parent: int) -> None:
-    """Main of the process: until the parent has gone."""
+def _watch(records: int, processor: int, period_ns: int, priority: int, parent: int) -> None:
+    """Main of a process: until the parent has gone."""
+    os.sched_setaffinity(0, {processor})
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except (OSError, ValueError):

@@ -41,6 +41,10 @@ def test_the_machines_are_at_most_the_ticks_that_fit_into_its_stalls(
     assert machines_share(missed, PERIOD_S, [stall(10.0 * i, s) for i, s in enumerate(stalls_s)]) == share
 
 
+def test_processors_that_stand_still_together_are_one_stall() -> None:
+    assert machines_share(9, PERIOD_S, [stall(0.0, 0.05), stall(0.01, 0.05), stall(0.0, 0.01)]) == 3
+
+
 def test_the_share_is_what_the_loops_own_schedule_would_have_missed() -> None:
     """A stall that begins just before a deadline costs most; the loop's schedule then counts what the share allows."""
     from vla_policy_node.control.counters import Counters
@@ -56,11 +60,11 @@ def test_the_share_is_what_the_loops_own_schedule_would_have_missed() -> None:
 def test_it_sees_a_stall_while_it_lasts_and_afterwards_with_its_moment_and_length() -> None:
     with Witness(1 / PERIOD_S) as witness:
         begin_s = time.monotonic()
-        os.kill(witness.pid, signal.SIGSTOP)
+        os.kill(witness.pids[0], signal.SIGSTOP)
         time.sleep(0.1)
         (overdue, *_) = [w for w in witness.late(begin_s) if w.late_s > 0.05]
         assert begin_s - PERIOD_S <= overdue.awake_s
-        os.kill(witness.pid, signal.SIGCONT)
+        os.kill(witness.pids[0], signal.SIGCONT)
         end_s = time.monotonic()
         wait_for(lambda: all(w.woke_s < time.monotonic() - 0.01 for w in witness.late(begin_s)), "it to go on")
         (seen, *_) = [w for w in witness.late(begin_s) if w.late_s > 0.05]
@@ -78,7 +82,7 @@ def test_a_stall_of_the_loop_alone_stays_the_loops_and_one_of_both_is_the_machin
         rig.wait_running("1.0.0")
         pid = rig.engine._control.pid
         assert pid is not None
-        for stopped, whose in (([pid], "ours"), ([pid, witness.pid], "the machine's")):
+        for stopped, whose in (([pid], "ours"), ([pid, witness.pids[0]], "the machine's")):
             before, begin_s = rig.control.missed, time.monotonic()
             for number in (signal.SIGSTOP, signal.SIGCONT):
                 for process in stopped:
@@ -91,23 +95,25 @@ def test_a_stall_of_the_loop_alone_stays_the_loops_and_one_of_both_is_the_machin
             assert (witness.share(missed, begin_s) == missed) == (whose == "the machine's")
 
 
-def test_it_runs_with_the_loops_priority_where_that_is_allowed() -> None:
+def test_it_runs_on_every_processor_above_the_loop_where_that_is_allowed() -> None:
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(11))
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        expected = (os.SCHED_FIFO, 10)
+        expected = (os.SCHED_FIFO, 11)
     except OSError:
         expected = (os.SCHED_OTHER, 0)
-    with Witness(100.0, fifo_priority=10) as witness:
-        assert (os.sched_getscheduler(witness.pid), witness.fifo) == expected
+    with Witness(100.0, loops_priority=10) as witness:
+        assert {(os.sched_getscheduler(pid), witness.fifo) for pid in witness.pids} == {expected}
+        assert [os.sched_getaffinity(pid) for pid in witness.pids] == [{cpu} for cpu in sorted(os.sched_getaffinity(0))]
 
 
 def test_it_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    code = "import time; from vla_sim.witness import Witness\nwith Witness(100.0) as w: print(w.pid, flush=True); time.sleep(60)"
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
+    code = "from vla_sim.witness import Witness\nwith Witness(100.0) as w: print(*w.pids, flush=True); input()"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert parent.stdin is not None and parent.stdout is not None
+    pids = parent.stdout.readline().split()
     parent.kill()
     parent.wait(10)
     parent.stdout.close()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the witness to end")
+    parent.stdin.close()
+    wait_for(lambda: not any(Path("/proc", pid.decode()).exists() for pid in pids), "the witness to end")

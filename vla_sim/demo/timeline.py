@@ -122,7 +122,9 @@ def tables(report: Row) -> list[str]:
     whole = {"ticks": "{ticks}", **_TICKS, "worst late": "{worst_late_ms:.1f} ms"}
     lines += ["The control loop", *_table({**whole, "witness's worst": "{witness_worst_late_ms:.1f} ms"}, [report]), ""]
     fifo = (
-        "SCHED_FIFO, as the loop" if report["witness_fifo_priority"] else "no SCHED_FIFO here: our own load counts too"
+        "SCHED_FIFO, above the loop"
+        if report["witness_fifo_priority"]
+        else "no SCHED_FIFO here: our own load counts too"
     )
     return [*lines, f"machine's: missed while a witness, a process that only sleeps, was late too ({fifo})"]
 
