@@ -1,6 +1,6 @@
 # Two commands are enough: `make demo` and `make test`. Each makes its own set-up and is quick the second time.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev setup-analysis demo test lint bench bench-evidence clean
+.PHONY: help setup setup-dev setup-demo setup-analysis demo test lint bench bench-evidence clean
 RUN := scripts/run
 JOBS ?= 3
 
@@ -13,10 +13,13 @@ setup: ## environment and build, without tests and linters
 setup-dev: ## the same with tests and linters
 	@scripts/setup.sh dev
 
+setup-demo:
+	@scripts/setup.sh demo
+
 setup-analysis: ## the same with what vla-evidence plans and draws with
 	@scripts/setup.sh analysis
 
-demo: setup ## a simulated arm changes its policy in motion and undoes a bad one (under 3 minutes once set up)
+demo: setup-demo ## a simulated arm changes its policy in motion and undoes a bad one (under 3 minutes once set up)
 	@$(RUN) python -m vla_sim.demo --out build/demo
 
 test: setup-dev ## the whole test suite on real ROS 2: files side by side, then what counts ticks by itself

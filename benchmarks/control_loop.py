@@ -33,6 +33,7 @@ LATENESS = (
     ("p99_ms", "p99 late, ms", ".2f"),
     ("worst_ms", "worst late, ms", ".1f"),
     ("missed", "ticks missed", ".0f"),
+    ("machines", "and by the witness too", ".0f"),
     ("ticks", "of", ".0f"),
     ("pictures_s", "pictures taken /s", ".0f"),
 )

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes everything that the make targets need: .venv (ROS 2 from PyPI unless one is sourced) and the colcon build. Quick when
-# nothing changed. No root. Usage: scripts/setup.sh [analysis|dev]   ("analysis" adds what vla-evidence plans and draws with, "dev" also
-# tests and linters)
+# nothing changed. No root. Usage: scripts/setup.sh [demo|analysis|dev]   ("demo" adds what the demo draws with, "analysis" what
+# vla-evidence plans and draws with, "dev" that and tests and linters)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p build
@@ -44,6 +44,7 @@ groups="runtime"
 case "${1:-}" in
   dev) groups="$groups dev analysis" ;;
   analysis) groups="$groups analysis" ;;
+  demo) groups="$groups demo" ;;
 esac
 recipe=$(cat "$constraints" requirements/*.txt scripts/setup.sh | sha256sum | cut -c1-16)
 if [ ! -x .venv/bin/python ] || [ "$(cat .venv/.vla_ota_recipe 2>/dev/null)" != "$recipe $ros" ]; then

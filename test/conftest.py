@@ -12,9 +12,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 from support import dds_profile
-from support.domains import claim_domain
 from support.kept import KEPT
-from support.shared_memory import remove_orphaned_shared_memory
+
+from vla_sim.dds import claim_domain, remove_orphans
+from vla_sim.witness import Witness
 
 # No test asserts how long something takes on a busy machine.
 hypothesis.settings.register_profile("vla_ota", deadline=None)
@@ -100,8 +101,15 @@ def shared_domain() -> Iterator[int]:
         yield domain
 
 
+@pytest.fixture
+def witness() -> Iterator[Witness]:
+    """Beside a loop at 50 Hz whose missed ticks are counted: says which of them are the machine's."""
+    with Witness(50.0) as running:
+        yield running
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_shared_memory_left_behind() -> Iterator[None]:
     """Processes killed on purpose leave Fast DDS files in /dev/shm; take away those that nobody uses any more."""
     yield
-    remove_orphaned_shared_memory()
+    remove_orphans()

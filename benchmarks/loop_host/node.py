@@ -25,6 +25,7 @@ from benchmarks.results import percentile
 from benchmarks.robot import FreePolicy, contract
 from vla_checkpoint import Manifest
 from vla_ros import qos
+from vla_sim.witness import FIFO_PRIORITY, Witness
 
 _SETTLE_S = 0.3
 
@@ -77,7 +78,8 @@ def run(way: str, rate_hz: float, joints: int, duration_s: float, domain_id: int
     sink = {"kind": "ros", "node_name": "bench_control", "namespace": "", "domain_id": domain_id}
     policy = FreePolicy(rate_hz, joints)
     kind = ControlInThread if way == "thread" else ObservedControl
-    control = kind(spec, policy.observation, sink, 10 if way == "fifo" else None)
+    priority = FIFO_PRIORITY if way == "fifo" else 0
+    control = kind(spec, policy.observation, sink, priority or None)
     try:
         started = control.start()
         control.add_generation(policy.handle)
@@ -85,14 +87,17 @@ def run(way: str, rate_hz: float, joints: int, duration_s: float, domain_id: int
         control.enable(True)
         _wait_running(control)
         time.sleep(_SETTLE_S)
-        begin_ns, pictures = time.monotonic_ns(), cameras.taken
-        time.sleep(duration_s)
-        ticks = control.ticks(begin_ns, time.monotonic_ns())
+        with Witness(rate_hz, priority) as witness:
+            begin_ns, pictures = time.monotonic_ns(), cameras.taken
+            time.sleep(duration_s)
+            ticks = control.ticks(begin_ns, time.monotonic_ns())
+            machines = witness.share(ticks.missed, begin_ns / 1e9)
         return {
             "p50_ms": percentile(ticks.late_ms, 0.5),
             "p99_ms": percentile(ticks.late_ms, 0.99),
             "worst_ms": max(ticks.late_ms),
-            "missed": ticks.missed,
+            "missed": ticks.missed - machines,
+            "machines": machines,
             "ticks": len(ticks.late_ms),
             "pictures_s": (cameras.taken - pictures) / duration_s,
             "fifo": started["fifo"],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each room imports only what DESIGN allows it: ROS stays in node.py files, torch stays away from the control loop."""
+"""Each room imports only what DESIGN allows it: ROS stays in node.py files and ros folders, torch away from the control loop."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ EXTRA = {
     # Analysis at a desk: within functions, never when the module is imported (tested below).
     "vla_evidence/analysis.py": {"tqdm"},
     "vla_evidence/simulate/plots.py": {"matplotlib"},
+    # The demo reads what the nodes report; it draws a picture where matplotlib is there.
+    "vla_sim/demo/": {"vla_ota"},
+    "vla_sim/demo/picture.py": {"matplotlib"},
     # The doctor looks at the whole robot.
     "vla_ros/doctor/": {"yaml", "vla_checkpoint", "vla_policy_node", "vla_ota_manager"},
 }
@@ -66,7 +69,7 @@ def allowed(name: str, path: Path) -> bool:
     for prefix, more in EXTRA.items():
         if relative.startswith(prefix):
             names |= more
-    if path.name == "node.py" or room == "vla_ros":
+    if path.name == "node.py" or "ros" in path.relative_to(TOP).parts[1:-1] or room == "vla_ros":
         names |= ROS
     if path.name == "messages.py":  # the engine's values as messages, without rclpy
         names |= ROS - {"rclpy"}

@@ -17,7 +17,6 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool, Float32, Float64, Float64MultiArray
 from support.bundles import make_bundle
 from support.doctor_robot import Publishers, StandInPolicy, Verdict, run_doctor
-from support.domains import claim_domain
 from support.ros import NodeProcess, RosHarness
 from vla_ota.msg import ModelStatus, PolicyStatus
 
@@ -25,6 +24,7 @@ from vla_checkpoint import Channel, verify_bundle
 from vla_ota_manager.filesystem import Filesystem
 from vla_ota_manager.store import Store
 from vla_ros import qos
+from vla_sim.dds import claim_domain
 
 TOP = Path(__file__).resolve().parents[2]
 ARM = TOP / "config/sim_arm.contract.yaml"

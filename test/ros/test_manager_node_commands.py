@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import pytest
 from action_msgs.msg import GoalStatus
 from rcl_interfaces.msg import Log
-from support.domains import claim_domain
-from support.http_server import Behaviour
 from support.manager_rig import ManagerRig
 from support.ros import wait_for
 from vla_ota.action import InstallModel
 from vla_ota.srv import CommitModel, ListModels, PinModel, Rollback, UnblockModel
 
 from vla_ros import qos
+from vla_sim.checkpoint_server import Behaviour
+from vla_sim.dds import claim_domain
 
 
 @pytest.fixture(scope="module")

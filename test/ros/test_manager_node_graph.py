@@ -9,7 +9,6 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool, Float64
-from support.domains import claim_domain
 from support.manager_rig import ManagerRig
 from support.ros import NodeProcess, RosHarness, wait_for
 from support.ros_policy import StandInPolicyNode
@@ -17,6 +16,7 @@ from vla_ota.msg import AnomalyScore, ModelStatus, ModelUpdate
 from vla_ota.srv import ListModels
 
 from vla_ros import qos
+from vla_sim.dds import claim_domain
 
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE)
 BEST_EFFORT = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT, durability=DurabilityPolicy.VOLATILE)

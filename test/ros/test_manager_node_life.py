@@ -12,7 +12,6 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from support.bundles import flip_last_byte
 from support.doctor_robot import run_doctor
-from support.http_server import Behaviour
 from support.manager_rig import ManagerRig
 from support.ros import NodeProcess, wait_for
 from vla_ota.action import InstallModel
@@ -22,6 +21,7 @@ from vla_ota_manager.node import OtaManagerNode
 from vla_ros import qos
 from vla_ros.runtime import run
 from vla_ros.start import REFUSED
+from vla_sim.checkpoint_server import Behaviour
 
 SIZE = 3_000_000
 

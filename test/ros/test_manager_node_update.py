@@ -16,13 +16,13 @@ from rcl_interfaces.msg import Log
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from support.bundles import flip_last_byte
-from support.domains import claim_domain
 from support.manager_rig import ManagerRig
 from support.ros import wait_for
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus
 from vla_ota.srv import ListModels, UnblockModel
 
 from vla_ros import qos
+from vla_sim.dds import claim_domain
 
 
 @pytest.fixture(scope="module")

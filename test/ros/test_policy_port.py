@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from support.bundles import make_bundle
-from support.domains import claim_domain
 from support.ros import RosHarness, wait_for
 from support.ros_policy import StandInPolicyNode
 from vla_ota.msg import PolicyStatus
@@ -18,6 +17,7 @@ from vla_ota_manager.policy_port.node import RosPolicyPort
 from vla_ota_manager.port import SwapRequest
 from vla_ros import qos
 from vla_ros.diagnostics import Diagnostics
+from vla_sim.dds import claim_domain
 
 SILENT_S = 1.5
 

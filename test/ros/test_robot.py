@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support.domains import claim_domain
 from support.robot_rig import RobotRig
 from vla_ota.srv import Rollback, UnblockModel
 
 from vla_policy_node.worker.api import WorkerConfig
+from vla_sim.dds import claim_domain
 
 JERKY = {"amplitude": (0.02, 0.0), "frequency_hz": 12.0}
 

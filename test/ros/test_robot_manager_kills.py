@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support.domains import claim_domain
-from support.http_server import Behaviour
 from support.robot_rig import RobotRig
+
+from vla_sim.checkpoint_server import Behaviour
+from vla_sim.dds import claim_domain
 
 SIZE = 2_000_000
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.domains import claim_domain
 from support.robot_rig import RobotRig
 from support.ros import wait_for
 from vla_ota.msg import PolicyStatus
+
+from vla_sim.dds import claim_domain
 
 
 @pytest.fixture(scope="module")

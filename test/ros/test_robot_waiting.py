@@ -10,8 +10,6 @@ import pytest
 from action_msgs.msg import GoalStatus
 from std_msgs.msg import Bool
 from support.bundles import JOINTS, flip_last_byte
-from support.domains import claim_domain
-from support.http_server import Behaviour
 from support.robot_rig import Repeating, RobotRig
 from vla_ota.action import InstallModel
 from vla_ota.msg import PolicyStatus
@@ -19,6 +17,8 @@ from vla_ota.srv import Rollback
 
 from vla_checkpoint import Channel
 from vla_ros import qos
+from vla_sim.checkpoint_server import Behaviour
+from vla_sim.dds import claim_domain
 
 SIZE = 1_000_000
 

@@ -13,11 +13,11 @@ import numpy as np
 from vla_ota.msg import ModelEvent, ModelStatus, ModelUpdate
 
 from support.bundles import make_bundle
-from support.http_server import CheckpointServer, publish_bundle
 from support.ros import Inbox, NodeProcess, RosHarness, wait_for
 from support.ros_policy import StandInPolicyNode
 from vla_checkpoint import load_manifest
 from vla_ros import qos
+from vla_sim.checkpoint_server import CheckpointServer, publish_bundle
 
 CHUNKS, EPISODES = 12, 4
 """Exposure that a commit needs with ``QUICK``."""

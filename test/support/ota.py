@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from support.bundles import make_bundle
-from support.http_server import CheckpointServer, publish_bundle
 from support.simulated_policy import SimulatedPolicy
 from vla_checkpoint import Manifest
 from vla_ota_manager.config import OtaConfig
@@ -24,6 +23,7 @@ from vla_ota_manager.filesystem import CrashPoints, Filesystem
 from vla_ota_manager.records import EpisodeResult, Event, Score, Status, Update, UpdateOutcome
 from vla_ota_manager.state import State
 from vla_ota_manager.states import UpdateState
+from vla_sim.checkpoint_server import CheckpointServer, publish_bundle
 
 QUICK = {
     "min_free_bytes": 0, "backoff_s": 0.01, "backoff_max_s": 0.05, "trial_lease_s": 5.0, "status_period_s": 0.1,

@@ -25,7 +25,6 @@ from vla_ota.msg import AnomalyScore, ModelEvent, ModelStatus, ModelUpdate, Poli
 from vla_ota.srv import EndEpisode, StartEpisode
 
 from support.engine_rig import contract_text
-from support.http_server import CheckpointServer, publish_bundle
 from support.kept import KEPT
 from support.manager_rig import QUICK
 from support.policy_rig import IdealRobot, policy_parameters
@@ -34,6 +33,7 @@ from support.scripted import scripted_bundle
 from vla_checkpoint import load_manifest, verify_bundle
 from vla_ota_manager.states import UpdateState
 from vla_ros import qos
+from vla_sim.checkpoint_server import CheckpointServer, publish_bundle
 
 PERIOD_S, VELOCITY, LOW, HIGH = 0.02, 4.0, -2.0, 2.0
 """Of the contract in ``engine_rig.py``: [s], [rad/s], [rad]."""

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.http_server import CheckpointServer
 from support.ota import Robot
+
+from vla_sim.checkpoint_server import CheckpointServer
 
 
 @pytest.fixture

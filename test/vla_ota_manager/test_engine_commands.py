@@ -6,12 +6,12 @@ from __future__ import annotations
 import threading
 
 import pytest
-from support.http_server import Behaviour
 from support.ota import Robot, shared_weights
 
 from vla_ota_manager.errors import StoreError
 from vla_ota_manager.state import RollbackRecord
 from vla_ota_manager.states import UpdateState
+from vla_sim.checkpoint_server import Behaviour
 
 S = UpdateState
 

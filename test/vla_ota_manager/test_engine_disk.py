@@ -7,10 +7,10 @@ import json
 
 import pytest
 from support.filesystems import ActingFilesystem, SmallFilesystem, UnwritableFilesystem
-from support.http_server import Behaviour
 from support.ota import Robot, shared_weights
 
 from vla_ota_manager.states import UpdateState
+from vla_sim.checkpoint_server import Behaviour
 
 S = UpdateState
 SLOW = Behaviour(rate_bytes_s=200_000)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 from support.engine_runs import EngineRuns, Job
-from support.http_server import Behaviour, CheckpointServer
 from support.ota import Robot, shared_weights
 from support.simulated_policy import SimulatedPolicy
 
@@ -27,6 +26,7 @@ from vla_ota_manager.filesystem import CrashPoints, Filesystem
 from vla_ota_manager.state import State
 from vla_ota_manager.states import UpdateState
 from vla_ota_manager.store import Store
+from vla_sim.checkpoint_server import Behaviour, CheckpointServer
 
 PARALLEL = 4  # the runs mostly wait
 RATE_BYTES_S = 1_000_000.0  # slow enough that little is in flight when a download is killed

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from support.bundles import flip_last_byte
 from support.filesystems import ActingFilesystem
-from support.http_server import Behaviour
 from support.ota import Robot, shared_weights
 
 from vla_checkpoint import verify_bundle
 from vla_ota_manager.states import UpdateState
+from vla_sim.checkpoint_server import Behaviour
 
 S = UpdateState
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"

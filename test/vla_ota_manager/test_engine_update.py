@@ -13,12 +13,12 @@ import time
 import pytest
 from support.bundles import flip_last_byte
 from support.filesystems import UnwritableFilesystem
-from support.http_server import Behaviour
 from support.ota import Robot, shared_weights
 
 from vla_ota_manager.errors import StoreError
 from vla_ota_manager.filesystem import CrashPoints, Filesystem
 from vla_ota_manager.states import UpdateState
+from vla_sim.checkpoint_server import Behaviour
 
 S = UpdateState
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import pytest
 from support.bundles import flip_last_byte
 from support.filesystems import UnwritableFilesystem
-from support.http_server import Behaviour
 from support.ota import Robot, shared_weights
 
 from vla_ota_manager.states import UpdateState
+from vla_sim.checkpoint_server import Behaviour
 
 S = UpdateState
 SLOW = Behaviour(rate_bytes_s=150_000)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.http_server import Behaviour, CheckpointServer
 
 from vla_ota_manager.blobs import BlobStore
 from vla_ota_manager.config import OtaConfig
@@ -21,6 +20,7 @@ from vla_ota_manager.errors import CancelledError, FetchError, OtaError
 from vla_ota_manager.fetch import Fetcher, Received
 from vla_ota_manager.filesystem import CrashPoints, Filesystem
 from vla_ota_manager.source import parse_url
+from vla_sim.checkpoint_server import Behaviour, CheckpointServer
 
 DATA = os.urandom(300_000)
 DIGEST = hashlib.sha256(DATA).hexdigest()

@@ -8,12 +8,12 @@ import socket
 import stat
 
 import pytest
-from support.http_server import Behaviour
 from support.ota import Robot
 
 from vla_ota_manager.errors import ConfigError
 from vla_ota_manager.source import AllowedSources
 from vla_ota_manager.states import UpdateState
+from vla_sim.checkpoint_server import Behaviour
 
 S = UpdateState
 TOKEN = "X-Amz-Signature=SECRET"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m vla_sim.demo --out build/demo``: runs the story, prints a timeline and tables, writes ``report.json``.
+"""``python -m vla_sim.demo --out build/demo``: runs the story, prints a timeline and tables, writes report and picture.
 
 Exits with 0 if everything that the story expects has happened, with 1 and a list of what did not otherwise.
 """
@@ -13,23 +13,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+
+from vla_ota.msg import ModelStatus, PolicyStatus
 
 from vla_checkpoint import load_manifest
 from vla_sim.bundle import SHIPPED_BUNDLE
-from vla_sim.demo.journal import Journal, ModelStatus, PolicyStatus, WaitError
-from vla_sim.demo.node import DemoDriver
-from vla_sim.demo.processes import DemoError, Processes, claim_domain
-from vla_sim.demo.report import make_report
-from vla_sim.demo.server import CheckpointServer, publish
+from vla_sim.checkpoint_server import Behaviour, CheckpointServer, publish_bundle
+from vla_sim.dds import DEMO_DOMAINS, NoDomainError, claim_domain
+from vla_sim.demo.journal import Journal, WaitError
+from vla_sim.demo.picture import PictureError, draw
+from vla_sim.demo.processes import DemoError, Processes
+from vla_sim.demo.report import Evidence, make_report
+from vla_sim.demo.ros.driver import DemoDriver
 from vla_sim.demo.story import CHAPTERS, MODEL, VERSIONS, Chapter, Published, Stage
 from vla_sim.demo.timeline import Timeline, tables
+from vla_sim.witness import FIFO_PRIORITY, Witness
 
-_TOP = Path(__file__).resolve().parents[2]
+CONTRACT = Path(__file__).resolve().parents[2] / "config" / "sim_arm.contract.yaml"
+CONTROL_RATE_HZ = 50.0  # of that contract
+SERVER_BYTES_S = 500_000.0
+REPORT, PICTURE = "report.json", "timeline.png"
 _START_LIMIT_S = 60.0
 _RECIPE_LIMIT_S = 120.0
 
@@ -48,7 +55,12 @@ MANAGER = {
     "backoff_s": 0.2,
 }
 # The simulated arm trembles a little when it rests on a block; that is no reversal.
-POLICY = {"status_period_s": 0.5, "load_timeout_s": 60.0, "reversal_deadband": 0.05}
+POLICY = {
+    "status_period_s": 0.5,
+    "load_timeout_s": 60.0,
+    "reversal_deadband": 0.05,
+    "fifo_priority": FIFO_PRIORITY,
+}
 ROBOT = {"seed": 7, "joint_rate_hz": 50.0, "camera_rate_hz": 20.0}
 
 
@@ -63,19 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="A simulated arm changes its policy over the air while it moves, and undoes a bad one by itself.",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("build/demo"), help="folder for report, logs and the robot's store"
+        "--out", type=Path, default=Path("build/demo"), help="folder for report, picture, logs and store"
     )
-    parser.add_argument(
-        "--base", type=Path, default=SHIPPED_BUNDLE, help="trained bundle from which the versions are made"
-    )
-    parser.add_argument(
-        "--contract", type=Path, default=_TOP / "config" / "sim_arm.contract.yaml", help="robot contract"
-    )
-    parser.add_argument("--rate", type=float, default=500_000.0, help="bandwidth of the checkpoint server [bytes/s]")
-    options = parser.parse_args(arguments)
+    out = parser.parse_args(arguments).out.resolve()
     try:
         with _signals():
-            return _run(options.out.resolve(), options.base.resolve(), options.contract.resolve(), options.rate)
+            return _run(out)
     except _StoppedError as e:
         print(f"\nstopped by {e}; every process of the demo has been ended", flush=True)
         return 130
@@ -99,95 +104,73 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _run(out: Path, base: Path, contract: Path, rate_bytes_s: float) -> int:
+def _run(out: Path) -> int:
     for name in ("store", "registry", "versions", "logs"):
         shutil.rmtree(out / name, ignore_errors=True)
-    (out / "report.json").unlink(missing_ok=True)
+    for name in (REPORT, PICTURE):
+        (out / name).unlink(missing_ok=True)
     timeline = Timeline()
     journal = Journal(timeline.record)
-    problems: list[str] = []
+    versions: dict[str, Published] = {}
     with ExitStack() as stack:
-        domain = stack.enter_context(claim_domain())
-        environment = {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
-        processes = stack.enter_context(Processes(out / "logs", environment))
-        server = stack.enter_context(CheckpointServer(out / "registry", rate_bytes_s))
+        witness = stack.enter_context(Witness(CONTROL_RATE_HZ))
+        server = stack.enter_context(CheckpointServer(out / "registry", Behaviour(rate_bytes_s=SERVER_BYTES_S)))
+
+        def look() -> Evidence:
+            blobs = {version: published.blobs for version, published in versions.items()}
+            return Evidence(journal, server, witness.late(clock=time.time), blobs, witness.fifo)
+
+        timeline.ticks_of = lambda report: look().ticks_of(report)
         try:
-            stage = _set_up(stack, out, base, contract, domain, timeline, journal, processes, server)
+            domain = stack.enter_context(claim_domain(DEMO_DOMAINS))
+            environment = {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+            processes = stack.enter_context(Processes(out / "logs", environment))
+            timeline.say("demo", f"starts sim_robot and policy_node in ROS domain {domain}; logs in {out / 'logs'}")
+            start_manager = _start_nodes(processes, timeline, out / "store", server.base + "/")
+            driver = stack.enter_context(DemoDriver(domain, journal))
+            journal.give_up = lambda: "; ".join(processes.ended())
+            timeline.say("demo", f"makes the versions {', '.join(VERSIONS[1:])} from {VERSIONS[0]}")
+            versions.update(publish_versions(out / "versions", server.root))
+            journal.wait(ModelStatus, lambda s: s.state_name == "IDLE", "the manager's status", _START_LIMIT_S)
+            journal.wait(PolicyStatus, lambda s: s.control_rate_hz > 0, "the policy node's status", _START_LIMIT_S)
+            stage = Stage(driver, journal, server, processes, versions, start_manager, look)
             problems = play(CHAPTERS, stage, timeline)
-        except (DemoError, WaitError) as e:
+        except (DemoError, NoDomainError, WaitError) as e:
             problems = [f"set-up: {e}"]
-        report = make_report(journal, server)
-        report["problems"] = problems
-        (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        for line in ["", *tables(journal, server), ""]:
-            print(line, flush=True)
-    return _conclude(report, problems, out)
+        evidence = look()
+    return _conclude(evidence, problems, out)
 
 
-def _set_up(
-    stack: ExitStack,
-    out: Path,
-    base: Path,
-    contract: Path,
-    domain: int,
-    timeline: Timeline,
-    journal: Journal,
-    processes: Processes,
-    server: CheckpointServer,
-) -> Stage:
-    """Start the nodes, make and publish the versions, and wait until everybody is there."""
-    store = out / "store"
+def _start_nodes(processes: Processes, timeline: Timeline, store: Path, source: str) -> Callable[[], None]:
+    """Start arm, policy node and manager; return what starts the manager again."""
     store.mkdir(parents=True)
-    timeline.say(
-        "demo", f"starts sim_robot, policy_node and ota_manager in ROS domain {domain}; logs in {out / 'logs'}"
-    )
-    manager = {
-        **MANAGER,
-        "store_dir": str(store),
-        "model_name": MODEL,
-        "robot_type": load_manifest(base).robot_type,
-        "allowed_sources": [server.base_url],
-    }
+    own = {"store_dir": str(store), "model_name": MODEL, "robot_type": load_manifest(SHIPPED_BUNDLE).robot_type}
+    manager = {**MANAGER, **own, "allowed_sources": [source]}
 
     def start_manager() -> None:
         timeline.say("demo", "starts ota_manager")
         processes.start("ota_manager", "vla_ota_manager.node", manager)
 
     processes.start("sim_robot", "vla_sim.node", ROBOT)
-    processes.start(
-        "policy_node", "vla_policy_node.node", {**POLICY, "contract": str(contract), "store_dir": str(store)}
-    )
+    policy = {**POLICY, "contract": str(CONTRACT), "store_dir": str(store)}
+    processes.start("policy_node", "vla_policy_node.node", policy)
     start_manager()
-    driver = stack.enter_context(DemoDriver(domain, journal))
-    journal.give_up = lambda: "; ".join(processes.ended())
-    timeline.say("demo", f"makes the versions {', '.join(VERSIONS[1:])} from {base.name}")
-    versions = publish_versions(base, out / "versions", server.root)
-    journal.wait(ModelStatus, lambda s: s.state_name == "IDLE", "the manager's status", _START_LIMIT_S)
-    journal.wait(PolicyStatus, lambda s: s.control_rate_hz > 0, "the policy node's status", _START_LIMIT_S)
-    return Stage(driver, journal, server, processes, versions, start_manager)
+    return start_manager
 
 
-def publish_versions(base: Path, folder: Path, registry: Path) -> dict[str, Published]:
+def publish_versions(folder: Path, registry: Path) -> dict[str, Published]:
     """Make the demo's versions and lay them out for the server. Raises DemoError if a recipe fails."""
-    command = [sys.executable, "-m", "vla_sim.recipes", "--out", str(folder), "--base", str(base)]
+    command = [sys.executable, "-m", "vla_sim.recipes", "--out", str(folder), "--versions", *VERSIONS[1:]]
     try:
-        done = subprocess.run(
-            [*command, "--versions", *VERSIONS[1:]],
-            capture_output=True,
-            text=True,
-            timeout=_RECIPE_LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as e:
-        raise DemoError(f"the versions were not made within {_RECIPE_LIMIT_S:g} s") from e
-    if done.returncode:
-        raise DemoError(f"the versions could not be made: {done.stderr.strip()[-500:]}")
+        subprocess.run(command, capture_output=True, text=True, timeout=_RECIPE_LIMIT_S, check=True)
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as e:
+        raise DemoError(f"the versions could not be made: {e} {str(e.stderr or '')[-500:]}") from e
     published: dict[str, Published] = {}
     seen: set[str] = set()
     for version in VERSIONS:
         bundle = folder / MODEL / version
         manifest = load_manifest(bundle)
-        path = publish(bundle, registry)
+        path = publish_bundle(registry, bundle)
         own = {f"/blobs/sha256/{e.sha256}": e.size for e in manifest.files if e.sha256 not in seen}
         seen |= {entry.sha256 for entry in manifest.files}
         published[version] = Published(path, manifest.digest, own)
@@ -202,7 +185,7 @@ def play(chapters: Sequence[Chapter], stage: Stage, timeline: Timeline) -> list[
         begun_s = time.monotonic()
         try:
             chapter.act(stage)
-            found = chapter.expect(stage.evidence)
+            found = chapter.expect(stage.look())
             ended = False
         except (DemoError, WaitError) as e:
             found, ended = [str(e)], True
@@ -217,28 +200,32 @@ def play(chapters: Sequence[Chapter], stage: Stage, timeline: Timeline) -> list[
     return problems
 
 
-def _conclude(report: dict[str, Any], problems: Sequence[str], out: Path) -> int:
+def _conclude(evidence: Evidence, problems: Sequence[str], out: Path) -> int:
+    report = {**make_report(evidence), "problems": problems}
+    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    lines = ["", *tables(report), ""]
+    try:
+        draw(evidence, report, out / PICTURE)
+        lines.append(f"Picture: {out / PICTURE}; report: {out / REPORT}")
+    except PictureError as e:
+        lines.append(f"No picture: {e}. Report: {out / REPORT}")
     if problems:
-        print("The demo did NOT go as expected:")
-        for problem in problems:
-            print(f"  - {problem}")
-        print(f"Logs of the nodes: {out / 'logs'}/*.log; report: {out / 'report.json'}", flush=True)
-        return 1
-    swaps, rollbacks = len(report["swaps"]), len(report["rollbacks"])
-    longest_s = max(rollback["duration_s"] for rollback in report["rollbacks"])
-    lost = sum(change["missed_ticks"] for change in [*report["swaps"], *report["rollbacks"]])
-    if lost:
-        print(
-            f"Note: this machine stalls: {report['missed_ticks_outside_swaps']} of {report['ticks']} ticks were missed while "
-            f"nothing was being changed; the {lost} within swaps are no more than that explains."
+        lines += ["The demo did NOT go as expected:", *(f"  - {problem}" for problem in problems)]
+        lines.append(f"Logs of the nodes: {out / 'logs'}/*.log")
+    else:
+        if report["machines_ticks"]:
+            lines.append(
+                f"Note: this machine stalls, for {report['witness_worst_late_ms']:.0f} ms at the longest: "
+                f"{report['machines_ticks']} of {report['ticks']} ticks were missed in that, as a process that only sleeps shows."
+            )
+        longest_s = max(rollback["duration_s"] for rollback in report["rollbacks"])
+        lines.append(
+            f"The arm worked at {report['control_rate_hz']:g} Hz through {len(report['swaps'])} swaps and "
+            f"{len(report['rollbacks'])} rollbacks, none of which cost a control tick; the slowest rollback took "
+            f"{longest_s:.2f} s and no download; it ends with {report['final_version']}."
         )
-    print(
-        f"The arm worked at {report['control_rate_hz']:g} Hz through {swaps} swaps and {rollbacks} rollbacks, "
-        f"none of which cost a control tick; the slowest rollback took {longest_s:.2f} s and no download; "
-        f"it ends with {report['final_version']}. Report: {out / 'report.json'}",
-        flush=True,
-    )
-    return 0
+    print("\n".join(lines), flush=True)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
+from vla_ota.msg import EpisodeOutcome, ModelEvent, ModelStatus, PolicyStatus, SwapReport
+
+from vla_sim.checkpoint_server import Behaviour, CheckpointServer
 from vla_sim.demo.expectations import (
     SHORT_PATH,
     Check,
-    Evidence,
     committed,
     ends_with,
     recovered,
@@ -24,19 +25,10 @@ from vla_sim.demo.expectations import (
     undone_by_a_person,
     undone_by_itself,
 )
-from vla_sim.demo.journal import (
-    EpisodeOutcome,
-    Journal,
-    Killed,
-    ModelEvent,
-    ModelStatus,
-    PolicyStatus,
-    RollbackReply,
-    SwapReport,
-)
+from vla_sim.demo.journal import Journal, Killed, at_s
 from vla_sim.demo.processes import DemoError, Processes
-from vla_sim.demo.report import END_STATES
-from vla_sim.demo.server import CheckpointServer
+from vla_sim.demo.report import END_STATES, Evidence
+from vla_sim.demo.ros.driver import DemoDriver
 
 MODEL = "reach_block"
 UPDATE_LIMIT_S = 90.0
@@ -45,19 +37,6 @@ _CHANGE_LIMIT_S = 30.0
 _RESPAWN_S = 1.0
 _EPISODES_BEFORE = 2  # of a version before its worker is killed
 _CUT_AT = 0.4  # share of the largest blob that is on the disk when the manager is killed
-
-
-class Driver(Protocol):
-    """What the story asks of the driver's node."""
-
-    def offer(self, name: str, version: str, manifest_url: str, digest: str) -> str:
-        """Offer a version; return the update's id."""
-
-    def roll_back(self) -> RollbackReply:
-        """Ask for a rollback with an empty request."""
-
-    def worker_pid(self) -> int:
-        """Return the process id of the acting worker."""
 
 
 @dataclass(frozen=True)
@@ -71,24 +50,20 @@ class Published:
 
 @dataclass
 class Stage:
-    """Everything a chapter works with. ``start_manager`` starts it (again) on the same store."""
+    """Everything a chapter works with. ``start_manager`` starts it (again) on the same store; ``look`` takes stock."""
 
-    driver: Driver
+    driver: DemoDriver
     journal: Journal
     server: CheckpointServer
     processes: Processes
     versions: Mapping[str, Published]
     start_manager: Callable[[], None]
-
-    @property
-    def evidence(self) -> Evidence:
-        """What the checks look at."""
-        return Evidence(self.journal, self.server, {v: p.blobs for v, p in self.versions.items()})
+    look: Callable[[], Evidence]
 
     def offer(self, version: str) -> str:
         """Offer a version that is on the server."""
         published = self.versions[version]
-        return self.driver.offer(MODEL, version, self.server.base_url + published.manifest_path, published.digest)
+        return self.driver.offer(MODEL, version, self.server.url(published.manifest_path), published.digest)
 
     def wait_end(self, update_id: str, version: str) -> None:
         """Wait until an update has ended, and until the reports of its swaps are there."""
@@ -99,29 +74,26 @@ class Stage:
             UPDATE_LIMIT_S,
         )
         if end.to_state == "ROLLED_BACK":
-            self.wait_report(version, since_s=0.0, leaving=True)
+            self.wait_report(lambda report: report.from_version == version, f"the way back from {version}")
         elif end.to_state == "COMMITTED":
-            self.wait_report(version, since_s=0.0)
-            self.journal.wait(
-                ModelStatus, lambda s: s.committed_version == version, f"{version} in the status", _CHANGE_LIMIT_S
-            )
+            self.wait_report(lambda report: report.to_version == version, f"the swap to {version}")
+            self.wait_committed(version)
+
+    def wait_committed(self, version: str, since_s: float = 0.0) -> None:
+        """Wait until the manager's status names a version as committed."""
+        what = f"{version} in the manager's status"
+        self.journal.wait(ModelStatus, lambda s: s.committed_version == version, what, _CHANGE_LIMIT_S, since_s=since_s)
 
     def wait_success(self, version: str, what: str, since_s: float) -> float:
         """Wait until an episode of a version succeeds after ``since_s``; return when it did, a moment later."""
         outcome = self.journal.wait(
             EpisodeOutcome, lambda o: o.success and o.version == version, what, _CHANGE_LIMIT_S, since_s=since_s
         )
-        return outcome.at_s + 1e-3
+        return at_s(outcome) + 1e-3
 
-    def wait_report(self, version: str, *, since_s: float, leaving: bool = False) -> None:
-        """Wait for the SwapReport of a swap to a version, or away from it."""
-        self.journal.wait(
-            SwapReport,
-            lambda s: (s.from_version if leaving else s.to_version) == version,
-            f"a SwapReport of {version}",
-            _CHANGE_LIMIT_S,
-            since_s=since_s,
-        )
+    def wait_report(self, accept: Callable[[SwapReport], bool], what: str, since_s: float = 0.0) -> None:
+        """Wait for the SwapReport of a swap."""
+        self.journal.wait(SwapReport, accept, f"a SwapReport of {what}", _CHANGE_LIMIT_S, since_s=since_s)
 
 
 @dataclass(frozen=True)
@@ -147,16 +119,10 @@ def update_and_undo(version: str, back_to: str) -> Callable[[Stage], None]:
 
     def act(stage: Stage) -> None:
         stage.wait_end(stage.offer(version), version)
-        reply = stage.driver.roll_back()
-        if reply.success:
-            stage.wait_report(back_to, since_s=reply.at_s)
-            stage.journal.wait(
-                ModelStatus,
-                lambda s: s.committed_version == back_to,
-                f"{back_to} in the status",
-                _CHANGE_LIMIT_S,
-                since_s=reply.at_s,
-            )
+        asked = stage.driver.roll_back()
+        if asked.reply.success:
+            stage.wait_report(lambda report: report.to_version == back_to, f"the way back to {back_to}", asked.at_s)
+            stage.wait_committed(back_to, asked.at_s)
 
     return act
 
@@ -164,27 +130,25 @@ def update_and_undo(version: str, back_to: str) -> Callable[[Stage], None]:
 def update_with_kill(version: str) -> Callable[[Stage], None]:
     """Kill the manager in the middle of a download and start it again.
 
-    The server holds its next bytes back until the manager has been killed: so nothing is in flight then, and its counter says to
+    The server falls silent in that download: so nothing is in flight when the manager is killed, and the server's counter says to
     the byte whether anything is fetched twice.
     """
 
     def act(stage: Stage) -> None:
         path, size = max(stage.versions[version].blobs.items(), key=lambda item: item[1])
-        stage.server.pause_after(path, int(size * _CUT_AT))
-        begun_s = time.time()
+        half = Behaviour(rate_bytes_s=stage.server.usual.rate_bytes_s, stall_after=int(size * _CUT_AT))
+        stage.server.behave(path, half, times=1)
         update_id = stage.offer(version)
-        if not stage.server.wait_paused(_CHANGE_LIMIT_S):
-            raise DemoError(f"the manager did not fetch {path} within {_CHANGE_LIMIT_S:g} s")
-        sent = stage.server.served_bytes("/blobs/", since_s=begun_s)
-        stage.journal.wait(
-            ModelStatus,
-            lambda s: s.update_id == update_id and s.bytes_done == sent,
-            f"the manager to have the {sent} bytes that were sent",
-            _CHANGE_LIMIT_S / 2,
-        )
-        stage.journal.add(Killed(time.time(), "ota_manager"))
+
+        def has_what_was_sent(status: ModelStatus) -> bool:
+            sent = stage.server.served
+            if status.update_id != update_id or sent[path] < int(size * _CUT_AT):
+                return False
+            return bool(status.bytes_done == sum(sent[blob] for blob in stage.versions[version].blobs))
+
+        stage.journal.wait(ModelStatus, has_what_was_sent, f"the first part of {path}", _CHANGE_LIMIT_S)
         stage.processes.kill("ota_manager")
-        stage.server.resume()
+        stage.journal.add(Killed(time.time(), "ota_manager"))
         time.sleep(_RESPAWN_S)
         stage.start_manager()
         stage.wait_end(update_id, version)
@@ -205,20 +169,19 @@ def kill_worker(version: str) -> Callable[[Stage], None]:
         killed_s = time.time()
         stage.journal.add(Killed(killed_s, "worker"))
         os.kill(pid, signal.SIGKILL)
-        held = stage.journal.wait(
-            PolicyStatus, lambda s: s.holding, "a hold after the loss of the worker", _CHANGE_LIMIT_S, since_s=killed_s
-        )
-        back = stage.journal.wait(
-            PolicyStatus, lambda s: s.running, "the end of the hold", _CHANGE_LIMIT_S, since_s=held.at_s
-        )
-        stage.wait_report(version, since_s=killed_s)
-        stage.wait_success(version, "an episode that succeeds after the recovery", back.at_s)
+
+        def state(wanted: int, what: str, since_s: float) -> float:
+            found = stage.journal.wait(
+                PolicyStatus, lambda s: s.state == wanted, what, _CHANGE_LIMIT_S, since_s=since_s
+            )
+            return at_s(found)
+
+        held_s = state(PolicyStatus.STATE_HOLDING, "a hold after the loss of the worker", killed_s)
+        back_s = state(PolicyStatus.STATE_RUNNING, "the end of the hold", held_s)
+        stage.wait_report(lambda report: report.to_version == version, "the recovery", killed_s)
+        stage.wait_success(version, "an episode that succeeds after the recovery", back_s)
 
     return act
-
-
-def nothing(stage: Stage) -> None:
-    """Do nothing: the whole story is looked at."""
 
 
 CHAPTERS = (
@@ -243,7 +206,7 @@ CHAPTERS = (
     Chapter("The process that computes the actions is killed", kill_worker("1.4.0"), recovered("1.4.0")),
     Chapter(
         "Looking back",
-        nothing,
+        lambda stage: None,
         lambda evidence: [*undisturbed(evidence), *ends_with("1.4.0")(evidence)],
     ),
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real HTTP server for checkpoints that misbehaves on demand and counts every byte it sends.
+"""A static HTTP server of checkpoints for demo and tests: it misbehaves on demand and counts every byte it sends.
 
 ::
 
@@ -25,7 +25,8 @@ from types import TracebackType
 
 from vla_checkpoint import load_manifest
 
-_SLICE = 8192
+_SLICE_BYTES = 8192
+_STALL_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,21 @@ class _Server(ThreadingHTTPServer):
 
 
 class CheckpointServer:
-    """Serves a folder on 127.0.0.1 in threads of this process."""
+    """Serves a folder on 127.0.0.1 in threads of this process. Use as a context manager.
 
-    def __init__(self, root: Path, *, etag: bool = True) -> None:
-        self.root = root
-        self.etag = etag
-        self.served: Counter[str] = Counter()  # body bytes by path
-        self.requests: list[tuple[str, dict[str, str]]] = []  # path, headers in lower case
+    Args:
+        root: folder to serve.
+        usual: how it behaves where nothing else was ordered.
+    """
+
+    def __init__(self, root: Path, usual: Behaviour | None = None) -> None:
+        self.root = root.resolve()
+        self.served: Counter[str] = Counter()
+        """Body bytes sent, by path."""
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        """Path and headers (in lower case) of every request."""
+        self.usual = usual or Behaviour()
+        self._sent: list[tuple[float, int]] = []
         self._behaviours: list[tuple[str, Behaviour, int]] = []
         self._lock = threading.Lock()
         self.closing = threading.Event()
@@ -87,9 +96,11 @@ class CheckpointServer:
 
     @property
     def base(self) -> str:
+        """URL of the folder, without a slash at its end."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def url(self, path: str) -> str:
+        """URL of a path below the folder."""
         return f"{self.base}/{path.lstrip('/')}"
 
     def behave(self, path_part: str, behaviour: Behaviour, *, times: int = -1) -> None:
@@ -98,10 +109,24 @@ class CheckpointServer:
             self._behaviours.append((path_part, behaviour, times))
 
     def be_good(self) -> None:
+        """Behave as usual again."""
         with self._lock:
             self._behaviours.clear()
 
+    def sent_between(self, begin_s: float, end_s: float) -> int:
+        """Body bytes sent between two times since 1970 [s]."""
+        with self._lock:
+            return sum(size for at_s, size in self._sent if begin_s <= at_s <= end_s)
+
+    # -- for the handler -----------------------------------------------------------------------------------------------
+
+    def file_of(self, path: str) -> Path | None:
+        """Return the file that a request path names, if it is one below the root."""
+        file = self.root / path.split("?")[0].lstrip("/")
+        return file if file.resolve().is_relative_to(self.root) and file.is_file() else None
+
     def take(self, path: str) -> Behaviour:
+        """Return how to answer a request."""
         with self._lock:
             for index, (part, behaviour, times) in enumerate(self._behaviours):
                 if part in path:
@@ -110,13 +135,16 @@ class CheckpointServer:
                     elif times > 0:
                         self._behaviours[index] = (part, behaviour, times - 1)
                     return behaviour
-        return Behaviour()
+        return self.usual
 
     def count(self, path: str, size: int) -> None:
+        """Count bytes that were sent."""
         with self._lock:
             self.served[path] += size
+            self._sent.append((time.time(), size))
 
     def note(self, path: str, headers: dict[str, str]) -> None:
+        """Keep a request."""
         with self._lock:
             self.requests.append((path, headers))
 
@@ -126,7 +154,7 @@ def _handler_of(server: CheckpointServer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def log_message(self, format: str, *args: object) -> None:
-            pass
+            """Print nothing."""
 
         def do_GET(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
@@ -139,7 +167,7 @@ def _handler_of(server: CheckpointServer) -> type[BaseHTTPRequestHandler]:
                 while behaviour.trickle_head_s and not server.closing.wait(behaviour.trickle_head_s):
                     self.wfile.write(b"x")
                 _reply(self, server, behaviour, headers)
-            except (BrokenPipeError, ConnectionResetError):
+            except ConnectionError:
                 self.close_connection = True
 
     return Handler
@@ -148,8 +176,8 @@ def _handler_of(server: CheckpointServer) -> type[BaseHTTPRequestHandler]:
 def _reply(
     handler: BaseHTTPRequestHandler, server: CheckpointServer, behaviour: Behaviour, headers: dict[str, str]
 ) -> None:
-    file = server.root / handler.path.split("?")[0].lstrip("/")
-    if behaviour.status or behaviour.redirect or not file.is_file():
+    file = server.file_of(handler.path)
+    if behaviour.status or behaviour.redirect or file is None:
         handler.send_response(302 if behaviour.redirect else behaviour.status or 404)
         for name, value in (("Location", behaviour.redirect), ("Retry-After", behaviour.retry_after)):
             if value:
@@ -158,8 +186,7 @@ def _reply(
         handler.end_headers()
         return
     data = file.read_bytes() if behaviour.body is None else behaviour.body
-    true_etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"' if server.etag else ""
-    etag = true_etag if behaviour.etag is None else behaviour.etag
+    etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"' if behaviour.etag is None else behaviour.etag
     start = 0 if behaviour.ignore_range else _start(headers, etag)
     if start >= len(data) and start:
         handler.send_response(416)
@@ -191,7 +218,7 @@ def _send(handler: BaseHTTPRequestHandler, server: CheckpointServer, behaviour: 
     stops = [stop for stop in (behaviour.fail_after, behaviour.stall_after) if stop is not None]
     end = min([len(body), *stops])
     while sent < end:
-        data = body[sent : min(end, sent + _SLICE)]
+        data = body[sent : min(end, sent + _SLICE_BYTES)]
         handler.wfile.write(b"%x\r\n%s\r\n" % (len(data), data) if behaviour.chunked else data)
         sent += len(data)
         server.count(handler.path, len(data))
@@ -200,7 +227,7 @@ def _send(handler: BaseHTTPRequestHandler, server: CheckpointServer, behaviour: 
             if ahead > 0 and server.closing.wait(ahead):
                 return
     if behaviour.stall_after is not None:
-        server.closing.wait(30.0)
+        server.closing.wait(_STALL_LIMIT_S)
     if end < len(body) or behaviour.content_length is not None:
         handler.close_connection = True
     elif behaviour.chunked:
@@ -214,7 +241,10 @@ def _start(headers: dict[str, str], etag: str) -> int:
 
 
 def publish_bundle(root: Path, bundle_dir: Path) -> str:
-    """Lay a bundle out as a registry does, below ``root``; return the path of its manifest there."""
+    """Lay a bundle out as a registry does, below ``root``; return the path of its manifest there.
+
+    A blob lies under the digest that the manifest promises, whatever its content is by now.
+    """
     manifest = load_manifest(bundle_dir)
     place = root / manifest.name / manifest.version
     place.mkdir(parents=True)
