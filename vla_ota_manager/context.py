@@ -152,6 +152,7 @@ class Context:
         version: str = "",
         final: bool = False,
         point_current: bool = False,
+        durable: bool = True,
     ) -> Iterator[State]:
         """Change the state, together with whatever the block changes in it, in one write; then tell everybody.
 
@@ -162,8 +163,9 @@ class Context:
             version: what it is about; default: the update's.
             final: nothing more will happen to the update in progress, which is closed.
             point_current: let ``current`` follow the committed version before anybody is told.
+            durable: see ``Store.edit``.
         """
-        with self.store.edit() as state:
+        with self.store.edit(durable=durable) as state:
             old, before = state.state, state.update
             check_transition(old, new)
             yield state
@@ -250,7 +252,10 @@ class Context:
 
     def status(self) -> Status:
         """Return the status as it is now (thread-safe)."""
-        state, live, snapshot = self.store.state, self.live, self.port.status()
+        state, live, snapshot, unsaved = self.store.state, self.live, self.port.status(), self.store.unsaved
+        error_code, message = live.error_code or state.error_code, live.message or state.message
+        if unsaved is not None:  # until then a restart knows less than this status says
+            error_code, message = unsaved.code, f"{message}; not on the disk yet: {unsaved}"
         record, trial = state.update, state.trial
         on_trial = trial is not None and trial.phase is UpdateState.TRIAL
         subject = record.ref if record is not None and record.ref is not None else state.committed
@@ -278,8 +283,8 @@ class Context:
             pinned=tuple(newest_first([ref.version for ref in state.pinned])),
             trust=self.trust.name,
             rollback_ready=self._rollback_ready(state, snapshot),
-            error_code=live.error_code or state.error_code,
-            message=live.message or state.message,
+            error_code=error_code,
+            message=message,
         )
 
     def _rollback_ready(self, state: State, snapshot: PolicySnapshot | None) -> int:

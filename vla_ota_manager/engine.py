@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from vla_ota_manager.context import Context, Live, log
 from vla_ota_manager.errors import OfferError, OtaError, PolicyError, StoreError
 from vla_ota_manager.fetch import Fetcher
 from vla_ota_manager.filesystem import Filesystem
-from vla_ota_manager.operator import Operator
+from vla_ota_manager.operator import Operator, RollbackRequest
 from vla_ota_manager.port import PolicyPort, SwapRequest, SwapResult
 from vla_ota_manager.records import (
     CommitReply,
@@ -100,7 +101,7 @@ class UpdateEngine:
         self._calibration = CalibrationKeeper(self._ctx)
         self._commands: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._commands_lock = threading.Lock()
-        self._next_activation = 0.0
+        self._next_activation = self._next_save = 0.0
         self._next_score_warning = 0.0
         self.scores_dropped, self.score_fault = 0, ""
         """How many scores were no evidence, and why the last one was not."""
@@ -205,11 +206,11 @@ class UpdateEngine:
     ) -> RollbackReply:
         """Go back to ``version`` (empty: the previous one, or in a trial the committed one) and wait for it.
 
-        An update that has not been swapped in yet is cancelled by it.
+        An update that has not been swapped in yet is cancelled by it. Asked for while another one is under way, an empty request
+        goes where that one goes, and no further.
         """
-        reply: RollbackReply | Reply = self._command(
-            lambda: self._operator.rollback(version, reason, expected_from_version), timeout_s
-        )
+        request = RollbackRequest(version, reason, expected_from_version, self._operator.meant(), time.monotonic())
+        reply: RollbackReply | Reply = self._command(lambda: self._operator.rollback(request), timeout_s)
         return reply if isinstance(reply, RollbackReply) else RollbackReply(False, reply.error_code, reply.message)
 
     def commit(self, expected_version: str = "", reason: str = "", timeout_s: float = 30.0) -> CommitReply:
@@ -368,15 +369,15 @@ class UpdateEngine:
         for note in self.store.recovery_notes:
             name = self.store.state.state.name
             self._ctx.announce(Event(self._ctx.wall_clock(), "", name, name, "", "STATE_CORRUPT", note))
-        with self.store.edit() as state:
+        with self.store.edit(durable=False) as state:
             _settle(state)
         self._trials.recover()
         self._ctx.report(force=True)
 
     def _step(self) -> None:
-        state = self.store.state
+        self._save_late()
         self._run_commands()
-        if state.rollback is not None and self.store.state.rollback is not None:
+        if self.store.state.rollback is not None:
             self._operator.resume_rollback()
         elif self.store.state.trial is not None:
             if self.store.state.state is _S.SWAPPING:  # the last that is heard of the committed version
@@ -391,6 +392,14 @@ class UpdateEngine:
             self._begin_update()
         else:
             self._idle()
+
+    def _save_late(self) -> None:
+        """Save what a disk did not take, as soon as it does."""
+        now = time.monotonic()
+        if self.store.unsaved is not None and now >= self._next_save:
+            self._next_save = now + _IDLE_S
+            with suppress(StoreError):  # the status tells
+                self.store.save_late()
 
     def _begin_update(self) -> None:
         queued = self.store.state.queue[0]
@@ -419,9 +428,10 @@ class UpdateEngine:
 
     def _idle(self) -> None:
         self._calibration.collect()
-        self.store.repair_current()
         if self.store.state.activation_due:
             self._confirm_activation()
+        if self.store.unsaved is None:
+            self.store.repair_current()
         self._ctx.wait(_IDLE_S)
 
     def _confirm_activation(self) -> None:
@@ -429,18 +439,22 @@ class UpdateEngine:
         committed, snapshot = self.store.state.committed, self._ctx.policy()
         if committed is None or snapshot is None or time.monotonic() < self._next_activation:
             return
-        if snapshot.active_digest != committed.digest and not self._ctx.permitted():
+        way_back = self.store.unsaved is not None  # nothing else is committed without being saved
+        if snapshot.active_digest != committed.digest and not way_back and not self._ctx.permitted():
             self._ctx.show(f"{committed} is committed and waits for update_permitted")
             return
         timeout_s = min(self.config.swap_timeout_s, SLICE_S)
-        request = SwapRequest(committed.digest, at=self.config.swap_at, timeout_s=timeout_s)
+        cause = "ROLLBACK" if way_back else "UPDATE"
+        request = SwapRequest(committed.digest, at=self.config.swap_at, cause=cause, timeout_s=timeout_s)
         try:
             result = self._ctx.activate(committed, request, self._ctx.interrupted)
         except PolicyError as e:
             result = SwapResult(False, e.code, e.message)
-        if result.success:
+        if result.success and not way_back:
             with self.store.edit() as state:
                 state.activation_due = False
+        elif result.success:
+            self._next_activation = time.monotonic() + self.config.trial_lease_s / 4  # until it is saved
         elif result.error_code == "SWAP_TIMEOUT":
             self._ctx.show(f"{committed} is committed and waits for a boundary ({self.config.swap_at})")
         else:

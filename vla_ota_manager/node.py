@@ -20,7 +20,7 @@ from rclpy.node import Node
 from std_msgs.msg import Bool, Float64
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate
 
-from vla_ota_manager.commands.node import MAX_GOALS, InstallAction, Services
+from vla_ota_manager.commands.node import MAX_GOALS, MAX_ROLLBACKS, InstallAction, Services
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.engine import UpdateEngine
 from vla_ota_manager.messages.node import from_event, from_status, to_result, to_score, to_update
@@ -33,8 +33,8 @@ from vla_ros.log_forwarding import forward_log
 from vla_ros.parameters import declare, on_live_change
 from vla_ros.runtime import main as run_main
 
-THREADS = 8 + MAX_GOALS
-"""Of the executor: what may block (two services, the goals, the timers) never keeps a topic waiting."""
+THREADS = 7 + MAX_ROLLBACKS + MAX_GOALS
+"""Of the executor: what may block (the services, the goals, the timers) never keeps a topic waiting."""
 
 
 class OtaManagerNode(Node):

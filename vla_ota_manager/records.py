@@ -210,7 +210,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class RollbackReply(Reply):
-    """Reply of ``rollback``; ``duration_s`` until the first action of ``to_version`` [s]."""
+    """Reply of ``rollback``; ``duration_s`` from the request until the first action of ``to_version`` was known [s]."""
 
     from_version: str = ""
     to_version: str = ""

@@ -17,6 +17,7 @@ from vla_ota_manager.records import Ref
 from vla_ota_manager.state import Block, State, TrialRecord
 from vla_ota_manager.states import UpdateState
 from vla_ota_manager.trial import Decision, TrialJudge, Verdict
+from vla_ota_manager.way_back import WayBack
 
 _S = UpdateState
 _STEP_S = 0.2
@@ -52,8 +53,7 @@ class TrialRunner:
         self._boot_id = ""
         self._left_at = 0.0
         self._stamp_s = 0.0
-        self._unsaved: tuple[str, str, bool, str] | None = None
-        """A verdict that could not be written down yet."""
+        self._way_back: WayBack | None = None
 
     def recover(self) -> None:
         """Count an attempt if the last process did not end properly; too many of them are a verdict."""
@@ -61,7 +61,7 @@ class TrialRunner:
         if trial is None or trial.phase is _S.ROLLING_BACK:
             return
         if trial.clean:
-            with self._store.edit() as state:
+            with self._store.edit(durable=False) as state:
                 _of(state).clean = False
             return
         attempts = self._count_attempt(trial)
@@ -73,7 +73,7 @@ class TrialRunner:
     def park(self) -> None:
         """Note that this process ends properly in the middle of a trial."""
         if self._store.state.trial is not None:
-            with self._store.edit() as state:
+            with self._store.edit(durable=False) as state:
                 trial = _of(state)
                 trial.clean = True
                 if self._judge is not None:
@@ -86,9 +86,6 @@ class TrialRunner:
             return
         if trial.phase is _S.ROLLING_BACK:
             self._take_control_back(trial)
-        elif self._unsaved is not None:
-            code, reason, block, at = self._unsaved
-            self.roll_back(code, reason, block=block, at=at)
         elif self._judge is None:
             self._enter(trial)
         else:
@@ -99,12 +96,12 @@ class TrialRunner:
     def look(self) -> bool:
         """Look after a running trial without waiting; false if it has ended, or needs a :meth:`step`."""
         trial = self._store.state.trial
-        if trial is None or self._judge is None or self._unsaved is not None:
+        if trial is None or self._judge is None:
             return False
         try:
             self._watch(trial, self._judge)
         except StoreError:
-            return False  # the next step meets it too, and tells
+            return False  # it could not be committed; the next step meets that too, and tells
         return self._judge is not None
 
     # -- SWAPPING -----------------------------------------------------------------------------------------------------------
@@ -115,6 +112,8 @@ class TrialRunner:
         begun = self._begun_at = self._begun_at or now
         snapshot = self._ctx.policy()
         acts = snapshot is not None and snapshot.active_digest == trial.ref.digest
+        if snapshot is not None and not acts and trial.phase is _S.TRIAL and self._was_taken_back(trial, snapshot, now):
+            return
         if snapshot is None or not (acts or self._ctx.permitted()):
             self._ctx.show(f"{trial.ref} waits for {'policy_node' if snapshot is None else 'update_permitted'}")
             if snapshot is not None:
@@ -150,6 +149,22 @@ class TrialRunner:
             self._ctx.show(f"swap to {trial.ref}: {result.error_code} {result.message}; asked again")
             self._ctx.wait(_RETRY_S)
 
+    def _was_taken_back(self, trial: TrialRecord, snapshot: PolicySnapshot, now: float) -> bool:
+        """Close a trial that was left on request before this process began, which the one before could not write down.
+
+        Returns:
+            True while that may be so: the report that says why another version acts comes a second after the swap.
+        """
+        if not snapshot.active_digest:
+            return False
+        if snapshot.last_swap_cause == "ROLLBACK":
+            self._note_left(trial, snapshot, "SWAPPED_AWAY")
+        elif snapshot.last_swap_cause or now - self._begun_at > _REPORT_S:
+            return False
+        else:
+            self._ctx.wait(_STEP_S)
+        return True
+
     def _begin(self, trial: TrialRecord, result: SwapResult) -> None:
         stamp = result.stamp_s or self._ctx.stamp_clock()
         state = self._store.state
@@ -161,7 +176,7 @@ class TrialRunner:
         judge.begin(trial.ref.version, trial.ref.digest, result.generation, stamp, time.monotonic())
         if state.state is _S.SWAPPING:
             message = f"{trial.ref} acts after {result.swap_latency_s:.3f} s and must prove itself"
-            with self._ctx.transition(_S.TRIAL, message=message) as draft:
+            with self._ctx.transition(_S.TRIAL, message=message, durable=False) as draft:
                 _of(draft).phase = _S.TRIAL
         self._judge = judge
         self._collector = Collector(
@@ -202,14 +217,14 @@ class TrialRunner:
 
     def _count_attempt(self, trial: TrialRecord) -> int:
         """Count an unclean end of a trial of this version; return how many there have been."""
-        with self._store.edit() as state:
+        with self._store.edit(durable=False) as state:
             attempts = state.attempts[trial.ref.digest] = state.attempts.get(trial.ref.digest, 0) + 1
         return attempts
 
     def _save_evidence(self, judge: TrialJudge, now: float) -> None:
         if now - self._saved_at > _SAVE_PERIOD_S:
             self._saved_at = now
-            with self._store.edit() as state:
+            with self._store.edit(durable=False) as state:
                 _of(state).evidence = judge.to_json()
 
     def _policy_left(self, trial: TrialRecord, snapshot: PolicySnapshot | None, now: float) -> bool:
@@ -270,7 +285,7 @@ class TrialRunner:
         """Ask for the trial again, with what is known so far."""
         if self._judge is not None:
             evidence = self._judge.to_json()
-            with self._store.edit() as state:
+            with self._store.edit(durable=False) as state:
                 _of(state).evidence = evidence
             self._judge = None
 
@@ -301,18 +316,11 @@ class TrialRunner:
     # -- ROLLING_BACK -------------------------------------------------------------------------------------------------------
 
     def roll_back(self, code: str, reason: str, *, block: bool, at: str = "") -> None:
-        """Begin to give control back to the committed version. A disk that cannot be written does not stop that."""
-        try:
-            with self._ctx.transition(_S.ROLLING_BACK, code=code, message=reason) as state:
-                trial = _of(state)
-                trial.phase, trial.code, trial.reason, trial.block, trial.at = _S.ROLLING_BACK, code, reason, block, at
-        except StoreError:
-            self._unsaved = (code, reason, block, at)
-            committed = self._store.state.committed
-            if committed is not None:
-                self._swap_back(committed, at)
-            raise
-        self._judge, self._unsaved = None, None
+        """Begin to give control back to the committed version."""
+        with self._ctx.transition(_S.ROLLING_BACK, code=code, message=reason, durable=False) as state:
+            trial = _of(state)
+            trial.phase, trial.code, trial.reason, trial.block, trial.at = _S.ROLLING_BACK, code, reason, block, at
+        self._judge, self._way_back = None, None
         self._next_try = 0.0
 
     def _take_control_back(self, trial: TrialRecord) -> None:
@@ -323,33 +331,39 @@ class TrialRunner:
         if time.monotonic() < self._next_try:
             self._ctx.wait(_STEP_S)
             return
-        begun = time.monotonic()
-        try:
-            result = self._swap_back(committed, trial.at)
-        except PolicyError as e:
-            result = SwapResult(False, e.code, e.message)
+        way = self._way_back = self._way_back or WayBack(self._ctx, committed, older=True, at=trial.at)
+        result = way.take()
         snapshot = self._ctx.policy()
         returned = snapshot is not None and snapshot.active_digest == committed.digest and not snapshot.on_trial
         if result.success or returned:
-            way = "warm" if result.warm else "cold"
-            duration = result.swap_latency_s or time.monotonic() - begun
-            message = f"{trial.reason}; back to {committed.version} ({way}) in {duration:.3f} s"
-            self._close(_S.ROLLED_BACK, trial.code, message, block=trial.block)
+            target = way.ref if result.success else committed
+            duration = time.monotonic() - way.begun
+            message = (
+                f"{trial.reason}; back to {target.version} ({'warm' if result.warm else 'cold'}) in {duration:.3f} s"
+            )
+            message = f"{message}; {way.skipped}" if target != committed else message
+            self._close(_S.ROLLED_BACK, trial.code, message, block=trial.block, back_to=target)
             return
-        self._ctx.show(f"going back to {committed}: {result.error_code} {result.message}; asked again")
+        self._ctx.show(f"going back to {way.ref}: {result.error_code} {result.message}; asked again")
         self._next_try = time.monotonic() + _RETRY_S
-
-    def _swap_back(self, committed: Ref, at: str) -> SwapResult:
-        request = SwapRequest(
-            committed.digest, at=at or self._config.rollback_at, cause="ROLLBACK", timeout_s=self._config.swap_timeout_s
-        )
-        return self._ctx.activate(committed, request, self._ctx.halted)
 
     # -- the end ------------------------------------------------------------------------------------------------------------
 
-    def _close(self, end: UpdateState, code: str, message: str, *, block: bool = False) -> None:
+    def _close(
+        self, end: UpdateState, code: str, message: str, *, block: bool = False, back_to: Ref | None = None
+    ) -> None:
         trial = _of(self._store.state)
-        with self._ctx.transition(end, code=code, message=message, version=trial.ref.version, final=True) as state:
+        with self._ctx.transition(
+            end,
+            code=code,
+            message=message,
+            version=trial.ref.version,
+            final=True,
+            point_current=back_to is not None,
+            durable=False,
+        ) as state:
+            if back_to is not None and back_to != state.committed:
+                state.note_rolled_back(back_to)
             state.trial = None
             if block:
                 state.blocked[trial.ref.digest] = Block(trial.ref, f"{code}: {message}", self._ctx.wall_clock())
@@ -359,8 +373,8 @@ class TrialRunner:
 
     def forget(self) -> None:
         """Drop what is known of a trial that has ended."""
-        self._judge, self._collector = None, None
-        self._generation, self._confirmed, self._begun_at, self._unsaved = 0, False, 0.0, None
+        self._judge, self._collector, self._way_back = None, None, None
+        self._generation, self._confirmed, self._begun_at = 0, False, 0.0
 
 
 def _of(state: State) -> TrialRecord:

@@ -23,7 +23,7 @@ _S = UpdateState
 _SAVE_PERIOD_S = 5.0
 _ASK_AGAIN_S = 1.0
 _ASK_AGAIN = frozenset({"POLICY_ABSENT", "PREPARE_IN_PROGRESS", "TRIAL_RUNNING"})
-_NOT_THE_BUNDLES_FAULT = (
+NOT_THE_BUNDLES_FAULT = (
     _ASK_AGAIN
     | {"CANCELLED", "PREPARE_TIMEOUT", "NOT_CONFIGURED", "CLOSED", "CONTROL_LOST", "CONTROL_UNRESPONSIVE"}
     | {"OUT_OF_MEMORY", "NO_FREE_SLOT", "WORKER_START_FAILED", "INTERNAL_ERROR"}
@@ -122,7 +122,7 @@ class UpdatePipeline:
             pass
         while not (result := self._prepare(ref)).success:
             code = result.error_code or "PREPARE_FAILED"
-            if code not in _NOT_THE_BUNDLES_FAULT:
+            if code not in NOT_THE_BUNDLES_FAULT:
                 raise RefusedError(code, f"policy_node refuses it: {result.message}", str(ref))
             if code not in _ASK_AGAIN or time.monotonic() > deadline:
                 raise PolicyError(code, result.message, "prepare_model")

@@ -41,6 +41,7 @@ class StandInPolicyNode:
         swaps: requests of swap_model, in order.
         cancelled: preparations that were cancelled.
         accept_s: how long it takes to accept a preparation [s].
+        swap_s: how long a swap takes [s].
     """
 
     def __init__(self, domain: int, namespace: str = "", name: str = "policy_node") -> None:
@@ -83,7 +84,7 @@ class StandInPolicyNode:
 
     def _forget(self) -> None:
         self._boots += 1
-        self.prepare_s, self.accept_s = 0.05, 0.0
+        self.prepare_s, self.accept_s, self.swap_s = 0.05, 0.0, 0.0
         self.prepare_error, self.swap_error, self.silent = "", "", False
         self.prepared_paths: list[Path] = []
         self.swaps: list[Any] = []
@@ -207,6 +208,7 @@ class StandInPolicyNode:
         return result
 
     def _swap(self, request: Any, response: Any) -> Any:
+        time.sleep(self.swap_s)
         with self._mutex:
             self.swaps.append(request)
             response.active_version, response.generation = self.active[1], self.generation
