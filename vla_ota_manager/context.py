@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import OtaError, PolicyError, StoreError
 from vla_ota_manager.fetch import Fetcher
+from vla_ota_manager.inbox import Inbox
 from vla_ota_manager.port import PolicyPort, PolicySnapshot, SwapRequest, SwapResult
 from vla_ota_manager.records import EpisodeResult, Event, Ref, Score, Status
 from vla_ota_manager.state import SEEN_SIZE, Outcome, State
@@ -23,7 +23,6 @@ from vla_ota_manager.trust import Trust
 
 log = logging.getLogger("vla_ota_manager")
 
-_INBOX_SIZE = 20_000
 _REPORT_PERIOD_S = 0.2
 _ROLLBACK_NONE, _ROLLBACK_COLD, _ROLLBACK_WARM = 0, 1, 2
 _CRASHED = frozenset({"GENERATION_LOST", "WORKER_LOST"})
@@ -66,7 +65,7 @@ class Context:
         self._on_status, self._on_event = on_status, on_event
         self._reported = 0.0
         self._changed = threading.Condition()
-        self._inbox: deque[Score | EpisodeResult] = deque(maxlen=_INBOX_SIZE)
+        self.inbox = Inbox(port.status)
         self._permitted: bool | None = None
         self._allowed = True
         self._cancel: tuple[str, str, str] | None = None
@@ -77,8 +76,8 @@ class Context:
 
     def put(self, item: Score | EpisodeResult) -> None:
         """Hand over a score or an outcome."""
-        self._inbox.append(item)
-        self.notify()
+        if self.inbox.put(item):
+            self.notify()
 
     def set_permitted(self, permitted: bool | None) -> None:
         """Take over ``update_permitted``; None = stale or never heard."""
@@ -108,13 +107,6 @@ class Context:
             if not self.stopping.is_set():
                 self._changed.wait(min(timeout_s, self.config.status_period_s))
         self.report()
-
-    def drain(self) -> list[Score | EpisodeResult]:
-        """Return the scores and outcomes that arrived since the last call."""
-        items = []
-        while self._inbox:
-            items.append(self._inbox.popleft())
-        return items
 
     def cancelled(self) -> tuple[str, str] | None:
         """Return code and message if the update in progress is to be given up."""

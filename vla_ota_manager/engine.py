@@ -20,7 +20,7 @@ from typing import Any
 from vla_checkpoint import CancelledCheckError, CheckpointError, Manifest, verify_bundle
 from vla_ota_manager.acquire import Acquirer
 from vla_ota_manager.ahead import AheadFetcher
-from vla_ota_manager.calibration import CalibrationKeeper, unusable
+from vla_ota_manager.calibration import CalibrationKeeper
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.context import Context, Live, log
 from vla_ota_manager.errors import OfferError, OtaError, PolicyError, StoreError
@@ -53,7 +53,6 @@ _QUEUE_SIZE = 16
 _IDLE_S = 1.0
 _STOP_S = 10.0
 _BEAT_S = 5.0
-_SCORE_WARNING_S = 5.0
 
 
 class UpdateEngine:
@@ -102,9 +101,6 @@ class UpdateEngine:
         self._commands: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._commands_lock = threading.Lock()
         self._next_activation = self._next_save = 0.0
-        self._next_score_warning = 0.0
-        self.scores_dropped, self.score_fault = 0, ""
-        """How many scores were no evidence, and why the last one was not."""
         self._thread: threading.Thread | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------------------
@@ -232,23 +228,20 @@ class UpdateEngine:
 
     def on_score(self, score: Score) -> None:
         """Take in an anomaly score; one that is no evidence is dropped, counted and told."""
-        reason = unusable(score)
-        if not reason:
-            self._ctx.put(score)
-            return
-        self.scores_dropped += 1
-        self.score_fault = reason
-        now = time.monotonic()
-        if now >= self._next_score_warning:
-            self._next_score_warning = now + _SCORE_WARNING_S
-            log.warning("SCORE_INVALID: a score was dropped: %s (%d so far)", reason[:200], self.scores_dropped)
+        self._ctx.put(score)
 
     def on_outcome(self, result: EpisodeResult) -> None:
-        """Take in the outcome of an episode."""
+        """Take in the outcome of an episode, likewise: it counts only if the policy node's status has named that episode."""
         self._ctx.put(result)
 
+    @property
+    def evidence_dropped(self) -> tuple[int, str]:
+        """How many scores and outcomes were no evidence, and why the last one was not."""
+        return self._ctx.inbox.dropped, self._ctx.inbox.fault
+
     def on_policy_status(self) -> None:
-        """Say that ``port.status()`` has something new."""
+        """Say that ``port.status()`` has something new; to be called for each status, before the next one is taken in."""
+        self._ctx.inbox.look()
         self._ctx.notify()
 
     def set_update_permitted(self, permitted: bool | None) -> None:

@@ -220,7 +220,7 @@ class OtaManagerNode(Node):
         )
 
     def _score_report(self) -> Report:
-        dropped = self._engine.scores_dropped
+        dropped, fault = self._engine.evidence_dropped
         values: dict[str, object] = {"dropped": dropped}
         wrong = []
         topics = {"anomaly_score": AnomalyScore} | {
@@ -234,9 +234,7 @@ class OtaManagerNode(Node):
         if wrong:
             return Report(WARN, "; ".join(wrong), values)
         if dropped:
-            return Report(
-                WARN, f"SCORE_INVALID: {dropped} scores were dropped, the last: {self._engine.score_fault}", values
-            )
+            return Report(WARN, f"SCORE_INVALID: {dropped} scores or outcomes were dropped, the last: {fault}", values)
         return Report(OK, "every topic of scores has the expected type", values)
 
 

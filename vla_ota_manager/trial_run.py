@@ -7,9 +7,10 @@ everything here can be done again after a crash, because a swap to the version t
 
 from __future__ import annotations
 
+import math
 import time
 
-from vla_ota_manager.calibration import Calibration, Collector
+from vla_ota_manager.calibration import Acting, Calibration, Collector
 from vla_ota_manager.context import Context
 from vla_ota_manager.errors import OtaError, PolicyError, StoreError
 from vla_ota_manager.port import PolicySnapshot, SwapRequest, SwapResult
@@ -52,7 +53,8 @@ class TrialRunner:
         self._next_try = 0.0
         self._boot_id = ""
         self._left_at = 0.0
-        self._stamp_s = 0.0
+        self._old_report_s = math.nan
+        """Stamp of the report of the swap to what acted before the trial, which that may show again when it acts again [s]."""
         self._way_back: WayBack | None = None
 
     def recover(self) -> None:
@@ -122,6 +124,8 @@ class TrialRunner:
                 self._close(_S.FAILED, "POLICY_ABSENT", f"policy_node was silent for {self._config.policy_wait_s:g} s")
             self._ctx.wait(_STEP_S)
             return
+        if not acts:
+            self._old_report_s = snapshot.last_swap_stamp_s
         request = SwapRequest(
             trial.ref.digest,
             at=self._config.swap_at,
@@ -173,18 +177,16 @@ class TrialRunner:
             incumbent = Calibration.from_json(state.calibration.get(state.committed.digest, {}), self._config)
         judge = TrialJudge(self._config, incumbent, first_install=trial.first_install)
         judge.restore(trial.evidence)
-        judge.begin(trial.ref.version, trial.ref.digest, result.generation, stamp, time.monotonic())
+        snapshot = self._ctx.port.status()
+        self._boot_id = snapshot.boot_id if snapshot is not None else ""
+        acting = Acting(trial.ref.version, result.generation, self._boot_id, stamp)
+        judge.begin(acting, trial.ref.digest, time.monotonic())
         if state.state is _S.SWAPPING:
             message = f"{trial.ref} acts after {result.swap_latency_s:.3f} s and must prove itself"
             with self._ctx.transition(_S.TRIAL, message=message, durable=False) as draft:
                 _of(draft).phase = _S.TRIAL
         self._judge = judge
-        self._collector = Collector(
-            self._config, Calibration.empty(self._config), trial.ref.version, result.generation, stamp
-        )
-        self._stamp_s = stamp
-        snapshot = self._ctx.port.status()
-        self._boot_id = snapshot.boot_id if snapshot is not None else ""
+        self._collector = Collector(self._config, Calibration.empty(self._config), acting)
         self._generation, self._confirmed, self._swapped_at = result.generation, False, time.monotonic()
         self._begun_at = 0.0
         self._saved_at, self._left_at = self._swapped_at, 0.0
@@ -196,7 +198,7 @@ class TrialRunner:
         snapshot = self._ctx.port.status()
         if self._policy_left(trial, snapshot, now):
             return
-        for item in self._ctx.drain():
+        for item in self._ctx.inbox.drain():
             judge.add(item)
             if self._collector is not None:
                 self._collector.add(item)
@@ -268,7 +270,7 @@ class TrialRunner:
         """Say why another generation acts; None while the report that says so may still come."""
         if snapshot.boot_id != self._boot_id:
             return "POLICY_RESTARTED"
-        told = snapshot.last_swap_cause if snapshot.last_swap_stamp_s > self._stamp_s else ""
+        told = snapshot.last_swap_cause if snapshot.last_swap_stamp_s != self._old_report_s else ""
         if told in ("LEASE_EXPIRED", "WORKER_LOST"):
             return told
         self._left_at = self._left_at or now

@@ -91,6 +91,7 @@ class StandInPolicyNode:
         self.cancelled = 0
         self.active, self.standby, self.prepared = NOTHING, NOTHING, NOTHING
         self.generation, self.on_trial, self.boot_id = 0, False, uuid.uuid4().hex
+        self.episode_id = ""
 
     def is_heard(self, *, scores: bool = True) -> bool:
         """Whether somebody listens to statuses, reports and outcomes, and to scores."""
@@ -114,12 +115,14 @@ class StandInPolicyNode:
             time.sleep(0.001)
 
     def publish_outcomes(self, success: bool, count: int) -> None:
-        """Publish so many episodes of the active generation."""
+        """Go through so many episodes of the active generation."""
         for _ in range(count):
+            self.episode_id = uuid.uuid4().hex
+            self.publish_status()
             self._outcome.publish(
                 EpisodeOutcome(
                     header=self._header(),
-                    episode_id=uuid.uuid4().hex,
+                    episode_id=self.episode_id,
                     version=self.active[1],
                     generation=self.generation,
                     success=success,
@@ -127,6 +130,8 @@ class StandInPolicyNode:
                     duration_s=1.0,
                 )
             )
+            self.episode_id = ""
+            self.publish_status()
 
     def publish_status(self) -> None:
         """Publish the status as it is now."""
@@ -146,6 +151,7 @@ class StandInPolicyNode:
                     prepared_version=self.prepared[1],
                     generation=self.generation,
                     on_trial=self.on_trial,
+                    episode_id=self.episode_id,
                     motion_enabled=True,
                     control_rate_hz=50.0,
                 )

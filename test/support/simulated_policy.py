@@ -37,7 +37,7 @@ class SimulatedPolicy:
             "boot_id": uuid.uuid4().hex, "count": 0, "active": None, "standby": None, "prepared": None, "lease": None,
             "cause": "", "holding": "", "running": True, "absent": False, "log": [],
             "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
-            "crashed": {}, "crashes_at_swap": "", "fails_to_prepare": {},
+            "crashed": {}, "crashes_at_swap": "", "episode": "", "fails_to_prepare": {},
         }  # fmt: skip
         if not path.exists():
             path.write_text("{}")
@@ -84,8 +84,9 @@ class SimulatedPolicy:
             hold_reason=document["holding"],
             on_trial=lease is not None,
             running=document["running"],
+            episode_id=document["episode"],
             last_swap_cause=document["cause"],
-            last_swap_stamp_s=document.get("stamp_s", math.inf),
+            last_swap_stamp_s=document.get("stamp_s", active.get("since", math.inf)),
         )
 
     def prepare(
