@@ -55,9 +55,9 @@ def ours(settings: dict[str, Any]) -> None:
     for entry in manifest.files:
         url = parse_url(settings["base_url"] + entry.path)
         fetcher.blob([url], entry.sha256, entry.size, received, lambda done: None, _never)
-    staged = store.stage(manifest, data)
-    verify_bundle(staged, expected_digest=manifest.digest)
-    store.install(staged, manifest)
+    with store.staged(manifest) as staged:
+        verify_bundle(staged, expected_digest=manifest.digest)
+        store.install(staged, manifest)
     store.blobs.release(set())
     store.close()
 

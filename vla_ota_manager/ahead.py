@@ -81,7 +81,9 @@ class AheadFetcher:
         what = f"urgent update {update_id} is {state.name}, the trial goes on: {message}"
         self._ctx.show(what, OtaError(code, message))
         self._record = None
-        if state is _S.REJECTED or code == "DISK_FULL" or self._store.unsaved:  # then saving may need the space
+        if (
+            state is _S.REJECTED or code == "DISK_FULL" or self._store.unsaved is not None
+        ):  # then saving may need the space
             self._store.drop_downloads()
 
     # -- called from within the work ----------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ class AheadFetcher:
         assert record is not None
         update_id, count = record.update.update_id, record.bytes_downloaded
         if self._store.state.downloaded(update_id) != count:
-            with self._store.edit(later=True) as state:
+            with self._store.edit(durable=False) as state:
                 if update_id in state.seen and not state.seen[update_id].final:
                     state.seen[update_id] = replace(state.seen[update_id], bytes_downloaded=count)
 

@@ -11,11 +11,9 @@ from typing import Any
 
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.context import Context
+from vla_ota_manager.inbox import HARD_LIMIT_SOURCE
 from vla_ota_manager.records import EpisodeResult, Score
 
-HARD_LIMIT_SOURCE = "hard_limit"
-POLICY_SOURCES = frozenset({"tce", "reversal", "magnitude", HARD_LIMIT_SOURCE})
-"""Sources that the policy node has; every other one is an external monitor's."""
 MAX_SOURCES = 32
 _SAVE_PERIOD_S = 30.0
 
@@ -112,42 +110,40 @@ def succeeded(result: EpisodeResult) -> bool | None:
     return result.success and not result.intervention
 
 
-def belongs(item: Score | EpisodeResult, version: str, generation: int, since_s: float) -> bool:
-    """Whether a score or outcome is of this generation, and from after ``since_s`` by its own stamp."""
-    if item.generation and generation and item.generation != generation:
-        return False
-    return item.version in ("", version) and item.stamp_s >= since_s
+@dataclass(frozen=True)
+class Acting:
+    """What acts, for telling whose a score or outcome is."""
 
+    version: str
+    generation: int
+    boot_id: str
+    """Of the policy node: it counts generations anew at each boot."""
+    since_s: float
+    """By the clock that stamps scores [s]."""
 
-def unusable(score: Score) -> str:
-    """Say why a score is no evidence of anything, "" if it may be one.
+    def did(self, item: Score | EpisodeResult) -> bool:
+        """Whether a score or outcome is about what acts.
 
-    Infinity or NaN convicts a version only where the policy node says it of a generation of its own: a monitor that fails says
-    nothing about the version. Nobody else may say that a hard limit was broken.
-    """
-    by_policy_node = score.source in POLICY_SOURCES and score.generation > 0 and bool(score.version)
-    if not score.source:
-        return "it names no source"
-    if score.source == HARD_LIMIT_SOURCE and not by_policy_node:
-        return f"{HARD_LIMIT_SOURCE} is the policy node's, with version and generation"
-    if not math.isfinite(score.value) and not by_policy_node:
-        return f"{score.source} is {score.value}"
-    return ""
+        Generation and boot decide; a clock may be set back. A score without a generation is another stack's: its stamp decides.
+        """
+        if item.version not in ("", self.version):
+            return False
+        if isinstance(item, EpisodeResult) or (item.generation and self.generation):
+            return (item.generation, item.boot_id) == (self.generation, self.boot_id)
+        return item.stamp_s >= self.since_s
 
 
 class Collector:
     """Fills a calibration with what one generation does."""
 
-    def __init__(
-        self, config: OtaConfig, calibration: Calibration, version: str, generation: int, since_s: float
-    ) -> None:
+    def __init__(self, config: OtaConfig, calibration: Calibration, acting: Acting) -> None:
         self.calibration = calibration
         self._blocks = BlockBuilder(config.block_chunks)
-        self._version, self._generation, self._since_s = version, generation, since_s
+        self._acting = acting
 
     def add(self, item: Score | EpisodeResult) -> bool:
         """Take a score or an outcome in; false if it is of another generation."""
-        if not belongs(item, self._version, self._generation, self._since_s):
+        if not self._acting.did(item):
             return False
         if isinstance(item, EpisodeResult):
             for source, value in self._blocks.end_episode(item.episode_id).items():
@@ -174,7 +170,7 @@ class CalibrationKeeper:
 
     def collect(self) -> None:
         """Take in what arrived, if it is the committed version that acts."""
-        items = self._ctx.drain()
+        items = self._ctx.inbox.drain()
         state, snapshot = self._ctx.store.state, self._ctx.policy()
         committed = state.committed
         if snapshot is None or committed is None or snapshot.active_digest != committed.digest or snapshot.on_trial:
@@ -185,7 +181,8 @@ class CalibrationKeeper:
             known = Calibration.from_json(state.calibration.get(committed.digest, {}), self._ctx.config)
             since = 0.0 if snapshot.generation else self._ctx.stamp_clock()
             self._of = of
-            self._collector = Collector(self._ctx.config, known, committed.version, snapshot.generation, since)
+            acting = Acting(committed.version, snapshot.generation, snapshot.boot_id, since)
+            self._collector = Collector(self._ctx.config, known, acting)
         for item in items:
             self._changed = self._collector.add(item) or self._changed
         if time.monotonic() - self._saved_at > _SAVE_PERIOD_S:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import OtaError, PolicyError, StoreError
 from vla_ota_manager.fetch import Fetcher
+from vla_ota_manager.inbox import Inbox
 from vla_ota_manager.port import PolicyPort, PolicySnapshot, SwapRequest, SwapResult, absence
 from vla_ota_manager.records import EpisodeResult, Event, Ref, Score, Status, Update
 from vla_ota_manager.scrub import Scrubber
@@ -25,7 +25,6 @@ from vla_ros.plain import plain
 
 log = logging.getLogger("vla_ota_manager")
 
-_INBOX_SIZE = 20_000
 _SAID_SIZE = 200
 _REPORT_PERIOD_S = 0.2
 _ROLLBACK_NONE, _ROLLBACK_COLD, _ROLLBACK_WARM = 0, 1, 2
@@ -74,7 +73,7 @@ class Context:
         self._on_status, self._on_event = on_status, on_event
         self._reported = 0.0
         self._changed = threading.Condition()
-        self._inbox: deque[Score | EpisodeResult] = deque(maxlen=_INBOX_SIZE)
+        self.inbox = Inbox(port.status)
         self._permitted: bool | None = None
         self._allowed = True
         self._cancel: tuple[str, str, str] | None = None
@@ -85,8 +84,8 @@ class Context:
 
     def put(self, item: Score | EpisodeResult) -> None:
         """Hand over a score or an outcome."""
-        self._inbox.append(item)
-        self.notify()
+        if self.inbox.put(item):
+            self.notify()
 
     def set_permitted(self, permitted: bool | None) -> None:
         """Take over ``update_permitted``; None = stale or never heard."""
@@ -116,13 +115,6 @@ class Context:
             if not self.stopping.is_set():
                 self._changed.wait(min(timeout_s, self.config.status_period_s))
         self.report()
-
-    def drain(self) -> list[Score | EpisodeResult]:
-        """Return the scores and outcomes that arrived since the last call."""
-        items = []
-        while self._inbox:
-            items.append(self._inbox.popleft())
-        return items
 
     def cancelled(self) -> tuple[str, str] | None:
         """Return code and message if the update in progress is to be given up."""
@@ -182,7 +174,7 @@ class Context:
         version: str = "",
         final: bool = False,
         point_current: bool = False,
-        later: bool = False,
+        durable: bool = True,
     ) -> Iterator[State]:
         """Change the state, together with whatever the block changes in it, in one write; then tell everybody.
 
@@ -193,10 +185,10 @@ class Context:
             version: what it is about; default: the update's.
             final: nothing more will happen to the update in progress, which is closed.
             point_current: let ``current`` follow the committed version before anybody is told.
-            later: enter it also on a disk that cannot be written now; see :meth:`Store.edit`.
+            durable: see ``Store.edit``.
         """
         message = plain(message)
-        with self.store.edit(later=later) as state:
+        with self.store.edit(durable=durable) as state:
             old, before = state.state, state.update
             check_transition(old, new)
             yield state
@@ -250,7 +242,7 @@ class Context:
             False if it does not wait there.
         """
         message = plain(message)
-        with self.store.edit(later=True) as state:
+        with self.store.edit(durable=False) as state:
             update = next((waiting for waiting in state.queue if waiting.update_id == update_id), None)
             if update is None:
                 return False
@@ -315,7 +307,10 @@ class Context:
 
     def status(self) -> Status:
         """Return the status as it is now (thread-safe)."""
-        state, live, snapshot = self.store.state, self.live, self.policy()
+        state, live, snapshot, unsaved = self.store.state, self.live, self.policy(), self.store.unsaved
+        error_code, message = live.error_code or state.error_code, live.message or state.message
+        if unsaved is not None:  # until then a restart knows less than this status says
+            error_code, message = unsaved.code, f"{message}; not on the disk yet: {unsaved}"
         record, trial = state.update, state.trial
         on_trial = trial is not None and trial.phase is UpdateState.TRIAL
         subject = record.ref if record is not None and record.ref is not None else state.committed
@@ -344,8 +339,8 @@ class Context:
             pinned=tuple(newest_first([ref.version for ref in state.pinned])),
             trust=self.trust.name,
             rollback_ready=self._rollback_ready(state, snapshot),
-            error_code=live.error_code or state.error_code,
-            message=live.message or state.message,
+            error_code=error_code,
+            message=message,
         )
         if live.refused is None or record is not None or trial is not None or state.rollback is not None:
             return status

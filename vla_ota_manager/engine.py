@@ -13,19 +13,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vla_checkpoint import CancelledCheckError, CheckpointError, Manifest, verify_bundle
 from vla_ota_manager.acquire import Acquirer
 from vla_ota_manager.ahead import AheadFetcher
-from vla_ota_manager.calibration import CalibrationKeeper, unusable
+from vla_ota_manager.calibration import CalibrationKeeper
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.context import Context, Live, log
 from vla_ota_manager.errors import OfferError, OtaError, PolicyError, StoreError
 from vla_ota_manager.fetch import Fetcher
 from vla_ota_manager.filesystem import Filesystem
-from vla_ota_manager.operator import Operator
+from vla_ota_manager.operator import Operator, RollbackRequest
 from vla_ota_manager.port import PolicyPort, SwapRequest, SwapResult
 from vla_ota_manager.records import (
     CommitReply,
@@ -52,7 +53,6 @@ _QUEUE_SIZE = 16
 _IDLE_S = 1.0
 _STOP_S = 10.0
 _BEAT_S = 5.0
-_SCORE_WARNING_S = 5.0
 
 
 class UpdateEngine:
@@ -100,11 +100,8 @@ class UpdateEngine:
         self._calibration = CalibrationKeeper(self._ctx)
         self._commands: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._commands_lock = threading.Lock()
-        self._next_activation = 0.0
+        self._next_activation = self._next_save = 0.0
         self._waiting = ""
-        self._next_score_warning = 0.0
-        self.scores_dropped, self.score_fault = 0, ""
-        """How many scores were no evidence, and why the last one was not."""
         self._thread: threading.Thread | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------------------
@@ -196,11 +193,11 @@ class UpdateEngine:
     ) -> RollbackReply:
         """Go back to ``version`` (empty: the previous one, or in a trial the committed one) and wait for it.
 
-        An update that has not been swapped in yet is cancelled by it.
+        An update that has not been swapped in yet is cancelled by it. Asked for while another one is under way, an empty request
+        goes where that one goes, and no further.
         """
-        reply: RollbackReply | Reply = self._command(
-            lambda: self._operator.rollback(version, reason, expected_from_version), timeout_s
-        )
+        request = RollbackRequest(version, reason, expected_from_version, self._operator.meant(), time.monotonic())
+        reply: RollbackReply | Reply = self._command(lambda: self._operator.rollback(request), timeout_s)
         return reply if isinstance(reply, RollbackReply) else RollbackReply(False, reply.error_code, reply.message)
 
     def commit(self, expected_version: str = "", reason: str = "", timeout_s: float = 30.0) -> CommitReply:
@@ -222,23 +219,20 @@ class UpdateEngine:
 
     def on_score(self, score: Score) -> None:
         """Take in an anomaly score; one that is no evidence is dropped, counted and told."""
-        reason = unusable(score)
-        if not reason:
-            self._ctx.put(score)
-            return
-        self.scores_dropped += 1
-        self.score_fault = reason
-        now = time.monotonic()
-        if now >= self._next_score_warning:
-            self._next_score_warning = now + _SCORE_WARNING_S
-            log.warning("SCORE_INVALID: a score was dropped: %s (%d so far)", reason[:200], self.scores_dropped)
+        self._ctx.put(score)
 
     def on_outcome(self, result: EpisodeResult) -> None:
-        """Take in the outcome of an episode."""
+        """Take in the outcome of an episode, likewise: it counts only if the policy node's status has named that episode."""
         self._ctx.put(result)
 
+    @property
+    def evidence_dropped(self) -> tuple[int, str]:
+        """How many scores and outcomes were no evidence, and why the last one was not."""
+        return self._ctx.inbox.dropped, self._ctx.inbox.fault
+
     def on_policy_status(self) -> None:
-        """Say that ``port.status()`` has something new."""
+        """Say that ``port.status()`` has something new; to be called for each status, before the next one is taken in."""
+        self._ctx.inbox.look()
         self._ctx.notify()
 
     def set_update_permitted(self, permitted: bool | None) -> None:
@@ -372,15 +366,15 @@ class UpdateEngine:
         for note in self.store.recovery_notes:
             name = self.store.state.state.name
             self._ctx.announce(Event(self._ctx.wall_clock(), "", name, name, "", "STATE_CORRUPT", note))
-        with self.store.edit() as state:
+        with self.store.edit(durable=False) as state:
             _settle(state)
         self._trials.recover()
         self._ctx.report(force=True)
 
     def _step(self) -> None:
-        state = self.store.state
+        self._save_late()
         self._run_commands()
-        if state.rollback is not None and self.store.state.rollback is not None:
+        if self.store.state.rollback is not None:
             self._operator.resume_rollback()
         elif self.store.state.trial is not None:
             if self.store.state.state is _S.SWAPPING:  # the last that is heard of the committed version
@@ -395,6 +389,14 @@ class UpdateEngine:
             self._begin_update()
         else:
             self._idle()
+
+    def _save_late(self) -> None:
+        """Save what a disk did not take, as soon as it does."""
+        now = time.monotonic()
+        if self.store.unsaved is not None and now >= self._next_save:
+            self._next_save = now + _IDLE_S
+            with suppress(StoreError):  # the status tells
+                self.store.save_late()
 
     def _begin_update(self) -> None:
         queued = self.store.state.queue[0]
@@ -427,10 +429,10 @@ class UpdateEngine:
 
     def _idle(self) -> None:
         self._calibration.collect()
-        self.store.repair_current()
         if self.store.state.activation_due:
             self._confirm_activation()
-        self.store.save()
+        if self.store.unsaved is None:
+            self.store.repair_current()
         self._ctx.wait(_IDLE_S)
 
     def _confirm_activation(self) -> None:
@@ -438,22 +440,26 @@ class UpdateEngine:
         committed, snapshot = self.store.state.committed, self._ctx.policy()
         if committed is None or snapshot is None or time.monotonic() < self._next_activation:
             return
-        acts = snapshot.active_digest == committed.digest
-        hindrance = self._ctx.hindrance(permitted=acts or self._ctx.permitted())
+        acts, way_back = snapshot.active_digest == committed.digest, self.store.unsaved is not None
+        # Nothing but a way back is committed without being saved, and that waits for nobody.
+        hindrance = "" if way_back else self._ctx.hindrance(permitted=acts or self._ctx.permitted())
         if hindrance:
             if not acts:
                 self._ctx.show(f"{committed} is committed and waits for {hindrance}")
             return
         timeout_s = min(self.config.swap_timeout_s, SLICE_S)
-        request = SwapRequest(committed.digest, at=self.config.swap_at, timeout_s=timeout_s)
+        cause = "ROLLBACK" if way_back else "UPDATE"
+        request = SwapRequest(committed.digest, at=self.config.swap_at, cause=cause, timeout_s=timeout_s)
         try:
             result = self._ctx.activate(committed, request, self._ctx.interrupted)
         except PolicyError as e:
             result = SwapResult(False, e.code, e.message)
-        if result.success:
+        if result.success and not way_back:
             with self.store.edit() as state:
                 state.activation_due = False
             self._ctx.unshow()
+        elif result.success:
+            self._next_activation = time.monotonic() + self.config.trial_lease_s / 4  # until it is saved
         elif result.error_code == "SWAP_TIMEOUT":
             self._ctx.show_asked(f"{committed} is committed and waits for a boundary ({self.config.swap_at})")
         else:

@@ -21,7 +21,8 @@
 
 Why a version was rolled back is no error but travels as a code too: HARD_LIMIT HEARTBEAT_LOST SCORES_WORSE SUCCESS_WORSE
 TRIAL_ATTEMPTS LEASE_EXPIRED WORKER_LOST POLICY_RESTARTED SWAPPED_AWAY SUPERSEDED OPERATOR_ROLLBACK. INTERNAL_ERROR is a defect.
-SCORE_INVALID stands in the log and the diagnostics only: a score was dropped. VERSION_DAMAGED is an event: a version on disk is.
+SCORE_INVALID stands in the log and the diagnostics only: a score or an outcome was dropped. VERSION_DAMAGED is an event: a
+version on disk is damaged.
 
 Errors of ``vla_checkpoint`` and of the policy node keep their own codes on the way to the status.
 """

@@ -160,7 +160,8 @@ class Connection:
                     Reply(response.status_code, {name.lower(): value for name, value in response.headers.items()})
                 )
                 raw: Any = response.raw
-                while not self._given_up.is_set() and (data := raw.read1(self._chunk_bytes, decode_content=False)):
+                read = getattr(raw, "read1", raw.read)  # urllib3 before 2.3, as Ubuntu 24.04 has it, waits for a whole chunk
+                while not self._given_up.is_set() and (data := read(self._chunk_bytes, decode_content=False)):
                     self._put(data)
 
     def _read_file(self) -> None:

@@ -20,7 +20,7 @@ from rclpy.node import Node
 from std_msgs.msg import Bool, Float64
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate
 
-from vla_ota_manager.commands.node import MAX_GOALS, InstallAction, Services
+from vla_ota_manager.commands.node import MAX_GOALS, MAX_ROLLBACKS, InstallAction, Services
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.engine import UpdateEngine
 from vla_ota_manager.messages.node import from_event, from_status, to_result, to_score, to_update
@@ -33,8 +33,8 @@ from vla_ros.log_forwarding import forward_log
 from vla_ros.parameters import declare, on_live_change, refuse_unknown
 from vla_ros.runtime import main as run_main
 
-THREADS = 8 + MAX_GOALS
-"""Of the executor: what may block (two services, the goals, the timers) never keeps a topic waiting."""
+THREADS = 7 + MAX_ROLLBACKS + MAX_GOALS
+"""Of the executor: what may block (the services, the goals, the timers) never keeps a topic waiting."""
 
 
 class OtaManagerNode(Node):
@@ -226,7 +226,7 @@ class OtaManagerNode(Node):
         return Report(WARN, f"trust is '{trust}': nothing vouches for what is installed", {"trust": trust})
 
     def _score_report(self) -> Report:
-        dropped = self._engine.scores_dropped
+        dropped, fault = self._engine.evidence_dropped
         values: dict[str, object] = {"dropped": dropped}
         wrong = []
         topics = {"anomaly_score": AnomalyScore} | {
@@ -240,9 +240,7 @@ class OtaManagerNode(Node):
         if wrong:
             return Report(WARN, "; ".join(wrong), values)
         if dropped:
-            return Report(
-                WARN, f"SCORE_INVALID: {dropped} scores were dropped, the last: {self._engine.score_fault}", values
-            )
+            return Report(WARN, f"SCORE_INVALID: {dropped} scores or outcomes were dropped, the last: {fault}", values)
         return Report(OK, "every topic of scores has the expected type", values)
 
 

@@ -7,8 +7,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from vla_ota_manager.calibration import POLICY_SOURCES
 from vla_ota_manager.errors import ConfigError
+from vla_ota_manager.inbox import POLICY_SOURCES
 from vla_ros.settings import setting
 
 _TOKEN = "[A-Za-z_{][A-Za-z0-9_{}]*"

@@ -4,19 +4,33 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 
 from vla_ota_manager.context import Context
-from vla_ota_manager.errors import CommandError, OtaError, PolicyError, RefusedError, StoreError
-from vla_ota_manager.port import PolicySnapshot, SwapRequest, SwapResult
+from vla_ota_manager.errors import CommandError, OtaError, RefusedError, StoreError
+from vla_ota_manager.port import SwapResult
 from vla_ota_manager.records import CommitReply, Event, ListReply, ModelEntry, Ref, RollbackReply
 from vla_ota_manager.state import Block, RollbackRecord
 from vla_ota_manager.states import PIPELINE, UpdateState
 from vla_ota_manager.trial_run import TrialRunner
+from vla_ota_manager.way_back import WayBack
 
 _S = UpdateState
 _BUSY = frozenset({"SWAP_IN_PROGRESS", "PREPARE_IN_PROGRESS", "TRIAL_RUNNING"})
 _BUSY_S = 0.2
+
+
+@dataclass(frozen=True)
+class RollbackRequest:
+    """What an operator asked for."""
+
+    version: str
+    reason: str
+    expected_from_version: str
+    meant: Ref | None
+    """What an empty ``version`` meant when it was asked for; see :meth:`Operator.meant`."""
+    asked_at: float
+    """By the monotonic clock [s]."""
 
 
 class Operator:
@@ -29,25 +43,49 @@ class Operator:
 
     # -- rollback -----------------------------------------------------------------------------------------------------------
 
-    def rollback(self, version: str, reason: str, expected_from_version: str) -> RollbackReply:
+    def meant(self) -> Ref | None:
+        """Return what a rollback that names no version goes to as things stand now; from any thread.
+
+        It counts from the moment of the request: by the time it is carried out another rollback, a verdict or a commit may have
+        come first, and a further step back is not what was asked for.
+        """
+        state = self._store.state
+        if state.rollback is not None:
+            return state.rollback.target
+        return state.committed if state.trial is not None else state.previous
+
+    def rollback(self, request: RollbackRequest) -> RollbackReply:
         """Go back to a version on disk. Blocks nothing, and no permission is asked for."""
-        begun = time.monotonic()
         from_version = self._acting()
         try:
-            target = self._target(version, expected_from_version, from_version)
+            target = self._target(request, from_version)
         except OtaError as e:
-            return RollbackReply(False, e.code, e.message, from_version, "")
+            message = e.message if e.code != "NO_PREVIOUS" else f"{e.message}{self._withdraw()}"
+            return RollbackReply(False, e.code, message, from_version, "")
         self._cancel_update()
-        self._accept(target, reason, from_version)
-        reply = self.resume_rollback()
-        return replace(reply, duration_s=reply.duration_s or time.monotonic() - begun)
+        if self._acts_for_good(target):
+            took = time.monotonic() - request.asked_at
+            return RollbackReply(True, "", f"{target.version} acts already", from_version, target.version, took, True)
+        self._accept(target, request, from_version)
+        return self.resume_rollback(request.asked_at)
 
-    def _cancel_update(self) -> None:
+    def _cancel_update(self) -> bool:
         record = self._store.state.update
-        if record is not None and record.state in PIPELINE:
-            message = "an operator asked for a rollback"
-            with self._ctx.transition(_S.CANCELLED, code="SUPERSEDED", message=message, final=True):
-                pass
+        if record is None or record.state not in PIPELINE:
+            return False
+        message = "an operator asked for a rollback"
+        with self._ctx.transition(_S.CANCELLED, code="SUPERSEDED", message=message, final=True, durable=False):
+            pass
+        return True
+
+    def _withdraw(self) -> str:
+        """Give up what does not act yet though there is nothing to go back to; return that in words."""
+        trial = self._store.state.trial
+        if trial is not None and trial.phase is _S.SWAPPING:
+            self._trials.roll_back("OPERATOR_ROLLBACK", "an operator asked for a rollback before it acted", block=False)
+        elif not self._cancel_update():
+            return ""
+        return "; the update is cancelled"
 
     def _acting(self) -> str:
         state, snapshot = self._store.state, self._ctx.policy()
@@ -56,18 +94,24 @@ class Operator:
         ref = state.trial.ref if state.trial is not None else state.committed
         return ref.version if ref is not None else ""
 
-    def _target(self, version: str, expected_from: str, acting: str) -> Ref:
-        state = self._store.state
+    def _acts_for_good(self, target: Ref) -> bool:
+        state, snapshot = self._store.state, self._ctx.policy()
+        if state.trial is not None or state.rollback is not None or state.committed != target:
+            return False
+        return snapshot is not None and snapshot.active_digest == target.digest and not snapshot.on_trial
+
+    def _target(self, request: RollbackRequest, acting: str) -> Ref:
+        state, expected_from = self._store.state, request.expected_from_version
         if expected_from and expected_from != acting:
             raise CommandError(
                 "EXPECTATION_FAILED", f"is {expected_from}, but {acting or 'nothing'} acts", "expected_from_version"
             )
-        default = state.committed if state.trial is not None else state.previous
-        target = self._store.find(version) if version else default
+        version = request.version
+        target = self._store.find(version) if version else request.meant or self.meant()
         if target is None and not version:
             raise CommandError("NO_PREVIOUS", "there is no version to go back to")
-        if target is None or not self._store.has(target):
-            raise StoreError("MODEL_NOT_FOUND", "is not complete on disk", f"version {version or target}")
+        if target is None:
+            raise StoreError("MODEL_NOT_FOUND", "is not complete on disk", f"version {version}")
         if state.trial is not None and target.digest == state.trial.ref.digest:
             raise CommandError("ON_TRIAL", "is on trial; commit_model would keep it", f"version {target.version}")
         block = state.blocks(target.name, target.version, target.digest)
@@ -75,13 +119,13 @@ class Operator:
             raise RefusedError("VERSION_BLOCKED", f"was rolled back: {block.reason}", f"version {target.version}")
         return target
 
-    def _accept(self, target: Ref, reason: str, from_version: str) -> None:
-        reason = reason or "an operator asked for it"
+    def _accept(self, target: Ref, request: RollbackRequest, from_version: str) -> None:
+        reason = request.reason or "an operator asked for it"
         message = f"back to {target.version}: {reason}"
         trial = self._store.state.trial
         code = "OPERATOR_ROLLBACK" if trial is not None else ""
-        with self._ctx.transition(_S.ROLLING_BACK, code=code, message=message) as state:
-            state.rollback = RollbackRecord(target, reason, from_version)
+        with self._ctx.transition(_S.ROLLING_BACK, code=code, message=message, durable=False) as state:
+            state.rollback = RollbackRecord(target, reason, from_version, named=bool(request.version))
             if trial is not None:
                 if trial.block:  # a verdict had been reached already
                     state.blocked[trial.ref.digest] = Block(
@@ -90,80 +134,61 @@ class Operator:
                 state.trial = None
                 self._trials.forget()
 
-    def resume_rollback(self) -> RollbackReply:
-        """Carry an accepted rollback out, also after a crash."""
+    def resume_rollback(self, asked_at: float = 0.0) -> RollbackReply:
+        """Carry an accepted rollback out, also after a crash. ``asked_at``: when it was asked for, by the monotonic clock [s]."""
         record = self._store.state.rollback
         if record is None:
             return RollbackReply(False, "NO_PREVIOUS", "no rollback is under way")
-        request = SwapRequest(
-            record.target.digest,
-            at=self._ctx.config.rollback_at,
-            cause="ROLLBACK",
-            timeout_s=self._ctx.config.swap_timeout_s,
-        )
+        asked_at = asked_at or time.monotonic()
+        way = WayBack(self._ctx, record.target, older=not record.named)
         deadline = time.monotonic() + self._ctx.config.swap_timeout_s
-        while (result := self._try(record.target, request)).error_code in _BUSY and time.monotonic() < deadline:
-            self._ctx.show_asked(f"going back to {record.target}: {result.error_code}")
+        while (result := way.take()).error_code in _BUSY and time.monotonic() < deadline:
+            self._ctx.show_asked(f"going back to {way.ref}: {result.error_code}")
             self._ctx.wait(_BUSY_S)
+        took = time.monotonic() - asked_at
         if self._ctx.stopping.is_set() and not result.success:
             return RollbackReply(False, "ENGINE_STOPPED", "goes on at the next start", record.from_version, "")
         if result.success or result.error_code == "POLICY_ABSENT":
-            return self._finish(record, result)
-        message = f"policy_node did not swap to {record.target}: {result.message}"
-        with self._ctx.transition(
-            _S.FAILED, code=result.error_code or "SWAP_FAILED", message=message, final=True
-        ) as state:
+            return self._finish(record, way, result, took)
+        message = f"policy_node did not swap to {way.ref}: {result.message}"
+        code = result.error_code or "SWAP_FAILED"
+        with self._ctx.transition(_S.FAILED, code=code, message=message, final=True, durable=False) as state:
             state.rollback = None
             state.activation_due = True
-        return RollbackReply(False, result.error_code or "SWAP_FAILED", message, record.from_version, self._acting())
+        return RollbackReply(False, code, message, record.from_version, self._acting())
 
-    def _try(self, target: Ref, request: SwapRequest) -> SwapResult:
-        try:
-            snapshot = self._ctx.policy()
-            if snapshot is None:
-                raise PolicyError("POLICY_ABSENT", f"policy_node {self._ctx.absence()}", "swap_model")
-            self._leave_trial(snapshot, target, request)
-            return self._ctx.activate(target, request, self._ctx.halted)
-        except PolicyError as e:
-            return SwapResult(False, e.code, e.message)
-
-    def _leave_trial(self, snapshot: PolicySnapshot, target: Ref, request: SwapRequest) -> None:
-        """Go to the committed version before a third one is loaded: a trial needs both places in policy_node's memory."""
-        committed = self._store.state.committed
-        if snapshot.on_trial and committed is not None and not snapshot.is_resident(target.digest):
-            result = self._ctx.activate(committed, request, self._ctx.halted)
-            if not result.success:
-                raise PolicyError(
-                    result.error_code or "SWAP_FAILED", result.message, f"leave the trial for {committed}"
-                )
-
-    def _finish(self, record: RollbackRecord, result: SwapResult) -> RollbackReply:
-        target = record.target
-        way = "a pointer moved" if result.warm else "loaded from disk"
+    def _finish(self, record: RollbackRecord, way: WayBack, result: SwapResult, took: float) -> RollbackReply:
+        target = way.ref
+        how = "a pointer moved" if result.warm else "loaded from disk"
         if result.success and record.from_version == target.version:
             message = f"{target.version} acts: {record.reason}"
         elif result.success:
-            message = f"{record.from_version or 'nothing'} -> {target.version} ({way}): {record.reason}"
+            message = f"{record.from_version or 'nothing'} -> {target.version} ({how}): {record.reason}"
         else:
             absent = f"policy_node {self._ctx.absence()} and will start with it"
             message = f"{target.version} is committed, {absent}: {record.reason}"
+        message = f"{message}; {way.skipped}" if way.skipped else message
         code = "OPERATOR_ROLLBACK" if self._store.state.update is not None else ""
         code = code if result.success else "POLICY_ABSENT"
         with self._ctx.transition(
-            _S.ROLLED_BACK, code=code, message=message, version=target.version, final=True, point_current=True
+            _S.ROLLED_BACK,
+            code=code,
+            message=message,
+            version=target.version,
+            final=True,
+            point_current=True,
+            durable=False,
         ) as state:
             if state.committed is None or state.committed.digest != target.digest:
                 state.note_rolled_back(target)
             state.rollback = None
-            state.activation_due = not result.success
+            # what a restart would not know of is confirmed until it would
+            state.activation_due = not result.success or self._store.unsaved is not None
+        unsaved = self._store.unsaved
+        if unsaved is not None:
+            message = f"{message}; not on the disk yet: {unsaved}"
         return RollbackReply(
-            result.success,
-            result.error_code,
-            message,
-            record.from_version,
-            target.version,
-            result.swap_latency_s,
-            result.warm,
+            result.success, result.error_code, message, record.from_version, target.version, took, result.warm
         )
 
     # -- commit -------------------------------------------------------------------------------------------------------------

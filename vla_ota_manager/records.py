@@ -89,7 +89,10 @@ class Update:
 
 @dataclass(frozen=True)
 class Score:
-    """An AnomalyScore. ``stamp_s`` by the clock that stamps scores [s]; empty version, 0 generation: unknown."""
+    """An AnomalyScore. ``stamp_s`` by the clock that stamps scores [s]; empty version, 0 generation: unknown.
+
+    ``boot_id``: of the policy node that was alive when it arrived; the inbox fills it in.
+    """
 
     source: str
     value: float
@@ -97,11 +100,12 @@ class Score:
     version: str = ""
     generation: int = 0
     episode_id: str = ""
+    boot_id: str = ""
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """An EpisodeOutcome, with its meanings."""
+    """An EpisodeOutcome, with its meanings; ``boot_id`` as in :class:`Score`."""
 
     episode_id: str
     success: bool
@@ -111,6 +115,7 @@ class EpisodeResult:
     known: bool = True
     mixed: bool = False
     intervention: bool = False
+    boot_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -212,7 +217,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class RollbackReply(Reply):
-    """Reply of ``rollback``; ``duration_s`` until the first action of ``to_version`` [s]."""
+    """Reply of ``rollback``; ``duration_s`` from the request until the first action of ``to_version`` was known [s]."""
 
     from_version: str = ""
     to_version: str = ""

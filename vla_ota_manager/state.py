@@ -60,6 +60,8 @@ class RollbackRecord:
     target: Ref
     reason: str
     from_version: str
+    named: bool = False
+    """A person named ``target``; else an older version will do where it cannot be loaded."""
 
 
 @dataclass

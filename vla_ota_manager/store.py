@@ -48,6 +48,8 @@ STATE = "state.json"
 OLD_STATE = "state.json.old"
 _COPY_BYTES = 1 << 20
 
+log = logging.getLogger("vla_ota_manager")
+
 
 @dataclass(frozen=True)
 class Installed:
@@ -72,10 +74,11 @@ class Store:
         """What :meth:`open` had to repair, in words."""
         self.changes: Counter[Path] = Counter()
         """How often each version's folder has changed."""
+        self.unsaved: StoreError | None = None
+        """Why the state as it is now is not on the disk; None: it is. See :meth:`edit` and :meth:`save_late`."""
         self._mutex = threading.RLock()
         self._lock_fd = -1
-        self._state = State()
-        self._unsaved = False
+        self._state = self._saved = State()
         self._installed: list[Installed] | None = None
 
     # -- opening ------------------------------------------------------------------------------------------------------------
@@ -93,7 +96,8 @@ class Store:
         self._lock_fd = self.fs.lock(self.root / ".lock", wait=False)
         try:
             self._sweep()
-            self._state = self._load()
+            self._state = self._saved = self._load()
+            self.unsaved = None
             self._repair()
         except BaseException:
             self.close()
@@ -177,45 +181,47 @@ class Store:
 
     @property
     def state(self) -> State:
-        """The state as last edited. Do not change it; it is replaced, never mutated (thread-safe)."""
+        """The state as it is now. Do not change it; it is replaced, never mutated (thread-safe)."""
         return self._state
 
     @contextmanager
-    def edit(self, *, later: bool = False) -> Iterator[State]:
+    def edit(self, *, durable: bool = True) -> Iterator[State]:
         """Change the state: the block gets a copy, which is saved and becomes the state if nothing was raised (thread-safe).
 
         Args:
-            later: it becomes the state also if it cannot be saved now; then the next edit, or :meth:`save`, saves it. Until
-                that a restart finds the state before it. For what must not wait for the disk.
+            durable: what cannot be saved does not happen. False: it happens all the same, and is saved when the disk allows it:
+                for everything that takes control from a version, which must not wait for a disk.
         """
         with self._mutex:
             draft = copy.deepcopy(self._state)
             yield draft
-            if draft == self._state and not self._unsaved:
+            if draft == self._state:
                 return
             try:
                 self._save(draft)
-            except StoreError:
-                if not later:
+            except StoreError as e:
+                if durable:
                     raise
-                self._unsaved = True
+                if self.unsaved is None:
+                    log.error("the state cannot be saved, and is kept in memory: %s", e)
+                self._state, self.unsaved = draft, e
             else:
-                self._unsaved = False
-            self._state = draft
+                self._state = draft
 
-    @property
-    def unsaved(self) -> bool:
-        """Whether the state is ahead of the disk (thread-safe)."""
-        return self._unsaved
+    def save_late(self) -> None:
+        """Try again to save what could not be saved (thread-safe).
 
-    def save(self) -> None:
-        """Save what an earlier edit could not (thread-safe)."""
-        if self._unsaved:
-            with self.edit():
-                pass
+        Raises:
+            StoreError: it still cannot.
+        """
+        with self._mutex:
+            if self.unsaved is not None:
+                self._save(self._state)
+                log.info("the state is saved again")
 
     def _save(self, state: State) -> None:
         self.fs.write_file(self.root / STATE, state.to_bytes(), "state", keep_old_as=self.root / OLD_STATE)
+        self._saved, self.unsaved = state, None
 
     # -- versions -----------------------------------------------------------------------------------------------------------
 
@@ -347,7 +353,7 @@ class Store:
         Returns:
             What was removed.
         """
-        needed = {ref.digest for ref in self._state.references()}
+        needed = {ref.digest for state in (self._state, self._saved) for ref in state.references()}
         needed |= {update.manifest_sha256 for update in self._state.queue}
         versions = self.installed()
         doomed = [entry.ref for entry in versions[keep_versions:] if entry.ref.digest not in needed]
@@ -359,7 +365,7 @@ class Store:
         for ref in doomed:
             self.uninstall(ref)
         self.blobs.collect()
-        with self.edit(later=True) as state:
+        with self.edit(durable=False) as state:
             on_disk = {entry.ref.digest for entry in self.installed()}
             state.lineage = [ref for ref in state.lineage if ref.digest in on_disk]
             state.calibration = {digest: entry for digest, entry in state.calibration.items() if digest in on_disk}

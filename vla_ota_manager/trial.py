@@ -28,16 +28,9 @@ from enum import Enum
 from typing import Any
 
 from vla_evidence import ExceedanceTest, FailureTest, observations_needed, proportion_lower_bound
-from vla_ota_manager.calibration import (
-    HARD_LIMIT_SOURCE,
-    MAX_SOURCES,
-    BlockBuilder,
-    Calibration,
-    belongs,
-    succeeded,
-    unusable,
-)
+from vla_ota_manager.calibration import MAX_SOURCES, Acting, BlockBuilder, Calibration, succeeded
 from vla_ota_manager.config import OtaConfig
+from vla_ota_manager.inbox import HARD_LIMIT_SOURCE, unusable
 from vla_ota_manager.port import PolicySnapshot
 from vla_ota_manager.records import EpisodeResult, Score
 
@@ -91,7 +84,7 @@ class TrialJudge:
         self._clean_from = 0
         self._episodes = self._successes = self._dropped = 0
         self._time_s = 0.0
-        self._version, self._digest, self._generation, self._since_s = "", "", 0, 0.0
+        self._acting, self._digest = Acting("", 0, "", 0.0), ""
         self._acts = False
         self._observed_at = self._listening_since = math.nan
         self._alpha = config.alpha
@@ -122,17 +115,16 @@ class TrialJudge:
 
     # -- inputs -------------------------------------------------------------------------------------------------------------
 
-    def begin(self, version: str, digest: str, generation: int, stamp_s: float, now_s: float) -> None:
-        """The version acts as ``generation`` since ``stamp_s`` (the scores' clock); again after a restart of the policy node."""
-        self._version, self._digest, self._generation, self._since_s = version, digest, generation, stamp_s
+    def begin(self, acting: Acting, digest: str, now_s: float) -> None:
+        """The version acts from now on; again after a restart of the policy node."""
+        self._acting, self._digest = acting, digest
         self._acts = False
         self._observed_at = self._listening_since = now_s
         self._blocks = BlockBuilder(self._config.block_chunks)
 
     def add(self, item: Score | EpisodeResult) -> None:
         """Take in a score or an outcome; one of before the swap, of another generation or no evidence is dropped and counted."""
-        foreign = not belongs(item, self._version, self._generation, self._since_s)
-        if foreign or (isinstance(item, Score) and unusable(item)):
+        if not self._acting.did(item) or (isinstance(item, Score) and unusable(item)):
             self._dropped += 1
         elif isinstance(item, EpisodeResult):
             self._add_outcome(item)
@@ -180,7 +172,7 @@ class TrialJudge:
             what = "unconfigured" if snapshot is not None and snapshot.unconfigured else "silent"
             self._convict("HEARTBEAT_LOST", f"policy_node has been {what} for {silent_s:.1f} s")
         self._acts = self._acts_on_trial(snapshot)
-        if snapshot is None or age > timeout_s or snapshot.generation != self._generation:
+        if snapshot is None or age > timeout_s or snapshot.generation != self._acting.generation:
             return
         if snapshot.holding:
             self._clean_from = self._chunk_count()
@@ -194,7 +186,7 @@ class TrialJudge:
         """Whether a fresh status says that this generation acts, and on trial."""
         if snapshot is None or snapshot.age_s > self._config.policy_silent_s or not snapshot.on_trial:
             return False
-        return (snapshot.active_digest, snapshot.generation) == (self._digest, self._generation)
+        return (snapshot.active_digest, snapshot.generation) == (self._digest, self._acting.generation)
 
     def _convict(self, code: str, message: str) -> None:
         self._convicted = self._convicted or (code, message)

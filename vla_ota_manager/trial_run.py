@@ -7,9 +7,10 @@ everything here can be done again after a crash, because a swap to the version t
 
 from __future__ import annotations
 
+import math
 import time
 
-from vla_ota_manager.calibration import Calibration, Collector
+from vla_ota_manager.calibration import Acting, Calibration, Collector
 from vla_ota_manager.context import Context, log
 from vla_ota_manager.errors import OtaError, PolicyError, StoreError
 from vla_ota_manager.port import PolicySnapshot, SwapRequest, SwapResult
@@ -17,6 +18,7 @@ from vla_ota_manager.records import Ref
 from vla_ota_manager.state import Block, State, TrialRecord
 from vla_ota_manager.states import UpdateState
 from vla_ota_manager.trial import Decision, TrialJudge, Verdict
+from vla_ota_manager.way_back import WayBack
 
 _S = UpdateState
 _STEP_S = 0.2
@@ -55,9 +57,9 @@ class TrialRunner:
         self._next_try = 0.0
         self._boot_id = ""
         self._left_at = 0.0
-        self._stamp_s = 0.0
-        self._unsaved: tuple[str, str, bool, str] | None = None
-        """A verdict that could not be written down yet."""
+        self._old_report_s = math.nan
+        """Stamp of the report of the swap to what acted before the trial, which that may show again when it acts again [s]."""
+        self._way_back: WayBack | None = None
 
     def recover(self) -> None:
         """Count an attempt if the last process did not end properly; too many of them are a verdict."""
@@ -65,7 +67,7 @@ class TrialRunner:
         if trial is None or trial.phase is _S.ROLLING_BACK:
             return
         if trial.clean:
-            with self._store.edit() as state:
+            with self._store.edit(durable=False) as state:
                 _of(state).clean = False
             return
         attempts = self._count_attempt(trial)
@@ -77,7 +79,7 @@ class TrialRunner:
     def park(self) -> None:
         """Note that this process ends properly in the middle of a trial."""
         if self._store.state.trial is not None:
-            with self._store.edit() as state:
+            with self._store.edit(durable=False) as state:
                 trial = _of(state)
                 trial.clean = True
                 if self._judge is not None:
@@ -90,9 +92,6 @@ class TrialRunner:
             return
         if trial.phase is _S.ROLLING_BACK:
             self._take_control_back(trial)
-        elif self._unsaved is not None:
-            code, reason, block, at = self._unsaved
-            self.roll_back(code, reason, block=block, at=at)
         elif self._judge is None:
             self._enter(trial)
         else:
@@ -103,12 +102,12 @@ class TrialRunner:
     def look(self) -> bool:
         """Look after a running trial without waiting; false if it has ended, or needs a :meth:`step`."""
         trial = self._store.state.trial
-        if trial is None or self._judge is None or self._unsaved is not None:
+        if trial is None or self._judge is None:
             return False
         try:
             self._watch(trial, self._judge)
         except StoreError:
-            return False  # the next step meets it too, and tells
+            return False  # it could not be committed; the next step meets that too, and tells
         return self._judge is not None
 
     # -- SWAPPING -----------------------------------------------------------------------------------------------------------
@@ -119,6 +118,8 @@ class TrialRunner:
         begun = self._begun_at = self._begun_at or now
         snapshot = self._ctx.policy()
         acts = snapshot is not None and snapshot.active_digest == trial.ref.digest
+        if snapshot is not None and not acts and trial.phase is _S.TRIAL and self._was_taken_back(trial, snapshot, now):
+            return
         hindrance = self._ctx.hindrance(permitted=acts or self._ctx.permitted())
         if snapshot is None or hindrance:
             self._ctx.show(f"{trial.ref} waits for {hindrance}")
@@ -129,6 +130,8 @@ class TrialRunner:
                 self._close(_S.FAILED, "POLICY_ABSENT", what)
             self._ctx.wait(_STEP_S)
             return
+        if not acts:
+            self._old_report_s = snapshot.last_swap_stamp_s
         request = SwapRequest(
             trial.ref.digest,
             at=self._config.swap_at,
@@ -158,6 +161,22 @@ class TrialRunner:
             self._ctx.show_asked(f"swap to {trial.ref}: {result.error_code} {result.message}")
             self._ctx.wait(_RETRY_S)
 
+    def _was_taken_back(self, trial: TrialRecord, snapshot: PolicySnapshot, now: float) -> bool:
+        """Close a trial that was left on request before this process began, which the one before could not write down.
+
+        Returns:
+            True while that may be so: the report that says why another version acts comes a second after the swap.
+        """
+        if not snapshot.active_digest:
+            return False
+        if snapshot.last_swap_cause == "ROLLBACK":
+            self._note_left(trial, snapshot, "SWAPPED_AWAY")
+        elif snapshot.last_swap_cause or now - self._begun_at > _REPORT_S:
+            return False
+        else:
+            self._ctx.wait(_STEP_S)
+        return True
+
     def _begin(self, trial: TrialRecord, result: SwapResult) -> None:
         stamp = result.stamp_s or self._ctx.stamp_clock()
         state = self._store.state
@@ -166,18 +185,16 @@ class TrialRunner:
             incumbent = Calibration.from_json(state.calibration.get(state.committed.digest, {}), self._config)
         judge = TrialJudge(self._config, incumbent, first_install=trial.first_install)
         judge.restore(trial.evidence)
-        judge.begin(trial.ref.version, trial.ref.digest, result.generation, stamp, time.monotonic())
-        if state.state is _S.SWAPPING:
-            message = f"{trial.ref} acts after {result.swap_latency_s:.3f} s and must prove itself"
-            with self._ctx.transition(_S.TRIAL, message=message) as draft:
-                _of(draft).phase = _S.TRIAL
-        self._judge = judge
-        self._collector = Collector(
-            self._config, Calibration.empty(self._config), trial.ref.version, result.generation, stamp
-        )
-        self._stamp_s = stamp
         snapshot = self._ctx.port.status()
         self._boot_id = snapshot.boot_id if snapshot is not None else ""
+        acting = Acting(trial.ref.version, result.generation, self._boot_id, stamp)
+        judge.begin(acting, trial.ref.digest, time.monotonic())
+        if state.state is _S.SWAPPING:
+            message = f"{trial.ref} acts after {result.swap_latency_s:.3f} s and must prove itself"
+            with self._ctx.transition(_S.TRIAL, message=message, durable=False) as draft:
+                _of(draft).phase = _S.TRIAL
+        self._judge = judge
+        self._collector = Collector(self._config, Calibration.empty(self._config), acting)
         self._generation, self._confirmed, self._swapped_at = result.generation, False, time.monotonic()
         self._begun_at = 0.0
         self._saved_at, self._left_at = self._swapped_at, 0.0
@@ -189,7 +206,7 @@ class TrialRunner:
         snapshot = self._ctx.port.status()
         if self._policy_left(trial, snapshot, now):
             return
-        for item in self._ctx.drain():
+        for item in self._ctx.inbox.drain():
             judge.add(item)
             if self._collector is not None:
                 self._collector.add(item)
@@ -218,14 +235,14 @@ class TrialRunner:
 
     def _count_attempt(self, trial: TrialRecord) -> int:
         """Count an unclean end of a trial of this version; return how many there have been."""
-        with self._store.edit() as state:
+        with self._store.edit(durable=False) as state:
             attempts = state.attempts[trial.ref.digest] = state.attempts.get(trial.ref.digest, 0) + 1
         return attempts
 
     def _save_evidence(self, judge: TrialJudge, now: float) -> None:
         if now - self._saved_at > _SAVE_PERIOD_S:
             self._saved_at = now
-            with self._store.edit() as state:
+            with self._store.edit(durable=False) as state:
                 _of(state).evidence = judge.to_json()
 
     def _policy_left(self, trial: TrialRecord, snapshot: PolicySnapshot | None, now: float) -> bool:
@@ -269,7 +286,7 @@ class TrialRunner:
         """Say why another generation acts; None while the report that says so may still come."""
         if snapshot.boot_id != self._boot_id:
             return "POLICY_RESTARTED"
-        told = snapshot.last_swap_cause if snapshot.last_swap_stamp_s > self._stamp_s else ""
+        told = snapshot.last_swap_cause if snapshot.last_swap_stamp_s != self._old_report_s else ""
         if told in ("LEASE_EXPIRED", "WORKER_LOST"):
             return told
         self._left_at = self._left_at or now
@@ -299,7 +316,7 @@ class TrialRunner:
         """Ask for the trial again, with what is known so far."""
         if self._judge is not None:
             evidence = self._judge.to_json()
-            with self._store.edit() as state:
+            with self._store.edit(durable=False) as state:
                 _of(state).evidence = evidence
             self._judge = None
 
@@ -336,18 +353,11 @@ class TrialRunner:
     # -- ROLLING_BACK -------------------------------------------------------------------------------------------------------
 
     def roll_back(self, code: str, reason: str, *, block: bool, at: str = "") -> None:
-        """Begin to give control back to the committed version. A disk that cannot be written does not stop that."""
-        try:
-            with self._ctx.transition(_S.ROLLING_BACK, code=code, message=reason) as state:
-                trial = _of(state)
-                trial.phase, trial.code, trial.reason, trial.block, trial.at = _S.ROLLING_BACK, code, reason, block, at
-        except StoreError:
-            self._unsaved = (code, reason, block, at)
-            committed = self._store.state.committed
-            if committed is not None:
-                self._swap_back(committed, at)
-            raise
-        self._judge, self._unsaved = None, None
+        """Begin to give control back to the committed version."""
+        with self._ctx.transition(_S.ROLLING_BACK, code=code, message=reason, durable=False) as state:
+            trial = _of(state)
+            trial.phase, trial.code, trial.reason, trial.block, trial.at = _S.ROLLING_BACK, code, reason, block, at
+        self._judge, self._way_back = None, None
         self._next_try = 0.0
 
     def _take_control_back(self, trial: TrialRecord) -> None:
@@ -358,37 +368,39 @@ class TrialRunner:
         if time.monotonic() < self._next_try:
             self._ctx.wait(_STEP_S)
             return
-        begun = time.monotonic()
-        try:
-            result = self._swap_back(committed, trial.at)
-        except PolicyError as e:
-            result = SwapResult(False, e.code, e.message)
+        way = self._way_back = self._way_back or WayBack(self._ctx, committed, older=True, at=trial.at)
+        result = way.take()
         snapshot = self._ctx.policy()
         returned = snapshot is not None and snapshot.active_digest == committed.digest and not snapshot.on_trial
         if result.success or returned:
-            took = f"{committed.version} acts again already"
+            target = way.ref if result.success else committed
+            took = f"{target.version} acts again already"
             if result.swap_latency_s:  # that alone leaves out the loading
-                way, duration_s = "cold", time.monotonic() - begun
-                if result.warm:
-                    way, duration_s = "warm", result.swap_latency_s
-                took = f"back to {committed.version} ({way}) in {duration_s:.3f} s"
-            message = f"{trial.reason}; {took}"
-            self._close(_S.ROLLED_BACK, trial.code, message, block=trial.block)
+                how = "warm" if result.warm else "cold"
+                took = f"back to {target.version} ({how}) in {time.monotonic() - way.begun:.3f} s"
+            message = f"{trial.reason}; {took}" + (f"; {way.skipped}" if target != committed else "")
+            self._close(_S.ROLLED_BACK, trial.code, message, block=trial.block, back_to=target)
             return
-        self._ctx.show_asked(f"going back to {committed}: {result.error_code} {result.message}")
+        self._ctx.show_asked(f"going back to {way.ref}: {result.error_code} {result.message}")
         self._next_try = time.monotonic() + _RETRY_S
-
-    def _swap_back(self, committed: Ref, at: str) -> SwapResult:
-        request = SwapRequest(
-            committed.digest, at=at or self._config.rollback_at, cause="ROLLBACK", timeout_s=self._config.swap_timeout_s
-        )
-        return self._ctx.activate(committed, request, self._ctx.halted)
 
     # -- the end ------------------------------------------------------------------------------------------------------------
 
-    def _close(self, end: UpdateState, code: str, message: str, *, block: bool = False) -> None:
+    def _close(
+        self, end: UpdateState, code: str, message: str, *, block: bool = False, back_to: Ref | None = None
+    ) -> None:
         trial = _of(self._store.state)
-        with self._ctx.transition(end, code=code, message=message, version=trial.ref.version, final=True) as state:
+        with self._ctx.transition(
+            end,
+            code=code,
+            message=message,
+            version=trial.ref.version,
+            final=True,
+            point_current=back_to is not None,
+            durable=False,
+        ) as state:
+            if back_to is not None and back_to != state.committed:
+                state.note_rolled_back(back_to)
             state.trial = None
             if block:
                 state.blocked[trial.ref.digest] = Block(trial.ref, f"{code}: {message}", self._ctx.wall_clock())
@@ -398,9 +410,8 @@ class TrialRunner:
 
     def forget(self) -> None:
         """Drop what is known of a trial that has ended."""
-        self._judge, self._collector = None, None
-        self._generation, self._confirmed, self._unsaved = 0, False, None
-        self._begun_at = self._asked_at = 0.0
+        self._judge, self._collector, self._way_back = None, None, None
+        self._generation, self._confirmed, self._begun_at, self._asked_at = 0, False, 0.0, 0.0
 
 
 def _of(state: State) -> TrialRecord:

@@ -23,7 +23,7 @@ _S = UpdateState
 _SAVE_PERIOD_S = 5.0
 _ASK_AGAIN_S = 1.0
 _ASK_AGAIN = frozenset({"POLICY_ABSENT", "PREPARE_IN_PROGRESS", "TRIAL_RUNNING"})
-_NOT_THE_BUNDLES_FAULT = (
+NOT_THE_BUNDLES_FAULT = (
     _ASK_AGAIN
     | {"CANCELLED", "PREPARE_TIMEOUT", "NOT_CONFIGURED", "CLOSED", "CONTROL_LOST", "CONTROL_UNRESPONSIVE"}
     | {"OUT_OF_MEMORY", "NO_FREE_SLOT", "WORKER_START_FAILED", "INTERNAL_ERROR"}
@@ -67,9 +67,11 @@ class UpdatePipeline:
 
     def _end(self, state: UpdateState, code: str, message: str) -> None:
         """Close the update. What failed or was cancelled keeps its downloads; what was rejected, or fills the disk, does not."""
-        with self._ctx.transition(state, code=code, message=message, final=True, later=True):
+        with self._ctx.transition(state, code=code, message=message, final=True, durable=False):
             pass
-        if state is _S.REJECTED or code == "DISK_FULL" or self._store.unsaved:  # then saving may need the space
+        if (
+            state is _S.REJECTED or code == "DISK_FULL" or self._store.unsaved is not None
+        ):  # then saving may need the space
             self._store.drop_downloads()
         self._store.retain(self._config.keep_versions)
 
@@ -95,7 +97,7 @@ class UpdatePipeline:
         live.progress = done / max(1, record.bytes_total)
         if time.monotonic() - self._saved_at > _SAVE_PERIOD_S:
             self._saved_at = time.monotonic()
-            with self._store.edit(later=True) as draft:
+            with self._store.edit(durable=False) as draft:
                 if draft.update is not None:
                     draft.update.bytes_downloaded = downloaded
         self._ctx.report()
@@ -118,7 +120,7 @@ class UpdatePipeline:
             pass
         while not (result := self._prepare(ref)).success:
             code = result.error_code or "PREPARE_FAILED"
-            if code not in _NOT_THE_BUNDLES_FAULT:
+            if code not in NOT_THE_BUNDLES_FAULT:
                 raise RefusedError(code, f"policy_node refuses it: {result.message}", str(ref))
             if code not in _ASK_AGAIN or time.monotonic() > deadline:
                 raise PolicyError(code, result.message, "prepare_model")

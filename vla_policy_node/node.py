@@ -16,6 +16,7 @@ from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool
@@ -28,7 +29,7 @@ from vla_policy_node import findings, messages
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract import Contract, Source, load_contract
 from vla_policy_node.engine import PolicyEngine, Score
-from vla_policy_node.episodes import EpisodeError, Outcome
+from vla_policy_node.episodes import Episode, EpisodeError, Outcome
 from vla_policy_node.errors import ControlError, ObservationError, PolicyNodeError, duration
 from vla_policy_node.recovery import EXPECTED_ERRORS
 from vla_policy_node.residents import Resident
@@ -47,6 +48,7 @@ LOG = logging.getLogger("vla_policy_node")
 
 _STATUS_POLL_S = 0.05
 _RUN_POLL_S = 0.1
+_HEARD = Duration(seconds=0.2)  # for a status to reach those who are there; a dead one must not hold an episode up
 _START_WAIT_S, _START_WAIT_MAX_S = 0.5, 30.0  # before autostart is tried again; doubled each time
 _PASSING = ("COMMAND_TOPIC_LOCKED", "COMMAND_TOPIC_TAKEN", "CONTROL_START_TIMEOUT")
 """Why a node may not start now and may later: above all, its predecessor is still dying."""
@@ -336,7 +338,7 @@ class PolicyNode(LifecycleNode):
     def _start_episode(self, request: StartEpisode.Request, response: StartEpisode.Response) -> StartEpisode.Response:
         try:
             engine = self._require_engine()
-            episode = engine.start_episode(request.episode_id, request.instruction, request.timeout_s)
+            episode = self._open_episode(engine, request.episode_id, request.instruction, request.timeout_s)
             response.success, response.episode_id = True, episode.episode_id
             active = engine.snapshot().active
             if active is not None:
@@ -344,6 +346,13 @@ class PolicyNode(LifecycleNode):
         except PolicyNodeError as e:
             response.error_code, response.message = e.code, str(e)
         return response
+
+    def _open_episode(self, engine: PolicyEngine, episode_id: str, instruction: str, timeout_s: float) -> Episode:
+        """Open an episode, and let everybody know before it may end: its outcome counts only if a status has named it."""
+        episode = engine.start_episode(episode_id, instruction, timeout_s)
+        self._tell(engine)
+        self._status.wait_for_all_acked(_HEARD)
+        return episode
 
     def _end_episode(self, request: EndEpisode.Request, response: EndEpisode.Response) -> EndEpisode.Response:
         try:
@@ -398,8 +407,8 @@ class PolicyNode(LifecycleNode):
             duration("max_duration_s", goal.request.max_duration_s, 0.0)
             if not engine.enabled:
                 raise ControlError(*_INACTIVE)
-            episode = engine.start_episode(
-                goal.request.episode_id, goal.request.instruction, goal.request.max_duration_s
+            episode = self._open_episode(
+                engine, goal.request.episode_id, goal.request.instruction, goal.request.max_duration_s
             )
         except PolicyNodeError as e:
             result.error_code, result.message = e.code, str(e)
@@ -493,9 +502,12 @@ class PolicyNode(LifecycleNode):
         if engine is None:
             self._status.publish(messages.unconfigured(*self._refusal, self._now()))
         else:
-            self._status.publish(messages.status(engine.snapshot(), engine.contract.rate_hz, self._now()))
+            self._tell(engine)
             if engine.control_lost:  # ends the node: whoever restarts it gets one that commands, and holds
                 raise ControlError("CONTROL_LOST", "the control process ended")
+
+    def _tell(self, engine: PolicyEngine) -> None:
+        self._status.publish(messages.status(engine.snapshot(), engine.contract.rate_hz, self._now()))
 
 
 def _code_of(error: Exception) -> str:

@@ -17,6 +17,9 @@ def _profile(depth: int, reliability: ReliabilityPolicy, durability: DurabilityP
 LATCHED = _profile(1, ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL)
 """Publisher of a status: a late subscriber gets the last one at once. Also for subscribing to a status of ours."""
 
+LATCHED_EACH = _profile(50, ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL)
+"""Subscription to a status of ours where the ones before the last count too: they name the episodes that were open."""
+
 EVENTS = _profile(50, ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE)
 """Events, outcomes and scores that we publish: every one counts."""
 

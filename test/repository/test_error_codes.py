@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vla_ota_manager import acquire, context, operator, trial, trial_run, update
+from vla_ota_manager import acquire, context, operator, trial, trial_run, update, way_back
 from vla_ota_manager.states import UpdateState
 from vla_policy_node.control.client import AT
 from vla_policy_node.ipc.layouts import CHUNK_ERRORS, HOLD_REASONS, MODES
@@ -122,11 +122,13 @@ def test_every_code_that_decides_whether_to_ask_again_or_whom_to_blame_is_one_th
     """Else a code that was renamed would be taken for the bundle's fault, or never be waited out."""
     sets = {
         "update: ask again": update._ASK_AGAIN,
-        "update: not the bundle's fault": update._NOT_THE_BUNDLES_FAULT,
+        "update: not the bundle's fault": update.NOT_THE_BUNDLES_FAULT,
         "acquire: unfit content": acquire._UNFIT_CONTENT,
         "context: crashed": context._CRASHED,
         "trial: ask again": trial_run._ASK_AGAIN,
         "operator: busy": operator._BUSY,
+        "way back: unclear": way_back._UNCLEAR,
+        "way back: busy": way_back._BUSY,
         "trial: holds that convict": trial.CONVICTING_HOLDS,
     }
     known = all_given().keys() | set(HOLD_REASONS)

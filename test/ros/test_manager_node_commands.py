@@ -4,6 +4,8 @@ cancelled."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from action_msgs.msg import GoalStatus
@@ -64,6 +66,20 @@ def test_a_refused_command_is_a_warning_in_the_log_and_one_that_is_done_is_none(
     assert rig.ros.call(PinModel, "ota_manager/pin_model").success
     done = log.wait(lambda m: m.msg.startswith("pin_model: pick_place"), what="the command in the log")
     assert done.level == Log.INFO
+
+
+def test_two_rollbacks_at_once_go_back_one_version(ros_domain: int, tmp_path: Path) -> None:
+    with ManagerRig(ros_domain, tmp_path) as rig:
+        rig.start()
+        for version in ("1.0.0", "1.1.0", "1.2.0"):
+            rig.install(version)
+        rig.policy.swap_s = 1.0
+        with ThreadPoolExecutor(2) as people:
+            asked = [people.submit(rig.ros.call, Rollback, "ota_manager/rollback") for _ in range(2)]
+            replies = [future.result() for future in asked]
+        assert [(reply.success, reply.to_version) for reply in replies] == [(True, "1.1.0")] * 2
+        status = rig.status.wait(lambda m: m.committed_version == "1.1.0" and m.active_version == "1.1.0")
+        assert status.previous_version == "1.0.0" and rig.policy.active[1] == "1.1.0"
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,25 @@ from vla_ota_manager.filesystem import AppendFile, CrashPoints, Filesystem
 
 
 class UnwritableFilesystem(Filesystem):
-    """While ``broken``, no file can be written whole (so no state is saved)."""
+    """While ``broken``, no file can be written whole (so no state is saved) and no link replaced; ``code`` says why."""
 
-    def __init__(self) -> None:
+    def __init__(self, code: str = "STORE_IO", *, broken: bool = False) -> None:
         super().__init__(CrashPoints())
-        self.broken = False
+        self.code, self.broken = code, broken
 
     def write_file(self, path: Path, data: bytes, point: str, *, keep_old_as: Path | None = None) -> None:
         """See Filesystem."""
-        if self.broken:
-            raise StoreError("STORE_IO", "read-only file system", str(path))
+        self._refuse(path)
         super().write_file(path, data, point, keep_old_as=keep_old_as)
+
+    def replace_symlink(self, link: Path, target: str, point: str) -> None:
+        """See Filesystem."""
+        self._refuse(link)
+        super().replace_symlink(link, target, point)
+
+    def _refuse(self, path: Path) -> None:
+        if self.broken:
+            raise StoreError(self.code, "told not to be written", str(path))
 
 
 class SmallFilesystem(Filesystem):

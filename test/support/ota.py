@@ -183,19 +183,29 @@ class Robot:
             assert time.monotonic() < deadline, f"{status}\n" + "\n".join(e.to_line() for e in self.events)
             time.sleep(0.005)
 
-    def score(self, value: float, source: str = "tce", episode_id: str = "") -> None:
-        """Let the acting generation score."""
+    def score(self, value: float, source: str = "tce", **fields: Any) -> None:
+        """Let the acting generation score; ``fields``: of the score, over the true ones."""
         snapshot = self.policy.status()
         assert snapshot is not None and self.engine is not None
-        score = Score(source, value, time.time(), snapshot.active_version, snapshot.generation, episode_id)
-        self.engine.on_score(score)
+        known = {"stamp_s": time.time(), "version": snapshot.active_version, "generation": snapshot.generation}
+        self.engine.on_score(Score(source, value, **{**known, **fields}))
 
     def episode(self, success: bool, **fields: Any) -> None:
-        """Let the acting generation end an episode."""
+        """Let the acting generation go through an episode; ``fields``: of its outcome, over the true ones."""
+        assert self.engine is not None
+        episode_id = f"e-{time.monotonic_ns()}"
+        for opened in (episode_id, ""):
+            with self.policy.edit() as document:
+                document["episode"] = opened
+            self.engine.on_policy_status()
+        self.outcome(success, **{"episode_id": episode_id, **fields})
+
+    def outcome(self, success: bool, **fields: Any) -> None:
+        """Publish an outcome of an episode of the acting generation, whether there was one or not."""
         snapshot = self.policy.status()
         assert snapshot is not None and self.engine is not None
-        result = {"version": snapshot.active_version, "generation": snapshot.generation, **fields}
-        self.engine.on_outcome(EpisodeResult(f"e-{time.monotonic_ns()}", success, time.time(), **result))
+        known = {"stamp_s": time.time(), "version": snapshot.active_version, "generation": snapshot.generation}
+        self.engine.on_outcome(EpisodeResult(**{"episode_id": "nobody's", "success": success, **known, **fields}))
 
     def current_version(self) -> str:
         link = self.store_dir / "current"

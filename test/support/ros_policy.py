@@ -41,6 +41,7 @@ class StandInPolicyNode:
         swaps: requests of swap_model, in order.
         cancelled: preparations that were cancelled.
         accept_s: how long it takes to accept a preparation [s].
+        swap_s: how long a swap takes [s].
     """
 
     def __init__(self, domain: int, namespace: str = "", name: str = "policy_node") -> None:
@@ -83,13 +84,14 @@ class StandInPolicyNode:
 
     def _forget(self) -> None:
         self._boots += 1
-        self.prepare_s, self.accept_s = 0.05, 0.0
+        self.prepare_s, self.accept_s, self.swap_s = 0.05, 0.0, 0.0
         self.prepare_error, self.swap_error, self.silent = "", "", False
         self.prepared_paths: list[Path] = []
         self.swaps: list[Any] = []
         self.cancelled = 0
         self.active, self.standby, self.prepared = NOTHING, NOTHING, NOTHING
         self.generation, self.on_trial, self.boot_id = 0, False, uuid.uuid4().hex
+        self.episode_id = ""
 
     def is_heard(self, *, scores: bool = True) -> bool:
         """Whether somebody listens to statuses, reports and outcomes, and to scores."""
@@ -113,12 +115,14 @@ class StandInPolicyNode:
             time.sleep(0.001)
 
     def publish_outcomes(self, success: bool, count: int) -> None:
-        """Publish so many episodes of the active generation."""
+        """Go through so many episodes of the active generation."""
         for _ in range(count):
+            self.episode_id = uuid.uuid4().hex
+            self.publish_status()
             self._outcome.publish(
                 EpisodeOutcome(
                     header=self._header(),
-                    episode_id=uuid.uuid4().hex,
+                    episode_id=self.episode_id,
                     version=self.active[1],
                     generation=self.generation,
                     success=success,
@@ -126,6 +130,8 @@ class StandInPolicyNode:
                     duration_s=1.0,
                 )
             )
+            self.episode_id = ""
+            self.publish_status()
 
     def publish_status(self) -> None:
         """Publish the status as it is now."""
@@ -145,6 +151,7 @@ class StandInPolicyNode:
                     prepared_version=self.prepared[1],
                     generation=self.generation,
                     on_trial=self.on_trial,
+                    episode_id=self.episode_id,
                     motion_enabled=True,
                     control_rate_hz=50.0,
                 )
@@ -207,6 +214,7 @@ class StandInPolicyNode:
         return result
 
     def _swap(self, request: Any, response: Any) -> Any:
+        time.sleep(self.swap_s)
         with self._mutex:
             self.swaps.append(request)
             response.active_version, response.generation = self.active[1], self.generation

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vla_checkpoint import CheckpointError, load_manifest
+from vla_checkpoint import CheckpointError, load_manifest, verify_bundle
 from vla_ota_manager.port import Cancelled, OnProgress, PolicySnapshot, PrepareResult, SwapRequest, SwapResult
 
 Document = dict[str, Any]
@@ -38,7 +38,7 @@ class SimulatedPolicy:
             "cause": "", "holding": "", "running": True, "absent": False, "log": [],
             "unconfigured": "", "error": ["", "", 0.0], "motion": True, "asked": 0,
             "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
-            "crashed": {}, "crashes_at_swap": "",
+            "crashed": {}, "crashes_at_swap": "", "episode": "", "fails_to_prepare": {},
         }  # fmt: skip
         if not path.exists():
             path.write_text("{}")
@@ -90,8 +90,9 @@ class SimulatedPolicy:
             on_trial=lease is not None,
             running=document["running"],
             motion_enabled=document["motion"],
+            episode_id=document["episode"],
             last_swap_cause=document["cause"],
-            last_swap_stamp_s=document.get("stamp_s", math.inf),
+            last_swap_stamp_s=document.get("stamp_s", active.get("since", math.inf)),
         )
 
     def prepare(
@@ -107,12 +108,16 @@ class SimulatedPolicy:
             return PrepareResult(False, "TRIAL_RUNNING", "the standby is what the running trial falls back to")
         if document["refuse_prepare"]:
             return PrepareResult(False, document["refuse_prepare"], "refused as told")
-        try:
-            manifest = load_manifest(bundle_path)
-        except CheckpointError as e:
-            return PrepareResult(False, e.code, str(e))
-        if manifest.digest != digest:
-            return PrepareResult(False, "DIGEST_BUNDLE", manifest.digest)
+        with self.edit() as document:
+            failures = document["fails_to_prepare"].get(bundle_path.name)
+            if failures:
+                return PrepareResult(False, failures.pop(0), "fails as told")
+        if not self._resident(document, digest):
+            try:
+                verify_bundle(bundle_path, expected_digest=digest)
+            except CheckpointError as e:
+                return PrepareResult(False, e.code, str(e))
+        manifest = load_manifest(bundle_path)
         with self.edit() as document:
             document["log"].append(f"prepare {manifest.version}")
             if not self._resident(document, digest):

@@ -131,7 +131,7 @@ def test_calibration_is_kept_by_digest_over_restarts(robot: Robot) -> None:
     for _ in range(30):
         robot.score(0.2)
     robot.episode(True)
-    robot.until(lambda: not robot.engine._ctx._inbox)
+    robot.until(lambda: not len(robot.engine._ctx.inbox))
     robot.stop()
     robot.start()
     kept = robot.engine.store.state.calibration[manifest.digest]
@@ -190,7 +190,7 @@ def test_why_the_policy_node_went_back_counts_though_its_report_comes_a_second_l
     """Until then the report of the generation that acts now is an older one, of when it came to act before."""
     on_trial.until(lambda: "chunks" in on_trial.engine.status().trial_message)
     with on_trial.policy.edit() as document:
-        document["stamp_s"] = time.time() - 60.0
+        document["stamp_s"] = document["standby"]["since"]
     on_trial.policy.lose_worker()
     statuses = len(on_trial.statuses)
     on_trial.until(lambda: len(on_trial.statuses) > statuses + 5 and on_trial.engine.status().active_version == "1.0.0")
@@ -247,7 +247,7 @@ def test_nobody_commits_a_version_while_the_policy_node_is_silent(robot: Robot) 
     robot.until(lambda: "nothing counts" in robot.engine.status().trial_message)
     for _ in range(20):
         robot.score(0.1)
-    robot.until(lambda: not robot.engine._ctx._inbox)
+    robot.until(lambda: not len(robot.engine._ctx.inbox))
     reply = robot.engine.commit(reason="looks fine from here")
     assert (reply.success, reply.error_code, reply.committed_version) == (False, "POLICY_ABSENT", "1.0.0")
     assert robot.engine.status().state is S.TRIAL and robot.current_version() == "1.0.0"

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from vla_ota_manager.calibration import BlockBuilder, Calibration, Collector
+from vla_ota_manager.calibration import Acting, BlockBuilder, Calibration, Collector
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.port import PolicySnapshot
 from vla_ota_manager.records import EpisodeResult, Score
@@ -28,13 +28,17 @@ def snapshot(**fields) -> PolicySnapshot:
 
 def score(value: float, source: str = "tce", **fields) -> Score:
     return Score(
-        **{"source": source, "value": value, "stamp_s": SWAP + 1, "version": "1.1.0", "generation": 2, **fields}
-    )
+        **{
+            "source": source, "value": value, "stamp_s": SWAP + 1, "version": "1.1.0", "generation": 2, "boot_id": "b",
+            **fields,
+        }
+    )  # fmt: skip
 
 
 def episode(success: bool, number: int = 0, **fields) -> EpisodeResult:
     return EpisodeResult(**{
-        "episode_id": f"e{number}", "success": success, "stamp_s": SWAP + 1, "version": "1.1.0", "generation": 2, **fields,
+        "episode_id": f"e{number}", "success": success, "stamp_s": SWAP + 1, "version": "1.1.0", "generation": 2,
+        "boot_id": "b", **fields,
     })  # fmt: skip
 
 
@@ -49,7 +53,7 @@ def incumbent(rng: random.Random, blocks: int = 100, episodes: int = 60, rate: f
 
 def judge_of(calibration: Calibration | None = None, config: OtaConfig = CONFIG, *, first: bool = False) -> TrialJudge:
     judge = TrialJudge(config, calibration, first_install=first)
-    judge.begin("1.1.0", "d", 2, SWAP, 0.0)
+    judge.begin(Acting("1.1.0", 2, "b", SWAP), "d", 0.0)
     judge.observe(snapshot(), 0.0)
     return judge
 
@@ -80,7 +84,7 @@ def test_false_rollbacks_stay_below_alpha_and_bad_versions_are_found() -> None:
     runs, false, chunks = 150, 0, []
     for _ in range(runs):
         calibration = Calibration.empty(CONFIG)
-        collector = Collector(CONFIG, calibration, "1.0.0", 1, 0.0)
+        collector = Collector(CONFIG, calibration, Acting("1.0.0", 1, "b", 0.0))
         for n in range(200):
             collector.add(score(rng.gauss(0, 1), version="1.0.0", generation=1, episode_id=f"e{n // 8}"))
         for n in range(40):
@@ -195,7 +199,7 @@ def test_holds_that_say_nothing_about_the_version_do_not_convict(reason: str) ->
 
 @pytest.mark.parametrize(
     "foreign",
-    [{"stamp_s": SWAP - 0.001}, {"generation": 1}, {"version": "1.0.0"}],
+    [{"generation": 1}, {"boot_id": "the boot before"}, {"version": "1.0.0"}],
 )
 def test_scores_of_before_the_swap_or_of_others_are_dropped_and_counted(foreign: dict) -> None:
     judge = judge_of(incumbent(random.Random(0)))
@@ -206,6 +210,22 @@ def test_scores_of_before_the_swap_or_of_others_are_dropped_and_counted(foreign:
     verdict = judge.verdict()
     assert (verdict.decision, verdict.progress) == (Decision.CONTINUE, 0.0)
     assert "601 scores or outcomes" in verdict.message
+
+
+def test_stamps_decide_only_where_the_source_gives_no_generation() -> None:
+    early = {"stamp_s": SWAP - 3600.0}
+    judge = judge_of(incumbent(random.Random(0)))
+    for _ in range(300):
+        judge.add(score(50.0, "tce", generation=0, **early))
+        judge.add(score(50.0, "tce", generation=0, version="", **early))
+    assert judge.verdict().decision is Decision.CONTINUE and "600 scores or outcomes" in judge.verdict().message
+    for n in range(60):
+        judge.add(episode(False, n, **early))
+    assert judge.verdict().code == "SUCCESS_WORSE"
+    for evidence in ({"source": "hard_limit"}, {"source": "tce", "value": math.nan}):
+        judge = judge_of(incumbent(random.Random(0)))
+        judge.add(score(**{"value": 1.0, **evidence, **early}))
+        assert judge.verdict().code == "HARD_LIMIT"
 
 
 @pytest.mark.parametrize(

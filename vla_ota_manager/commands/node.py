@@ -17,12 +17,14 @@ from vla_ota.srv import CommitModel, ListModels, PinModel, Rollback, UnblockMode
 
 from vla_ota_manager.engine import UpdateEngine
 from vla_ota_manager.messages.node import from_entry
-from vla_ota_manager.records import Update, UpdateOutcome
+from vla_ota_manager.records import RollbackReply, Update, UpdateOutcome
 from vla_ota_manager.states import UpdateState
 from vla_ros.plain import plain
 
 MAX_GOALS = 4
 """Goals of install_model at a time: each keeps a thread of the executor waiting."""
+MAX_ROLLBACKS = 2
+"""Requests of rollback at a time, likewise: they must arrive at once, for the second to be known as the same request."""
 FEEDBACK_S = 0.2
 _CANCEL_RACE_S = 1.0
 _LAST_RESULT_S = 0.5
@@ -32,13 +34,14 @@ _SEND_S = 0.1
 class Services:
     """``~/rollback``, ``~/commit_model``, ``~/pin_model``, ``~/unblock_model``, ``~/list_models``.
 
-    They block a thread each; one group for those that wait for the engine and one for the others bound that to two.
+    They block a thread each: rollbacks up to ``MAX_ROLLBACKS``, commits one, the others one together.
     """
 
     def __init__(self, node: Node, engine: UpdateEngine) -> None:
         self._node, self._engine = node, engine
+        self._rollbacks = threading.Semaphore(MAX_ROLLBACKS)
         waiting, quick = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
-        self._serve(Rollback, "rollback", self._rollback, waiting)
+        self._serve(Rollback, "rollback", self._rollback, ReentrantCallbackGroup())
         self._serve(CommitModel, "commit_model", self._commit, waiting)
         self._serve(PinModel, "pin_model", self._pin, quick)
         self._serve(UnblockModel, "unblock_model", self._unblock, quick)
@@ -61,7 +64,13 @@ class Services:
         self._node.create_service(service, f"~/{name}", callback, callback_group=group)
 
     def _rollback(self, request: Rollback.Request, response: Rollback.Response) -> str:
-        reply = self._engine.rollback(request.version, plain(request.reason), request.expected_from_version)
+        if self._rollbacks.acquire(blocking=False):
+            try:
+                reply = self._engine.rollback(request.version, plain(request.reason), request.expected_from_version)
+            finally:
+                self._rollbacks.release()
+        else:
+            reply = RollbackReply(False, "SWAP_IN_PROGRESS", "other rollbacks are under way; see the status")
         response.from_version, response.to_version = reply.from_version, reply.to_version
         response.duration_s, response.warm = reply.duration_s, reply.warm
         return _answer(reply, response)

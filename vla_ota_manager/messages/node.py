@@ -27,7 +27,7 @@ def to_update(message: ModelUpdate) -> Update:
 
 
 def to_score(message: AnomalyScore) -> Score:
-    """Return the score, finite or not: what NaN means depends on whose it is, see ``calibration.unusable``."""
+    """Return the score, finite or not: what NaN means depends on whose it is, see ``inbox.unusable``."""
     return Score(
         source=message.source,
         value=message.score,

@@ -81,13 +81,13 @@ class RosPolicyPort:
         )
         self._swap = node.create_client(SwapModel, f"{prefix}/swap_model", callback_group=ReentrantCallbackGroup())
         in_order = MutuallyExclusiveCallbackGroup()
-        for message_type, name, callback in (
-            (PolicyStatus, "status", self._take_status),
-            (SwapReport, "swap_report", self._take_report),
+        for message_type, name, callback, profile in (
+            (PolicyStatus, "status", self._take_status, qos.LATCHED_EACH),
+            (SwapReport, "swap_report", self._take_report, qos.LATCHED),
         ):
             topic = f"{prefix}/{name}"
             node.create_subscription(
-                message_type, topic, callback, qos.LATCHED,
+                message_type, topic, callback, profile,
                 callback_group=in_order, event_callbacks=diagnostics.subscription_events(topic),
             )  # fmt: skip
 
