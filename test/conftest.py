@@ -28,6 +28,13 @@ os.environ[dds_profile.VARIABLE] = str(Path(os.environ["ROS_LOG_DIR"]) / f"fastd
 dds_profile.write_test_profile(Path(os.environ[dds_profile.VARIABLE]))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes the witness counts control ticks: nothing else of ours may run beside it."""
+    for item in items:
+        if "witness" in getattr(item, "fixturenames", ()):
+            item.add_marker("alone")
+
+
 def _has_children() -> bool:
     """Whether this process has a child, be it a zombie: without one nothing descends from it, and /proc need not be read."""
     try:
