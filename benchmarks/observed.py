@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vla_policy_node.contract import Contract
+from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.client import ControlClient
 from vla_policy_node.control.runner import Runner
 from vla_policy_node.control.sinks import CommandSink, open_sink

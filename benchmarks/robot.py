@@ -11,7 +11,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from vla_policy_node.contract import Contract, parse_contract
+from vla_policy_node.contract.model import Contract, parse_contract
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.generation import CHUNK_SLOTS, REQUEST_SLOTS, GenerationHandle
 from vla_policy_node.ipc.layouts import chunk_layout, observation_layout, request_layout

@@ -40,10 +40,10 @@ def ours(settings: dict[str, Any]) -> None:
     """Fetched, hashed meanwhile, flushed, linked, verified (every tensor's digest and values) and installed in a store."""
     from vla_checkpoint import verify_bundle
     from vla_ota_manager.config import OtaConfig
-    from vla_ota_manager.fetch import Fetcher, Received
-    from vla_ota_manager.filesystem import Filesystem
-    from vla_ota_manager.source import parse_url
-    from vla_ota_manager.store import Store
+    from vla_ota_manager.fetch.fetcher import Fetcher, Received
+    from vla_ota_manager.fetch.source import parse_url
+    from vla_ota_manager.store.filesystem import Filesystem
+    from vla_ota_manager.store.store import Store
 
     config = OtaConfig(store_dir=settings["target"], allowed_sources=(settings["base_url"],))
     store = Store(Path(settings["target"]), Filesystem())

@@ -19,7 +19,7 @@ from benchmarks.processes import say
 from benchmarks.robot import contract
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.engine import PolicyEngine
-from vla_policy_node.swapping import ROLLBACK, SwapRequest
+from vla_policy_node.generations.swapping import ROLLBACK, SwapRequest
 from vla_policy_node.worker.api import WorkerEvent
 
 _JOINTS = 7

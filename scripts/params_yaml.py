@@ -13,7 +13,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vla_ota_manager.config import OtaConfig
-from vla_ota_manager.node_config import NodeConfig
+from vla_ota_manager.ros.settings import NodeConfig
 from vla_policy_node.config import PolicyNodeConfig
 from vla_ros.settings import explain
 from vla_sim.settings import SimSettings

@@ -25,15 +25,15 @@ from vla_checkpoint import (
 )
 from vla_checkpoint.files import read_bytes
 from vla_ota_manager.config import OtaConfig
-from vla_ota_manager.damage import find_damage
 from vla_ota_manager.errors import CancelledError, FetchError, OtaError, RefusedError, StoreError, TrustError
-from vla_ota_manager.fetch import Fetcher, Received
+from vla_ota_manager.fetch.fetcher import Fetcher, Received
+from vla_ota_manager.fetch.source import Url, join_url, parse_url
+from vla_ota_manager.fetch.trust import Trust
 from vla_ota_manager.records import Ref, Update
-from vla_ota_manager.source import Url, join_url, parse_url
-from vla_ota_manager.state import UpdateRecord
 from vla_ota_manager.states import UpdateState
-from vla_ota_manager.store import Store
-from vla_ota_manager.trust import Trust
+from vla_ota_manager.store.damage import find_damage
+from vla_ota_manager.store.state import UpdateRecord
+from vla_ota_manager.store.store import Store
 from vla_ros.plain import redacted
 
 _S = UpdateState

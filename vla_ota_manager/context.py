@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import OtaError, PolicyError, StoreError
-from vla_ota_manager.fetch import Fetcher
-from vla_ota_manager.inbox import Inbox
+from vla_ota_manager.fetch.fetcher import Fetcher
+from vla_ota_manager.fetch.trust import Trust
 from vla_ota_manager.port import PolicyPort, PolicySnapshot, SwapRequest, SwapResult, absence
 from vla_ota_manager.records import EpisodeResult, Event, Ref, Score, Status, Update
-from vla_ota_manager.scrub import Scrubber
-from vla_ota_manager.state import SEEN_SIZE, Outcome, State
 from vla_ota_manager.states import UpdateState, check_transition
-from vla_ota_manager.store import Store, newest_first
-from vla_ota_manager.trust import Trust
+from vla_ota_manager.store.scrub import Scrubber
+from vla_ota_manager.store.state import SEEN_SIZE, Outcome, State
+from vla_ota_manager.store.store import Store, newest_first
+from vla_ota_manager.trial.inbox import Inbox
 from vla_ros.plain import plain
 
 log = logging.getLogger("vla_ota_manager")

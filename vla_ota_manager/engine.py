@@ -19,15 +19,14 @@ from typing import Any
 
 from vla_checkpoint import CancelledCheckError, CheckpointError, Manifest, verify_bundle
 from vla_ota_manager.acquire import Acquirer
-from vla_ota_manager.ahead import AheadFetcher
-from vla_ota_manager.calibration import CalibrationKeeper
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.context import Context, Live, log
 from vla_ota_manager.errors import OfferError, OtaError, PolicyError, StoreError
-from vla_ota_manager.fetch import Fetcher
-from vla_ota_manager.filesystem import Filesystem
-from vla_ota_manager.operator import Operator, RollbackRequest
+from vla_ota_manager.fetch.fetcher import Fetcher
+from vla_ota_manager.fetch.trust import Sha256Trust, Trust
+from vla_ota_manager.operator_commands import Operator, RollbackRequest
 from vla_ota_manager.port import PolicyPort, SwapRequest, SwapResult
+from vla_ota_manager.prefetch import AheadFetcher
 from vla_ota_manager.records import (
     CommitReply,
     EpisodeResult,
@@ -41,11 +40,12 @@ from vla_ota_manager.records import (
     Update,
     UpdateOutcome,
 )
-from vla_ota_manager.state import Outcome, State, UpdateRecord
 from vla_ota_manager.states import PIPELINE, UpdateState
-from vla_ota_manager.store import Store
-from vla_ota_manager.trial_run import SLICE_S, TrialRunner
-from vla_ota_manager.trust import Sha256Trust, Trust
+from vla_ota_manager.store.filesystem import Filesystem
+from vla_ota_manager.store.state import Outcome, State, UpdateRecord
+from vla_ota_manager.store.store import Store
+from vla_ota_manager.trial.calibration import CalibrationKeeper
+from vla_ota_manager.trial.runner import SLICE_S, TrialRunner
 from vla_ota_manager.update import UpdatePipeline
 
 _S = UpdateState

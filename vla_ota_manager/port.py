@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the update engine needs of a policy node. ``node.py`` implements it over ROS, the tests over a file."""
+"""What the update engine needs of a policy node. ``ros/policy_port.py`` implements it over ROS, the tests over a file."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from vla_checkpoint import CheckpointError
 from vla_ota_manager.acquire import STEPS, Acquirer, Onlooker, end_of, ref_of
 from vla_ota_manager.context import Context, log
 from vla_ota_manager.errors import CancelledError, OtaError, PolicyError, RefusedError
-from vla_ota_manager.fetch import pause
+from vla_ota_manager.fetch.fetcher import pause
 from vla_ota_manager.port import PrepareResult
 from vla_ota_manager.records import Ref
-from vla_ota_manager.state import TrialRecord, UpdateRecord
 from vla_ota_manager.states import PIPELINE, UpdateState
+from vla_ota_manager.store.state import TrialRecord, UpdateRecord
 
 _S = UpdateState
 _SAVE_PERIOD_S = 5.0

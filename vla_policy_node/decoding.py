@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from vla_policy_node.contract import Source
+from vla_policy_node.contract.model import Source
 from vla_policy_node.errors import ObservationError
 
 Floats: TypeAlias = npt.NDArray[np.float64]

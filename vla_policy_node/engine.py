@@ -25,17 +25,17 @@ from vla_checkpoint.errors import CheckpointError
 from vla_checkpoint.manifest import load_manifest
 from vla_policy_node.chunk_watch import ChunkWatch
 from vla_policy_node.config import PolicyNodeConfig
-from vla_policy_node.contract import Contract
+from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.client import ControlClient, ControlStatus
 from vla_policy_node.episodes import Episode, EpisodeError, Episodes, Outcome
 from vla_policy_node.errors import ControlError, PolicyNodeError, duration, one_line
-from vla_policy_node.generations import Generations
+from vla_policy_node.generations.generations import Generations
+from vla_policy_node.generations.recovery import Recovery
+from vla_policy_node.generations.residents import Resident
+from vla_policy_node.generations.swapping import Report, SwapRequest
 from vla_policy_node.journal import Journal
 from vla_policy_node.observation import ObservationBuffer, encode_instruction
-from vla_policy_node.recovery import Recovery
-from vla_policy_node.residents import Resident
 from vla_policy_node.scores import ChunkScorer
-from vla_policy_node.swapping import Report, SwapRequest
 from vla_policy_node.worker.api import WorkerConfig, WorkerEvent
 from vla_policy_node.worker.pool import Progress, WorkerPool
 

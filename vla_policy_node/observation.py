@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vla_policy_node.contract import Align, Contract
+from vla_policy_node.contract.model import Align, Contract
 from vla_policy_node.decoding import Decoder, Floats, Image
 from vla_policy_node.errors import ObservationError
 from vla_policy_node.ipc.arena import Arena

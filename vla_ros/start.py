@@ -20,22 +20,22 @@ _FROM_ROSDEP = ("numpy", "requests", "scipy", "yaml")
 
 def policy_node() -> None:
     """Entry point of ``ros2 run vla_ota policy_node``."""
-    _run("vla_policy_node.node", interrupted=0)
+    _run("vla_policy_node.ros.policy_node", interrupted=0)
 
 
 def ota_manager() -> None:
     """Entry point of ``ros2 run vla_ota ota_manager``."""
-    _run("vla_ota_manager.node", interrupted=0)
+    _run("vla_ota_manager.ros.manager_node", interrupted=0)
 
 
 def sim_robot() -> None:
     """Entry point of ``ros2 run vla_ota sim_robot``."""
-    _run("vla_sim.node", interrupted=0)
+    _run("vla_sim.ros.sim_robot", interrupted=0)
 
 
 def doctor() -> None:
     """Entry point of ``ros2 run vla_ota doctor``."""
-    _run("vla_ros.doctor.node", interrupted=130)
+    _run("vla_doctor.ros.doctor", interrupted=130)
 
 
 def vla_checkpoint() -> None:

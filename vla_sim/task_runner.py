@@ -26,7 +26,7 @@ Reply = Callable[[bool, str], None]
 
 
 class EpisodePort(Protocol):
-    """The policy node as the runner sees it; ROS implements it in ``node.py``."""
+    """The policy node as the runner sees it; ROS implements it in ``ros/``."""
 
     def available(self) -> bool:
         """Whether the policy node's services are there."""

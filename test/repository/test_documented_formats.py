@@ -10,7 +10,7 @@ import pytest
 
 from vla_checkpoint.config import REQUIRED_KEYS, REQUIRED_STATS, parse_config
 from vla_checkpoint.errors import ConfigError
-from vla_policy_node.contract_parser import OBSERVATION_TYPES, OUTPUT_FIELDS, OUTPUT_SPELLINGS, STAMPED_TYPES
+from vla_policy_node.contract.parser import OBSERVATION_TYPES, OUTPUT_FIELDS, OUTPUT_SPELLINGS, STAMPED_TYPES
 
 TOP = Path(__file__).resolve().parents[2]
 

@@ -15,15 +15,18 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vla_ota_manager import acquire, context, operator, trial, trial_run, update, way_back
+from vla_ota_manager import acquire, context, update, way_back
+from vla_ota_manager import operator_commands as operator
 from vla_ota_manager.states import UpdateState
+from vla_ota_manager.trial import judge as trial
+from vla_ota_manager.trial import runner as trial_run
 from vla_policy_node.control.client import AT
 from vla_policy_node.ipc.layouts import CHUNK_ERRORS, HOLD_REASONS, MODES
 
 TOP = Path(__file__).resolve().parents[2]
 PAGE = TOP / "docs" / "errors.md"
 
-OTHER_PAGES = ("vla_ros/doctor/", "vla_sim/demo/")
+OTHER_PAGES = ("vla_doctor/", "vla_sim/demo/")
 """The doctor's findings are in docs/doctor.md; the demo gives no codes, it expects them."""
 
 VOCABULARIES = {*AT, *MODES, *(state.name for state in UpdateState)}

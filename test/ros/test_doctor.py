@@ -21,8 +21,8 @@ from support.ros import NodeProcess, RosHarness
 from vla_ota.msg import ModelStatus, PolicyStatus
 
 from vla_checkpoint import Channel, verify_bundle
-from vla_ota_manager.filesystem import Filesystem
-from vla_ota_manager.store import Store
+from vla_ota_manager.store.filesystem import Filesystem
+from vla_ota_manager.store.store import Store
 from vla_ros import qos
 from vla_sim.dds import claim_domain
 
@@ -286,7 +286,9 @@ def test_a_sound_robot_passes_without_an_argument_and_in_a_namespace(ros_domain:
     with ExitStack() as stack:
         sound_robot(stack, ros_domain, store, "/arm_1", patient_contract(tmp_path))
         stack.enter_context(
-            NodeProcess("vla_ota_manager.node", ros_domain, tmp_path, parameters=manager, namespace="/arm_1")
+            NodeProcess(
+                "vla_ota_manager.ros.manager_node", ros_domain, tmp_path, parameters=manager, namespace="/arm_1"
+            )
         )
         probe = stack.enter_context(RosHarness(ros_domain, "probe", "/arm_1"))
         probe.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED).wait()
@@ -313,7 +315,7 @@ def test_two_policy_nodes_of_one_name_and_stores_that_differ_fail(ros_domain: in
         sound_robot(stack, ros_domain, store, "")
         twin = {"contract": str(ARM), "store_dir": str(store)}  # either of the two may be the one that answers
         stack.enter_context(StandInPolicy(ros_domain, parameters=twin))
-        stack.enter_context(NodeProcess("vla_ota_manager.node", ros_domain, tmp_path, parameters=manager))
+        stack.enter_context(NodeProcess("vla_ota_manager.ros.manager_node", ros_domain, tmp_path, parameters=manager))
         probe = stack.enter_context(RosHarness(ros_domain, "probe"))
         probe.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED).wait()
         verdict = run_doctor(ros_domain)

@@ -13,9 +13,9 @@ from rclpy.signals import SignalHandlerOptions
 from support.doctor_robot import StandInPolicy
 from support.ros import RosHarness, wait_for
 
-from vla_ros.doctor import node as module
-from vla_ros.doctor.examination import examine
-from vla_ros.doctor.node import Doctor
+from vla_doctor.examination import examine
+from vla_doctor.ros import doctor as module
+from vla_doctor.ros.doctor import Doctor
 
 LOOKS = 15
 """At the graph, until the others are in it; the doctor takes ten a second."""

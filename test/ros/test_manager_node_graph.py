@@ -157,7 +157,7 @@ def test_the_policy_nodes_name_is_a_parameter(ros_domain: int, tmp_path: Path) -
         StandInPolicyNode(ros_domain, "/arms", "runner") as policy,
         RosHarness(ros_domain) as ros,
         NodeProcess(
-            "vla_ota_manager.node", ros_domain, tmp_path, parameters=parameters, remaps=("__node:=updates",)
+            "vla_ota_manager.ros.manager_node", ros_domain, tmp_path, parameters=parameters, remaps=("__node:=updates",)
         ) as node,
     ):
         policy.active, policy.generation = ("ab" * 32, "3.2.1"), 7

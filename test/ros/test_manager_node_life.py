@@ -17,7 +17,7 @@ from support.ros import NodeProcess, wait_for
 from vla_ota.action import InstallModel
 from vla_ota.msg import ModelStatus
 
-from vla_ota_manager.node import OtaManagerNode
+from vla_ota_manager.ros.manager_node import OtaManagerNode
 from vla_ros import qos
 from vla_ros.runtime import run
 from vla_ros.start import REFUSED
@@ -96,7 +96,7 @@ def test_a_clean_end_costs_nothing_and_a_second_manager_is_refused(ros_domain: i
         rig.server.be_good()
         rig.start()
         rig.wait_update(update_id, "TRIAL")
-        with NodeProcess("vla_ota_manager.node", ros_domain, tmp_path, parameters=rig.parameters) as second:
+        with NodeProcess("vla_ota_manager.ros.manager_node", ros_domain, tmp_path, parameters=rig.parameters) as second:
             assert second.wait() == 1
             assert "STORE_LOCKED" in the_line(second.log)
         assert rig.manager.stop(signal.SIGINT) == 0

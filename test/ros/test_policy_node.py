@@ -204,7 +204,7 @@ def test_without_a_usable_contract_the_node_stays_unconfigured_and_says_why(ros_
 
 
 def test_a_wrong_parameter_ends_the_node_with_one_clear_line(ros_domain: int, tmp_path: Path) -> None:
-    with NodeProcess("vla_policy_node.node", ros_domain, tmp_path, parameters={"worker_threads": 0}) as node:
+    with NodeProcess("vla_policy_node.ros.policy_node", ros_domain, tmp_path, parameters={"worker_threads": 0}) as node:
         assert node.wait() == REFUSED
         assert "PARAMETER_INVALID" in node.log and "worker_threads" in node.log and "Traceback" not in node.log
 

@@ -13,8 +13,8 @@ from support.ros import RosHarness, wait_for
 from support.ros_policy import StandInPolicyNode
 from vla_ota.msg import PolicyStatus
 
-from vla_ota_manager.policy_port.node import RosPolicyPort
 from vla_ota_manager.port import SwapRequest
+from vla_ota_manager.ros.policy_port import RosPolicyPort
 from vla_ros import qos
 from vla_ros.diagnostics import Diagnostics
 from vla_sim.dds import claim_domain
@@ -123,7 +123,7 @@ def test_a_preparation_that_is_not_accepted_soon_was_lost_on_the_way_and_is_canc
     port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = make_bundle(tmp_path / "b").digest
-    monkeypatch.setattr("vla_ota_manager.policy_port.node.REPLY_S", 0.5)
+    monkeypatch.setattr("vla_ota_manager.ros.policy_port.REPLY_S", 0.5)
     policy.accept_s, policy.prepare_s = 1.0, 30.0
     assert port.prepare(tmp_path / "b", digest, ignore, never, 600.0).error_code == "POLICY_ABSENT"
     wait_for(lambda: policy.cancelled == 1, "the cancellation of what was accepted late")
@@ -135,7 +135,7 @@ def test_a_policy_node_that_is_found_at_the_last_moment_is_asked_all_the_same(
     port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = make_bundle(tmp_path / "b").digest
-    monkeypatch.setattr("vla_ota_manager.policy_port.node.DISCOVERY_S", 0.0)
+    monkeypatch.setattr("vla_ota_manager.ros.policy_port.DISCOVERY_S", 0.0)
     result = port.prepare(tmp_path / "b", digest, ignore, never, 600.0)
     assert result.success, result
     assert port.swap(SwapRequest(digest), never).success

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_policy_node.contract import Contract, parse_contract
+from vla_policy_node.contract.model import Contract, parse_contract
 from vla_policy_node.control.commands import Commands
 from vla_policy_node.control.counters import Spans
 from vla_policy_node.control.loop import ControlLoop, Look

@@ -14,7 +14,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from support.control_robot import Robot
-from vla_policy_node.contract import parse_contract
+from vla_policy_node.contract.model import parse_contract
 from vla_policy_node.control.client import ControlClient
 
 TOPICS = {"commands": "/arm/commands"}

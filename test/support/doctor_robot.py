@@ -54,7 +54,7 @@ class Verdict:
 
 def run_doctor(domain: int, *arguments: str, ros: Sequence[str] = (), seconds: float = 1.5) -> Verdict:
     """Run the doctor as a process of its own, as ``ros2 run`` does."""
-    command = [sys.executable, "-m", "vla_ros.doctor.node", "--json", f"--seconds={seconds}", *arguments]
+    command = [sys.executable, "-m", "vla_doctor.ros.doctor", "--json", f"--seconds={seconds}", *arguments]
     if ros:
         command += ["--ros-args", *ros]
     env = {**os.environ, "ROS_DOMAIN_ID": str(domain)}

@@ -14,13 +14,13 @@ import numpy as np
 
 from support.scripted import POLICY_MODULES, TEST_FOLDER
 from vla_policy_node.config import PolicyNodeConfig
-from vla_policy_node.contract import parse_contract
+from vla_policy_node.contract.model import parse_contract
 from vla_policy_node.control.client import ControlStatus
 from vla_policy_node.control.sinks import read_record
 from vla_policy_node.engine import PolicyEngine, Score, Snapshot
 from vla_policy_node.episodes import Outcome
-from vla_policy_node.residents import Resident
-from vla_policy_node.swapping import Report
+from vla_policy_node.generations.residents import Resident
+from vla_policy_node.generations.swapping import Report
 
 CONTRACT = """
 name: two_joints

@@ -98,8 +98,8 @@ def _run(job: Job) -> int:
     from support.simulated_policy import SimulatedPolicy
     from vla_ota_manager.config import OtaConfig
     from vla_ota_manager.engine import UpdateEngine
-    from vla_ota_manager.filesystem import CrashPoints, Filesystem
     from vla_ota_manager.records import Score, Status, Update
+    from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
 
     policy = SimulatedPolicy(Path(job.policy))
 

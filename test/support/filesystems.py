@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vla_ota_manager.errors import StoreError
-from vla_ota_manager.filesystem import AppendFile, CrashPoints, Filesystem
+from vla_ota_manager.store.filesystem import AppendFile, CrashPoints, Filesystem
 
 
 class UnwritableFilesystem(Filesystem):

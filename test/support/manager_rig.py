@@ -98,7 +98,7 @@ class ManagerRig:
         """Start the manager and wait until it can hear offers and the policy node (``scores``: its scores too)."""
         self.status.clear()
         self.manager = NodeProcess(
-            "vla_ota_manager.node",
+            "vla_ota_manager.ros.manager_node",
             self.domain,
             self.folder / "log",
             parameters=self.parameters,

@@ -19,10 +19,10 @@ from support.simulated_policy import SimulatedPolicy
 from vla_checkpoint import Manifest
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.engine import UpdateEngine
-from vla_ota_manager.filesystem import CrashPoints, Filesystem
 from vla_ota_manager.records import EpisodeResult, Event, Score, Status, Update, UpdateOutcome
-from vla_ota_manager.state import State
 from vla_ota_manager.states import UpdateState
+from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.store.state import State
 from vla_sim.checkpoint_server import CheckpointServer, publish_bundle
 
 QUICK = {

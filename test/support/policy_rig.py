@@ -76,7 +76,7 @@ class PolicyRig:
         namespace: str = "",
         contract: Mapping[str, Any] | None = None,
         remaps: tuple[str, ...] = (),
-        module: str = "vla_policy_node.node",
+        module: str = "vla_policy_node.ros.policy_node",
         group: bool = False,
         arguments: tuple[str, ...] = (),
         **parameters: Any,

@@ -16,6 +16,6 @@ def cancel_later(timer: rclpy.timer.Timer) -> None:
 
 rclpy.timer.Timer.cancel = cancel_later
 
-from vla_policy_node.node import main  # noqa: E402
+from vla_policy_node.ros.policy_node import main  # noqa: E402
 
 main()

@@ -143,7 +143,7 @@ class RobotRig:
             self.policy.kill()
         self.policy_status.clear()
         self.policy = NodeProcess(
-            "vla_policy_node.node",
+            "vla_policy_node.ros.policy_node",
             self.domain,
             self.folder / "log",
             parameters=policy_parameters(self.folder, store_dir=str(self.store), bundle_roots=[], **parameters),
@@ -153,12 +153,12 @@ class RobotRig:
         return self.policy
 
     def start_manager(self, *, crash_at: str = "", **parameters: Any) -> NodeProcess:
-        """Start the manager; ``crash_at``: a crash point of ``vla_ota_manager/filesystem.py``."""
+        """Start the manager; ``crash_at``: a crash point of ``vla_ota_manager/store/filesystem.py``."""
         if self.manager is not None and self.manager_runs:
             self.manager.kill()
         self.status.clear()
         self.manager = NodeProcess(
-            "vla_ota_manager.node",
+            "vla_ota_manager.ros.manager_node",
             self.domain,
             self.folder / "log",
             parameters={**self._parameters, **parameters},

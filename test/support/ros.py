@@ -3,7 +3,7 @@
 
 ::
 
-    with NodeProcess("vla_ota_manager.node", domain, tmp_path, parameters={...}) as manager, RosHarness(domain) as ros:
+    with NodeProcess("vla_ota_manager.ros.manager_node", domain, tmp_path) as manager, RosHarness(domain) as ros:
         status = ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED)
         status.wait(lambda m: m.state_name == "IDLE")
         reply = ros.call(Rollback, "ota_manager/rollback")

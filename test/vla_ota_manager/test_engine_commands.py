@@ -9,8 +9,8 @@ import pytest
 from support.ota import Robot, shared_weights
 
 from vla_ota_manager.errors import StoreError
-from vla_ota_manager.state import RollbackRecord
 from vla_ota_manager.states import UpdateState
+from vla_ota_manager.store.state import RollbackRecord
 from vla_sim.checkpoint_server import Behaviour
 
 S = UpdateState

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from support.ota import Robot
 
-from vla_ota_manager.inbox import Inbox
 from vla_ota_manager.port import PolicySnapshot
 from vla_ota_manager.records import EpisodeResult, Score
 from vla_ota_manager.states import UpdateState
+from vla_ota_manager.trial.inbox import Inbox
 
 S = UpdateState
 HOUR = 3600.0

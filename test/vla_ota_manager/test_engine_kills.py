@@ -22,10 +22,10 @@ from support.ota import Robot, shared_weights
 from support.simulated_policy import SimulatedPolicy
 
 from vla_checkpoint import Manifest, load_manifest, sha256_file, verify_bundle
-from vla_ota_manager.filesystem import CrashPoints, Filesystem
-from vla_ota_manager.state import State
 from vla_ota_manager.states import UpdateState
-from vla_ota_manager.store import Store
+from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.store.state import State
+from vla_ota_manager.store.store import Store
 from vla_sim.checkpoint_server import Behaviour, CheckpointServer
 
 PARALLEL = 4  # the runs mostly wait

@@ -16,8 +16,8 @@ from support.filesystems import UnwritableFilesystem
 from support.ota import Robot, shared_weights
 
 from vla_ota_manager.errors import StoreError
-from vla_ota_manager.filesystem import CrashPoints, Filesystem
 from vla_ota_manager.states import UpdateState
+from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
 from vla_sim.checkpoint_server import Behaviour
 
 S = UpdateState

@@ -13,8 +13,8 @@ from support.filesystems import UnwritableFilesystem
 from support.ota import Robot
 
 from vla_ota_manager.records import RollbackReply
-from vla_ota_manager.state import State
 from vla_ota_manager.states import UpdateState
+from vla_ota_manager.store.state import State
 
 S = UpdateState
 SLOW = {"min_trial_chunks": 1000}

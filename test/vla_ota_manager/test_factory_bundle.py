@@ -9,8 +9,8 @@ from support.ota import Robot
 from support.simulated_policy import SimulatedPolicy
 
 from vla_checkpoint import verify_bundle
-from vla_ota_manager.state import Block
 from vla_ota_manager.states import UpdateState
+from vla_ota_manager.store.state import Block
 
 S = UpdateState
 

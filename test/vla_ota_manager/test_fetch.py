@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from vla_ota_manager.blobs import BlobStore
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import CancelledError, FetchError, OtaError
-from vla_ota_manager.fetch import Fetcher, Received
-from vla_ota_manager.filesystem import CrashPoints, Filesystem
-from vla_ota_manager.source import parse_url
+from vla_ota_manager.fetch.fetcher import Fetcher, Received
+from vla_ota_manager.fetch.source import parse_url
+from vla_ota_manager.store.blobs import BlobStore
+from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
 from vla_sim.checkpoint_server import Behaviour, CheckpointServer
 
 DATA = os.urandom(300_000)

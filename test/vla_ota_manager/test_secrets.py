@@ -11,7 +11,7 @@ import pytest
 from support.ota import Robot
 
 from vla_ota_manager.errors import ConfigError
-from vla_ota_manager.source import AllowedSources
+from vla_ota_manager.fetch.source import AllowedSources
 from vla_ota_manager.states import UpdateState
 from vla_sim.checkpoint_server import Behaviour
 

@@ -10,7 +10,7 @@ import pytest
 
 from vla_checkpoint.paths import path_fault
 from vla_ota_manager.errors import ConfigError, FetchError
-from vla_ota_manager.source import AllowedSources, join_url, parse_url
+from vla_ota_manager.fetch.source import AllowedSources, join_url, parse_url
 
 ALLOWED = ["http://models.example/robots", "https://cdn.example:8443/", "http://[::1]:8080/m"]
 

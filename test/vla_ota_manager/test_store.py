@@ -14,10 +14,10 @@ from support.ota import shared_weights
 from vla_checkpoint import CheckpointError, verify_bundle
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import ConfigError, OtaError, StateError, StoreError
-from vla_ota_manager.filesystem import CrashPoints, Filesystem
 from vla_ota_manager.records import Ref, Update
-from vla_ota_manager.state import Block, State
-from vla_ota_manager.store import Store
+from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.store.state import Block, State
+from vla_ota_manager.store.store import Store
 
 
 def open_store(folder: Path, blob_dir: Path | None = None) -> Store:

@@ -8,11 +8,11 @@ import random
 
 import pytest
 
-from vla_ota_manager.calibration import Acting, BlockBuilder, Calibration, Collector
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.port import PolicySnapshot
 from vla_ota_manager.records import EpisodeResult, Score
-from vla_ota_manager.trial import Decision, TrialJudge
+from vla_ota_manager.trial.calibration import Acting, BlockBuilder, Calibration, Collector
+from vla_ota_manager.trial.judge import Decision, TrialJudge
 
 CONFIG = OtaConfig(
     store_dir="/unused", min_trial_time_s=0.0, min_trial_chunks=200, min_trial_episodes=20, block_chunks=2

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.control_rig import contract, contract_text
 
 from vla_checkpoint.manifest import ActionSpec, Channel, Manifest
-from vla_policy_node.contract import Contract, load_contract, parse_contract
+from vla_policy_node.contract.model import Contract, load_contract, parse_contract
 from vla_policy_node.errors import ContractError
 from vla_policy_node.policies.base import FeatureSpec, PolicySpec
 from vla_sim import arm

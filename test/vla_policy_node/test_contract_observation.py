@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.control_rig import contract_text
 
-from vla_policy_node.contract import parse_contract
+from vla_policy_node.contract.model import parse_contract
 from vla_policy_node.decoding import decode_image
 from vla_policy_node.errors import ObservationError
 from vla_policy_node.ipc.layouts import INSTRUCTION_BYTES

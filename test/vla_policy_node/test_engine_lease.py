@@ -12,7 +12,7 @@ import pytest
 from support.engine_rig import EngineRig
 from support.scripted import scripted_bundle
 
-from vla_policy_node.swapping import SwapError, SwapRequest
+from vla_policy_node.generations.swapping import SwapError, SwapRequest
 from vla_sim.witness import Witness
 
 LEASE_S = 0.6

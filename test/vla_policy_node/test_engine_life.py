@@ -17,8 +17,8 @@ import pytest
 from support.engine_rig import EngineRig
 from support.scripted import TEST_FOLDER, scripted_bundle
 
-from vla_policy_node.recovery import EXPECTED_ERRORS
-from vla_policy_node.swapping import SwapRequest
+from vla_policy_node.generations.recovery import EXPECTED_ERRORS
+from vla_policy_node.generations.swapping import SwapRequest
 
 CLOSE_S = 30.0  # far below the timeouts of the loads and swaps here; a slow machine needs some of it
 

@@ -12,7 +12,7 @@ from support.engine_rig import EngineRig
 from support.scripted import scripted_bundle
 
 from vla_policy_node.errors import ContractError
-from vla_policy_node.swapping import SwapRequest
+from vla_policy_node.generations.swapping import SwapRequest
 
 
 def test_commands_of_a_bundle_stay_inside_its_own_tighter_limits(tmp_path: Path) -> None:

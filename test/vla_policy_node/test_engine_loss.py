@@ -14,7 +14,7 @@ from support.engine_rig import EngineRig
 from support.scripted import scripted_bundle
 
 from vla_policy_node.errors import PolicyNodeError
-from vla_policy_node.swapping import SwapError, SwapRequest
+from vla_policy_node.generations.swapping import SwapError, SwapRequest
 from vla_policy_node.worker.api import WorkerConfig
 
 LONGEST_STEP = 4.0 / 50 + 1e-6

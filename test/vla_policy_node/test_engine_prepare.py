@@ -14,7 +14,7 @@ from support.engine_rig import EngineRig
 from support.scripted import scripted_bundle
 
 from vla_checkpoint import Channel
-from vla_policy_node.recovery import EXPECTED_ERRORS
+from vla_policy_node.generations.recovery import EXPECTED_ERRORS
 from vla_policy_node.worker.api import PrepareError
 
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
@@ -127,7 +127,7 @@ def _refusal(rig: EngineRig, path: Path | str) -> str:
 
 
 def _swap(path: Path) -> Any:
-    from vla_policy_node.swapping import SwapRequest
+    from vla_policy_node.generations.swapping import SwapRequest
 
     return SwapRequest(bundle_path=str(path))
 

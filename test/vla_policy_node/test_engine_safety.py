@@ -13,9 +13,10 @@ import pytest
 from support.engine_rig import EngineRig
 from support.scripted import scripted_bundle
 
-from vla_policy_node import engine, recovery
+from vla_policy_node import engine
 from vla_policy_node.errors import PolicyNodeError
-from vla_policy_node.swapping import SwapError, SwapRequest
+from vla_policy_node.generations import recovery
+from vla_policy_node.generations.swapping import SwapError, SwapRequest
 
 LATCHED = {"auto_resume": False}
 MOTION = {"auto_resume": False, "motion_required": True}

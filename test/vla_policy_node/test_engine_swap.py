@@ -13,8 +13,8 @@ from support.engine_rig import EngineRig
 from support.scripted import scripted_bundle
 
 from vla_policy_node.errors import PolicyNodeError
-from vla_policy_node.recovery import EXPECTED_ERRORS
-from vla_policy_node.swapping import SwapError, SwapRequest
+from vla_policy_node.generations.recovery import EXPECTED_ERRORS
+from vla_policy_node.generations.swapping import SwapError, SwapRequest
 from vla_sim.witness import Witness
 
 VELOCITY, RATE_HZ = 4.0, 50.0  # of the rig's contract

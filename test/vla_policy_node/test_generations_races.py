@@ -17,16 +17,16 @@ from support.engine_rig import contract_text
 from support.scripted import scripted_bundle
 
 from vla_checkpoint.manifest import load_manifest
-from vla_policy_node import generations as module
 from vla_policy_node.config import PolicyNodeConfig
-from vla_policy_node.contract import parse_contract
+from vla_policy_node.contract.model import parse_contract
 from vla_policy_node.errors import ControlError, PolicyNodeError
-from vla_policy_node.generations import Generations
+from vla_policy_node.generations import generations as module
+from vla_policy_node.generations.generations import Generations
+from vla_policy_node.generations.recovery import Recovery
+from vla_policy_node.generations.residents import Resident
+from vla_policy_node.generations.swapping import SwapRequest
 from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.policies.base import FeatureSpec, PolicySpec
-from vla_policy_node.recovery import Recovery
-from vla_policy_node.residents import Resident
-from vla_policy_node.swapping import SwapRequest
 from vla_policy_node.worker.api import Generation, PrepareError, Timings
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from vla_ros.doctor import machine, worker
-from vla_ros.doctor.findings import Finding, Level
+from vla_doctor import machine, worker
+from vla_doctor.findings import Finding, Level
 
 MIB = 1 << 20
 TOP = Path(__file__).resolve().parents[2]
@@ -30,15 +30,6 @@ def test_policies_that_are_loaded_already_are_not_asked_for_again() -> None:
     assert codes(machine.check_memory(100 * MIB, resident=2, **need)) == [""]
     assert codes(machine.check_memory(100 * MIB, resident=3, **need)) == [""]
     assert codes(machine.check_memory(99 * MIB, resident=2, **need)) == ["MEMORY_SHORT"]
-
-
-def test_available_memory_is_the_kernels_and_unknown_where_there_is_no_proc(tmp_path: Path) -> None:
-    available = machine.available_memory()
-    assert available
-    assert machine.available_memory(tmp_path / "none") is None
-    (tmp_path / "odd").write_text("MemAvailable:\n")
-    assert machine.available_memory(tmp_path / "odd") is None
-    assert codes(machine.check_memory(None, 0, 0, 0, 0)) == ["MEMORY_UNKNOWN"]
 
 
 def test_what_the_user_may_not_do_comes_with_the_limits_line_for_that_user() -> None:

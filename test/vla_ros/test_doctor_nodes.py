@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from vla_ota.msg import PolicyStatus
 
-from vla_ros.doctor.findings import Finding, exit_status, report
-from vla_ros.doctor.nodes import check_policy_node
-from vla_ros.doctor.seen import NodeSeen, Samples, TopicSeen
+from vla_doctor.findings import Finding, exit_status, report
+from vla_doctor.nodes import check_policy_node
+from vla_doctor.seen import NodeSeen, Samples, TopicSeen
 
 NAME = "/arm_1/policy_node"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from vla_doctor.catalog import RULES, page
+from vla_doctor.findings import exit_status, ok, problem, report, report_json
+from vla_doctor.holds import HOLDS
+from vla_doctor.settings import DoctorSettings, parse_arguments
 from vla_policy_node.ipc.layouts import HOLD_REASONS
-from vla_ros.doctor.catalog import RULES, page
-from vla_ros.doctor.findings import exit_status, ok, problem, report, report_json
-from vla_ros.doctor.holds import HOLDS
-from vla_ros.doctor.settings import DoctorSettings, parse_arguments
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -39,14 +39,14 @@ def test_every_reason_to_hold_has_words_and_something_to_do() -> None:
 
 
 def test_every_rule_is_used_by_a_check_and_every_code_has_a_rule() -> None:
-    source = "".join(p.read_text() for p in (TOP / "vla_ros/doctor").glob("*.py") if p.name != "catalog.py")
+    source = "".join(p.read_text() for p in (TOP / "vla_doctor").rglob("*.py") if p.name != "catalog.py")
     used = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', source)) & set(RULES)
     assert used == set(RULES)
     assert set(re.findall(r'problem\(\s*"([A-Z_]+)"', source)) <= set(RULES)
 
 
 def test_the_documentation_is_what_the_catalogue_says() -> None:
-    assert (TOP / "docs/doctor.md").read_text() == page(), "python -m vla_ros.doctor.catalog > docs/doctor.md"
+    assert (TOP / "docs/doctor.md").read_text() == page(), "python -m vla_doctor.catalog > docs/doctor.md"
     assert "{" not in re.sub(r"`[^`]*`", "", page()), "a name in braces is left"
 
 

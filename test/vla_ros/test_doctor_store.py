@@ -11,11 +11,11 @@ import pytest
 from support.bundles import make_bundle
 
 from vla_checkpoint import verify_bundle
-from vla_ota_manager.filesystem import Filesystem
-from vla_ota_manager.store import Store
-from vla_policy_node.contract import Contract, load_contract
-from vla_ros.doctor.findings import Finding
-from vla_ros.doctor.storage import check_store, largest_bundle
+from vla_doctor.findings import Finding
+from vla_doctor.storage import check_store, largest_bundle
+from vla_ota_manager.store.filesystem import Filesystem
+from vla_ota_manager.store.store import Store
+from vla_policy_node.contract.model import Contract, load_contract
 
 CONTRACT = Path(__file__).resolve().parents[2] / "config/sim_arm.contract.yaml"
 ROOMY = {"min_free_bytes": 0}

@@ -108,7 +108,7 @@ def test_a_signal_during_the_imports_ends_a_node_quietly_with_status_0(name: str
 
 
 def test_ctrl_c_twice_ends_a_running_node_quietly_with_status_0(ros_domain: int, tmp_path: Path) -> None:
-    with NodeProcess("vla_sim.node", ros_domain, tmp_path) as sim, RosHarness(ros_domain) as ros:
+    with NodeProcess("vla_sim.ros.sim_robot", ros_domain, tmp_path) as sim, RosHarness(ros_domain) as ros:
         ros.subscribe(JointState, "joint_states", qos.SENSORS).wait()
         sim.process.send_signal(signal.SIGINT)
         time.sleep(0.05)

@@ -21,7 +21,7 @@ COMMANDS = "forward_position_controller/commands"
 def test_it_looks_like_an_arm_and_follows_commands_under_any_namespace(ros_domain: int, tmp_path: Path) -> None:
     with (
         NodeProcess(
-            "vla_sim.node", ros_domain, tmp_path, namespace="/lab", parameters={"command_timeout_s": 1.0}
+            "vla_sim.ros.sim_robot", ros_domain, tmp_path, namespace="/lab", parameters={"command_timeout_s": 1.0}
         ) as sim,
         RosHarness(ros_domain, namespace="/lab") as ros,
     ):
@@ -70,7 +70,10 @@ def test_it_gives_tasks_to_the_policy_node_and_says_how_they_ended(ros_domain: i
         return response
 
     parameters = {"task_timeout_s": 0.6, "task_pause_s": 0.0, "seed": 3}
-    with NodeProcess("vla_sim.node", ros_domain, tmp_path, parameters=parameters) as sim, RosHarness(ros_domain) as ros:
+    with (
+        NodeProcess("vla_sim.ros.sim_robot", ros_domain, tmp_path, parameters=parameters) as sim,
+        RosHarness(ros_domain) as ros,
+    ):
         ros.subscribe(JointState, "joint_states").wait()  # it runs although nobody serves episodes yet
         ros.on_executor(lambda: ros.node.create_service(StartEpisode, "policy_node/start_episode", start))
         ros.on_executor(lambda: ros.node.create_service(EndEpisode, "policy_node/end_episode", end))
@@ -105,13 +108,13 @@ def test_parameters_are_described_and_out_of_range_ones_end_it_with_a_clear_line
         "task_timeout_s",
         "seed",
     ]
-    with NodeProcess("vla_sim.node", ros_domain, tmp_path) as sim, RosHarness(ros_domain) as ros:
+    with NodeProcess("vla_sim.ros.sim_robot", ros_domain, tmp_path) as sim, RosHarness(ros_domain) as ros:
         request = DescribeParameters.Request(names=names)
         descriptors = ros.call(DescribeParameters, "sim_robot/describe_parameters", request).descriptors
         assert all(descriptor.description for descriptor in descriptors)
         assert descriptors[2].floating_point_range[0].to_value == 10.0
         assert sim.stop() == 0
-    with NodeProcess("vla_sim.node", ros_domain, tmp_path, parameters={"joint_rate_hz": -1.0}) as broken:
+    with NodeProcess("vla_sim.ros.sim_robot", ros_domain, tmp_path, parameters={"joint_rate_hz": -1.0}) as broken:
         assert broken.wait() != 0
         assert "PARAMETER_INVALID" in broken.log
         assert "joint_rate_hz" in broken.log

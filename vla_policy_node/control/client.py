@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vla_policy_node.contract import Contract
+from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.swap import UPDATE
 from vla_policy_node.errors import ControlError
 from vla_policy_node.ipc.arena import Arena

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_policy_node.contract import Contract
+from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.counters import Spans
 from vla_policy_node.control.generation import Generation
 from vla_policy_node.control.limits import Limiter

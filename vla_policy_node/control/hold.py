@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from vla_policy_node.contract import Channel
+from vla_policy_node.contract.model import Channel
 
 Floats = npt.NDArray[np.float64]
 

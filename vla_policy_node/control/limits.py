@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vla_policy_node.contract import ChannelLimits
+from vla_policy_node.contract.model import ChannelLimits
 
 Floats = npt.NDArray[np.float64]
 

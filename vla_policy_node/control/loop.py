@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vla_policy_node.contract import Contract
+from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.announcer import Announcer
 from vla_policy_node.control.commanded import Commanded
 from vla_policy_node.control.generation import Generation

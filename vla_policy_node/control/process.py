@@ -9,7 +9,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from vla_policy_node.contract import parse_contract
+from vla_policy_node.contract.model import parse_contract
 from vla_policy_node.control.realtime import freeze_garbage_collector, lock_memory, take_fifo_for_process
 from vla_policy_node.control.runner import Runner
 from vla_policy_node.control.sinks import CommandSink, open_sink

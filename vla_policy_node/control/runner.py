@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_policy_node.contract import Contract
+from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.commands import Commands
 from vla_policy_node.control.counters import Counters, Spans
 from vla_policy_node.control.events import EventQueue

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vla_policy_node.contract import Contract
+from vla_policy_node.contract.model import Contract
 from vla_policy_node.errors import ControlError
 
 Floats = npt.NDArray[np.float64]
@@ -75,7 +75,7 @@ def open_sink(spec: Mapping[str, Any], contract: Contract) -> CommandSink:
     if kind == "record":
         return RecordSink(str(spec["path"]))
     if kind == "ros":
-        from vla_policy_node.control.node import RosSink  # rclpy is imported here, and only now
+        from vla_policy_node.ros.command_publisher import RosSink  # rclpy is imported here, and only now
 
         return RosSink(spec, contract)
     raise ControlError("SINK_UNKNOWN", f"sink kind {kind!r}")

@@ -149,11 +149,11 @@ def _start_nodes(processes: Processes, timeline: Timeline, store: Path, source: 
 
     def start_manager() -> None:
         timeline.say("demo", "starts ota_manager")
-        processes.start("ota_manager", "vla_ota_manager.node", manager)
+        processes.start("ota_manager", "vla_ota_manager.ros.manager_node", manager)
 
-    processes.start("sim_robot", "vla_sim.node", ROBOT)
+    processes.start("sim_robot", "vla_sim.ros.sim_robot", ROBOT)
     policy = {**POLICY, "contract": str(CONTRACT), "store_dir": str(store)}
-    processes.start("policy_node", "vla_policy_node.node", policy)
+    processes.start("policy_node", "vla_policy_node.ros.policy_node", policy)
     start_manager()
     return start_manager
 

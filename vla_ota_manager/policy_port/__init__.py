@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""The policy node as the update engine sees it, over ROS."""

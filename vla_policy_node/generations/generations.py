@@ -1,0 +1,481 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepare a bundle beside the running one and make it the acting one: weights, processors and statistics change together.
+
+The order of every change is: the control process switches, tells so, and only then do active and standby change here. A swap
+that does not happen leaves everything as it was. Locks: ``_preparing`` and ``_swapping`` are each held by one caller through
+a whole preparation or swap; ``_lock`` for moments only, by anybody, and never while something is waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vla_checkpoint.config import load_config
+from vla_checkpoint.manifest import Manifest, load_manifest
+from vla_policy_node.config import PolicyNodeConfig
+from vla_policy_node.contract.model import Contract
+from vla_policy_node.control.client import ControlClient
+from vla_policy_node.errors import ControlError, PolicyNodeError
+from vla_policy_node.generations.lease import TrialLease
+from vla_policy_node.generations.residents import Resident, Residents
+from vla_policy_node.generations.swapping import ROLLBACK, WORKER_LOST, Pending, Report, SwapError, SwapRequest
+from vla_policy_node.worker.api import PrepareError
+from vla_policy_node.worker.pool import Progress, WorkerPool
+
+CAPACITY = 2  # generations in memory: the active one and one more
+AFTER_SWAP_S = 1.0  # a report's span ends this long after the swap
+_ANSWER_S = 2.0  # the control process gives up on a boundary by itself; wait this much longer for its answer
+_POLL_S = 0.05
+_STOOD_STILL = ("MOTION_DISABLED", "GENERATION_LOST", "INACTIVE")  # refused because the robot has stopped meanwhile
+
+LOG = logging.getLogger("vla_policy_node")
+
+LossListener = Callable[[Resident, "TrialLease | None", str], None]
+"""Called when the active generation has gone, with the lease it was on and why it went (``CODE: text``)."""
+
+
+class Generations:
+    """Active, standby and prepared generation of one policy node, and the trial's lease. Every method is thread-safe."""
+
+    def __init__(
+        self,
+        config: PolicyNodeConfig,
+        contract: Contract,
+        control: ControlClient,
+        pool: WorkerPool,
+        *,
+        on_change: Callable[[], None],
+        on_report: Callable[[Report], None],
+        on_active_lost: LossListener,
+    ) -> None:
+        self._config, self._contract, self._control, self._pool = config, contract, control, pool
+        self._on_change, self._on_report, self._on_active_lost = on_change, on_report, on_active_lost
+        self._preparing = threading.Lock()
+        self._swapping = threading.Lock()
+        self._lock = threading.RLock()  # protects everything below
+        self._asked: dict[str, Pending] = {}  # swap id -> a swap that the control process has not answered
+        self._reports: dict[str, Report] = {}  # span id -> a report that waits for its counts
+        self._spans: dict[int, str] = {}  # generation -> span of its preparation, until a report tells it
+        # Digest -> code and why, of bundles whose worker ended since they were prepared last.
+        self._losses: dict[str, tuple[str, str]] = {}
+        self._closed = False
+        self.residents = Residents()
+        self.lease: TrialLease | None = None
+        self._last_active: Resident | None = None  # also after it was lost, for the report
+
+    def close(self) -> None:
+        """Nothing is activated any more; whoever waits for a swap is told CLOSED."""
+        with self._lock:
+            self._closed = True
+        self._fail_all("CLOSED", "the node is shutting down")
+
+    def parts(self) -> tuple[Resident | None, Resident | None, Resident | None, bool]:
+        """Return active, standby and prepared generation, and whether the active one is on trial, all of one moment."""
+        with self._lock:
+            residents = self.residents
+            return residents.active, residents.standby, residents.prepared, self.lease is not None
+
+    def control_lost(self) -> None:
+        """The control process has gone: no swap can happen any more."""
+        self._fail_all("CONTROL_LOST", "the control process has gone")
+
+    def _fail_all(self, code: str, message: str) -> None:
+        with self._lock:
+            waiting, self._asked = list(self._asked.values()), {}
+            self._reports.clear()
+        for pending in waiting:
+            pending.fail(code, message)
+
+    # -- prepare ---------------------------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        bundle_path: str | Path,
+        digest: str = "",
+        *,
+        on_progress: Progress = lambda state, fraction: None,
+        cancelled: Callable[[], bool] = lambda: False,
+        wait: bool = False,
+    ) -> Resident:
+        """Load, check and warm up a bundle; nothing changes for the robot. Blocks.
+
+        ``wait``: until another preparation is over, rather than be refused.
+
+        Raises SwapError, ContractError, CheckpointError or PrepareError, each with a code.
+        """
+        with self._only_preparation(wait, cancelled):
+            path = self._inside_roots(bundle_path)
+            manifest = self._read_manifest(path, digest)
+            with self._lock:
+                resident = self.residents.find(manifest.digest)
+            if resident is not None:
+                return resident
+            self._contract.check_manifest(manifest)
+            self._make_room()
+            return self._load(path, manifest, on_progress, cancelled)
+
+    @contextlib.contextmanager
+    def _only_preparation(self, wait: bool, cancelled: Callable[[], bool]) -> Iterator[None]:
+        while not self._preparing.acquire(timeout=_POLL_S if wait else 0.0):
+            if not wait:
+                raise SwapError("PREPARE_IN_PROGRESS", "another bundle is being prepared")
+            if cancelled():
+                raise PrepareError("CANCELLED", "cancelled on request")
+        try:
+            yield
+        finally:
+            self._preparing.release()
+
+    def _load(self, path: Path, manifest: Manifest, on_progress: Progress, cancelled: Callable[[], bool]) -> Resident:
+        limits = self._contract.bundle_limits(load_config(path).raw.get("action_limits", {}))
+        span = f"prepare-{uuid.uuid4().hex}"
+        self._control.begin_span(span)
+        try:
+            generation = self._pool.prepare(path, digest=manifest.digest, on_progress=on_progress, cancelled=cancelled)
+            try:
+                latency_s = generation.timings.inference_ms / 1e3
+                self._contract.check_bundle(manifest, generation.spec, latency_s=latency_s)
+                self._control.add_generation(generation.handle, latency_s=latency_s, limits=limits)
+            except BaseException:
+                self._pool.release(generation)
+                raise
+        except BaseException:
+            self._end_span(span)
+            raise
+        resident = Resident(generation, path)
+        with self._lock:
+            self.residents.prepared = resident
+            self._spans[resident.id] = span
+            self._losses.pop(resident.digest, None)
+            died = not generation.alive  # its LOST event may have come before anybody knew it
+        if died:
+            self._drop(resident)
+            raise PrepareError("WORKER_DIED", f"the worker of {path} ended as it became ready")
+        self._on_change()
+        return resident
+
+    def _inside_roots(self, bundle_path: str | Path) -> Path:
+        """Return the real folder; a bundle that lies elsewhere is not ours to load."""
+        if not str(bundle_path):
+            raise SwapError("EMPTY_REQUEST", "name the bundle's folder")
+        try:
+            real = Path(bundle_path).expanduser().resolve()
+        except (OSError, RuntimeError, ValueError) as e:  # too long, a loop of links, a zero byte
+            raise SwapError("BUNDLE_PATH_INVALID", f"{str(bundle_path)[:200]!r}: {e}") from e
+        roots = [r for r in (self._config.store_dir, self._config.model_path, *self._config.bundle_roots) if r]
+        if not any(real.is_relative_to(Path(root).expanduser().resolve()) for root in roots):
+            raise SwapError("BUNDLE_OUTSIDE_ROOTS", f"{bundle_path} lies neither in the store nor in bundle_roots")
+        return real
+
+    def _read_manifest(self, path: Path, digest: str) -> Manifest:
+        manifest = load_manifest(path)
+        if digest and manifest.digest != digest:
+            raise SwapError("DIGEST_BUNDLE", f"{path} has digest {manifest.digest}, asked for was {digest}")
+        return manifest
+
+    def _make_room(self) -> None:
+        """Let go of what was prepared before or stands by, unless a trial or a pending swap needs it."""
+        with self._lock:
+            leaving = self.residents.in_the_way(CAPACITY)
+            if self.lease is not None and self.residents.standby in leaving:
+                raise SwapError("TRIAL_RUNNING", "the standby is what the running trial falls back to")
+            if any(pending.target in leaving for pending in self._asked.values()):
+                raise SwapError("SWAP_IN_PROGRESS", "a swap to the other generation in memory is pending")
+            for resident in leaving:
+                self._forget(resident)
+        for resident in leaving:
+            self._pool.release(resident.generation)
+
+    def _forget(self, resident: Resident) -> None:
+        """Take a generation out of everybody's books; its worker still runs."""
+        self.residents.forget(resident)
+        self._end_span(self._spans.pop(resident.id, ""))
+        with contextlib.suppress(ControlError):  # nobody uses it there any more
+            self._control.remove_generation(resident.id)
+
+    def _drop(self, resident: Resident) -> None:
+        with self._lock:
+            self._forget(resident)
+        self._pool.release(resident.generation)
+
+    def _end_span(self, span_id: str, after_s: float = 0.0) -> None:
+        if span_id:
+            with contextlib.suppress(ControlError):
+                self._control.end_span(span_id, after_s)
+
+    # -- swap ------------------------------------------------------------------------------------------------------
+
+    def swap(
+        self,
+        request: SwapRequest,
+        *,
+        motion_allowed: Callable[[], bool] = lambda: True,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> tuple[Resident, Report | None]:
+        """Do what SwapModel asks; blocks until the new generation acts. ``None``: it did already.
+
+        Raises what :meth:`prepare` raises, and SwapError.
+        """
+        asked = request.checked(self._config.swap_timeout_s, self._config.trial_lease_s)
+        self._check_swap(asked, motion_allowed)
+        with self._lock:
+            resident = self.residents.find(asked.digest) if asked.digest else None
+        if resident is None:
+            if not asked.bundle_path:
+                raise self._missing(asked.digest)
+            resident = self.prepare(asked.bundle_path, asked.digest, cancelled=cancelled)
+        if not self._swapping.acquire(blocking=False):
+            raise SwapError("SWAP_IN_PROGRESS", "another swap is under way")
+        try:
+            self._check_swap(asked, motion_allowed)  # loading took its time
+            with self._lock:
+                if self.residents.active is resident:
+                    if asked.trial:
+                        self._renew_lease(resident, asked.trial_lease_s)
+                    return resident, None
+            report = self._activate(
+                resident, asked.at, asked.cause, asked.timeout_s, trial=asked.trial, lease_s=asked.trial_lease_s
+            )
+            return resident, report
+        finally:
+            self._swapping.release()
+
+    def _missing(self, digest: str) -> SwapError:
+        """Say why a bundle is not in memory: who asks for it may not want what has crashed to be loaded again."""
+        with self._lock:
+            code, why = self._losses.get(digest, ("NOT_PREPARED", ""))
+        what = {
+            WORKER_LOST: f"{digest} acted until its worker was lost ({why})",
+            "GENERATION_LOST": f"the worker of {digest} ended while another generation acted ({why})",
+        }.get(code, f"no generation of {digest} is in memory")
+        return SwapError(code, f"{what}: give bundle_path, or prepare it")
+
+    def _check_swap(self, request: SwapRequest, motion_allowed: Callable[[], bool]) -> None:
+        if request.cause != ROLLBACK and not motion_allowed():
+            raise SwapError("MOTION_DISABLED", "motion is disabled: no swap until it is enabled again")
+        expected = request.expected_active_digest
+        with self._lock:
+            active = self.residents.active
+        if expected and (active is None or active.digest != expected):
+            raise SwapError(
+                "EXPECTATION_FAILED", f"active is {active.digest if active else 'nothing'}, expected was {expected}"
+            )
+
+    def activate_now(self, resident: Resident, cause: str, *, instead_of: int, at: str = "NOW") -> Report | None:
+        """A swap that the node itself decides on; a pending one makes way.
+
+        ``instead_of``: generation that must be the active one still (0 = none is); else nothing is done and ``None`` returned.
+
+        Raises SwapError.
+        """
+        while not self._swapping.acquire(timeout=_POLL_S):
+            with self._lock:
+                waiting = list(self._asked)
+            for swap_id in waiting:
+                self._control.cancel_activation(swap_id)
+        try:
+            with self._lock:
+                active = self.residents.active
+            if (active.id if active is not None else 0) != instead_of:
+                return None
+            return self._activate(resident, at, cause, self._config.swap_timeout_s, trial=False, lease_s=0.0)
+        finally:
+            self._swapping.release()
+
+    def _activate(
+        self, resident: Resident, at: str, cause: str, timeout_s: float, *, trial: bool, lease_s: float
+    ) -> Report:
+        with self._lock:
+            if resident not in self.residents.all():
+                raise self._missing(resident.digest)
+            prepared = self._spans.get(resident.id, "")
+            span = prepared or f"swap-{uuid.uuid4().hex}"
+            pending = Pending("", resident, at, cause, timeout_s, trial, lease_s, span, warm=not prepared)
+            if self.residents.active is None or (pending.may_hurry and not self._moves()):
+                pending.at = "NOW"  # there is no boundary to wait for
+        if not prepared:
+            self._control.begin_span(span)
+        self._ask(pending)
+        end_s = time.monotonic() + timeout_s + _ANSWER_S
+        while not pending.done.wait(_POLL_S) and time.monotonic() < end_s:
+            if pending.may_hurry and not self._moves():
+                self._hurry(pending)
+        if pending.report is not None:
+            return pending.report
+        if not prepared:
+            self._end_span(span)
+        # Without an answer it stays asked: one that comes late still counts.
+        raise pending.error or SwapError("CONTROL_UNRESPONSIVE", "the control process does not answer")
+
+    def _ask(self, pending: Pending) -> None:
+        """Hand a swap to the control process. Raises ControlError, and SwapError CLOSED."""
+        pending.swap_id = uuid.uuid4().hex
+        with self._lock:
+            if self._closed:
+                raise SwapError("CLOSED", "the node is shutting down")
+            self._asked[pending.swap_id] = pending
+        try:
+            self._control.activate(pending.target.id, pending.at, pending.swap_id, pending.timeout_s, pending.cause)
+        except ControlError:
+            with self._lock:
+                self._asked.pop(pending.swap_id, None)
+            raise
+
+    def _moves(self) -> bool:
+        status = self._control.status()
+        return status is not None and status.mode == "RUNNING"
+
+    def _hurry(self, pending: Pending) -> None:
+        """Ask again, at NOW: that supersedes what was asked."""
+        with self._lock:
+            if self._asked.pop(pending.swap_id, None) is None:
+                return  # answered
+        self._ask_now(pending)
+
+    def _ask_now(self, pending: Pending) -> None:
+        pending.at = "NOW"
+        try:
+            self._ask(pending)
+        except PolicyNodeError as e:
+            pending.fail(e.code, e.message)
+
+    # -- what the control process says -----------------------------------------------------------------------------
+
+    def on_control_event(self, event: dict[str, Any]) -> None:
+        """Take SWAPPED, SWAP_FAILED and SPAN events of the control process."""
+        kind = event.get("type")
+        if kind == "SPAN":
+            with self._lock:
+                report = self._reports.pop(str(event.get("span_id")), None)
+            if report is not None:
+                self._on_report(report.with_span(event))
+            return
+        swap_id = str(event.get("swap_id"))
+        with self._lock:
+            pending = self._asked.pop(swap_id, None)
+        if kind == "SWAPPED":
+            if pending is not None:
+                self._swapped(pending, event)
+            return
+        self._end_span(swap_id)  # counting began with the request
+        code = str(event.get("error_code") or "SWAP_FAILED")
+        if pending is None:
+            return
+        if pending.may_hurry and code in _STOOD_STILL:
+            self._ask_now(pending)
+        else:
+            pending.fail(code, str(event.get("message") or "the swap did not happen"))
+
+    def _swapped(self, pending: Pending, event: dict[str, Any]) -> None:
+        target = pending.target
+        with self._lock:
+            died = target not in self.residents.all()  # its worker went in the very moment in which it took over
+            displaced = self.residents.activated(target)
+            if displaced is not None:
+                self._forget(displaced)
+            report = pending.make_report(self._last_active, event)
+            self._last_active = target
+            self._set_lease(target, pending)
+            self._spans.pop(target.id, None)
+            self._reports[pending.span_id] = report
+        self._end_span(pending.span_id, AFTER_SWAP_S)
+        if displaced is not None:
+            self._pool.release(displaced.generation)
+        LOG.info(
+            "%s %s instead of %s (%s, %s), %.0f ms after the request",
+            target.version,
+            "acts" if event.get("acted") else "is active and will act",
+            report.from_version or "nothing",
+            report.cause,
+            "warm" if report.warm else "loaded",
+            report.swap_latency_s * 1e3,
+        )
+        if died:
+            why = self._losses.get(target.digest, ("", "its worker has ended"))[1]
+            self.lost(target.id, why)
+            pending.fail(WORKER_LOST, f"{target.version} was lost as it took over ({why})")
+        else:
+            pending.report = report
+            pending.done.set()
+        self._on_change()
+
+    # -- lease -----------------------------------------------------------------------------------------------------
+
+    def _set_lease(self, active: Resident, pending: Pending) -> None:
+        self.lease = None
+        if pending.trial:
+            fallback = self.residents.standby
+            self.lease = TrialLease(active.id, active.digest, fallback, pending.lease_s, time.monotonic())
+
+    def _renew_lease(self, active: Resident, lease_s: float) -> None:
+        """The manager asked for a trial of what acts already: it has come back to it."""
+        now = time.monotonic()
+        if self.lease is not None:
+            self.lease.renew(now, lease_s)
+        else:
+            self.lease = TrialLease(active.id, active.digest, self.residents.standby, lease_s, now)
+        self._on_change()
+
+    def on_manager_status(self, trial_digest: str, committed_digest: str) -> None:
+        """Take what the manager says: it renews the lease of the trial it speaks of, and ends that of what it committed."""
+        with self._lock:
+            lease = self.lease
+            if lease is None:
+                return
+            if committed_digest == lease.digest:
+                self.lease = None
+            elif trial_digest == lease.digest:
+                lease.renew(time.monotonic())
+                return
+            else:
+                return
+        self._on_change()
+
+    def due_lease(self) -> TrialLease | None:
+        """Return the lease when it has run out and somebody has to go back (see :meth:`TrialLease.is_due`)."""
+        with self._lock:
+            return self.lease if self.lease is not None and self.lease.is_due(time.monotonic()) else None
+
+    @property
+    def swap_pending(self) -> bool:
+        """Whether the control process owes the answer to a swap."""
+        with self._lock:
+            return bool(self._asked)
+
+    def lease_over(self, lease: TrialLease) -> bool:
+        """Whether a lease that ran out still matters: it was neither renewed nor ended since."""
+        with self._lock:
+            return self.lease is lease and lease.expired(time.monotonic())
+
+    # -- loss ------------------------------------------------------------------------------------------------------
+
+    def lost(self, generation: int, why: str) -> Resident | None:
+        """A worker has gone. Returns its generation, ``None`` if it was not ours; tells ``on_active_lost`` if it acted.
+
+        ``why``: ``CODE: text``, for whoever asks for that bundle again.
+        """
+        with self._lock:
+            resident = self.residents.by_id(generation)
+            if resident is None:
+                return None
+            was_active = self.residents.active is resident
+            lease = None
+            if self.lease is not None and self.lease.generation == generation:
+                lease, self.lease = self.lease, None
+            self._losses[resident.digest] = WORKER_LOST if was_active else "GENERATION_LOST", why
+            self._forget(resident)
+            overtaken = [p for p in self._asked.values() if was_active and p.at != "NOW" and p.target is not resident]
+        self._pool.release(resident.generation)  # at once: its process has ended
+        self._on_change()
+        for pending in overtaken:  # what was to come is loaded and comes now: nothing else could be sooner
+            self._hurry(pending)
+        if was_active:
+            self._on_active_lost(resident, lease, why)
+        return resident

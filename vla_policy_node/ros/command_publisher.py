@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control process's part of ROS: one node with the command publishers, and nothing else."""
+
+from __future__ import annotations
+
+import array
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rclpy
+from geometry_msgs.msg import Twist, TwistStamped
+from rclpy.context import Context
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from vla_policy_node.contract.model import Contract, Output
+from vla_policy_node.control.lock import TopicLock
+from vla_policy_node.errors import ControlError
+
+Floats = npt.NDArray[np.float64]
+
+_GRAPH_PERIOD_S = 0.5
+_DISCOVERY_S = 1.0
+"""How long after its start the node may still learn of other publishers."""
+
+
+class RosSink:
+    """Publishes commands; see ``sinks.CommandSink``."""
+
+    def __init__(self, spec: Mapping[str, Any], contract: Contract) -> None:
+        """Lock the topics, then join the ROS graph. Raises ControlError COMMAND_TOPIC_LOCKED."""
+        domain_id = int(spec["domain_id"])
+        names: dict[str, str] = spec.get("topics", {})
+        topics = [names.get(o.topic, o.topic) for o in contract.outputs]
+        self._locks: list[TopicLock] = []
+        try:
+            for topic in topics:
+                self._locks.append(TopicLock(domain_id, topic))
+        except ControlError:
+            self._release()
+            raise
+        self._context = Context()
+        rclpy.init(
+            args=spec.get("arguments", []),  # enclave and logging are the process's, names and parameters the node's
+            context=self._context,
+            domain_id=domain_id,
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
+        self._node = Node(
+            str(spec["node_name"]),
+            namespace=str(spec.get("namespace", "")),
+            context=self._context,
+            use_global_arguments=False,
+            enable_rosout=False,
+            start_parameter_services=False,
+        )
+        self._born = time.monotonic()
+        self._outputs = [
+            _Output(self._node, output, topic, contract.period_s)
+            for output, topic in zip(contract.outputs, topics, strict=True)
+        ]
+        self._intruder = ""
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch_graph, name="graph", daemon=True)
+        self._watcher.start()
+
+    def publish(self, values: Floats) -> None:
+        """Publish one command on every output topic."""
+        for output in self._outputs:
+            output.publish(values)
+
+    def intruder(self) -> str:
+        """Say who else published a command topic when it was last looked at; empty = nobody that is known."""
+        return self._intruder
+
+    def _watch_graph(self) -> None:
+        """Asking the graph takes locks that discovery holds: it is done beside the loop."""
+        while not self._closing.wait(_GRAPH_PERIOD_S):
+            self._intruder = self._ask_graph()
+
+    def _ask_graph(self) -> str:
+        return next(filter(None, (output.intruder() for output in self._outputs)), "")
+
+    def check(self) -> None:
+        """Look for other publishers of the command topics. Raises ControlError COMMAND_TOPIC_TAKEN."""
+        while True:
+            text = self._intruder = self._ask_graph()
+            if text:
+                raise ControlError("COMMAND_TOPIC_TAKEN", text)
+            left = self._born + _DISCOVERY_S - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(left, 0.05))
+
+    def close(self) -> None:
+        """Leave the graph and release the topics."""
+        self._closing.set()
+        self._watcher.join()
+        self._node.destroy_node()
+        self._context.try_shutdown()
+        self._release()
+
+    def _release(self) -> None:
+        for lock in self._locks:
+            lock.close()
+        self._locks = []
+
+
+class _Output:
+    """One publisher and its message, which is filled anew for each command."""
+
+    def __init__(self, node: Node, output: Output, topic: str, period_s: float) -> None:
+        qos = QoSProfile(
+            depth=output.qos.depth,
+            reliability=ReliabilityPolicy[output.qos.reliability.upper()],
+            durability=DurabilityPolicy[output.qos.durability.upper()],
+        )
+        self._node, self._output, self._period_s = node, output, period_s
+        self._part = slice(output.start, output.stop)
+        kind, self._fill = self._message(output.type)
+        self._publisher = node.create_publisher(type(kind), topic, qos)
+        self._topic = self._publisher.topic_name
+        self._kind = kind
+
+    def publish(self, values: Floats) -> None:
+        part = values[self._part]
+        if self._output.rad2deg:
+            part = part * (math.pi / 180.0)
+        self._fill(part.tolist())
+        self._publisher.publish(self._kind)
+
+    def intruder(self) -> str:
+        if self._node.count_publishers(self._topic) <= 1:
+            return ""
+        # A control process that was killed stays in the graph for a while under our own name; the lock says it is dead.
+        ours = self._node.get_fully_qualified_name()
+        infos = self._node.get_publishers_info_by_topic(self._topic)
+        names = {f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in infos} - {ours}
+        return f"{self._topic} is published by {', '.join(sorted(names))} too" if names else ""
+
+    def _message(self, kind: str) -> tuple[Any, Callable[[list[float]], None]]:
+        """Return an empty message of the type and what fills it."""
+        if kind == "std_msgs/msg/Float64MultiArray":
+            return self._multi_array()
+        if kind == "sensor_msgs/msg/JointState":
+            return self._joint_state()
+        if kind == "trajectory_msgs/msg/JointTrajectory":
+            return self._trajectory()
+        return self._twist(stamped=kind.endswith("Stamped"))
+
+    def _multi_array(self) -> tuple[Any, Callable[[list[float]], None]]:
+        message = Float64MultiArray()
+        places = [int(entry.partition(".")[2]) for entry in self._output.select]
+        order = np.argsort(places).tolist()
+
+        def fill(values: list[float]) -> None:
+            message.data = array.array("d", [values[i] for i in order])
+
+        return message, fill
+
+    def _joints(self) -> tuple[list[str], dict[str, dict[str, int]]]:
+        """Return the joints in the order of their first mention, and per field joint → index of its value."""
+        fields: dict[str, dict[str, int]] = {}
+        names: list[str] = []
+        for i, entry in enumerate(self._output.select):
+            field, _, joint = entry.partition(".")
+            fields.setdefault(field, {})[joint] = i
+            if joint not in names:
+                names.append(joint)
+        return names, fields
+
+    def _joint_state(self) -> tuple[Any, Callable[[list[float]], None]]:
+        message = JointState()
+        message.name, fields = self._joints()
+
+        def fill(values: list[float]) -> None:
+            message.header.stamp = self._node.get_clock().now().to_msg()
+            for field, places in fields.items():
+                numbers = [values[places[n]] if n in places else math.nan for n in message.name]
+                setattr(message, field, array.array("d", numbers))
+
+        return message, fill
+
+    def _trajectory(self) -> tuple[Any, Callable[[list[float]], None]]:
+        message, point = JointTrajectory(), JointTrajectoryPoint()
+        message.joint_names, fields = self._joints()
+        point.time_from_start.nanosec = min(round(self._period_s * 1e9), 999_999_999)
+        message.points = [point]
+        attributes = {"position": "positions", "velocity": "velocities", "effort": "effort"}
+
+        def fill(values: list[float]) -> None:
+            for field, places in fields.items():
+                numbers = [values[places[n]] for n in message.joint_names if n in places]
+                setattr(point, attributes[field], array.array("d", numbers))
+
+        return message, fill
+
+    def _twist(self, *, stamped: bool) -> tuple[Any, Callable[[list[float]], None]]:
+        message = TwistStamped() if stamped else Twist()
+        twist = message.twist if stamped else message
+        places = [entry.split(".")[-2:] for entry in self._output.select]
+
+        def fill(values: list[float]) -> None:
+            if stamped:
+                message.header.stamp = self._node.get_clock().now().to_msg()
+            for (vector, axis), value in zip(places, values, strict=True):
+                setattr(getattr(twist, vector), axis, value)
+
+        return message, fill

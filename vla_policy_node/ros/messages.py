@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's values as ROS messages."""
+
+from __future__ import annotations
+
+from builtin_interfaces.msg import Time
+from std_msgs.msg import Header
+from vla_ota.msg import AnomalyScore, EpisodeOutcome, PolicyStatus, SwapReport
+
+from vla_policy_node.engine import Score, Snapshot
+from vla_policy_node.episodes import Outcome
+from vla_policy_node.generations.residents import Resident
+from vla_policy_node.generations.swapping import Report
+
+_STATES = {
+    "INACTIVE": PolicyStatus.STATE_INACTIVE,
+    "RUNNING": PolicyStatus.STATE_RUNNING,
+    "HOLDING": PolicyStatus.STATE_HOLDING,
+    "MOTION_DISABLED": PolicyStatus.STATE_MOTION_DISABLED,
+}
+
+
+def score(value: Score, stamp: Time) -> AnomalyScore:
+    """Return the message of one score."""
+    return AnomalyScore(
+        header=Header(stamp=stamp),
+        source=value.source,
+        version=value.version,
+        generation=value.generation,
+        episode_id=value.episode_id,
+        score=value.value,
+    )
+
+
+def outcome(value: Outcome, active: Resident | None, stamp: Time) -> EpisodeOutcome:
+    """Return the message of an episode's end; ``active`` acted then."""
+    return EpisodeOutcome(
+        header=Header(stamp=stamp),
+        episode_id=value.episode_id,
+        version=active.version if active else "",
+        generation=active.id if active else 0,
+        mixed=value.mixed,
+        success=value.success,
+        known=value.known,
+        intervention=value.intervention,
+        instruction=value.instruction,
+        duration_s=value.duration_s,
+    )
+
+
+def swap_report(value: Report, stamp: Time) -> SwapReport:
+    """Return the message of a swap; ``stamp``: first action of the new generation."""
+    return SwapReport(
+        header=Header(stamp=stamp),
+        from_version=value.from_version,
+        to_version=value.to_version,
+        from_digest=value.from_digest,
+        to_digest=value.to_digest,
+        generation=value.generation,
+        cause=value.cause,
+        at=value.at,
+        warm=value.warm,
+        load_s=value.timings.load_s,
+        digest_s=value.timings.digest_s,
+        golden_s=value.timings.golden_s,
+        warm_up_s=value.timings.warm_up_s,
+        shadow_s=value.shadow_s,
+        swap_latency_s=value.swap_latency_s,
+        missed_ticks=value.missed,
+        starved_ticks=value.starved,
+        worst_late_ms=value.worst_late_ms,
+        seam_jump=value.seam_jump,
+        typical_step=value.typical_step,
+        seam_channel=value.seam_channel,
+        tick_histogram=list(value.histogram),
+    )
+
+
+def unconfigured(error_code: str, text: str, stamp: Time) -> PolicyStatus:
+    """Return the status of a node that is not configured; the code and ``text`` say why it could not be."""
+    state = PolicyStatus.STATE_UNCONFIGURED
+    return PolicyStatus(header=Header(stamp=stamp), state=state, error_code=error_code, message=text)
+
+
+def status(value: Snapshot, rate_hz: float, stamp: Time) -> PolicyStatus:
+    """Return the message of a snapshot."""
+    message = PolicyStatus(
+        header=Header(stamp=stamp),
+        boot_id=value.boot_id,
+        generation=value.active.id if value.active else 0,
+        on_trial=value.on_trial,
+        motion_enabled=value.motion_permitted,
+        control_rate_hz=rate_hz,
+        inference_ms=value.inference_ms,
+        episode_id=value.episode_id,
+        instruction=value.instruction,
+        error_code=value.error_code,
+        message=value.message or ("loading the policy" if value.loading else ""),
+    )
+    for part in ("active", "standby", "prepared"):
+        resident: Resident | None = getattr(value, part)
+        if resident is not None:
+            setattr(message, f"{part}_version", resident.version)
+            setattr(message, f"{part}_digest", resident.digest)
+    _fill_control(message, value)
+    return message
+
+
+def _fill_control(message: PolicyStatus, value: Snapshot) -> None:
+    loop = value.control
+    if not value.control_alive:
+        message.state = PolicyStatus.STATE_ERROR
+    elif loop is None:
+        message.state = PolicyStatus.STATE_INACTIVE
+    else:
+        message.state = _STATES[loop.mode]
+        message.holding = loop.mode == "HOLDING"
+        message.hold_latched = loop.latched
+        message.hold_reason = loop.hold_reason if message.holding else ""
+    if loop is not None:
+        message.ticks, message.missed_ticks, message.starved_ticks = loop.ticks, loop.missed, loop.starved
+        message.worst_late_ms = loop.worst_late_ms

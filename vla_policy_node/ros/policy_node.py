@@ -1,0 +1,524 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ROS face of the policy engine: a lifecycle node. What it does is in ``engine.py``; here are names, messages and threads."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.action.server import ServerGoalHandle
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Bool
+from std_srvs.srv import Trigger
+from vla_ota.action import PrepareModel, RunPolicy
+from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, SwapReport
+from vla_ota.srv import EndEpisode, StartEpisode, SwapModel
+
+from vla_policy_node.config import PolicyNodeConfig
+from vla_policy_node.contract.model import Contract, Source, load_contract
+from vla_policy_node.engine import PolicyEngine, Score
+from vla_policy_node.episodes import Episode, EpisodeError, Outcome
+from vla_policy_node.errors import ControlError, ObservationError, PolicyNodeError, duration
+from vla_policy_node.generations.recovery import EXPECTED_ERRORS
+from vla_policy_node.generations.residents import Resident
+from vla_policy_node.generations.swapping import Report, SwapRequest
+from vla_policy_node.ros import diagnostics, messages
+from vla_ros import qos
+from vla_ros.diagnostics import Diagnostics
+from vla_ros.interfaces import message_class
+from vla_ros.log_forwarding import forward_log
+from vla_ros.parameters import declare, on_live_change, refuse_unknown
+from vla_ros.repeats import Repeats
+from vla_ros.runtime import main as run_main
+from vla_ros.runtime import process_arguments
+from vla_ros.stamps import ago
+
+LOG = logging.getLogger("vla_policy_node")
+
+_STATUS_POLL_S = 0.05
+_RUN_POLL_S = 0.1
+_HEARD = Duration(seconds=0.2)  # for a status to reach those who are there; a dead one must not hold an episode up
+_START_WAIT_S, _START_WAIT_MAX_S = 0.5, 30.0  # before autostart is tried again; doubled each time
+_PASSING = ("COMMAND_TOPIC_LOCKED", "COMMAND_TOPIC_TAKEN", "CONTROL_START_TIMEOUT")
+"""Why a node may not start now and may later: above all, its predecessor is still dying."""
+_INACTIVE = ("INACTIVE", "the node is not active: nothing is commanded, so the policy cannot run")
+
+
+class PolicyNode(LifecycleNode):
+    """Runs a policy on a robot and lets it be replaced in motion."""
+
+    def __init__(self) -> None:
+        super().__init__("policy_node")
+        refuse_unknown(self, PolicyNodeConfig)
+        self.config = declare(self, PolicyNodeConfig)
+        on_live_change(self, PolicyNodeConfig, self._set_live)
+        forward_log(self, "vla_policy_node")
+        self._engine: PolicyEngine | None = None
+        self._calls = ReentrantCallbackGroup()  # blocking services and actions
+        self._sensors = MutuallyExclusiveCallbackGroup()
+        self._changed = threading.Event()
+        self._published_s = 0.0
+        self._outcomes: dict[str, EpisodeOutcome] = {}
+        self._refusal = ("", "")  # code and text of what on_configure could not do
+        self._swaps_refused, self._preparations_refused = Repeats(LOG.warning), Repeats(LOG.warning)
+        self._configured: list[tuple[Callable[[Any], Any], Any]] = []  # how to destroy what on_configure made
+        self.diagnostics = Diagnostics(self, self._robot_type)
+        self.diagnostics.add("control loop", lambda: diagnostics.loop(self._engine, self._refusal))
+        self.diagnostics.add("policy", lambda: diagnostics.policy(self._engine))
+        # Plain publishers: a lifecycle publisher would drop the status of a node that is not active.
+        self._status = self._advertise(PolicyStatus, "~/status", qos.LATCHED)
+        self._reports = self._advertise(SwapReport, "~/swap_report", qos.LATCHED)
+        self._scores = self._advertise(AnomalyScore, "anomaly_score", qos.EVENTS)
+        self._episodes = self._advertise(EpisodeOutcome, "episode_outcome", qos.EVENTS)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
+        group = MutuallyExclusiveCallbackGroup()
+        self.create_timer(_STATUS_POLL_S, self._publish_status, callback_group=group, clock=steady)
+        self._autostarts, self._starting, self._start_wait_s = self.config.autostart, False, _START_WAIT_S
+        if self.config.autostart:
+            # Its group is that of the lifecycle services: one transition at a time. Only its own callback may cancel it: rclpy
+            # ends the program when it calls a timer that another thread has cancelled this moment.
+            self._starter = self.create_timer(
+                0.0, self._autostart, callback_group=self.default_callback_group, clock=steady
+            )
+
+    # -- lifecycle -------------------------------------------------------------------------------------------------
+
+    def _autostart(self) -> None:
+        """Configure and activate; what fails for a reason that may pass is tried again, later and later."""
+        self._starter.cancel()
+        if not self._autostarts:
+            return
+        self._starting = True
+        try:
+            if self._engine is None:
+                self.trigger_configure()
+            if self._engine is not None:
+                self.trigger_activate()
+        except Exception as e:  # rclpy's own, private to it
+            self._log_failure("start", e)
+        finally:
+            self._starting = False
+        if self._refusal[0] in _PASSING:
+            self._start_wait_s = min(2.0 * self._start_wait_s, _START_WAIT_MAX_S)
+            self.get_logger().info(f"starting again in {self._start_wait_s:g} s")
+            self._starter.timer_period_ns = int(self._start_wait_s * 1e9)
+            self._starter.reset()
+
+    def _stop_starting(self) -> None:
+        """Somebody else decides on the node's state from now on."""
+        if not self._starting:
+            self._autostarts = False
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Start the control process and the workers; nothing is commanded yet."""
+        self._stop_starting()
+        try:
+            contract = load_contract(self.config.contract)
+            self._engine = PolicyEngine(self.config, contract, sink=self._sink(contract), listener=self)
+            self._engine.start()
+            self._make_interfaces(contract)
+        except Exception as e:  # rclpy swallows what a transition raises
+            self._refusal = (str(getattr(e, "code", "CONFIGURE_FAILED")), str(e))
+            self._log_failure("configure", e)
+            self._take_down()
+            return TransitionCallbackReturn.FAILURE
+        self._refusal = ("", "")
+        LOG.info("configured: %s, %d channels at %g Hz", contract.robot_type, len(contract.channels), contract.rate_hz)
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Command the robot from now on: it holds until resume, after every activation."""
+        self._stop_starting()
+        try:
+            self._require_engine().enable(True)
+        except Exception as e:  # as above
+            self._refusal = (str(getattr(e, "code", "ACTIVATE_FAILED")), str(e))
+            self._log_failure("activate", e)
+            return TransitionCallbackReturn.FAILURE if isinstance(e, ControlError) else TransitionCallbackReturn.ERROR
+        self._refusal = ("", "")
+        LOG.info("activated")
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop commanding. Without an answer the control process was killed: everything is taken down then."""
+        self._stop_starting()
+        try:
+            self._require_engine().enable(False)
+        except Exception as e:
+            self._log_failure("deactivate", e)
+            return TransitionCallbackReturn.ERROR
+        LOG.info("deactivated: nothing is commanded")
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End every process."""
+        return self._end("clean up", lambda: super(PolicyNode, self).on_cleanup(state))
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End every process."""
+        return self._end("shut down", lambda: super(PolicyNode, self).on_shutdown(state))
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """A transition failed half way: end every process, so that the node is unconfigured in deed as in name."""
+        return self._end("recover from an error", lambda: TransitionCallbackReturn.SUCCESS)
+
+    def _end(self, what: str, then: Callable[[], TransitionCallbackReturn]) -> TransitionCallbackReturn:
+        self._stop_starting()
+        try:
+            self._take_down()
+            LOG.info("%s: every process has ended", what)
+            return then()
+        except Exception as e:
+            self._log_failure(what, e)
+            return TransitionCallbackReturn.ERROR
+
+    def _log_failure(self, what: str, error: Exception) -> None:
+        code = getattr(error, "code", "")
+        trace = "" if code else "\n" + "".join(traceback.format_exception(error))
+        self.get_logger().error(f"cannot {what}: {code or type(error).__name__}: {error}{trace}")
+
+    def close(self) -> None:
+        """End every process; called once, while callbacks still run. What on_configure made goes with the node."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def _take_down(self) -> None:
+        self.close()
+        for destroy, thing in reversed(self._configured):
+            destroy(thing)
+        self._configured.clear()
+        self._changed.set()
+
+    def _robot_type(self) -> str:
+        engine = self._engine
+        return engine.contract.robot_type if engine is not None else ""
+
+    def _require_engine(self) -> PolicyEngine:
+        if self._engine is None:
+            raise ControlError("NOT_CONFIGURED", "the node is not configured")
+        return self._engine
+
+    def _sink(self, contract: Contract) -> dict[str, Any]:
+        topics = {output.topic: self.resolve_topic_name(output.topic) for output in contract.outputs}
+        return {
+            "kind": "ros",
+            "node_name": f"_{self.get_name()}_control",  # hidden: it has no parameter services for `ros2 param list` to wait for
+            "namespace": self.get_namespace(),
+            "domain_id": self.context.get_domain_id(),
+            "topics": topics,
+            "arguments": process_arguments(sys.argv),
+        }
+
+    # -- interfaces ------------------------------------------------------------------------------------------------
+
+    def _make_interfaces(self, contract: Contract) -> None:
+        keep = self._configured.append
+        for observation in contract.observations:
+            for index, source in enumerate(observation.sources):
+                receive = partial(self._on_observation, observation.key, index)
+                keep((self.destroy_subscription, self._subscribe(source, receive)))
+        heard: tuple[tuple[type[Any], str, Callable[[Any], None], QoSProfile], ...] = (
+            (Bool, contract.motion.topic, self._on_motion, qos.FLAGS),
+            (ModelStatus, f"{self.config.ota_manager}/status", self._on_manager, qos.EVENTS),
+        )
+        for message, topic, callback, profile in heard:
+            # A group of its own each: neither the stop nor the lease waits until a picture is decoded.
+            group = MutuallyExclusiveCallbackGroup()
+            events = self.diagnostics.subscription_events(topic)
+            subscription = self.create_subscription(
+                message, topic, callback, profile, callback_group=group, event_callbacks=events
+            )
+            keep((self.destroy_subscription, subscription))
+        for kind, name, handler in (
+            (SwapModel, "~/swap_model", self._swap_model),
+            (StartEpisode, "~/start_episode", self._start_episode),
+            (EndEpisode, "~/end_episode", self._end_episode),
+            (Trigger, "~/resume", self._resume),
+        ):
+            service = self.create_service(kind, name, handler, callback_group=self._calls)
+            keep((self.destroy_service, service))
+        for kind, name, execute in (
+            (PrepareModel, "~/prepare_model", self._prepare_model),
+            (RunPolicy, "~/run_policy", self._run_policy),
+        ):
+            server = ActionServer(
+                self,
+                kind,
+                name,
+                execute,
+                callback_group=self._calls,
+                goal_callback=lambda goal: GoalResponse.ACCEPT,
+                cancel_callback=lambda handle: CancelResponse.ACCEPT,
+            )
+            keep((lambda s: s.destroy(), server))
+
+    def _advertise(self, kind: type[Any], topic: str, profile: QoSProfile) -> Any:
+        return self.create_publisher(kind, topic, profile, event_callbacks=self.diagnostics.publisher_events(topic))
+
+    def _subscribe(self, source: Source, callback: Callable[[Any], None]) -> Any:
+        profile = QoSProfile(
+            depth=source.qos.depth,
+            reliability=ReliabilityPolicy[source.qos.reliability.upper()],
+            durability=DurabilityPolicy[source.qos.durability.upper()],
+        )
+        return self.create_subscription(
+            message_class(source.type),
+            source.topic,
+            callback,
+            profile,
+            callback_group=self._sensors,
+            event_callbacks=self.diagnostics.subscription_events(source.topic),
+        )
+
+    def _on_observation(self, key: str, index: int, message: Any) -> None:
+        engine = self._engine
+        if engine is None:
+            return
+        try:
+            engine.observations.receive(key, index, message, ros_now_ns=self.get_clock().now().nanoseconds)
+        except ObservationError as e:
+            self.get_logger().error(f"{e.code}: {e}", throttle_duration_sec=5.0)
+
+    def _on_motion(self, message: Bool) -> None:
+        if self._engine is not None:
+            self._engine.observations.set_motion(message.data)
+
+    def _on_manager(self, message: ModelStatus) -> None:
+        if self._engine is not None:
+            self._engine.on_manager_status(message.trial_digest, message.committed_digest)
+
+    def _set_live(self, name: str, value: Any) -> None:
+        if name == "instruction" and self._engine is not None:
+            try:
+                self._engine.set_instruction(value)
+            except PolicyNodeError as e:
+                raise ValueError(f"{e.code}: {e}") from e  # refuses the change
+
+    # -- services --------------------------------------------------------------------------------------------------
+
+    def _swap_model(self, request: SwapModel.Request, response: SwapModel.Response) -> SwapModel.Response:
+        wanted = SwapRequest(
+            bundle_path=request.bundle_path,
+            digest=request.digest,
+            expected_active_digest=request.expected_active_digest,
+            at=request.at,
+            timeout_s=request.timeout_s,
+            trial=request.trial,
+            trial_lease_s=request.trial_lease_s,
+            cause=request.cause,
+        )
+        try:
+            engine = self._require_engine()
+            resident, report = engine.swap(wanted)
+            self._swaps_refused.over()
+            response.success = True
+            response.message = f"{resident.version} acts" if report else f"{resident.version} was active already"
+            if report is not None:
+                response.report = self._report_message(report)
+        except EXPECTED_ERRORS as e:
+            response.error_code, response.message = _code_of(e), str(e)
+            self._swaps_refused.say(f"swap refused: {response.error_code}: {e}")
+        active = self._engine.snapshot().active if self._engine is not None else None
+        if active is not None:
+            response.active_version, response.generation = active.version, active.id
+        return response
+
+    def _start_episode(self, request: StartEpisode.Request, response: StartEpisode.Response) -> StartEpisode.Response:
+        try:
+            engine = self._require_engine()
+            episode = self._open_episode(engine, request.episode_id, request.instruction, request.timeout_s)
+            response.success, response.episode_id = True, episode.episode_id
+            active = engine.snapshot().active
+            if active is not None:
+                response.version, response.generation = active.version, active.id
+        except PolicyNodeError as e:
+            response.error_code, response.message = e.code, str(e)
+        return response
+
+    def _open_episode(self, engine: PolicyEngine, episode_id: str, instruction: str, timeout_s: float) -> Episode:
+        """Open an episode, and let everybody know before it may end: its outcome counts only if a status has named it."""
+        episode = engine.start_episode(episode_id, instruction, timeout_s)
+        self._tell(engine)
+        self._status.wait_for_all_acked(_HEARD)
+        return episode
+
+    def _end_episode(self, request: EndEpisode.Request, response: EndEpisode.Response) -> EndEpisode.Response:
+        try:
+            engine = self._require_engine()
+            outcome = engine.end_episode(request.episode_id, success=request.success, intervention=request.intervention)
+            response.success = True
+            response.outcome = self._outcomes[outcome.episode_id]
+        except PolicyNodeError as e:
+            response.error_code, response.message = e.code, str(e)
+        return response
+
+    def _resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        try:
+            engine = self._require_engine()
+            refusal = engine.resume()
+            response.success, response.message = not refusal, refusal or "resuming"
+        except ControlError as e:
+            response.message = f"{e.code}: {e}"
+        return response
+
+    # -- actions ---------------------------------------------------------------------------------------------------
+
+    def _prepare_model(self, goal: ServerGoalHandle) -> PrepareModel.Result:
+        result = PrepareModel.Result()
+
+        def on_progress(state: str, fraction: float) -> None:
+            goal.publish_feedback(PrepareModel.Feedback(state=state, progress=float(fraction)))
+
+        try:
+            engine = self._require_engine()
+            request = goal.request
+            resident = engine.prepare(
+                request.bundle_path, request.digest, on_progress, lambda: goal.is_cancel_requested
+            )
+            self._preparations_refused.over()
+            timings = resident.generation.timings
+            result.success = True
+            result.version, result.digest, result.generation = resident.version, resident.digest, resident.id
+            result.load_s, result.digest_s = timings.load_s, timings.digest_s
+            result.golden_s, result.warm_up_s = timings.golden_s, timings.warm_up_s
+            goal.succeed()
+        except EXPECTED_ERRORS as e:
+            result.error_code, result.message = _code_of(e), str(e)
+            self._preparations_refused.say(f"not prepared: {result.error_code}: {e}")
+            goal.canceled() if goal.is_cancel_requested else goal.abort()
+        return result
+
+    def _run_policy(self, goal: ServerGoalHandle) -> RunPolicy.Result:
+        result = RunPolicy.Result()
+        try:
+            engine = self._require_engine()
+            duration("max_duration_s", goal.request.max_duration_s, 0.0)
+            if not engine.enabled:
+                raise ControlError(*_INACTIVE)
+            episode = self._open_episode(
+                engine, goal.request.episode_id, goal.request.instruction, goal.request.max_duration_s
+            )
+        except PolicyNodeError as e:
+            result.error_code, result.message = e.code, str(e)
+            goal.abort()
+            return result
+        name = episode.episode_id
+        while (snapshot := engine.snapshot()).episode_id == name and self._engine is engine:
+            if goal.is_cancel_requested:
+                self._end_quietly(engine, name, intervention=True)
+                break
+            if not engine.enabled:
+                self._end_quietly(engine, name, known=False)
+                break
+            active = snapshot.active
+            goal.publish_feedback(
+                RunPolicy.Feedback(
+                    elapsed_s=time.monotonic() - episode.started_s,
+                    version=active.version if active else "",
+                    holding=snapshot.control is None or snapshot.control.mode != "RUNNING",
+                )
+            )
+            time.sleep(_RUN_POLL_S)
+        return self._finish_run(goal, result, name, ended_by_node=not engine.enabled or self._engine is not engine)
+
+    @staticmethod
+    def _end_quietly(engine: PolicyEngine, name: str, **how: bool) -> None:
+        try:
+            engine.end_episode(name, success=False, **how)
+        except EpisodeError:
+            return  # somebody ended it this moment: that outcome stands
+
+    def _finish_run(
+        self, goal: ServerGoalHandle, result: RunPolicy.Result, name: str, *, ended_by_node: bool
+    ) -> RunPolicy.Result:
+        outcome = self._outcomes.get(name)
+        if outcome is not None:
+            result.outcome, result.success = outcome, outcome.success
+        if goal.is_cancel_requested:
+            how = "ended before that"
+            if outcome is not None and outcome.intervention and not outcome.success:
+                how = "ended as a failure by intervention"
+            result.error_code, result.message = "CANCELLED", f"cancelled: the episode {how}"
+            goal.canceled()
+        elif ended_by_node and not (outcome is not None and outcome.known):
+            result.error_code, result.message = _INACTIVE
+            goal.abort()
+        elif outcome is None or not outcome.known:
+            result.error_code, result.message = "EPISODE_TIMEOUT", "nobody said how the episode ended"
+            goal.abort()
+        else:
+            goal.succeed()
+        return result
+
+    # -- what the engine tells (Listener) --------------------------------------------------------------------------
+
+    def on_change(self) -> None:
+        """Publish a status soon."""
+        self._changed.set()
+
+    def on_score(self, score: Score) -> None:
+        """Publish an anomaly score."""
+        self._scores.publish(messages.score(score, self._now()))
+
+    def on_outcome(self, outcome: Outcome, active: Resident | None) -> None:
+        """Publish how an episode ended."""
+        message = messages.outcome(outcome, active, self._now())
+        self._outcomes[outcome.episode_id] = message
+        while len(self._outcomes) > 16:
+            self._outcomes.pop(next(iter(self._outcomes)))
+        self._episodes.publish(message)
+
+    def on_report(self, report: Report) -> None:
+        """Publish what a swap cost."""
+        self._reports.publish(self._report_message(report))
+
+    def _report_message(self, report: Report) -> SwapReport:
+        return messages.swap_report(report, ago(self.get_clock().now(), time.monotonic() - report.acted_s))
+
+    def _now(self) -> Any:
+        return self.get_clock().now().to_msg()
+
+    # -- status ----------------------------------------------------------------------------------------------------
+
+    def _publish_status(self) -> None:
+        now = time.monotonic()
+        if not self._changed.is_set() and now - self._published_s < self.config.status_period_s:
+            return
+        self._changed.clear()
+        self._published_s = now
+        engine = self._engine
+        if engine is None:
+            self._status.publish(messages.unconfigured(*self._refusal, self._now()))
+        else:
+            self._tell(engine)
+            if engine.control_lost:  # ends the node: whoever restarts it gets one that commands, and holds
+                raise ControlError("CONTROL_LOST", "the control process ended")
+
+    def _tell(self, engine: PolicyEngine) -> None:
+        self._status.publish(messages.status(engine.snapshot(), engine.contract.rate_hz, self._now()))
+
+
+def _code_of(error: Exception) -> str:
+    return str(getattr(error, "code", "") or "INTERNAL_ERROR")
+
+
+def main() -> None:
+    """Run the node."""
+    about = "Runs a policy on a robot, holds when it must, and lets the policy be replaced in motion."
+    run_main(PolicyNode, "policy_node", about, [PolicyNodeConfig], threads=6)
+
+
+if __name__ == "__main__":
+    main()
