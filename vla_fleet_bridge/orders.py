@@ -30,6 +30,7 @@ class Orders:
     def __init__(self, outbox: Outbox, port: RobotPort, changed: Callable[[], None]) -> None:
         self._outbox, self._port, self._changed = outbox, port, changed
         self._status: protocol.Status | None = None
+        self._stale = True  # something has happened since the manager's last status
         self._taken_up: set[str] = set()
         self._wake = asyncio.Event()
         self.last_id = ""
@@ -44,11 +45,12 @@ class Orders:
 
     def on_status(self, status: protocol.Status) -> None:
         """Take in the manager's status; it tells how an update ended whose events were missed."""
-        self._status = status
+        self._status, self._stale = status, False
         self._wake.set()
 
     def on_event(self, event: protocol.Event) -> None:
         """Take in a transition, and answer the order that it belongs to."""
+        self._stale = True
         for order in self._outbox.open_orders():
             if order.command.id == event.update_id and isinstance(order.command.order, protocol.ModelUpdate):
                 self._taken_up.add(event.update_id)
@@ -58,7 +60,8 @@ class Orders:
         """Carry orders out until cancelled."""
         while True:
             for order in self._outbox.open_orders():
-                await self._work(order)
+                if not await self._work(order):
+                    break  # what comes after it would not know what it finds
             try:
                 async with asyncio.timeout(_RETRY_S):
                     await self._wake.wait()
@@ -66,41 +69,43 @@ class Orders:
                 pass
             self._wake.clear()
 
-    async def _work(self, open_order: OpenOrder) -> None:
+    async def _work(self, open_order: OpenOrder) -> bool:
+        """Take an order further; false if the orders after it have to wait."""
         command, order = open_order.command, open_order.command.order
         if not open_order.begun and command.expires_s and time.time() > command.expires_s:
             self._answer(command.id, AckState.REFUSED, code="COMMAND_EXPIRED", message="came too late to begin")
         elif isinstance(order, protocol.ModelUpdate):
-            self._update(open_order, order)
+            return self._update(open_order, order)
         elif isinstance(order, protocol.Rollback):
-            await self._roll_back(open_order, order)
+            return await self._roll_back(open_order, order)
         elif isinstance(order, protocol.Pin):
-            answer = await asyncio.to_thread(self._port.pin, order.version, unpin=order.unpin)
-            self._finish(command.id, answer)
+            return self._finish(command.id, await asyncio.to_thread(self._port.pin, order.version, unpin=order.unpin))
         elif isinstance(order, protocol.Assign):
             message = "kept; this robot's policy node cannot hold two generations an episode yet"
             self._answer(command.id, AckState.DONE, message=message)
         else:
             self._answer(command.id, AckState.DONE, message="the status is sent")
+        return True
 
     # -- MODEL_UPDATE -------------------------------------------------------------------------------------------------------
 
-    def _update(self, open_order: OpenOrder, order: protocol.ModelUpdate) -> None:
+    def _update(self, open_order: OpenOrder, order: protocol.ModelUpdate) -> bool:
+        """Offer it until the manager has taken it up; from then on its events and its status say how it goes."""
         status, command_id = self._status, open_order.command.id
         if status is None or not status.state:
-            return  # no manager yet
+            return False  # no manager yet
         if status.update_id == command_id:
             self._taken_up.add(command_id)
             if status.state in _ENDS or status.state == "INSTALLED":
                 self._follow(open_order, status.state, "", status.error_code, status.message)
-            return
-        if open_order.begun and status.committed_digest == order.manifest_sha256:
+        elif open_order.begun and status.committed_digest == order.manifest_sha256:
             self._follow(open_order, "COMMITTED", order.version, "", "committed, as the status says")
-            return
-        due = not open_order.begun or time.time() - float(open_order.begun) > _OFFER_AGAIN_S
-        if due and command_id not in self._taken_up:
-            self._outbox.begin_order(command_id, repr(time.time()))
-            self._port.offer(command_id, order)
+            return True
+        elif command_id not in self._taken_up:
+            if not open_order.begun or time.time() - float(open_order.begun) > _OFFER_AGAIN_S:
+                self._outbox.begin_order(command_id, repr(time.time()))
+                self._port.offer(command_id, order)
+        return command_id in self._taken_up
 
     def _follow(self, open_order: OpenOrder, state: str, version: str, code: str, message: str) -> None:
         order = open_order.command.order
@@ -110,25 +115,26 @@ class Orders:
 
     # -- ROLLBACK -----------------------------------------------------------------------------------------------------------
 
-    async def _roll_back(self, open_order: OpenOrder, order: protocol.Rollback) -> None:
+    async def _roll_back(self, open_order: OpenOrder, order: protocol.Rollback) -> bool:
         """Go back. The target is fixed before, so that doing it again after a crash does not go back further."""
         command, status = open_order.command, self._status
         target = open_order.begun.removeprefix(_BEGUN).strip() or order.version
         if not open_order.begun:
-            if status is None or not status.state:
-                return
+            if status is None or not status.state or self._stale:
+                return False
             target = target or (status.committed_version if status.trial_version else status.previous_version)
             self._outbox.begin_order(command.id, f"{_BEGUN} {target}")
             self._answer(command.id, AckState.RUNNING, "ROLLING_BACK", target)
-        answer = await asyncio.to_thread(self._port.rollback, target, order.reason)
-        if answer.error_code != "MANAGER_ABSENT":
-            self._finish(command.id, answer)
+        return self._finish(command.id, await asyncio.to_thread(self._port.rollback, target, order.reason))
 
     # -- answers ------------------------------------------------------------------------------------------------------------
 
-    def _finish(self, command_id: str, answer: Answer) -> None:
+    def _finish(self, command_id: str, answer: Answer) -> bool:
+        if answer.error_code == "MANAGER_ABSENT":
+            return False  # tried again
         state = AckState.DONE if answer.success else AckState.FAILED
         self._answer(command_id, state, "", answer.version, answer.error_code, answer.message)
+        return True
 
     def _answer(
         self, command_id: str, state: AckState, robot_state: str = "", version: str = "", code: str = "", message: str = ""
