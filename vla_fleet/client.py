@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
@@ -50,7 +50,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # -- models -------------------------------------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ class Client:
         done = 0
         for entry in manifest.files:
             if not self._has_blob(entry.sha256):
-                self._upload(folder / entry.path, entry.sha256, lambda n, done=done: progress(done + n, manifest.total_bytes))
+                self._upload(folder / entry.path, entry.sha256, _Shifted(progress, done, manifest.total_bytes))
             done += entry.size
             progress(done, manifest.total_bytes)
         published = self._post(f"/v1/models/{manifest.name}/versions", {"manifest": manifest.canonical().decode()})
@@ -158,7 +160,13 @@ class Client:
         return cast(list[Json], self._post("/v1/deployments", body))
 
     def rollback(
-        self, robots: Sequence[str] = (), group: str = "", *, everyone: bool = False, version: str = "", reason: str = ""
+        self,
+        robots: Sequence[str] = (),
+        group: str = "",
+        *,
+        everyone: bool = False,
+        version: str = "",
+        reason: str = "",
     ) -> list[Json]:
         """Order robots to go back; return the commands."""
         body = {"robots": list(robots), "group": group, "everyone": everyone, "version": version, "reason": reason}
@@ -202,6 +210,18 @@ class Client:
         if response.is_success:
             return response
         raise _error(response)
+
+
+@dataclass(frozen=True)
+class _Shifted:
+    """Progress of one file as progress of the whole."""
+
+    progress: Callable[[int, int], None]
+    before: int
+    total: int
+
+    def __call__(self, done: int) -> None:
+        self.progress(self.before + done, self.total)
 
 
 def _error(response: httpx.Response) -> FleetError:

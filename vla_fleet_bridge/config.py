@@ -29,7 +29,9 @@ class BridgeSettings:
 
     server: str = setting("", "The fleet server, wss://host[:port] (ws:// on a trusted network). Required")
     enrolment_code: str = setting("", "Code from `vla-fleet enroll`; needed once, until the token is in state_dir")
-    state_dir: str = setting("", "Folder for the token and for messages that could not be sent yet; one a robot. Required")
+    state_dir: str = setting(
+        "", "Folder for the token and for messages that could not be sent yet; one a robot. Required"
+    )
     ca_file: str = setting("", "Certificate authority of the server (PEM), if this machine does not know it")
     ota_manager: str = setting("ota_manager", "Name of the manager's node, relative to this namespace, or absolute")
     policy_node: str = setting("policy_node", "Name of the policy node, relative to this namespace, or absolute")
@@ -60,7 +62,9 @@ def token(settings: BridgeSettings) -> str:
     except OSError as e:
         raise BridgeError("STATE_DIR", f"{path}: {e.strerror}") from e
     if not settings.enrolment_code:
-        raise BridgeError("NOT_ENROLLED", "this robot has no token; start it once with a code from `vla-fleet enroll ROBOT`")
+        raise BridgeError(
+            "NOT_ENROLLED", "this robot has no token; start it once with a code from `vla-fleet enroll ROBOT`"
+        )
     received = _enrol(settings)
     try:
         settings.folder.mkdir(parents=True, exist_ok=True)

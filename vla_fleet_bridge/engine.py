@@ -55,7 +55,7 @@ class Line:
 
 
 class BridgeEngine:
-    """Give it statuses, events and outcomes from any thread; it hands orders to ``port`` and calls ``on_change`` when it has news."""
+    """Give it statuses, events and outcomes from any thread; it hands orders to ``port``, and news to ``on_change``."""
 
     def __init__(self, config: BridgeConfig, port: RobotPort, on_change: Callable[[], None] = lambda: None) -> None:
         self.config = config
@@ -154,7 +154,9 @@ class BridgeEngine:
                 await self._connect()
             except InvalidStatus as e:
                 refused = e.response.status_code in (401, 403)
-                self._say(False, "TOKEN_INVALID: the server does not know this robot; enrol it again" if refused else str(e))
+                self._say(
+                    False, "TOKEN_INVALID: the server does not know this robot; enrol it again" if refused else str(e)
+                )
             except (OSError, TimeoutError, ConnectionClosed, ValueError) as e:
                 self._say(False, " ".join(str(e).split()) or type(e).__name__)
             if time.monotonic() - began > _LONGEST_RETRY_S:

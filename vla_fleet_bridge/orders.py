@@ -101,11 +101,14 @@ class Orders:
         elif open_order.begun and status.committed_digest == order.manifest_sha256:
             self._follow(open_order, "COMMITTED", order.version, "", "committed, as the status says")
             return True
-        elif command_id not in self._taken_up:
-            if not open_order.begun or time.time() - float(open_order.begun) > _OFFER_AGAIN_S:
-                self._outbox.begin_order(command_id, repr(time.time()))
-                self._port.offer(command_id, order)
+        elif command_id not in self._taken_up and self._due(open_order):
+            self._outbox.begin_order(command_id, repr(time.time()))
+            self._port.offer(command_id, order)
         return command_id in self._taken_up
+
+    @staticmethod
+    def _due(open_order: OpenOrder) -> bool:
+        return not open_order.begun or time.time() - float(open_order.begun) > _OFFER_AGAIN_S
 
     def _follow(self, open_order: OpenOrder, state: str, version: str, code: str, message: str) -> None:
         order = open_order.command.order
@@ -137,7 +140,13 @@ class Orders:
         return True
 
     def _answer(
-        self, command_id: str, state: AckState, robot_state: str = "", version: str = "", code: str = "", message: str = ""
+        self,
+        command_id: str,
+        state: AckState,
+        robot_state: str = "",
+        version: str = "",
+        code: str = "",
+        message: str = "",
     ) -> None:
         ack = protocol.Ack(
             time_s=time.time(), command_id=command_id, state=state, robot_state=robot_state, version=version,

@@ -36,7 +36,14 @@ class FleetServer:
 
     def start(self) -> None:
         """Start it (again on the same port) and wait until it serves."""
-        command = [sys.executable, "-c", "from vla_fleet.cli.main import main; main()", "serve", "--data", str(self.data)]
+        command = [
+            sys.executable,
+            "-c",
+            "from vla_fleet.cli.main import main; main()",
+            "serve",
+            "--data",
+            str(self.data),
+        ]
         command += ["--port", str(self.port), "--heartbeat-s", str(self._heartbeat_s)]
         environment = {**os.environ, "PYTHONPATH": f"{TOP}:{os.environ.get('PYTHONPATH', '')}"}
         self._process = subprocess.Popen(

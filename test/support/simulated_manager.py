@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -48,7 +49,12 @@ class SimulatedManager:
     def _go(self, update_id: str, version: str, before: str, after: str, code: str = "") -> None:
         if self.bridge is not None:
             event = protocol.Event(
-                time_s=time.time(), update_id=update_id, from_state=before, to_state=after, version=version, error_code=code
+                time_s=time.time(),
+                update_id=update_id,
+                from_state=before,
+                to_state=after,
+                version=version,
+                error_code=code,
             )
             self.bridge.on_event(event)
         self._tell(update_id=update_id, state=after, error_code=code)
@@ -63,7 +69,7 @@ class SimulatedManager:
             steps = ("IDLE", *WAY, self.end)
             if self.end == "COMMITTED":
                 self.versions.append((order.version, order.manifest_sha256))
-            for before, after in zip(steps, steps[1:], strict=False):
+            for before, after in itertools.pairwise(steps):
                 self._go(update_id, order.version, before, after, self.error_code if after == self.end else "")
 
     def rollback(self, version: str, reason: str) -> Answer:

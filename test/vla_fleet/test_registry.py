@@ -30,7 +30,9 @@ def client(server: FleetServer) -> Iterator[Client]:
         yield client
 
 
-def test_what_is_published_is_served_byte_by_byte_with_resume(server: FleetServer, client: Client, tmp_path: Path) -> None:
+def test_what_is_published_is_served_byte_by_byte_with_resume(
+    server: FleetServer, client: Client, tmp_path: Path
+) -> None:
     manifest = make_bundle(tmp_path / "b", name="served", version="1.0.0")
     client.publish(tmp_path / "b", alias="champion")
     base = f"{server.url}/files/served/1.0.0"
@@ -55,7 +57,9 @@ def test_a_version_never_changes_and_the_same_one_again_is_fine(client: Client, 
     assert [v["digest"] for v in client.models("fixed")] == [first["digest"]]
 
 
-def test_a_version_that_moves_less_than_its_change_is_refused_and_auto_moves_enough(client: Client, tmp_path: Path) -> None:
+def test_a_version_that_moves_less_than_its_change_is_refused_and_auto_moves_enough(
+    client: Client, tmp_path: Path
+) -> None:
     make_bundle(tmp_path / "a", name="moves", version="1.0.0", seed=1)
     make_bundle(tmp_path / "b", name="moves", version="1.0.1", seed=2)
     client.publish(tmp_path / "a")

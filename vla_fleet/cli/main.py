@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Iterator
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,7 +21,9 @@ from vla_checkpoint import CheckpointError
 from vla_fleet.client import Client
 from vla_fleet.errors import FleetError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Manage the policies of a fleet of robots.")
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Manage the policies of a fleet of robots."
+)
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
 ServerOption = Annotated[str, typer.Option("--server", envvar="VLA_FLEET_SERVER", help="URL of the fleet server.")]
@@ -40,7 +43,9 @@ def serve(
     port: Annotated[int, typer.Option(help="Port; 0 = any free one.")] = 8080,
     public_url: Annotated[str, typer.Option(help="How robots reach this server; default: what it listens on.")] = "",
     heartbeat_s: Annotated[float, typer.Option(help="How often a robot says something [s].", min=0.1)] = 10.0,
-    certificate: Annotated[Path | None, typer.Option(help="TLS certificate (PEM); without it, put a proxy in front.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="TLS certificate (PEM); without it, put a proxy in front.")
+    ] = None,
     certificate_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
 ) -> None:
     """Run the server. The first start writes an admin's key to DATA/admin.key."""
@@ -72,7 +77,10 @@ def models(name: str = "", server: ServerOption = LOCAL, key: KeyOption = "", as
     """List what was published."""
     with _client(server, key) as client:
         found = client.models(name)
-    rows = [(m["name"], m["version"], " ".join(m["aliases"]), f"{m['size_bytes'] / 1e6:.1f} MB", m["published_by"]) for m in found]
+    rows = [
+        (m["name"], m["version"], " ".join(m["aliases"]), f"{m['size_bytes'] / 1e6:.1f} MB", m["published_by"])
+        for m in found
+    ]
     _table(found, as_json, ("model", "version", "aliases", "size", "by"), rows)
 
 
@@ -164,7 +172,10 @@ def events(robot: str = "", server: ServerOption = LOCAL, key: KeyOption = "", a
     """Show what happened on robots, newest first."""
     with _client(server, key) as client:
         found = client.events(robot)
-    rows = [(_utc(e["time_s"]), e["robot"], e["from_state"], e["to_state"], e["version"], e["error_code"], e["message"]) for e in found]
+    rows = [
+        (_utc(e["time_s"]), e["robot"], e["from_state"], e["to_state"], e["version"], e["error_code"], e["message"])
+        for e in found
+    ]
     _table(found, as_json, ("time", "robot", "from", "to", "version", "error", "message"), rows)
 
 
@@ -198,8 +209,9 @@ def _follow(client: Client, commands: Sequence[dict[str, Any]], wait_s: float, a
     """Show what was ordered; with ``wait_s`` follow it, and fail unless every robot did it."""
     shown: dict[str, tuple[str, str]] = {}
     final = list(commands)
-    for final in client.follow([c["id"] for c in commands], wait_s) if wait_s else [final]:
-        for c in final:
+    for standing in client.follow([c["id"] for c in commands], wait_s) if wait_s else [final]:
+        final = standing
+        for c in standing:
             now = c["state"], c["robot_state"]
             if not as_json and shown.get(c["id"]) != now:
                 shown[c["id"]] = now
@@ -227,8 +239,6 @@ def _table(value: Any, as_json: bool, columns: Sequence[str], rows: Sequence[Seq
 
 
 def _utc(time_s: float) -> str:
-    import datetime
-
     return datetime.datetime.fromtimestamp(time_s, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 

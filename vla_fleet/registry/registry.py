@@ -91,10 +91,13 @@ class Registry:
     async def versions(self, name: str = "") -> list[Version]:
         """Return what was published, by name, newest version first."""
         async with self._database.begin() as session:
-            rows = (await session.scalars(select(VersionRow).where(VersionRow.name == name) if name else select(VersionRow))).all()
+            rows = (
+                await session.scalars(select(VersionRow).where(VersionRow.name == name) if name else select(VersionRow))
+            ).all()
             aliases = (await session.scalars(select(AliasRow))).all()
         found = [
-            _version(row, tuple(a.alias for a in aliases if (a.name, a.version) == (row.name, row.version))) for row in rows
+            _version(row, tuple(a.alias for a in aliases if (a.name, a.version) == (row.name, row.version)))
+            for row in rows
         ]
         found.sort(key=lambda v: parse_version(v.version), reverse=True)
         return sorted(found, key=lambda v: v.name)

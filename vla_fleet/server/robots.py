@@ -179,7 +179,9 @@ async def rollback(request: Request, body: RollbackRequest, person: Operator) ->
 
 
 @router.get("/v1/commands")
-async def list_commands(request: Request, _: Viewer, id: Annotated[list[str], Query(max_length=1000)]) -> list[CommandInfo]:
+async def list_commands(
+    request: Request, _: Viewer, id: Annotated[list[str], Query(max_length=1000)]
+) -> list[CommandInfo]:
     """Show how commands stand."""
     return [_command(row) for row in await _rooms(request).commands.find(id)]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages between the parts of the server, and later between its replicas. A hint to look, never the truth: that is in the database."""
+"""Messages between the parts of the server. A hint to look, never the truth: that is in the database."""
 
 from __future__ import annotations
 

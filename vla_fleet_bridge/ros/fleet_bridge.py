@@ -193,7 +193,9 @@ class FleetBridgeNode(Node):
         values = {"outbox": self._engine.outbox_size, "dropped": self._engine.dropped}
         if line.connected:
             return Report(OK, line.message, values)
-        return Report(WARN, f"no line to the fleet server for {time.time() - line.since_s:.0f} s: {line.message}", values)
+        return Report(
+            WARN, f"no line to the fleet server for {time.time() - line.since_s:.0f} s: {line.message}", values
+        )
 
 
 def _answer(reply: Any, version: str) -> Answer:
