@@ -74,6 +74,14 @@ ARGUMENTS = [
         "manager", default_value="true", choices=TRUTH, description="Start ota_manager (false: policy alone)"
     ),
     DeclareLaunchArgument(
+        "fleet", default_value="", description="Fleet server, wss://host[:port]; starts fleet_bridge. Empty = no fleet"
+    ),
+    DeclareLaunchArgument(
+        "fleet_code",
+        default_value="",
+        description="Code from `vla-fleet enroll`; needed once, at a robot's first start",
+    ),
+    DeclareLaunchArgument(
         "autostart", default_value="true", choices=TRUTH, description="policy_node configures and activates itself"
     ),
     DeclareLaunchArgument(
@@ -85,7 +93,7 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         "enclave",
         default_value="",
-        description="SROS 2: the nodes' enclaves are <enclave>/policy_node and <enclave>/ota_manager; empty = none is named",
+        description="SROS 2: the nodes' enclaves are <enclave>/policy_node, <enclave>/ota_manager, …; empty = none is named",
     ),
     DeclareLaunchArgument("use_sim_time", default_value="false", choices=TRUTH, description="Stamps from /clock"),
     DeclareLaunchArgument(
@@ -112,6 +120,8 @@ def _refuse_wrong(given: dict[str, str]) -> None:
             raise RuntimeError(f"{name}:={given[name]}: there is no such file")
     if given["fastdds_profile"] and not Path(given["fastdds_profile"]).is_file():
         raise RuntimeError(f"fastdds_profile:={given['fastdds_profile']}: there is no such file")
+    if given["fleet"] and not given["fleet"].startswith(("ws://", "wss://")):
+        raise RuntimeError(f"fleet:={given['fleet']}: must begin with wss:// (ws:// on a trusted network)")
     if given["model_path"] and not Path(given["model_path"]).is_dir():
         raise RuntimeError(f"model_path:={given['model_path']}: there is no such folder")
 
@@ -140,11 +150,11 @@ def robot(context: LaunchContext) -> list[Action]:
     def truth(name: str) -> bool:
         return given(name).lower() == "true"
 
-    _refuse_wrong({name: given(name) for name in ("namespace", *PATHS)})
+    _refuse_wrong({name: given(name) for name in ("namespace", "fleet", *PATHS)})
     store = given("store_dir") or _own_store(context, given("store_root"), given("namespace"))
-    shared: dict[str, Any] = {"store_dir": store, "use_sim_time": truth("use_sim_time")}
-    policy: dict[str, Any] = {"contract": given("contract"), "autostart": truth("autostart")}
-    manager: dict[str, Any] = {}
+    stored = {"store_dir": store}
+    policy: dict[str, Any] = {**stored, "contract": given("contract"), "autostart": truth("autostart")}
+    manager: dict[str, Any] = {**stored}
     if given("model_path"):
         policy["model_path"] = manager["factory_bundle"] = given("model_path")
     if given("worker_python"):
@@ -153,6 +163,8 @@ def robot(context: LaunchContext) -> list[Action]:
         policy["policy_modules"] = given("policy_modules").split()
     if given("allowed_sources"):
         manager["allowed_sources"] = given("allowed_sources").split()
+    elif given("fleet"):
+        manager["allowed_sources"] = [given("fleet").rstrip("/").replace("ws", "http", 1) + "/files/"]
 
     def node(name: str, own: dict[str, Any]) -> Node:
         enclave = ["--enclave", f"{given('enclave').rstrip('/')}/{name}"] if given("enclave") else []
@@ -161,7 +173,11 @@ def robot(context: LaunchContext) -> list[Action]:
             executable=name,
             name=name,
             namespace=given("namespace"),
-            parameters=[ParameterFile(given("params_file"), allow_substs=True), shared, own],
+            parameters=[
+                ParameterFile(given("params_file"), allow_substs=True),
+                {"use_sim_time": truth("use_sim_time")},
+                own,
+            ],
             output="screen",
             respawn=truth("respawn"),
             respawn_delay=1.0,
@@ -171,7 +187,13 @@ def robot(context: LaunchContext) -> list[Action]:
     actions: list[Action] = [node("policy_node", policy)]
     if truth("manager"):
         actions.append(node("ota_manager", manager))
-    # The fleet bridge joins here: one node more, with an argument of its own.
+    if given("fleet"):
+        bridge = {
+            "server": given("fleet"),
+            "enrolment_code": given("fleet_code"),
+            "state_dir": str(Path(store, "fleet")),
+        }
+        actions.append(node("fleet_bridge", bridge))
     if given("fastdds_profile"):
         actions.insert(0, SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", given("fastdds_profile")))
     return actions

@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vla_fleet_bridge.config import BridgeSettings
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.ros.settings import NodeConfig
 from vla_policy_node.config import PolicyNodeConfig
@@ -28,11 +29,22 @@ HEADER = """\
 NODES: dict[str, tuple[type[Any], ...]] = {
     "policy_node": (PolicyNodeConfig,),
     "ota_manager": (OtaConfig, NodeConfig),
+    "fleet_bridge": (BridgeSettings,),
     "sim_robot": (SimSettings,),
 }
 
 # Given by the launch files, because they differ from robot to robot.
-BY_LAUNCH = {"store_dir", "contract", "model_path", "factory_bundle", "seed", "autostart"}
+BY_LAUNCH = {
+    "store_dir",
+    "contract",
+    "model_path",
+    "factory_bundle",
+    "seed",
+    "autostart",
+    "server",
+    "enrolment_code",
+    "state_dir",
+}
 
 
 def value_text(value: Any) -> str:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The robot's line to the cloud. Its place is kept: the node, its client and its outbox come with the fleet server."""
+"""The robot's line to the fleet server: orders come in, and what happened goes out, also after hours without a network."""

@@ -32,7 +32,7 @@ _WITH_VALUE = {
     **dict.fromkeys(("-r", "--remap", "-p", "--param", "--params-file"), False),
 }
 """ROS arguments that have a value, and whether they concern the whole process."""
-_PASSING = ("DISK_FULL", "STORE_IO", "STORE_LOCKED")
+_PASSING = ("DISK_FULL", "SERVER_UNREACHABLE", "STORE_IO", "STORE_LOCKED")
 """Why a node may not start now and may later; every other refusal with a code is a fault of its settings."""
 _WRONG_PATH = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
 """What STORE_IO comes from where no folder can be: a fault of the settings after all."""

@@ -14,7 +14,7 @@ REFUSED = os.EX_CONFIG
 
 _FROM_PIP = ("rfc8785", "safetensors", "semver")
 """What every robot needs and rosdep does not have (semver: not in version 3)."""
-_ONLY_FOR_SOME = ("mujoco", "torch")
+_ONLY_FOR_SOME = ("mujoco", "pydantic", "torch", "websockets")
 _FROM_ROSDEP = ("numpy", "requests", "scipy", "yaml")
 
 
@@ -26,6 +26,11 @@ def policy_node() -> None:
 def ota_manager() -> None:
     """Entry point of ``ros2 run vla_ota ota_manager``."""
     _run("vla_ota_manager.ros.manager_node", interrupted=0)
+
+
+def fleet_bridge() -> None:
+    """Entry point of ``ros2 run vla_ota fleet_bridge``."""
+    _run("vla_fleet_bridge.ros.fleet_bridge", interrupted=0)
 
 
 def sim_robot() -> None:

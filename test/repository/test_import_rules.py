@@ -25,13 +25,26 @@ ROOMS = {
     "vla_ros": {"numpy"},
     "vla_policy_node": {"numpy", "safetensors", "yaml", "vla_checkpoint", "vla_ros"},
     "vla_ota_manager": {"numpy", "requests", "urllib3", "vla_checkpoint", "vla_evidence", "vla_ros"},
-    "vla_fleet_bridge": {"vla_ros"},
     "vla_doctor": {"numpy", "yaml", "vla_checkpoint", "vla_ota_manager", "vla_policy_node", "vla_ros"},
+    "vla_fleet": {
+        "alembic",
+        "fastapi",
+        "httpx",
+        "pydantic",
+        "rich",
+        "sqlalchemy",
+        "structlog",
+        "typer",
+        "uvicorn",
+        "vla_checkpoint",
+    },
+    "vla_fleet_bridge": {"requests", "websockets", "pydantic", "vla_fleet.protocol", "vla_ros"},
     "vla_sim": {"numpy", "mujoco", "safetensors", "vla_checkpoint", "vla_policy_node.policies", "vla_ros"},
 }
 """Third-party and sibling packages that a room may import, beside the standard library and itself."""
 
 EXTRA = {
+    "vla_fleet_bridge/": {"vla_fleet"},  # its protocol: ``from vla_fleet import protocol``
     # Whoever starts a worker or trains may use torch; so may policies, which run in workers.
     "vla_policy_node/worker/": {"torch"},
     "vla_policy_node/policies/": {"torch"},

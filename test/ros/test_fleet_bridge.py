@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A robot on the line: real server, real bridge, real manager; what is ordered happens, and what happened is known."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support.bundles import make_bundle
+from support.fleet import FleetServer
+from support.manager_rig import ManagerRig
+from support.ros import NodeProcess, wait_for
+from vla_ota.msg import BridgeStatus
+
+from vla_ros import qos
+
+ROBOT = "arm_1"
+
+
+class FleetRig:
+    """One robot and its server."""
+
+    def __init__(self, domain: int, folder: Path, stack: ExitStack) -> None:
+        self.server = stack.enter_context(FleetServer(folder / "fleet"))
+        self.client = stack.enter_context(self.server.client())
+        parameters = {"allowed_sources": [f"{self.server.url}/files/"]}
+        self.robot = stack.enter_context(ManagerRig(domain, folder / "robot", parameters=parameters))
+        self.line = self.robot.ros.subscribe(BridgeStatus, "fleet_bridge/status", qos.LATCHED)
+        self.robot.start()
+        self._folder, self._domain, self._stack = folder, domain, stack
+        self.bridge = self.start_bridge(self.client.make_code(ROBOT))
+
+    def start_bridge(self, code: str = "") -> NodeProcess:
+        """Start the bridge and wait until it is connected."""
+        parameters = {
+            "server": self.server.url.replace("http", "ws", 1),
+            "state_dir": str(self._folder / "bridge"),
+            "enrolment_code": code,
+        }
+        self.line.clear()
+        bridge = self._stack.enter_context(
+            NodeProcess("vla_fleet_bridge.ros.fleet_bridge", self._domain, self._folder / "log", parameters=parameters)
+        )
+        self.line.wait(lambda m: m.connected, what="the line")
+        wait_for(lambda: self.client.robot(ROBOT)["status"].get("state"), "the manager's status at the server")
+        return bridge
+
+    def publish(self, version: str) -> None:
+        """Publish a version on the fleet server."""
+        folder = self._folder / "bundles" / version
+        make_bundle(folder, version=version, seed=zlib.crc32(version.encode()))
+        self.client.publish(folder)
+
+    def install(self, version: str) -> None:
+        """Publish and deploy a version, and let it prove itself."""
+        self.publish(version)
+        command = self.client.deploy(f"pick_place@{version}", [ROBOT])[0]["id"]
+        self.robot.prove(command)
+        assert self.ends_as(command, "DONE")["robot_state"] == "COMMITTED"
+
+    def ends_as(self, command: str, state: str) -> dict[str, object]:
+        """Wait until a command is done, and return it."""
+
+        def done() -> dict[str, object] | None:
+            found = self.client.commands([command])[0]
+            return found if found["final"] else None
+
+        found: dict[str, object] = wait_for(done, f"the end of {command}")
+        assert found["state"] == state, found
+        return found
+
+
+@pytest.fixture
+def rig(ros_domain: int, tmp_path: Path) -> Iterator[FleetRig]:
+    with ExitStack() as stack:
+        yield FleetRig(ros_domain, tmp_path, stack)
+
+
+def test_a_deployment_is_done_when_the_robot_has_committed_and_a_rollback_when_it_is_back(rig: FleetRig) -> None:
+    rig.install("1.0.0")
+    rig.install("1.1.0")
+    wait_for(lambda: rig.client.robot(ROBOT)["status"]["committed_version"] == "1.1.0", "the version at the server")
+    back = rig.client.rollback([ROBOT], reason="a test")[0]
+    assert rig.ends_as(back["id"], "DONE")["version"] == "1.0.0"
+    assert rig.robot.policy.active[1] == "1.0.0"
+    states = [event["to_state"] for event in rig.client.events(ROBOT)]
+    assert states.count("COMMITTED") == 2 and "ROLLED_BACK" in states
+    assert {"publish", "model_update", "rollback", "enrol"} <= {line["action"] for line in rig.client.log()}
+
+    command = rig.client.rollback([ROBOT], version="9.9.9")[0]
+    assert rig.ends_as(command["id"], "FAILED")["error_code"] == "MODEL_NOT_FOUND"
+    assert rig.robot.policy.active[1] == "1.0.0"
+
+
+def test_a_deployment_ends_as_it_would_have_though_server_and_bridge_are_killed_on_the_way(rig: FleetRig) -> None:
+    rig.install("1.0.0")
+    rig.publish("1.1.0")
+    command = rig.client.deploy("pick_place@1.1.0", [ROBOT])[0]["id"]
+    rig.robot.wait_update(command, "TRIAL")
+    rig.server.kill()
+    rig.bridge.kill()
+    rig.robot.prove(command)  # the robot needs neither
+    rig.server.start()
+    rig.start_bridge()
+    assert rig.ends_as(command, "DONE")["robot_state"] == "COMMITTED"
+    assert len([swap for swap in rig.robot.policy.swaps if swap.trial]) == 2, "it was carried out once"

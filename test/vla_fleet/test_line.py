@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The robots' line: orders are carried out once, answers are what really happened, and nothing is lost while it is down."""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.bundles import make_bundle
+from support.fleet import FleetServer
+from support.simulated_manager import SimulatedManager, enrolled
+from support.waits import wait_for
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from vla_fleet import protocol
+from vla_fleet.client import Client
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetServer]:
+    with FleetServer(tmp_path_factory.mktemp("fleet")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: FleetServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with server.client() as client:
+        for seed, version in enumerate(("1.0.0", "1.1.0")):
+            folder = tmp_path_factory.mktemp("bundles") / version
+            make_bundle(folder, version=version, seed=seed)
+            client.publish(folder)
+        yield client
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A robot of this test's own."""
+    return f"arm_{zlib.crc32(request.node.name.encode()):x}"
+
+
+def end_of(client: Client, command: str) -> dict[str, Any]:
+    def done() -> dict[str, Any] | None:
+        found = client.commands([command])[0]
+        return found if found["final"] else None
+
+    found: dict[str, Any] = wait_for(done, f"the end of {command}")
+    return found
+
+
+def raw(server: FleetServer, token: str) -> Any:
+    return connect(
+        f"{server.url.replace('http', 'ws', 1)}/v1/robots/connect",
+        additional_headers={"Authorization": f"Bearer {token}"},
+        open_timeout=10,
+    )
+
+
+def hello(**fields: Any) -> str:
+    return json.dumps({"type": "hello", "protocols": [1], "outbox_id": "box", **fields})
+
+
+def test_an_update_that_the_robot_refuses_or_rolls_back_is_told_as_that(
+    server: FleetServer, client: Client, name: str, tmp_path: Path
+) -> None:
+    robot = SimulatedManager()
+    bridge = robot.attach(server.url, enrolled(client, name), tmp_path)
+    try:
+        for end, code, state in (
+            ("REJECTED", "DIGEST_FILE", "REFUSED"),
+            ("ROLLED_BACK", "SCORES_WORSE", "FAILED"),
+            ("COMMITTED", "", "DONE"),
+        ):
+            robot.end, robot.error_code = end, code
+            command = end_of(client, client.deploy("pick_place@1.0.0", [name])[0]["id"])
+            assert (command["state"], command["robot_state"], command["error_code"]) == (state, end, code)
+    finally:
+        bridge.stop()
+
+
+def test_orders_wait_for_a_robot_that_is_away_and_are_carried_out_once_and_in_sequence(
+    server: FleetServer, client: Client, name: str, tmp_path: Path
+) -> None:
+    token, robot = enrolled(client, name), SimulatedManager()
+    first = client.deploy("pick_place@1.0.0", [name])[0]["id"]
+    assert client.deploy("pick_place@1.0.0", [name])[0]["id"] == first, "ordered already"
+    second = client.deploy("pick_place@1.1.0", [name])[0]["id"]
+    back = client.rollback([name])[0]["id"]
+    assert not client.robot(name)["online"]
+    for _ in range(2):  # the second bridge finds that all is done
+        bridge = robot.attach(server.url, token, tmp_path)
+        assert [end_of(client, c)["state"] for c in (first, second, back)] == ["DONE"] * 3
+        bridge.stop()
+    assert list(robot.seen.values()) == ["1.0.0", "1.1.0"] and robot.rollbacks == ["1.0.0"]
+
+
+def test_what_happens_without_a_network_is_known_afterwards_once_and_in_sequence(tmp_path: Path, name: str) -> None:
+    with FleetServer(tmp_path / "fleet") as server:
+        with server.client() as client:
+            token = enrolled(client, name)
+        robot = SimulatedManager()
+        bridge = robot.attach(server.url, token, tmp_path)
+        wait_for(lambda: bridge.line.connected, "the line")
+        server.kill()
+        wait_for(lambda: not bridge.line.connected, "the loss of the line")
+        for i in range(300):
+            bridge.on_event(protocol.Event(time_s=time.time() + i, from_state="IDLE", to_state=f"S{i}"))
+        wait_for(lambda: bridge.outbox_size == 300, "the outbox")
+        bridge.stop()
+        server.start()
+        bridge = robot.attach(server.url, token, tmp_path)  # a restart of the bridge loses none
+        try:
+            wait_for(lambda: bridge.outbox_size == 0, "the outbox to be sent")
+        finally:
+            bridge.stop()
+        with server.client() as client:
+            events = client.events(name, limit=1000)
+    assert [event["to_state"] for event in reversed(events)] == [f"S{i}" for i in range(300)]
+
+
+def test_a_message_that_is_sent_again_is_stored_once(server: FleetServer, client: Client, name: str) -> None:
+    event = {"type": "event", "seq": 1, "time_s": 1.0, "from_state": "IDLE", "to_state": "CHECKING"}
+    outcome = {"type": "outcome", "seq": 2, "time_s": 1.0, "episode_id": "e1", "success": True}
+    token = enrolled(client, name)
+    for _ in range(2):
+        with raw(server, token) as line:
+            line.send(hello())
+            assert json.loads(line.recv(10))["type"] == "welcome"
+            for message in (event, outcome, event):
+                line.send(json.dumps(message))
+            while json.loads(line.recv(10)) != {"type": "received", "seq": 2}:
+                pass
+    assert len(client.events(name)) == 1
+
+
+def test_a_robot_can_speak_only_for_itself(server: FleetServer, client: Client, name: str) -> None:
+    mine, other = enrolled(client, name), enrolled(client, f"{name}_b")
+    command = client.deploy("pick_place@1.0.0", [f"{name}_b"])[0]["id"]
+    ack = {"type": "ack", "seq": 1, "time_s": 1.0, "command_id": command, "state": "DONE"}
+    with raw(server, mine) as line:
+        line.send(hello())
+        line.send(json.dumps(ack))
+        while json.loads(line.recv(10)) != {"type": "received", "seq": 1}:
+            pass
+    assert client.commands([command])[0]["state"] == "WAITING"
+    client._request("DELETE", f"/v1/robots/{name}_b/token")
+    with pytest.raises(InvalidStatus):
+        raw(server, other)
+
+
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [
+        ("nonsense", "MESSAGE_INVALID"),
+        ('{"type":"status","time_s":1}', "HELLO_MISSING"),
+        (hello(protocols=[99]), "PROTOCOL_UNKNOWN"),
+        (hello(outbox_id="x" * 500), "MESSAGE_INVALID"),
+    ],
+)
+def test_a_line_that_begins_wrong_is_closed_with_a_reason(
+    server: FleetServer, client: Client, name: str, first: str, why: str
+) -> None:
+    with raw(server, enrolled(client, name)) as line:
+        line.send(first)
+        with pytest.raises(ConnectionClosed) as closed:
+            line.recv(10)
+    assert closed.value.rcvd is not None and closed.value.rcvd.reason.startswith(why)
+    assert not client.robot(name)["online"]
+
+
+def test_a_code_enrols_once_and_a_wrong_token_gets_no_line(server: FleetServer, client: Client, name: str) -> None:
+    from vla_fleet.errors import SignInError
+
+    code = client.make_code(name)
+    client.enrol(code)
+    with pytest.raises(SignInError, match="CODE_INVALID"):
+        client.enrol(code)
+    with pytest.raises(InvalidStatus):
+        raw(server, "vr_nonsense")

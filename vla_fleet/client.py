@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet server from Python: what the command line uses, and how a training script publishes.
+
+::
+
+    from vla_fleet.client import Client
+    fleet = Client("https://fleet.example", key)
+    fleet.publish("bundles/pick/1.1.0", alias="champion")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, cast
+
+import httpx
+
+from vla_checkpoint import Manifest, least_bump, parse_version, verify_bundle
+from vla_checkpoint.version import Bump
+from vla_fleet.errors import FleetError, MissingError
+
+Json = dict[str, Any]
+_CHUNK_BYTES = 1 << 20
+
+
+class Client:
+    """One server, one key.
+
+    Args:
+        server: its URL.
+        key: an API key; empty for what needs none.
+        transport: another way to the server, for tests.
+
+    Every method raises ``FleetError`` with the server's code, or ``SERVER_UNREACHABLE``.
+    """
+
+    def __init__(self, server: str, key: str = "", transport: httpx.BaseTransport | None = None) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        timeout = httpx.Timeout(30.0, write=None)
+        self._http = httpx.Client(base_url=server, headers=headers, timeout=timeout, transport=transport)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- models -------------------------------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        bundle: str | Path,
+        *,
+        version: str = "",
+        bump: Literal["", "auto"] = "",
+        alias: str = "",
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Json:
+        """Verify a bundle, upload what the server does not have, and publish it; return the version.
+
+        Args:
+            bundle: the folder.
+            version: publish it under this version instead of the manifest's.
+            bump: ``auto``: the least step over the highest published version that the change needs.
+            alias: an alias that points to it from then on.
+            progress: called with bytes done and bytes in all.
+        """
+        folder = Path(bundle)
+        manifest = verify_bundle(folder).manifest
+        if bump:
+            manifest = replace(manifest, version=self._next_version(manifest))
+        elif version:
+            manifest = replace(manifest, version=version)
+        done = 0
+        for entry in manifest.files:
+            if not self._has_blob(entry.sha256):
+                self._upload(folder / entry.path, entry.sha256, _Shifted(progress, done, manifest.total_bytes))
+            done += entry.size
+            progress(done, manifest.total_bytes)
+        published = self._post(f"/v1/models/{manifest.name}/versions", {"manifest": manifest.canonical().decode()})
+        if alias:
+            self.set_alias(manifest.name, alias, manifest.version)
+        return cast(Json, published)
+
+    def models(self, name: str = "") -> list[Json]:
+        """Return what was published, newest version of a name first."""
+        return cast(list[Json], self._get("/v1/models", name=name))
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Let ``name@alias`` mean ``version``."""
+        self._request("PUT", f"/v1/models/{name}/aliases/{alias}", json={"version": version})
+
+    def _next_version(self, manifest: Manifest) -> str:
+        published = self.models(manifest.name)
+        if not published:
+            return manifest.version
+        highest = published[0]["version"]
+        text = self._request("GET", f"/files/{manifest.name}/{highest}/manifest.json").content
+        step: Bump = least_bump(Manifest.parse(text), manifest)
+        return str(parse_version(highest).next_version(step))
+
+    def _has_blob(self, sha256: str) -> bool:
+        try:
+            self._request("HEAD", f"/v1/blobs/{sha256}")
+        except MissingError:
+            return False
+        return True
+
+    def _upload(self, path: Path, sha256: str, progress: Callable[[int], None]) -> None:
+        def chunks() -> Iterator[bytes]:
+            done = 0
+            with path.open("rb") as file:
+                while data := file.read(_CHUNK_BYTES):
+                    yield data
+                    done += len(data)
+                    progress(done)
+
+        headers = {"Content-Length": str(path.stat().st_size)}
+        self._request("PUT", f"/v1/blobs/{sha256}", content=chunks(), headers=headers)
+
+    # -- robots -------------------------------------------------------------------------------------------------------------
+
+    def robots(self) -> list[Json]:
+        """Return every robot."""
+        return cast(list[Json], self._get("/v1/robots"))
+
+    def robot(self, name: str) -> Json:
+        """Return one robot."""
+        return cast(Json, self._get(f"/v1/robots/{name}"))
+
+    def make_code(self, robot: str, group: str = "default", tags: Sequence[str] = (), valid_s: float = 3600.0) -> str:
+        """Return a code with which a robot enrols once."""
+        body = {"robot": robot, "group": group, "tags": list(tags), "valid_s": valid_s}
+        return str(self._post("/v1/enrolment-codes", body)["code"])
+
+    def enrol(self, code: str) -> tuple[str, str]:
+        """Trade a code for the robot's name and token."""
+        answer = self._post("/v1/enrol", {"code": code})
+        return str(answer["robot"]), str(answer["token"])
+
+    def make_key(self, name: str, role: str) -> str:
+        """Return a new API key."""
+        return str(self._post("/v1/keys", {"name": name, "role": role})["key"])
+
+    def deploy(
+        self, model: str, robots: Sequence[str] = (), group: str = "", *, everyone: bool = False, urgent: bool = False
+    ) -> list[Json]:
+        """Order robots to install a version; return the commands."""
+        body = {"model": model, "robots": list(robots), "group": group, "everyone": everyone, "urgent": urgent}
+        return cast(list[Json], self._post("/v1/deployments", body))
+
+    def rollback(
+        self,
+        robots: Sequence[str] = (),
+        group: str = "",
+        *,
+        everyone: bool = False,
+        version: str = "",
+        reason: str = "",
+    ) -> list[Json]:
+        """Order robots to go back; return the commands."""
+        body = {"robots": list(robots), "group": group, "everyone": everyone, "version": version, "reason": reason}
+        return cast(list[Json], self._post("/v1/rollbacks", body))
+
+    def commands(self, ids: Sequence[str]) -> list[Json]:
+        """Return how commands stand."""
+        return cast(list[Json], self._get("/v1/commands", id=list(ids)))
+
+    def events(self, robot: str = "", limit: int = 100) -> list[Json]:
+        """Return what happened on robots, newest first."""
+        return cast(list[Json], self._get("/v1/events", robot=robot, limit=limit))
+
+    def log(self, limit: int = 100) -> list[Json]:
+        """Return who did what, newest first."""
+        return cast(list[Json], self._get("/v1/log", limit=limit))
+
+    def follow(self, ids: Sequence[str], timeout_s: float, every_s: float = 0.5) -> Iterator[list[Json]]:
+        """Yield how commands stand, until all are done or the time is over."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            commands = self.commands(ids)
+            yield commands
+            if all(command["final"] for command in commands) or time.monotonic() > deadline:
+                return
+            time.sleep(every_s)
+
+    # -- HTTP ---------------------------------------------------------------------------------------------------------------
+
+    def _get(self, path: str, **params: Any) -> Any:
+        return self._request("GET", path, params=params).json()
+
+    def _post(self, path: str, body: Json) -> Any:
+        return self._request("POST", path, json=body).json()
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as e:
+            raise FleetError("SERVER_UNREACHABLE", f"{self._http.base_url}: {e or type(e).__name__}") from e
+        if response.is_success:
+            return response
+        raise _error(response)
+
+
+@dataclass(frozen=True)
+class _Shifted:
+    """Progress of one file as progress of the whole."""
+
+    progress: Callable[[int, int], None]
+    before: int
+    total: int
+
+    def __call__(self, done: int) -> None:
+        self.progress(self.before + done, self.total)
+
+
+def _error(response: httpx.Response) -> FleetError:
+    try:
+        body = response.json()
+        code, message = str(body["error_code"]), str(body["message"])
+    except (ValueError, KeyError, TypeError):
+        code, message = "SERVER_ERROR", f"the server answered {response.status_code}"
+    kinds = {kind.status: kind for kind in FleetError.__subclasses__()}
+    return kinds.get(response.status_code, FleetError)(code if response.content else "NOT_FOUND", message)

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model registry. A version is published whole or not at all, is verified before, and never changes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from vla_checkpoint import (
+    MANIFEST_NAME,
+    Bundle,
+    CheckpointError,
+    Manifest,
+    check_bump,
+    open_bundle,
+    parse_version,
+    verify_bundle,
+)
+from vla_fleet.clock import Clock
+from vla_fleet.errors import ConflictError, InputError, MissingError
+from vla_fleet.storage.blobs import BlobStore
+from vla_fleet.storage.database import Database
+from vla_fleet.storage.tables import AliasRow, VersionRow
+
+_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published version."""
+
+    name: str
+    version: str
+    digest: str
+    size_bytes: int
+    published_s: float
+    published_by: str
+    aliases: tuple[str, ...] = ()
+
+
+class Registry:
+    """Publishes versions and finds them."""
+
+    def __init__(self, database: Database, blobs: BlobStore, clock: Clock) -> None:
+        self._database, self._blobs, self._clock = database, blobs, clock
+
+    async def publish(self, name: str, manifest_bytes: bytes, who: str) -> Version:
+        """Publish the version that a manifest describes; its blobs must have been uploaded. The same manifest again is fine.
+
+        Raises:
+            FleetError: BLOB_MISSING, VERSION_EXISTS, or the code of what is wrong with the bundle.
+        """
+        try:
+            manifest = Manifest.parse(manifest_bytes)
+        except CheckpointError as e:
+            raise InputError(e.code, str(e)) from e
+        if manifest.name != name:
+            raise InputError("NAME_MISMATCH", f"the manifest is of {manifest.name}, not of {name}")
+        existing = await self._existing(manifest)
+        if existing is not None:
+            return existing
+        await self._check(manifest, manifest_bytes)
+        row = VersionRow(
+            name=name,
+            version=manifest.version,
+            digest=manifest.digest,
+            manifest=manifest_bytes.decode(),
+            size_bytes=manifest.total_bytes,
+            published_s=self._clock.now(),
+            published_by=who,
+        )
+        try:
+            async with self._database.begin() as session:
+                session.add(row)
+                subject = f"{name} {manifest.version}"
+                self._database.log(session, who, "publish", subject, digest=manifest.digest)
+        except IntegrityError:  # somebody else was faster
+            existing = await self._existing(manifest)
+            if existing is None:
+                raise
+            return existing
+        return _version(row)
+
+    async def versions(self, name: str = "") -> list[Version]:
+        """Return what was published, by name, newest version first."""
+        async with self._database.begin() as session:
+            rows = (
+                await session.scalars(select(VersionRow).where(VersionRow.name == name) if name else select(VersionRow))
+            ).all()
+            aliases = (await session.scalars(select(AliasRow))).all()
+        found = [
+            _version(row, tuple(a.alias for a in aliases if (a.name, a.version) == (row.name, row.version)))
+            for row in rows
+        ]
+        found.sort(key=lambda v: parse_version(v.version), reverse=True)
+        return sorted(found, key=lambda v: v.name)
+
+    async def find(self, reference: str) -> Version:
+        """Return the version that ``name@alias``, ``name@1.2.0`` or ``name`` (the highest release) names.
+
+        Raises:
+            MissingError: MODEL_NOT_FOUND.
+        """
+        name, _, wanted = reference.partition("@")
+        versions = await self.versions(name)
+        for version in versions:
+            if wanted in (version.version, *version.aliases) or (not wanted and "-" not in version.version):
+                return version
+        known = ", ".join(v.version for v in versions[:5]) or "no version of that name"
+        raise MissingError("MODEL_NOT_FOUND", f"{reference!r} is not in the registry (there is: {known})")
+
+    async def manifest(self, name: str, version: str) -> bytes:
+        """Return a version's manifest."""
+        async with self._database.begin() as session:
+            row = await session.get(VersionRow, (name, version))
+        if row is None:
+            raise MissingError("MODEL_NOT_FOUND", f"{name} {version} is not in the registry")
+        return row.manifest.encode()
+
+    async def set_alias(self, name: str, alias: str, version: str, who: str) -> None:
+        """Let ``name@alias`` mean ``version`` from now on."""
+        if not _ALIAS.fullmatch(alias):
+            raise InputError("ALIAS_INVALID", f"{alias!r}: an alias is a lower-case word of letters, digits, _ and -")
+        async with self._database.begin() as session:
+            if await session.get(VersionRow, (name, version)) is None:
+                raise MissingError("MODEL_NOT_FOUND", f"{name} {version} is not in the registry")
+            before = await session.get(AliasRow, (name, alias))
+            was = before.version if before is not None else ""
+            await session.merge(AliasRow(name=name, alias=alias, version=version))
+            self._database.log(session, who, "alias", f"{name}@{alias}", version=version, before=was)
+
+    async def _existing(self, manifest: Manifest) -> Version | None:
+        async with self._database.begin() as session:
+            row = await session.get(VersionRow, (manifest.name, manifest.version))
+        if row is None:
+            return None
+        if row.digest != manifest.digest:
+            text = f"{manifest.name} {manifest.version} is published with other content; versions never change"
+            raise ConflictError("VERSION_EXISTS", text)
+        return _version(row)
+
+    async def _check(self, manifest: Manifest, manifest_bytes: bytes) -> None:
+        """Verify the bundle as strictly as a robot does, and the step of its version."""
+        before = await self._highest_below(manifest)
+        async with AsyncExitStack() as stack:
+            folder = await stack.enter_async_context(self._folder(manifest, manifest_bytes))
+            older = None
+            if before is not None:
+                older = await stack.enter_async_context(self._folder(Manifest.parse(before), before))
+            try:
+                await asyncio.to_thread(_verify, folder, older)
+            except CheckpointError as e:
+                raise InputError(e.code, str(e).replace(str(folder), manifest.name)) from e
+
+    @asynccontextmanager
+    async def _folder(self, manifest: Manifest, manifest_bytes: bytes) -> AsyncIterator[Path]:
+        async with self._blobs.folder_of((entry.path, entry.sha256) for entry in manifest.files) as folder:
+            (folder / MANIFEST_NAME).write_bytes(manifest_bytes)
+            yield folder
+
+    async def _highest_below(self, manifest: Manifest) -> bytes | None:
+        own = parse_version(manifest.version)
+        async with self._database.begin() as session:
+            rows = (await session.scalars(select(VersionRow).where(VersionRow.name == manifest.name))).all()
+        below = [row for row in rows if parse_version(row.version) < own]
+        best = max(below, key=lambda row: parse_version(row.version), default=None)
+        return best.manifest.encode() if best is not None else None
+
+
+def _verify(folder: Path, older: Path | None) -> None:
+    bundle: Bundle = verify_bundle(folder)
+    if older is not None:
+        check_bump(open_bundle(older), bundle)
+
+
+def _version(row: VersionRow, aliases: tuple[str, ...] = ()) -> Version:
+    return Version(row.name, row.version, row.digest, row.size_bytes, row.published_s, row.published_by, aliases)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The robots: how one enrols, what it was ordered to do, and what it says."""

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Orders to robots: kept until the robot has said how they ended, delivered again at each connection, carried out once."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from vla_fleet import protocol
+from vla_fleet.clock import Clock
+from vla_fleet.errors import MissingError
+from vla_fleet.storage.bus import Bus
+from vla_fleet.storage.database import Database
+from vla_fleet.storage.tables import CommandRow
+
+WAITING = "WAITING"
+"""State of a command of which the robot has not said anything; then come the states of ``protocol.AckState``."""
+
+
+def topic(robot: str) -> str:
+    """Return the bus topic on which the robot's connection hears that there is something to send."""
+    return f"robot.{robot}.commands"
+
+
+class Commands:
+    """Issues orders and follows them."""
+
+    def __init__(self, database: Database, bus: Bus, clock: Clock) -> None:
+        self._database, self._bus, self._clock = database, bus, clock
+
+    async def issue(
+        self, robots: Sequence[str], order: protocol.Order, who: str, *, expires_s: float = 0.0
+    ) -> list[CommandRow]:
+        """Order the same of several robots. A robot that was ordered the same and is not done gets no second command."""
+        now, body = self._clock.now(), order.model_dump(mode="json")
+        rows = []
+        async with self._database.begin() as session:
+            for robot in robots:
+                open_rows = await self._open(session, robot)
+                row = open_rows[-1] if open_rows and open_rows[-1].order == body else None
+                if row is None:
+                    row = CommandRow(
+                        id=f"c-{secrets.token_hex(8)}", robot=robot, order=body, created_s=now, created_by=who,
+                        expires_s=expires_s, state=WAITING, updated_s=now,
+                    )  # fmt: skip
+                    session.add(row)
+                    self._database.log(session, who, order.type.lower(), robot, command=row.id, order=body)
+                rows.append(row)
+            await session.flush()
+        for robot in robots:
+            await self._bus.publish(topic(robot))
+        return rows
+
+    async def open_for(self, robot: str) -> list[CommandRow]:
+        """Return what the robot has not finished, oldest first."""
+        async with self._database.begin() as session:
+            return await self._open(session, robot)
+
+    async def _open(self, session: AsyncSession, robot: str) -> list[CommandRow]:
+        query = select(CommandRow).where(CommandRow.robot == robot, CommandRow.final.is_(False))
+        return list((await session.scalars(query.order_by(CommandRow.number))).all())
+
+    async def find(self, ids: Sequence[str]) -> list[CommandRow]:
+        """Return commands by id."""
+        async with self._database.begin() as session:
+            rows = (await session.scalars(select(CommandRow).where(CommandRow.id.in_(ids)))).all()
+        if len(rows) != len(set(ids)):
+            raise MissingError("COMMAND_NOT_FOUND", "no such command")
+        return sorted(rows, key=lambda row: row.number)
+
+    async def take(self, session: AsyncSession, robot: str, ack: protocol.Ack) -> None:
+        """Note what a robot says of a command. A word about another robot's command, or after the end, changes nothing."""
+        row = await session.scalar(select(CommandRow).where(CommandRow.id == ack.command_id, CommandRow.robot == robot))
+        if row is None or row.final:
+            return
+        row.state, row.final = ack.state.value, ack.state.final
+        row.robot_state, row.version = ack.robot_state, ack.version
+        row.error_code, row.message, row.updated_s = ack.error_code, ack.message, self._clock.now()

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Endpoints for robots and for what people order them to do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+from sqlalchemy import select
+
+from vla_fleet import protocol
+from vla_fleet.protocol import Name
+from vla_fleet.server.keys import Admin, Operator, Viewer
+from vla_fleet.server.rooms import Rooms
+from vla_fleet.storage.tables import CommandRow, EventRow, RobotRow
+
+router = APIRouter(tags=["robots"])
+
+
+class CodeRequest(BaseModel):
+    """Which robot a code enrols."""
+
+    robot: Name
+    group: Name = "default"
+    tags: Annotated[list[Name], Field(max_length=32)] = []
+    valid_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 3600.0
+
+
+class Code(BaseModel):
+    """A code that enrols one robot once."""
+
+    code: str
+
+
+class Enrolled(BaseModel):
+    """A robot's name and its token, which is shown once."""
+
+    robot: str
+    token: str
+
+
+class Robots(BaseModel):
+    """Which robots a request means: named ones, a group, or all."""
+
+    robots: list[Name] = []
+    group: str = ""
+    everyone: bool = False
+
+
+class Deployment(Robots):
+    """A version for robots at once, without a rollout."""
+
+    model: str
+    """``name@version``, ``name@alias`` or ``name``."""
+    urgent: bool = False
+
+
+class RollbackRequest(Robots):
+    """Robots that are to go back."""
+
+    version: str = ""
+    reason: str = ""
+
+
+class RobotInfo(BaseModel):
+    """A robot as people see it."""
+
+    name: str
+    group: str
+    tags: list[str]
+    online: bool
+    last_seen_s: float
+    software: str
+    status: dict[str, Any]
+
+
+class CommandInfo(BaseModel):
+    """An order to one robot, and how it stands."""
+
+    id: str
+    robot: str
+    order: dict[str, Any]
+    created_s: float
+    created_by: str
+    state: str
+    final: bool
+    robot_state: str
+    version: str
+    error_code: str
+    message: str
+    updated_s: float
+
+
+class EventInfo(BaseModel):
+    """One transition on one robot."""
+
+    robot: str
+    time_s: float
+    update_id: str
+    from_state: str
+    to_state: str
+    version: str
+    error_code: str
+    message: str
+
+
+def _rooms(request: Request) -> Rooms:
+    rooms: Rooms = request.app.state.rooms
+    return rooms
+
+
+def _robot(rooms: Rooms, row: RobotRow) -> RobotInfo:
+    online = rooms.online(row.last_seen_s)
+    return RobotInfo(
+        name=row.name, group=row.group, tags=row.tags, online=online, last_seen_s=row.last_seen_s, software=row.software,
+        status=row.status,
+    )  # fmt: skip
+
+
+def _command(row: CommandRow) -> CommandInfo:
+    return CommandInfo.model_validate(row, from_attributes=True)
+
+
+@router.post("/v1/enrolment-codes", status_code=201)
+async def make_code(request: Request, body: CodeRequest, person: Admin) -> Code:
+    """Make a code that enrols one robot once."""
+    directory = _rooms(request).directory
+    return Code(code=await directory.make_code(body.robot, body.group, body.tags, body.valid_s, person.name))
+
+
+@router.post("/v1/enrol", status_code=201)
+async def enrol(request: Request, body: Code) -> Enrolled:
+    """Trade an enrolment code for a token. Called by the robot, which has no key."""
+    robot, token = await _rooms(request).directory.enrol(body.code)
+    return Enrolled(robot=robot, token=token)
+
+
+@router.delete("/v1/robots/{name}/token", status_code=204)
+async def revoke(request: Request, name: Name, person: Admin) -> None:
+    """End a robot's token."""
+    await _rooms(request).directory.revoke(name, person.name)
+
+
+@router.get("/v1/robots")
+async def list_robots(request: Request, _: Viewer) -> list[RobotInfo]:
+    """List the robots."""
+    rooms = _rooms(request)
+    return [_robot(rooms, row) for row in await rooms.directory.robots()]
+
+
+@router.get("/v1/robots/{name}")
+async def show_robot(request: Request, name: Name, _: Viewer) -> RobotInfo:
+    """Show one robot."""
+    rooms = _rooms(request)
+    return _robot(rooms, await rooms.directory.robot(name))
+
+
+@router.post("/v1/deployments", status_code=202)
+async def deploy(request: Request, body: Deployment, person: Operator) -> list[CommandInfo]:
+    """Order robots to install a version."""
+    rooms = _rooms(request)
+    version = await rooms.registry.find(body.model)
+    robots = await rooms.directory.choose(body.robots, body.group, everyone=body.everyone)
+    url = f"{rooms.settings.public_url.rstrip('/')}/files/{version.name}/{version.version}/manifest.json"
+    order = protocol.ModelUpdate(
+        name=version.name, version=version.version, manifest_url=url, manifest_sha256=version.digest, urgent=body.urgent
+    )
+    return [_command(row) for row in await rooms.commands.issue(robots, order, person.name)]
+
+
+@router.post("/v1/rollbacks", status_code=202)
+async def rollback(request: Request, body: RollbackRequest, person: Operator) -> list[CommandInfo]:
+    """Order robots to go back, to a version or to their previous one."""
+    rooms = _rooms(request)
+    robots = await rooms.directory.choose(body.robots, body.group, everyone=body.everyone)
+    order = protocol.Rollback(version=body.version, reason=body.reason or f"asked for by {person.name}")
+    return [_command(row) for row in await rooms.commands.issue(robots, order, person.name)]
+
+
+@router.get("/v1/commands")
+async def list_commands(
+    request: Request, _: Viewer, id: Annotated[list[str], Query(max_length=1000)]
+) -> list[CommandInfo]:
+    """Show how commands stand."""
+    return [_command(row) for row in await _rooms(request).commands.find(id)]
+
+
+@router.get("/v1/events")
+async def list_events(
+    request: Request, _: Viewer, robot: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100
+) -> list[EventInfo]:
+    """Show what happened on robots, newest first."""
+    query = select(EventRow).order_by(EventRow.time_s.desc(), EventRow.id.desc()).limit(limit)
+    async with _rooms(request).database.begin() as session:
+        rows = await session.scalars(query.where(EventRow.robot == robot) if robot else query)
+        return [EventInfo.model_validate(row, from_attributes=True) for row in rows]

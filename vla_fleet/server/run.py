@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vla-fleet serve``."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from vla_fleet import protocol
+from vla_fleet.server.app import create_app
+from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
+
+
+def run(
+    data: Path,
+    host: str,
+    port: int,
+    public_url: str,
+    heartbeat_s: float,
+    certificate: Path | None,
+    certificate_key: Path | None,
+) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    scheme = "https" if certificate else "http"
+    url = public_url or f"{scheme}://{host}:{listener.getsockname()[1]}"
+    app = create_app(Rooms(Settings(data=data, public_url=url, heartbeat_s=heartbeat_s)))
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        ws="websockets-sansio",
+        ws_max_size=protocol.MAX_FRAME_BYTES,
+        ws_ping_interval=heartbeat_s,
+        ws_ping_timeout=2 * heartbeat_s,
+        ssl_certfile=certificate,
+        ssl_keyfile=certificate_key,
+        timeout_graceful_shutdown=5,
+    )
+    _Server(config, f"vla-fleet serves {url}; the admin's key is in {data / ADMIN_KEY}").run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Says that it serves once it does."""
+
+    def __init__(self, config: uvicorn.Config, ready: str) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self._ready, flush=True)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables. Times are seconds since 1970 UTC; secrets are stored as SHA-256."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only INTEGER primary keys
+_CONSTRAINTS = {
+    "ix": "ix_%(table_name)s_%(column_0_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    """Root of the tables."""
+
+    metadata = MetaData(naming_convention=_CONSTRAINTS)
+    type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, list[str]: JSON}
+
+
+class VersionRow(Base):
+    """A published version. Never changed, never replaced."""
+
+    __tablename__ = "versions"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    manifest: Mapped[str] = mapped_column(Text)
+    """Canonical JSON: what the digest is the SHA-256 of."""
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    published_s: Mapped[float]
+    published_by: Mapped[str] = mapped_column(String(64))
+
+
+class AliasRow(Base):
+    """A name that moves between versions, for example ``champion``. Who moved it is in the log."""
+
+    __tablename__ = "aliases"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[str] = mapped_column(String(64))
+
+
+class KeyRow(Base):
+    """An API key of a person or a program."""
+
+    __tablename__ = "api_keys"
+    key_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    created_s: Mapped[float]
+
+
+class CodeRow(Base):
+    """A code with which one robot can enrol once."""
+
+    __tablename__ = "enrolment_codes"
+    code_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    robot: Mapped[str] = mapped_column(String(64))
+    group: Mapped[str] = mapped_column("group_name", String(64))
+    tags: Mapped[list[str]]
+    expires_s: Mapped[float]
+
+
+class RobotRow(Base):
+    """A robot that has enrolled."""
+
+    __tablename__ = "robots"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    group: Mapped[str] = mapped_column("group_name", String(64), index=True)
+    tags: Mapped[list[str]]
+    enrolled_s: Mapped[float]
+    last_seen_s: Mapped[float] = mapped_column(default=0.0)
+    outbox_id: Mapped[str] = mapped_column(String(128), default="")
+    outbox_seq: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Every kept message of that outbox up to this one is stored."""
+    software: Mapped[str] = mapped_column(String(128), default="")
+    status: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class CommandRow(Base):
+    """An order to one robot, and how it stands."""
+
+    __tablename__ = "commands"
+    number: Mapped[int] = mapped_column(_ID, primary_key=True, autoincrement=True)
+    """A robot carries its orders out in this sequence."""
+    id: Mapped[str] = mapped_column(String(128), unique=True)
+    robot: Mapped[str] = mapped_column(String(64), ForeignKey("robots.name"))
+    order: Mapped[dict[str, Any]] = mapped_column("body")
+    created_s: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64))
+    expires_s: Mapped[float]
+    state: Mapped[str] = mapped_column(String(16))
+    final: Mapped[bool] = mapped_column(default=False)
+    robot_state: Mapped[str] = mapped_column(String(128), default="")
+    version: Mapped[str] = mapped_column(String(64), default="")
+    error_code: Mapped[str] = mapped_column(String(128), default="")
+    message: Mapped[str] = mapped_column(Text, default="")
+    updated_s: Mapped[float]
+    __table_args__ = (Index("ix_commands_open", "robot", "final"),)
+
+
+class EventRow(Base):
+    """One transition on one robot."""
+
+    __tablename__ = "events"
+    id: Mapped[int] = mapped_column(_ID, primary_key=True, autoincrement=True)
+    robot: Mapped[str] = mapped_column(String(64), ForeignKey("robots.name"))
+    time_s: Mapped[float]
+    received_s: Mapped[float]
+    update_id: Mapped[str] = mapped_column(String(128))
+    from_state: Mapped[str] = mapped_column(String(128))
+    to_state: Mapped[str] = mapped_column(String(128))
+    version: Mapped[str] = mapped_column(String(64))
+    error_code: Mapped[str] = mapped_column(String(128))
+    message: Mapped[str] = mapped_column(Text)
+    __table_args__ = (Index("ix_events_robot_time", "robot", "time_s"),)
+
+
+class OutcomeRow(Base):
+    """How one episode ended."""
+
+    __tablename__ = "outcomes"
+    id: Mapped[int] = mapped_column(_ID, primary_key=True, autoincrement=True)
+    robot: Mapped[str] = mapped_column(String(64), ForeignKey("robots.name"))
+    episode_id: Mapped[str] = mapped_column(String(128))
+    time_s: Mapped[float]
+    received_s: Mapped[float]
+    version: Mapped[str] = mapped_column(String(64))
+    arm: Mapped[str] = mapped_column(String(128))
+    success: Mapped[bool]
+    known: Mapped[bool]
+    mixed: Mapped[bool]
+    intervention: Mapped[bool]
+    duration_s: Mapped[float]
+    __table_args__ = (
+        UniqueConstraint("robot", "episode_id"),
+        Index("ix_outcomes_version_time", "version", "time_s"),
+    )
+
+
+class LogRow(Base):
+    """Who did what. Rows are only ever added."""
+
+    __tablename__ = "log"
+    id: Mapped[int] = mapped_column(_ID, primary_key=True, autoincrement=True)
+    time_s: Mapped[float]
+    who: Mapped[str] = mapped_column(String(64))
+    action: Mapped[str] = mapped_column(String(64), index=True)
+    subject: Mapped[str] = mapped_column(String(256), index=True)
+    detail: Mapped[dict[str, Any]]

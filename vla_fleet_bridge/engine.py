@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bridge without ROS: one thread with an event loop that keeps a line to the server, and loses nothing while it is down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from vla_fleet import protocol
+from vla_fleet_bridge.orders import Orders
+from vla_fleet_bridge.outbox import Outbox
+from vla_fleet_bridge.port import RobotPort
+
+log = logging.getLogger("vla_fleet_bridge")
+
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0
+_ANSWER_S = 10.0
+_WINDOW = 64
+"""Kept messages that may be on their way before the server has confirmed one."""
+
+
+@dataclass(frozen=True)
+class BridgeConfig:
+    """How the bridge reaches its server."""
+
+    server: str
+    """``wss://host[:port]`` (``ws://`` for a server on this machine or a trusted network)."""
+    token: str
+    outbox: Path
+    software: str = ""
+    boot_id: str = ""
+    ca_file: str = ""
+    """Certificate authority of the server, when the machine does not know it."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """How the line to the server stands, for people."""
+
+    connected: bool
+    since_s: float
+    message: str
+
+
+class BridgeEngine:
+    """Give it statuses, events and outcomes from any thread; it hands orders to ``port``, and news to ``on_change``."""
+
+    def __init__(self, config: BridgeConfig, port: RobotPort, on_change: Callable[[], None] = lambda: None) -> None:
+        self.config = config
+        self._on_change = on_change
+        self._outbox = Outbox(config.outbox)
+        self._orders = Orders(self._outbox, port, self._more)
+        self._status: protocol.Status | None = None
+        self._news, self._fresh_status = asyncio.Event(), False
+        self.line = Line(False, time.time(), "not connected yet")
+        self._loop = asyncio.new_event_loop()
+        self._main: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._run, name="vla_fleet_bridge", daemon=True)
+
+    # -- from any thread ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close the line; what was not sent is sent after the next start."""
+        self._loop.call_soon_threadsafe(lambda: self._main and self._main.cancel())
+        self._thread.join(10.0)
+        self._outbox.close()
+
+    def on_status(self, status: protocol.Status) -> None:
+        """Take in a status."""
+        self._call(self._take_status, status)
+
+    def on_event(self, event: protocol.Event) -> None:
+        """Take in a transition."""
+        self._call(self._take_event, event)
+
+    def on_outcome(self, outcome: protocol.Outcome) -> None:
+        """Take in how an episode ended."""
+        self._call(self._take_kept, outcome)
+
+    @property
+    def outbox_size(self) -> int:
+        """How many messages wait for the server."""
+        return self._outbox.size
+
+    @property
+    def dropped(self) -> int:
+        """How many messages were dropped because the outbox was full."""
+        return self._outbox.dropped
+
+    @property
+    def last_command_id(self) -> str:
+        """The command that came last."""
+        return self._orders.last_id
+
+    def _call(self, work: Callable[[Any], None], value: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the bridge was stopped
+            self._loop.call_soon_threadsafe(work, value)
+
+    # -- in the event loop --------------------------------------------------------------------------------------------------
+
+    def _take_status(self, status: protocol.Status) -> None:
+        self._status, self._fresh_status = status, True
+        self._orders.on_status(status)
+        self._news.set()
+
+    def _take_event(self, event: protocol.Event) -> None:
+        self._take_kept(event)
+        self._orders.on_event(event)
+
+    def _take_kept(self, message: protocol.Event | protocol.Outcome) -> None:
+        self._outbox.put(message)
+        self._more()
+
+    def _more(self) -> None:
+        self._news.set()
+        self._on_change()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._main = self._loop.create_task(self._live())
+        with suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._main)
+        self._loop.close()
+
+    async def _live(self) -> None:
+        orders = asyncio.create_task(self._orders.run())
+        try:
+            await self._stay_connected()
+        finally:
+            orders.cancel()
+            await asyncio.gather(orders, return_exceptions=True)
+
+    async def _stay_connected(self) -> None:
+        wait_s = _FIRST_RETRY_S
+        while True:
+            began = time.monotonic()
+            try:
+                await self._connect()
+            except InvalidStatus as e:
+                refused = e.response.status_code in (401, 403)
+                self._say(
+                    False, "TOKEN_INVALID: the server does not know this robot; enrol it again" if refused else str(e)
+                )
+            except (OSError, TimeoutError, ConnectionClosed, ValueError) as e:
+                self._say(False, " ".join(str(e).split()) or type(e).__name__)
+            if time.monotonic() - began > _LONGEST_RETRY_S:
+                wait_s = _FIRST_RETRY_S
+            await asyncio.sleep(random.uniform(0.5, 1.0) * wait_s)  # not every robot at once
+            wait_s = min(2 * wait_s, _LONGEST_RETRY_S)
+
+    async def _connect(self) -> None:
+        url = f"{self.config.server.rstrip('/')}/v1/robots/connect"
+        tls = ssl.create_default_context(cafile=self.config.ca_file or None) if url.startswith("wss:") else None
+        headers = {"Authorization": f"Bearer {self.config.token}"}
+        async with connect(url, additional_headers=headers, ssl=tls, max_size=protocol.MAX_FRAME_BYTES) as socket:
+            hello = protocol.Hello(
+                protocols=[protocol.PROTOCOL], outbox_id=self._outbox.id, software=self.config.software,
+                boot_id=self.config.boot_id,
+            )  # fmt: skip
+            await socket.send(hello.model_dump_json())
+            async with asyncio.timeout(_ANSWER_S):
+                welcome = protocol.FROM_SERVER.validate_json(await socket.recv())
+            if not isinstance(welcome, protocol.Welcome):
+                raise ValueError("the server did not say welcome")
+            self._say(True, f"connected as {welcome.robot}")
+            await self._talk(socket, welcome.heartbeat_s)
+
+    async def _talk(self, socket: ClientConnection, heartbeat_s: float) -> None:
+        progress = _Progress()
+        sender = asyncio.create_task(self._send(socket, heartbeat_s, progress))
+        receiver = asyncio.create_task(self._receive(socket, progress))
+        try:
+            done, _ = await asyncio.wait({sender, receiver}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (sender, receiver):
+                task.cancel()
+            await asyncio.gather(sender, receiver, return_exceptions=True)
+
+    async def _receive(self, socket: ClientConnection, progress: _Progress) -> None:
+        async for frame in socket:
+            message = protocol.FROM_SERVER.validate_json(frame)
+            if isinstance(message, protocol.Received):
+                self._outbox.stored(message.seq)
+                progress.stored = max(progress.stored, message.seq)
+                progress.sent = max(progress.sent, progress.stored)
+                self._more()
+            elif isinstance(message, protocol.Command):
+                if isinstance(message.order, protocol.GetStatus):
+                    self._fresh_status = True
+                self._orders.add(message)
+                self._more()
+        raise ConnectionError("the server closed the line")
+
+    async def _send(self, socket: ClientConnection, heartbeat_s: float, progress: _Progress) -> None:
+        self._fresh_status = self._status is not None
+        while True:
+            self._news.clear()
+            if self._fresh_status and self._status is not None:
+                self._fresh_status = False
+                await socket.send(self._status.model_dump_json())
+            room = _WINDOW - (progress.sent - progress.stored)
+            for message in self._outbox.after(progress.sent, max(0, room)):
+                await socket.send(message.model_dump_json())
+                progress.sent = message.seq
+            try:
+                async with asyncio.timeout(heartbeat_s):
+                    await self._news.wait()
+            except TimeoutError:
+                status = self._status or protocol.Status(time_s=time.time())
+                await socket.send(status.model_dump_json())
+
+    def _say(self, connected: bool, message: str) -> None:
+        if connected != self.line.connected or message != self.line.message:
+            log.log(logging.INFO if connected else logging.WARNING, "%s: %s", self.config.server, message)
+            since_s = time.time() if connected != self.line.connected else self.line.since_s
+            self.line = Line(connected, since_s, message)
+            self._on_change()
+
+
+@dataclass
+class _Progress:
+    """How far kept messages of this connection have come, by ``seq``."""
+
+    sent: int = 0
+    stored: int = 0

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must survive a restart of the bridge and hours without a network: messages that were not sent, and orders not yet done."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_fleet import protocol
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS kept (seq INTEGER PRIMARY KEY AUTOINCREMENT, type TEXT NOT NULL, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, body TEXT NOT NULL, begun TEXT NOT NULL, final INTEGER NOT NULL);
+"""
+_DROPPED_FIRST = ("event", "ack", "outcome")
+_ORDERS_REMEMBERED = 1000
+
+
+@dataclass(frozen=True)
+class OpenOrder:
+    """An order that is not done. ``begun`` is empty before it was begun, else what is needed to go on with it."""
+
+    command: protocol.Command
+    begun: str
+
+
+class Outbox:
+    """A SQLite file, used by one thread.
+
+    Args:
+        path: the file; its folder is made.
+        limit: messages that are kept; beyond it events are dropped first, then acks, then outcomes, the oldest first.
+    """
+
+    def __init__(self, path: Path, limit: int = 100_000) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._limit = limit
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(_SCHEMA)
+        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('outbox_id', ?)", (secrets.token_hex(8),))
+        self.id: str = self._db.execute("SELECT value FROM meta WHERE key = 'outbox_id'").fetchone()[0]
+        self.size: int = self._db.execute("SELECT COUNT(*) FROM kept").fetchone()[0]
+        self.dropped = 0
+        """Messages that were dropped because the outbox was full, since the start."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    # -- messages -----------------------------------------------------------------------------------------------------------
+
+    def put(self, message: protocol.Event | protocol.Outcome | protocol.Ack) -> None:
+        """Keep a message until the server has stored it."""
+        self._db.execute("INSERT INTO kept (type, body) VALUES (?, ?)", (message.type, message.model_dump_json()))
+        self.size += 1
+        if self.size > self._limit:
+            self._drop()
+
+    def after(self, seq: int, limit: int = 64) -> list[protocol.Event | protocol.Outcome | protocol.Ack]:
+        """Return the oldest messages above ``seq``, with their numbers."""
+        rows = self._db.execute("SELECT seq, body FROM kept WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit))
+        return [protocol.KEPT.validate_json(body).model_copy(update={"seq": number}) for number, body in rows]
+
+    def stored(self, seq: int) -> None:
+        """Let go of everything up to ``seq``: the server has it."""
+        self.size -= self._db.execute("DELETE FROM kept WHERE seq <= ?", (seq,)).rowcount
+
+    def _drop(self) -> None:
+        """Make room for a tenth, so that not every message after this one has to."""
+        room = max(1, self._limit // 10)
+        for kind in _DROPPED_FIRST:
+            chosen = "SELECT seq FROM kept WHERE type = ? ORDER BY seq LIMIT ?"
+            gone = self._db.execute(f"DELETE FROM kept WHERE seq IN ({chosen})", (kind, room)).rowcount
+            self.size, self.dropped, room = self.size - gone, self.dropped + gone, room - gone
+            if room <= 0:
+                return
+
+    # -- orders -------------------------------------------------------------------------------------------------------------
+
+    def add_order(self, command: protocol.Command) -> bool:
+        """Note an order; false if it was known already."""
+        row = (command.id, command.model_dump_json())
+        return self._db.execute("INSERT OR IGNORE INTO orders VALUES (?, ?, '', 0)", row).rowcount > 0
+
+    def open_orders(self) -> list[OpenOrder]:
+        """Return the orders that are not done, oldest first."""
+        rows = self._db.execute("SELECT body, begun FROM orders WHERE final = 0 ORDER BY rowid")
+        return [OpenOrder(protocol.Command.model_validate_json(body), begun) for body, begun in rows]
+
+    def begin_order(self, command_id: str, begun: str) -> None:
+        """Note, before it is begun, what is needed to go on with an order."""
+        self._db.execute("UPDATE orders SET begun = ? WHERE id = ?", (begun, command_id))
+
+    def answer(self, ack: protocol.Ack) -> None:
+        """Keep a word about an order; a final one closes it."""
+        self._db.execute("BEGIN")
+        try:
+            if ack.state.final:
+                self._db.execute("UPDATE orders SET final = 1 WHERE id = ?", (ack.command_id,))
+                old = "SELECT rowid FROM orders WHERE final = 1 ORDER BY rowid DESC LIMIT -1 OFFSET ?"
+                self._db.execute(f"DELETE FROM orders WHERE rowid IN ({old})", (_ORDERS_REMEMBERED,))
+            self.put(ack)
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node ``fleet_bridge``: a thin shell on ``BridgeEngine``."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.node import Node
+from vla_ota.msg import BridgeStatus, EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate, PolicyStatus
+from vla_ota.srv import PinModel, Rollback
+
+from vla_fleet import protocol
+from vla_fleet_bridge.config import BridgeSettings, token
+from vla_fleet_bridge.engine import BridgeConfig, BridgeEngine
+from vla_fleet_bridge.port import Answer
+from vla_ros import qos
+from vla_ros.calls import GivenUpError, wait
+from vla_ros.diagnostics import OK, WARN, Diagnostics, Report
+from vla_ros.log_forwarding import forward_log
+from vla_ros.parameters import declare
+from vla_ros.runtime import main as run_main
+from vla_ros.stamps import from_seconds
+
+_ABOUT = "The robot's line to the fleet server: carries its orders to ota_manager, and what happens back."
+_STATUS_PERIOD_S = 1.0
+_SERVICE_S, _ROLLBACK_S = 5.0, 150.0
+_THREADS = 4
+
+
+class FleetBridgeNode(Node):
+    """Wires ROS to the engine, and is its ``RobotPort``."""
+
+    def __init__(self) -> None:
+        super().__init__("fleet_bridge")
+        settings = declare(self, BridgeSettings)
+        forward_log(self, "vla_fleet_bridge")
+        config = BridgeConfig(
+            server=settings.server,
+            token=token(settings),
+            outbox=settings.folder / "outbox.db",
+            software="vla_ota",
+            boot_id=uuid.uuid4().hex,
+            ca_file=settings.ca_file,
+        )
+        self._manager: ModelStatus | None = None
+        self._policy: PolicyStatus | None = None
+        self._closing = False
+        self._publisher = self.create_publisher(BridgeStatus, "~/status", qos.LATCHED)
+        self._offers = self.create_publisher(ModelUpdate, "model_update", qos.OFFERS)
+        group = MutuallyExclusiveCallbackGroup()
+        self._rollback = self.create_client(Rollback, f"{settings.ota_manager}/rollback", callback_group=group)
+        self._pin = self.create_client(PinModel, f"{settings.ota_manager}/pin_model", callback_group=group)
+        self._engine = BridgeEngine(config, self)
+        hear = self.create_subscription
+        hear(ModelStatus, f"{settings.ota_manager}/status", self._on_manager, qos.LATCHED)
+        hear(ModelEvent, f"{settings.ota_manager}/events", self._on_event, qos.EVENTS)
+        hear(PolicyStatus, f"{settings.policy_node}/status", self._on_policy, qos.LATCHED)
+        hear(EpisodeOutcome, "episode_outcome", self._on_outcome, qos.EVENTS)
+        Diagnostics(self, lambda: "").add("fleet", self._report)
+        self.create_timer(_STATUS_PERIOD_S, self._publish_status)
+        self._engine.start()
+
+    def close(self) -> None:
+        """Close the line; what was not sent is sent after the next start."""
+        self._closing = True
+        self._engine.stop()
+        self._publish_status()
+
+    # -- from the robot to the server ---------------------------------------------------------------------------------------
+
+    def _on_manager(self, message: ModelStatus) -> None:
+        self._manager = message
+        self._send_status()
+
+    def _on_policy(self, message: PolicyStatus) -> None:
+        before, self._policy = self._policy, message
+        if before is None or (before.holding, before.active_digest) != (message.holding, message.active_digest):
+            self._send_status()
+
+    def _send_status(self) -> None:
+        manager, policy = self._manager, self._policy
+        if manager is None:
+            return
+        self._engine.on_status(
+            protocol.Status(
+                time_s=time.time(),
+                state=manager.state_name,
+                update_id=manager.update_id,
+                name=manager.name,
+                committed_version=manager.committed_version,
+                committed_digest=manager.committed_digest,
+                previous_version=manager.previous_version,
+                trial_version=manager.trial_version,
+                active_version=manager.active_version,
+                active_digest=manager.active_digest,
+                progress=manager.progress,
+                versions=list(manager.versions)[:256],
+                blocked=list(manager.blocked)[:256],
+                rollback_ready=manager.rollback_ready,
+                holding=policy is not None and policy.holding,
+                hold_reason=policy.hold_reason if policy is not None else "",
+                error_code=manager.error_code,
+                message=manager.message[:4096],
+            )
+        )
+
+    def _on_event(self, message: ModelEvent) -> None:
+        self._engine.on_event(
+            protocol.Event(
+                time_s=time.time(),  # the stamp may be simulated time
+                update_id=message.update_id,
+                from_state=message.from_state,
+                to_state=message.to_state,
+                version=message.version,
+                error_code=message.error_code,
+                message=message.message[:4096],
+            )
+        )
+
+    def _on_outcome(self, message: EpisodeOutcome) -> None:
+        self._engine.on_outcome(
+            protocol.Outcome(
+                time_s=time.time(),
+                episode_id=message.episode_id,
+                version=message.version,
+                generation=message.generation,
+                arm=message.arm,
+                success=message.success,
+                known=message.known,
+                mixed=message.mixed,
+                intervention=message.intervention,
+                duration_s=max(0.0, message.duration_s),
+            )
+        )
+
+    # -- from the server to the robot (RobotPort) ---------------------------------------------------------------------------
+
+    def offer(self, update_id: str, order: protocol.ModelUpdate) -> None:
+        """Publish an offer."""
+        message = ModelUpdate(
+            update_id=update_id,
+            name=order.name,
+            version=order.version,
+            manifest_url=order.manifest_url,
+            manifest_sha256=order.manifest_sha256,
+            activate=order.activate,
+            urgent=order.urgent,
+        )
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._offers.publish(message)
+
+    def rollback(self, version: str, reason: str) -> Answer:
+        """Go back and wait for it."""
+        reply = self._ask(self._rollback, Rollback.Request(version=version, reason=reason), _ROLLBACK_S)
+        return reply if isinstance(reply, Answer) else _answer(reply, reply.to_version)
+
+    def pin(self, version: str, *, unpin: bool) -> Answer:
+        """Keep a version on disk, or no longer."""
+        reply = self._ask(self._pin, PinModel.Request(version=version, unpin=unpin), _SERVICE_S)
+        return reply if isinstance(reply, Answer) else _answer(reply, version)
+
+    def _ask(self, client: Any, request: Any, timeout_s: float) -> Any:
+        deadline = time.monotonic() + timeout_s
+        if not client.wait_for_service(_SERVICE_S):
+            return Answer(False, "MANAGER_ABSENT", f"{client.srv_name} is not there")
+        try:
+            return wait(
+                client.call_async(request), lambda: "closing" if self._closing or time.monotonic() > deadline else ""
+            )
+        except GivenUpError:
+            return Answer(False, "MANAGER_ABSENT", f"{client.srv_name} did not answer")
+
+    # -- what the node says -------------------------------------------------------------------------------------------------
+
+    def _publish_status(self) -> None:
+        line = self._engine.line
+        message = BridgeStatus(
+            connected=line.connected and not self._closing,
+            server=self._engine.config.server,
+            since=from_seconds(line.since_s),
+            outbox_size=self._engine.outbox_size,
+            dropped=self._engine.dropped,
+            last_command_id=self._engine.last_command_id,
+            message=line.message,
+        )
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._publisher.publish(message)
+
+    def _report(self) -> Report:
+        line = self._engine.line
+        values = {"outbox": self._engine.outbox_size, "dropped": self._engine.dropped}
+        if line.connected:
+            return Report(OK, line.message, values)
+        return Report(
+            WARN, f"no line to the fleet server for {time.time() - line.since_s:.0f} s: {line.message}", values
+        )
+
+
+def _answer(reply: Any, version: str) -> Answer:
+    return Answer(reply.success, reply.error_code, reply.message, version)
+
+
+def main() -> None:
+    """Entry point of ``fleet_bridge``."""
+    run_main(FleetBridgeNode, "fleet_bridge", _ABOUT, [BridgeSettings], threads=_THREADS)
+
+
+if __name__ == "__main__":
+    main()
