@@ -41,7 +41,7 @@ from vla_ota_manager.records import (
     Update,
     UpdateOutcome,
 )
-from vla_ota_manager.state import Outcome, State, UpdateRecord
+from vla_ota_manager.state import Outcome, UpdateRecord
 from vla_ota_manager.states import PIPELINE, UpdateState
 from vla_ota_manager.store import Store
 from vla_ota_manager.trial_run import SLICE_S, TrialRunner
@@ -362,8 +362,6 @@ class UpdateEngine:
         for note in self.store.recovery_notes:
             name = self.store.state.state.name
             self._ctx.announce(Event(self._ctx.wall_clock(), "", name, name, "", "STATE_CORRUPT", note))
-        with self.store.edit(durable=False) as state:
-            _settle(state)
         self._trials.recover()
         self._ctx.report(force=True)
 
@@ -458,12 +456,3 @@ class UpdateEngine:
     def _park(self) -> None:
         self._trials.park()
         self._calibration.save()
-
-
-def _settle(state: State) -> None:
-    """Make a state whole that was rebuilt from parts: no update or trial without its record."""
-    if state.trial is None and state.update is not None and state.update.state not in PIPELINE:
-        state.update = None
-    busy = state.update is not None or state.trial is not None or state.rollback is not None
-    if not busy and (state.state in PIPELINE or state.state in (_S.SWAPPING, _S.TRIAL, _S.ROLLING_BACK)):
-        state.state = _S.INSTALLED if state.state is _S.INSTALLED else _S.IDLE
