@@ -42,7 +42,7 @@ from vla_ota_manager.records import (
 )
 from vla_ota_manager.states import PIPELINE, UpdateState
 from vla_ota_manager.store.filesystem import Filesystem
-from vla_ota_manager.store.state import Outcome, State, UpdateRecord
+from vla_ota_manager.store.state import Outcome, UpdateRecord
 from vla_ota_manager.store.store import Store
 from vla_ota_manager.trial.calibration import CalibrationKeeper
 from vla_ota_manager.trial.runner import SLICE_S, TrialRunner
@@ -366,8 +366,6 @@ class UpdateEngine:
         for note in self.store.recovery_notes:
             name = self.store.state.state.name
             self._ctx.announce(Event(self._ctx.wall_clock(), "", name, name, "", "STATE_CORRUPT", note))
-        with self.store.edit(durable=False) as state:
-            _settle(state)
         self._trials.recover()
         self._ctx.report(force=True)
 
@@ -470,12 +468,3 @@ class UpdateEngine:
     def _park(self) -> None:
         self._trials.park()
         self._calibration.save()
-
-
-def _settle(state: State) -> None:
-    """Make a state whole that was rebuilt from parts: no update or trial without its record."""
-    if state.trial is None and state.update is not None and state.update.state not in PIPELINE:
-        state.update = None
-    busy = state.update is not None or state.trial is not None or state.rollback is not None
-    if not busy and (state.state in PIPELINE or state.state in (_S.SWAPPING, _S.TRIAL, _S.ROLLING_BACK)):
-        state.state = _S.INSTALLED if state.state is _S.INSTALLED else _S.IDLE

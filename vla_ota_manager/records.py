@@ -15,6 +15,8 @@ from vla_ota_manager.states import UpdateState
 
 UPDATE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+LATEST_S = 253402300799.0
+"""End of the year 9999, the last that has a text [s since 1970 UTC]."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -72,7 +74,7 @@ class Update:
             raise OfferError("OFFER_INVALID", "must be 64 lower-case hexadecimal digits", "manifest_sha256")
         if not 0 < len(self.manifest_url) <= 4096:
             raise OfferError("OFFER_INVALID", "must be 1 to 4096 characters", "manifest_url")
-        if not (self.expires_s >= 0):  # also NaN
+        if not 0 <= self.expires_s <= LATEST_S:  # also NaN
             raise OfferError("OFFER_INVALID", "must be a time or 0", "expires")
         try:
             if self.name:

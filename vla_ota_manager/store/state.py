@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vla_ota_manager.errors import OtaError, StateError
-from vla_ota_manager.records import Event, Ref, Update
-from vla_ota_manager.states import UpdateState
+from vla_ota_manager.records import LATEST_S, Event, Ref, Update
+from vla_ota_manager.states import PIPELINE, UpdateState
+from vla_ota_manager.store.decode import decode, parse
 
+_S = UpdateState
 SCHEMA = 1
 MAX_BYTES = 32 << 20
 SEEN_SIZE = 1000
@@ -130,6 +132,41 @@ class State:
         self.committed = target
         self.previous = self.lineage[-1] if self.lineage else None
 
+    def settle(self) -> None:
+        """Make a state whole that was rebuilt from parts: no update without its record, and no state without what it is about."""
+        busy = (_S.SWAPPING, _S.TRIAL, _S.ROLLING_BACK)
+        if self.trial is None and self.rollback is None:
+            if self.update is not None and self.update.state not in PIPELINE:
+                self.update = None
+            if self.update is None and self.state is not _S.INSTALLED and self.state in (*PIPELINE, *busy):
+                self.state = _S.IDLE
+
+    def check(self) -> None:
+        """Raise ``ValueError`` or ``OfferError`` where the parts do not fit each other: nothing could go on from there."""
+        trial, update, rollback = self.trial, self.update, self.rollback
+        if self.committed is None and (self.previous is not None or self.lineage):
+            raise ValueError("committed is nothing, but something was committed before it")
+        if trial is not None and (
+            trial.phase is not self.state or self.state not in (_S.SWAPPING, _S.TRIAL, _S.ROLLING_BACK)
+        ):
+            raise ValueError(f"trial.phase is {trial.phase.name}, state is {self.state.name}")
+        if rollback is not None and (trial is not None or self.state is not _S.ROLLING_BACK):
+            raise ValueError(f"rollback is under way, state is {self.state.name}")
+        if update is not None:
+            update.update.check()
+            if update.state is not self.state:
+                raise ValueError(f"update.state is {update.state.name}, state is {self.state.name}")
+            if update.ref is None and update.state is not _S.CHECKING:
+                raise ValueError("update.ref is missing")
+        for waiting in self.queue:
+            waiting.check()
+        for digest, block in self.blocked.items():
+            if digest != block.ref.digest:
+                raise ValueError("a key of blocked is not its digest")
+        for time_s in (*(event.time_s for event in self.history), *(block.time_s for block in self.blocked.values())):
+            if not 0 <= time_s <= LATEST_S:
+                raise ValueError(f"{time_s:g} is no time")
+
     def blocks(self, name: str, version: str, digest: str) -> Block | None:
         """Return the block that covers this bundle, by digest or by name and version."""
         for key, block in self.blocked.items():
@@ -163,64 +200,18 @@ class State:
             StateError: STATE_CORRUPT, or STATE_TOO_NEW when a later version of this package wrote it.
         """
         try:
-            document = json.loads(data)
+            document = parse(data)
             schema = document["schema"]
-        except (ValueError, TypeError, KeyError, RecursionError) as e:
-            raise StateError("STATE_CORRUPT", f"not a state document: {e!r}", "state.json") from e
+        except (ValueError, TypeError, KeyError) as e:
+            raise StateError("STATE_CORRUPT", f"not a state document: {e}", "state.json") from e
         if type(schema) is not int or schema < 1:
             raise StateError("STATE_CORRUPT", f"schema {schema!r} is no number", "state.json")
         if schema > SCHEMA:
             raise StateError("STATE_TOO_NEW", f"schema {schema!r}; this version knows {SCHEMA}", "state.json")
         try:
-            return _state(document)
-        except (ValueError, TypeError, KeyError, AttributeError, OtaError) as e:
-            raise StateError("STATE_CORRUPT", f"a field is wrong: {e!r}", "state.json") from e
-
-
-def _state(document: dict[str, Any]) -> State:
-    update, trial, rollback = document["update"], document["trial"], document["rollback"]
-    return State(
-        state=UpdateState(document["state"]),
-        update_id=_text(document["update_id"]),
-        error_code=_text(document["error_code"]),
-        message=_text(document["message"]),
-        committed=_ref(document["committed"]),
-        previous=_ref(document["previous"]),
-        lineage=[Ref(**entry) for entry in document["lineage"]],
-        trial=None if trial is None else _trial(trial),
-        update=None if update is None else _update(update),
-        rollback=None if rollback is None else RollbackRecord(**{**rollback, "target": Ref(**rollback["target"])}),
-        activation_due=bool(document["activation_due"]),
-        queue=[Update(**entry) for entry in document["queue"]],
-        attempts={digest: int(count) for digest, count in document["attempts"].items()},
-        blocked={
-            digest: Block(Ref(**entry["ref"]), _text(entry["reason"]), float(entry["time_s"]))
-            for digest, entry in document["blocked"].items()
-        },
-        pinned=[Ref(**entry) for entry in document["pinned"]],
-        calibration={digest: dict(entry) for digest, entry in document["calibration"].items()},
-        history=[Event(**entry) for entry in document["history"]],
-        seen={
-            update_id: Outcome(**{**entry, "state": UpdateState(entry["state"])})
-            for update_id, entry in document["seen"].items()
-        },
-    )
-
-
-def _trial(entry: dict[str, Any]) -> TrialRecord:
-    return TrialRecord(**{**entry, "ref": Ref(**entry["ref"]), "phase": UpdateState(entry["phase"])})
-
-
-def _update(entry: dict[str, Any]) -> UpdateRecord:
-    fields = {"update": Update(**entry["update"]), "state": UpdateState(entry["state"]), "ref": _ref(entry["ref"])}
-    return UpdateRecord(**{**entry, **fields})
-
-
-def _ref(entry: dict[str, Any] | None) -> Ref | None:
-    return None if entry is None else Ref(**entry)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
-    return value
+            state: State = decode(State, document, "")
+            state.settle()
+            state.check()
+        except (ValueError, OtaError) as e:
+            raise StateError("STATE_CORRUPT", str(e), "state.json") from e
+        return state

@@ -143,6 +143,7 @@ class Store:
             state.note_committed(current)
             if state.trial is not None and state.trial.ref.digest == current.digest:
                 state.trial = None
+        state.settle()
         note = f"{reason}; rebuilt from {source}, committed: {state.committed or 'nothing'}"
         self.recovery_notes.append(note)
         state.error_code, state.message = "STATE_CORRUPT", note
@@ -151,21 +152,23 @@ class Store:
 
     def _repair(self) -> None:
         committed, current = self._state.committed, self._current_ref()
-        on_disk = {entry.ref.digest for entry in self.installed()}
-        if committed is not None and committed.digest not in on_disk:
-            fallback = next(
-                (ref for ref in (current, *reversed(self._state.lineage)) if ref and ref.digest in on_disk), None
-            )
+        on_disk = {entry.ref.digest: entry.ref for entry in self.installed()}
+        lost = committed is not None and on_disk.get(committed.digest) != committed
+        if lost or (committed is None and current is not None):
+            known = (committed, current, *reversed(self._state.lineage))
+            fallback = next((on_disk[ref.digest] for ref in known if ref is not None and ref.digest in on_disk), None)
             how = "gone from"
-            if fallback is None and self.path_of(committed).is_dir():
+            if fallback is None and committed is not None and self.path_of(committed).is_dir():
                 fallback, how = committed, "damaged on"  # there is nothing better, and it can be repaired
             self.recovery_notes.append(
-                f"the committed {committed} is {how} the disk; now committed: {fallback or 'nothing'}"
+                f"the committed {committed or 'version'} is {how} the disk; now committed: {fallback or 'nothing'}"
             )
-            with self.edit() as state:
-                state.committed = None
+            with self.edit(durable=False) as state:
+                state.committed = state.previous = None
                 if fallback is not None:
                     state.note_rolled_back(fallback)
+                else:
+                    state.lineage = []
                 state.error_code, state.message = "MODEL_NOT_FOUND", self.recovery_notes[-1]
         self.repair_current()
 
