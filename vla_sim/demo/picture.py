@@ -18,6 +18,7 @@ from vla_sim.demo.report import OPERATOR, Evidence, Row
 _BLUE, _SKY, _RED, _ORANGE, _GREEN, _PINK = "#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7"
 _VERSION_COLOURS = (_SKY, _BLUE, _RED, _GREEN, _PINK, _ORANGE)
 _GREY, _DARK = "#999999", "#333333"
+_ON_WHITE = {"color": "white", "pad": 0.4, "alpha": 0.85}
 _LEAST_MS, _MOST_MS = 1.0, 100.0  # what is less late is not drawn
 _NARROW_S, _LEAST_WIDTH_S, _LETTER_S = 3.0, 0.4, 0.8  # of the time axis, for what is written and hatched on it
 
@@ -116,7 +117,7 @@ class _Picture:
             bottom = (2.06, 2.86)[line]
             ax.plot([x, x], [1.82, bottom], color=colour, lw=1.0)
             style = {"ha": "center", "va": "bottom", "fontsize": 8, "linespacing": 1.0}
-            ax.text(x, bottom + 0.05, text, color=colour, bbox={"color": "white", "pad": 0.4}, zorder=3, **style)
+            ax.text(x, bottom + 0.05, text, color=colour, bbox=_ON_WHITE, zorder=3, **style)
 
     def _events(self) -> list[tuple[float, str, str]]:
         causes = {row["from"]: row["cause"] for row in self._report["rollbacks"]}
@@ -157,10 +158,10 @@ class _Picture:
             shown = [(x, late_ms) for x, late_ms in points if late_ms >= _LEAST_MS]
             ax.scatter([x for x, _ in shown], [late_ms for _, late_ms in shown], label=label, linewidths=1.2, **style)
         ax.axhline(period_ms, color=_RED, lw=1.0)
-        text = f"one period, {period_ms:g} ms: beyond it a tick is missed"
+        text = f"red line: one period, {period_ms:g} ms; beyond it a tick is missed"
         if machines := self._report["machines_ticks"]:
-            text += f"; {machines} were while the witness was late too"
-        ax.text(0.4, period_ms * 1.15, text, color=_RED, fontsize=8)
+            text += f" ({machines} were, while the witness was late too)"
+        ax.set_title(text, loc="left", color=_RED, fontsize=9)
         ax.set_yscale("log")
         ax.set_ylim(_LEAST_MS, max(_MOST_MS, *(2 * late_ms for _, late_ms in [*commands, *witness])))
         ax.yaxis.set_major_formatter("{x:g}")
