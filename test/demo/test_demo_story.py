@@ -35,6 +35,7 @@ class Robot:
         self.now_s, self.active, self.blocked = 1_800_000_000.0, "1.0.0", [""]
         self.missed = self.starved = 0
         self.late: list[Late] = []
+        self.say(PolicyStatus())  # not configured yet: no rate
         self.second()
 
     @property
@@ -60,6 +61,7 @@ class Robot:
         self.say(ModelStatus(blocked=self.blocked))
 
     def update(self, version: str, *states: str, error_code: str = "") -> None:
+        self.now_s += 0.1
         self.say(ModelUpdate(update_id=version, version=version))
         for state in states:
             if state == self.skip:

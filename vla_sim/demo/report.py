@@ -45,7 +45,7 @@ class Evidence:
 
     def ticks_of(self, report: SwapReport) -> Row:
         """Return what a swap or rollback did to the ticks."""
-        rate_hz = next((s.control_rate_hz for s in self.journal.all(PolicyStatus)), 0.0)
+        rate_hz = max((status.control_rate_hz for status in self.journal.all(PolicyStatus)), default=0.0)
         ticks, end_s = sum(report.tick_histogram), at_s(report) + _SPAN_AFTER_SWAP_S
         begin_s = end_s - (ticks / rate_hz if rate_hz else 0.0)
         share = self.share(report.missed_ticks, begin_s, end_s, rate_hz)
