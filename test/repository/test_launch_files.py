@@ -80,7 +80,7 @@ def launched(robot: Any, **given: str) -> list[Any]:
 
 def store(robot: Any, **given: str) -> str:
     """The one store that every node is given."""
-    stores = {node.parameters[1]["store_dir"] for node in launched(robot, **given)}
+    stores = {node.parameters[2]["store_dir"] for node in launched(robot, **given)}
     assert len(stores) == 1
     return str(stores.pop())
 

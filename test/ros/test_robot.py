@@ -107,7 +107,7 @@ def test_a_version_that_fails_its_episodes_is_rolled_back_on_that_evidence(robot
 
 
 FAULTS = {
-    "a broken step limit": ("2.1.0", {"jump_at_call": 6, "jump": 1.0}, "HARD_LIMIT", "LIMIT: j1 jumps"),
+    "a broken step limit": ("2.1.0", {"jump_at_call": 6, "jump": 1.0}, "HARD_LIMIT", "LIMIT: j"),
     "NaN": ("2.2.0", {"nan_at_call": 6}, "HARD_LIMIT", "NAN: "),
     "a worker that crashes": ("2.3.0", {"crash_at_call": 6}, "WORKER_LOST", "WORKER_DIED: "),
     "a worker that hangs": ("2.4.0", {"hang_at_call": 6}, "WORKER_LOST", "WORKER_HUNG: "),

@@ -40,7 +40,7 @@ def test_an_empty_rollback_goes_to_the_previous_version_warm_and_blocks_nothing(
 
 def test_a_rollback_to_what_acts_does_not_name_it_twice(updated: Robot) -> None:
     reply = updated.engine.rollback("1.1.0", reason="to be sure")
-    assert (reply.success, reply.message) == (True, "1.1.0 acts: to be sure")
+    assert (reply.success, reply.message) == (True, "1.1.0 acts already")
 
 
 def test_a_second_rollback_goes_further_back_never_forward(updated: Robot) -> None:

@@ -244,7 +244,7 @@ def test_a_policy_node_that_is_busy_or_absent_is_asked_again_and_nothing_is_skip
         document["standby"] = None
         document["refuse_prepare"] = code
     updated.score(1.0, "hard_limit")
-    updated.until(lambda: "asked again" in updated.engine.status().message)
+    updated.until(lambda: "going back to" in updated.engine.status().message)
     with updated.policy.edit() as document:
         document["refuse_prepare"] = ""
     assert updated.ended(update_id).error_code == "HARD_LIMIT"
@@ -268,7 +268,7 @@ def test_while_nothing_can_be_loaded_it_is_asked_for_again_and_each_version_told
     mend = damage(updated, "1.1.0")
     damage(updated, "1.0.0")
     updated.score(1.0, "hard_limit")
-    updated.until(lambda: "asked again" in updated.engine.status().message)
+    updated.until(lambda: "going back to" in updated.engine.status().message)
     mend()
     assert updated.ended(update_id).state is S.ROLLED_BACK
     assert updated.policy.look()["active"]["version"] == "1.1.0"

@@ -40,11 +40,11 @@ def test_a_policy_node_whose_policy_cannot_be_loaded_fails_with_the_reason() -> 
     assert "POLICY_TYPE_UNKNOWN: no module for 'act'" in found.text and NAME in found.remedy
 
 
-def test_a_robot_before_its_first_update_is_told_to_get_one_and_not_to_let_it_move() -> None:
+def test_a_robot_before_its_first_update_is_told_to_get_one_first() -> None:
     why = {"error_code": "NO_POLICY", "message": "the store is empty"}
     found = only(examine(state=PolicyStatus.STATE_HOLDING, hold_reason="STARTUP", hold_latched=True, **why))
     assert (found.level.word, found.code) == ("warn", "POLICY_HOLDING")
-    assert found.text.startswith("NO_POLICY: ") and "first update" in found.remedy and "resume" not in found.remedy
+    assert found.text.startswith("NO_POLICY: ") and found.remedy.startswith("install one (a first update)")
 
 
 def test_a_robot_without_a_policy_is_told_so_also_while_motion_is_disabled() -> None:
