@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev setup-demo setup-analysis demo test lint bench bench-evidence clean
 RUN := scripts/run
-JOBS ?= 3
+JOBS ?= 2
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

@@ -16,7 +16,6 @@ from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool
@@ -48,7 +47,6 @@ LOG = logging.getLogger("vla_policy_node")
 
 _STATUS_POLL_S = 0.05
 _RUN_POLL_S = 0.1
-_HEARD = Duration(seconds=0.2)  # for a status to reach those who are there; a dead one must not hold an episode up
 _START_WAIT_S, _START_WAIT_MAX_S = 0.5, 30.0  # before autostart is tried again; doubled each time
 _PASSING = ("COMMAND_TOPIC_LOCKED", "COMMAND_TOPIC_TAKEN", "CONTROL_START_TIMEOUT")
 """Why a node may not start now and may later: above all, its predecessor is still dying."""
@@ -348,10 +346,9 @@ class PolicyNode(LifecycleNode):
         return response
 
     def _open_episode(self, engine: PolicyEngine, episode_id: str, instruction: str, timeout_s: float) -> Episode:
-        """Open an episode, and let everybody know before it may end: its outcome counts only if a status has named it."""
+        """Open an episode, and say so before it may end: its outcome counts only if a status has named it."""
         episode = engine.start_episode(episode_id, instruction, timeout_s)
         self._tell(engine)
-        self._status.wait_for_all_acked(_HEARD)
         return episode
 
     def _end_episode(self, request: EndEpisode.Request, response: EndEpisode.Response) -> EndEpisode.Response:
