@@ -20,7 +20,12 @@ _VERSION_COLOURS = (_SKY, _BLUE, _RED, _GREEN, _PINK, _ORANGE)
 _GREY, _DARK = "#999999", "#333333"
 _ON_WHITE = {"color": "white", "pad": 0.4, "alpha": 0.85}
 _LEAST_MS, _MOST_MS = 1.0, 100.0  # what is less late is not drawn
-_NARROW_S, _LEAST_WIDTH_S, _LETTER_S = 3.0, 0.4, 0.8  # of the time axis, for what is written and hatched on it
+_NARROW, _LEAST_WIDTH, _LETTER = (
+    0.035,
+    0.005,
+    0.0095,
+)  # share of the time axis that a version's name, a hold, a letter need
+_BEFORE_S = 5.0  # shown before the first policy acts
 
 
 class PictureError(Exception):
@@ -66,13 +71,14 @@ def draw(evidence: Evidence, report: Row, path: Path) -> None:
 class _Picture:
     def __init__(self, evidence: Evidence, report: Row) -> None:
         self._journal, self._late, self._report = evidence.journal, evidence.late, report
-        self._begin_s = self._journal.joints[0][0]
+        first_s = min((at_s(r) for r in self._journal.all(SwapReport)), default=0.0)
+        self._begin_s = max(self._journal.joints[0][0], first_s - _BEFORE_S)
         self._end_s = max(self._journal.joints[-1][0], self._journal.commands[-1])
         versions = dict.fromkeys(r.to_version for r in self._journal.all(SwapReport))
         self._colours: dict[str, str] = dict(zip(versions, _VERSION_COLOURS, strict=False))
 
     def _x(self, time_s: float) -> float:
-        """Seconds since the arm was first seen."""
+        """Seconds on the time axis."""
         return time_s - self._begin_s
 
     def _colour(self, version: str) -> str:
@@ -90,16 +96,18 @@ class _Picture:
         for report, end in zip(reports, ends, strict=True):
             begin = self._x(at_s(report))
             ax.barh(1.5, end - begin, left=begin, height=0.62, color=self._colour(report.to_version))
-            text = report.to_version if end - begin > _NARROW_S else ""
+            text = report.to_version if end - begin > _NARROW * self._x(self._end_s) else ""
             ax.text(
                 (begin + end) / 2, 1.5, text, ha="center", va="center", color="white", fontweight="bold", fontsize=9
             )
+        style = {"height": 0.62, "color": "white", "hatch": "//////", "edgecolor": _RED, "lw": 0.8}
         for hold in self._report["holds"]:
             begin = self._x(hold["at_s"])
             width = self._x(self._end_s) - begin if hold["duration_s"] is None else hold["duration_s"]
-            style = {"height": 0.62, "color": "white", "hatch": "//////", "edgecolor": _RED, "lw": 0.8}
-            ax.barh(1.5, max(width, _LEAST_WIDTH_S), left=begin, label=f"hold: {hold['cause']}", **style)
-        outcomes = [o for o in self._journal.all(EpisodeOutcome) if o.known]
+            ax.barh(1.5, max(width, _LEAST_WIDTH * self._x(self._end_s)), left=begin, **style)
+        for cause in dict.fromkeys(hold["cause"] for hold in self._report["holds"]):
+            ax.barh(0, 0, label=f"hold: {cause}", **style)
+        outcomes = [o for o in self._journal.all(EpisodeOutcome) if o.known and at_s(o) >= self._begin_s]
         for label, wanted, style in (
             ("episode succeeded", True, {"marker": "o", "color": _GREEN, "s": 24}),
             ("episode failed", False, {"marker": "x", "color": _RED, "s": 24}),
@@ -111,7 +119,7 @@ class _Picture:
     def _draw_events(self, ax: Any) -> None:
         free_from = [-math.inf, -math.inf]  # on each of two lines
         for x, text, colour in sorted(self._events()):
-            half = 0.5 * _LETTER_S * max(len(line) for line in text.splitlines())
+            half = 0.5 * _LETTER * self._x(self._end_s) * max(len(line) for line in text.splitlines())
             line = 0 if x - half > free_from[0] else 1
             free_from[line] = x + half
             bottom = (2.06, 2.86)[line]
@@ -133,11 +141,10 @@ class _Picture:
 
     def draw_joints(self, ax: Any) -> None:
         """Positions."""
-        times = [self._x(time_s) for time_s, _ in self._journal.joints]
+        shown = [(self._x(time_s), positions) for time_s, positions in self._journal.joints if time_s >= self._begin_s]
         for i, (name, colour) in enumerate(zip(JOINT_NAMES, (_DARK, _BLUE, _ORANGE), strict=True)):
-            positions = [joints[i] for _, joints in self._journal.joints]
-            ax.plot(times, positions, lw=1.1, color=colour)
-            ax.text(0.4, positions[0], name, va="bottom", fontsize=9, color=colour, fontweight="bold")
+            ax.plot([x for x, _ in shown], [positions[i] for _, positions in shown], lw=1.1, color=colour)
+            ax.text(0.4, shown[0][1][i], name, va="bottom", fontsize=9, color=colour, fontweight="bold")
         ax.margins(y=0.12)
         ax.set_ylabel("joint position [rad]")
         self._mark_swaps(ax)
