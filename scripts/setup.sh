@@ -60,7 +60,7 @@ install() { pip install --disable-pip-version-check "$@"; }
 # uv installs three times as fast, from the same places as pip. Beside an installed ROS 2 it would not see apt's Python packages.
 if [ $ros = pypi ] && { [ -x .venv/bin/uv ] || install -q -c "$constraints" uv >build/pip-uv.log 2>&1; }; then
   setting() { pip config get "global.$1" 2>/dev/null || true; }
-  export UV_INDEX_STRATEGY=unsafe-best-match
+  export UV_INDEX_STRATEGY=unsafe-best-match UV_COMPILE_BYTECODE=1  # as pip does: no process compiles while a robot moves
   export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$(setting index-url)}}
   export UV_INDEX=${UV_INDEX:-${PIP_EXTRA_INDEX_URL:-$(setting extra-index-url)}}
   export UV_FIND_LINKS=${UV_FIND_LINKS:-$(tr -s ' \n' ',' <<<"${PIP_FIND_LINKS:-$(setting find-links)}" | sed 's/,$//')}

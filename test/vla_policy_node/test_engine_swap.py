@@ -20,6 +20,8 @@ from vla_sim.witness import Witness
 VELOCITY, RATE_HZ = 4.0, 50.0  # of the rig's contract
 LONGEST_STEP = VELOCITY / RATE_HZ + 1e-6
 
+pytestmark = pytest.mark.alone  # every test here looks at the commands of real ticks
+
 
 def bundles(folder: Path, *versions: str, **behaviour: object) -> dict[str, str]:
     """Write bundles that draw the same curve; return version → digest."""
