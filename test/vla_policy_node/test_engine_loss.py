@@ -30,9 +30,7 @@ def kill_active(rig: EngineRig) -> int:
 
 def wait_other(rig: EngineRig, pid: int, version: str) -> None:
     """Wait until a version acts in another process."""
-    rig.wait_for(
-        lambda: rig.snapshot.active is not None and rig.snapshot.active.generation.pid != pid, "another worker"
-    )  # type: ignore[union-attr]
+    rig.wait_for(lambda: (active := rig.snapshot.active) is not None and active.generation.pid != pid, "another worker")
     rig.wait_running(version)
 
 
