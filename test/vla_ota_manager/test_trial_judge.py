@@ -98,6 +98,14 @@ def test_false_rollbacks_stay_below_alpha_and_bad_versions_are_found() -> None:
     assert sorted(chunks)[runs * 9 // 10] <= 40  # with a chunk every 0.5 s: 20 s
 
 
+def test_what_arrives_before_the_first_look_counts_as_exposure() -> None:
+    """An episode of milliseconds may be over before the judge first hears that the version acts on trial."""
+    judge = TrialJudge(CONFIG, incumbent(random.Random(3)))
+    judge.begin(Acting("1.1.0", 2, "b", SWAP), "d", 0.0)
+    judge.observe(snapshot(), 0.0, [episode(True, n) for n in range(10)])
+    assert judge.verdict().progress == 10 / CONFIG.min_trial_episodes
+
+
 def test_failed_tasks_convict_where_scores_look_fine() -> None:
     rng = random.Random(1)
     decision, code, taken = run_trial(judge_of(incumbent(rng)), rng, 0.0, 0.0)

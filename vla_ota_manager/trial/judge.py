@@ -23,6 +23,7 @@ fresh status of the policy node says that this very generation acts on trial.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -160,8 +161,16 @@ class TrialJudge:
         if self._success is not None:
             self._success.update(success)
 
-    def observe(self, snapshot: PolicySnapshot | None, now_s: float) -> None:
-        """Look at the policy node: its heartbeat, its holds, and whether time in motion passes. ``now_s``: monotonic."""
+    def observe(
+        self, snapshot: PolicySnapshot | None, now_s: float, arrived: Iterable[Score | EpisodeResult] = ()
+    ) -> None:
+        """Look at the policy node: its heartbeat, its holds, and whether time in motion passes.
+
+        Args:
+            snapshot: Its last status.
+            now_s: Monotonic time [s].
+            arrived: Scores and outcomes that came since the last call, and none after that status.
+        """
         step, self._observed_at = now_s - self._observed_at, now_s
         timeout_s = self._config.heartbeat_timeout_s
         if not step <= max(timeout_s / 2, _MAX_STEP_S):  # we slept ourselves: nothing was heard because nobody listened
@@ -172,6 +181,8 @@ class TrialJudge:
             what = "unconfigured" if snapshot is not None and snapshot.unconfigured else "silent"
             self._convict("HEARTBEAT_LOST", f"policy_node has been {what} for {silent_s:.1f} s")
         self._acts = self._acts_on_trial(snapshot)
+        for item in arrived:
+            self.add(item)
         if snapshot is None or age > timeout_s or snapshot.generation != self._acting.generation:
             return
         if snapshot.holding:

@@ -206,11 +206,14 @@ class TrialRunner:
         snapshot = self._ctx.port.status()
         if self._policy_left(trial, snapshot, now):
             return
-        for item in self._ctx.inbox.drain():
-            judge.add(item)
-            if self._collector is not None:
+        arrived = self._ctx.inbox.drain()
+        snapshot = (
+            self._ctx.port.status()
+        )  # read after them, so that it is no older than the one that named their episode
+        judge.observe(snapshot, now, arrived)
+        if self._collector is not None:
+            for item in arrived:
                 self._collector.add(item)
-        judge.observe(snapshot, now)
         verdict = judge.verdict()
         self._ctx.live.trial_progress, self._ctx.live.trial_message = verdict.progress, verdict.message
         if verdict.decision is Decision.COMMIT:
