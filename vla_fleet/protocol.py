@@ -71,11 +71,18 @@ class Pin(_Message):
 
 
 class Assign(_Message):
-    """Assign experiment arms to the robot; ``arm`` empty: none."""
+    """Draw the version of each episode anew from two versions that the robot holds, until the experiment ends.
+
+    The robot draws with :func:`vla_evidence.assignment.arm` from experiment, robot and episode id, and names the arm (``A`` or
+    ``B``) in the episode's outcome. A robot whose status does not say ``episode_arms`` keeps and reports the assignment only.
+    """
 
     type: Literal["ASSIGN"] = "ASSIGN"
     experiment: Id
-    arm: Word = ""
+    versions: Annotated[list[Version], Field(max_length=2)] = []
+    """A, the control, and B, the treatment; empty: the experiment has ended."""
+    probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of B."""
 
 
 class GetStatus(_Message):
@@ -155,6 +162,10 @@ class Status(_Message):
     hold_reason: Word = ""
     error_code: Word = ""
     message: Text = ""
+    experiment: Word = ""
+    """Of the assignment that the robot keeps."""
+    episode_arms: bool = False
+    """The robot can run another version in each episode."""
 
 
 class _Kept(_Message):
