@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
@@ -21,12 +22,13 @@ def run(
     heartbeat_s: float,
     certificate: Path | None,
     certificate_key: Path | None,
+    make_rooms: Callable[[Settings], Rooms] = Rooms,
 ) -> None:
-    """Serve until SIGINT or SIGTERM."""
+    """Serve until SIGINT or SIGTERM. ``make_rooms`` puts the server's parts together."""
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     scheme = "https" if certificate else "http"
     url = public_url or f"{scheme}://{host}:{listener.getsockname()[1]}"
-    app = create_app(Rooms(Settings(data=data, public_url=url, heartbeat_s=heartbeat_s)))
+    app = create_app(make_rooms(Settings(data=data, public_url=url, heartbeat_s=heartbeat_s)))
     config = uvicorn.Config(
         app,
         log_level="warning",

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vla_fleet.client import Client
@@ -27,13 +27,21 @@ class FleetServer:
         data: the server's folder.
         heartbeat_s: how often a robot says something [s].
         command: what is started, with ``--data``, ``--port`` and ``--heartbeat-s`` added.
+        environment: added to this process's.
 
     Raises:
         RuntimeError: it does not start.
     """
 
-    def __init__(self, data: Path, heartbeat_s: float = 0.5, command: Sequence[str] = SERVE) -> None:
+    def __init__(
+        self,
+        data: Path,
+        heartbeat_s: float = 0.5,
+        command: Sequence[str] = SERVE,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.data, self._heartbeat_s, self._command = data, heartbeat_s, command
+        self._environment = dict(environment or {})
         self.port = 0
         self.url = self.log = ""
         self._process: subprocess.Popen[str] | None = None
@@ -54,7 +62,7 @@ class FleetServer:
     def start(self) -> None:
         """Start it (again on the same port) and wait until it serves."""
         own = ("--data", str(self.data), "--port", str(self.port), "--heartbeat-s", str(self._heartbeat_s))
-        environment = {**os.environ, "PYTHONPATH": f"{_TOP}:{os.environ.get('PYTHONPATH', '')}"}
+        environment = {**os.environ, **self._environment, "PYTHONPATH": f"{_TOP}:{os.environ.get('PYTHONPATH', '')}"}
         process = self._process = subprocess.Popen(
             [*self._command, *own],
             stdin=subprocess.DEVNULL,
