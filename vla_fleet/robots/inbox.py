@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_fleet import protocol
@@ -12,6 +12,9 @@ from vla_fleet.robots.commands import Commands
 from vla_fleet.storage.database import Database
 from vla_fleet.storage.tables import EventRow, OutcomeRow, RobotRow
 from vla_fleet.storage.writer import Writer
+
+_UNSEEN = {"synchronize_session": False}
+"""No session of the inbox reads what such a statement changes."""
 
 
 class Inbox:
@@ -34,13 +37,9 @@ class Inbox:
 
     async def status(self, robot: str, message: protocol.Status) -> None:
         """Keep the newest status."""
-
-        async def work(session: AsyncSession) -> None:
-            row = await session.get_one(RobotRow, robot)
-            row.last_seen_s = self._clock.now()
-            row.status = message.model_dump(mode="json", exclude={"type"})
-
-        await self._writer.write(work)
+        about = message.model_dump(mode="json", exclude={"type"})
+        changed = update(RobotRow).where(RobotRow.name == robot).values(last_seen_s=self._clock.now(), status=about)
+        await self._writer.write(lambda session: session.execute(changed, execution_options=_UNSEEN))
 
     async def kept(self, robot: str, message: protocol.Event | protocol.Outcome | protocol.Ack) -> None:
         """Store a kept message; one that is stored already changes nothing."""
@@ -50,11 +49,10 @@ class Inbox:
         self, session: AsyncSession, robot: str, message: protocol.Event | protocol.Outcome | protocol.Ack
     ) -> None:
         now = self._clock.now()
-        row = await session.get_one(RobotRow, robot)
-        row.last_seen_s = now
-        if message.seq <= row.outbox_seq:
+        is_next = RobotRow.name == robot, RobotRow.outbox_seq < message.seq
+        changed = update(RobotRow).where(*is_next).values(outbox_seq=message.seq, last_seen_s=now)
+        if not (await session.execute(changed.returning(RobotRow.name), execution_options=_UNSEEN)).first():
             return
-        row.outbox_seq = message.seq
         if isinstance(message, protocol.Ack):
             await self._commands.take(session, robot, message)
         elif isinstance(message, protocol.Event):
