@@ -107,7 +107,9 @@ class SimpleComparison:
     def words(self) -> list[str]:
         """Return the means in words."""
         new, old = self._means()
-        return [f"new mean {new:.1%}, old mean {old:.1%} (rolled back below {old - MARGIN:.1%}, at the end of the stage)"]
+        return [
+            f"new mean {new:.1%}, old mean {old:.1%} (rolled back below {old - MARGIN:.1%}, at the end of the stage)"
+        ]
 
     def figures(self) -> dict[str, Any]:
         """Return the means."""

@@ -106,7 +106,7 @@ class CommandRow(Base):
     updated_s: Mapped[float]
     robot_time_s: Mapped[float] = mapped_column(default=0.0)
     """Of the robot's last word, by its own clock."""
-    __table_args__ = (Index("ix_commands_open", "robot", "final"),)
+    __table_args__ = (Index("ix_commands_open", "robot", "final"), Index("ix_commands_by", "created_by", "number"))
 
 
 class EventRow(Base):
@@ -176,6 +176,8 @@ class RolloutRow(Base):
     settings: Mapped[dict[str, Any]]
     stages: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     unit: Mapped[str] = mapped_column(String(16))
+    history: Mapped[dict[str, Any]]
+    """Robot → successes and episodes before the rollout."""
     state: Mapped[str] = mapped_column(String(16), index=True)
     paused: Mapped[bool] = mapped_column(default=False)
     stage: Mapped[int] = mapped_column(default=0)
@@ -192,8 +194,8 @@ class RolloutRow(Base):
     """Length of the evidence log."""
     verdict: Mapped[dict[str, Any]] = mapped_column(default=dict)
     verdict_s: Mapped[float] = mapped_column(default=0.0)
-    revision: Mapped[int]
-    __mapper_args__: ClassVar[dict[str, Any]] = {"version_id_col": revision}
+    revision: Mapped[int] = mapped_column()
+    __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012
 
 
 class RolloutRobotRow(Base):
