@@ -198,7 +198,8 @@ class Client:
 
     def forecast(self, rollout: Json, per_hour: float | None = None, drop: float = 0.10) -> Json:
         """Return what a rollout would do in this fleet; the server simulates for seconds."""
-        return cast(Json, self._post("/v1/rollouts/forecast", {"rollout": rollout, "per_hour": per_hour, "drop": drop}))
+        body = {"rollout": rollout, "per_hour": per_hour, "drop": drop}
+        return cast(Json, self._request("POST", "/v1/rollouts/forecast", json=body, timeout=300.0).json())
 
     def create_rollout(self, model: str, target: str = "all", **settings: Any) -> Json:
         """Begin a rollout; ``settings`` are the other fields of :class:`vla_fleet.rollouts.settings.RolloutRequest`."""

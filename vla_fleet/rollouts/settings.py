@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vla_evidence.canary.config import DEFAULT_STAGES, ROBOT_STAGES, CanaryConfig, Stage, Unit
 from vla_evidence.errors import EvidenceError
 from vla_fleet.errors import InputError
-from vla_fleet.protocol import Name, Text
+from vla_fleet.protocol import Name, Text, Word
 from vla_fleet.rollouts.windows import Window, parse_window, zone_of
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -37,9 +37,9 @@ class RolloutRequest(BaseModel):
     """A version for a part of the fleet, in stages."""
 
     model_config = ConfigDict(extra="forbid")
-    model: Annotated[str, Field(min_length=1, max_length=200)]
+    model: Annotated[Word, Field(min_length=1)]
     """``name@version``, ``name@alias`` or ``name``."""
-    target: Annotated[str, Field(max_length=70)] = "all"
+    target: Annotated[Word, Field(max_length=70)] = "all"
     """``all``, ``group:NAME`` or ``tag:NAME``."""
     reason: Text = ""
     stages: Annotated[list[StageRequest], Field(max_length=20)] = []
@@ -47,9 +47,9 @@ class RolloutRequest(BaseModel):
     judge: Literal["evidence", "simple"] = "evidence"
     advance: Literal["ask", "same_shift"] = "ask"
     """Where robots run one version each: ask a person, or assume that it changes every robot alike."""
-    windows: Annotated[list[Annotated[str, Field(max_length=60)]], Field(max_length=20)] = []
+    windows: Annotated[list[Annotated[Word, Field(max_length=60)]], Field(max_length=20)] = []
     """When robots may be given the version, for example ``mon-fri 22:00-04:00``; empty: always. Going back never waits."""
-    time_zone: Annotated[str, Field(max_length=60)] = "UTC"
+    time_zone: Annotated[Word, Field(max_length=60)] = "UTC"
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     """Robots that install at a time."""
     per_minute: Annotated[int, Field(ge=1)] | None = None

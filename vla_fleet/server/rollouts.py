@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 
-from vla_fleet.protocol import Text
+from vla_fleet.protocol import Id, Text
 from vla_fleet.rollouts.rollouts import Forecast, RolloutInfo, Rollouts
 from vla_fleet.rollouts.settings import RolloutRequest
 from vla_fleet.server.keys import Operator, Viewer
@@ -36,7 +36,7 @@ class Why(BaseModel):
 class Reason(BaseModel):
     """Why somebody decides something; it must be said."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=1000)]
+    reason: Annotated[Text, Field(min_length=1)]
 
 
 class Abort(Reason):
@@ -70,36 +70,36 @@ async def list_rollouts(request: Request, _: Viewer) -> list[RolloutInfo]:
 
 
 @router.get("/v1/rollouts/{rollout}")
-async def show(request: Request, rollout: str, _: Viewer) -> RolloutInfo:
+async def show(request: Request, rollout: Id, _: Viewer) -> RolloutInfo:
     """Show one rollout."""
     return await _rollouts(request).show(rollout)
 
 
 @router.get("/v1/rollouts/{rollout}/log")
-async def show_log(request: Request, rollout: str, _: Viewer) -> PlainTextResponse:
+async def show_log(request: Request, rollout: Id, _: Viewer) -> PlainTextResponse:
     """Give the evidence log, which ``vla-evidence replay`` computes again."""
     return PlainTextResponse("".join(await _rollouts(request).log(rollout)), media_type="application/x-ndjson")
 
 
 @router.post("/v1/rollouts/{rollout}/pause")
-async def pause(request: Request, rollout: str, body: Why, person: Operator) -> RolloutInfo:
+async def pause(request: Request, rollout: Id, body: Why, person: Operator) -> RolloutInfo:
     """Give no order and begin no stage."""
     return await _rollouts(request).pause(rollout, person.name, body.reason)
 
 
 @router.post("/v1/rollouts/{rollout}/resume")
-async def resume(request: Request, rollout: str, body: Why, person: Operator) -> RolloutInfo:
+async def resume(request: Request, rollout: Id, body: Why, person: Operator) -> RolloutInfo:
     """Go on after a pause."""
     return await _rollouts(request).resume(rollout, person.name, body.reason)
 
 
 @router.post("/v1/rollouts/{rollout}/approve")
-async def approve(request: Request, rollout: str, body: Reason, person: Operator) -> RolloutInfo:
+async def approve(request: Request, rollout: Id, body: Reason, person: Operator) -> RolloutInfo:
     """Let the next stage begin without the judge."""
     return await _rollouts(request).approve(rollout, person.name, body.reason)
 
 
 @router.post("/v1/rollouts/{rollout}/abort")
-async def abort(request: Request, rollout: str, body: Abort, person: Operator) -> RolloutInfo:
+async def abort(request: Request, rollout: Id, body: Abort, person: Operator) -> RolloutInfo:
     """End a rollout; robots go back, or stay."""
     return await _rollouts(request).abort(rollout, person.name, body.reason, keep=body.keep)
