@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 
 _VARIABLE = "VLA_SIM_FLEET_CLOCK"
+_SHORTEST_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class FastClock:
         return self.origin_s + (time.time() - self.origin_s) * self.rate
 
     async def sleep(self, seconds: float) -> None:
-        """Return after ``seconds`` of this clock."""
-        await asyncio.sleep(seconds / self.rate)
+        """Return after ``seconds`` of this clock; a loop that looks around each second does so ten times in a real one."""
+        await asyncio.sleep(max(seconds / self.rate, _SHORTEST_S))
 
     def wall(self, time_s: float) -> float:
         """Return what the machine's clock shows when this one shows ``time_s``."""

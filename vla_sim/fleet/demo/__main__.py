@@ -34,10 +34,10 @@ from vla_sim.fleet.server import FleetServer
 from vla_sim.fleet.simulated_robot import SimulatedRobot
 from vla_sim.witness import Witness
 
-CLOCK_RATE = 300.0
-"""The fleet's clock against the machine's: an hour of a rollout takes twelve seconds."""
+CLOCK_RATE = 120.0
+"""The fleet's clock against the machine's: an hour of a rollout takes half a minute."""
 EPISODE_S = 0.1
-"""Time between two episodes of a simulated robot by the machine's clock [s]."""
+"""Time between two episodes of a simulated robot by the machine's clock [s]: twelve seconds of the fleet's."""
 HEARTBEAT_S = 2.0
 REPORT, PICTURE = "report.json", "fleet.png"
 _START_S = 90.0

@@ -4,14 +4,23 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from vla_sim.bundle import NAME
 from vla_sim.fleet.demo.stage import ARMS, EVERYBODY, SIMULATED, Chapter, Stage
-from vla_sim.fleet.demo.versions import BETTER, FIRST
+from vla_sim.fleet.demo.versions import BETTER, FIRST, WORSE
 
-_ALL_S, _UPDATE_S = 60.0, 60.0
+_ALL_S, _UPDATE_S, _ROLLOUT_S = 60.0, 90.0, 90.0
+_DOWN_S = 2.0
 AWAY = "sim_5"
 """The robot that goes offline."""
+STAGES: list[dict[str, Any]] = [
+    {"name": "canary", "share": 0.25, "duration_s": 1200.0, "margin": 0.10},
+    {"name": "wide", "share": 0.50, "duration_s": 1200.0, "margin": 0.05},
+    {"name": "full", "share": 1.0},
+]
+"""Shares are of episodes: each of these robots holds both versions and draws. Twenty minutes take ten seconds here."""
+AT_ONCE = [{"name": "full", "share": 1.0}]
 
 
 def first_version(stage: Stage) -> None:
@@ -23,38 +32,64 @@ def first_version(stage: Stage) -> None:
 
 
 def better_version(stage: Stage) -> None:
-    """An update; in the middle of it a robot is offline and the server is killed."""
+    """Canary, wide, full; one robot is away, and the server is killed in the first stage."""
     stage.publish(BETTER)
     stage.simulated[AWAY].disconnect()
-    commands = stage.client.deploy(f"{NAME}@{BETTER}", everyone=True)
-    stage.watch.wait(lambda seen: any(seen[arm]["status"].get("trial_version") for arm in ARMS), "a trial", _UPDATE_S)
+    stage.forecast(BETTER, "group:simulated", STAGES)
+    rollout = stage.begin_rollout(BETTER, "group:simulated", STAGES)
+    rollout.wait({"JUDGING"}, _ROLLOUT_S)
     kill_server(stage)
-    stage.wait_committed(BETTER, set(EVERYBODY) - {AWAY}, _UPDATE_S)
+    rollout.wait_stage("full", _ROLLOUT_S)
+    stage.wait_committed(BETTER, set(SIMULATED) - {AWAY}, _UPDATE_S)
+    stage.check(stage.committed()[AWAY] == FIRST, f"{AWAY} has {BETTER} though it was away")
+    stage.watch.say(AWAY, "comes back after the stages that it missed", "bold yellow", mark=f"{AWAY} is back")
     stage.connect(AWAY)
-    stage.follow(commands, _UPDATE_S)
+    rollout.wait({"DONE"}, _ROLLOUT_S)
+    rollout.check("DONE", BETTER, SIMULATED)
+    stage.check(len(rollout.stages_seen) == len(STAGES), f"the rollout went through {rollout.stages_seen} alone")
 
 
-def kill_server(stage: Stage) -> None:
-    """Kill the server and start it again."""
-    stage.watch.say("demo", "SIGKILL to the server", "bold yellow", mark="server\nkilled")
-    stage.server.kill()
-    time.sleep(2.0)
-    stage.server.start()
-    stage.watch.say("demo", "the server is back", "yellow")
+def arms_follow(stage: Stage) -> None:
+    """The version has proved itself: the real arms get it, and each lets it prove itself there as well."""
+    rollout = stage.begin_rollout(BETTER, "group:arms", AT_ONCE)
+    rollout.wait({"DONE"}, _UPDATE_S)
+    rollout.check("DONE", BETTER, ARMS)
+    stage.check(set(stage.arms.moving().values()) == {BETTER}, f"not every arm moves with {BETTER}")
+
+
+def worse_version(stage: Stage) -> None:
+    """No robot finds it bad by itself; the evidence of all does, and every robot stays with what it had."""
+    stage.publish(WORSE)
+    rollout = stage.begin_rollout(WORSE, "group:simulated", STAGES)
+    found = rollout.wait({"ROLLED_BACK"}, _ROLLOUT_S)
+    rollout.check("ROLLED_BACK", BETTER, EVERYBODY)
+    stage.check(rollout.stages_seen == ["canary"], f"{WORSE} came further than the canary: {rollout.stages_seen}")
+    stage.facts["worse_version"] = {"verdict": found["verdict"].get("message", ""), "outcomes": found["outcomes"]}
 
 
 def remote_rollback(stage: Stage) -> None:
     """An operator takes every robot back."""
-    stage.watch.say("operator", f"rolls every robot back to {FIRST}", "bold yellow", mark="rollback\nof all")
+    stage.watch.say("operator", f"rolls every robot back to {FIRST}", "bold yellow", mark="rollback of all")
     took_s = stage.follow(stage.client.rollback(everyone=True, version=FIRST, reason="drops the cup"), _ALL_S)
-    stage.facts["remote_rollback_s"] = took_s
+    stage.facts["remote_rollback_s"] = round(took_s, 2)
     stage.watch.say("server", f"the last robot acts with {FIRST} again {took_s:.1f} s after the order", "green")
     stage.wait_committed(FIRST, EVERYBODY, _UPDATE_S)
+    stage.check(set(stage.arms.moving().values()) == {FIRST}, f"not every arm moves with {FIRST}")
+
+
+def kill_server(stage: Stage) -> None:
+    """Kill the server and start it again."""
+    stage.watch.say("demo", "SIGKILL to the server", "bold yellow", mark="server killed")
+    stage.server.kill()
+    time.sleep(_DOWN_S)
+    stage.server.start()
+    stage.watch.say("demo", "the server is back", "yellow")
 
 
 CHAPTERS = (
     Chapter(f"Eight robots get their first version: {FIRST}", first_version),
-    Chapter(f"A better version: {BETTER}", better_version),
+    Chapter(f"A better version, {BETTER}, in stages; the server is killed, a robot is away", better_version),
+    Chapter(f"The real arms follow: {BETTER}", arms_follow),
+    Chapter(f"A worse version, {WORSE}: found on evidence, taken back", worse_version),
     Chapter(f"An operator takes every robot back to {FIRST}", remote_rollback),
 )
-_ = SIMULATED

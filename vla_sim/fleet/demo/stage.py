@@ -16,6 +16,7 @@ from vla_sim.bundle import NAME
 from vla_sim.demo.processes import DemoError, Processes
 from vla_sim.fleet.clock import FastClock
 from vla_sim.fleet.demo.arms import Arms
+from vla_sim.fleet.demo.rollouts import Followed
 from vla_sim.fleet.demo.watch import Watch
 from vla_sim.fleet.server import FleetServer
 from vla_sim.fleet.simulated_robot import SimulatedRobot
@@ -59,6 +60,18 @@ class Stage:
     def connect(self, name: str) -> None:
         """Let a simulated robot come online."""
         self.simulated[name].connect(self.server.url, self.tokens[name], self.folder / "simulated" / name)
+
+    def forecast(self, version: str, target: str, stages: list[Json]) -> None:
+        """Show what a rollout would do, before it begins."""
+        found = self.client.forecast({"model": f"{NAME}@{version}", "target": target, "stages": stages})
+        for line in str(found["text"]).splitlines():
+            self.watch.say("forecast", line, "cyan")
+
+    def begin_rollout(self, version: str, target: str, stages: list[Json]) -> Followed:
+        """Begin a rollout."""
+        info = self.client.create_rollout(f"{NAME}@{version}", target, stages=stages)
+        self.watch.say("operator", f"begins rollout {info['id']} of {version} to {target}", "bold magenta")
+        return Followed(self, info)
 
     def follow(self, commands: Sequence[Json], timeout_s: float) -> float:
         """Wait until robots have done what they were ordered to; return how long the last one took [s]."""

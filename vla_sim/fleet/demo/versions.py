@@ -15,10 +15,10 @@ from vla_sim.fleet.simulated_robot import Behaviour
 RATE_HZ = 20.0
 FIRST, BETTER, WORSE, CANDIDATE = "1.0.0", "1.1.0", "1.3.0", "1.4.0"
 BEHAVIOURS = {
-    FIRST: Behaviour(success=0.80),
-    BETTER: Behaviour(success=0.93),
-    WORSE: Behaviour(success=0.60),
-    CANDIDATE: Behaviour(success=0.98),
+    FIRST: Behaviour(success=0.75, duration_s=12.0),
+    BETTER: Behaviour(success=0.87, duration_s=12.0),
+    WORSE: Behaviour(success=0.60, duration_s=12.0),
+    CANDIDATE: Behaviour(success=0.98, duration_s=12.0),
 }
 """Of simulated robots. The bundles themselves are all good: what is worse about one shows only in how its episodes end."""
 _CONTRACT = Path(__file__).resolve().parents[3] / "config" / "sim_arm.contract.yaml"
