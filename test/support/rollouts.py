@@ -7,7 +7,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -72,30 +72,32 @@ class RolloutFleet:
     # -- robots -------------------------------------------------------------------------------------------------------------
 
     def add(
-        self, name: str, behaviours: Mapping[str, Behaviour] | None = None, *, arms: bool = True, online: bool = True,
+        self,
+        *names: str,
+        new: float = 0.9,
+        old: float = 0.9,
+        arms: bool = True,
         group: str = "default",
-    ) -> SimulatedRobot:  # fmt: skip
-        """Add a robot that has committed the old version."""
-        robot = SimulatedRobot(name, behaviours, episode_arms=arms, now=self.clock.now)
-        self.robots[name], self.tokens[name] = robot, enrolled(self.client, name, group)
-        self.connect(name)
-        command = self.client.deploy(f"pick_place@{OLD}", [name])[0]["id"]
-        wait_for(lambda: self.client.commands([command])[0]["final"], "the old version")
-        wait_for(lambda: self.client.robot(name)["status"].get("committed_version") == OLD, "its status")
-        if not online:
-            robot.disconnect()
-        return robot
+    ) -> list[SimulatedRobot]:
+        """Add robots that have committed the old version; ``old`` and ``new`` are success rates."""
+        for name in names:
+            behaviours = {OLD: Behaviour(old), NEW: Behaviour(new)}
+            self.robots[name] = SimulatedRobot(name, behaviours, episode_arms=arms, now=self.clock.now)
+            self.tokens[name] = enrolled(self.client, name, group)
+            self.connect(name)
+        ids = [command["id"] for command in self.client.deploy(f"pick_place@{OLD}", names)]
+        wait_for(lambda: all(command["final"] for command in self.client.commands(ids)), "the old version")
+        wait_for(
+            lambda: all(r["status"].get("committed_version") for r in self.client.robots() if r["name"] in names),
+            "the robots' statuses",
+        )
+        return [self.robots[name] for name in names]
 
     def connect(self, name: str) -> None:
         """Let a robot come online."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         self.robots[name].connect(self.url, self.tokens[name], folder)
-
-    def fleet(self, count: int, new: float, *, old: float = 0.9, arms: bool = True) -> list[SimulatedRobot]:
-        """Add robots with these success rates."""
-        behaviours = {OLD: Behaviour(old), NEW: Behaviour(new)}
-        return [self.add(f"arm_{n}", behaviours, arms=arms) for n in range(count)]
 
     def episodes(self, count: int) -> None:
         """Let every robot that is connected play, and wait until the server has stored how that ended."""
