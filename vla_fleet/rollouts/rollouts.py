@@ -7,7 +7,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import structlog
@@ -153,6 +153,7 @@ class Rollouts:
             raise InputError(
                 "RATE_UNKNOWN", "these robots have not reported episodes yet: say how many each does an hour"
             )
+        config = replace(config, latency_limit_s=None)  # how long episodes take is not simulated
         found: Feasibility = await asyncio.to_thread(feasible, config, len(robots), per_hour, drop=drop, runs=runs)
         return Forecast(
             model=version.name, version=version.version, robots=len(robots), unit=unit.value, per_hour=per_hour,

@@ -35,7 +35,7 @@ def better_version(stage: Stage) -> None:
     """Canary, wide, full; one robot is away, and the server is killed in the first stage."""
     stage.publish(BETTER)
     stage.simulated[AWAY].disconnect()
-    stage.forecast(BETTER, "group:simulated", STAGES)
+    stage.watch.wait(lambda seen: not seen[AWAY]["online"], f"{AWAY} to be missed", _UPDATE_S)
     rollout = stage.begin_rollout(BETTER, "group:simulated", STAGES)
     rollout.wait({"JUDGING"}, _ROLLOUT_S)
     kill_server(stage)

@@ -61,12 +61,6 @@ class Stage:
         """Let a simulated robot come online."""
         self.simulated[name].connect(self.server.url, self.tokens[name], self.folder / "simulated" / name)
 
-    def forecast(self, version: str, target: str, stages: list[Json]) -> None:
-        """Show what a rollout would do, before it begins."""
-        found = self.client.forecast({"model": f"{NAME}@{version}", "target": target, "stages": stages})
-        for line in str(found["text"]).splitlines():
-            self.watch.say("forecast", line, "cyan")
-
     def begin_rollout(self, version: str, target: str, stages: list[Json]) -> Followed:
         """Begin a rollout."""
         info = self.client.create_rollout(f"{NAME}@{version}", target, stages=stages)
