@@ -30,7 +30,7 @@ MODEL = f"pick_place@{NEW}"
 class RolloutFleet:
     """Server, robots and what they do, in one process. Use as a context manager."""
 
-    def __init__(self, folder: Path, heartbeat_s: float = 0.1) -> None:
+    def __init__(self, folder: Path, heartbeat_s: float = 5.0) -> None:
         self.folder, self.clock = folder, ManualClock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -81,7 +81,7 @@ class RolloutFleet:
     ) -> list[SimulatedRobot]:
         """Add robots that have committed the old version; ``old`` and ``new`` are success rates."""
         for name in names:
-            behaviours = {OLD: Behaviour(old), NEW: Behaviour(new)}
+            behaviours = {OLD: Behaviour(old, 1e-6), NEW: Behaviour(new, 1e-6)}
             self.robots[name] = SimulatedRobot(name, behaviours, episode_arms=arms, now=self.clock.now)
             self.tokens[name] = enrolled(self.client, name, group)
             self.connect(name)
@@ -110,6 +110,8 @@ class RolloutFleet:
         """Wait until the server has stored what the robots on the line have said."""
         lines = [robot._bridge for robot in self.robots.values() if robot._bridge is not None]
         wait_for(lambda: all(line.outbox_size == 0 and line.line.connected for line in lines), "the lines")
+        for robot in self.robots.values():
+            robot._tell_status()  # as a heartbeat would
         online = [name for name, robot in self.robots.items() if robot._bridge is not None]
         wait_for(lambda: all(r["online"] for r in self.client.robots() if r["name"] in online), "the robots")
 

