@@ -156,3 +156,72 @@ class LogRow(Base):
     action: Mapped[str] = mapped_column(String(64), index=True)
     subject: Mapped[str] = mapped_column(String(256), index=True)
     detail: Mapped[dict[str, Any]]
+
+
+# -- experiments ------------------------------------------------------------------------------------------------------------
+
+
+class ClaimRow(Base):
+    """Who decides which version of a model a robot runs: one experiment or rollout at a time."""
+
+    __tablename__ = "claims"
+    robot: Mapped[str] = mapped_column(String(64), ForeignKey("robots.name"), primary_key=True)
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(128), index=True)
+    """For example ``experiment e-1f2e3d4c``."""
+
+
+class ExperimentRow(Base):
+    """An A/B test of two versions of a model."""
+
+    __tablename__ = "experiments"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Salts every draw."""
+    model: Mapped[str] = mapped_column(String(64))
+    a: Mapped[str] = mapped_column(String(64))
+    b: Mapped[str] = mapped_column(String(64))
+    design: Mapped[dict[str, Any]]
+    """Fixed at creation: ``experiments.design.Design``."""
+    plan: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    reason: Mapped[str] = mapped_column(Text, default="")
+    created_s: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64))
+    ended_s: Mapped[float] = mapped_column(default=0.0)
+    rollout: Mapped[str] = mapped_column(String(64), default="")
+    """That the winner was promoted into."""
+    taken: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Every outcome up to this id has been looked at."""
+    lines: Mapped[int] = mapped_column(default=0)
+    """Of its log."""
+    apart: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """Outcomes that do not count, by reason."""
+    verdict: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class ExperimentRobotRow(Base):
+    """A robot of an experiment, and how far its orders have come."""
+
+    __tablename__ = "experiment_robots"
+    experiment: Mapped[str] = mapped_column(String(64), ForeignKey("experiments.id"), primary_key=True)
+    robot: Mapped[str] = mapped_column(String(64), ForeignKey("robots.name"), primary_key=True)
+    arm: Mapped[str] = mapped_column(String(1))
+    """A or B; empty: each episode is drawn."""
+    state: Mapped[str] = mapped_column(String(16))
+    step: Mapped[int] = mapped_column(default=0)
+    """Orders that are done."""
+    command: Mapped[str] = mapped_column(String(128), default="")
+    """The order that is not."""
+    since_s: Mapped[float] = mapped_column(default=0.0)
+    """Outcomes from then on count."""
+    error_code: Mapped[str] = mapped_column(String(128), default="")
+    message: Mapped[str] = mapped_column(Text, default="")
+
+
+class ExperimentLogRow(Base):
+    """A line of an experiment's log, as ``vla-evidence replay`` reads it."""
+
+    __tablename__ = "experiment_log"
+    experiment: Mapped[str] = mapped_column(String(64), ForeignKey("experiments.id"), primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True)
+    body: Mapped[str] = mapped_column(Text)
