@@ -116,6 +116,7 @@ class CanaryConfig:
         allow_unjudged_scores: advance though a source has too short a past to be judged.
         advance_max_evidence: evidence of harm above this delays an advance.
         history: (successes, episodes) of the incumbent in the registry: the priors; None: uniform priors.
+        rule: "evidence", or "simple": two means are compared (:mod:`vla_evidence.canary.simple`).
     """
 
     stages: tuple[Stage, ...] = DEFAULT_STAGES
@@ -134,6 +135,7 @@ class CanaryConfig:
     allow_unjudged_scores: bool = False
     advance_max_evidence: float = 4.0
     history: tuple[float, float] | None = None
+    rule: str = "evidence"
 
     @property
     def unit(self) -> Unit:
@@ -181,6 +183,8 @@ class CanaryConfig:
             stage.check()
         if self.advance not in ("ask", "same_shift"):
             raise InputError("INPUT_VALUE", "advance", f'{self.advance!r} must be "ask" or "same_shift"')
+        if self.rule not in ("evidence", "simple"):
+            raise InputError("INPUT_VALUE", "rule", f'{self.rule!r} must be "evidence" or "simple"')
         if type(self.allow_unjudged_scores) is not bool:
             raise InputError("INPUT_VALUE", "allow_unjudged_scores", "must be true or false")
         for name in ("alpha", "advance_alpha", "score_quantile", "most_lost"):

@@ -91,7 +91,9 @@ def feasible(
 
 
 def _warnings(config: CanaryConfig, robots: int, per_hour: float) -> list[str]:
-    warnings = []
+    warnings: list[str] = []
+    if config.rule == "simple":
+        return warnings
     if config.unit is Unit.ROBOT and robots < FEWEST_ROBOTS:
         warnings.append(too_few_words(robots))
     if config.unit is Unit.ROBOT and config.advance == "ask":

@@ -131,7 +131,7 @@ def _by_episode(design: Design, robots: int, rates: tuple[float, float], per_day
 def _by_robot(design: Design, robots: int, rates: tuple[float, float], per_day: float) -> _Found:
     if not _can_show(robots, design.alpha):
         enough = next(n for n in range(2, 64) if _can_show(n, design.alpha))
-        text = f"{robots} robots, half of them with each version, can show no difference: take {enough} or more, or draw by episode"
+        text = f"{robots} robots, one version on each, cannot show any difference: take {enough} or more, or draw by episode"
         raise ConflictError("ROBOTS_TOO_FEW", text)
     question = plan.Question(plan.Fleet(robots, per_day, "robot", ICC), design.alpha, design.power, runs=0)
     found = plan.plan_ab(*rates, question)

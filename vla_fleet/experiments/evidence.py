@@ -7,20 +7,19 @@ were taken in. After a crash the judge is made again from these lines, so no out
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from vla_evidence.ab.judge import ABJudge
 from vla_evidence.assignment import arm
-from vla_evidence.log.judgements import judge_of, take
-from vla_evidence.log.records import EVENT, HEADER, OUTCOME, SCHEMA, VERDICT, encode, to_json
+from vla_evidence.log.records import NewLines, to_json
+from vla_evidence.log.replay import LoggedJudgement
 from vla_evidence.sequential.intervals import confidence_sequence
 from vla_evidence.tables import listed
 from vla_evidence.verdict import Decision
 from vla_fleet.experiments.design import DAY_S, Design, Unit
-from vla_fleet.storage.tables import ExperimentRobotRow, ExperimentRow, OutcomeRow
+from vla_fleet.storage.tables import ExperimentLineRow, ExperimentRobotRow, ExperimentRow, OutcomeRow
 
 _VERDICT_EVERY_S, _IDLE_VERDICT_EVERY_S = 60.0, 3600.0
 _LOPSIDED_CONFIDENCE = 0.999
@@ -53,73 +52,54 @@ class Robot(str, Enum):
     LEFT = "LEFT"
 
 
-@dataclass
 class Judgement:
-    """The judge of one experiment, and the lines of its log that are not in the database yet."""
+    """The judge of one experiment, as its log says; what is new waits in :attr:`log`."""
 
-    header: dict[str, Any]
-    new: list[str] = field(default_factory=list)
-    lines: int = 0
-    """Of the log, with the new ones."""
-    _last_verdict_s: float = 0.0
-    _news: bool = False
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.log = NewLines()
+        self.lines = 0
+        """Of the log in the database."""
+        self._judgement = LoggedJudgement.resume(self._counted(lines), self.log, "the experiment's log")
+        if not isinstance(self._judgement.judge, ABJudge):
+            raise TypeError("an experiment's log is of an A/B judge")
+        self._judge = self._judgement.judge
+        self._last_verdict_s, self._news = 0.0, False
 
-    def __post_init__(self) -> None:
-        self.judge = judge_of(self.header["kind"], self.header["experiment"], self.header["settings"])
-
-    @staticmethod
-    def begin(kind: str, experiment: str, settings: dict[str, Any]) -> Judgement:
-        """Return a judgement before its first outcome."""
-        header = {"record": HEADER, "schema": SCHEMA, "kind": kind, "experiment": experiment, "settings": settings}
-        judgement = Judgement(to_json(header))
-        judgement._write(header)
-        return judgement
-
-    @staticmethod
-    def resume(lines: Iterable[str]) -> Judgement:
-        """Return the judgement whose log this is."""
-        records = (json.loads(line) for line in lines)
-        judgement = Judgement(next(records))
-        judgement.lines = 1
-        for record in records:
-            judgement.lines += 1
-            if record["record"] == VERDICT:
-                judgement.judge.verdict(record["now_s"])
-            else:
-                take(judgement.judge, record)
-        return judgement
+    def _counted(self, lines: Iterable[str]) -> Iterable[bytes]:
+        for line in lines:
+            self.lines += 1
+            yield line.encode() + b"\n"
 
     def outcome(self, row: OutcomeRow, now_s: float) -> None:
         """Take an episode in that has ended. One whose outcome is not known fails at its deadline, as one in silence does."""
         name = f"{row.robot}/{row.episode_id}"
-        chosen = {"record": EVENT, "event": "choose", "robot": row.robot, "episode": name, "now_s": now_s}
-        self._write({**chosen, "version": take(self.judge, {**chosen, "version": None})})
-        self._news = True
+        self._judgement.choose(row.robot, name, now_s)
         if row.known:
-            outcome = {"record": OUTCOME, "episode": name, "success": row.success, "now_s": now_s}
-            if row.duration_s > 0.0:
-                outcome["latency_s"] = row.duration_s
-            take(self.judge, outcome)
-            self._write(outcome)
+            self._judgement.outcome(name, row.success, now_s, row.duration_s or None)
+        self._news = True
 
     def verdict(self, now_s: float) -> dict[str, Any]:
         """Return the verdict. A final one is logged, and others at times: each minute, or each hour if nothing came."""
         every_s = _VERDICT_EVERY_S if self._news else _IDLE_VERDICT_EVERY_S
-        now = self.judge.verdict()  # time passes for the judge only with what is logged, else a replay would differ
-        if now.decision is Decision.CONTINUE and now_s - self._last_verdict_s < every_s:
-            return dict(to_json(now))
-        self._last_verdict_s, self._news = now_s, False
-        found = to_json(self.judge.verdict(now_s))
-        self._write({"record": VERDICT, "now_s": now_s, "verdict": found})
-        return dict(found)
+        found = self._judge.verdict()  # time passes for the judge only with what is logged, else a replay would differ
+        if found.decision is not Decision.CONTINUE or now_s - self._last_verdict_s >= every_s:
+            self._last_verdict_s, self._news = now_s, False
+            found = self._judgement.verdict(now_s)
+        return dict(to_json(found))
 
-    def _write(self, record: dict[str, Any]) -> None:
-        self.new.append(encode(record).decode().rstrip("\n"))
-        self.lines += 1
+    def new_lines(self) -> list[ExperimentLineRow]:
+        """Return what is to be added to the log in the database."""
+        name = self._judge.experiment
+        begin, lines = self.lines + 1, self.log.take()
+        self.lines += len(lines)
+        return [
+            ExperimentLineRow(experiment=name, number=number, line=line.decode().rstrip("\n"))
+            for number, line in enumerate(lines, begin)
+        ]
 
 
 def why_apart(experiment: ExperimentRow, robot: ExperimentRobotRow, row: OutcomeRow) -> str | None:
-    """Return why an outcome does not count: "mixed", "wrong_arm", "late"; "outside": it is not of the experiment; None: it counts."""
+    """Return why an outcome does not count: mixed, wrong_arm, late, or outside (not of the experiment); None: it counts."""
     ended = experiment.state != State.RUNNING
     if not robot.since_s or row.time_s < robot.since_s or (ended and row.time_s > experiment.ended_s):
         return "outside"

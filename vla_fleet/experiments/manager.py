@@ -13,10 +13,11 @@ import structlog
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from vla_evidence.log.records import header_line
 from vla_fleet.clock import Clock
 from vla_fleet.errors import ConflictError, InputError, MissingError
 from vla_fleet.experiments.design import DAY_S, Design, Plan, Unit, arms, judge_for, plan_for
-from vla_fleet.experiments.evidence import Judgement, Robot, State
+from vla_fleet.experiments.evidence import Robot, State
 from vla_fleet.experiments.orders import ManifestUrl
 from vla_fleet.experiments.steps import Steps
 from vla_fleet.registry.registry import Registry, Version
@@ -25,7 +26,7 @@ from vla_fleet.robots.commands import Commands
 from vla_fleet.robots.directory import Directory
 from vla_fleet.storage.database import Database
 from vla_fleet.storage.tables import (
-    ExperimentLogRow,
+    ExperimentLineRow,
     ExperimentRobotRow,
     ExperimentRow,
     OutcomeRow,
@@ -78,18 +79,20 @@ class ABTestManager:
         plan, (a, b, robots) = await self.plan(design), await self._meant(design)
         name, names = f"e-{secrets.token_hex(4)}", [robot.name for robot in robots]
         drawn = {robot: "AB"[v] for robot, v in arms(name, names).items()} if design.unit is Unit.ROBOT else {}
-        begun = Judgement.begin(*judge_for(design, plan, name, names))
+        first_line = header_line(*judge_for(design, plan, name, names)).decode().rstrip("\n")
         row = ExperimentRow(
             id=name, model=a.name, a=a.version, b=b.version, design=design.model_dump(mode="json"),
-            plan=plan.model_dump(), state=State.RUNNING.value, created_s=self._clock.now(), created_by=who, lines=begun.lines,
+            plan=plan.model_dump(), state=State.RUNNING.value, created_s=self._clock.now(), created_by=who, lines=1,
         )  # fmt: skip
         async with self._database.begin() as session:
             row.taken = await session.scalar(select(func.max(OutcomeRow.id))) or 0
             session.add(row)
             await claim(session, a.name, names, f"experiment {name}")
-            session.add_all(ExperimentLogRow(experiment=name, line=1, body=line) for line in begun.new)
+            session.add(ExperimentLineRow(experiment=name, number=1, line=first_line))
             for robot in names:
-                member = ExperimentRobotRow(experiment=name, robot=robot, arm=drawn.get(robot, ""), state=Robot.JOINING.value)
+                member = ExperimentRobotRow(
+                    experiment=name, robot=robot, arm=drawn.get(robot, ""), state=Robot.JOINING.value
+                )
                 session.add(member)
             about = {"a": a.version, "b": b.version, "model": a.name, "unit": design.unit.value, "robots": names}
             self._database.log(session, who, "experiment", name, **about)
@@ -146,12 +149,12 @@ class ABTestManager:
             query = select(ExperimentRobotRow).where(ExperimentRobotRow.experiment == name)
             return row, list((await session.scalars(query.order_by(ExperimentRobotRow.robot))).all())
 
-    async def log(self, name: str) -> list[str]:
+    async def lines(self, name: str) -> list[str]:
         """Return the lines of the experiment's log, as ``vla-evidence replay`` reads them."""
         async with self._database.begin() as session:
             await _get(session, name)
-            query = select(ExperimentLogRow.body).where(ExperimentLogRow.experiment == name)
-            return list((await session.scalars(query.order_by(ExperimentLogRow.line))).all())
+            query = select(ExperimentLineRow.line).where(ExperimentLineRow.experiment == name)
+            return list((await session.scalars(query.order_by(ExperimentLineRow.number))).all())
 
     async def stop(self, name: str, reason: str, who: str) -> None:
         """End an experiment by a person's decision; its robots go back to A. One that has ended already stays as it is."""
@@ -162,7 +165,7 @@ class ABTestManager:
 
     # -- the loop -----------------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Begin to carry experiments out, also those that ran before a restart."""
         self._task = asyncio.create_task(self._run())
 

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step of every experiment: take robots' answers in, order what comes next, take outcomes in, end what is over.
 
-Each step looks at the database and does what is missing there, so it makes no difference where a server was killed. An order
-may be given twice then; robots carry the second one out without doing anything.
+Each step looks at the database and does what is missing there, in transactions that end whole or not at all. So it makes no
+difference where a server was killed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -27,7 +27,7 @@ from vla_fleet.robots.commands import Commands
 from vla_fleet.storage.database import Database
 from vla_fleet.storage.tables import (
     CommandRow,
-    ExperimentLogRow,
+    ExperimentLineRow,
     ExperimentRobotRow,
     ExperimentRow,
     OutcomeRow,
@@ -36,6 +36,8 @@ from vla_fleet.storage.tables import (
 
 _AT_ONCE = 2000
 """Outcomes in one transaction."""
+_ALL = 9
+"""Orders, or more: one that was done is enough to leave."""
 _FORGOTTEN_S = 60.0
 """So long after it was taken on, a robot's status must name the experiment."""
 
@@ -101,7 +103,7 @@ class Steps:
 
     async def _order(self, name: str) -> None:
         """Take in how orders ended, and give those that come next."""
-        due: dict[str, tuple[protocol.Order, list[str]]] = {}
+        ordered = []
         async with self._database.begin() as session:
             row = await session.get_one(ExperimentRow, name)
             versions = {arm: await self._version(row, number) for arm, number in (("A", row.a), ("B", row.b))}
@@ -109,20 +111,17 @@ class Steps:
                 if command is not None and command.final:
                     _follow(robot, command)
                 order = self._next(row, robot, versions, status)
-                if order is None and robot.state == Robot.LEAVING:
+                if order is not None and not robot.command:
+                    given = await self._commands.add(session, robot.robot, order, holder(row))
+                    robot.command = given.id
+                    ordered.append(robot.robot)
+                elif order is None and robot.state == Robot.LEAVING:
                     robot.state = Robot.LEFT.value
                     await release(session, robot.robot, holder(row))
                 elif order is None and robot.state == Robot.JOINING:
                     robot.state = Robot.RUNNING.value
-                    robot.since_s = command.updated_s if command is not None else self._clock.now()
-                elif order is not None and not robot.command:
-                    due.setdefault(order.model_dump_json(), (order, []))[1].append(robot.robot)
-        for order, robots in due.values():
-            given = await self._commands.issue(robots, order, holder(row))
-            async with self._database.begin() as session:
-                for command in given:
-                    member = await session.get_one(ExperimentRobotRow, (name, command.robot))
-                    member.command = command.id
+                    robot.since_s = command.robot_time_s if command is not None else self._clock.now()
+        await self._commands.hint(ordered)
 
     async def _version(self, row: ExperimentRow, number: str) -> Version:
         return await self._registry.find(f"{row.model}@{number}")
@@ -160,6 +159,7 @@ class Steps:
             why = why_apart(row, members[outcome.robot], outcome)
             if why is None:
                 judgement.outcome(outcome, now_s)
+                row.heard += 1
             elif why != "outside":
                 row.apart = {**row.apart, why: row.apart.get(why, 0) + 1}
             row.taken = outcome.id
@@ -168,19 +168,15 @@ class Steps:
             end = conclusion(row, Design(**row.design), list(members.values()), now_s)
             if end is not None:
                 await self.end(session, row, *end, who="the stop rule")
-        first = judgement.lines - len(judgement.new) + 1
-        session.add_all(
-            ExperimentLogRow(experiment=row.id, line=first + i, body=line) for i, line in enumerate(judgement.new)
-        )
-        judgement.new.clear()
+        session.add_all(judgement.new_lines())
         row.lines = judgement.lines
 
     async def _judgement(self, session: AsyncSession, row: ExperimentRow) -> Judgement:
         known = self._judgements.get(row.id)
         if known is None or known.lines != row.lines:
-            query = select(ExperimentLogRow.body).where(ExperimentLogRow.experiment == row.id)
-            lines = (await session.scalars(query.order_by(ExperimentLogRow.line))).all()
-            known = self._judgements[row.id] = await asyncio.to_thread(Judgement.resume, lines)
+            query = select(ExperimentLineRow.line).where(ExperimentLineRow.experiment == row.id)
+            lines = (await session.scalars(query.order_by(ExperimentLineRow.number))).all()
+            known = self._judgements[row.id] = await asyncio.to_thread(Judgement, lines)
         return known
 
     @contextmanager
@@ -197,7 +193,7 @@ def _follow(robot: ExperimentRobotRow, command: CommandRow) -> None:
     """Take in how an order ended."""
     robot.command = ""
     if command.state == AckState.DONE:
-        robot.step += 1 if robot.state == Robot.JOINING else _WHOLE
+        robot.step += 1 if robot.state == Robot.JOINING else _ALL
         return
     robot.error_code, robot.message = command.error_code, command.message
     if robot.state == Robot.LEAVING:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_fleet.errors import ConflictError
-from vla_fleet.storage.tables import ClaimRow
+from vla_fleet.storage.tables import ClaimRow, RolloutRobotRow, RolloutRow
 
 
 async def claim(session: AsyncSession, model: str, robots: Sequence[str], holder: str) -> None:
@@ -19,6 +19,7 @@ async def claim(session: AsyncSession, model: str, robots: Sequence[str], holder
     Raises:
         ConflictError: ROBOT_TAKEN.
     """
+    await _refuse_in_rollout(session, model, robots)
     query = select(ClaimRow).where(ClaimRow.model == model, ClaimRow.robot.in_(robots)).order_by(ClaimRow.robot)
     taken = await session.scalar(query.limit(1))
     if taken is not None:
@@ -33,3 +34,11 @@ async def claim(session: AsyncSession, model: str, robots: Sequence[str], holder
 async def release(session: AsyncSession, robot: str, holder: str) -> None:
     """Let go of a robot."""
     await session.execute(delete(ClaimRow).where(ClaimRow.robot == robot, ClaimRow.holder == holder))
+
+
+async def _refuse_in_rollout(session: AsyncSession, model: str, robots: Sequence[str]) -> None:
+    query = select(RolloutRobotRow.robot, RolloutRow.id).join(RolloutRow, RolloutRow.id == RolloutRobotRow.rollout)
+    active = RolloutRow.active.is_not(None), RolloutRow.name == model, RolloutRobotRow.robot.in_(robots)
+    taken = (await session.execute(query.where(*active).limit(1))).first()
+    if taken is not None:
+        raise ConflictError("ROBOT_TAKEN", f"{taken.robot} takes part in rollout {taken.id}; end that first")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Self
 
 from vla_fleet.clock import Clock, SystemClock
-from vla_fleet.registry.registry import Registry
+from vla_fleet.experiments.manager import ABTestManager
+from vla_fleet.registry.registry import Registry, Version
 from vla_fleet.robots.commands import Commands
 from vla_fleet.robots.directory import Directory
 from vla_fleet.robots.inbox import Inbox
@@ -49,15 +50,24 @@ class Rooms:
         self.directory = Directory(self.database, self.clock)
         self.commands = Commands(self.database, self.bus, self.clock)
         self.inbox = Inbox(self.database, self.commands, self.clock)
+        self.experiments = ABTestManager(
+            self.database, self.registry, self.directory, self.commands, self.clock, self.manifest_url
+        )
 
     async def __aenter__(self) -> Self:
         await self.database.migrate()
         if not await self.keys.exist():
             write_secret(self.settings.data / ADMIN_KEY, await self.keys.make("admin", Role.ADMIN, "first start"))
+        self.experiments.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.experiments.close()
         await self.database.close()
+
+    def manifest_url(self, version: Version) -> str:
+        """Return where robots fetch a version."""
+        return f"{self.settings.public_url.rstrip('/')}/files/{version.name}/{version.version}/manifest.json"
 
     def online(self, last_seen_s: float) -> bool:
         """Whether a robot that was seen then counts as connected."""
