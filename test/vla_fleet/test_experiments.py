@@ -12,13 +12,21 @@ import pytest
 from support.bundles import make_bundle
 from support.clocked_fleet import ClockedFleet
 from support.fleet import enrolled
+from support.waits import wait_for
 
+from vla_evidence.assignment import arm
 from vla_evidence.log.replay import Replay, replay_file
 from vla_fleet.client import Client
+from vla_fleet.errors import ConflictError, FleetError, InputError, MissingError, RoleError
 from vla_sim.fleet.simulated_robot import Behaviour, SimulatedRobot
 
 A, B = "1.0.0", "1.1.0"
 DAY_S = 86400.0
+
+
+def design(unit: str) -> dict[str, Any]:
+    versions = {"a": f"pick_place@{A}", "b": f"pick_place@{B}"}
+    return {**versions, "unit": unit, "group": "pickers", "rate": 0.8, "per_day": 48.0, "difference": 0.1}
 
 
 class Fleet:
@@ -48,8 +56,7 @@ class Fleet:
         robot.connect(self.server.url, self.tokens[robot.name], self.folder / robot.name)
 
     def create(self, unit: str, **more: Any) -> str:
-        design = {"a": f"pick_place@{A}", "b": f"pick_place@{B}", "unit": unit, "group": "pickers"}
-        return self.client.create_experiment({**design, "rate": 0.8, "per_day": 48.0, "difference": 0.1, **more})
+        return self.client.create_experiment({**design(unit), **more})
 
     def joined(self, name: str) -> dict[str, Any]:
         def all_run() -> dict[str, Any] | None:
@@ -117,8 +124,192 @@ def test_by_episode_a_better_b_wins_and_every_verdict_can_be_replayed(fleet: Fle
     found = fleet.to_the_end(name)
     assert found["state"] == "WIN_B", found["reason"]
     assert found["difference"]["low"] <= 0.35 <= found["difference"]["high"]
-    assert all(robot.active == A and robot.episodes(1)[0].arm == "" for robot in fleet.robots), "no robot draws any more"
+    assert all(robot.active == A and robot.episodes(1)[0].arm == "" for robot in fleet.robots), (
+        "no robot draws any more"
+    )
     assert not any(robot.rollbacks for robot in fleet.robots)
     replay = fleet.replayed(name)
     assert replay.last is not None and replay.last["decision"] == "B_BETTER"
     assert replay.outcomes == sum(arm["episodes"] for arm in found["arms"].values()) + found["waiting"]
+
+
+def test_by_robot_a_better_b_wins_and_stays_where_it_was_drawn(fleet: Fleet) -> None:
+    fleet.add(8, {A: 0.4, B: 0.98})
+    name = fleet.create("robot", rate=0.4, difference=0.5)
+    found = fleet.to_the_end(name)
+    assert found["state"] == "WIN_B", found["reason"]
+    runs = {robot.name: robot.active for robot in fleet.robots}
+    assert runs == {robot["robot"]: B if robot["arm"] == "B" else A for robot in found["robots"]}
+    assert sorted(runs.values()) == [A] * 4 + [B] * 4
+    assert (fleet.replayed(name).last or {})["decision"] == "B_BETTER"
+
+
+def test_by_robot_harm_ends_it_early_and_sends_every_robot_back_to_a(fleet: Fleet) -> None:
+    fleet.add(12, {A: 0.95, B: 0.2})
+    name = fleet.create("robot", rate=0.9)
+    found = fleet.to_the_end(name)
+    assert found["state"] == "WIN_A", found["reason"]
+    assert sum(arm["episodes"] for arm in found["arms"].values()) < found["plan"]["at_most"] / 2
+    assert {robot.active for robot in fleet.robots} == {A}
+
+
+def test_by_episode_harm_ends_it_early(fleet: Fleet) -> None:
+    fleet.add(4, {A: 0.95, B: 0.2}, episode_arms=True)
+    found = fleet.to_the_end(fleet.create("episode", rate=0.9))
+    assert found["state"] == "WIN_A", found["reason"]
+    assert sum(arm["episodes"] for arm in found["arms"].values()) < found["plan"]["at_most"]
+
+
+def test_an_equal_b_does_not_win_and_the_test_ends_when_all_that_was_planned_is_in(fleet: Fleet) -> None:
+    fleet.add(2, {A: 0.7, B: 0.7}, episode_arms=True)
+    found = fleet.to_the_end(fleet.create("episode", rate=0.6, difference=0.3), each=60)
+    assert found["state"] == "NO_DIFFERENCE"
+    assert found["difference"]["low"] < 0.0 < found["difference"]["high"]
+
+
+def test_it_ends_after_its_days_without_a_decision(fleet: Fleet) -> None:
+    fleet.add(2, {}, episode_arms=True)
+    name = fleet.create("episode", max_days=2.0)
+    fleet.joined(name)
+    fleet.play(name, 3)
+    fleet.server.advance(2 * DAY_S)
+    found = fleet.server.until(lambda: fleet.home(name), "the end")
+    assert found["state"] == "INCONCLUSIVE" and found["reason"].startswith("2 days are over")
+
+
+def test_outcomes_that_are_none_of_the_experiments_do_not_count(fleet: Fleet) -> None:
+    fleet.add(2, {}, episode_arms=True)
+    for robot in fleet.robots:
+        robot.episodes(5)  # before it began
+    name = fleet.create("episode")
+    fleet.joined(name)
+    robot = fleet.robots[0]
+    drawn = robot.episodes(1)[0]
+    version = {A: B, B: A}[drawn.version]
+    wrong = [
+        {"episode_id": "other-version", "version": version, "arm": drawn.arm},
+        {"episode_id": "no-arm", "arm": ""},
+        {"episode_id": "both", "mixed": True},
+        {"episode_id": drawn.episode_id},  # once more
+    ]
+    for change in wrong:
+        robot._tell(drawn.model_copy(update=change))
+    own = [robot.episodes(1)[0].episode_id for _ in range(3)]
+    robot._tell(
+        drawn.model_copy(update={"episode_id": f"{own[0]}-unknown", "known": False, **arm_of(name, robot, own[0])})
+    )
+
+    def looked_at() -> dict[str, Any] | None:
+        found = fleet.client.experiment(name)
+        return found if found["apart"] == {"wrong_arm": 2, "mixed": 1} and Fleet.counted(found) == 8 else None
+
+    fleet.server.until(looked_at, "outcomes that count and outcomes that do not")
+
+
+def arm_of(name: str, robot: SimulatedRobot, episode: str) -> dict[str, str]:
+    """Return arm and version that a robot draws for the unknown episode of that name."""
+    drawn = arm(name, robot.name, f"{episode}-unknown", 0.5)
+    return {"arm": "AB"[drawn], "version": (A, B)[drawn]}
+
+
+def test_a_robot_that_is_away_is_caught_up_and_one_that_comes_to_the_group_joins(fleet: Fleet) -> None:
+    fleet.add(2, {}, episode_arms=True)
+    away = fleet.robots[0]
+    away.disconnect()
+    name = fleet.create("episode")
+    fleet.server.until(lambda: "RUNNING" in states(fleet, name).values(), "the robot that is there")
+    assert states(fleet, name)[away.name] == "JOINING"
+    fleet.connect(away)
+    fleet.add(1, {}, episode_arms=True)
+    fleet.server.until(lambda: list(states(fleet, name).values()) == ["RUNNING"] * 3, "all three")
+    away.disconnect()
+    fleet.client.stop_experiment(name, "lunch")
+    fleet.server.until(lambda: list(states(fleet, name).values()).count("LEFT") == 2, "two that are home")
+    with pytest.raises(ConflictError, match="ROBOT_TAKEN"):
+        fleet.create("episode")
+    fleet.connect(away)
+    found = fleet.server.until(lambda: fleet.home(name), "the third")
+    assert (found["state"], found["reason"]) == ("STOPPED", "admin: lunch")
+    assert away.episodes(1)[0].arm == ""
+
+
+def test_b_does_not_win_by_robot_if_robots_did_not_keep_it(fleet: Fleet) -> None:
+    fleet.add(12, {A: 0.3, B: 0.99})
+    unlucky = fleet.robots[0]
+    for robot in fleet.robots:
+        robot.disconnect()
+    name = fleet.create("robot", rate=0.3, difference=0.6)
+    drawn = [robot["robot"] for robot in fleet.client.experiment(name)["robots"] if robot["arm"] == "B"]
+    unlucky = next(robot for robot in fleet.robots if robot.name in drawn)
+    unlucky.ends[B] = "ROLLED_BACK", "SUCCESS_WORSE"
+    for robot in fleet.robots:
+        fleet.connect(robot)
+    found = fleet.to_the_end(name)
+    assert found["state"] == "INCONCLUSIVE" and unlucky.name in found["reason"]
+    assert found["decision"] == "B_BETTER"
+    assert {robot.active for robot in fleet.robots} == {A}
+
+
+def test_it_ends_if_too_many_robots_do_not_keep_their_version(fleet: Fleet) -> None:
+    fleet.add(8, {})
+    for robot in fleet.robots:
+        robot.ends[B] = "REJECTED", "ROBOT_TYPE_MISMATCH"
+    name = fleet.create("robot")
+    found = fleet.server.until(lambda: fleet.home(name), "the end")
+    assert found["state"] == "INCONCLUSIVE"
+    assert found["reason"].endswith("of 4 robots that were drawn for B did not keep the version (ROBOT_TYPE_MISMATCH)")
+
+
+def states(fleet: Fleet, name: str) -> dict[str, str]:
+    return {robot["robot"]: robot["state"] for robot in fleet.client.experiment(name)["robots"]}
+
+
+def test_it_is_refused_with_a_code_where_it_cannot_be(fleet: Fleet) -> None:
+    fleet.add(2, {})
+    client = fleet.client
+    refused: list[tuple[type[FleetError], str, dict[str, Any]]] = [
+        (InputError, "VERSIONS_EQUAL", {"b": f"pick_place@{A}"}),
+        (InputError, "MODELS_DIFFER", {"b": "other@1.0.0"}),
+        (MissingError, "MODEL_NOT_FOUND", {"b": "pick_place@9.9.9"}),
+        (MissingError, "ROBOT_NOT_FOUND", {"robots": ["nobody"]}),
+        (InputError, "NO_ROBOTS", {"group": ""}),
+        (InputError, "NO_ROBOTS", {"tag": "none-has-it"}),
+        (ConflictError, "EPISODE_ARMS_MISSING", {"unit": "episode"}),
+        (ConflictError, "ROBOTS_TOO_FEW", {}),
+        (InputError, "RATE_UNKNOWN", {"rate": None}),
+        (InputError, "INPUT_INVALID", {"unit": "gripper"}),
+        (InputError, "INPUT_INVALID", {"difference": 0.0}),
+        (InputError, "INPUT_INVALID", {"max_days": -1.0}),
+        (InputError, "INPUT_INVALID", {"surprise": 1}),
+    ]
+    make_bundle(fleet.folder / "other", name="other", version="1.0.0")
+    client.publish(fleet.folder / "other")
+    for kind, code, change in refused:
+        for ask in (client.plan_experiment, client.create_experiment):
+            with pytest.raises(kind, match=code):
+                ask({**design("robot"), **change})
+    for act in (client.experiment, client.stop_experiment, client.experiment_log):
+        with pytest.raises(MissingError, match="EXPERIMENT_NOT_FOUND"):
+            act("e-nothing")
+    with Client(fleet.server.url, client.make_key("watcher", "viewer")) as viewer:
+        assert viewer.experiments() == []
+        with pytest.raises(RoleError):
+            viewer.create_experiment(design("robot"))
+        with pytest.raises(RoleError):
+            viewer.stop_experiment("e-nothing")
+
+
+def test_the_plan_says_how_many_days_the_fleets_own_pace_takes(fleet: Fleet) -> None:
+    fleet.add(2, {A: 0.7}, episode_arms=True)
+    for robot in fleet.robots:
+        robot.episodes(48)
+    wait_for(lambda: all(robot._bridge.outbox_size == 0 for robot in fleet.robots), "what they did on the server")
+    fleet.server.advance(2 * DAY_S)
+    ask = {**design("episode"), "rate": None, "per_day": None, "difference": 0.2}
+    plan = fleet.client.plan_experiment(ask)
+    assert plan["per_day"] == pytest.approx(24.0, rel=0.02) and plan["rate"] == pytest.approx(0.7, abs=0.15)
+    assert plan["latest_days"] == min(14.0, pytest.approx(plan["at_most"] * 3 / 48, rel=0.02))
+    longer = fleet.client.plan_experiment({**ask, "difference": 0.02})
+    assert longer["sentences"][-1] == "A difference of this size will probably not be shown by then."
+    with pytest.raises(ConflictError, match="take 8 or more"):
+        fleet.client.plan_experiment({**ask, "unit": "robot"})

@@ -26,6 +26,8 @@ DAY_S = 86400.0
 DEADLINE_S = 60.0
 """After an outcome that nobody knows, for so long: its episode has failed. Episodes are heard of when they end."""
 _RUNS, _SEED = 4000, 0
+_LOOKS = 20
+"""Of the test by robot; each robot runs an episode for each at least."""
 
 
 class Unit(str, Enum):
@@ -138,8 +140,8 @@ def _by_robot(design: Design, robots: int, rates: tuple[float, float], per_day: 
     capacity = max(1, math.floor(design.max_days * per_day * robots))
     if math.isinf(found.fixed["episodes"]):
         return capacity, None, found.sentences
-    looks = "The test looks twenty times on the way, may end at each look, and needs somewhat more episodes than one look would."
-    return math.ceil(found.fixed["per_robot"]) * robots, found.fixed["days"], [*found.sentences, looks]
+    looks = f"The test looks {_LOOKS} times on the way, may end at each look, and needs somewhat more episodes than one look would."
+    return max(math.ceil(found.fixed["per_robot"]), _LOOKS) * robots, found.fixed["days"], [*found.sentences, looks]
 
 
 def _can_show(robots: int, alpha: float) -> bool:
@@ -152,7 +154,11 @@ def judge_for(design: Design, found: Plan, experiment: str, robots: Sequence[str
     shared = {"alpha": design.alpha, "spending": "linear", "deadline_s": DEADLINE_S}
     if design.unit is Unit.EPISODE:
         return "ab_paired", experiment, {**shared, "max_pairs": found.at_most, "drawn_by_robot": True}
-    return "ab_robots", experiment, {**shared, "planned_episodes": found.at_most, "arms": arms(experiment, robots)}
+    return (
+        "ab_robots",
+        experiment,
+        {**shared, "planned_episodes": found.at_most, "looks": _LOOKS, "arms": arms(experiment, robots)},
+    )
 
 
 def arms(experiment: str, robots: Sequence[str]) -> dict[str, int]:
