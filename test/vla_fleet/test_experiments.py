@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A/B tests on the fleet: B wins only on evidence, harm ends them early, and neither a kill nor a wrong outcome changes the end."""
+"""A/B tests on the fleet: B wins only on evidence, harm ends them early, and a kill or a wrong outcome changes nothing."""
 
 from __future__ import annotations
 
@@ -313,3 +313,24 @@ def test_the_plan_says_how_many_days_the_fleets_own_pace_takes(fleet: Fleet) -> 
     assert longer["sentences"][-1] == "A difference of this size will probably not be shown by then."
     with pytest.raises(ConflictError, match="take 8 or more"):
         fleet.client.plan_experiment({**ask, "unit": "robot"})
+
+
+def test_the_winner_is_promoted_into_one_rollout(fleet: Fleet) -> None:
+    fleet.add(3, {A: 0.3, B: 0.98}, episode_arms=True)
+    name = fleet.create("episode", rate=0.3, difference=0.6)
+    with pytest.raises(ConflictError, match="NOT_WON"):
+        fleet.client.promote_experiment(name)
+    assert fleet.to_the_end(name)["state"] == "WIN_B"
+    rollout = fleet.client.promote_experiment(name)
+    assert (rollout["model"], rollout["version"], rollout["target"]) == ("pick_place", B, "group:pickers")
+    assert fleet.client.promote_experiment(name)["id"] == rollout["id"]
+    assert fleet.client.experiment(name)["rollout"] == rollout["id"]
+    with pytest.raises(ConflictError, match="ROBOT_TAKEN"):
+        fleet.create("episode")
+
+
+def test_a_robot_of_an_experiment_gets_into_no_rollout(fleet: Fleet) -> None:
+    fleet.add(2, {}, episode_arms=True)
+    fleet.create("episode", robots=["arm_1"], group="")
+    with pytest.raises(ConflictError, match="ROBOT_TAKEN"):
+        fleet.client.create_rollout(f"pick_place@{B}", "group:pickers")

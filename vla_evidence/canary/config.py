@@ -181,10 +181,13 @@ class CanaryConfig:
             raise InputError("INPUT_VALUE", "stages", reason)
         for stage in self.stages:
             stage.check()
-        if self.advance not in ("ask", "same_shift"):
-            raise InputError("INPUT_VALUE", "advance", f'{self.advance!r} must be "ask" or "same_shift"')
-        if self.rule not in ("evidence", "simple"):
-            raise InputError("INPUT_VALUE", "rule", f'{self.rule!r} must be "evidence" or "simple"')
+        for name, words in (("advance", ("ask", "same_shift")), ("rule", ("evidence", "simple"))):
+            if getattr(self, name) not in words:
+                reason = f"{getattr(self, name)!r} must be " + " or ".join(f'"{word}"' for word in words)
+                raise InputError("INPUT_VALUE", name, reason)
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         if type(self.allow_unjudged_scores) is not bool:
             raise InputError("INPUT_VALUE", "allow_unjudged_scores", "must be true or false")
         for name in ("alpha", "advance_alpha", "score_quantile", "most_lost"):

@@ -67,6 +67,10 @@ class Rollout:
         more = {} if history is None else {"history": {robot: list(counts) for robot, counts in history.items()}}
         return tuple(self._judgement.event("begin_stage", stage=index, robots=sorted(robots), now_s=now_s, **more))
 
+    def knows(self, robot: str, episode: str) -> bool:
+        """Whether this episode of this robot was chosen before."""
+        return self._judgement.judge.knows(episode, robot)
+
     def choose(self, robot: str, episode: str, now_s: float) -> int:
         """Return which version an episode runs: 0 the incumbent, 1 the canary. Calling again gives the same answer."""
         return self._judgement.choose(robot, episode, now_s)

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from vla_fleet.cli.common import LOCAL, JsonOption, KeyOption, ServerOption, out, show, show_table, utc
+from vla_fleet.cli.common import LOCAL, JsonOption, KeyOption, ServerOption, out, show, table, utc
 from vla_fleet.client import Client
 
-app = typer.Typer(no_args_is_help=True, help="Test version A against version B on the fleet.")
+ab_app = typer.Typer(no_args_is_help=True, help="Test version A against version B on the fleet.")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Of the experiment.")]
 
@@ -23,7 +23,7 @@ class Unit(str, Enum):
     EPISODE = "episode"
 
 
-@app.command()
+@ab_app.command()
 def create(
     a: Annotated[str, typer.Argument(help="The control: NAME@VERSION, NAME@ALIAS or NAME.")],
     b: Annotated[str, typer.Argument(help="The candidate.")],
@@ -54,13 +54,13 @@ def create(
         elif not yes:
             show(plan, as_json, "")
             return
-        if not (yes or typer.confirm("Begin?")):
-            raise typer.Exit(1)
+        if not yes:
+            typer.confirm("Begin?", abort=True, err=True)
         name = client.create_experiment(design)
     show({"id": name, "plan": plan}, as_json, f"experiment {name} has begun; see: vla-fleet ab status {name}")
 
 
-@app.command("list")
+@ab_app.command("list")
 def list_experiments(server: ServerOption = LOCAL, key: KeyOption = "", as_json: JsonOption = False) -> None:
     """List the experiments, newest first."""
     with Client(server, key) as client:
@@ -69,10 +69,10 @@ def list_experiments(server: ServerOption = LOCAL, key: KeyOption = "", as_json:
         (e["id"], e["model"], e["a"], e["b"], e["unit"], e["state"], utc(e["created_s"]), e["created_by"])
         for e in found
     ]
-    show_table(found, as_json, ("id", "model", "A", "B", "drawn", "state", "begun", "by"), rows)
+    table(found, as_json, ("id", "model", "A", "B", "drawn", "state", "begun", "by"), rows)
 
 
-@app.command()
+@ab_app.command()
 def status(name: Id, server: ServerOption = LOCAL, key: KeyOption = "", as_json: JsonOption = False) -> None:
     """Show an experiment and its evidence."""
     with Client(server, key) as client:
@@ -83,7 +83,7 @@ def status(name: Id, server: ServerOption = LOCAL, key: KeyOption = "", as_json:
     out.print(f"{found['id']}: {found['model']} {found['a']} (A) against {found['b']} (B), drawn by {found['unit']}")
     out.print(f"{found['state']}: {found['reason'] or found['message'] or 'no evidence yet'}", soft_wrap=True)
     rows = [(arm, v["version"], *_arm(v)) for arm, v in found["arms"].items()]
-    show_table(found, as_json, ("arm", "version", "successes", "episodes", "rate", "duration", "unknown"), rows)
+    table(found, as_json, ("arm", "version", "successes", "episodes", "rate", "duration", "unknown"), rows)
     if (found_difference := found["difference"]) is not None:
         out.print(_difference(found_difference))
     if found["waiting"]:
@@ -93,7 +93,7 @@ def status(name: Id, server: ServerOption = LOCAL, key: KeyOption = "", as_json:
     out.print(_robots(found["robots"]), soft_wrap=True)
 
 
-@app.command()
+@ab_app.command()
 def stop(
     name: Id,
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "",
@@ -106,7 +106,26 @@ def stop(
         out.print(f"{name}: {client.experiment(name)['state']}")
 
 
-@app.command()
+@ab_app.command()
+def promote(
+    name: Id,
+    group: Annotated[str, typer.Option(help="Robots of a group; default: as the experiment.")] = "",
+    tag: Annotated[str, typer.Option(help="Robots with a tag.")] = "",
+    everyone: Annotated[bool, typer.Option("--all", help="Every robot.")] = False,
+    server: ServerOption = LOCAL,
+    key: KeyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Begin a rollout of a B that has won."""
+    if bool(group) + bool(tag) + everyone > 1:
+        raise typer.BadParameter("a group, a tag or all", param_hint="--group")
+    target = f"group:{group}" if group else f"tag:{tag}" if tag else "all" if everyone else ""
+    with Client(server, key) as client:
+        found = client.promote_experiment(name, target)
+    show(found, as_json, f"{found['id']}: {found['model']} {found['version']} begins")
+
+
+@ab_app.command()
 def log(name: Id, server: ServerOption = LOCAL, key: KeyOption = "") -> None:
     """Print the log from which every verdict can be computed again: vla-evidence replay FILE."""
     with Client(server, key) as client:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vla-fleet``: serve, publish, enrol robots, deploy, roll back, test A against B, look."""
+"""``vla-fleet``: serve, publish, enrol robots, deploy, roll back, look."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sys
@@ -12,23 +13,31 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+from rich.table import Table
 
 from vla_checkpoint import CheckpointError
-from vla_fleet.cli import ab
-from vla_fleet.cli.common import LOCAL, JsonOption, KeyOption, ServerOption, err, out, show, show_table, utc
+from vla_fleet.cli.ab import ab_app
+from vla_fleet.cli.rollout import rollout_app
 from vla_fleet.client import Client
 from vla_fleet.errors import FleetError
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Manage the policies of a fleet of robots."
 )
-app.add_typer(ab.app, name="ab")
+app.add_typer(rollout_app, name="rollout")
+app.add_typer(ab_app, name="ab")
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
+ServerOption = Annotated[str, typer.Option("--server", envvar="VLA_FLEET_SERVER", help="URL of the fleet server.")]
+KeyOption = Annotated[str, typer.Option("--key", envvar="VLA_FLEET_KEY", help="API key.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RobotsArgument = Annotated[list[str] | None, typer.Argument(help="Names of robots.")]
 GroupOption = Annotated[str, typer.Option("--group", help="All robots of a group.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Every robot.")]
 WaitOption = Annotated[float, typer.Option("--wait", help="Follow the commands for so long [s]; 0 = do not wait.")]
+LOCAL = "http://127.0.0.1:8080"
 
 
 @app.command()
@@ -64,7 +73,7 @@ def publish(
         raise typer.BadParameter("must be 'auto'", param_hint="--bump")
     with _client(server, key) as client, _bar(bundle.name) as progress:
         found = client.publish(bundle, version=version, bump=bump, alias=alias, progress=progress)  # type: ignore[arg-type]
-    show(found, as_json, f"{found['name']} {found['version']} is published ({found['digest'][:12]}…)")
+    _print(found, as_json, f"{found['name']} {found['version']} is published ({found['digest'][:12]}…)")
 
 
 @app.command()
@@ -76,7 +85,7 @@ def models(name: str = "", server: ServerOption = LOCAL, key: KeyOption = "", as
         (m["name"], m["version"], " ".join(m["aliases"]), f"{m['size_bytes'] / 1e6:.1f} MB", m["published_by"])
         for m in found
     ]
-    show_table(found, as_json, ("model", "version", "aliases", "size", "by"), rows)
+    _table(found, as_json, ("model", "version", "aliases", "size", "by"), rows)
 
 
 @app.command()
@@ -99,7 +108,7 @@ def robots(server: ServerOption = LOCAL, key: KeyOption = "", as_json: JsonOptio
         )
         for r in found
     ]  # fmt: skip
-    show_table(found, as_json, ("robot", "group", "line", "state", "acts", "committed", "error"), rows)
+    _table(found, as_json, ("robot", "group", "line", "state", "acts", "committed", "error"), rows)
 
 
 @app.command()
@@ -116,7 +125,7 @@ def enroll(
         code = client.make_code(robot, group, tag or [])
     line = server.replace("http", "ws", 1)
     hint = f"on the robot: ros2 launch vla_ota robot.launch.py … fleet:={line} fleet_code:={code}"
-    show({"code": code}, as_json, f"{code}\n{hint}")
+    _print({"code": code}, as_json, f"{code}\n{hint}")
 
 
 @app.command("key")
@@ -168,10 +177,10 @@ def events(robot: str = "", server: ServerOption = LOCAL, key: KeyOption = "", a
     with _client(server, key) as client:
         found = client.events(robot)
     rows = [
-        (utc(e["time_s"]), e["robot"], e["from_state"], e["to_state"], e["version"], e["error_code"], e["message"])
+        (_utc(e["time_s"]), e["robot"], e["from_state"], e["to_state"], e["version"], e["error_code"], e["message"])
         for e in found
     ]
-    show_table(found, as_json, ("time", "robot", "from", "to", "version", "error", "message"), rows)
+    _table(found, as_json, ("time", "robot", "from", "to", "version", "error", "message"), rows)
 
 
 @app.command()
@@ -179,8 +188,8 @@ def log(server: ServerOption = LOCAL, key: KeyOption = "", as_json: JsonOption =
     """Show who did what, newest first."""
     with _client(server, key) as client:
         found = client.log()
-    rows = [(utc(e["time_s"]), e["who"], e["action"], e["subject"]) for e in found]
-    show_table(found, as_json, ("time", "who", "did", "to"), rows)
+    rows = [(_utc(e["time_s"]), e["who"], e["action"], e["subject"]) for e in found]
+    _table(found, as_json, ("time", "who", "did", "to"), rows)
 
 
 # -- how it looks -----------------------------------------------------------------------------------------------------------
@@ -215,6 +224,26 @@ def _follow(client: Client, commands: Sequence[dict[str, Any]], wait_s: float, a
         out.print_json(json.dumps(final))
     if wait_s and not all(c["state"] == "DONE" for c in final):
         raise typer.Exit(1)
+
+
+def _print(value: Any, as_json: bool, text: str) -> None:
+    out.print_json(json.dumps(value)) if as_json else out.print(text, soft_wrap=True)
+
+
+def _table(value: Any, as_json: bool, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if as_json:
+        out.print_json(json.dumps(value))
+        return
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def _utc(time_s: float) -> str:
+    return datetime.datetime.fromtimestamp(time_s, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def main() -> None:

@@ -140,7 +140,9 @@ def _by_robot(design: Design, robots: int, rates: tuple[float, float], per_day: 
     capacity = max(1, math.floor(design.max_days * per_day * robots))
     if math.isinf(found.fixed["episodes"]):
         return capacity, None, found.sentences
-    looks = f"The test looks {_LOOKS} times on the way, may end at each look, and needs somewhat more episodes than one look would."
+    looks = (
+        f"The test looks {_LOOKS} times and may end at each look; it needs somewhat more episodes than with one look."
+    )
     return max(math.ceil(found.fixed["per_robot"]), _LOOKS) * robots, found.fixed["days"], [*found.sentences, looks]
 
 

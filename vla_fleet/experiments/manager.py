@@ -6,10 +6,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import NoReturn
 
-import structlog
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -24,6 +21,8 @@ from vla_fleet.registry.registry import Registry, Version
 from vla_fleet.robots.claims import claim
 from vla_fleet.robots.commands import Commands
 from vla_fleet.robots.directory import Directory
+from vla_fleet.rollouts.rollouts import RolloutInfo, Rollouts
+from vla_fleet.rollouts.settings import RolloutRequest
 from vla_fleet.storage.database import Database
 from vla_fleet.storage.tables import (
     ExperimentLineRow,
@@ -33,9 +32,6 @@ from vla_fleet.storage.tables import (
     RobotRow,
 )
 
-log = structlog.get_logger("vla_fleet")
-
-_EVERY_S = 1.0
 _LOOK_BACK_S = 14 * DAY_S
 _SHORTEST_S = 3600.0
 _LEAST_EPISODES = 20
@@ -54,12 +50,13 @@ class ABTestManager:
         registry: Registry,
         directory: Directory,
         commands: Commands,
+        rollouts: Rollouts,
         clock: Clock,
         url: ManifestUrl,
     ) -> None:
         self._database, self._registry, self._directory, self._clock = database, registry, directory, clock
+        self._rollouts = rollouts
         self._steps = Steps(database, registry, commands, clock, url)
-        self._task: asyncio.Task[None] | None = None
 
     # -- before -------------------------------------------------------------------------------------------------------------
 
@@ -87,7 +84,7 @@ class ABTestManager:
         async with self._database.begin() as session:
             row.taken = await session.scalar(select(func.max(OutcomeRow.id))) or 0
             session.add(row)
-            await claim(session, a.name, names, f"experiment {name}")
+            await claim(session, names, f"experiment {name}")
             session.add(ExperimentLineRow(experiment=name, number=1, line=first_line))
             for robot in names:
                 member = ExperimentRobotRow(
@@ -95,7 +92,7 @@ class ABTestManager:
                 )
                 session.add(member)
             about = {"a": a.version, "b": b.version, "model": a.name, "unit": design.unit.value, "robots": names}
-            self._database.log(session, who, "experiment", name, **about)
+            self._database.log(session, who, "experiment.create", name, **about)
         return name
 
     async def _meant(self, design: Design) -> _Meant:
@@ -163,26 +160,46 @@ class ABTestManager:
             if row.state == State.RUNNING:
                 await self._steps.end(session, row, State.STOPPED, f"{who}: {reason or 'no reason given'}", who)
 
+    async def promote(self, name: str, target: str, who: str) -> RolloutInfo:
+        """Begin a rollout of the winner; the same again gives the same rollout.
+
+        Args:
+            name: of an experiment that B has won.
+            target: as of a rollout; empty: the experiment's group or tag.
+            who: asks for it.
+
+        Raises:
+            FleetError: EXPERIMENT_NOT_FOUND, NOT_WON, TARGET_INVALID; as :meth:`Rollouts.create`.
+        """
+        async with self._steps.lock:
+            row, _ = await self.experiment(name)
+            if row.rollout:
+                return await self._rollouts.show(row.rollout)
+            if row.state != State.WIN_B:
+                raise ConflictError("NOT_WON", f"{name} is {row.state}: only a B that has won is promoted")
+            request = RolloutRequest(
+                model=f"{row.model}@{row.b}", target=target or _target(Design(**row.design)), reason=f"has won {name}"
+            )
+            found = await self._rollouts.create(request, who)
+            async with self._database.begin() as session:
+                (await _get(session, name)).rollout = found.id
+                self._database.log(session, who, "experiment.promote", name, rollout=found.id)
+            return found
+
     # -- the loop -----------------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin to carry experiments out, also those that ran before a restart."""
-        self._task = asyncio.create_task(self._run())
-
-    async def close(self) -> None:
-        """End that."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-
-    async def _run(self) -> NoReturn:
+    async def run(self, every_s: float) -> None:
+        """Carry experiments out until cancelled, also those that ran before a restart."""
         while True:
-            try:
-                await self._steps.take()
-            except Exception:
-                log.exception("experiments: a step failed and is tried again")
-            await self._clock.sleep(_EVERY_S)
+            await self._steps.take()
+            await self._clock.sleep(every_s)
+
+
+def _target(design: Design) -> str:
+    """Return whom a rollout is for, if it is for those that the experiment was for."""
+    if design.robots or (design.group and design.tag):
+        raise InputError("TARGET_INVALID", "a rollout is for a group, a tag or all: say which one")
+    return f"group:{design.group}" if design.group else f"tag:{design.tag}"
 
 
 async def _get(session: AsyncSession, name: str) -> ExperimentRow:

@@ -11,7 +11,7 @@ from vla_fleet.experiments.evidence import State
 from vla_fleet.registry.registry import Version
 from vla_fleet.storage.tables import ExperimentRobotRow, ExperimentRow
 
-ManifestUrl = Callable[[Version], str]
+ManifestUrl = Callable[[str, str], str]
 
 
 def to_join(
@@ -39,8 +39,8 @@ def to_leave(
 def update(version: Version, url: ManifestUrl, *, activate: bool = True) -> protocol.ModelUpdate:
     """Return the order to install a version."""
     return protocol.ModelUpdate(
-        name=version.name, version=version.version, manifest_url=url(version), manifest_sha256=version.digest,
-        activate=activate,
+        name=version.name, version=version.version, manifest_url=url(version.name, version.version),
+        manifest_sha256=version.digest, activate=activate,
     )  # fmt: skip
 
 

@@ -8,9 +8,10 @@ difference where a server was killed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
+import structlog
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -33,6 +34,8 @@ from vla_fleet.storage.tables import (
     OutcomeRow,
     RobotRow,
 )
+
+log = structlog.get_logger("vla_fleet")
 
 _AT_ONCE = 2000
 """Outcomes in one transaction."""
@@ -66,19 +69,26 @@ class Steps:
             open_ones = (ExperimentRow.state == State.RUNNING) | ExperimentRow.id.in_(leaving)
             names = (await session.scalars(select(ExperimentRow.id).where(open_ones))).all()
         for name in names:
-            async with self.lock:
-                await self._invite(name)
-                await self._order(name)
-                with self._forgetting(name):
+            try:
+                async with self.lock:
+                    await self._invite(name)
+                    await self._order(name)
                     async with self._database.begin() as session:
                         await self._judge(session, await session.get_one(ExperimentRow, name))
+            except Exception:
+                self._judgements.pop(name, None)  # it knows what is not in the database
+                log.exception("a step of an experiment failed; it is tried again", experiment=name)
 
     async def end(self, session: AsyncSession, row: ExperimentRow, state: State, reason: str, who: str) -> None:
         """End an experiment and send its robots home; those that failed too, for they may still run what they should not."""
         row.state, row.reason, row.ended_s = state.value, reason, self._clock.now()
         for robot in await _robots(session, row):
             robot.state, robot.step, robot.command = Robot.LEAVING.value, 0, ""
-        self._database.log(session, who, "experiment_end", row.id, state=state.value, reason=reason)
+            if (
+                state is State.WIN_B
+            ):  # its rollout may begin at once: what robots are ordered then comes after what ends this
+                await release(session, robot.robot, holder(row))
+        self._database.log(session, who, "experiment.end", row.id, state=state.value, why=reason)
 
     # -- robots -------------------------------------------------------------------------------------------------------------
 
@@ -97,7 +107,7 @@ class Steps:
                 continue
             with suppress(ConflictError):  # it takes part in something else
                 async with self._database.begin() as session:
-                    await claim(session, row.model, [robot.name], holder(row))
+                    await claim(session, [robot.name], holder(row))
                     joined = ExperimentRobotRow(experiment=name, robot=robot.name, arm="", state=Robot.JOINING.value)
                     session.add(joined)
 
@@ -178,15 +188,6 @@ class Steps:
             lines = (await session.scalars(query.order_by(ExperimentLineRow.number))).all()
             known = self._judgements[row.id] = await asyncio.to_thread(Judgement, lines)
         return known
-
-    @contextmanager
-    def _forgetting(self, name: str) -> Iterator[None]:
-        """Forget what the judge has seen unless it is committed."""
-        try:
-            yield
-        except BaseException:
-            self._judgements.pop(name, None)
-            raise
 
 
 def _follow(robot: ExperimentRobotRow, command: CommandRow) -> None:

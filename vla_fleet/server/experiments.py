@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from vla_fleet.experiments.design import Design, Plan
 from vla_fleet.experiments.evidence import Robot, difference
 from vla_fleet.experiments.manager import ABTestManager
+from vla_fleet.rollouts.rollouts import RolloutInfo
 from vla_fleet.server.keys import Operator, Viewer
 from vla_fleet.storage.tables import ExperimentRobotRow, ExperimentRow
 
@@ -29,6 +30,13 @@ class Stop(BaseModel):
     """Why an experiment is stopped."""
 
     reason: Annotated[str, Field(max_length=1000)] = ""
+
+
+class Promotion(BaseModel):
+    """Whom a rollout of the winner is for."""
+
+    target: Annotated[str, Field(max_length=70)] = ""
+    """``all``, ``group:NAME`` or ``tag:NAME``; empty: as the experiment."""
 
 
 class Summary(BaseModel):
@@ -132,11 +140,17 @@ async def stop(request: Request, id: str, body: Stop, person: Operator) -> None:
     await _tests(request).stop(id, body.reason, person.name)
 
 
+@router.post("/v1/experiments/{id}/promote", status_code=201)
+async def promote(request: Request, id: str, body: Promotion, person: Operator) -> RolloutInfo:
+    """Begin a rollout of a B that has won."""
+    return await _tests(request).promote(id, body.target, person.name)
+
+
 @router.get("/v1/experiments/{id}/log", response_class=PlainTextResponse)
 async def show_log(request: Request, id: str, _: Viewer) -> PlainTextResponse:
     """Give the log from which every verdict can be computed again: JSON lines."""
     lines = await _tests(request).lines(id)
-    return PlainTextResponse("".join(f"{line}\n" for line in lines), media_type="application/jsonl")
+    return PlainTextResponse("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")
 
 
 def _summary(row: ExperimentRow) -> dict[str, Any]:

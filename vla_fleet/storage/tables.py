@@ -106,7 +106,7 @@ class CommandRow(Base):
     updated_s: Mapped[float]
     robot_time_s: Mapped[float] = mapped_column(default=0.0)
     """Of the robot's last word, by its own clock."""
-    __table_args__ = (Index("ix_commands_open", "robot", "final"),)
+    __table_args__ = (Index("ix_commands_open", "robot", "final"), Index("ix_commands_by", "created_by", "number"))
 
 
 class EventRow(Base):
@@ -176,6 +176,8 @@ class RolloutRow(Base):
     settings: Mapped[dict[str, Any]]
     stages: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     unit: Mapped[str] = mapped_column(String(16))
+    history: Mapped[dict[str, Any]]
+    """Robot → successes and episodes before the rollout."""
     state: Mapped[str] = mapped_column(String(16), index=True)
     paused: Mapped[bool] = mapped_column(default=False)
     stage: Mapped[int] = mapped_column(default=0)
@@ -234,11 +236,10 @@ class RolloutOutcomeRow(Base):
 
 
 class ClaimRow(Base):
-    """Who decides which version of a model a robot runs: one experiment or rollout at a time."""
+    """The experiment that decides which version a robot runs: one at a time."""
 
     __tablename__ = "claims"
     robot: Mapped[str] = mapped_column(String(64), ForeignKey("robots.name"), primary_key=True)
-    model: Mapped[str] = mapped_column(String(64), primary_key=True)
     holder: Mapped[str] = mapped_column(String(128), index=True)
     """For example ``experiment e-1f2e3d4c``."""
 

@@ -16,6 +16,7 @@ def upgrade() -> None:
     """Apply."""
     with op.batch_alter_table("commands", schema=None) as batch_op:
         batch_op.add_column(sa.Column("robot_time_s", sa.Double(), nullable=False, server_default="0"))
+        batch_op.create_index("ix_commands_by", ["created_by", "number"], unique=False)
     op.create_table(
         "rollouts",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -27,6 +28,7 @@ def upgrade() -> None:
         sa.Column("settings", sa.JSON(), nullable=False),
         sa.Column("stages", sa.JSON(), nullable=False),
         sa.Column("unit", sa.String(length=16), nullable=False),
+        sa.Column("history", sa.JSON(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("paused", sa.Boolean(), nullable=False),
         sa.Column("stage", sa.Integer(), nullable=False),

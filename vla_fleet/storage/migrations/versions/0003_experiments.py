@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experiments, their robots and their evidence; who decides which version a robot runs."""
+"""Experiments, their robots and their evidence; which of them decides what a robot runs."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,10 +17,9 @@ def upgrade() -> None:
     op.create_table(
         "claims",
         sa.Column("robot", sa.String(length=64), nullable=False),
-        sa.Column("model", sa.String(length=64), nullable=False),
         sa.Column("holder", sa.String(length=128), nullable=False),
         sa.ForeignKeyConstraint(["robot"], ["robots.name"], name=op.f("fk_claims_robot")),
-        sa.PrimaryKeyConstraint("robot", "model", name=op.f("pk_claims")),
+        sa.PrimaryKeyConstraint("robot", name=op.f("pk_claims")),
     )
     op.create_index(op.f("ix_claims_holder"), "claims", ["holder"])
     op.create_table(
