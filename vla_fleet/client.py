@@ -198,11 +198,11 @@ class Client:
 
     def plan_experiment(self, design: Json) -> Json:
         """Return what an experiment would take; ``design``: the fields of ``vla_fleet.experiments.design.Design``."""
-        return cast(Json, self._post("/v1/experiments/plan", design))
+        return cast(Json, self._request("POST", "/v1/experiments/plan", json=design, timeout=300.0).json())
 
     def create_experiment(self, design: Json) -> str:
         """Begin an experiment; return its id."""
-        return str(self._post("/v1/experiments", design)["id"])
+        return str(self._request("POST", "/v1/experiments", json=design, timeout=300.0).json()["id"])
 
     def experiments(self) -> list[Json]:
         """Return every experiment, newest first."""

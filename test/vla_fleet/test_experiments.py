@@ -3,25 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from support.bundles import make_bundle
 from support.clocked_fleet import ClockedFleet
-from support.fleet import enrolled
+from support.fleet import FleetServer, enrolled
 from support.waits import wait_for
 
 from vla_evidence.assignment import arm
 from vla_evidence.log.replay import Replay, replay_file
 from vla_fleet.client import Client
+from vla_fleet.clock import SystemClock
 from vla_fleet.errors import ConflictError, FleetError, InputError, MissingError, RoleError
 from vla_sim.fleet.simulated_robot import Behaviour, SimulatedRobot
 
 A, B = "1.0.0", "1.1.0"
 DAY_S = 86400.0
+T = TypeVar("T")
 
 
 def design(unit: str) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def design(unit: str) -> dict[str, Any]:
 class Fleet:
     """Robots that run A, on a server whose clock the test moves."""
 
-    def __init__(self, server: ClockedFleet, client: Client, folder: Path) -> None:
+    def __init__(self, server: ClockedFleet | KilledServer, client: Client, folder: Path) -> None:
         self.server, self.client, self.folder = server, client, folder
         self.robots: list[SimulatedRobot] = []
         self.tokens: dict[str, str] = {}
@@ -102,20 +104,38 @@ class Fleet:
         return replay_file(path)
 
 
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    with ExitStack() as stack:
-        server = stack.enter_context(ClockedFleet(tmp_path / "fleet"))
-        client = stack.enter_context(server.client())
+class KilledServer(FleetServer):
+    """A server of its own process, on the machine's clock: it can be killed."""
+
+    clock = SystemClock()
+
+    @staticmethod
+    def until(found: Callable[[], T], what: str) -> T:
+        value: T = wait_for(found, what, 60.0)
+        return value
+
+    def advance(self, seconds: float) -> None:
+        """Nothing here waits for days."""
+
+
+@contextmanager
+def fleet_on(server: ClockedFleet | KilledServer, folder: Path) -> Iterator[Fleet]:
+    with server, server.client() as client:
         for seed, version in enumerate((A, B)):
-            make_bundle(tmp_path / version, version=version, seed=seed)
-            client.publish(tmp_path / version)
-        fleet = Fleet(server, client, tmp_path)
+            make_bundle(folder / version, version=version, seed=seed)
+            client.publish(folder / version)
+        fleet = Fleet(server, client, folder)
         try:
             yield fleet
         finally:
             for robot in fleet.robots:
                 robot.disconnect()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    with fleet_on(ClockedFleet(tmp_path / "fleet"), tmp_path) as fleet:
+        yield fleet
 
 
 def test_by_episode_a_better_b_wins_and_every_verdict_can_be_replayed(fleet: Fleet) -> None:
@@ -266,6 +286,7 @@ def states(fleet: Fleet, name: str) -> dict[str, str]:
 
 def test_it_is_refused_with_a_code_where_it_cannot_be(fleet: Fleet) -> None:
     fleet.add(2, {})
+    fleet.add(1, {}, episode_arms=True)
     client = fleet.client
     refused: list[tuple[type[FleetError], str, dict[str, Any]]] = [
         (InputError, "VERSIONS_EQUAL", {"b": f"pick_place@{A}"}),
@@ -277,6 +298,7 @@ def test_it_is_refused_with_a_code_where_it_cannot_be(fleet: Fleet) -> None:
         (ConflictError, "EPISODE_ARMS_MISSING", {"unit": "episode"}),
         (ConflictError, "ROBOTS_TOO_FEW", {}),
         (InputError, "RATE_UNKNOWN", {"rate": None}),
+        (InputError, "DIFFERENCE_TOO_SMALL", {"unit": "episode", "robots": ["arm_2"], "group": "", "difference": 0.002}),
         (InputError, "INPUT_INVALID", {"unit": "gripper"}),
         (InputError, "INPUT_INVALID", {"difference": 0.0}),
         (InputError, "INPUT_INVALID", {"max_days": -1.0}),
@@ -308,7 +330,7 @@ def test_the_plan_says_how_many_days_the_fleets_own_pace_takes(fleet: Fleet) -> 
     ask = {**design("episode"), "rate": None, "per_day": None, "difference": 0.2}
     plan = fleet.client.plan_experiment(ask)
     assert plan["per_day"] == pytest.approx(24.0, rel=0.02) and plan["rate"] == pytest.approx(0.7, abs=0.15)
-    assert plan["latest_days"] == min(14.0, pytest.approx(plan["at_most"] * 3 / 48, rel=0.02))
+    assert plan["latest_days"] == pytest.approx(plan["at_most"] * 3 / 48, rel=0.02)
     longer = fleet.client.plan_experiment({**ask, "difference": 0.02})
     assert longer["sentences"][-1] == "A difference of this size will probably not be shown by then."
     with pytest.raises(ConflictError, match="take 8 or more"):
@@ -334,3 +356,29 @@ def test_a_robot_of_an_experiment_gets_into_no_rollout(fleet: Fleet) -> None:
     fleet.create("episode", robots=["arm_1"], group="")
     with pytest.raises(ConflictError, match="ROBOT_TAKEN"):
         fleet.client.create_rollout(f"pick_place@{B}", "group:pickers")
+
+
+def test_a_server_that_is_killed_in_the_middle_comes_to_the_same_end_and_counts_each_episode_once(
+    tmp_path: Path,
+) -> None:
+    server = KilledServer(tmp_path / "fleet")
+    with fleet_on(server, tmp_path) as fleet:
+        fleet.add(3, {A: 0.5, B: 0.98}, episode_arms=True)
+        name = fleet.create("episode", rate=0.5, difference=0.4)
+        server.kill()  # before any robot has joined, or while they do
+        server.start()
+        fleet.joined(name)
+        before = sum(robot.played for robot in fleet.robots)
+        fleet.play(name, 4)
+        for robot in fleet.robots:
+            robot.episodes(2)
+        server.kill()  # while outcomes are taken in
+        for robot in fleet.robots:
+            robot.episodes(2)
+        server.start()
+        wait_for(lambda: all(robot.online for robot in fleet.robots), "the lines", 60.0)
+        found = fleet.to_the_end(name, each=6)
+        assert found["state"] == "WIN_B", found["reason"]
+        played = sum(robot.played for robot in fleet.robots) - before
+        assert fleet.counted(found) == played
+        assert fleet.replayed(name).outcomes == played - found["apart"].get("late", 0)

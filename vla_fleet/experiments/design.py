@@ -16,6 +16,7 @@ from vla_evidence.assignment import A, B, cohort
 from vla_evidence.planning import plan, sample_size
 from vla_evidence.planning.stopping import sign_test_pairs
 from vla_evidence.sequential.randomisation_test import ICC
+from vla_evidence.sequential.sign_test import MAX_PAIRS
 from vla_evidence.sequential.spending import linear
 from vla_fleet.errors import ConflictError, InputError
 from vla_fleet.protocol import Name
@@ -25,7 +26,7 @@ Word = Annotated[str, StringConstraints(max_length=64)]
 DAY_S = 86400.0
 DEADLINE_S = 60.0
 """After an outcome that nobody knows, for so long: its episode has failed. Episodes are heard of when they end."""
-_RUNS, _SEED = 4000, 0
+_RUNS, _SEED, _SIMULATED_PAIRS = 4000, 0, 1000
 _LOOKS = 20
 """Of the test by robot; each robot runs an episode for each at least."""
 
@@ -89,7 +90,7 @@ def plan_for(design: Design, robots: int, rate: float, per_day: float) -> Plan:
     """Say how long a decision takes in this fleet. It simulates, up to some seconds.
 
     Raises:
-        FleetError: ROBOTS_TOO_FEW, or the code of a figure that cannot be.
+        FleetError: ROBOTS_TOO_FEW, DIFFERENCE_TOO_SMALL, or the code of a figure that cannot be.
     """
     better = rate + design.difference
     other = better if better < 1.0 else rate - design.difference
@@ -115,19 +116,36 @@ _Found = tuple[int, float | None, list[str]]
 
 
 def _by_episode(design: Design, robots: int, rates: tuple[float, float], per_day: float) -> _Found:
-    first = math.ceil(sample_size.two_proportions(*rates, alpha=design.alpha, power=design.power))
-    stopping = sign_test_pairs(
-        *rates, alpha=design.alpha, power=design.power, first=first, runs=_RUNS, seed=_SEED, spending=linear
-    )
-    pairs, mean = int(stopping.horizon), stopping.mean[0]
+    pairs, mean, power = _simulated(design, rates)
+    if pairs > MAX_PAIRS:
+        text = f"a difference of {design.difference:g} takes {pairs:,} pairs of episodes; at most {MAX_PAIRS:,} are judged"
+        raise InputError("DIFFERENCE_TOO_SMALL", text)
     a_day = robots * per_day / EPISODES_OF_A_DRAWN_PAIR
     sentence = (
-        f"To tell {rates[0]:.1%} from {rates[1]:.1%} (two-sided α {design.alpha:g}, power {stopping.decided[0]:.0%}) on {robots} "
-        f"robots that draw each episode: {mean * EPISODES_OF_A_DRAWN_PAIR:,.0f} episodes on average ({mean / a_day:,.1f} days at "
+        f"To tell {rates[0]:.1%} from {rates[1]:.1%} (two-sided α {design.alpha:g}, power {power:.0%}) on {robots} robots that "
+        f"draw each episode: {mean * EPISODES_OF_A_DRAWN_PAIR:,.0f} episodes on average ({mean / a_day:,.1f} days at "
         f"{per_day:,.1f} a robot a day), at most {pairs * EPISODES_OF_A_DRAWN_PAIR:,.0f} in {pairs:,} pairs "
         f"({pairs / a_day:,.1f} days)."
     )
     return pairs, mean / a_day, [sentence]
+
+
+def _simulated(design: Design, rates: tuple[float, float]) -> tuple[int, float, float]:
+    """Return the pairs after which the test ends, those that it takes on average, and its power.
+
+    A small difference is not simulated itself, for that takes minutes: a larger one is, and its pairs are multiplied. The
+    score's walk is nearly a Brownian motion there, so what counts is difference times root of pairs.
+    """
+    level = {"alpha": design.alpha, "power": design.power}
+    needed = sample_size.two_proportions(*rates, **level)
+    larger = (rates[1] - rates[0]) * math.sqrt(max(1.0, needed / _SIMULATED_PAIRS))
+    other = rates[0] + larger if 0.0 < rates[0] + larger < 1.0 else rates[0] - larger
+    first = sample_size.two_proportions(rates[0], other, **level)
+    stopping = sign_test_pairs(
+        rates[0], other, **level, first=math.ceil(first), runs=_RUNS, seed=_SEED, spending=linear
+    )
+    factor = needed / first
+    return math.ceil(stopping.horizon * factor), stopping.mean[0] * factor, stopping.decided[0]
 
 
 def _by_robot(design: Design, robots: int, rates: tuple[float, float], per_day: float) -> _Found:
