@@ -7,7 +7,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ MODEL = f"pick_place@{NEW}"
 class RolloutFleet:
     """Server, robots and what they do, in one process. Use as a context manager."""
 
-    def __init__(self, folder: Path, heartbeat_s: float = 0.1) -> None:
+    def __init__(self, folder: Path, heartbeat_s: float = 5.0) -> None:
         self.folder, self.clock = folder, ManualClock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -72,30 +72,32 @@ class RolloutFleet:
     # -- robots -------------------------------------------------------------------------------------------------------------
 
     def add(
-        self, name: str, behaviours: Mapping[str, Behaviour] | None = None, *, arms: bool = True, online: bool = True,
+        self,
+        *names: str,
+        new: float = 0.9,
+        old: float = 0.9,
+        arms: bool = True,
         group: str = "default",
-    ) -> SimulatedRobot:  # fmt: skip
-        """Add a robot that has committed the old version."""
-        robot = SimulatedRobot(name, behaviours, episode_arms=arms, now=self.clock.now)
-        self.robots[name], self.tokens[name] = robot, enrolled(self.client, name, group)
-        self.connect(name)
-        command = self.client.deploy(f"pick_place@{OLD}", [name])[0]["id"]
-        wait_for(lambda: self.client.commands([command])[0]["final"], "the old version")
-        wait_for(lambda: self.client.robot(name)["status"].get("committed_version") == OLD, "its status")
-        if not online:
-            robot.disconnect()
-        return robot
+    ) -> list[SimulatedRobot]:
+        """Add robots that have committed the old version; ``old`` and ``new`` are success rates."""
+        for name in names:
+            behaviours = {OLD: Behaviour(old, 1e-6), NEW: Behaviour(new, 1e-6)}
+            self.robots[name] = SimulatedRobot(name, behaviours, episode_arms=arms, now=self.clock.now)
+            self.tokens[name] = enrolled(self.client, name, group)
+            self.connect(name)
+        ids = [command["id"] for command in self.client.deploy(f"pick_place@{OLD}", names)]
+        wait_for(lambda: all(command["final"] for command in self.client.commands(ids)), "the old version")
+        wait_for(
+            lambda: all(r["status"].get("committed_version") for r in self.client.robots() if r["name"] in names),
+            "the robots' statuses",
+        )
+        return [self.robots[name] for name in names]
 
     def connect(self, name: str) -> None:
         """Let a robot come online."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         self.robots[name].connect(self.url, self.tokens[name], folder)
-
-    def fleet(self, count: int, new: float, *, old: float = 0.9, arms: bool = True) -> list[SimulatedRobot]:
-        """Add robots with these success rates."""
-        behaviours = {OLD: Behaviour(old), NEW: Behaviour(new)}
-        return [self.add(f"arm_{n}", behaviours, arms=arms) for n in range(count)]
 
     def episodes(self, count: int) -> None:
         """Let every robot that is connected play, and wait until the server has stored how that ended."""
@@ -108,6 +110,8 @@ class RolloutFleet:
         """Wait until the server has stored what the robots on the line have said."""
         lines = [robot._bridge for robot in self.robots.values() if robot._bridge is not None]
         wait_for(lambda: all(line.outbox_size == 0 and line.line.connected for line in lines), "the lines")
+        for robot in self.robots.values():
+            robot._tell_status()  # as a heartbeat would
         online = [name for name, robot in self.robots.items() if robot._bridge is not None]
         wait_for(lambda: all(r["online"] for r in self.client.robots() if r["name"] in online), "the robots")
 

@@ -58,7 +58,7 @@ def create(
     """Say what a rollout would do in this fleet, ask, and begin it."""
     if group and tag:
         raise typer.BadParameter("a group or a tag, not both", param_hint="--tag")
-    body = {
+    body: dict[str, Any] = {
         "model": model, "target": f"group:{group}" if group else f"tag:{tag}" if tag else "all", "reason": reason,
         "stages": _stages(stage or []), "judge": judge, "advance": advance, "windows": window or [], "time_zone": time_zone,
         "max_concurrent": max_concurrent, "per_minute": per_minute, "deadline_s": deadline_h * 3600.0,
@@ -115,7 +115,10 @@ def list_rollouts(server: ServerOption = LOCAL, key: KeyOption = "", as_json: Js
     with Client(server, key) as client:
         found = client.rollouts()
     rows = [
-        (r["id"], r["model"], r["version"], r["target"], _state(r), r["stages"][r["stage"]]["name"], r["created_by"], utc(r["created_s"]))
+        (
+            r["id"], r["model"], r["version"], r["target"], _state(r), r["stages"][r["stage"]]["name"], r["created_by"],
+            utc(r["created_s"]),
+        )
         for r in found
     ]  # fmt: skip
     table(found, as_json, ("rollout", "model", "version", "for", "state", "stage", "by", "since"), rows)
@@ -165,11 +168,11 @@ def _state(rollout: dict[str, Any]) -> str:
 def _words(found: dict[str, Any], all_robots: bool) -> str:
     stage = found["stages"][found["stage"]]
     drawn = f"{stage['probability']:.0%} of episodes" if stage["probability"] < 1.0 else "every episode"
+    where = f"{stage['share']:.0%} of robots, {drawn}, {stage['duration_s'] / 3600.0:g} h"
     lines = [
         f"{found['id']}: {found['model']} {found['version']} for {found['target']}, by {found['created_by']}",
         f"state     {_state(found)}",
-        f"stage     {found['stage'] + 1} of {len(found['stages'])}: {stage['name']}, {stage['share']:.0%} of robots, {drawn}"
-        f" for {stage['duration_s'] / 3600.0:g} h",
+        f"stage     {found['stage'] + 1} of {len(found['stages'])}: {stage['name']}, {where}",
         f"robots    {_counted(Counter(robot['standing'] for robot in found['robots']))}",
         f"outcomes  {_counted(found['outcomes']) or 'none yet'}",
     ]

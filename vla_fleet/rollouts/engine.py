@@ -118,7 +118,7 @@ class Whole:
         for member in self.members:
             robot, wanted = member.robot, self.wanted(member)
             if back:
-                found.append((robot, backward(robot, wanted, now_s, deadline_s)))
+                found.append((robot, backward(robot, wanted, self.row.stage_since_s, now_s, deadline_s)))
             else:
                 found.append((robot, forward(robot, wanted, self.row.stage_since_s, now_s, deadline_s)))
         return found
@@ -351,6 +351,7 @@ class Engine:
 
     async def stay(self, session: AsyncSession, whole: Whole, who: str, why: str) -> list[str]:
         """End a rollout where it is: robots keep what they have committed, and draw no more."""
+        whole.row.stage_since_s = self._clock.now()
         await self._expire(session, whole)
         await self.end(session, whole, State.ABORTED, who, why)
         robots = []

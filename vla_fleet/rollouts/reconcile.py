@@ -64,9 +64,10 @@ class Robot:
     """It has an order of somebody else."""
     given: tuple[Given, ...] = ()
 
-    def last(self, order: protocol.Order) -> Given | None:
-        """Return the newest order like this one that was given."""
-        return next((given for given in reversed(self.given) if _same(given.order, order)), None)
+    def last(self, order: protocol.Order, since_s: float = 0.0) -> Given | None:
+        """Return the newest order like this one that was given since then."""
+        found = (given for given in reversed(self.given) if given.created_s >= since_s and _same(given.order, order))
+        return next(found, None)
 
 
 @dataclass(frozen=True)
@@ -152,11 +153,14 @@ def forward(robot: Robot, wanted: Sequence[protocol.Order], since_s: float, now_
     return Look(Standing.INSTALLED, given.robot_state, robot_s=given.robot_s)
 
 
-def backward(robot: Robot, wanted: Sequence[protocol.Order], now_s: float, deadline_s: float) -> Look:
-    """Say how a robot stands on its way back; orders are given at once, to robots that are away as well."""
+def backward(robot: Robot, wanted: Sequence[protocol.Order], since_s: float, now_s: float, deadline_s: float) -> Look:
+    """Say how a robot stands on its way back; orders are given at once, to robots that are away as well.
+
+    What was ordered before ``since_s``, when the way back began, does not count.
+    """
     if not wanted:
         return Look(Standing.OUTSIDE)
-    found = [(order, robot.last(order)) for order in wanted]
+    found = [(order, robot.last(order, since_s)) for order in wanted]
     missing = tuple(order for order, given in found if given is None)
     if missing:
         return Look(Standing.WAITING, "", missing)
