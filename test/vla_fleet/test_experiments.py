@@ -298,7 +298,11 @@ def test_it_is_refused_with_a_code_where_it_cannot_be(fleet: Fleet) -> None:
         (ConflictError, "EPISODE_ARMS_MISSING", {"unit": "episode"}),
         (ConflictError, "ROBOTS_TOO_FEW", {}),
         (InputError, "RATE_UNKNOWN", {"rate": None}),
-        (InputError, "DIFFERENCE_TOO_SMALL", {"unit": "episode", "robots": ["arm_2"], "group": "", "difference": 0.002}),
+        (
+            InputError,
+            "DIFFERENCE_TOO_SMALL",
+            {"unit": "episode", "robots": ["arm_2"], "group": "", "difference": 0.002},
+        ),
         (InputError, "INPUT_INVALID", {"unit": "gripper"}),
         (InputError, "INPUT_INVALID", {"difference": 0.0}),
         (InputError, "INPUT_INVALID", {"max_days": -1.0}),

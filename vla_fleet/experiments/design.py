@@ -118,7 +118,9 @@ _Found = tuple[int, float | None, list[str]]
 def _by_episode(design: Design, robots: int, rates: tuple[float, float], per_day: float) -> _Found:
     pairs, mean, power = _simulated(design, rates)
     if pairs > MAX_PAIRS:
-        text = f"a difference of {design.difference:g} takes {pairs:,} pairs of episodes; at most {MAX_PAIRS:,} are judged"
+        text = (
+            f"a difference of {design.difference:g} takes {pairs:,} pairs of episodes; at most {MAX_PAIRS:,} are judged"
+        )
         raise InputError("DIFFERENCE_TOO_SMALL", text)
     a_day = robots * per_day / EPISODES_OF_A_DRAWN_PAIR
     sentence = (

@@ -38,7 +38,7 @@ CLOCK_RATE = 120.0
 """The fleet's clock against the machine's: an hour of a rollout takes half a minute."""
 EPISODE_S = 0.1
 """Time between two episodes of a simulated robot by the machine's clock [s]: twelve seconds of the fleet's."""
-HEARTBEAT_S = 2.0
+HEARTBEAT_S = 5.0
 REPORT, PICTURE = "report.json", "fleet.png"
 _START_S = 90.0
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(out: Path) -> int:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    logging.basicConfig(filename=out / "simulated.log", level=logging.INFO)  # of the simulated robots' bridges
+    logging.basicConfig(filename=out / "simulated.log")  # of the simulated robots' bridges
     console = Console(highlight=False)
     clock = FastClock(time.time(), CLOCK_RATE)
     with ExitStack() as stack:

@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 from vla_sim.bundle import NAME
+from vla_sim.fleet.demo.experiments import run_experiment
 from vla_sim.fleet.demo.stage import ARMS, EVERYBODY, SIMULATED, Chapter, Stage
-from vla_sim.fleet.demo.versions import BETTER, FIRST, WORSE
+from vla_sim.fleet.demo.versions import BETTER, CANDIDATE, FIRST, WORSE
 
 _ALL_S, _UPDATE_S, _ROLLOUT_S = 60.0, 90.0, 90.0
 _DOWN_S = 2.0
@@ -20,13 +21,19 @@ STAGES: list[dict[str, Any]] = [
     {"name": "full", "share": 1.0},
 ]
 """Shares are of episodes: each of these robots holds both versions and draws. Twenty minutes take ten seconds here."""
+_STAGES_BEFORE_FULL = 3
+"""Of a rollout that asks for no stages of its own."""
 AT_ONCE = [{"name": "full", "share": 1.0}]
 
 
 def first_version(stage: Stage) -> None:
-    """Everybody gets the first version, at once."""
+    """Everybody gets the first version, at once; then one robot goes away."""
     stage.publish(FIRST)
-    stage.follow(stage.client.deploy(f"{NAME}@{FIRST}", everyone=True), _ALL_S)
+    commands = stage.client.deploy(f"{NAME}@{FIRST}", everyone=True)
+    stage.wait_committed(FIRST, SIMULATED, _UPDATE_S)
+    stage.watch.say(AWAY, "goes where there is no network", "bold yellow", mark=f"{AWAY} is away")
+    stage.simulated[AWAY].disconnect()
+    stage.follow(commands, _ALL_S)
     stage.wait_committed(FIRST, EVERYBODY, _UPDATE_S)
     stage.watch.wait(lambda _: set(stage.arms.moving()) == set(ARMS), "motion of every arm", _UPDATE_S)
 
@@ -34,7 +41,6 @@ def first_version(stage: Stage) -> None:
 def better_version(stage: Stage) -> None:
     """Canary, wide, full; one robot is away, and the server is killed in the first stage."""
     stage.publish(BETTER)
-    stage.simulated[AWAY].disconnect()
     stage.watch.wait(lambda seen: not seen[AWAY]["online"], f"{AWAY} to be missed", _UPDATE_S)
     rollout = stage.begin_rollout(BETTER, "group:simulated", STAGES)
     rollout.wait({"JUDGING"}, _ROLLOUT_S)
@@ -67,14 +73,38 @@ def worse_version(stage: Stage) -> None:
     stage.facts["worse_version"] = {"verdict": found["verdict"].get("message", ""), "outcomes": found["outcomes"]}
 
 
+def experiment(stage: Stage) -> None:
+    """Which of two is better? Each episode is drawn; the winner goes to everybody."""
+    stage.publish(CANDIDATE)
+    design = {
+        "a": f"{NAME}@{BETTER}",
+        "b": f"{NAME}@{CANDIDATE}",
+        "unit": "episode",
+        "group": "simulated",
+        "difference": 0.1,
+    }
+    found = run_experiment(stage, design, _ROLLOUT_S)
+    stage.check(found["state"] == "WIN_B", f"the A/B test ended as {found['state']}")
+    stage.facts["experiment"] = {key: found[key] for key in ("id", "state", "reason", "arms", "difference", "plan")}
+    rollout = stage.follow_rollout(stage.client.promote_experiment(found["id"]))
+    for _ in range(_STAGES_BEFORE_FULL):
+        rollout.wait({"JUDGING"}, _ROLLOUT_S)
+        rollout.approve(f"the A/B test {found['id']} has shown it")
+    rollout.wait({"DONE"}, _ROLLOUT_S)
+    rollout.check("DONE", CANDIDATE, SIMULATED)
+    arms = stage.begin_rollout(CANDIDATE, "group:arms", AT_ONCE)
+    arms.wait({"DONE"}, _UPDATE_S)
+    arms.check("DONE", CANDIDATE, EVERYBODY)
+
+
 def remote_rollback(stage: Stage) -> None:
-    """An operator takes every robot back."""
-    stage.watch.say("operator", f"rolls every robot back to {FIRST}", "bold yellow", mark="rollback of all")
-    took_s = stage.follow(stage.client.rollback(everyone=True, version=FIRST, reason="drops the cup"), _ALL_S)
+    """An operator takes every robot back to the version before."""
+    stage.watch.say("operator", "rolls every robot back", "bold yellow", mark="rollback of all")
+    took_s = stage.follow(stage.client.rollback(everyone=True, reason="drops the cup"), _ALL_S)
     stage.facts["remote_rollback_s"] = round(took_s, 2)
-    stage.watch.say("server", f"the last robot acts with {FIRST} again {took_s:.1f} s after the order", "green")
-    stage.wait_committed(FIRST, EVERYBODY, _UPDATE_S)
-    stage.check(set(stage.arms.moving().values()) == {FIRST}, f"not every arm moves with {FIRST}")
+    stage.watch.say("server", f"the last robot is back {took_s:.1f} s after the order", "green")
+    stage.wait_committed(BETTER, EVERYBODY, _UPDATE_S)
+    stage.check(set(stage.arms.moving().values()) == {BETTER}, f"not every arm moves with {BETTER}")
 
 
 def kill_server(stage: Stage) -> None:
@@ -91,5 +121,6 @@ CHAPTERS = (
     Chapter(f"A better version, {BETTER}, in stages; the server is killed, a robot is away", better_version),
     Chapter(f"The real arms follow: {BETTER}", arms_follow),
     Chapter(f"A worse version, {WORSE}: found on evidence, taken back", worse_version),
-    Chapter(f"An operator takes every robot back to {FIRST}", remote_rollback),
+    Chapter(f"An A/B test, {BETTER} against {CANDIDATE}, and its winner to everybody", experiment),
+    Chapter(f"An operator takes every robot back to {BETTER}", remote_rollback),
 )

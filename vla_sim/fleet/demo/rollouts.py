@@ -38,6 +38,10 @@ class Followed:
         """Wait until it has come to a stage."""
         return self._until(lambda info: info["stages"][info["stage"]]["name"] == name, f"stage {name}", timeout_s)
 
+    def approve(self, reason: str) -> None:
+        """Let the next stage begin, as a person may."""
+        self._stage.client.steer_rollout(self.id, "approve", reason)
+
     def check(self, state: str, version: str, robots: Iterable[str]) -> None:
         """Check how it ended, what these robots have committed, and that its evidence leads to the same again."""
         info, committed = self._look(), self._stage.committed()

@@ -63,8 +63,13 @@ class Stage:
 
     def begin_rollout(self, version: str, target: str, stages: list[Json]) -> Followed:
         """Begin a rollout."""
-        info = self.client.create_rollout(f"{NAME}@{version}", target, stages=stages)
-        self.watch.say("operator", f"begins rollout {info['id']} of {version} to {target}", "bold magenta")
+        return self.follow_rollout(self.client.create_rollout(f"{NAME}@{version}", target, stages=stages))
+
+    def follow_rollout(self, info: Json) -> Followed:
+        """Follow a rollout that has begun."""
+        self.watch.say(
+            "operator", f"begins rollout {info['id']} of {info['version']} to {info['target']}", "bold magenta"
+        )
         return Followed(self, info)
 
     def follow(self, commands: Sequence[Json], timeout_s: float) -> float:
