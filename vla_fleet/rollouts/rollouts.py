@@ -6,11 +6,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
-from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import structlog
@@ -158,9 +155,7 @@ class Rollouts:
                 "RATE_UNKNOWN", "these robots have not reported episodes yet: say how many each does an hour"
             )
         config = replace(config, latency_limit_s=None)  # how long episodes take is not simulated
-        simulate = partial(feasible, config, len(robots), per_hour, drop=drop, runs=runs)
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # a thread of this one would keep robots waiting
-            found: Feasibility = await asyncio.get_running_loop().run_in_executor(process, simulate)
+        found: Feasibility = await asyncio.to_thread(feasible, config, len(robots), per_hour, drop=drop, runs=runs)
         return Forecast(
             model=version.name, version=version.version, robots=len(robots), unit=unit.value, per_hour=per_hour,
             figures=finite(asdict(found)), text=str(found), warnings=_warnings(unit, len(robots)),

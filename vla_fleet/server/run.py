@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import uvicorn
 from vla_fleet import protocol
 from vla_fleet.server.app import create_app
 from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
+
+_SWITCH_INTERVAL_S = 0.0005
+"""The database and forecasts work in threads; with the interpreter's 5 ms each statement waits so long for its turn."""
 
 
 def run(
@@ -25,6 +29,7 @@ def run(
     make_rooms: Callable[[Settings], Rooms] = Rooms,
 ) -> None:
     """Serve until SIGINT or SIGTERM. ``make_rooms`` puts the server's parts together."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     scheme = "https" if certificate else "http"
     url = public_url or f"{scheme}://{host}:{listener.getsockname()[1]}"

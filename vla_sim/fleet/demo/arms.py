@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from vla_ota.msg import PolicyStatus
 
 from vla_ros.stamps import to_seconds
 from vla_sim.demo.processes import Processes
+from vla_sim.fleet.demo.loops import Loop
 from vla_sim.fleet.demo.versions import RATE_HZ
 from vla_sim.witness import FIFO_PRIORITY, Late, between, machines_share
 
@@ -72,22 +72,6 @@ def start_arm(processes: Processes, name: str, folder: Path, contract: Path, ser
         ("fleet_bridge", "vla_sim.fleet.ros.fast_bridge", bridge),
     ):
         processes.start(f"{name}.{node}", module, parameters, namespace=name)
-
-
-@dataclass(frozen=True)
-class Loop:
-    """What a control loop did since it first moved the arm. ``machines``: missed in a stall that the witness suffered too."""
-
-    robot: str
-    ticks: int
-    missed: int
-    machines: int
-    starved: int
-    worst_late_ms: float
-    holds: Mapping[str, int]
-    """Cause → how often, sensors that a busy machine delays left out."""
-    longest_silence_s: float
-    """Longest time between two statuses, which come at least every 0.5 s."""
 
 
 class Arms:

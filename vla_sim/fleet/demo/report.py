@@ -10,26 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vla_sim.fleet.demo.arms import Loop
+from vla_sim.fleet.demo.loops import Loop
 from vla_sim.fleet.demo.stage import Stage
-
-SILENCE_S = 2.0
-"""A policy node that reports nothing for longer has stood still; it reports every 0.5 s."""
-
-
-def undisturbed(loops: Sequence[Loop]) -> list[str]:
-    """Return what disturbed the real robots' motion: nothing that servers and versions do may."""
-    problems = []
-    for loop in loops:
-        if not loop.ticks:
-            problems.append(f"{loop.robot} never moved")
-        if loop.missed or loop.starved:
-            problems.append(f"{loop.robot}: {loop.missed} ticks missed, {loop.starved} starved")
-        if loop.holds:
-            problems.append(f"{loop.robot} held: {', '.join(sorted(loop.holds))}")
-        if loop.longest_silence_s > SILENCE_S:
-            problems.append(f"{loop.robot} reported nothing for {loop.longest_silence_s:.1f} s")
-    return problems
 
 
 def make_report(stage: Stage, loops: Sequence[Loop], fifo: int) -> dict[str, Any]:
