@@ -363,8 +363,8 @@ def test_a_server_that_is_killed_in_the_middle_comes_to_the_same_end_and_counts_
 ) -> None:
     server = KilledServer(tmp_path / "fleet")
     with fleet_on(server, tmp_path) as fleet:
-        fleet.add(3, {A: 0.5, B: 0.98}, episode_arms=True)
-        name = fleet.create("episode", rate=0.5, difference=0.4)
+        fleet.add(3, {A: 0.2, B: 0.98}, episode_arms=True)
+        name = fleet.create("episode", rate=0.2, difference=0.7)
         server.kill()  # before any robot has joined, or while they do
         server.start()
         fleet.joined(name)

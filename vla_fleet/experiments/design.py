@@ -118,7 +118,9 @@ _Found = tuple[int, float | None, list[str]]
 def _by_episode(design: Design, robots: int, rates: tuple[float, float], per_day: float) -> _Found:
     pairs, mean, power = _simulated(design, rates)
     if pairs > MAX_PAIRS:
-        text = f"a difference of {design.difference:g} takes {pairs:,} pairs of episodes; at most {MAX_PAIRS:,} are judged"
+        text = (
+            f"a difference of {design.difference:g} takes {pairs:,} pairs of episodes; at most {MAX_PAIRS:,} are judged"
+        )
         raise InputError("DIFFERENCE_TOO_SMALL", text)
     a_day = robots * per_day / EPISODES_OF_A_DRAWN_PAIR
     sentence = (
@@ -136,13 +138,13 @@ def _simulated(design: Design, rates: tuple[float, float]) -> tuple[int, float, 
     A small difference is not simulated itself, for that takes minutes: a larger one is, and its pairs are multiplied. The
     score's walk is nearly a Brownian motion there, so what counts is difference times root of pairs.
     """
-    level = {"alpha": design.alpha, "power": design.power}
-    needed = sample_size.two_proportions(*rates, **level)
+    alpha, power = design.alpha, design.power
+    needed = sample_size.two_proportions(*rates, alpha=alpha, power=power)
     larger = (rates[1] - rates[0]) * math.sqrt(max(1.0, needed / _SIMULATED_PAIRS))
     other = rates[0] + larger if 0.0 < rates[0] + larger < 1.0 else rates[0] - larger
-    first = sample_size.two_proportions(rates[0], other, **level)
+    first = sample_size.two_proportions(rates[0], other, alpha=alpha, power=power)
     stopping = sign_test_pairs(
-        rates[0], other, **level, first=math.ceil(first), runs=_RUNS, seed=_SEED, spending=linear
+        rates[0], other, alpha=alpha, power=power, first=math.ceil(first), runs=_RUNS, seed=_SEED, spending=linear
     )
     factor = needed / first
     return math.ceil(stopping.horizon * factor), stopping.mean[0] * factor, stopping.decided[0]
