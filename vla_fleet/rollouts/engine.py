@@ -14,13 +14,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -39,7 +40,7 @@ from vla_fleet.rollouts.reconcile import Course, Given, Limits, Look, Robot, Sta
 from vla_fleet.rollouts.settings import RolloutRequest
 from vla_fleet.rollouts.windows import is_open, zone_of
 from vla_fleet.storage.database import Database
-from vla_fleet.storage.tables import CommandRow, RobotRow, RolloutRobotRow, RolloutRow
+from vla_fleet.storage.tables import CommandRow, OutcomeRow, RobotRow, RolloutRobotRow, RolloutRow
 
 log = structlog.get_logger("vla_fleet")
 
@@ -84,6 +85,8 @@ class Whole:
     stages: tuple[Stage, ...]
     course: Course
     members: tuple[Member, ...]
+    horizon: int
+    """Outcomes up to this id were stored before the orders were read. A robot answers an order before it reports what it did then."""
 
     @property
     def stage(self) -> Stage:
@@ -163,12 +166,13 @@ class Engine:
     async def load(self, session: AsyncSession, rollout: str) -> Whole:
         """Return all that a step needs to know."""
         row = await session.get_one(RolloutRow, rollout)
+        horizon = await session.scalar(select(func.max(OutcomeRow.id))) or 0
         url = self._url(row.name, row.version)
         update = protocol.ModelUpdate(name=row.name, version=row.version, manifest_url=url, manifest_sha256=row.digest)
         course = Course(row.id, update, f"rollout {row.id}"[:4096])
         members = await self._members(session, row)
         stages = evidence.config_of(row.stages)
-        return Whole(row, RolloutRequest.model_validate(row.settings), stages, course, members)
+        return Whole(row, RolloutRequest.model_validate(row.settings), stages, course, members, horizon)
 
     async def _members(self, session: AsyncSession, row: RolloutRow) -> tuple[Member, ...]:
         who = by(row)
@@ -209,7 +213,7 @@ class Engine:
         judged = await self.judges.open(session, row)
         counted = await self._take_in(session, whole, judged)
         looks = whole.looks(now_s)
-        decision = self._judge(whole, judged, counted, looks, now_s)
+        decision = await self._judge(whole, judged, counted, looks, now_s)
         if decision is Decision.ROLLBACK and whole.request.auto_rollback:
             self.judges.store(session, row, judged)
             return await self.begin_back(session, whole, SERVER, str(row.verdict["message"]))
@@ -243,9 +247,9 @@ class Engine:
         robots = {member.robot.name: member.robot for member in whole.members}
         unit = Unit(row.unit)
         holders = evidence.holders(row.id, fleet, stage)
-        outcomes = await evidence.waiting(session, row, fleet)
+        outcomes = await evidence.waiting(session, row, fleet, whole.horizon)
         stand = Stand(row, stage, unit, holders, whole.course.update)
-        fates = evidence.take_in(judged, stand, outcomes, robots, now_s - row.created_s)
+        fates = await asyncio.to_thread(evidence.take_in, judged, stand, outcomes, robots, now_s - row.created_s)
         await evidence.note(session, row, outcomes, fates, now_s)
         failed = [m for m in whole.members if not m.row.reported_failed and _failed_by_itself(m.robot, whole.course)]
         if failed:
@@ -254,7 +258,7 @@ class Engine:
                 member.row.reported_failed = True
         return bool(outcomes or failed)
 
-    def _judge(
+    async def _judge(
         self, whole: Whole, judged: Judged, news: bool, looks: Sequence[tuple[Robot, Look]], now_s: float
     ) -> Decision | None:
         """Ask the judge, if it may know something new; None: not asked."""
@@ -264,7 +268,7 @@ class Engine:
         every_s = min(_JUDGE_EVERY_S, whole.stages[row.judged_stage].duration_s / 100.0)
         if now_s - row.verdict_s < every_s and not (news and not row.verdict):
             return None
-        verdict = judged.rollout.status(now_s - row.created_s)
+        verdict = await asyncio.to_thread(judged.rollout.status, now_s - row.created_s)
         row.verdict, row.verdict_s = to_json(verdict), now_s
         if verdict.decision is Decision.HOLD and row.judged_stage == row.stage and _nobody(looks):
             message = f"no robot has the version: {_counted(looks)}; a person decides"
@@ -281,8 +285,9 @@ class Engine:
         try:
             self._begin(whole, judged, now_s)
         except EvidenceError as e:  # it has become weaker while the stage was installed
-            row.verdict = {**row.verdict, "decision": Decision.ASK.value, "missing": [e.reason]}
-            self._set(session, row, State.ASKING, SERVER, e.reason)
+            if row.state != State.ASKING.value:
+                row.verdict = {**row.verdict, "decision": Decision.ASK.value, "missing": [e.reason]}
+                self._set(session, row, State.ASKING, SERVER, e.reason)
             return
         row.verdict, row.verdict_s = {}, now_s
         self._set(session, row, State.JUDGING, SERVER, f"{whole.stage.name}: {_counted(looks)}")
@@ -387,6 +392,12 @@ def by(row: RolloutRow) -> str:
 def can_draw(robot: RobotRow) -> bool:
     """Whether a robot can draw the version of each episode: it can hold two, and has one."""
     return bool(robot.status.get("episode_arms") and robot.status.get("committed_version"))
+
+
+def unit_of(robots: Sequence[RobotRow]) -> Unit:
+    """Return what is drawn: episodes, if every robot that has a version can; one that has none waits for the last stage."""
+    drawing = [can_draw(robot) for robot in robots if robot.status.get("committed_version")]
+    return Unit.EPISODE if drawing and all(drawing) else Unit.ROBOT
 
 
 def _given(command: CommandRow) -> Given:

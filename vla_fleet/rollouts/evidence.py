@@ -162,12 +162,13 @@ def _take(rollout: Rollout, stand: Stand, outcome: OutcomeRow, robot: Robot, now
     return fate
 
 
-async def waiting(session: AsyncSession, row: RolloutRow, robots: Sequence[str]) -> list[OutcomeRow]:
-    """Return outcomes of these robots that the rollout has not looked at, oldest first."""
+async def waiting(session: AsyncSession, row: RolloutRow, robots: Sequence[str], horizon: int) -> list[OutcomeRow]:
+    """Return outcomes of these robots up to an id that the rollout has not looked at, oldest first."""
     seen = select(RolloutOutcomeRow.outcome).where(
         RolloutOutcomeRow.rollout == row.id, RolloutOutcomeRow.outcome == OutcomeRow.id
     )
-    query = select(OutcomeRow).where(OutcomeRow.id > row.taken, OutcomeRow.robot.in_(robots), ~seen.exists())
+    between = OutcomeRow.id > row.taken, OutcomeRow.id <= horizon
+    query = select(OutcomeRow).where(*between, OutcomeRow.robot.in_(robots), ~seen.exists())
     return list(await session.scalars(query.order_by(OutcomeRow.id).limit(_AT_ONCE)))
 
 

@@ -113,7 +113,8 @@ class Course:
     def back(self, robot: Robot) -> tuple[protocol.Order, ...]:
         """Return what takes a robot back to where it came from; nothing if it never got there."""
         update = robot.last(self.update)
-        if update is None or not (update.open or update.state == "DONE"):
+        may_run = update is not None and (update.open or update.state == "DONE")
+        if not may_run and not any(isinstance(given.order, protocol.Rollback) for given in robot.given):
             return self._end_of_draws(robot)
         return (*self._end_of_draws(robot), protocol.Rollback(version=robot.origin, reason=self.reason))
 

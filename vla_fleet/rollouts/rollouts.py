@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import structlog
@@ -29,7 +30,7 @@ from vla_fleet.registry.registry import Registry
 from vla_fleet.robots.claims import claimed
 from vla_fleet.robots.commands import Commands
 from vla_fleet.rollouts import evidence
-from vla_fleet.rollouts.engine import Engine, State, Whole, can_draw
+from vla_fleet.rollouts.engine import Engine, State, Whole, unit_of
 from vla_fleet.rollouts.evidence import Judged
 from vla_fleet.rollouts.settings import RolloutRequest
 from vla_fleet.storage.database import Database
@@ -154,6 +155,7 @@ class Rollouts:
             raise InputError(
                 "RATE_UNKNOWN", "these robots have not reported episodes yet: say how many each does an hour"
             )
+        config = replace(config, deadline_s=math.inf)  # which is not simulated
         found: Feasibility = await asyncio.to_thread(feasible, config, len(robots), per_hour, drop=drop, runs=runs)
         return Forecast(
             model=version.name, version=version.version, robots=len(robots), unit=unit.value, per_hour=per_hour,
@@ -203,7 +205,7 @@ class Rollouts:
         robots = [r for r in await session.scalars(select(RobotRow)) if request.means(r.group, r.tags)]
         if not robots:
             raise MissingError("NO_ROBOTS", f"no robot is in {request.target}")
-        unit = Unit.EPISODE if all(can_draw(robot) for robot in robots) else Unit.ROBOT
+        unit = unit_of(robots)
         origins = {robot.name: robot.status.get("committed_version", "") for robot in robots}
         past = await evidence.history(session, origins, self._clock.now())
         return robots, unit, request.judge_config(unit, past.successes, past.episodes, past.latencies_s), past

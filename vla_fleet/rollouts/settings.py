@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,8 @@ from vla_fleet.protocol import Name, Text, Word
 from vla_fleet.rollouts.windows import Window, parse_window, zone_of
 
 Share = Annotated[float, Field(gt=0, le=1)]
+_LOST_S = 60.0
+"""An outcome that says that nobody knows how the episode ended is not waited for any longer [s]."""
 _TARGET = re.compile(r"all|(group|tag):[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -93,10 +95,10 @@ class RolloutRequest(BaseModel):
         """
         stages = tuple(self._stage(stage, unit) for stage in self.stages)
         stages = stages or (DEFAULT_STAGES if unit is Unit.EPISODE else ROBOT_STAGES)
-        known = CanaryConfig.of_incumbent(
-            successes, episodes, latencies_s, stages=stages, advance=self.advance, rule=self.judge
-        )
-        config = known if episodes else CanaryConfig(stages=stages, advance=self.advance, rule=self.judge)
+        known: dict[str, Any] = {"stages": stages, "advance": self.advance, "rule": self.judge, "deadline_s": _LOST_S}
+        config = CanaryConfig(**known)
+        if episodes:
+            config = CanaryConfig.of_incumbent(successes, episodes, latencies_s, **known)
         try:
             config.check()
         except EvidenceError as e:
