@@ -28,7 +28,7 @@ class ClockedFleet:
         self.clock = ManualClock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._rooms = Rooms(Settings(data=data, public_url=self.url, heartbeat_s=0.5), self.clock)
+        self._rooms = Rooms(Settings(data=data, public_url=self.url, heartbeat_s=5.0), self.clock)
         self._server = uvicorn.Server(
             uvicorn.Config(create_app(self._rooms), log_level="warning", ws="websockets-sansio", lifespan="on")
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from support.waits import wait_for
 
 from vla_evidence.assignment import arm
 from vla_evidence.log.replay import Replay, replay_file
+from vla_fleet.cli.main import main
 from vla_fleet.client import Client
 from vla_fleet.clock import SystemClock
 from vla_fleet.errors import ConflictError, FleetError, InputError, MissingError, RoleError
@@ -36,6 +38,7 @@ class Fleet:
 
     def __init__(self, server: ClockedFleet | KilledServer, client: Client, folder: Path) -> None:
         self.server, self.client, self.folder = server, client, folder
+        self.key = (folder / "fleet" / "admin.key").read_text().strip()
         self.robots: list[SimulatedRobot] = []
         self.tokens: dict[str, str] = {}
 
@@ -367,8 +370,8 @@ def test_a_server_that_is_killed_in_the_middle_comes_to_the_same_end_and_counts_
 ) -> None:
     server = KilledServer(tmp_path / "fleet")
     with fleet_on(server, tmp_path) as fleet:
-        fleet.add(3, {A: 0.5, B: 0.98}, episode_arms=True)
-        name = fleet.create("episode", rate=0.5, difference=0.4)
+        fleet.add(3, {A: 0.2, B: 0.98}, episode_arms=True)
+        name = fleet.create("episode", rate=0.2, difference=0.7)
         server.kill()  # before any robot has joined, or while they do
         server.start()
         fleet.joined(name)
@@ -386,3 +389,38 @@ def test_a_server_that_is_killed_in_the_middle_comes_to_the_same_end_and_counts_
         played = sum(robot.played for robot in fleet.robots) - before
         assert fleet.counted(found) == played
         assert fleet.replayed(name).outcomes == played - found["apart"].get("late", 0)
+
+
+def test_the_command_line_plans_begins_shows_stops_and_gives_the_log(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLA_FLEET_SERVER", fleet.server.url)
+    monkeypatch.setenv("VLA_FLEET_KEY", fleet.key)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        monkeypatch.setattr("sys.argv", ["vla-fleet", "ab", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out + captured.err
+
+    fleet.add(2, {}, episode_arms=True)
+    ask = ["create", f"pick_place@{A}", f"pick_place@{B}", "--group", "pickers", "--rate", "0.7", "--per-day", "48"]
+    ask += ["--difference", "0.2"]
+    code, text = run(*ask, "--by", "robot", "--yes")
+    assert code == 1 and "ROBOTS_TOO_FEW" in text
+    code, text = run(*ask, "--by", "episode", "--json")
+    assert code == 0 and json.loads(text)["robots"] == 2 and run("list", "--json") == (0, "[]\n"), "only the plan"
+    code, text = run(*ask, "--by", "episode", "--yes", "--json")
+    name = json.loads(text)["id"]
+    fleet.joined(name)
+    fleet.play(name, 5)
+    code, text = run("status", name)
+    assert code == 0 and "RUNNING: not decided yet" in text and "robots: 2 RUNNING" in text
+    assert json.loads(run("status", name, "--json")[1])["id"] == name
+    assert run("promote", name)[0] == 1
+    assert run("stop", name, "--reason", "enough") == (0, f"{name}: STOPPED\n")
+    code, text = run("log", name)
+    assert code == 0 and json.loads(text.splitlines()[0])["experiment"] == name
+    assert name in run("list")[1] and run("status", "e-nothing")[0] == 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import Enum
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -26,7 +27,7 @@ Word = Annotated[str, StringConstraints(max_length=64)]
 DAY_S = 86400.0
 DEADLINE_S = 60.0
 """After an outcome that nobody knows, for so long: its episode has failed. Episodes are heard of when they end."""
-_RUNS, _SEED, _SIMULATED_PAIRS = 4000, 0, 1000
+_RUNS, _SEED, _SIMULATED_PAIRS = 4000, 0, 400
 _LOOKS = 20
 """Of the test by robot; each robot runs an episode for each at least."""
 
@@ -116,7 +117,7 @@ _Found = tuple[int, float | None, list[str]]
 
 
 def _by_episode(design: Design, robots: int, rates: tuple[float, float], per_day: float) -> _Found:
-    pairs, mean, power = _simulated(design, rates)
+    pairs, mean, power = _simulated(rates, design.alpha, design.power)
     if pairs > MAX_PAIRS:
         text = (
             f"a difference of {design.difference:g} takes {pairs:,} pairs of episodes; at most {MAX_PAIRS:,} are judged"
@@ -132,19 +133,19 @@ def _by_episode(design: Design, robots: int, rates: tuple[float, float], per_day
     return pairs, mean / a_day, [sentence]
 
 
-def _simulated(design: Design, rates: tuple[float, float]) -> tuple[int, float, float]:
+@lru_cache(maxsize=64)
+def _simulated(rates: tuple[float, float], alpha: float, power: float) -> tuple[int, float, float]:
     """Return the pairs after which the test ends, those that it takes on average, and its power.
 
-    A small difference is not simulated itself, for that takes minutes: a larger one is, and its pairs are multiplied. The
+    A small difference is not simulated itself, for that takes long: a larger one is, and its pairs are multiplied. The
     score's walk is nearly a Brownian motion there, so what counts is difference times root of pairs.
     """
-    level = {"alpha": design.alpha, "power": design.power}
-    needed = sample_size.two_proportions(*rates, **level)
+    needed = sample_size.two_proportions(*rates, alpha=alpha, power=power)
     larger = (rates[1] - rates[0]) * math.sqrt(max(1.0, needed / _SIMULATED_PAIRS))
     other = rates[0] + larger if 0.0 < rates[0] + larger < 1.0 else rates[0] - larger
-    first = sample_size.two_proportions(rates[0], other, **level)
+    first = sample_size.two_proportions(rates[0], other, alpha=alpha, power=power)
     stopping = sign_test_pairs(
-        rates[0], other, **level, first=math.ceil(first), runs=_RUNS, seed=_SEED, spending=linear
+        rates[0], other, alpha=alpha, power=power, first=math.ceil(first), runs=_RUNS, seed=_SEED, spending=linear
     )
     factor = needed / first
     return math.ceil(stopping.horizon * factor), stopping.mean[0] * factor, stopping.decided[0]
