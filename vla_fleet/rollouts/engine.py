@@ -22,7 +22,9 @@ from typing import Any
 
 import structlog
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm.attributes import flag_modified
 from sqlalchemy.orm.exc import StaleDataError
 
 from vla_evidence.assignment import uniform
@@ -155,10 +157,12 @@ class Engine:
                     return
                 back = whole.row.state == State.ROLLING_BACK.value
                 hints = await (self.go_back(session, whole) if back else self._go_on(session, whole))
+                if hints:
+                    flag_modified(whole.row, "state")  # of two servers that give the same orders, one is refused
         except BaseException as e:
             self.judges.forget(rollout)
-            if isinstance(e, StaleDataError):
-                return  # somebody else moved it on
+            if isinstance(e, (StaleDataError, IntegrityError)):
+                return  # another server has moved it on
             raise
         await self._commands.hint(hints)
 
