@@ -162,6 +162,20 @@ def test_a_robot_whose_own_trial_failed_has_failed_and_is_left_alone(fleet: Roll
     assert b'"robots_changed"' in fleet.client.rollout_log(rollout)
 
 
+def test_a_robot_that_a_person_gave_another_version_is_left_alone_and_does_not_count(fleet: RolloutFleet) -> None:
+    robots = fleet.add(*NAMES, arms=False)
+    rollout = fleet.client.create_rollout(MODEL, stages=[stage("canary", 0.7), FULL])["id"]
+    fleet.until(rollout, "JUDGING")
+    chosen = next(robot for robot in robots if robot.active == NEW)
+    fleet.pass_time(60)
+    back = fleet.client.rollback([chosen.name], version=OLD)[0]["id"]
+    wait_for(lambda: fleet.client.commands([back])[0]["final"], "the way back")
+    fleet.pass_time(60)
+    fleet.step(3)
+    found = {robot["robot"]: robot for robot in fleet.client.rollout(rollout)["robots"]}[chosen.name]
+    assert (found["standing"], found["detail"], chosen.active) == ("FAILED", f"runs {OLD}", OLD)
+
+
 def test_a_pause_stops_orders_and_stages_but_not_the_rollback_of_harm(fleet: RolloutFleet) -> None:
     robots = fleet.add(*NAMES, old=1.0, new=0.0)
     rollout = fleet.client.create_rollout(MODEL, stages=ONE_STAGE)["id"]

@@ -191,16 +191,15 @@ class Engine:
             CommandRow.final.is_(False), CommandRow.created_by != who, CommandRow.robot.in_(names)
         )
         busy = set(await session.scalars(others))
-        found = [
-            Member(
-                member,
-                Robot(
-                    member.robot, member.origin, self._online(robot.last_seen_s),
-                    row.version in robot.status.get("blocked", ()), member.robot in busy, tuple(given[member.robot]),
-                ),
-            )
-            for member, robot in rows
-        ]  # fmt: skip
+        found = []
+        for member, robot in rows:
+            status = robot.status
+            known = Robot(
+                member.robot, member.origin, self._online(robot.last_seen_s), row.version in status.get("blocked", ()),
+                member.robot in busy, status.get("committed_version", ""), status.get("experiment", ""),
+                status.get("time_s", 0.0), tuple(given[member.robot]),
+            )  # fmt: skip
+            found.append(Member(member, known))
         return tuple(sorted(found, key=lambda member: (uniform(row.id, member.robot.name), member.robot.name)))
 
     # -- forward ------------------------------------------------------------------------------------------------------------
