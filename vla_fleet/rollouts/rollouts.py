@@ -38,6 +38,9 @@ from vla_fleet.storage.tables import LogRow, OutcomeRow, RobotRow, RolloutLineRo
 
 log = structlog.get_logger("vla_fleet")
 
+_RUNS, _FEWEST_RUNS, _ROBOT_RUNS = 100, 20, 10_000
+"""Simulated rollouts of a forecast; where robots are drawn a run takes longer the more there are, so there are fewer."""
+
 
 class RobotStanding(BaseModel):
     """How a robot stands in a rollout."""
@@ -133,16 +136,13 @@ class Rollouts:
 
     # -- creating -----------------------------------------------------------------------------------------------------------
 
-    async def forecast(
-        self, request: RolloutRequest, per_hour: float | None = None, drop: float = 0.10, runs: int = 100
-    ) -> Forecast:
+    async def forecast(self, request: RolloutRequest, per_hour: float | None = None, drop: float = 0.10) -> Forecast:
         """Simulate the rollout in this fleet, with the judge itself.
 
         Args:
             request: the rollout.
             per_hour: episodes that a robot does an hour; None: as many as the fleet did lately.
             drop: of the success rate, that makes a version bad.
-            runs: simulated rollouts of a good and of a bad version each.
 
         Raises:
             FleetError: as :meth:`create`; RATE_UNKNOWN.
@@ -155,6 +155,7 @@ class Rollouts:
             raise InputError(
                 "RATE_UNKNOWN", "these robots have not reported episodes yet: say how many each does an hour"
             )
+        runs = _RUNS if unit is Unit.EPISODE else max(_FEWEST_RUNS, min(_RUNS, _ROBOT_RUNS // len(robots)))
         config = replace(config, deadline_s=math.inf, latency_limit_s=None)  # how long episodes take is not simulated
         found: Feasibility = await asyncio.to_thread(feasible, config, len(robots), per_hour, drop=drop, runs=runs)
         return Forecast(
