@@ -137,6 +137,7 @@ class RolloutFleet:
             if found["state"] in states:
                 return found
             if episodes and found["state"] in ("JUDGING", "ASKING"):
+                self.pass_time(1.0)
                 self.episodes(episodes)
                 self.step()
                 self.pass_time(hours * HOUR_S)

@@ -110,7 +110,9 @@ def test_a_server_that_is_killed_at_every_step_brings_a_rollout_to_the_same_end(
         assert list(robot.updates.values()).count(NEW) == (2 if end == "DONE" else 1), "installed once, activated once"
         assert not robot._assignment
     (tmp_path / "log.jsonl").write_bytes(log)
-    assert replay_file(tmp_path / "log.jsonl").outcomes == found["outcomes"]["counted"], "neither lost nor taken in twice"
+    assert replay_file(tmp_path / "log.jsonl").outcomes == found["outcomes"]["counted"], (
+        "neither lost nor taken in twice"
+    )
 
 
 def alive(client: Client) -> bool:

@@ -275,6 +275,7 @@ def test_one_rollout_at_a_time_moves_a_robot(fleet: RolloutFleet) -> None:
     for rollout in (first, second):
         fleet.client.steer_rollout(rollout, "abort", "done with it")
         fleet.until(rollout, "ROLLED_BACK")
+    fleet.pass_time(1.0)
     fleet.client.create_rollout(MODEL)
     assert [r["state"] for r in fleet.client.rollouts()] == ["INSTALLING", "ROLLED_BACK", "ROLLED_BACK"]
 

@@ -86,7 +86,7 @@ class Whole:
     course: Course
     members: tuple[Member, ...]
     horizon: int
-    """Outcomes up to this id were stored before the orders were read. A robot answers an order before it reports what it did then."""
+    """Outcomes up to this id were stored before the orders were read: a robot answers an order before it goes on."""
 
     @property
     def stage(self) -> Stage:
