@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -283,6 +284,18 @@ def test_it_ends_if_too_many_robots_do_not_keep_their_version(fleet: Fleet) -> N
     assert found["reason"].endswith("of 4 robots that were drawn for B did not keep the version (ROBOT_TYPE_MISMATCH)")
 
 
+def test_a_robot_that_was_away_all_the_time_installs_nothing_of_an_experiment_that_is_over(fleet: Fleet) -> None:
+    fleet.add(2, {}, episode_arms=True)
+    away = fleet.robots[0]
+    away.disconnect()
+    name = fleet.create("episode")
+    fleet.server.until(lambda: "RUNNING" in states(fleet, name).values(), "the robot that is there")
+    fleet.client.stop_experiment(name)
+    fleet.connect(away)
+    fleet.server.until(lambda: fleet.home(name), "both at home")
+    assert list(away.on_disk) == [A]
+
+
 def states(fleet: Fleet, name: str) -> dict[str, str]:
     return {robot["robot"]: robot["state"] for robot in fleet.client.experiment(name)["robots"]}
 
@@ -410,6 +423,9 @@ def test_the_command_line_plans_begins_shows_stops_and_gives_the_log(
     ask += ["--difference", "0.2"]
     code, text = run(*ask, "--by", "robot", "--yes")
     assert code == 1 and "ROBOTS_TOO_FEW" in text
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    code, text = run(*ask, "--by", "episode")
+    assert code == 1 and "To tell 70.0% from 90.0%" in text and "Begin? [y/N]" in text
     code, text = run(*ask, "--by", "episode", "--json")
     assert code == 0 and json.loads(text)["robots"] == 2 and run("list", "--json") == (0, "[]\n"), "only the plan"
     code, text = run(*ask, "--by", "episode", "--yes", "--json")

@@ -25,6 +25,8 @@ from vla_fleet.protocol import Name
 Reference = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Word = Annotated[str, StringConstraints(max_length=64)]
 DAY_S = 86400.0
+GONE_S = 3600.0
+"""A pair waits no longer for its second episode; pairs behind it wait so long at most."""
 DEADLINE_S = 60.0
 """After an outcome that nobody knows, for so long: its episode has failed. Episodes are heard of when they end."""
 _RUNS, _SEED, _SIMULATED_PAIRS = 4000, 0, 400
@@ -176,7 +178,7 @@ def judge_for(design: Design, found: Plan, experiment: str, robots: Sequence[str
     """Return kind, experiment and settings of the judge (:mod:`vla_evidence.log.judgements`)."""
     shared = {"alpha": design.alpha, "spending": "linear", "deadline_s": DEADLINE_S}
     if design.unit is Unit.EPISODE:
-        return "ab_paired", experiment, {**shared, "max_pairs": found.at_most, "drawn_by_robot": True}
+        return "ab_paired", experiment, {**shared, "max_pairs": found.at_most, "gone_s": GONE_S, "drawn_by_robot": True}
     return (
         "ab_robots",
         experiment,

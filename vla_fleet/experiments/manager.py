@@ -128,7 +128,7 @@ class ABTestManager:
             text = f"{len(found)} known outcomes of {a} on these robots in two weeks are too few: give rate and per_day"
             raise InputError("RATE_UNKNOWN", text)
         days = max(now - min(row.time_s for row in found), _SHORTEST_S) / DAY_S
-        rate = (sum(row.success for row in found) + 0.5) / (len(found) + 1.0)
+        rate = round((sum(row.success for row in found) + 0.5) / (len(found) + 1.0), 3)
         return design.rate or rate, design.per_day or len(found) / days / len(robots)
 
     # -- while it runs ------------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ _AT_ONCE = 2000
 """Outcomes in one transaction."""
 _ALL = 9
 """Orders, or more: one that was done is enough to leave."""
+_LONG_AGO_S = 1.0
 _FORGOTTEN_S = 60.0
 """So long after it was taken on, a robot's status must name the experiment."""
 
@@ -81,6 +82,9 @@ class Steps:
 
     async def end(self, session: AsyncSession, row: ExperimentRow, state: State, reason: str, who: str) -> None:
         """End an experiment and send its robots home; those that failed too, for they may still run what they should not."""
+        unfinished = select(CommandRow).where(CommandRow.created_by == holder(row), CommandRow.final.is_(False))
+        for command in await session.scalars(unfinished):
+            command.expires_s = _LONG_AGO_S  # a robot refuses it if it has not begun
         row.state, row.reason, row.ended_s = state.value, reason, self._clock.now()
         for robot in await _robots(session, row):
             robot.state, robot.step, robot.command = Robot.LEAVING.value, 0, ""
