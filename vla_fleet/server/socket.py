@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import structlog
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 from vla_fleet import protocol
 from vla_fleet.errors import FleetError
 from vla_fleet.robots.commands import topic
+from vla_fleet.robots.inbox import Intake
 from vla_fleet.server.keys import bearer
 from vla_fleet.server.rooms import Rooms
 
@@ -53,20 +56,19 @@ async def _serve(socket: WebSocket, rooms: Rooms, robot: str, hello: protocol.He
     await _send(socket, protocol.Welcome(protocol=protocol.PROTOCOL, robot=robot, heartbeat_s=heartbeat_s))
     await _send(socket, protocol.Received(seq=stored))
     log.info("robot connected", robot=robot, software=hello.software)
-    sender = asyncio.create_task(_send_commands(socket, rooms, robot))
+    intake = Intake(rooms.inbox, robot, lambda seq: _send(socket, protocol.Received(seq=seq)))
     try:
-        while True:
-            async with asyncio.timeout(3 * heartbeat_s):
-                message = protocol.FROM_ROBOT.validate_json(await socket.receive_text())
-            if isinstance(message, protocol.Status):
-                await rooms.inbox.status(robot, message)
-            elif not isinstance(message, protocol.Hello):
-                await rooms.inbox.kept(robot, message)
-                await _send(socket, protocol.Received(seq=message.seq))
+        await _first_of(_listen(socket, intake, heartbeat_s), intake.run(), _send_commands(socket, rooms, robot))
     finally:
-        sender.cancel()
-        await asyncio.gather(sender, return_exceptions=True)
         log.info("robot disconnected", robot=robot)
+
+
+async def _listen(socket: WebSocket, intake: Intake, heartbeat_s: float) -> None:
+    while True:
+        async with asyncio.timeout(3 * heartbeat_s):
+            message = protocol.FROM_ROBOT.validate_json(await socket.receive_text())
+        if not isinstance(message, protocol.Hello):
+            await intake.put(message)
 
 
 async def _send_commands(socket: WebSocket, rooms: Rooms, robot: str) -> None:
@@ -84,3 +86,16 @@ async def _send_commands(socket: WebSocket, rooms: Rooms, robot: str) -> None:
 
 async def _send(socket: WebSocket, message: protocol.Welcome | protocol.Command | protocol.Received) -> None:
     await socket.send_text(message.model_dump_json())
+
+
+async def _first_of(*works: Coroutine[Any, Any, None]) -> None:
+    """Run until one ends, and end the others; raise what it raised."""
+    tasks = {asyncio.create_task(work) for work in works}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
