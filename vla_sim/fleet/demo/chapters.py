@@ -99,7 +99,7 @@ def experiment(stage: Stage) -> None:
 
 def remote_rollback(stage: Stage) -> None:
     """An operator takes every robot back to the version before."""
-    stage.watch.say("operator", "rolls every robot back", "bold yellow", mark="rollback of all")
+    stage.watch.say("operator", "rolls every robot back", "bold yellow")
     took_s = stage.follow(stage.client.rollback(everyone=True, reason="drops the cup"), _ALL_S)
     stage.facts["remote_rollback_s"] = round(took_s, 2)
     stage.watch.say("server", f"the last robot is back {took_s:.1f} s after the order", "green")
@@ -117,10 +117,18 @@ def kill_server(stage: Stage) -> None:
 
 
 CHAPTERS = (
-    Chapter(f"Eight robots get their first version: {FIRST}", first_version),
-    Chapter(f"A better version, {BETTER}, in stages; the server is killed, a robot is away", better_version),
-    Chapter(f"The real arms follow: {BETTER}", arms_follow),
-    Chapter(f"A worse version, {WORSE}: found on evidence, taken back", worse_version),
-    Chapter(f"An A/B test, {BETTER} against {CANDIDATE}, and its winner to everybody", experiment),
-    Chapter(f"An operator takes every robot back to {BETTER}", remote_rollback),
+    Chapter(f"Eight robots get their first version: {FIRST}", f"{FIRST}\nto all", first_version),
+    Chapter(
+        f"A better version, {BETTER}, in stages; the server is killed, a robot is away",
+        f"{BETTER}: canary,\nwide, full",
+        better_version,
+    ),
+    Chapter(f"The real arms follow: {BETTER}", "the arms\nfollow", arms_follow),
+    Chapter(f"A worse version, {WORSE}: found on evidence, taken back", f"{WORSE}\nis worse", worse_version),
+    Chapter(
+        f"An A/B test, {BETTER} against {CANDIDATE}, and its winner to everybody",
+        f"A/B: {CANDIDATE} wins\nand goes to all",
+        experiment,
+    ),
+    Chapter(f"An operator takes every robot back to {BETTER}", "rollback\nof all", remote_rollback),
 )

@@ -18,10 +18,9 @@ _PERIOD_S, _SAY_EVERY_S = 0.5, 3.0
 def run_experiment(stage: Stage, design: dict[str, Any], timeout_s: float) -> Json:
     """Begin an A/B test and wait until it has ended and its robots are back; return it. Raises DemoError if it does not."""
     name = stage.client.create_experiment(design)
+    stage.watch.under_test[name] = design["b"].rpartition("@")[2]
     plan = stage.client.experiment(name)["plan"]
-    stage.watch.say(
-        "operator", f"begins experiment {name}: {design['a']} against {design['b']}", "bold blue", mark="A/B begins"
-    )
+    stage.watch.say("operator", f"begins experiment {name}: {design['a']} against {design['b']}", "bold blue")
     for sentence in plan["sentences"]:
         stage.watch.say("plan", sentence, "cyan")
     deadline, said_s = time.monotonic() + timeout_s, 0.0

@@ -18,7 +18,10 @@ def make_report(stage: Stage, loops: Sequence[Loop], fifo: int) -> dict[str, Any
     """Return the report; times [s] since the demonstration began."""
     began_s = stage.watch.began_s
     moments = [{**asdict(moment), "at_s": round(moment.at_s - began_s, 2)} for moment in stage.watch.moments]
-    marks = [{"at_s": round(mark.at_s - began_s, 2), "what": " ".join(mark.text.split())} for mark in stage.watch.marks]
+    marks, chapters = (
+        [{"at_s": round(mark.at_s - began_s, 2), "what": mark.text} for mark in marks]
+        for marks in (stage.watch.marks, stage.watch.chapters)
+    )
     return {
         "clock_rate": stage.clock.rate,
         "problems": stage.problems,
@@ -26,6 +29,7 @@ def make_report(stage: Stage, loops: Sequence[Loop], fifo: int) -> dict[str, Any
         "loops": [asdict(loop) for loop in loops],
         "witness_fifo_priority": fifo,
         "episodes": {name: robot.played for name, robot in stage.simulated.items()},
+        "chapters": chapters,
         "marks": marks,
         "robots": moments,
     }

@@ -26,6 +26,7 @@ class Followed:
 
     def __init__(self, stage: Stage, info: Json) -> None:
         self._stage, self.id, self._shown = stage, str(info["id"]), 0
+        stage.watch.under_test[self.id] = str(info["version"])
         self.stages_seen: list[str] = []
         """Names of the stages that it has come to."""
         self._info = info
@@ -58,7 +59,9 @@ class Followed:
         path = self._stage.folder / f"{self.id}.jsonl"
         path.write_bytes(self._stage.client.rollout_log(self.id))
         try:
-            self._stage.watch.say("evidence", str(replay_file(path)), "dim")
+            found = replay_file(path)
+            if found.verdicts:
+                self._stage.watch.say("evidence", str(found), "dim")
         except EvidenceError as e:
             self._stage.check(False, f"the log of rollout {self.id} cannot be replayed: {e}")
 
@@ -86,13 +89,12 @@ class Followed:
             return self._info
         for line in info["history"][self._shown :]:
             what = f"{line['action'].removeprefix('rollout.')}: {line['why']}".removesuffix(": ")
-            self._stage.watch.say("rollout", what, _COLOURS.get(line["action"], "magenta"))
+            mark = "taken back on evidence" if line["action"] == "rollout.rolling_back" else ""
+            self._stage.watch.say("rollout", what, _COLOURS.get(line["action"], "magenta"), mark=mark)
         self._shown = len(info["history"])
         name = info["stages"][info["stage"]]["name"]
         if name not in self.stages_seen:
             self.stages_seen.append(name)
             version = info["version"]
-            self._stage.watch.say(
-                "rollout", f"{version} comes to stage {name}", "bold magenta", mark=f"{version} {name}"
-            )
+            self._stage.watch.say("rollout", f"{version} comes to stage {name}", "bold magenta")
         return info

@@ -55,7 +55,7 @@ class Stage:
         """Publish a version as a training script does."""
         published = self.client.publish(self.bundles[version])
         what = f"publishes {NAME} {version} ({published['digest'][:12]}…)"
-        self.watch.say("trainer", what, "cyan", mark=f"{version} published")
+        self.watch.say("trainer", what, "cyan")
 
     def connect(self, name: str) -> None:
         """Let a simulated robot come online."""
@@ -124,13 +124,15 @@ class Chapter:
     """A part of the story. ``play`` does it and checks what came of it."""
 
     title: str
+    short: str
+    """For the picture."""
     play: Callable[[Stage], None]
 
 
 def play(chapters: Sequence[Chapter], stage: Stage) -> None:
     """Play the chapters one after the other; one that cannot be gone on with ends the story."""
     for number, chapter in enumerate(chapters, start=1):
-        stage.watch.chapter(number, chapter.title)
+        stage.watch.chapter(number, chapter.title, chapter.short)
         begun_s, problems = time.monotonic(), len(stage.problems)
         try:
             chapter.play(stage)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +29,8 @@ class Moment:
     version: str
     """That acts; empty: none."""
     trial: bool
+    drawn: str
+    """The other version that each episode may be drawn for; empty: no episode is drawn."""
     online: bool
 
 
@@ -54,6 +56,9 @@ class Watch:
         self.began_s = time.time()
         self.moments: list[Moment] = []
         self.marks: list[Mark] = []
+        self.chapters: list[Mark] = []
+        self.under_test: dict[str, str] = {}
+        """Rollout or experiment → the version that it is about."""
         self._robots: dict[str, Json] = {}
         self._shown: dict[str, tuple[str, ...]] = {}
         self._changed = threading.Condition()
@@ -76,8 +81,9 @@ class Watch:
         text = f"{now_s - self.began_s:6.1f} s  {who:8} {escape(' '.join(what.split()))}"
         self._console.print(f"[{colour}]{text}[/]" if colour else text, soft_wrap=True)
 
-    def chapter(self, number: int, title: str) -> None:
-        """Print a heading."""
+    def chapter(self, number: int, title: str, short: str) -> None:
+        """Print a heading; ``short`` is its form in the picture."""
+        self.chapters.append(Mark(time.time(), short))
         self._console.print(f"\n[bold]--- {number}. {escape(title)}[/]")
 
     def wait(self, accept: Callable[[dict[str, Json]], Any], what: str, timeout_s: float) -> Any:
@@ -108,8 +114,10 @@ class Watch:
         name, status = robot["name"], robot["status"]
         version, trial = status.get("active_version", ""), bool(status.get("trial_version"))
         last = next((m for m in reversed(self.moments) if m.robot == name), None)
-        if last is None or (last.version, last.trial, last.online) != (version, trial, robot["online"]):
-            self.moments.append(Moment(time.time(), name, version, trial, robot["online"]))
+        drawn = self.under_test.get(status.get("experiment", ""), "")
+        now = Moment(time.time(), name, version, trial, drawn, robot["online"])
+        if last is None or replace(last, at_s=now.at_s) != now:
+            self.moments.append(now)
         state = "offline" if not robot["online"] else status.get("state", "")
         shown = state, version, status.get("error_code", "")
         if self._shown.get(name) != shown:
