@@ -124,10 +124,6 @@ def _check_node(what: str, node: NodeSeen, listened_s: float) -> list[Finding]:
     topic = node.status
     if topic is None:
         return found
-    for publisher in topic.publishers:
-        if publisher.durability == "volatile":
-            text = f"{topic.name} is {publisher.reliability}, {publisher.durability}"
-            found.append(problem("STATUS_QOS", what, text, topic=topic.name))
     # The first one may have been latched long ago; a living node sends another every second.
     period_s = (node.parameters or {}).get("status_period_s") or _STATUS_PERIOD_S
     expected = 2 if listened_s > 2.5 * period_s else 1
