@@ -127,22 +127,6 @@ def test_at_any_point_what_speaks_for_harm_never_lowers_it_and_what_speaks_again
         assert process.max_log_e >= top
 
 
-def test_a_failure_moved_into_the_past_may_lower_the_evidence() -> None:
-    """The other side of the test before, so that nobody promises more: the order of units is part of the data."""
-
-    def evidence(*canary: int) -> float:
-        process = TwoSampleEProcess()
-        for y in (1, 1, 1, 1):
-            process.update(INCUMBENT, y, 0.5)
-        for y in canary:
-            process.update(CANARY, y, 0.5)
-        return process.log_e
-
-    outcomes = [1, 1, 1, 0]
-    assert evidence(*outcomes) != pytest.approx(evidence(*reversed(outcomes)))
-    assert evidence(1, 1, 1, 1, 0, 1, 1) > evidence(0, 1, 1, 1, 0, 1, 1)
-
-
 @pytest.mark.parametrize("margin", [0.0, 0.1])
 @pytest.mark.parametrize(("incumbent", "canary"), [(0, 0), (1, 1), (0, 1), (1, 0)])
 def test_rates_of_zero_and_one_stay_finite(incumbent: int, canary: int, margin: float) -> None:
