@@ -2,7 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev setup-demo setup-analysis demo test lint bench bench-evidence clean
 RUN := scripts/run
-JOBS ?= 2
+# One more than cores: half of the time of a test is waiting, for processes and messages.
+JOBS ?= $(shell expr $$(nproc) + 1)
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,7 +24,7 @@ demo: setup-demo ## a simulated arm changes its policy in motion and undoes a ba
 	@$(RUN) python -m vla_sim.demo --out build/demo
 
 test: setup-dev ## the whole test suite on real ROS 2: files side by side, then what counts ticks by itself
-	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile -m "not alone"
+	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
 	@$(RUN) python -m pytest -q -m alone
 
 lint: setup-dev ## ruff and mypy
