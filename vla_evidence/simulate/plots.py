@@ -17,8 +17,8 @@ from vla_evidence.tables import hours_text
 
 if TYPE_CHECKING:
     from vla_evidence.planning.stopping import Stopping
-    from vla_evidence.simulate.ab import Rule
     from vla_evidence.simulate.rollouts import Rollouts
+    from vla_evidence.simulate.rules import Rule
 
 # Okabe and Ito: safe for the colour-blind.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,17 @@ from numpy.typing import NDArray
 from scipy.special import ndtri  # type: ignore[import-untyped]
 
 _LEAST_TO_COMPARE, _LEAST_TO_ADVANCE, _MARGIN = 100, 50, 0.02
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one rule does: shares of runs and mean episodes on each robot if versions differ, with Monte-Carlo errors."""
+
+    rule: str
+    looks: str
+    false_alarm: tuple[float, float]
+    power: tuple[float, float]
+    per_robot: tuple[float, float]
 
 
 def wilson_ends(successes: Any, n: Any) -> tuple[Any, Any]:
