@@ -44,7 +44,7 @@ def check_store(
         store: its folder.
         parameters: of the manager; None = its defaults.
         contract: what the committed bundle must fit.
-        before_start: a folder that is not there yet is no fault.
+        before_start: do not report a folder that is not there yet.
     """
     what = f"store {store}"
     if not store.is_dir():

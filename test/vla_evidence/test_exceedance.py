@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores convict a version that exceeds the incumbent's limit too often, and not one that is merely different."""
+"""Scores reject a version that exceeds the incumbent's limit too often, and not one that is merely different."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vla_evidence import BernoulliEProcess, ExceedanceTest, FailureTest, exceeda
 ALPHA = 0.05
 
 
-def convicted(shift: float, spread: float = 1.0, *, runs: int = 200, blocks: int = 150, seed: int = 0) -> float:
-    """Return the share of runs, each with 100 calibration values of its own, that convict scores of N(shift, spread)."""
+def rejected_share(shift: float, spread: float = 1.0, *, runs: int = 200, blocks: int = 150, seed: int = 0) -> float:
+    """Return the share of runs, each with 100 calibration values of its own, that reject scores of N(shift, spread)."""
     rng = np.random.default_rng(seed)
     count = 0
     for _ in range(runs):
@@ -30,16 +30,16 @@ def convicted(shift: float, spread: float = 1.0, *, runs: int = 200, blocks: int
 
 
 @pytest.mark.parametrize(("shift", "spread"), [(0.0, 1.0), (0.3, 1.0), (-2.0, 1.0), (-1.0, 1.6)])
-def test_good_candidates_with_other_scores_are_convicted_in_at_most_alpha_of_runs(shift: float, spread: float) -> None:
+def test_good_candidates_with_other_scores_are_rejected_in_at_most_alpha_of_runs(shift: float, spread: float) -> None:
     """Equal, a little higher, much lower, wider but lower: all exceed the limit in no more than the tolerated 15 %."""
     error = math.sqrt(ALPHA * (1 - ALPHA) / 200)
-    assert convicted(shift, spread) <= ALPHA + 3 * error
+    assert rejected_share(shift, spread) <= ALPHA + 3 * error
 
 
 @pytest.mark.parametrize(("shift", "spread"), [(2.0, 1.0), (0.0, 4.0)])
-def test_bad_candidates_are_convicted(shift: float, spread: float) -> None:
+def test_bad_candidates_are_rejected(shift: float, spread: float) -> None:
     """Two standard deviations higher, or as high on average and wild."""
-    assert convicted(shift, spread, runs=60) >= 0.95
+    assert rejected_share(shift, spread, runs=60) >= 0.95
 
 
 def test_a_limit_itself_is_not_exceeded_but_not_a_number_is() -> None:

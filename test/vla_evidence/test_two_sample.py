@@ -176,7 +176,7 @@ def informed() -> dict[str, BetaPrior]:
 
 
 @pytest.mark.parametrize(("pi", "priors"), [(0.05, {}), (0.5, {}), (0.05, informed())], ids=["5 %", "50 %", "informed"])
-def test_an_equal_canary_is_convicted_in_at_most_alpha_of_runs(pi: float, priors) -> None:
+def test_an_equal_canary_is_rolled_back_in_at_most_alpha_of_runs(pi: float, priors) -> None:
     runs = 300
     share = np.isfinite(simulate(0.87, 0.87, pi, runs=runs, canary_episodes=400, seed=1, **priors)).mean()
     assert share <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / runs)
