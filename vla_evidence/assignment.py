@@ -3,8 +3,8 @@
 
 The SHA-256 of the UTF-8 JSON array ``[experiment, robot]`` or ``[experiment, robot, episode]`` (no spaces, names as they are)
 gives a number that behaves like a uniform one. Because the experiment's name is in it, a robot that was in arm B of one
-experiment is in arm B of the next with the plain probability: no robot tries everything first, and what one experiment left behind does
-not leak into the next.
+experiment is in arm B of the next with the plain probability: no robot tries everything first, and what one experiment left
+behind does not leak into the next.
 """
 
 from __future__ import annotations
