@@ -23,7 +23,7 @@ from vla_ros import qos
 
 
 class IdealRobot:
-    """Is always where it was last told to be, and says so at 100 Hz."""
+    """Is always where it was last told to be, and says so at 50 Hz, as often as it is commanded."""
 
     def __init__(self, ros: RosHarness, *, commands: str = "commands", joints: str = "joint_states") -> None:
         self._ros = ros
@@ -33,7 +33,7 @@ class IdealRobot:
         self._joints = ros.advertise(JointState, joints, qos.SENSORS, readers=0)
         self._motion = ros.advertise(Bool, "motion_enabled", qos.FLAGS, readers=0)
         ros.on_executor(lambda: ros.node.create_subscription(Float64MultiArray, commands, self._on_command, qos.EVENTS))
-        self._timer = ros.on_executor(lambda: ros.node.create_timer(0.01, self._tick))
+        self._timer = ros.on_executor(lambda: ros.node.create_timer(0.02, self._tick))
 
     def _on_command(self, message: Any) -> None:
         self.position = (message.data[0], message.data[1])
