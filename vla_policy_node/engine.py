@@ -311,7 +311,7 @@ class PolicyEngine:
             try:
                 self._episode_number = self.observations.start_episode(episode.instruction)
                 if self.config.require_episode:
-                    self._control.release("NO_EPISODE")
+                    self._control.set_episode_missing(False)
             except PolicyNodeError:
                 self._episodes.open = None
                 raise
@@ -335,7 +335,7 @@ class PolicyEngine:
 
     def _hold_without_episode(self) -> None:
         try:
-            self._control.hold("NO_EPISODE", latched=False)
+            self._control.set_episode_missing(True)
         except ControlError as e:
             self._report_error(e.code, str(e))
 

@@ -26,11 +26,11 @@ from vla_policy_node.control.limits import OK, Limiter, Violation
 from vla_policy_node.control.queue import Action, Chunk, ChunkQueue
 from vla_policy_node.control.reasons import Reasons
 from vla_policy_node.control.swap import WAYS_BACK, PendingSwap
+from vla_policy_node.holds import HOLDS, Latch
 
 Floats = npt.NDArray[np.float64]
 
 _RETRY_TICKS = 5  # after a worker said that it has no fresh observation
-_PASSING = ("STARVED", "OBSERVATION_STALE", "OUTSIDE_LIMITS")  # such a hold ends with its cause, unless it lasts
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,8 @@ class ControlLoop:
     def _give_up_waiting(self) -> None:
         """Latch a hold that lasts longer than ``hold_timeout_s``: nobody expects the robot to move by itself after that."""
         reason = self.reasons.reason
-        if self.running or self.contract.auto_resume or self.reasons.blocked or reason not in _PASSING:
+        may_pass = not self.running and not self.reasons.blocked and HOLDS[reason].latch is Latch.IF_IT_LASTS
+        if not may_pass or self.contract.auto_resume:
             self._waiting_ns = None
         elif self._waiting_ns is None:
             self._waiting_ns = self.now_ns
