@@ -36,9 +36,12 @@ class Announcer:
         event: dict[str, Any] = {"type": "HOLD", "reason": reason, "latched": latched, "message": message}
         violation = self.violation
         if violation is not None and violation.reason == reason:
-            channel = "" if violation.channel is None else self._names[violation.channel]
-            numbers = {"value": _or_none(violation.value), "limit": _or_none(violation.limit)}
-            event |= {"channel": channel, **numbers, "message": violation.message}
+            event |= {
+                "channel": self._names[violation.channel],
+                "value": _or_none(violation.value),
+                "limit": _or_none(violation.limit),
+                "message": violation.message,
+            }
         self._emit({**event, **where})
 
     def resumed(self, held_s: float, where: dict[str, Any]) -> None:
