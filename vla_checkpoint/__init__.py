@@ -32,7 +32,6 @@ from vla_checkpoint.errors import (
 from vla_checkpoint.golden import Golden, read_golden, write_golden
 from vla_checkpoint.header import DTYPE_BITS, Header, TensorInfo, read_header
 from vla_checkpoint.importer import ImportReport, import_folder
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.manifest import (
     ActionSpec,
     BaseRef,
@@ -47,7 +46,6 @@ from vla_checkpoint.stats import Stats, load_stats
 from vla_checkpoint.version import bump_between, compare_versions, parse_version
 
 __all__ = [
-    "DEFAULT_LIMITS",
     "DTYPE_BITS",
     "MANIFEST_NAME",
     "ActionSpec",
@@ -70,7 +68,6 @@ __all__ = [
     "ImportFolderError",
     "ImportReport",
     "JsonError",
-    "Limits",
     "Manifest",
     "ManifestError",
     "PolicyConfig",

@@ -16,7 +16,6 @@ from typing import Any
 
 from vla_checkpoint.errors import AdapterError
 from vla_checkpoint.files import PathLike
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.strict_json import is_int, is_number, load_object
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
@@ -35,7 +34,7 @@ class AdapterConfig:
     raw: Mapping[str, Any]
 
 
-def load_adapter_config(bundle_dir: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> AdapterConfig:
+def load_adapter_config(bundle_dir: PathLike) -> AdapterConfig:
     """Read ``adapter_config.json``.
 
     Raises:
@@ -43,7 +42,7 @@ def load_adapter_config(bundle_dir: PathLike, *, limits: Limits = DEFAULT_LIMITS
         AdapterError: ``ADAPTER_CONFIG``.
     """
     path = Path(bundle_dir) / ADAPTER_CONFIG_NAME
-    document = load_object(path, limits=limits)
+    document = load_object(path)
     peft_type = document.get("peft_type")
     if not isinstance(peft_type, str) or not peft_type:
         raise AdapterError("ADAPTER_CONFIG", path, "peft_type must be a non-empty string")

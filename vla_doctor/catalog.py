@@ -11,8 +11,6 @@ import string
 import sys
 from dataclasses import dataclass
 
-from vla_doctor.holds import HOLDS
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -188,7 +186,7 @@ RULES = {
     ),
     "POLICY_HOLDING": Rule(
         "WARN",
-        "The robot holds. The reasons are listed below.",
+        "The robot holds.",
         "{action}",
     ),
     "POLICY_LAST_ERROR": Rule(
@@ -365,7 +363,6 @@ def page() -> str:
     rows = "\n".join(
         f"| `{code}` | {rule.level} | {rule.meaning} | {_shown(rule.remedy)} |" for code, rule in RULES.items()
     )
-    holds = "\n".join(f"| `{reason}` | {hold.meaning} | {_shown(hold.action)} |" for reason, hold in HOLDS.items())
     return f"""# What the doctor finds, and what to do
 
 `ros2 run vla_ota doctor` prints a line a check, `ok|warn|FAIL  what  finding  -> what to do`, and ends with 1 if one failed.
@@ -376,19 +373,13 @@ This page is written by `python -m vla_doctor.catalog`.
 | code | | meaning | what to do |
 |---|---|---|---|
 {rows}
-
-## Why a robot holds
-
-| reason | meaning | what to do |
-|---|---|---|
-{holds}
 """
 
 
 def _shown(template: str) -> str:
     """Return a remedy for reading: what a check would fill in stands there in capitals."""
     words = {name: _Word(name.upper()) for _, name, _, _ in string.Formatter().parse(template) if name}
-    fixed = {"hint": "", "action": "see the reasons below"}
+    fixed = {"hint": "", "action": "what [Why the robot holds](errors.md#why-the-robot-holds) says of its reason"}
     return template.format(**{**words, **fixed}).replace("|", "\\|")
 
 

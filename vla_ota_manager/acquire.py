@@ -15,11 +15,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vla_checkpoint import (
-    DEFAULT_LIMITS,
     MANIFEST_NAME,
     CancelledCheckError,
     CheckpointError,
     Manifest,
+    limits,
     sha256_bytes,
     verify_bundle,
 )
@@ -117,7 +117,7 @@ class Acquirer:
         """Return the manifest of that digest if a version on disk has it, whatever has become of its other files."""
         for folder in self._store.folders() if sha256 else ():
             with suppress(CheckpointError):
-                data = read_bytes(folder / MANIFEST_NAME, DEFAULT_LIMITS.manifest_bytes)
+                data = read_bytes(folder / MANIFEST_NAME, limits.MANIFEST_BYTES)
                 if sha256_bytes(data) == sha256:
                     return data
         return None

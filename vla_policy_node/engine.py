@@ -28,7 +28,7 @@ from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.client import ControlClient, ControlStatus
 from vla_policy_node.episodes import Episode, EpisodeError, Episodes, Outcome
-from vla_policy_node.errors import ControlError, PolicyNodeError, duration, one_line
+from vla_policy_node.errors import ControlError, PolicyNodeError, duration
 from vla_policy_node.generations.generations import Generations
 from vla_policy_node.generations.recovery import Recovery
 from vla_policy_node.generations.residents import Resident
@@ -38,6 +38,7 @@ from vla_policy_node.observation import ObservationBuffer, encode_instruction
 from vla_policy_node.scores import ChunkScorer
 from vla_policy_node.worker.api import WorkerConfig, WorkerEvent
 from vla_policy_node.worker.pool import Progress, WorkerPool
+from vla_ros.plain import plain
 
 LOG = logging.getLogger("vla_policy_node")
 
@@ -311,7 +312,7 @@ class PolicyEngine:
             try:
                 self._episode_number = self.observations.start_episode(episode.instruction)
                 if self.config.require_episode:
-                    self._control.release("NO_EPISODE")
+                    self._control.set_episode_missing(False)
             except PolicyNodeError:
                 self._episodes.open = None
                 raise
@@ -335,7 +336,7 @@ class PolicyEngine:
 
     def _hold_without_episode(self) -> None:
         try:
-            self._control.hold("NO_EPISODE", latched=False)
+            self._control.set_episode_missing(True)
         except ControlError as e:
             self._report_error(e.code, str(e))
 
@@ -467,7 +468,7 @@ class PolicyEngine:
         self._set_error(code, message)
 
     def _set_error(self, code: str, message: str) -> None:
-        self._error = (code, one_line(message))
+        self._error = (code, plain(message))
         self._listener.on_change()
 
     # -- status ----------------------------------------------------------------------------------------------------

@@ -12,17 +12,14 @@
 
 from __future__ import annotations
 
-
-def one_line(text: str) -> str:
-    """Put what a policy, a library or a file says on one line; what is not printable is escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+from vla_ros.plain import plain
 
 
 class PolicyNodeError(Exception):
     """Root of the package's errors; ``message`` is one line."""
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(one_line(message))
+        super().__init__(plain(message))
         self.code = code
 
     @property

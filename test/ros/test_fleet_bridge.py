@@ -12,7 +12,8 @@ import pytest
 from support.bundles import make_bundle
 from support.fleet import FleetServer
 from support.manager_rig import ManagerRig
-from support.ros import NodeProcess, wait_for
+from support.ros import NodeProcess
+from support.waits import wait_for
 from vla_ota.msg import BridgeStatus
 
 from vla_ros import qos

@@ -12,7 +12,8 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from support.bundles import flip_last_byte
 from support.manager_rig import ManagerRig
-from support.ros import NodeProcess, wait_for
+from support.ros import NodeProcess
+from support.waits import wait_for
 from vla_ota.action import InstallModel
 from vla_ota.msg import ModelStatus
 

@@ -19,8 +19,9 @@ from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
 from support.engine_rig import contract_text
 from support.policy_rig import PolicyRig
-from support.ros import NodeProcess, RosHarness, wait_for
+from support.ros import NodeProcess, RosHarness
 from support.scripted import scripted_bundle
+from support.waits import wait_for
 from vla_ota.action import PrepareModel, RunPolicy
 from vla_ota.msg import AnomalyScore, ModelStatus, PolicyStatus
 from vla_ota.srv import EndEpisode, StartEpisode

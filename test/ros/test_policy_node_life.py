@@ -16,8 +16,8 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rosgraph_msgs.msg import Clock
 from support.policy_rig import PolicyRig
-from support.ros import wait_for
 from support.scripted import scripted_bundle
+from support.waits import wait_for
 from vla_ota.action import RunPolicy
 from vla_ota.msg import PolicyStatus
 
@@ -126,12 +126,13 @@ def test_a_goal_that_cannot_be_names_the_field_of_the_goal(lent: PolicyRig) -> N
 
 def test_the_log_says_once_what_acts_what_stops_it_and_that_it_goes_on(lent: PolicyRig) -> None:
     assert lines(lent, "1.0.0 is active and will act instead of nothing (UPDATE, loaded)")
-    activations, resumed = len(lines(lent, "activated")), len(lines(lent, "1.0.0 acts: the hold STARTUP is over"))
+    activations = lines(lent, "activated").count("activated")
+    resumed = len(lines(lent, "1.0.0 acts: the hold STARTUP is over"))
     change_state(lent, Transition.TRANSITION_DEACTIVATE)
     change_state(lent, Transition.TRANSITION_ACTIVATE)
     lent.wait_running("1.0.0")
     wait_for(lambda: len(lines(lent, "1.0.0 acts: the hold STARTUP is over")) == resumed + 1, "the end of the hold")
-    assert len(lines(lent, "activated")) == activations + 2  # deactivated, activated
+    assert lines(lent, "activated").count("activated") == activations + 1
 
     lent.robot.motion = False
     lent.wait_status(lambda m: m.state == PolicyStatus.STATE_MOTION_DISABLED, "motion disabled")
@@ -141,7 +142,7 @@ def test_the_log_says_once_what_acts_what_stops_it_and_that_it_goes_on(lent: Pol
     lent.wait_running("1.0.0")
     wait_for(lambda: lines(lent, "the hold MOTION_REENABLED is over"), "the end of the hold")
     assert len(lines(lent, "motion stopped: motion_enabled is false or silent")) == 1
-    assert len(lines(lent, "hold: MOTION_REENABLED (until resume): motion was disabled; resume is needed")) == 1
+    assert len(lines(lent, "hold: MOTION_REENABLED (until resume): motion was disabled")) == 1
 
 
 def test_a_swap_that_is_refused_again_and_again_is_logged_once_with_a_count(lent: PolicyRig) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from support.bundles import make_bundle
-from support.ros import RosHarness, wait_for
+from support.ros import RosHarness
 from support.ros_policy import StandInPolicyNode
+from support.waits import wait_for
 from vla_ota.msg import PolicyStatus
 
 from vla_ota_manager.port import SwapRequest

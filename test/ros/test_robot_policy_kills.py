@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.robot_rig import RobotRig
-from support.ros import wait_for
+from support.waits import wait_for
 from vla_ota.msg import PolicyStatus
 
 from vla_sim.dds import claim_domain

@@ -173,6 +173,11 @@ class Rig:
         swap = {"generation": generation, "at": at, "swap_id": swap_id, "cause": cause, "timeout_s": timeout_s}
         self.send("activate", **swap, asked_ns=self.now_ns)
 
+    def hold(self, reason: str = "COMMAND_TOPIC_TAKEN") -> None:
+        """Latch a hold; the default is one that only a person may end."""
+        self.loop.now_ns = self.now_ns
+        self.loop.latch(reason)
+
     def begin(self) -> None:
         """Activate the node, and say resume."""
         self.send("enable", enabled=True)

@@ -28,8 +28,9 @@ from support.engine_rig import contract_text
 from support.kept import KEPT
 from support.manager_rig import QUICK
 from support.policy_rig import IdealRobot, policy_parameters
-from support.ros import Inbox, NodeProcess, RosHarness, wait_for
+from support.ros import Inbox, NodeProcess, RosHarness
 from support.scripted import scripted_bundle
+from support.waits import wait_for
 from vla_checkpoint import load_manifest, verify_bundle
 from vla_ota_manager.states import UpdateState
 from vla_ros import qos

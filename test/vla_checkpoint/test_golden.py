@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 from support.bundles import make_bundle, plain_golden
 
-from vla_checkpoint import CheckpointError, Golden, GoldenError, Limits, open_bundle, read_golden, write_golden
+from vla_checkpoint import CheckpointError, Golden, GoldenError, limits, open_bundle, read_golden, write_golden
 
 CAMERA = "observation.images.top"
 
@@ -101,10 +101,11 @@ def test_files_of_others_are_read_as_strictly(tmp_path: Path, metadata: dict[str
     assert caught.value.code == "GOLDEN_FORMAT"
 
 
-def test_a_golden_file_too_large_for_memory_is_refused(tmp_path: Path) -> None:
+def test_a_golden_file_too_large_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_golden(tmp_path / "g", observations(), chunks(), ["a"] * 3, 0.1)
+    monkeypatch.setattr(limits, "GOLDEN_BYTES", 500)
     with pytest.raises(GoldenError) as caught:
-        read_golden(tmp_path / "g", limits=Limits(golden_bytes=500))
+        read_golden(tmp_path / "g")
     assert caught.value.code == "GOLDEN_FORMAT"
 
 

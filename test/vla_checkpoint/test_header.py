@@ -14,12 +14,12 @@ import safetensors
 import safetensors.numpy
 from support.safetensors_files import entry, write_raw
 
-from vla_checkpoint import DTYPE_BITS, FileError, HeaderError, Limits, read_header
+from vla_checkpoint import DTYPE_BITS, FileError, HeaderError, limits, read_header
 
 
-def code_of(path: Path, limits: Limits | None = None) -> str:
+def code_of(path: Path) -> str:
     with pytest.raises(HeaderError) as caught:
-        read_header(path, limits or Limits())
+        read_header(path)
     assert caught.value.path == str(path)
     assert caught.value.reason
     return caught.value.code
@@ -112,14 +112,20 @@ def test_refuses_a_length_prefix_that_lies(tmp_path: Path, content: bytes, code:
     assert code_of(path) == code
 
 
-def test_limits_are_held(tmp_path: Path) -> None:
-    two = write_raw(tmp_path / "two.safetensors", {"a": entry(), "b": entry(offsets=[4, 8])}, bytes(8))
-    assert list(read_header(two).tensors) == ["a", "b"]
-    assert code_of(two, Limits(tensors=1)) == "HEADER_TENSOR_COUNT"
-    assert code_of(two, Limits(header_bytes=20)) == "HEADER_TOO_LARGE"
-    assert code_of(two, Limits(json_values=3)) == "HEADER_JSON"
-    named = write_raw(tmp_path / "name.safetensors", {"abc": entry()}, bytes(4))
-    assert code_of(named, Limits(name_chars=2)) == "HEADER_TENSOR_NAME"
+@pytest.mark.parametrize(
+    ("limit", "value", "code"),
+    [
+        ("TENSORS", 1, "HEADER_TENSOR_COUNT"),
+        ("HEADER_BYTES", 20, "HEADER_TOO_LARGE"),
+        ("JSON_VALUES", 3, "HEADER_JSON"),
+        ("NAME_CHARS", 2, "HEADER_TENSOR_NAME"),
+    ],
+)
+def test_limits_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, code: str) -> None:
+    path = write_raw(tmp_path / "two.safetensors", {"abc": entry(), "b": entry(offsets=[4, 8])}, bytes(8))
+    assert list(read_header(path).tensors) == ["abc", "b"]
+    monkeypatch.setattr(limits, limit, value)
+    assert code_of(path) == code
 
 
 def test_files_that_are_not_regular_are_refused_without_blocking(tmp_path: Path) -> None:

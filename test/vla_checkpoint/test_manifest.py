@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bundles import make_bundle
 
-from vla_checkpoint import CheckpointError, Limits, Manifest, ManifestError, VersionError, load_manifest, write_manifest
+from vla_checkpoint import CheckpointError, Manifest, ManifestError, VersionError, limits, load_manifest, write_manifest
 from vla_checkpoint.paths import fold_path, path_fault
 
 HEX = hashlib.sha256(b"").hexdigest()
@@ -31,9 +31,9 @@ def document() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def refused(data: bytes, limits: Limits | None = None) -> CheckpointError:
+def refused(data: bytes) -> CheckpointError:
     with pytest.raises((ManifestError, VersionError)) as caught:
-        Manifest.parse(data, limits=limits or Limits())
+        Manifest.parse(data)
     return caught.value
 
 
@@ -206,13 +206,22 @@ def test_an_accepted_path_stays_below_the_bundle(paths: list[str]) -> None:
         assert refused(with_paths(*paths)).code == "MANIFEST_DUPLICATE_PATH"
 
 
-def test_limits_are_held() -> None:
-    data = rfc8785.dumps(document())
-    assert refused(data, Limits(manifest_bytes=len(data) - 1)).code == "MANIFEST_LIMIT"
-    assert refused(data, Limits(files=1)).code == "MANIFEST_FIELD"
-    assert refused(data, Limits(tensors=0)).code == "MANIFEST_TENSORS"
-    assert refused(data, Limits(channels=0)).code == "MANIFEST_FIELD"
-    assert refused(data, Limits(json_values=5)).code == "MANIFEST_JSON"
+@pytest.mark.parametrize(
+    ("limit", "value", "code"),
+    [
+        ("MANIFEST_BYTES", 500, "MANIFEST_LIMIT"),
+        ("FILES", 1, "MANIFEST_FIELD"),
+        ("TENSORS", 0, "MANIFEST_TENSORS"),
+        ("CHANNELS", 0, "MANIFEST_FIELD"),
+        ("JSON_VALUES", 5, "MANIFEST_JSON"),
+    ],
+)
+def test_limits_are_held(monkeypatch: pytest.MonkeyPatch, limit: str, value: int, code: str) -> None:
+    monkeypatch.setattr(limits, limit, value)
+    assert refused(rfc8785.dumps(document())).code == code
+
+
+def test_a_manifest_too_large_too_long_or_too_deep_is_refused() -> None:
     assert refused(changed("lineage", {f"{i:06}": 0 for i in range(900_000)})).code == "MANIFEST_LIMIT"
     assert refused(changed("lineage", {"x": [0] * 400_000})).code == "MANIFEST_JSON"
     deep = document()

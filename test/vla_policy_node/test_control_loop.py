@@ -219,7 +219,7 @@ def test_a_velocity_starts_from_what_is_measured_and_a_hold_brakes_it_to_zero(ma
     rig.run((0.3, 0.1), ticks=12)
     first = next(c for c in rig.published if c is not None)
     np.testing.assert_allclose(first, [0.3, PER_TICK], atol=1e-6)
-    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.hold()
     start = len(rig.published)
     rig.tick(60)
     braked = np.array([c for c in rig.published[start - 1 :]])
@@ -233,7 +233,7 @@ def test_an_effort_that_is_held_stays_and_one_that_is_zeroed_goes_to_zero_at_its
     for hold, want in (("last_command", 0.2), ("zero_velocity", 0.0)):
         rig = make_rig(mode="effort", hold=hold, max_decel=1.5)
         rig.run((0.2, 0.0), ticks=20)
-        rig.send("hold", reason="OPERATOR", latched=True)
+        rig.hold()
         rig.tick(40)
         assert rig.published[-1][0] == pytest.approx(want)
 

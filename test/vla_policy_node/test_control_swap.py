@@ -240,7 +240,7 @@ def test_a_rollback_that_is_pending_when_the_hold_comes_happens_then(make_rig: A
     rig.activate(2, "NOW")
     rig.tick()
     assert rig.loop.active.id == 1
-    rig.send("hold", reason="WORKER_LOST", latched=True)
+    rig.hold("WORKER_LOST")
     rig.tick()
     assert rig.loop.active.id == 2 and rig.loop.pending is None
 
@@ -339,7 +339,7 @@ def test_messages_that_cannot_be_followed_are_answered_and_change_nothing(make_r
         {"type": "nonsense"},
         {"type": "activate"},
         {"type": "enable"},
-        {"type": "hold", "reason": "BORED", "latched": True},
+        {"type": "episode_missing"},
         {"type": "end_span", "span_id": 4, "after_s": 1},
         {"type": "add_generation", "handle": {}},
         {},

@@ -47,7 +47,7 @@ def test_a_robot_before_its_first_update_is_told_to_get_one_first() -> None:
     why = {"error_code": "NO_POLICY", "message": "the store is empty"}
     found = only(examine(state=PolicyStatus.STATE_HOLDING, hold_reason="STARTUP", hold_latched=True, **why))
     assert (found.level.word, found.code) == ("warn", "POLICY_HOLDING")
-    assert found.text.startswith("NO_POLICY: ") and found.remedy.startswith("install one (a first update)")
+    assert found.text.startswith("NO_POLICY: ") and found.remedy.startswith("send a first update")
 
 
 def test_a_robot_without_a_policy_is_told_so_also_while_motion_is_disabled() -> None:

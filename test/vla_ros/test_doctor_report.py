@@ -11,9 +11,7 @@ import pytest
 
 from vla_doctor.catalog import RULES, page
 from vla_doctor.findings import exit_status, ok, problem, report, report_json
-from vla_doctor.holds import HOLDS
 from vla_doctor.settings import DoctorSettings, parse_arguments
-from vla_policy_node.ipc.layouts import HOLD_REASONS
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -32,10 +30,6 @@ def test_only_a_failure_makes_the_exit_status_one() -> None:
     assert exit_status([*warned, problem("POLICY_ERROR", "node", "ended")]) == 1
     document = json.loads(report_json(warned))
     assert document["level"] == "warn" and document["findings"][1]["code"] == "TRUST_NONE"
-
-
-def test_every_reason_to_hold_has_words_and_something_to_do() -> None:
-    assert set(HOLDS) == {reason for reason in HOLD_REASONS if reason}
 
 
 def test_every_rule_is_used_by_a_check_and_every_code_has_a_rule() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vla_policy_node.control.limits import Violation
-from vla_policy_node.control.reasons import TEXTS, Reasons
+from vla_policy_node.control.reasons import Reasons
+from vla_policy_node.holds import HOLDS
 
 _QUIET = ("", "STARTUP")  # nothing was interrupted
 
@@ -31,13 +32,16 @@ class Announcer:
             return  # the node itself says why there is no policy
         self._told = reason, latches
         self._first = self._first or reason
-        message = (self.text if latched else "") or TEXTS[reason]
+        message = (self.text if latched else "") or HOLDS[reason].meaning
         event: dict[str, Any] = {"type": "HOLD", "reason": reason, "latched": latched, "message": message}
         violation = self.violation
         if violation is not None and violation.reason == reason:
-            channel = "" if violation.channel is None else self._names[violation.channel]
-            numbers = {"value": _or_none(violation.value), "limit": _or_none(violation.limit)}
-            event |= {"channel": channel, **numbers, "message": violation.message}
+            event |= {
+                "channel": self._names[violation.channel],
+                "value": _or_none(violation.value),
+                "limit": _or_none(violation.limit),
+                "message": violation.message,
+            }
         self._emit({**event, **where})
 
     def resumed(self, held_s: float, where: dict[str, Any]) -> None:

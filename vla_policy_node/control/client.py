@@ -21,10 +21,11 @@ import numpy.typing as npt
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.swap import UPDATE
 from vla_policy_node.errors import ControlError
+from vla_policy_node.holds import HOLD_REASONS
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.channel import Channel, ChannelClosedError, ChannelFullError
 from vla_policy_node.ipc.generation import GenerationHandle
-from vla_policy_node.ipc.layouts import HOLD_REASONS, MODES, control_status_layout
+from vla_policy_node.ipc.layouts import MODES, control_status_layout
 
 Event = dict[str, Any]
 
@@ -227,15 +228,9 @@ class ControlClient:
         """Lifecycle active or inactive. Answer: ENABLED, DISABLED or ENABLE_FAILED (COMMAND_TOPIC_TAKEN)."""
         self._send({"type": "enable", "enabled": enabled})
 
-    def hold(self, reason: str, latched: bool) -> None:
-        """Hold. Latched: until :meth:`resume`. Not latched: until :meth:`release` of the same reason."""
-        if reason not in HOLD_REASONS[1:]:
-            raise ControlError("HOLD_REASON_UNKNOWN", f"{reason!r} is not a hold reason")
-        self._send({"type": "hold", "reason": reason, "latched": latched})
-
-    def release(self, reason: str) -> None:
-        """End a hold that was asked for without latching."""
-        self._send({"type": "release", "reason": reason})
+    def set_episode_missing(self, missing: bool) -> None:
+        """Hold NO_EPISODE, or end that hold."""
+        self._send({"type": "episode_missing", "missing": missing})
 
     def resume(self) -> None:
         """End a latched hold. Answer: RESUME_ACCEPTED or RESUME_REFUSED."""

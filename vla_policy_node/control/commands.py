@@ -18,7 +18,6 @@ from vla_policy_node.control.swap import UPDATE, PendingSwap
 from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.ipc.arena import ArenaError
 from vla_policy_node.ipc.generation import GenerationHandle
-from vla_policy_node.ipc.layouts import HOLD_REASONS
 
 MAX_GENERATIONS = 16
 _MAX_TIMEOUT_S = 24 * 3600.0
@@ -37,8 +36,7 @@ class Commands:
             "activate": self._activate,
             "cancel_activation": self._cancel,
             "enable": self._enable,
-            "hold": self._hold,
-            "release": self._release,
+            "episode_missing": self._episode_missing,
             "resume": self._resume,
             "begin_span": lambda m: self._spans.begin(_text(m, "span_id")),
             "end_span": self._end_span,
@@ -175,16 +173,8 @@ class Commands:
         loop.begin()
         loop.emit({"type": "ENABLED"})
 
-    def _hold(self, message: dict[str, Any]) -> None:
-        reason = _reason(message)
-        if message["latched"]:
-            self._loop.latch(reason)
-        else:
-            self._loop.reasons.asked = reason
-
-    def _release(self, message: dict[str, Any]) -> None:
-        if self._loop.reasons.asked == _reason(message):
-            self._loop.reasons.asked = ""
+    def _episode_missing(self, message: dict[str, Any]) -> None:
+        self._loop.reasons.episode_missing = bool(message["missing"])
 
     def _resume(self, message: dict[str, Any]) -> None:
         loop = self._loop
@@ -203,10 +193,3 @@ def _text(message: dict[str, Any], key: str) -> str:
     if not isinstance(value, str) or len(value) > 256:
         raise ValueError(f"{key} must be a text")
     return value
-
-
-def _reason(message: dict[str, Any]) -> str:
-    reason = _text(message, "reason")
-    if reason not in HOLD_REASONS[1:]:
-        raise ControlError("HOLD_REASON_UNKNOWN", f"{reason!r} is not a hold reason")
-    return reason

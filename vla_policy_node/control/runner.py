@@ -16,9 +16,10 @@ from vla_policy_node.control.loop import ControlLoop, Look
 from vla_policy_node.control.schedule import Schedule
 from vla_policy_node.control.sinks import CommandSink
 from vla_policy_node.control.swap import seam, swapped_event
+from vla_policy_node.holds import HOLD_REASONS
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.channel import Channel, ChannelClosedError
-from vla_policy_node.ipc.layouts import HOLD_REASONS, MODES
+from vla_policy_node.ipc.layouts import MODES
 
 _LOOKED_AT = ("stamp_ns", "valid", "measured", "measured_ns", "motion_ns", "episode")
 _MESSAGES_A_TICK = 8
