@@ -25,7 +25,7 @@ from vla_checkpoint import (
 )
 from vla_checkpoint.files import read_bytes
 from vla_ota_manager.config import OtaConfig
-from vla_ota_manager.errors import CancelledError, FetchError, OtaError, RefusedError, StoreError, TrustError
+from vla_ota_manager.errors import CancelledError, FetchError, OtaError, RefusedError, StoreError
 from vla_ota_manager.fetch.fetcher import Fetcher, Received
 from vla_ota_manager.fetch.source import Url, join_url, parse_url
 from vla_ota_manager.fetch.trust import Trust
@@ -34,15 +34,12 @@ from vla_ota_manager.states import UpdateState
 from vla_ota_manager.store.damage import find_damage
 from vla_ota_manager.store.state import UpdateRecord
 from vla_ota_manager.store.store import Store
+from vla_ros.fault import Fault
 from vla_ros.plain import redacted
 
 _S = UpdateState
 STEPS = (_S.CHECKING, _S.FETCHING, _S.VERIFYING)
 """States whose work is here."""
-_UNFIT_CONTENT = frozenset(
-    {"URL_INVALID", "SOURCE_NOT_ALLOWED", "REDIRECT_REFUSED", "MANIFEST_TOO_LARGE", "CONTENT_ENCODING_REFUSED"}
-    | {"SIZE_MISMATCH", "BLOB_DIGEST_MISMATCH"}
-)
 
 
 @dataclass(frozen=True)
@@ -316,11 +313,10 @@ def _repair_of(record: UpdateRecord) -> tuple[str, str]:
 
 
 def end_of(error: OtaError | CheckpointError) -> tuple[UpdateState, str, str]:
-    """Return how an update ends that this error befell, its code and its message: REJECTED is the bundle's fault."""
+    """Return how an update ends that met this error, its code and its message: REJECTED if the bundle is at fault."""
     if isinstance(error, CheckpointError):
         return _S.REJECTED, error.code, str(error)
-    refused = isinstance(error, RefusedError | TrustError) or error.code in _UNFIT_CONTENT
-    return (_S.REJECTED if refused else _S.FAILED), error.code, error.message
+    return (_S.REJECTED if error.fault is Fault.BUNDLE else _S.FAILED), error.code, error.message
 
 
 def ref_of(record: UpdateRecord) -> Ref:

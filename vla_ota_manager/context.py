@@ -21,6 +21,7 @@ from vla_ota_manager.store.scrub import Scrubber
 from vla_ota_manager.store.state import SEEN_SIZE, Outcome, State
 from vla_ota_manager.store.store import Store, newest_first
 from vla_ota_manager.trial.inbox import Inbox
+from vla_ros.fault import Fault
 from vla_ros.plain import plain
 
 log = logging.getLogger("vla_ota_manager")
@@ -363,7 +364,7 @@ class Context:
         What is to go on trial and has crashed since it was prepared is not prepared again: the policy node's code says so.
 
         Raises:
-            PolicyError: PREPARE_FAILED or the policy node's own code, if it cannot be prepared.
+            PolicyError: with the reply's code and fault, if it cannot be prepared.
         """
         snapshot = self.policy()
         warm = snapshot is not None and snapshot.is_resident(ref.digest)
@@ -373,7 +374,7 @@ class Context:
                 return replace(result, warm=warm and result.warm)
         self._prepare(ref, interrupted)
         if request.cause != "ROLLBACK" and not self.permitted():  # that may have taken minutes
-            return SwapResult(False, "CANCELLED", "update_permitted has been withdrawn")
+            return SwapResult(False, "CANCELLED", "update_permitted has been withdrawn", fault=Fault.PERSON)
         return replace(self._swap(ref, request, interrupted), warm=False)
 
     def _prepare(self, ref: Ref, interrupted: Callable[[], bool]) -> None:
@@ -386,7 +387,7 @@ class Context:
             self.config.prepare_timeout_s,
         )
         if not prepared.success:
-            raise PolicyError(prepared.error_code or "PREPARE_FAILED", prepared.message, f"prepare {ref}")
+            raise PolicyError(prepared.error_code, prepared.message, f"prepare {ref}", prepared.fault)
 
     def _swap(self, ref: Ref, request: SwapRequest, interrupted: Callable[[], bool]) -> SwapResult:
         self.store.fs.point("port.before_swap")

@@ -451,7 +451,7 @@ class UpdateEngine:
         try:
             result = self._ctx.activate(committed, request, self._ctx.interrupted)
         except PolicyError as e:
-            result = SwapResult(False, e.code, e.message)
+            result = SwapResult.failed(e)
         if result.success and not way_back:
             with self.store.edit() as state:
                 state.activation_due = False

@@ -14,9 +14,9 @@ from vla_ota_manager.states import PIPELINE, UpdateState
 from vla_ota_manager.store.state import Block, RollbackRecord
 from vla_ota_manager.trial.runner import TrialRunner
 from vla_ota_manager.way_back import WayBack
+from vla_ros.fault import Fault
 
 _S = UpdateState
-_BUSY = frozenset({"SWAP_IN_PROGRESS", "PREPARE_IN_PROGRESS", "TRIAL_RUNNING"})
 _BUSY_S = 0.2
 
 
@@ -142,7 +142,9 @@ class Operator:
         asked_at = asked_at or time.monotonic()
         way = WayBack(self._ctx, record.target, older=not record.named)
         deadline = time.monotonic() + self._ctx.config.swap_timeout_s
-        while (result := way.take()).error_code in _BUSY and time.monotonic() < deadline:
+        while (result := way.take()).fault is Fault.BUSY and time.monotonic() < deadline:
+            if result.error_code == "POLICY_ABSENT":
+                break  # it will start with what is committed
             self._ctx.show_asked(f"going back to {way.ref}: {result.error_code}")
             self._ctx.wait(_BUSY_S)
         took = time.monotonic() - asked_at

@@ -18,17 +18,11 @@ from vla_ota_manager.port import PrepareResult
 from vla_ota_manager.records import Ref
 from vla_ota_manager.states import PIPELINE, UpdateState
 from vla_ota_manager.store.state import TrialRecord, UpdateRecord
+from vla_ros.fault import Fault
 
 _S = UpdateState
 _SAVE_PERIOD_S = 5.0
 _ASK_AGAIN_S = 1.0
-_ASK_AGAIN = frozenset({"POLICY_ABSENT", "PREPARE_IN_PROGRESS", "SWAP_IN_PROGRESS", "TRIAL_RUNNING"})
-NOT_THE_BUNDLES_FAULT = (
-    _ASK_AGAIN
-    | {"CANCELLED", "PREPARE_TIMEOUT", "NOT_CONFIGURED", "CLOSED", "CONTROL_LOST", "CONTROL_UNRESPONSIVE"}
-    | {"OUT_OF_MEMORY", "NO_FREE_SLOT", "WORKER_START_FAILED", "INTERNAL_ERROR"}
-)
-"""The update could not be carried out (FAILED); any other code is the policy node's refusal of this bundle (REJECTED)."""
 
 
 class UpdatePipeline:
@@ -119,12 +113,11 @@ class UpdatePipeline:
         with self._ctx.transition(_S.PREPARING):
             pass
         while not (result := self._prepare(ref)).success:
-            code = result.error_code or "PREPARE_FAILED"
-            if code not in NOT_THE_BUNDLES_FAULT:
-                raise RefusedError(code, f"policy_node refuses it: {result.message}", str(ref))
-            if code not in _ASK_AGAIN or time.monotonic() > deadline:
-                raise PolicyError(code, result.message, "prepare_model")
-            self._ctx.show_asked(f"policy_node: {code} {result.message}")
+            if result.fault is Fault.BUNDLE:
+                raise RefusedError(result.error_code, f"policy_node refuses it: {result.message}", str(ref))
+            if result.fault is not Fault.BUSY or time.monotonic() > deadline:
+                raise PolicyError(result.error_code, result.message, "prepare_model")
+            self._ctx.show_asked(f"policy_node: {result.error_code} {result.message}")
             pause(_ASK_AGAIN_S, self._ctx.interrupted)
             self._wait_until_possible(record, deadline, motion=False)
         self._wait_until_possible(record, time.monotonic() + self._config.policy_wait_s)

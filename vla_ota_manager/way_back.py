@@ -13,12 +13,11 @@ from vla_ota_manager.context import Context
 from vla_ota_manager.errors import PolicyError
 from vla_ota_manager.port import SwapRequest, SwapResult
 from vla_ota_manager.records import Event, Ref
-from vla_ota_manager.update import NOT_THE_BUNDLES_FAULT
+from vla_ros.fault import Fault
 
 _UNCLEAR = frozenset({"LOAD_FAILED", "LOAD_TIMEOUT", "PREPARE_FAILED", "WORKER_DIED"})
 """The machine's fault or the bundle's: the bundle's if it comes again."""
 _TRIES = 3
-_BUSY = NOT_THE_BUNDLES_FAULT | {"SWAP_IN_PROGRESS", "SWAP_TIMEOUT"}
 
 
 class WayBack:
@@ -86,10 +85,10 @@ class WayBack:
             try:
                 return self._ctx.activate(ref, self._request, self._ctx.halted), True
             except PolicyError as e:
-                result = SwapResult(False, e.code, e.reason)
+                result = SwapResult(False, e.code, e.reason, fault=e.fault)
             if result.error_code not in _UNCLEAR:
                 break
-        return result, result.error_code in NOT_THE_BUNDLES_FAULT
+        return result, result.fault is not Fault.BUNDLE
 
     def _leave_trial(self, ref: Ref) -> SwapResult | None:
         """Let the committed version act before another one is loaded: a trial needs both places in policy_node's memory.
@@ -106,7 +105,7 @@ class WayBack:
             result = self._ctx.activate(committed, self._request, self._ctx.halted)
         except PolicyError:
             return None
-        if result.success or result.error_code not in _BUSY:
+        if result.fault in (Fault.NONE, Fault.BUNDLE):
             return None
         return replace(result, message=f"leave the trial for {committed}: {result.message}")
 

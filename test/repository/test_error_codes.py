@@ -15,11 +15,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vla_ota_manager import acquire, context, update, way_back
-from vla_ota_manager import operator_commands as operator
+from vla_ota_manager import context, way_back
 from vla_ota_manager.states import UpdateState
 from vla_ota_manager.trial import judge as trial
 from vla_ota_manager.trial import runner as trial_run
+from vla_policy_node import errors
 from vla_policy_node.control.client import AT
 from vla_policy_node.holds import HOLD_REASONS, table
 from vla_policy_node.ipc.layouts import CHUNK_ERRORS, MODES
@@ -126,14 +126,11 @@ def test_every_code_that_is_documented_can_be_given() -> None:
 def test_every_code_that_decides_whether_to_ask_again_or_whom_to_blame_is_one_that_somebody_gives() -> None:
     """Else a code that was renamed would be taken for the bundle's fault, or never be waited out."""
     sets = {
-        "update: ask again": update._ASK_AGAIN,
-        "update: not the bundle's fault": update.NOT_THE_BUNDLES_FAULT,
-        "acquire: unfit content": acquire._UNFIT_CONTENT,
+        "policy node: faults": errors._FAULT_OF.keys(),
+        "policy node: unclear": errors.UNCLEAR,
         "context: crashed": context._CRASHED,
-        "trial: ask again": trial_run._ASK_AGAIN,
-        "operator: busy": operator._BUSY,
+        "trial: of the policy": trial_run._OF_THE_POLICY,
         "way back: unclear": way_back._UNCLEAR,
-        "way back: busy": way_back._BUSY,
         "trial: holds that convict": trial.CONVICTING_HOLDS,
     }
     known = all_given().keys() | set(HOLD_REASONS)

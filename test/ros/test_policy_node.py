@@ -27,6 +27,7 @@ from vla_ota.msg import AnomalyScore, ModelStatus, PolicyStatus
 from vla_ota.srv import EndEpisode, StartEpisode
 
 from vla_ros import qos
+from vla_ros.fault import Fault
 from vla_ros.start import REFUSED
 from vla_sim.dds import claim_domain
 from vla_sim.witness import Witness
@@ -87,22 +88,26 @@ def test_a_swap_in_motion_is_answered_reported_and_undone_without_a_missed_tick(
 
 
 @pytest.mark.parametrize(
-    ("fields", "code"),
+    ("fields", "code", "fault"),
     [
-        ({}, "EMPTY_REQUEST"),
-        ({"digest": "0" * 64}, "NOT_PREPARED"),
-        ({"bundle_path": "/etc"}, "BUNDLE_OUTSIDE_ROOTS"),
-        ({"digest": "0" * 64, "at": "SOON"}, "SWAP_BOUNDARY_UNKNOWN"),
-        ({"digest": "0" * 64, "cause": "WHIM"}, "CAUSE_UNKNOWN"),
-        ({"digest": "0" * 64, "timeout_s": float("nan")}, "DURATION_INVALID"),
-        ({"digest": "0" * 64, "expected_active_digest": "1" * 64}, "EXPECTATION_FAILED"),
+        ({}, "EMPTY_REQUEST", Fault.PERSON),
+        ({"digest": "0" * 64}, "NOT_PREPARED", Fault.PERSON),
+        ({"bundle_path": "/etc"}, "BUNDLE_OUTSIDE_ROOTS", Fault.BUNDLE),
+        ({"digest": "0" * 64, "at": "SOON"}, "SWAP_BOUNDARY_UNKNOWN", Fault.PERSON),
+        ({"digest": "0" * 64, "cause": "WHIM"}, "CAUSE_UNKNOWN", Fault.PERSON),
+        ({"digest": "0" * 64, "timeout_s": float("nan")}, "DURATION_INVALID", Fault.PERSON),
+        (
+            {"digest": "0" * 64, "expected_active_digest": "1" * 64},
+            "EXPECTATION_FAILED",
+            Fault.PERSON,
+        ),
     ],
 )
 def test_a_swap_that_cannot_be_done_says_why_and_the_robot_keeps_its_policy(
-    shared_rig: PolicyRig, fields: dict[str, object], code: str
+    shared_rig: PolicyRig, fields: dict[str, object], code: str, fault: Fault
 ) -> None:
     reply = shared_rig.swap(**fields)
-    assert (reply.success, reply.error_code, reply.active_version) == (False, code, "1.0.0")
+    assert (reply.success, reply.error_code, reply.fault, reply.active_version) == (False, code, fault, "1.0.0")
     assert reply.message
     assert shared_rig.wait_running("1.0.0").error_code in ("", code)
 

@@ -33,11 +33,6 @@ _NAMED_S = 0.5
 """How long a broken limit waits for the status that names it, a moment after its score [s]; the robot holds meanwhile."""
 _OF_THE_POLICY = frozenset({"LIMIT", "NAN", "POLICY_FAILED", "WRONG_SHAPE"})
 """What policy_node calls an answer for which it ends a worker: the policy is at fault, and not the process."""
-_ASK_AGAIN = frozenset(
-    {"POLICY_ABSENT", "SWAP_TIMEOUT", "CANCELLED", "SWAP_IN_PROGRESS", "PREPARE_IN_PROGRESS", "MOTION_DISABLED"}
-    | {"EXPECTATION_FAILED", "NOT_PREPARED"}
-)
-"""Codes after which a swap may still have happened, or may succeed later."""
 
 
 class TrialRunner:
@@ -144,15 +139,13 @@ class TrialRunner:
         try:
             result = self._ctx.activate(trial.ref, request, self._ctx.interrupted)
         except PolicyError as e:
-            result = SwapResult(False, e.code, e.message)
+            result = SwapResult.failed(e)
         if result.success:
             self._begin(trial, result)
         elif result.error_code == "WORKER_LOST":
             code, told = self._loss()
             self.roll_back(code, told or f"it acted, and its worker was lost: {result.message}", block=True, at="NOW")
-        elif result.error_code not in _ASK_AGAIN or now > begun + max(
-            self._config.policy_wait_s, self._config.swap_timeout_s
-        ):
+        elif not result.may_succeed_later or now > begun + max(self._config.policy_wait_s, self._config.swap_timeout_s):
             self._close(_S.FAILED, result.error_code or "SWAP_FAILED", f"policy_node did not swap: {result.message}")
         elif result.error_code == "SWAP_TIMEOUT":
             self._ctx.show_asked(f"{trial.ref} waits for a boundary ({self._config.swap_at}): {result.message}")

@@ -28,7 +28,7 @@ from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract.model import Contract, Source, load_contract
 from vla_policy_node.engine import PolicyEngine, Score
 from vla_policy_node.episodes import Episode, Outcome
-from vla_policy_node.errors import ControlError, ObservationError, PolicyNodeError
+from vla_policy_node.errors import ControlError, ObservationError, PolicyNodeError, fault_of
 from vla_policy_node.generations.recovery import EXPECTED_ERRORS
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import Report, SwapRequest
@@ -319,6 +319,7 @@ class PolicyNode(LifecycleNode):
                 response.report = self._report_message(report)
         except EXPECTED_ERRORS as e:
             response.error_code, response.message = _code_of(e), str(e)
+            response.fault = fault_of(response.error_code)
             self._swaps_refused.say(f"swap refused: {response.error_code}: {e}")
         active = self._engine.snapshot().active if self._engine is not None else None
         if active is not None:
@@ -385,6 +386,7 @@ class PolicyNode(LifecycleNode):
             goal.succeed()
         except EXPECTED_ERRORS as e:
             result.error_code, result.message = _code_of(e), str(e)
+            result.fault = fault_of(result.error_code)
             self._preparations_refused.say(f"not prepared: {result.error_code}: {e}")
             goal.canceled() if goal.is_cancel_requested else goal.abort()
         return result
