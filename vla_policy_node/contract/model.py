@@ -131,7 +131,6 @@ class Channel:
     start_tolerance: float  # the first command after a hold lies this near to the measured value
     rest_step: float  # a command that changes by less in a tick is at rest
     measured: tuple[str, int] | None  # (observation key, index) of the measured value; positions must have it
-    downstream_timeout_ms: float | None  # velocity and effort: the driver stops by itself without commands for so long
 
     @property
     def is_position(self) -> bool:

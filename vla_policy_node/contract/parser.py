@@ -245,7 +245,6 @@ def _channel(
         start_tolerance=section.number("start_tolerance", 0.0, 1e9, default=limits.step),
         rest_step=section.number("rest_step", 0.0, 1e9),
         measured=None if measured is None else _find_measured(section, measured, observations),
-        downstream_timeout_ms=timeout,
     )
     section.done()
     return channel

@@ -135,7 +135,6 @@ class Runner:
             "clamped": counters.clamped,
             "worst_late_ns": counters.worst_late_ns,
             "histogram": counters.histogram,
-            "queue_left": loop.queue.left,
             "command": self._nowhere if loop.command is None else loop.command,
             "chunks": loop.chunks,
         }

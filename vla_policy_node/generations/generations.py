@@ -26,10 +26,9 @@ from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.generations.lease import TrialLease
 from vla_policy_node.generations.residents import Resident, Residents
 from vla_policy_node.generations.swapping import ROLLBACK, WORKER_LOST, Pending, Report, SwapError, SwapRequest
-from vla_policy_node.worker.api import PrepareError
+from vla_policy_node.worker.api import MAX_GENERATIONS, PrepareError
 from vla_policy_node.worker.pool import Progress, WorkerPool
 
-CAPACITY = 2  # generations in memory: the active one and one more
 AFTER_SWAP_S = 1.0  # a report's span ends this long after the swap
 _ANSWER_S = 2.0  # the control process gives up on a boundary by itself; wait this much longer for its answer
 _POLL_S = 0.05
@@ -183,7 +182,7 @@ class Generations:
     def _make_room(self) -> None:
         """Let go of what was prepared before or stands by, unless a trial or a pending swap needs it."""
         with self._lock:
-            leaving = self.residents.in_the_way(CAPACITY)
+            leaving = self.residents.in_the_way(MAX_GENERATIONS)
             if self.lease is not None and self.residents.standby in leaving:
                 raise SwapError("TRIAL_RUNNING", "the standby is what the running trial falls back to")
             if any(pending.target in leaving for pending in self._asked.values()):

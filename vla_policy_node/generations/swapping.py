@@ -20,14 +20,7 @@ REQUEST_CAUSES = (UPDATE, ROLLBACK)
 
 
 class SwapError(PolicyNodeError):
-    """A generation was not activated; the one that acted goes on.
-
-    Codes: EMPTY_REQUEST, SWAP_BOUNDARY_UNKNOWN, CAUSE_UNKNOWN, EXPECTATION_FAILED, NOT_PREPARED, MOTION_DISABLED,
-    SWAP_IN_PROGRESS, PREPARE_IN_PROGRESS, TRIAL_RUNNING, BUNDLE_PATH_INVALID, BUNDLE_OUTSIDE_ROOTS, DIGEST_BUNDLE,
-    GENERATION_LOST and WORKER_LOST (its worker ended before it acted, or as it did), CONTROL_LOST, CONTROL_UNRESPONSIVE, CLOSED,
-    or the control process's own (SWAP_TIMEOUT, SEAM_JUMP, LIMIT, NAN, POLICY_FAILED, INACTIVE, SUPERSEDED; CANCELLED: a change
-    that the node made by itself came first).
-    """
+    """A generation was not activated; the one that acted goes on. Codes: docs/errors.md, Swaps."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Child:
         try:
             process = subprocess.Popen(
                 [config.worker_python or sys.executable, "-m", "vla_policy_node.worker", str(theirs.fileno())],
-                env=worker_environment(os.environ, config.paths, config.threads, config.environment),
+                env=worker_environment(os.environ, config.paths, config.threads),
                 cwd="/",  # -m puts the current folder before the library
                 stdin=subprocess.DEVNULL,
                 stdout=child_output,

@@ -65,7 +65,6 @@ def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena) -> Plan:
         "policy_modules": dict(config.policy_modules),
         "device": config.device,
         "threads": config.threads,
-        "warm_up_inferences": config.warm_up_inferences,
         "spec": {
             "horizon": bundle.config.chunk_size,
             "execute": bundle.config.n_action_steps,
