@@ -15,7 +15,9 @@ import safetensors.numpy
 from support.refusals import refused
 from support.safetensors_files import entry, write_raw
 
-from vla_checkpoint import DTYPE_BITS, HeaderError, limits, read_header
+from vla_checkpoint import limits, read_header
+from vla_checkpoint.errors import HeaderError
+from vla_checkpoint.header import DTYPE_BITS
 
 
 def code_of(path: Path) -> str:

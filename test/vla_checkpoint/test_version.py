@@ -14,17 +14,8 @@ import pytest
 from support.bundles import make_bundle, plain_golden, plain_stats, random_tensors
 from support.refusals import refused
 
-from vla_checkpoint import (
-    BaseRef,
-    Bundle,
-    Channel,
-    bump_between,
-    check_bump,
-    compare_versions,
-    least_bump,
-    open_bundle,
-    parse_version,
-)
+from vla_checkpoint import BaseRef, Bundle, Channel, check_bump, least_bump, open_bundle, parse_version
+from vla_checkpoint.version import bump_between, compare_versions
 
 # semver.org, section 11
 ASCENDING = [

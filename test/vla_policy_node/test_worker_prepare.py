@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.bundles import flip_last_byte, sign_again, write_json
+from support.bundles import flip_last_byte
 from support.refusals import refused
 from support.scripted import scripted_bundle
 from support.worker_robot import STATE, WorkerRobot, gone, thread_levels
@@ -136,17 +135,6 @@ def test_an_unknown_policy_type_is_told_with_the_interpreter_and_what_to_set(tmp
         robot.pool.prepare(tmp_path / "a")
     for text in (sys.executable, "policy_modules (act=MODULE)", "worker_python"):
         assert text in caught.value.message
-
-
-def test_a_policy_that_needs_a_history_of_observations_is_not_loaded(tmp_path: Path) -> None:
-    """It would be asked with one observation, would answer, and would move the robot to wrong places."""
-    scripted_bundle(tmp_path / "a")
-    document = json.loads((tmp_path / "a" / "config.json").read_text())
-    write_json(tmp_path / "a" / "config.json", {**document, "n_obs_steps": 2})
-    sign_again(tmp_path / "a")
-    with WorkerRobot(spare=False) as robot, pytest.raises(PrepareError) as caught:
-        robot.pool.prepare(tmp_path / "a")
-    assert (caught.value.code, "n_obs_steps is 2" in caught.value.message) == ("HISTORY_UNSUPPORTED", True)
 
 
 @pytest.mark.parametrize(
