@@ -55,7 +55,7 @@ def test_a_killed_worker_means_hold_at_once_and_the_committed_policy_is_loaded_a
 @pytest.mark.parametrize(
     ("behaviour", "error", "words"),
     [
-        ({"nan_at_call": 5}, "NAN", "1.1.0: the chunk holds NaN or infinity"),
+        ({"nan_at_call": 5}, "NAN", "1.1.0: an action was not a finite number"),
         ({"raise_at_call": 5}, "POLICY_FAILED", "1.1.0: ValueError: the script says so"),
         (
             {"wrong_shape_at_call": 5},

@@ -269,7 +269,7 @@ class ControlClient:
         except ChannelFullError as e:
             raise ControlError("CONTROL_UNRESPONSIVE", "the control process does not read its channel") from e
         except (ChannelClosedError, OSError) as e:
-            raise ControlError("CONTROL_LOST", "the control process has gone") from e
+            raise ControlError("CONTROL_LOST", "the control process has ended") from e
 
     def _read(self) -> None:
         assert self._channel is not None and self._process is not None

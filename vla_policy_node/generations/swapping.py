@@ -54,7 +54,7 @@ class SwapRequest:
 class Report:
     """What one swap cost; see ``msg/SwapReport.msg``. ``acted_s``: monotonic time of the first action [s].
 
-    ``warm``: nothing was loaded for it. A preparation is told once, in the report of the swap that follows it.
+    ``warm``: nothing was loaded for it. A preparation is reported once, in the report of the swap that follows it.
     """
 
     acted_s: float = 0.0
@@ -111,7 +111,7 @@ class Pending:
         return self.cause != UPDATE and self.at in ("CHUNK", "REST")
 
     def fail(self, code: str, message: str) -> None:
-        """It will not happen: whoever waits is told."""
+        """It will not happen: its caller gets this error."""
         self.error = SwapError(code, message)
         self.done.set()
 

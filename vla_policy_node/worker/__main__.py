@@ -121,7 +121,7 @@ class Worker:
             loaded.set_exception(_caused(WorkerError("LOAD_FAILED", f"{type(e).__name__}: {e}"), e))
 
     def _import_ahead(self, begin: dict[str, Any]) -> None:
-        """Import what the next policy probably needs; what cannot be imported is said, and left to the load to complain of."""
+        """Import what the next policy probably needs; what cannot be imported is logged, and fails the load if it is needed."""
         for name in begin["imports"]:
             try:
                 importlib.import_module(name)

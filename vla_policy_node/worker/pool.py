@@ -177,7 +177,7 @@ class WorkerPool:
             bundle = open_bundle(bundle_dir, expected_digest=digest or None)
             if bundle.manifest.kind != "full":
                 raise PrepareError(
-                    "KIND_UNSUPPORTED", f"{bundle_dir}: an {bundle.manifest.kind} bundle is no policy by itself"
+                    "KIND_UNSUPPORTED", f"{bundle_dir}: an {bundle.manifest.kind} bundle cannot act without its base"
                 )
             return bundle, make_plan(bundle, self._config, self._observation)
         except CheckpointError as e:
