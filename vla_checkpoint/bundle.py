@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from vla_checkpoint import limits
-from vla_checkpoint.adapter import AdapterConfig, load_adapter_config
+from vla_checkpoint.adapter import check_adapter_config
 from vla_checkpoint.config import CONFIG_NAME, PolicyConfig, load_config
 from vla_checkpoint.digest import sha256_bytes, sha256_file
 from vla_checkpoint.errors import BundleError, ConfigError, DigestError
@@ -40,8 +40,6 @@ class Bundle:
     weight_files: tuple[str, ...]
     """Relative paths of the files that hold the weights."""
     has_golden: bool
-    adapter: AdapterConfig | None = None
-    """For bundles of kind ``adapter``."""
 
     @property
     def digest(self) -> str:
@@ -159,6 +157,8 @@ def inspect_folder(
         raise BundleError("BUNDLE_WEIGHTS", folder, "the weight files hold no tensor")
     config = load_config(folder)
     _check_config(folder / CONFIG_NAME, config, manifest)
+    if manifest.kind == "adapter":
+        check_adapter_config(folder)
     return Bundle(
         path=folder,
         manifest=manifest,
@@ -167,7 +167,6 @@ def inspect_folder(
         headers=MappingProxyType(headers),
         weight_files=weight_files,
         has_golden=GOLDEN_NAME in files,
-        adapter=load_adapter_config(folder) if manifest.kind == "adapter" else None,
     )
 
 

@@ -186,7 +186,7 @@ def _channel(text: str) -> Channel:
 def _rate(text: str) -> float:
     rate = float(text)
     if not 0 < rate < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} Hz is no rate")
+        raise argparse.ArgumentTypeError(f"{text}: the rate must be a number above 0 [Hz]")
     return rate
 
 

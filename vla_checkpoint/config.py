@@ -168,7 +168,7 @@ class _Reader:
             self._invalid("normalization_mapping", "must be an object")
         for kind, mode in value.items():
             if not isinstance(mode, str) or mode not in REQUIRED_STATS:
-                self._invalid("normalization_mapping", f"{kind}: {mode!r} is none of {', '.join(REQUIRED_STATS)}")
+                self._invalid("normalization_mapping", f"{kind}: {mode!r} must be one of {', '.join(REQUIRED_STATS)}")
         return MappingProxyType(value)
 
     def _count(self, key: str) -> int:

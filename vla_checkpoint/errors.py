@@ -95,4 +95,4 @@ class ImportFolderError(CheckpointError):
 
 
 class CancelledCheckError(CheckpointError):
-    """CANCELLED: the caller stopped a long check; nothing is said about the checkpoint."""
+    """CANCELLED: the caller stopped a long check; the checkpoint may be good or bad."""

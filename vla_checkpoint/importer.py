@@ -71,7 +71,7 @@ def import_folder(
         channels: of the action, in order.
         rate_hz: actions per second.
         base: the bundle that an adapter belongs on; needed for adapters only.
-        lineage: any JSON object; what the folder tells of its origin is added.
+        lineage: any JSON object; the origin that the folder's name shows is added.
         created: UTC ``YYYY-MM-DDTHH:MM:SSZ``; now if ``None``.
         progress: called with the bytes hashed since the last call.
 
@@ -92,7 +92,11 @@ def import_folder(
         config = load_config(aside)
         is_adapter = ADAPTER_WEIGHTS_NAME in names
         if is_adapter != (base is not None):
-            reason = "an adapter needs to be told its base" if is_adapter else "a base was given but this is no adapter"
+            reason = (
+                "an adapter needs its base: give --base"
+                if is_adapter
+                else "a base was given, but this is not an adapter"
+            )
             raise ImportFolderError("IMPORT_SOURCE", folder, reason)
         if STATS_NAME not in names and not any(processor in names for processor in PROCESSOR_NAMES):
             _write_buffer_stats(aside, names, config, "adapter" if is_adapter else "full")
@@ -188,7 +192,7 @@ def _write_buffer_stats(folder: Path, names: Collection[str], config: PolicyConf
 
 
 def _origin(folder: Path) -> dict[str, str]:
-    """Return what a Hugging Face cache folder's name tells; never a path of this machine."""
+    """Return the origin in a Hugging Face cache folder's name; never a path of this machine."""
     match = _SNAPSHOT.search(folder.as_posix())
     if match is None:
         return {}

@@ -273,7 +273,7 @@ class _Parser:
             self._field("tensors", "must be an object")
         for file, tensors in value.items():
             if file not in files or not file.endswith(".safetensors"):
-                self._refuse("MANIFEST_TENSORS", f"tensors of {file!r}, which is no listed safetensors file")
+                self._refuse("MANIFEST_TENSORS", f"tensors of {file!r}, which is not a listed safetensors file")
             if not isinstance(tensors, dict) or len(tensors) > limits.TENSORS:
                 self._refuse("MANIFEST_TENSORS", f"{file}: must map at most {limits.TENSORS} tensors to digests")
             for tensor, digest in tensors.items():
@@ -286,7 +286,7 @@ class _Parser:
         try:
             datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
         except ValueError:
-            self._field("created", f"{text} is no point in time")
+            self._field("created", f"{text} is not a date and time")
         return text
 
     def _object(self, value: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -317,7 +317,7 @@ class _Parser:
 
     def _choice(self, value: Any, where: str, choices: tuple[str, ...]) -> str:
         if not isinstance(value, str) or value not in choices:
-            self._field(where, f"{str(value)[:80]!r} is none of {', '.join(choices)}")
+            self._field(where, f"{str(value)[:80]!r} must be one of {', '.join(choices)}")
         return value
 
     def _field(self, where: str, reason: str) -> NoReturn:

@@ -88,7 +88,7 @@ def parse_stats(document: Mapping[str, Any], path: PathLike) -> FloatStats:
             raise StatsError("STATS_FORMAT", path, f"{feature}: must be an object of statistics")
         for name, value in entry.items():
             if name not in STAT_NAMES:
-                raise StatsError("STATS_FORMAT", path, f"{feature}.{name} is no known statistic")
+                raise StatsError("STATS_FORMAT", path, f"{feature}.{name} is not a known statistic")
             if not _is_numeric(value):
                 raise StatsError("STATS_FORMAT", path, f"{feature}.{name} must be a list of numbers")
             try:

@@ -53,7 +53,7 @@ _CONTROL_SILENT_S = 1.0
 _ANSWER_S = 2.0
 _ENABLE_S = 6.0  # it looks for other publishers first
 _LOST = ("CONTROL_LOST", "the control process ended: nothing is commanded; the node ends to be restarted")
-_SILENT = ("CONTROL_UNRESPONSIVE", "the control process does not tick: nobody knows what it commands")
+_SILENT = ("CONTROL_UNRESPONSIVE", "the control process does not tick: what it commands is not known")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Snapshot:
 
 
 class Listener(Protocol):
-    """Who is told what happens. Called from the engine's threads; must return soon and not raise."""
+    """Receives what happens. Called from the engine's threads; must return soon and not raise."""
 
     def on_change(self) -> None:
         """The snapshot is another one."""
@@ -225,7 +225,7 @@ class PolicyEngine:
         """Lifecycle: command the robot, or not; returns when it is so. After every ``True`` the robot holds until resume.
 
         Raises ControlError: COMMAND_TOPIC_TAKEN, CONTROL_LOST, CONTROL_UNRESPONSIVE. A control process that does not answer is
-        killed: it must neither go on nor begin to command when nobody expects it any more.
+        killed: it must neither go on commanding nor begin to command later.
         """
         with self._enabling:
             self.enabled = False
@@ -252,7 +252,7 @@ class PolicyEngine:
         self.enabled = enabled
 
     def close(self) -> None:
-        """End every process and thread; callers that wait for a preparation or a swap are told so."""
+        """End every process and thread; pending preparations and swaps fail with CLOSED."""
         self._stop.set()
         with contextlib.suppress(ControlError):
             self._control.enable(False)  # the answer is not waited for: the process ends soon, one way or the other

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64MultiArray
 from std_srvs.srv import Trigger
@@ -134,6 +136,11 @@ class PolicyRig:
     def swap(self, **fields: Any) -> Any:
         """Call swap_model."""
         return self.ros.call(SwapModel, "policy_node/swap_model", SwapModel.Request(**fields))
+
+    def change_state(self, transition: int) -> bool:
+        """Ask the node for a lifecycle transition; return whether it made it."""
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return bool(self.ros.call(ChangeState, "policy_node/change_state", request).success)
 
     def resume(self) -> None:
         """Say that the robot may move."""

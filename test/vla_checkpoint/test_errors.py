@@ -5,17 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import vla_checkpoint
-from vla_checkpoint import CheckpointError, errors
-
-
-def test_the_public_surface_is_importable_and_complete() -> None:
-    for name in vla_checkpoint.__all__:
-        assert hasattr(vla_checkpoint, name), name
-    kinds = {
-        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, CheckpointError)
-    }
-    assert kinds <= set(vla_checkpoint.__all__)
+from vla_checkpoint import errors
 
 
 def test_hostile_names_cannot_break_a_log_line() -> None:

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bundles import make_bundle
 
-from vla_checkpoint import CheckpointError, Manifest, ManifestError, VersionError, limits, load_manifest, write_manifest
+from vla_checkpoint import CheckpointError, Manifest, limits, load_manifest, write_manifest
+from vla_checkpoint.errors import ManifestError, VersionError
 from vla_checkpoint.paths import fold_path, path_fault
 
 HEX = hashlib.sha256(b"").hexdigest()

@@ -12,7 +12,9 @@ import pytest
 import safetensors.numpy
 from support.bundles import plain_stats, write_folder, write_json, write_processors
 
-from vla_checkpoint import CheckpointError, PolicyConfig, Stats, load_config, load_stats
+from vla_checkpoint import CheckpointError, load_config
+from vla_checkpoint.config import PolicyConfig
+from vla_checkpoint.stats import Stats, load_stats
 
 
 @pytest.fixture

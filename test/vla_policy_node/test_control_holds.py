@@ -42,10 +42,7 @@ def test_the_first_command_after_a_hold_lies_near_a_robot_that_was_moved_meanwhi
 
 def test_motion_disabled_stops_commands_at_once_and_nothing_moves_after_it_without_resume(make_rig: Any) -> None:
     rig = make_rig(motion=True)
-    rig.add(1, (0.5, 0.5))
-    rig.activate(1, "NOW")
-    rig.begin()
-    rig.tick(20)
+    rig.start((0.5, 0.5), ticks=20)
     assert all(c is None for c in rig.published)
     assert rig.loop.mode == "MOTION_DISABLED"
     rig.motion_ns = rig.now_ns + 10**12
@@ -70,10 +67,7 @@ def test_motion_enabled_that_is_not_renewed_is_disabled_and_not_even_auto_resume
 ) -> None:
     rig = make_rig(motion=True, auto=True)
     rig.motion_ns = rig.now_ns + 30 * 20_000_000
-    rig.add(1)
-    rig.activate(1, "NOW")
-    rig.begin()
-    rig.tick(60)
+    rig.start(ticks=60)
     assert any(c is not None for c in rig.published[:29])
     assert all(c is None for c in rig.published[31:])
     rig.motion_ns = rig.now_ns + 10**12
@@ -325,10 +319,7 @@ def test_a_hold_that_outlasts_its_timeout_does_not_end_by_itself(make_rig: Any, 
 def test_a_resume_does_not_outlive_the_observations_that_it_waits_for(make_rig: Any) -> None:
     rig = make_rig(timeout_s=1.0)
     rig.fresh = False
-    rig.add(1)
-    rig.activate(1, "NOW")
-    rig.begin()  # the camera is dead: nothing happens
-    rig.tick(60)
+    rig.start(ticks=60)
     rig.fresh = True  # half an hour later
     rig.tick(60)
     assert rig.loop.reasons.latched == "OBSERVATION_STALE" and all(c is None for c in rig.published)

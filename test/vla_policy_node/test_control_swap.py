@@ -262,10 +262,7 @@ def test_a_swap_while_motion_is_disabled_is_refused_but_now_moves_the_pointer(ma
 def test_a_pending_swap_fails_when_motion_is_disabled(make_rig: Any) -> None:
     rig = make_rig(motion=True)
     rig.motion_ns = rig.now_ns + 10**12
-    rig.add(1)
-    rig.activate(1, "NOW")
-    rig.begin()
-    rig.tick(15)
+    rig.start(ticks=15)
     rig.add(2, lambda plan: None)
     rig.activate(2, "CHUNK", swap_id="p")
     rig.tick(2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the robot was told last: the command, how fast it moves, whether it rests, what steps are usual."""
+"""The last command: its value, how fast it moves, whether it rests, what steps are usual."""
 
 from __future__ import annotations
 

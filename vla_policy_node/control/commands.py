@@ -73,7 +73,10 @@ class Commands:
         contract = self._contract
         fields = message["handle"]
         if fields["id"] in self._generations or len(self._generations) >= MAX_GENERATIONS:
-            raise ControlError("GENERATION_REFUSED", f"generation {fields['id']} is known, or {MAX_GENERATIONS} are")
+            raise ControlError(
+                "GENERATION_REFUSED",
+                f"generation {fields['id']} is known already, or there are {MAX_GENERATIONS} others",
+            )
         if fields["action_dim"] != len(contract.channels) or not 1 <= fields["execute"] <= fields["horizon"] <= 10_000:
             raise ControlError("GENERATION_REFUSED", "its action dimension or horizon does not fit")
         limits = [c.limits for c in contract.channels]
@@ -90,7 +93,7 @@ class Commands:
         loop = self._loop
         generation = self._known(message)
         if loop.pending is not None and loop.pending.generation is generation:
-            loop.fail_swap("GENERATION_LOST", "the new generation has gone")
+            loop.fail_swap("GENERATION_LOST", "the worker of the new generation has ended")
         if loop.active is generation:
             loop.active, loop.lost = None, True
             loop.latch("WORKER_LOST")
@@ -117,7 +120,7 @@ class Commands:
             loop.emit({**failed, "error_code": e.code, "message": e.message})
             return
         if loop.pending is not None:
-            loop.fail_swap("SUPERSEDED", "another generation is activated at once")
+            loop.fail_swap("SUPERSEDED", "another generation was activated at NOW")
         self._spans.begin(swap_id)
         asked_ns, now_ns = int(message["asked_ns"]), loop.now_ns
         episode = int(message.get("episode", loop.episode or 0))

@@ -262,13 +262,13 @@ class ControlLoop:
     # -- hold ------------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """The node was activated: whatever was before, nothing moves until somebody says resume (or the contract does)."""
+        """The node was activated: nothing moves until a resume, by a person or by the contract."""
         self.enabled = True
         self._hold_ns = self.now_ns
         self.latch("STARTUP")
 
     def latch(self, reason: str, violation: Violation | None = None, *, text: str = "") -> None:
-        """Hold until resume. ``text``: what to say of it, if there is no violation that says it."""
+        """Hold until resume. ``text``: the message, if no violation has one."""
         self._note_latch(reason, violation, text)
         self.hold(self.reasons.cause or "STARTUP")
 
@@ -318,7 +318,7 @@ class ControlLoop:
         return command
 
     def _give_up_waiting(self) -> None:
-        """Latch a hold that lasts longer than ``hold_timeout_s``: nobody expects the robot to move by itself after that."""
+        """Latch a hold that lasts longer than ``hold_timeout_s``: people do not expect the robot to move by itself after that."""
         reason = self.reasons.reason
         may_pass = not self.running and not self.reasons.blocked and HOLDS[reason].latch is Latch.IF_IT_LASTS
         if not may_pass or self.contract.auto_resume:

@@ -29,7 +29,7 @@ class Reasons:
 
     @property
     def blocked(self) -> bool:
-        """Whether somebody has to end the hold: no chunk is asked for meanwhile."""
+        """Whether the hold needs a resume or an episode to end: no chunk is asked for meanwhile."""
         return bool(self.latched) or self.episode_missing
 
     def latch(self, reason: str, now_ns: int) -> bool:

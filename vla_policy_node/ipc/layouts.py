@@ -79,7 +79,6 @@ def control_status_layout(channels: int) -> Layout:
             Field("clamped", "uint64"),  # ticks on which a limit shortened the command
             Field("worst_late_ns", "int64"),
             Field("histogram", "uint64", (len(LATENESS_BOUNDS_MS) + 1,)),
-            Field("queue_left", "uint32"),  # actions left
             Field("command", "float64", (channels,)),  # last one published, NaN = none
             Field("chunks", "uint64"),  # chunks taken over from the acting generation since it became active
         ]

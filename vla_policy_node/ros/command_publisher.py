@@ -79,7 +79,7 @@ class RosSink:
             output.publish(values)
 
     def intruder(self) -> str:
-        """Say who else published a command topic when it was last looked at; empty = nobody that is known."""
+        """Return which other node published a command topic at the last look at the graph; empty = none."""
         return self._intruder
 
     def _watch_graph(self) -> None:

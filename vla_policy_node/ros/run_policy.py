@@ -90,7 +90,7 @@ def _finish(goal: ServerGoalHandle, outcome: EpisodeOutcome | None, *, stopped: 
     elif known:
         goal.succeed()
     else:
-        timeout = ("EPISODE_TIMEOUT", "nobody said how the episode ended")
+        timeout = ("EPISODE_TIMEOUT", "the episode timed out: end_episode was not called")
         result.error_code, result.message = _INACTIVE if stopped else timeout
         goal.abort()
     return result
