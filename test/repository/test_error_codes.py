@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vla_ota_manager import context, way_back
+from vla_ota_manager import policy_gate, way_back
 from vla_ota_manager.states import UpdateState
 from vla_ota_manager.trial import judge as trial
 from vla_ota_manager.trial import runner as trial_run
@@ -127,10 +127,10 @@ def test_every_code_that_decides_whether_to_ask_again_or_whom_to_blame_is_one_th
     sets = {
         "policy node: faults": errors._FAULT_OF.keys(),
         "policy node: unclear": errors.UNCLEAR,
-        "context: crashed": context._CRASHED,
-        "trial: of the policy": trial_run._OF_THE_POLICY,
+        "policy gate: crashed": policy_gate._CRASHED,
+        "trial: of the policy": trial_run._POLICY_ERRORS,
         "way back: unclear": way_back._UNCLEAR,
-        "trial: holds that convict": trial.CONVICTING_HOLDS,
+        "trial: holds that reject": trial.REJECTING_HOLDS,
     }
     known = all_given().keys() | set(HOLD_REASONS)
     for name, codes in sets.items():
