@@ -72,7 +72,7 @@ def list_folder(folder: Path) -> dict[str, FolderFile]:
 def _list_into(root: Path, prefix: str, depth: int, result: dict[str, FolderFile]) -> None:
     here = root / prefix
     if depth > limits.PATH_DEPTH:
-        raise BundleError("BUNDLE_FOLDER_EXTRA", here, f"nested deeper than {limits.PATH_DEPTH}")
+        raise BundleError("BUNDLE_FILE_EXTRA", here, f"nested deeper than {limits.PATH_DEPTH}")
     empty = True
     with os.scandir(here) as entries:
         for entry in entries:
@@ -86,11 +86,11 @@ def _list_into(root: Path, prefix: str, depth: int, result: dict[str, FolderFile
             elif stat.S_ISREG(status.st_mode):
                 result[name] = FolderFile(name, status.st_size)
             else:
-                raise BundleError("BUNDLE_SPECIAL_FILE", root / name, "neither file nor folder")
+                raise BundleError("BUNDLE_FILE_EXTRA", root / name, "neither file nor folder")
             if len(result) > limits.FILES + 1:
                 raise BundleError("BUNDLE_FILE_EXTRA", root, f"more than {limits.FILES} files")
     if empty and prefix:
-        raise BundleError("BUNDLE_FOLDER_EXTRA", here, "an empty folder")
+        raise BundleError("BUNDLE_FILE_EXTRA", here, "an empty folder")
 
 
 def forbidden_name(name: str) -> str | None:

@@ -69,7 +69,7 @@ def read_golden(path: PathLike) -> Golden:
             raise GoldenError("GOLDEN_FORMAT", path, f"{name!r} is {info.dtype}, which numpy does not have")
         array = read_array(path, info)
         if not np.all(np.isfinite(array)):
-            raise GoldenError("GOLDEN_NOT_FINITE", path, f"NaN or infinity in {name!r}")
+            raise GoldenError("GOLDEN_FORMAT", path, f"NaN or infinity in {name!r}")
         observations[name] = array
     expected = observations.pop(ACTION).astype(np.float32, copy=False)
     if not observations:

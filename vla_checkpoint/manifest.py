@@ -189,7 +189,7 @@ class _Parser:
         try:
             document = parse_json(data, self._path)
         except JsonError as e:
-            raise ManifestError("MANIFEST_JSON", self._path, e.reason) from e
+            raise ManifestError("MANIFEST_FIELD", self._path, e.reason) from e
         if isinstance(document, dict) and (not is_int(document.get("schema")) or document["schema"] != SCHEMA):
             self._refuse("MANIFEST_SCHEMA", f"schema {document.get('schema')!r} is not known here, {SCHEMA} is")
         manifest = self._manifest(document)
@@ -273,12 +273,12 @@ class _Parser:
             self._field("tensors", "must be an object")
         for file, tensors in value.items():
             if file not in files or not file.endswith(".safetensors"):
-                self._refuse("MANIFEST_TENSORS", f"tensors of {file!r}, which is not a listed safetensors file")
+                self._refuse("MANIFEST_FIELD", f"tensors of {file!r}, which is not a listed safetensors file")
             if not isinstance(tensors, dict) or len(tensors) > limits.TENSORS:
-                self._refuse("MANIFEST_TENSORS", f"{file}: must map at most {limits.TENSORS} tensors to digests")
+                self._refuse("MANIFEST_FIELD", f"{file}: must map at most {limits.TENSORS} tensors to digests")
             for tensor, digest in tensors.items():
                 if not isinstance(digest, str) or not _HEX.fullmatch(digest):
-                    self._refuse("MANIFEST_TENSORS", f"{file}: the digest of {tensor!r} is not 64 hexadecimal digits")
+                    self._refuse("MANIFEST_FIELD", f"{file}: the digest of {tensor!r} is not 64 hexadecimal digits")
         return MappingProxyType({file: MappingProxyType(tensors) for file, tensors in value.items()})
 
     def _created(self, value: Any) -> str:

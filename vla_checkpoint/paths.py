@@ -42,7 +42,7 @@ def check_paths(paths: Sequence[str], manifest: PathLike) -> None:
     """Check every path, and that no two would meet in one place on any file system.
 
     Raises:
-        ManifestError: ``MANIFEST_PATH`` or ``MANIFEST_DUPLICATE_PATH``.
+        ManifestError: ``MANIFEST_PATH``.
     """
     folded: dict[str, str] = {}
     for path in paths:
@@ -52,13 +52,11 @@ def check_paths(paths: Sequence[str], manifest: PathLike) -> None:
         key = fold_path(path)
         if key in folded:
             reason = f"{path!r} and {folded[key]!r} are the same file to some systems"
-            raise ManifestError("MANIFEST_DUPLICATE_PATH", manifest, reason)
+            raise ManifestError("MANIFEST_PATH", manifest, reason)
         folded[key] = path
     for key, path in folded.items():
         parts = key.split("/")
         for i in range(1, len(parts)):
             parent = folded.get("/".join(parts[:i]))
             if parent is not None:
-                raise ManifestError(
-                    "MANIFEST_DUPLICATE_PATH", manifest, f"{parent!r} is a file and the folder of {path!r}"
-                )
+                raise ManifestError("MANIFEST_PATH", manifest, f"{parent!r} is a file and the folder of {path!r}")

@@ -108,12 +108,12 @@ def check_shards(path: PathLike, index: ShardIndex, headers: Mapping[str, Header
         for tensor in headers[shard].tensors:
             home = index.weight_map.get(tensor)
             if home is None:
-                raise ShardError("SHARD_TENSOR_UNLISTED", path, f"{shard} holds {tensor!r}, which is not in weight_map")
+                raise ShardError("SHARD_INDEX", path, f"{shard} holds {tensor!r}, which is not in weight_map")
             if home != shard:
-                raise ShardError("SHARD_TENSOR_DUPLICATE", path, f"{tensor!r} is in {shard} but mapped to {home}")
+                raise ShardError("SHARD_INDEX", path, f"{tensor!r} is in {shard} but mapped to {home}")
     for tensor, shard in index.weight_map.items():
         if tensor not in headers[shard].tensors:
-            raise ShardError("SHARD_TENSOR_MISSING", path, f"{shard} does not hold {tensor!r}")
+            raise ShardError("SHARD_INDEX", path, f"{shard} does not hold {tensor!r}")
     total = sum(headers[shard].total_size for shard in index.shards)
     if index.total_size not in (None, total):
-        raise ShardError("SHARD_TOTAL_SIZE", path, f"total_size is {index.total_size}, the shards hold {total} bytes")
+        raise ShardError("SHARD_INDEX", path, f"total_size is {index.total_size}, the shards hold {total} bytes")

@@ -43,7 +43,7 @@ def parse_json(data: bytes, path: PathLike) -> Any:
         return parse
 
     if sum(map(data.count, (b"{", b"[", b","))) > limits.JSON_VALUES:
-        refuse("JSON_TOO_LARGE", f"more than {limits.JSON_VALUES} values")  # before they become Python objects
+        refuse("JSON_LIMIT", f"more than {limits.JSON_VALUES} values")  # before they become Python objects
     try:
         document = json.loads(
             data.decode("utf-8"),
@@ -53,7 +53,7 @@ def parse_json(data: bytes, path: PathLike) -> Any:
             parse_constant=lambda name: refuse("JSON_SYNTAX", f"{name} is not JSON"),
         )
     except RecursionError as e:
-        raise JsonError("JSON_TOO_DEEP", path, "nested too deeply") from e
+        raise JsonError("JSON_LIMIT", path, "nested too deeply") from e
     except ValueError as e:  # UnicodeDecodeError, json.JSONDecodeError
         raise JsonError("JSON_SYNTAX", path, str(e)) from e
     _check_tree(document, path, limits.JSON_DEPTH)
@@ -104,7 +104,7 @@ def _check_tree(document: Any, path: PathLike, max_depth: int) -> None:
         if not below:
             return
         level = below
-    raise JsonError("JSON_TOO_DEEP", path, f"nested deeper than {max_depth} levels")
+    raise JsonError("JSON_LIMIT", path, f"nested deeper than {max_depth} levels")
 
 
 def _is_unicode(text: str) -> bool:

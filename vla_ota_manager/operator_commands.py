@@ -88,14 +88,14 @@ class Operator:
         return "; the update is cancelled"
 
     def _acting(self) -> str:
-        state, snapshot = self._store.state, self._ctx.policy()
+        state, snapshot = self._store.state, self._ctx.gate.policy()
         if snapshot is not None and snapshot.active_version:
             return snapshot.active_version
         ref = state.trial.ref if state.trial is not None else state.committed
         return ref.version if ref is not None else ""
 
     def _acts_for_good(self, target: Ref) -> bool:
-        state, snapshot = self._store.state, self._ctx.policy()
+        state, snapshot = self._store.state, self._ctx.gate.policy()
         if state.trial is not None or state.rollback is not None or state.committed != target:
             return False
         return snapshot is not None and snapshot.active_digest == target.digest and not snapshot.on_trial
@@ -167,7 +167,7 @@ class Operator:
         elif result.success:
             message = f"{record.from_version or 'nothing'} -> {target.version} ({how}): {record.reason}"
         else:
-            absent = f"policy_node {self._ctx.absence()} and will start with it"
+            absent = f"policy_node {self._ctx.gate.absence()} and will start with it"
             message = f"{target.version} is committed, {absent}: {record.reason}"
         message = f"{message}; {way.skipped}" if way.skipped else message
         code = "OPERATOR_ROLLBACK" if self._store.state.update is not None else ""
@@ -205,9 +205,9 @@ class Operator:
         if expected_version and expected_version != trial.ref.version:
             what = f"expected_version: is {expected_version}, but {trial.ref.version} is on trial"
             return CommitReply(False, "EXPECTATION_FAILED", what, committed)
-        snapshot = self._ctx.policy()
+        snapshot = self._ctx.gate.policy()
         if snapshot is None:
-            what = f"policy_node {self._ctx.absence()}: nobody knows what acts"
+            what = f"policy_node {self._ctx.gate.absence()}: it is not known what acts"
             return CommitReply(False, "POLICY_ABSENT", what, committed)
         if snapshot.active_digest != trial.ref.digest or not snapshot.on_trial:
             what = f"policy_node runs {snapshot.active_version or 'nothing'}, and not {trial.ref.version} on trial"
@@ -253,7 +253,7 @@ class Operator:
 
     def list_models(self, name: str) -> ListReply:
         """Return what is on disk and what happened."""
-        state, snapshot = self._store.state, self._ctx.policy()
+        state, snapshot = self._store.state, self._ctx.gate.policy()
         models = tuple(
             ModelEntry(
                 ref=entry.ref,

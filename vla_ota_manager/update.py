@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from vla_checkpoint import CheckpointError
-from vla_ota_manager.acquire import STEPS, Acquirer, Onlooker, end_of, ref_of
+from vla_ota_manager.acquire import STEPS, Acquirer, Callbacks, end_of, ref_of
 from vla_ota_manager.context import Context, log
 from vla_ota_manager.errors import CancelledError, OtaError, PolicyError, RefusedError
 from vla_ota_manager.fetch.fetcher import pause
@@ -32,7 +32,7 @@ class UpdatePipeline:
         self._ctx, self._acquirer = context, acquirer
         self._config = context.config
         self._store = context.store
-        self._onlooker = Onlooker(context.interrupted, context.show, self._on_fetched, self._on_verified)
+        self._callbacks = Callbacks(context.interrupted, context.show, self._on_fetched, self._on_verified)
         self._saved_at = 0.0
 
     def run(self) -> None:
@@ -50,7 +50,7 @@ class UpdatePipeline:
         except (OtaError, CheckpointError) as e:
             self._end(*end_of(e))
         except Exception as e:
-            log.exception("an update failed in a way that nobody foresaw")
+            log.exception("an update failed with an unexpected error")
             self._end(_S.FAILED, "INTERNAL_ERROR", repr(e))
 
     def _interrupted(self) -> None:
@@ -72,7 +72,7 @@ class UpdatePipeline:
     # -- CHECKING, FETCHING, VERIFYING --------------------------------------------------------------------------------------
 
     def _acquire(self, record: UpdateRecord) -> None:
-        after, message = self._acquirer.step(record, self._onlooker)
+        after, message = self._acquirer.step(record, self._callbacks)
         activate, installed = record.update.activate, after.state is _S.INSTALLED
         again = installed and activate and after.ref == self._store.state.committed
         end, message = (_S.COMMITTED, f"{after.ref} is the committed version") if again else (after.state, message)
@@ -125,13 +125,7 @@ class UpdatePipeline:
             draft.trial = TrialRecord(ref, record.update.update_id, first_install=draft.committed is None)
 
     def _prepare(self, ref: Ref) -> PrepareResult:
-        result = self._ctx.port.prepare(
-            self._store.path_of(ref),
-            ref.digest,
-            self._on_prepare,
-            self._ctx.interrupted,
-            self._config.prepare_timeout_s,
-        )
+        result = self._ctx.gate.prepare(ref, self._on_prepare, self._ctx.interrupted)
         if self._ctx.interrupted():
             raise CancelledError("CANCELLED", "stopped on request")
         return result
@@ -149,10 +143,10 @@ class UpdatePipeline:
             self._acquirer.refuse_expired(record.update)
             if self._ctx.interrupted():
                 raise CancelledError("CANCELLED", "stopped on request")
-            if self._ctx.policy() is None and time.monotonic() > deadline:
-                waited = f"{self._ctx.absence()}; waited for {self._config.policy_wait_s:g} s"
+            if self._ctx.gate.policy() is None and time.monotonic() > deadline:
+                waited = f"{self._ctx.gate.absence()}; waited for {self._config.policy_wait_s:g} s"
                 raise PolicyError("POLICY_ABSENT", waited, "policy_node")
-            hindrance = self._ctx.hindrance(motion=motion)
+            hindrance = self._ctx.gate.hindrance(motion=motion)
             if not hindrance:
                 return
             self._ctx.show(f"{ref_of(record)} waits for {hindrance}")

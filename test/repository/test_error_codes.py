@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vla_ota_manager import context, way_back
+from vla_ota_manager import policy_gate, way_back
 from vla_ota_manager.states import UpdateState
 from vla_ota_manager.trial import judge as trial
 from vla_ota_manager.trial import runner as trial_run
@@ -35,8 +35,7 @@ VOCABULARIES = {*AT, *MODES, *(state.name for state in UpdateState)}
 
 NOT_CODES = {
     "environment": "AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH FASTDDS_DEFAULT_PROFILES_FILE"
-    " FASTRTPS_DEFAULT_PROFILES_FILE LD_LIBRARY_PATH PATH PKG_CONFIG_PATH PYTHONPATH"
-    " VLA_OTA_CRASH_AT VLA_OTA_CRASH_LOG",
+    " FASTRTPS_DEFAULT_PROFILES_FILE LD_LIBRARY_PATH PATH PKG_CONFIG_PATH PYTHONPATH",
     "constants of modules": "CANARY INCUMBENT MANIFEST_NAME MAP_POPULATE SCHED_RESET_ON_FORK SC_PAGE_SIZE",
     "events between processes": "CHUNK_ERROR DISABLED ENABLED ENABLE_FAILED EXITED HOLD LOG LOST MOTION_ENABLED REFUSED RESUMED"
     " RESUME_ACCEPTED RESUME_REFUSED SPAN SPARE_READY STARTED START_FAILED SWAPPED",
@@ -128,10 +127,10 @@ def test_every_code_that_decides_whether_to_ask_again_or_whom_to_blame_is_one_th
     sets = {
         "policy node: faults": errors._FAULT_OF.keys(),
         "policy node: unclear": errors.UNCLEAR,
-        "context: crashed": context._CRASHED,
-        "trial: of the policy": trial_run._OF_THE_POLICY,
+        "policy gate: crashed": policy_gate._CRASHED,
+        "trial: of the policy": trial_run._POLICY_ERRORS,
         "way back: unclear": way_back._UNCLEAR,
-        "trial: holds that convict": trial.CONVICTING_HOLDS,
+        "trial: holds that reject": trial.REJECTING_HOLDS,
     }
     known = all_given().keys() | set(HOLD_REASONS)
     for name, codes in sets.items():

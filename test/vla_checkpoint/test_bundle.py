@@ -14,6 +14,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,14 +155,14 @@ def test_links_special_files_and_empty_folders_are_refused(bundle: Path, tmp_pat
     assert code_of(lambda: open_bundle(bundle)) == "BUNDLE_SYMLINK"
     (bundle / "deeper").unlink()
     os.mkfifo(bundle / "fifo")
-    assert code_of(lambda: open_bundle(bundle)) == "BUNDLE_SPECIAL_FILE"
+    assert code_of(lambda: open_bundle(bundle)) == "BUNDLE_FILE_EXTRA"
     (bundle / "fifo").unlink()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(bundle / "s"))
-        assert code_of(lambda: open_bundle(bundle)) == "BUNDLE_SPECIAL_FILE"
+        assert code_of(lambda: open_bundle(bundle)) == "BUNDLE_FILE_EXTRA"
     (bundle / "s").unlink()
     (bundle / "empty").mkdir()
-    assert code_of(lambda: open_bundle(bundle)) == "BUNDLE_FOLDER_EXTRA"
+    assert code_of(lambda: open_bundle(bundle)) == "BUNDLE_FILE_EXTRA"
     (bundle / "empty").rmdir()
     verify_bundle(bundle)
 
@@ -175,7 +176,7 @@ def test_what_is_no_bundle_folder_is_refused(tmp_path: Path, bundle: Path) -> No
     (bundle / "manifest.json").unlink()
     assert code_of(lambda: open_bundle(bundle)) == "FILE_MISSING"
     os.mkfifo(bundle / "manifest.json")
-    assert code_of(lambda: open_bundle(bundle)) == "BUNDLE_SPECIAL_FILE"
+    assert code_of(lambda: open_bundle(bundle)) == "BUNDLE_FILE_EXTRA"
 
 
 def test_a_link_to_the_bundle_is_resolved_once(bundle: Path, tmp_path: Path) -> None:
@@ -331,24 +332,26 @@ def test_shards_and_their_index_must_agree(tmp_path: Path) -> None:
         {"layer.0": tensors["layer.0"], "layer.1": tensors["layer.1"], "layer.4": tensors["layer.4"]}
     )
     weight_map = index["weight_map"]
-    cases = {
-        "SHARD_TENSOR_MISSING": {"weight_map": {**weight_map, "ghost": first}},
-        "SHARD_TENSOR_UNLISTED": {"weight_map": {k: v for k, v in weight_map.items() if k != "layer.4"}},
-        "SHARD_TENSOR_DUPLICATE": {second: doubled},
-        "SHARD_MISSING": {"weight_map": {**weight_map, "layer.0": "model-9.safetensors"}},
-        "SHARD_UNLISTED": {"model-00009-of-00009.safetensors": stray},
-        "SHARD_TOTAL_SIZE": {"metadata": {"total_size": 61}},
-        "SHARD_INDEX": {"weight_map": {**weight_map, "layer.0": "../model.safetensors"}},
-    }
-    for code, change in cases.items():
-        path = tmp_path / code
+    cases: list[tuple[str, str, dict[str, Any]]] = [
+        ("SHARD_INDEX", "does not hold", {"weight_map": {**weight_map, "ghost": first}}),
+        ("SHARD_INDEX", "not in weight_map", {"weight_map": {k: v for k, v in weight_map.items() if k != "layer.4"}}),
+        ("SHARD_INDEX", "but mapped to", {second: doubled}),
+        ("SHARD_MISSING", "is not there", {"weight_map": {**weight_map, "layer.0": "model-9.safetensors"}}),
+        ("SHARD_UNLISTED", "no tensor is mapped", {"model-00009-of-00009.safetensors": stray}),
+        ("SHARD_INDEX", "total_size is 61", {"metadata": {"total_size": 61}}),
+        ("SHARD_INDEX", "beside the index", {"weight_map": {**weight_map, "layer.0": "../model.safetensors"}}),
+    ]
+    for number, (code, reason, change) in enumerate(cases):
+        path = tmp_path / str(number)
         write_folder(path, tensors=tensors, shards=3)
         for key, value in change.items():
             if isinstance(value, bytes):
                 (path / key).write_bytes(value)
             else:
                 write_json(path / "model.safetensors.index.json", {**index, key: value})
-        assert code_of(lambda path=path: build_manifest(path, channels=JOINTS, **IDENTITY)) == code
+        with pytest.raises(CheckpointError, match=reason) as caught:
+            build_manifest(path, channels=JOINTS, **IDENTITY)
+        assert caught.value.code == code
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from support.simulated_policy import SimulatedPolicy
 
 from vla_checkpoint import Manifest, load_manifest, sha256_file, verify_bundle
 from vla_ota_manager.states import UpdateState
-from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.store.filesystem import Filesystem
 from vla_ota_manager.store.state import State
 from vla_ota_manager.store.store import Store
 from vla_sim.checkpoint_server import Behaviour, CheckpointServer
@@ -377,7 +377,7 @@ def test_too_many_unclean_ends_of_a_trial_roll_it_back(fleet: Fleet, runs: Engin
     assert killed(runs, job, "port.after_swap", 1)
     assert runs.run(job) == 0
     assert current_version(folder) == "1.0.0"
-    store = Store(folder / "store", Filesystem(CrashPoints()))
+    store = Store(folder / "store", Filesystem())
     store.open()
     state = store.state
     store.close()

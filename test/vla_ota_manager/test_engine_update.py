@@ -17,7 +17,7 @@ from support.ota import Robot, shared_weights
 
 from vla_ota_manager.errors import StoreError
 from vla_ota_manager.states import UpdateState
-from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.store.filesystem import Filesystem
 from vla_sim.checkpoint_server import Behaviour
 
 S = UpdateState
@@ -423,7 +423,7 @@ def test_a_disk_that_fills_up_fails_the_update_and_gives_the_space_back(robot: R
     def no_space(data: bytes) -> None:
         raise StoreError("DISK_FULL", "no space left")
 
-    filesystem = Full(CrashPoints())
+    filesystem = Full()
     robot.adopt("1.0.0")
     robot.publish("1.1.0")
     robot.start(filesystem=filesystem)

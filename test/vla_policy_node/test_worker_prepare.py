@@ -144,7 +144,7 @@ def test_an_unknown_policy_type_is_told_with_the_interpreter_and_what_to_set(tmp
         (truncate_weights, "BUNDLE_FILE_SIZE"),
         (change_config, "DIGEST_FILE"),
         (lambda bundle: (bundle / "stats.json").unlink(), "BUNDLE_FILE_MISSING"),
-        (lambda bundle: (bundle / "manifest.json").write_text("{"), "MANIFEST_JSON"),
+        (lambda bundle: (bundle / "manifest.json").write_text("{"), "MANIFEST_FIELD"),
     ],
 )
 def test_a_damaged_bundle_is_not_loaded(tmp_path: Path, damage: Callable[[Path], object], code: str) -> None:

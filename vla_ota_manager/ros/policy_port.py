@@ -243,7 +243,7 @@ class RosPolicyPort:
         )
 
     def _await_status(self, generation: int, digest: str, cancelled: Cancelled) -> None:
-        """Let the status catch up with a reply, so that nobody decides on what acted before the swap."""
+        """Let the status catch up with a reply, so that no decision is made on what acted before the swap."""
 
         def told() -> bool:
             with self._mutex:
@@ -301,7 +301,7 @@ class RosPolicyPort:
             pass  # the policy node ends it, or is gone
 
     def _cancel_late(self, sent: Any, over: threading.Event) -> None:
-        """Cancel a goal that was accepted after nobody waited for it any more."""
+        """Cancel a goal that was accepted too late."""
         handle = sent.result()
         if over.is_set() and handle is not None and handle.accepted and not self._closed:
             self._among_callbacks.submit(handle.cancel_goal_async)
