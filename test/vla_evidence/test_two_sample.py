@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_evidence import BetaPrior, TwoSampleEProcess
 from vla_evidence.canary.config import CanaryConfig
 from vla_evidence.planning.stopping import detection_times
-from vla_evidence.sequential.two_sample import CANARY, INCUMBENT, log_e_paths
+from vla_evidence.sequential.two_sample import CANARY, INCUMBENT, BetaPrior, TwoSampleEProcess, log_e_paths
 
 ALPHA = 0.05
 PRIORS = {
