@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from support.canaries import DAY, FLEET, FULL, HOUR, work
 
-from vla_evidence import CANARY, INCUMBENT, InputError
+from vla_evidence import InputError
 from vla_evidence.canary.config import ROBOT_STAGES, CanaryConfig, Stage
 from vla_evidence.canary.judge import CanaryJudge
+from vla_evidence.sequential.two_sample import CANARY, INCUMBENT
 from vla_evidence.simulate.fleet import FleetModel
 from vla_evidence.simulate.rollouts import ROLLED_BACK, judged
 from vla_evidence.verdict import Decision, Verdict

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_evidence import BernoulliEProcess, proportion_lower_bound
+from vla_evidence import proportion_lower_bound
+from vla_evidence.sequential.eprocess import BernoulliEProcess
 
 ALPHA = 0.05
 

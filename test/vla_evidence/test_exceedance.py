@@ -8,7 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from vla_evidence import BernoulliEProcess, ExceedanceTest, FailureTest, exceedance_limit
+from vla_evidence import ExceedanceTest, FailureTest
+from vla_evidence.sequential.eprocess import BernoulliEProcess
+from vla_evidence.sequential.quantile import exceedance_limit
 
 ALPHA = 0.05
 
