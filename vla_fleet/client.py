@@ -194,6 +194,33 @@ class Client:
                 return
             time.sleep(every_s)
 
+    # -- rollouts -----------------------------------------------------------------------------------------------------------
+
+    def forecast(self, rollout: Json, per_hour: float | None = None, drop: float = 0.10) -> Json:
+        """Return what a rollout would do in this fleet; the server simulates for seconds."""
+        body = {"rollout": rollout, "per_hour": per_hour, "drop": drop}
+        return cast(Json, self._request("POST", "/v1/rollouts/forecast", json=body, timeout=300.0).json())
+
+    def create_rollout(self, model: str, target: str = "all", **settings: Any) -> Json:
+        """Begin a rollout; ``settings`` are the other fields of :class:`vla_fleet.rollouts.settings.RolloutRequest`."""
+        return cast(Json, self._post("/v1/rollouts", {"model": model, "target": target, **settings}))
+
+    def rollouts(self) -> list[Json]:
+        """Return every rollout, newest first, without its robots."""
+        return cast(list[Json], self._get("/v1/rollouts"))
+
+    def rollout(self, rollout: str) -> Json:
+        """Return one rollout."""
+        return cast(Json, self._get(f"/v1/rollouts/{rollout}"))
+
+    def rollout_log(self, rollout: str) -> bytes:
+        """Return its evidence log, for ``vla-evidence replay``."""
+        return self._request("GET", f"/v1/rollouts/{rollout}/log").content
+
+    def steer_rollout(self, rollout: str, action: str, reason: str = "", **more: Any) -> Json:
+        """``pause``, ``resume``, ``approve`` or ``abort`` (``keep``) a rollout."""
+        return cast(Json, self._post(f"/v1/rollouts/{rollout}/{action}", {"reason": reason, **more}))
+
     # -- HTTP ---------------------------------------------------------------------------------------------------------------
 
     def _get(self, path: str, **params: Any) -> Any:

@@ -232,6 +232,7 @@ class Ack(_Kept):
 Kept = Annotated[Event | Outcome | Ack, Field(discriminator="type")]
 RobotMessage = Annotated[Hello | Status | Event | Outcome | Ack, Field(discriminator="type")]
 
+ORDER: TypeAdapter[ModelUpdate | Rollback | Pin | Assign | GetStatus] = TypeAdapter(Order)
 KEPT: TypeAdapter[Event | Outcome | Ack] = TypeAdapter(Kept)
 FROM_ROBOT: TypeAdapter[Hello | Status | Event | Outcome | Ack] = TypeAdapter(RobotMessage)
 FROM_SERVER: TypeAdapter[Welcome | Command | Received] = TypeAdapter(ServerMessage)

@@ -55,16 +55,25 @@ class Line:
 
 
 class BridgeEngine:
-    """Give it statuses, events and outcomes from any thread; it hands orders to ``port``, and news to ``on_change``."""
+    """Give it statuses, events and outcomes from any thread; it hands orders to ``port``, and news to ``on_change``.
 
-    def __init__(self, config: BridgeConfig, port: RobotPort, on_change: Callable[[], None] = lambda: None) -> None:
-        self.config = config
+    ``now`` is the robot's clock [s since 1970 UTC]; a simulated fleet's runs faster.
+    """
+
+    def __init__(
+        self,
+        config: BridgeConfig,
+        port: RobotPort,
+        on_change: Callable[[], None] = lambda: None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.config, self._now = config, now
         self._on_change = on_change
         self._outbox = Outbox(config.outbox)
-        self._orders = Orders(self._outbox, port, self._more)
+        self._orders = Orders(self._outbox, port, self._more, now)
         self._status: protocol.Status | None = None
         self._news, self._fresh_status = asyncio.Event(), False
-        self.line = Line(False, time.time(), "not connected yet")
+        self.line = Line(False, now(), "not connected yet")
         self._loop = asyncio.new_event_loop()
         self._main: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="vla_fleet_bridge", daemon=True)
@@ -102,6 +111,16 @@ class BridgeEngine:
     def dropped(self) -> int:
         """How many messages were dropped because the outbox was full."""
         return self._outbox.dropped
+
+    @property
+    def assignment(self) -> protocol.Assign | None:
+        """The experiment that the robot takes part in; None: none."""
+        return self._outbox.assignment
+
+    @property
+    def experiment(self) -> str:
+        """Name of that experiment, or nothing."""
+        return self.assignment.experiment if self.assignment is not None else ""
 
     @property
     def last_command_id(self) -> str:
@@ -224,13 +243,13 @@ class BridgeEngine:
                 async with asyncio.timeout(heartbeat_s):
                     await self._news.wait()
             except TimeoutError:
-                status = self._status or protocol.Status(time_s=time.time())
+                status = self._status or protocol.Status(time_s=self._now())
                 await socket.send(status.model_dump_json())
 
     def _say(self, connected: bool, message: str) -> None:
         if connected != self.line.connected or message != self.line.message:
             log.log(logging.INFO if connected else logging.WARNING, "%s: %s", self.config.server, message)
-            since_s = time.time() if connected != self.line.connected else self.line.since_s
+            since_s = self._now() if connected != self.line.connected else self.line.since_s
             self.line = Line(connected, since_s, message)
             self._on_change()
 

@@ -27,8 +27,10 @@ _RETRY_S = 2.0
 class Orders:
     """Works on the outbox's open orders, in their sequence. Everything here runs in the bridge's event loop."""
 
-    def __init__(self, outbox: Outbox, port: RobotPort, changed: Callable[[], None]) -> None:
-        self._outbox, self._port, self._changed = outbox, port, changed
+    def __init__(
+        self, outbox: Outbox, port: RobotPort, changed: Callable[[], None], now: Callable[[], float] = time.time
+    ) -> None:
+        self._outbox, self._port, self._changed, self._now = outbox, port, changed, now
         self._status: protocol.Status | None = None
         self._stale = True  # something has happened since the manager's last status
         self._taken_up: set[str] = set()
@@ -72,7 +74,7 @@ class Orders:
     async def _work(self, open_order: OpenOrder) -> bool:
         """Take an order further; false if the orders after it have to wait."""
         command, order = open_order.command, open_order.command.order
-        if not open_order.begun and command.expires_s and time.time() > command.expires_s:
+        if not open_order.begun and command.expires_s and self._now() > command.expires_s:
             self._answer(command.id, AckState.REFUSED, code="COMMAND_EXPIRED", message="came too late to begin")
         elif isinstance(order, protocol.ModelUpdate):
             return self._update(open_order, order)
@@ -81,8 +83,7 @@ class Orders:
         elif isinstance(order, protocol.Pin):
             return self._finish(command.id, await asyncio.to_thread(self._port.pin, order.version, unpin=order.unpin))
         elif isinstance(order, protocol.Assign):
-            message = "kept; this robot's policy node cannot hold two generations an episode yet"
-            self._answer(command.id, AckState.DONE, message=message)
+            return await self._assign(command.id, order)
         else:
             self._answer(command.id, AckState.DONE, message="the status is sent")
         return True
@@ -130,6 +131,17 @@ class Orders:
             self._answer(command.id, AckState.RUNNING, "ROLLING_BACK", target)
         return self._finish(command.id, await asyncio.to_thread(self._port.rollback, target, order.reason))
 
+    # -- ASSIGN -------------------------------------------------------------------------------------------------------------
+
+    async def _assign(self, command_id: str, order: protocol.Assign) -> bool:
+        kept = self._outbox.assignment
+        if not order.versions and kept is not None and kept.experiment != order.experiment:
+            return self._finish(command_id, Answer(True, "", f"takes part in {kept.experiment} by now"))
+        answer = await asyncio.to_thread(self._port.assign, order)
+        if answer.success:
+            self._outbox.keep_assignment(order if order.versions else None)
+        return self._finish(command_id, answer)
+
     # -- answers ------------------------------------------------------------------------------------------------------------
 
     def _finish(self, command_id: str, answer: Answer) -> bool:
@@ -149,7 +161,7 @@ class Orders:
         message: str = "",
     ) -> None:
         ack = protocol.Ack(
-            time_s=time.time(), command_id=command_id, state=state, robot_state=robot_state, version=version,
+            time_s=self._now(), command_id=command_id, state=state, robot_state=robot_state, version=version,
             error_code=code, message=message[:4096],
         )  # fmt: skip
         self._outbox.answer(ack)

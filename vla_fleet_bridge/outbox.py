@@ -47,6 +47,8 @@ class Outbox:
         self.size: int = self._db.execute("SELECT COUNT(*) FROM kept").fetchone()[0]
         self.dropped = 0
         """Messages that were dropped because the outbox was full, since the start."""
+        self.assignment = self._assignment()
+        """The experiment that the robot takes part in."""
 
     def close(self) -> None:
         """Close the file."""
@@ -79,6 +81,19 @@ class Outbox:
             self.size, self.dropped, room = self.size - gone, self.dropped + gone, room - gone
             if room <= 0:
                 return
+
+    # -- experiment ---------------------------------------------------------------------------------------------------------
+
+    def keep_assignment(self, order: protocol.Assign | None) -> None:
+        """Keep the experiment that the robot takes part in; None: none."""
+        self._db.execute("DELETE FROM meta WHERE key = 'assignment'")
+        if order is not None:
+            self._db.execute("INSERT INTO meta VALUES ('assignment', ?)", (order.model_dump_json(),))
+        self.assignment = order
+
+    def _assignment(self) -> protocol.Assign | None:
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'assignment'").fetchone()
+        return protocol.Assign.model_validate_json(row[0]) if row is not None else None
 
     # -- orders -------------------------------------------------------------------------------------------------------------
 

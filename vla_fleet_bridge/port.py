@@ -20,7 +20,7 @@ class Answer:
 
 
 class RobotPort(Protocol):
-    """The robot's manager, as the bridge sees it. ``rollback`` and ``pin`` block; they are called from a thread of their own."""
+    """The robot's manager, as the bridge sees it. All but ``offer`` may block; they have a thread of their own."""
 
     def offer(self, update_id: str, order: protocol.ModelUpdate) -> None:
         """Publish an offer. The manager acts on each ``update_id`` once, so it may be repeated."""
@@ -32,4 +32,8 @@ class RobotPort(Protocol):
 
     def pin(self, version: str, *, unpin: bool) -> Answer:
         """Keep a version on disk, or no longer."""
+        ...
+
+    def assign(self, order: protocol.Assign) -> Answer:
+        """Take part in an experiment, or (no versions) no longer; the bridge keeps an assignment that was taken on."""
         ...

@@ -37,6 +37,7 @@ ROOMS = {
         "typer",
         "uvicorn",
         "vla_checkpoint",
+        "vla_evidence",
     },
     "vla_fleet_bridge": {"requests", "websockets", "pydantic", "vla_fleet.protocol", "vla_ros"},
     "vla_sim": {"numpy", "mujoco", "safetensors", "vla_checkpoint", "vla_policy_node.policies", "vla_ros"},

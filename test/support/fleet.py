@@ -98,3 +98,8 @@ class FleetServer:
     def client(self, key: str | None = None) -> Client:
         """Return a client with the admin's key, or another one."""
         return Client(self.url, self.key if key is None else key)
+
+
+def enrolled(client: Client, name: str, group: str = "default") -> str:
+    """Enrol a robot and return its token."""
+    return client.enrol(client.make_code(name, group))[1]

@@ -42,7 +42,7 @@ def process(*command: str) -> subprocess.CompletedProcess[str]:
 def log(tmp_path: Path) -> Path:
     path = tmp_path / "log.jsonl"
     settings = {"planned_episodes": 40, "looks": 2, "draws": 99, "arms": {"a": 0, "b": 1}}
-    with LoggedJudgement(path, "ab_robots", "x", settings) as judgement:
+    with LoggedJudgement.open(path, "ab_robots", "x", settings) as judgement:
         for number in range(40):
             judgement.choose("ab"[number % 2], f"e{number}", float(number))
             judgement.outcome(f"e{number}", number % 3 > 0, number + 0.5)

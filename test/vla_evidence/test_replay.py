@@ -24,7 +24,7 @@ FLEET = [f"arm-{i:02}" for i in range(40)]
 def paired_log(path: Path, *, episodes: int = 60, robots: int = 4) -> list[str]:
     """Write the log of an A/B test on pairs; return its decisions."""
     rng, decisions = np.random.default_rng(0), []
-    with LoggedJudgement(path, "ab_paired", "grip-7", {"max_pairs": 200, "spending": "linear"}) as judgement:
+    with LoggedJudgement.open(path, "ab_paired", "grip-7", {"max_pairs": 200, "spending": "linear"}) as judgement:
         for number in range(episodes):
             for robot in range(robots):
                 name, now_s = f"{robot}/{number}", 10.0 * number
@@ -39,7 +39,7 @@ def paired_log(path: Path, *, episodes: int = 60, robots: int = 4) -> list[str]:
 def robots_log(path: Path, arms: dict[str, int] | None) -> None:
     rng = np.random.default_rng(1)
     settings: dict[str, Any] = {"planned_episodes": 400, "looks": 4, "draws": 199, "arms": arms}
-    with LoggedJudgement(path, "ab_robots", "fleet-3", settings) as judgement:
+    with LoggedJudgement.open(path, "ab_robots", "fleet-3", settings) as judgement:
         for number in range(400):
             version = judgement.choose(f"arm-{number % 20}", f"e{number}", float(number))
             judgement.outcome(f"e{number}", bool(rng.random() < (0.5, 0.9)[version]), number + 0.5)
@@ -178,7 +178,7 @@ def test_a_torn_last_line_is_left_out_with_a_warning_and_cut_off_by_the_next_wri
         replay = replay_file(log, warn=said.append)
         assert replay.outcomes == 31 and len(said) == 1 and "torn" in said[0]
         settings = {"max_pairs": 200, "spending": "linear"}
-        with LoggedJudgement(log, "ab_paired", "grip-7", settings, warn=said.append) as judgement:
+        with LoggedJudgement.open(log, "ab_paired", "grip-7", settings, warn=said.append) as judgement:
             assert len(said) == 2 and "cut off" in said[1]
             assert log.read_bytes() == whole[:last]
             record = json.loads(whole[last:])
@@ -201,7 +201,7 @@ def test_a_judgement_goes_on_where_its_log_ends(tmp_path: Path, kind: str) -> No
         if judgement is None or number % 20 == 0:
             if judgement is not None:
                 judgement.close()
-            judgement = LoggedJudgement(restarted, header["kind"], header["experiment"], header["settings"])
+            judgement = LoggedJudgement.open(restarted, header["kind"], header["experiment"], header["settings"])
         if record["record"] == "verdict":
             assert to_json(judgement.verdict(record["now_s"])) == record["verdict"]
             continue
@@ -311,9 +311,9 @@ def test_files_that_are_no_log_are_refused(tmp_path: Path) -> None:
 
 def test_a_log_is_of_one_judgement_and_has_one_writer(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    with LoggedJudgement(log, "ab_paired", "x", {"max_pairs": 5}) as judgement:
+    with LoggedJudgement.open(log, "ab_paired", "x", {"max_pairs": 5}) as judgement:
         with pytest.raises(LogError, match="another process") as e:
-            LoggedJudgement(log, "ab_paired", "x", {"max_pairs": 5})
+            LoggedJudgement.open(log, "ab_paired", "x", {"max_pairs": 5})
         assert e.value.code == "LOG_NOT_WRITTEN"
         before = log.read_bytes()
         for call in (
@@ -327,7 +327,7 @@ def test_a_log_is_of_one_judgement_and_has_one_writer(tmp_path: Path) -> None:
                 call()
         assert log.read_bytes() == before
     with pytest.raises(LogError, match=r"was written with other settings: settings\.max_pairs 5, now 6") as e:
-        LoggedJudgement(log, "ab_paired", "x", {"max_pairs": 6})
+        LoggedJudgement.open(log, "ab_paired", "x", {"max_pairs": 6})
     assert e.value.code == "LOG_VALUE"
     refused: list[tuple[str, dict[str, Any]]] = [
         ("ab_paired", {"pairs": 5}),
@@ -347,10 +347,10 @@ def test_a_log_is_of_one_judgement_and_has_one_writer(tmp_path: Path) -> None:
     ]
     for kind, settings in refused:
         with pytest.raises(InputError):
-            LoggedJudgement(tmp_path / "other", kind, "x", settings)
+            LoggedJudgement.open(tmp_path / "other", kind, "x", settings)
     assert not (tmp_path / "other").exists()
     with pytest.raises(LogError) as e:
-        LoggedJudgement(tmp_path / "no" / "folder", "ab_paired", "x", {"max_pairs": 5})
+        LoggedJudgement.open(tmp_path / "no" / "folder", "ab_paired", "x", {"max_pairs": 5})
     assert e.value.code == "LOG_NOT_WRITTEN"
 
 

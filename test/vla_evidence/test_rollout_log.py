@@ -15,8 +15,9 @@ import pytest
 from vla_evidence.canary.config import CanaryConfig, Stage
 from vla_evidence.episodes import Fate
 from vla_evidence.errors import EvidenceError, InputError, LogError
+from vla_evidence.log.records import NewLines, read_log
 from vla_evidence.log.replay import LoggedJudgement, replay_file
-from vla_evidence.log.rollout import Rollout
+from vla_evidence.log.rollout import Rollout, report
 from vla_evidence.verdict import Decision
 
 UNWRITABLE = ("\ud800", "r" * (1 << 20))
@@ -55,12 +56,34 @@ def test_a_server_runs_a_rollout_restarts_in_the_middle_and_reports_it(tmp_path:
     second.decide("anna", "advance", "the customer waits", 62.0)
     assert second.begin_stage(1, ["a", "b", "c"], 63.0) == ("a", "b", "c")
     second.status(64.0)
-    report = second.report()
     second.close()
-    assert "stage 0 begins with 2 robots" in report and "stage 1 begins with 3 robots" in report
-    assert "anna decides: advance (the customer waits)" in report and report.count("HOLD") == 1
+    with log.open("rb") as stream:
+        said = report(read_log(stream))
+    assert "stage 0 begins with 2 robots" in said and "stage 1 begins with 3 robots" in said
+    assert "anna decides: advance (the customer waits)" in said and said.count("HOLD") == 1
     replay = replay_file(log)
     assert (replay.kind, replay.experiment, replay.verdicts) == ("canary", "pick-2", 2)
+
+
+@pytest.mark.parametrize("rule", ["evidence", "simple"])
+def test_a_log_that_a_database_keeps_is_the_same_log(tmp_path: Path, rule: str) -> None:
+    config = CanaryConfig(stages=STAGES, min_episodes=1, deadline_s=50.0, rule=rule)
+    lines, log = [Rollout.first_line("pick-2", config)], NewLines()
+    server = Rollout.resume(lines, log)
+    server.begin_stage(0, ["a"], 0.0)
+    for n in range(120):
+        if n % 10 == 0:  # the process is another one
+            lines += log.take()
+            server = Rollout.resume(lines, log)
+        server.choose("a", f"e{n}", float(n) / 2)
+        server.outcome(f"e{n}", True, n / 2 + 0.5)
+    first = server.status(100.0)
+    lines += log.take()
+    assert Rollout.resume(lines, NewLines()).status(100.0) == first
+    (tmp_path / "log.jsonl").write_bytes(b"".join(lines))
+    replay = replay_file(tmp_path / "log.jsonl")
+    assert (replay.outcomes, replay.verdicts) == (120, 1)
+    assert first.decision is (Decision.ADVANCE if rule == "evidence" else Decision.ASK)  # no improvement
 
 
 def test_an_advance_lets_the_next_stage_begin(tmp_path: Path) -> None:
@@ -82,7 +105,7 @@ def test_an_advance_lets_the_next_stage_begin(tmp_path: Path) -> None:
 def test_an_episode_that_a_log_cannot_hold_is_not_judged_either(
     tmp_path: Path, kind: str, settings: dict[str, Any]
 ) -> None:
-    with LoggedJudgement(tmp_path / "log.jsonl", kind, "x", settings) as judgement:
+    with LoggedJudgement.open(tmp_path / "log.jsonl", kind, "x", settings) as judgement:
         for name in UNWRITABLE:
             with pytest.raises(LogError) as caught:
                 judgement.choose(name, "e", 2.0)

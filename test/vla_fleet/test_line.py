@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 from support.bundles import make_bundle
-from support.fleet import FleetServer
-from support.simulated_manager import SimulatedManager, enrolled
+from support.fleet import FleetServer, enrolled
 from support.waits import wait_for
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from vla_fleet import protocol
 from vla_fleet.client import Client
+from vla_sim.fleet.simulated_robot import SimulatedRobot
 
 
 @pytest.fixture(scope="module")
@@ -68,56 +68,57 @@ def hello(**fields: Any) -> str:
 def test_an_update_that_the_robot_refuses_or_rolls_back_is_told_as_that(
     server: FleetServer, client: Client, name: str, tmp_path: Path
 ) -> None:
-    robot = SimulatedManager()
-    bridge = robot.attach(server.url, enrolled(client, name), tmp_path)
+    robot = SimulatedRobot(name)
+    robot.connect(server.url, enrolled(client, name), tmp_path)
     try:
         for end, code, state in (
             ("REJECTED", "DIGEST_FILE", "REFUSED"),
             ("ROLLED_BACK", "SCORES_WORSE", "FAILED"),
             ("COMMITTED", "", "DONE"),
         ):
-            robot.end, robot.error_code = end, code
+            robot.ends["1.0.0"] = end, code
+            robot.blocked.clear()
             command = end_of(client, client.deploy("pick_place@1.0.0", [name])[0]["id"])
             assert (command["state"], command["robot_state"], command["error_code"]) == (state, end, code)
     finally:
-        bridge.stop()
+        robot.disconnect()
 
 
 def test_orders_wait_for_a_robot_that_is_away_and_are_carried_out_once_and_in_sequence(
     server: FleetServer, client: Client, name: str, tmp_path: Path
 ) -> None:
-    token, robot = enrolled(client, name), SimulatedManager()
+    token, robot = enrolled(client, name), SimulatedRobot(name)
     first = client.deploy("pick_place@1.0.0", [name])[0]["id"]
     assert client.deploy("pick_place@1.0.0", [name])[0]["id"] == first, "ordered already"
     second = client.deploy("pick_place@1.1.0", [name])[0]["id"]
     back = client.rollback([name])[0]["id"]
     assert not client.robot(name)["online"]
     for _ in range(2):  # the second bridge finds that all is done
-        bridge = robot.attach(server.url, token, tmp_path)
+        robot.connect(server.url, token, tmp_path)
         assert [end_of(client, c)["state"] for c in (first, second, back)] == ["DONE"] * 3
-        bridge.stop()
-    assert list(robot.seen.values()) == ["1.0.0", "1.1.0"] and robot.rollbacks == ["1.0.0"]
+        robot.disconnect()
+    assert list(robot.updates.values()) == ["1.0.0", "1.1.0"] and robot.rollbacks == ["1.0.0"]
 
 
 def test_what_happens_without_a_network_is_known_afterwards_once_and_in_sequence(tmp_path: Path, name: str) -> None:
     with FleetServer(tmp_path / "fleet") as server:
         with server.client() as client:
             token = enrolled(client, name)
-        robot = SimulatedManager()
-        bridge = robot.attach(server.url, token, tmp_path)
+        robot = SimulatedRobot(name)
+        bridge = robot.connect(server.url, token, tmp_path)
         wait_for(lambda: bridge.line.connected, "the line")
         server.kill()
         wait_for(lambda: not bridge.line.connected, "the loss of the line")
         for i in range(300):
             bridge.on_event(protocol.Event(time_s=time.time() + i, from_state="IDLE", to_state=f"S{i}"))
         wait_for(lambda: bridge.outbox_size == 300, "the outbox")
-        bridge.stop()
+        robot.disconnect()
         server.start()
-        bridge = robot.attach(server.url, token, tmp_path)  # a restart of the bridge loses none
+        bridge = robot.connect(server.url, token, tmp_path)  # a restart of the bridge loses none
         try:
             wait_for(lambda: bridge.outbox_size == 0, "the outbox to be sent")
         finally:
-            bridge.stop()
+            robot.disconnect()
         with server.client() as client:
             events = client.events(name, limit=1000)
     assert [event["to_state"] for event in reversed(events)] == [f"S{i}" for i in range(300)]

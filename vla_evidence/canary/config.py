@@ -116,6 +116,7 @@ class CanaryConfig:
         allow_unjudged_scores: advance though a source has too short a past to be judged.
         advance_max_evidence: evidence of harm above this delays an advance.
         history: (successes, episodes) of the incumbent in the registry: the priors; None: uniform priors.
+        rule: "evidence", or "simple": two means are compared (:mod:`vla_evidence.canary.simple`).
     """
 
     stages: tuple[Stage, ...] = DEFAULT_STAGES
@@ -134,6 +135,7 @@ class CanaryConfig:
     allow_unjudged_scores: bool = False
     advance_max_evidence: float = 4.0
     history: tuple[float, float] | None = None
+    rule: str = "evidence"
 
     @property
     def unit(self) -> Unit:
@@ -179,8 +181,13 @@ class CanaryConfig:
             raise InputError("INPUT_VALUE", "stages", reason)
         for stage in self.stages:
             stage.check()
-        if self.advance not in ("ask", "same_shift"):
-            raise InputError("INPUT_VALUE", "advance", f'{self.advance!r} must be "ask" or "same_shift"')
+        for name, words in (("advance", ("ask", "same_shift")), ("rule", ("evidence", "simple"))):
+            if getattr(self, name) not in words:
+                reason = f"{getattr(self, name)!r} must be " + " or ".join(f'"{word}"' for word in words)
+                raise InputError("INPUT_VALUE", name, reason)
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         if type(self.allow_unjudged_scores) is not bool:
             raise InputError("INPUT_VALUE", "allow_unjudged_scores", "must be true or false")
         for name in ("alpha", "advance_alpha", "score_quantile", "most_lost"):

@@ -32,6 +32,7 @@ from vla_evidence.canary.by_robot import History, RobotComparison
 from vla_evidence.canary.config import CanaryConfig, Stage, Unit
 from vla_evidence.canary.endpoints import Endpoint, Tally, endpoints_of, not_judged
 from vla_evidence.canary.scores import ScoreLimits, Scores
+from vla_evidence.canary.simple import SimpleComparison
 from vla_evidence.episodes import Episode, Fate, Pending
 from vla_evidence.errors import InputError
 from vla_evidence.sequential.two_sample import CANARY, INCUMBENT
@@ -55,8 +56,10 @@ class CanaryJudge:
         self.config, self.experiment = config, experiment
         self._limits = ScoreLimits(score_history or {}, config.score_quantile)
         endpoints = endpoints_of(config, self._limits)
-        self._comparison: EpisodeComparison | RobotComparison
-        if config.unit is Unit.EPISODE:
+        self._comparison: EpisodeComparison | RobotComparison | SimpleComparison
+        if config.rule == "simple":
+            self._comparison = SimpleComparison(config, endpoints)
+        elif config.unit is Unit.EPISODE:
             self._comparison = EpisodeComparison(config, endpoints, self._limits)
         else:
             self._comparison = RobotComparison(config, endpoints, self._limits, experiment)
@@ -110,7 +113,7 @@ class CanaryJudge:
         self._stage, self._since_s, self._robots = index, self._now_s, set(robots)
         self._first_fleet = self._first_fleet or set(robots)
         self._advanced, self._allowed = False, None
-        if isinstance(self._comparison, EpisodeComparison):
+        if not isinstance(self._comparison, RobotComparison):
             self._comparison.begin(stage, self._since_s)
         else:
             # Robots that joined later are not compared: their chance to be drawn is another one.
@@ -160,7 +163,7 @@ class CanaryJudge:
         self._advance_clock(now_s)
         stopped = (self._worse or self._comparison.worse) is not None
         holds = not stopped and (robot in self._canaries or stage.share >= 1.0)
-        drawn = not stopped and (isinstance(self._comparison, RobotComparison) or holds)
+        drawn = not stopped and (self.config.unit is Unit.ROBOT or holds)
         version = int(holds)
         if holds and stage.probability < 1.0:
             version = arm(self.experiment, robot, episode, stage.probability)
@@ -225,7 +228,7 @@ class CanaryJudge:
 
         For simulations, where episodes are drawn; none may be open. Arrays of shape [episodes]; of scores [episodes, blocks].
         """
-        assert isinstance(self._comparison, EpisodeComparison) and not len(self._pending)
+        assert not isinstance(self._comparison, RobotComparison) and not len(self._pending)
         g, y = np.asarray(versions), np.asarray(successes, dtype=np.float64)
         values: list[ArrayLike] = [y]
         blocks = []
@@ -242,7 +245,6 @@ class CanaryJudge:
 
     def add_robots(self, successes: Mapping[str, Iterable[bool]]) -> None:
         """Take in episodes of robots that have ended by now, in their order. For simulations, where robots are drawn."""
-        assert isinstance(self._comparison, RobotComparison)
         for robot, outcomes in successes.items():
             version = int(robot in self._canaries)
             for success in outcomes:

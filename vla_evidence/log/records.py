@@ -13,6 +13,8 @@ The header comes first and holds every setting, with the salt of the assignment;
 the judge saw and gave them. Each record is written and flushed as a whole line. A crash or a full disk can tear the last line
 only: readers leave it out with a warning, and :class:`LogWriter` cuts it off before it goes on. Anything else that is no such
 record is an error with its line number. Nothing but the current line is kept in memory.
+
+The lines need no file: a server keeps them in its database (:class:`NewLines`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -115,9 +117,8 @@ class LogWriter:
         warn: Warn | None = None,
     ) -> None:
         self._path = Path(path)
-        header = {"record": HEADER, "schema": SCHEMA, "kind": kind, "experiment": experiment}
-        header["settings"] = to_json(settings)
-        first_line = encode(header)
+        first_line = header_line(kind, experiment, settings)
+        header = _parse(first_line, "header")
         try:
             self._file = self._path.open("a+b", buffering=0)
         except OSError as e:
@@ -186,8 +187,33 @@ class LogWriter:
         return whole
 
 
+class NewLines:
+    """What a judgement adds to a log whose lines somebody else keeps, for example a database."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+
+    def write(self, line: bytes, *, sync: bool = False) -> None:
+        """Add a line of :func:`encode`."""
+        self._lines.append(line)
+
+    def take(self) -> list[bytes]:
+        """Return the lines since the last call; whoever keeps the log appends them."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def header_line(kind: str, experiment: str, settings: Mapping[str, Any]) -> bytes:
+    """Return the first line of a log; raises as :func:`encode`."""
+    header = {"record": HEADER, "schema": SCHEMA, "kind": kind, "experiment": experiment, "settings": settings}
+    return encode(header)
+
+
 def read_log(stream: Any, name: str = "log", warn: Warn | None = None) -> Iterator[tuple[int, Record]]:
-    """Yield (line number, record) of a binary stream; the header is checked and comes first.
+    """Return an iterator of (line number, record) of a binary stream; the header is checked and comes first.
 
     Args:
         stream: open for reading in binary mode, at its beginning.
@@ -197,8 +223,15 @@ def read_log(stream: Any, name: str = "log", warn: Warn | None = None) -> Iterat
     Raises:
         LogError: LOG_SYNTAX: a line that is no record (its number is in ``field``), or no header at the beginning.
     """
+    return read_lines(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), name, warn)
+
+
+def read_lines(
+    lines: Iterable[bytes], name: str = "log", warn: Warn | None = None
+) -> Iterator[tuple[int, Record]]:
+    """Yield (line number, record) of a log's lines, as :func:`read_log`."""
     number = 0
-    for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):
+    for number, line in enumerate(lines, start=1):
         place = f"{name}:{number}"
         if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES and number > 1:
             (warn or _warn)(f"{place}: the last line is torn and left out")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,19 @@ from typing import Any
 from vla_evidence.episodes import Fate
 from vla_evidence.errors import EvidenceError, InputError, LogError, check_time
 from vla_evidence.log.judgements import Judge, judge_of, take
-from vla_evidence.log.records import EVENT, OUTCOME, VERDICT, LogWriter, Record, Warn, encode, read_log, to_json
+from vla_evidence.log.records import (
+    EVENT,
+    OUTCOME,
+    VERDICT,
+    LogWriter,
+    NewLines,
+    Record,
+    Warn,
+    encode,
+    read_lines,
+    read_log,
+    to_json,
+)
 from vla_evidence.tables import plural
 from vla_evidence.verdict import Verdict
 
@@ -131,36 +143,60 @@ def _verdict(judge: Judge, record: Record) -> dict[str, Any]:
 
 
 class LoggedJudgement:
-    """A judge whose every input and verdict is logged.
+    """A judge whose every input and verdict is logged. Made by :meth:`open` or :meth:`resume`.
 
     Args:
-        path: of the log; an existing one of the same judgement is replayed and continued.
-        kind, experiment, settings: see :func:`~vla_evidence.log.judgements.judge_of`.
-        warn: receives the warning of a torn last line, which is cut off.
-
-    Raises:
-        InputError: settings that cannot be.
-        LogError: as :func:`replay_file`; LOG_VALUE: the file was written with other settings; LOG_NOT_WRITTEN.
+        judge: as the log says.
+        log: receives what is new.
     """
 
-    def __init__(
-        self,
+    def __init__(self, judge: Judge, log: LogWriter | NewLines) -> None:
+        self.judge, self.log = judge, log
+        self._behind = False  # the judge knows what the log does not
+
+    @staticmethod
+    def open(
         path: str | os.PathLike[str],
         kind: str,
         experiment: str,
         settings: Mapping[str, Any],
         *,
         warn: Warn | None = None,
-    ) -> None:
+    ) -> LoggedJudgement:
+        """Begin a log in a file, or go on where it ends.
+
+        Args:
+            path: of the log; an existing one of the same judgement is replayed and continued.
+            kind, experiment, settings: see :func:`~vla_evidence.log.judgements.judge_of`.
+            warn: receives the warning of a torn last line, which is cut off.
+
+        Raises:
+            InputError: settings that cannot be.
+            LogError: as :func:`replay_file`; LOG_VALUE: the file was written with other settings; LOG_NOT_WRITTEN.
+        """
         header = to_json({"kind": kind, "experiment": experiment, "settings": settings})
-        self.judge = judge_of(header["kind"], header["experiment"], header["settings"])
-        self.log = LogWriter(path, kind, experiment, settings, warn=warn)
-        self._behind = False  # the judge knows what the log does not
+        judge = judge_of(header["kind"], header["experiment"], header["settings"])
+        log = LogWriter(path, kind, experiment, settings, warn=warn)
         try:
-            _replay(self.log.records(), os.fspath(path), self.judge)
+            _replay(log.records(), os.fspath(path), judge)
         except BaseException:
-            self.log.close()
+            log.close()
             raise
+        return LoggedJudgement(judge, log)
+
+    @staticmethod
+    def resume(lines: Iterable[bytes], log: NewLines, name: str = "log") -> LoggedJudgement:
+        """Go on with a log that somebody else keeps; its first line is of :func:`~vla_evidence.log.records.header_line`.
+
+        Args:
+            lines: all of the log so far.
+            log: receives what is new: append it to the lines together with what was done because of it, or open it again.
+            name: of the log, for error messages.
+
+        Raises:
+            LogError: as :func:`replay_file`.
+        """
+        return LoggedJudgement(_replay(read_lines(lines, name), name, None)[0], log)
 
     def choose(self, robot: str, episode: str, now_s: float) -> int:
         """Draw which version an episode runs, log and return it. The same again is answered without another record.

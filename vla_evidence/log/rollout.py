@@ -11,7 +11,7 @@ from vla_evidence.canary.by_robot import History
 from vla_evidence.canary.config import CanaryConfig
 from vla_evidence.canary.scores import Scores
 from vla_evidence.episodes import Fate
-from vla_evidence.log.records import EVENT, VERDICT, Warn
+from vla_evidence.log.records import EVENT, VERDICT, NewLines, Record, Warn, header_line
 from vla_evidence.log.replay import LoggedJudgement
 from vla_evidence.tables import hours_text
 from vla_evidence.verdict import Verdict
@@ -48,7 +48,17 @@ class Rollout:
         settings: dict[str, Any] = {"config": config.to_json()}
         if score_history:
             settings["score_history"] = score_history
-        return Rollout(LoggedJudgement(path, "canary", experiment, settings, warn=warn))
+        return Rollout(LoggedJudgement.open(path, "canary", experiment, settings, warn=warn))
+
+    @staticmethod
+    def first_line(experiment: str, config: CanaryConfig) -> bytes:
+        """Return the first line of a log for :meth:`resume`."""
+        return header_line("canary", experiment, {"config": config.to_json()})
+
+    @staticmethod
+    def resume(lines: Iterable[bytes], log: NewLines, name: str = "log") -> Rollout:
+        """Go on with a log whose lines the caller keeps; ``log`` receives what is new. See :meth:`LoggedJudgement.resume`."""
+        return Rollout(LoggedJudgement.resume(lines, log, name))
 
     def begin_stage(
         self, index: int, robots: Collection[str], now_s: float, history: History | None = None
@@ -56,6 +66,10 @@ class Rollout:
         """Begin a stage in this fleet; return the robots that hold the new version in it."""
         more = {} if history is None else {"history": {robot: list(counts) for robot, counts in history.items()}}
         return tuple(self._judgement.event("begin_stage", stage=index, robots=sorted(robots), now_s=now_s, **more))
+
+    def knows(self, robot: str, episode: str) -> bool:
+        """Whether this episode of this robot was chosen before."""
+        return self._judgement.judge.knows(episode, robot)
 
     def choose(self, robot: str, episode: str, now_s: float) -> int:
         """Return which version an episode runs: 0 the incumbent, 1 the canary. Calling again gives the same answer."""
@@ -84,23 +98,24 @@ class Rollout:
         """A person decides: "advance" lets any later stage begin without the judge's ADVANCE, "rollback" ends the rollout."""
         self._judgement.event("decided", person=person, action=action, reason=reason, now_s=now_s)
 
-    def report(self) -> str:
-        """Return what happened: stages, decisions of persons, and every change of the verdict, with their times."""
-        lines, last = [], None
-        for _, record in self._judgement.log.records():
-            text = ""
-            if record["record"] == VERDICT:
-                found = record["verdict"]["decision"], record["verdict"]["code"]
-                text = "" if found == last else " ".join((*found, record["verdict"]["message"]))
-                last = found
-            elif record["record"] == EVENT and record["event"] == "begin_stage":
-                text = f"stage {record['stage']} begins with {len(record['robots'])} robots"
-            elif record["record"] == EVENT and record["event"] == "decided":
-                text = f"{record['person']} decides: {record['action']} ({record['reason']})"
-            if text:
-                lines.append(f"{hours_text(record['now_s'] / 3600.0)}: {text}")
-        return "\n".join(lines)
-
     def close(self) -> None:
         """Close the log."""
         self._judgement.close()
+
+
+def report(records: Iterable[tuple[int, Record]]) -> str:
+    """Return what happened, from a log's records: stages, decisions of persons, and every change of the verdict, with times."""
+    lines, last = [], None
+    for _, record in records:
+        text = ""
+        if record["record"] == VERDICT:
+            found = record["verdict"]["decision"], record["verdict"]["code"]
+            text = "" if found == last else " ".join((*found, record["verdict"]["message"]))
+            last = found
+        elif record["record"] == EVENT and record["event"] == "begin_stage":
+            text = f"stage {record['stage']} begins with {len(record['robots'])} robots"
+        elif record["record"] == EVENT and record["event"] == "decided":
+            text = f"{record['person']} decides: {record['action']} ({record['reason']})"
+        if text:
+            lines.append(f"{hours_text(record['now_s'] / 3600.0)}: {text}")
+    return "\n".join(lines)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,10 +74,11 @@ def feasible(
     rate = _UNKNOWN_RATE
     if config.history is not None:
         rate = min(max(config.priors[0].mean, 0.02), 0.98)
+    simulated = replace(config, latency_limit_s=None)  # success alone is simulated
     fleet, rng, found = FleetModel(robots, icc), np.random.default_rng(seed), []
     for name, canary in (("good updates", rate), ("bad updates", max(rate - drop, 0.01))):
         with bar(name, runs) as tick:
-            found.append(judged(fleet, (rate, canary), per_hour, config, runs, rng, tick))
+            found.append(judged(fleet, (rate, canary), per_hour, simulated, runs, rng, tick))
     good, bad = found
     passed = good.hours[good.outcome == 2] / 24.0
     return Feasibility(
@@ -91,7 +92,9 @@ def feasible(
 
 
 def _warnings(config: CanaryConfig, robots: int, per_hour: float) -> list[str]:
-    warnings = []
+    warnings: list[str] = []
+    if config.rule == "simple":
+        return warnings
     if config.unit is Unit.ROBOT and robots < FEWEST_ROBOTS:
         warnings.append(too_few_words(robots))
     if config.unit is Unit.ROBOT and config.advance == "ask":

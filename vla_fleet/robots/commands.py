@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -35,24 +35,32 @@ class Commands:
         self, robots: Sequence[str], order: protocol.Order, who: str, *, expires_s: float = 0.0
     ) -> list[CommandRow]:
         """Order the same of several robots. A robot that was ordered the same and is not done gets no second command."""
-        now, body = self._clock.now(), order.model_dump(mode="json")
-        rows = []
         async with self._database.begin() as session:
-            for robot in robots:
-                open_rows = await self._open(session, robot)
-                row = open_rows[-1] if open_rows and open_rows[-1].order == body else None
-                if row is None:
-                    row = CommandRow(
-                        id=f"c-{secrets.token_hex(8)}", robot=robot, order=body, created_s=now, created_by=who,
-                        expires_s=expires_s, state=WAITING, updated_s=now,
-                    )  # fmt: skip
-                    session.add(row)
-                    self._database.log(session, who, order.type.lower(), robot, command=row.id, order=body)
-                rows.append(row)
+            rows = [await self.add(session, robot, order, who, expires_s=expires_s) for robot in robots]
             await session.flush()
+        await self.hint(robots)
+        return rows
+
+    async def add(
+        self, session: AsyncSession, robot: str, order: protocol.Order, who: str, *, expires_s: float = 0.0
+    ) -> CommandRow:
+        """Order something of a robot within a transaction; the caller gives the :meth:`hint` after it."""
+        now, body = self._clock.now(), order.model_dump(mode="json")
+        open_rows = await self._open(session, robot)
+        if open_rows and open_rows[-1].order == body:
+            return open_rows[-1]
+        row = CommandRow(
+            id=f"c-{secrets.token_hex(8)}", robot=robot, order=body, created_s=now, created_by=who,
+            expires_s=expires_s, state=WAITING, updated_s=now,
+        )  # fmt: skip
+        session.add(row)
+        self._database.log(session, who, order.type.lower(), robot, command=row.id, order=body)
+        return row
+
+    async def hint(self, robots: Iterable[str]) -> None:
+        """Let the robots' connections look for orders."""
         for robot in robots:
             await self._bus.publish(topic(robot))
-        return rows
 
     async def open_for(self, robot: str) -> list[CommandRow]:
         """Return what the robot has not finished, oldest first."""
@@ -79,3 +87,4 @@ class Commands:
         row.state, row.final = ack.state.value, ack.state.final
         row.robot_state, row.version = ack.robot_state, ack.version
         row.error_code, row.message, row.updated_s = ack.error_code, ack.message, self._clock.now()
+        row.robot_time_s = ack.time_s

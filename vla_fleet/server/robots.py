@@ -162,7 +162,7 @@ async def deploy(request: Request, body: Deployment, person: Operator) -> list[C
     rooms = _rooms(request)
     version = await rooms.registry.find(body.model)
     robots = await rooms.directory.choose(body.robots, body.group, everyone=body.everyone)
-    url = f"{rooms.settings.public_url.rstrip('/')}/files/{version.name}/{version.version}/manifest.json"
+    url = rooms.manifest_url(version.name, version.version)
     order = protocol.ModelUpdate(
         name=version.name, version=version.version, manifest_url=url, manifest_sha256=version.digest, urgent=body.urgent
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from vla_fleet.registry.registry import Registry
 from vla_fleet.robots.commands import Commands
 from vla_fleet.robots.directory import Directory
 from vla_fleet.robots.inbox import Inbox
+from vla_fleet.rollouts.rollouts import Rollouts
 from vla_fleet.server.keys import Keys, Role
 from vla_fleet.storage.blobs import LocalBlobs
 from vla_fleet.storage.bus import Bus, LocalBus
@@ -31,6 +33,8 @@ class Settings:
     """How robots and people reach this server, for example ``https://fleet.example``."""
     heartbeat_s: float = 10.0
     """How often a robot says something [s]; after three of these in silence it is offline."""
+    step_s: float = 1.0
+    """How often rollouts are looked at [s]."""
     max_blob_bytes: int = 64 << 30
     """Largest file that can be uploaded [bytes]."""
 
@@ -49,15 +53,27 @@ class Rooms:
         self.directory = Directory(self.database, self.clock)
         self.commands = Commands(self.database, self.bus, self.clock)
         self.inbox = Inbox(self.database, self.commands, self.clock)
+        self.rollouts = Rollouts(
+            self.database, self.registry, self.commands, self.clock, self.manifest_url, self.online
+        )
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         await self.database.migrate()
         if not await self.keys.exist():
             write_secret(self.settings.data / ADMIN_KEY, await self.keys.make("admin", Role.ADMIN, "first start"))
+        self._tasks = [asyncio.create_task(self.rollouts.run(self.settings.step_s))]
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.database.close()
+
+    def manifest_url(self, name: str, version: str) -> str:
+        """Return where robots fetch a version."""
+        return f"{self.settings.public_url.rstrip('/')}/files/{name}/{version}/manifest.json"
 
     def online(self, last_seen_s: float) -> bool:
         """Whether a robot that was seen then counts as connected."""

@@ -104,7 +104,9 @@ class CommandRow(Base):
     error_code: Mapped[str] = mapped_column(String(128), default="")
     message: Mapped[str] = mapped_column(Text, default="")
     updated_s: Mapped[float]
-    __table_args__ = (Index("ix_commands_open", "robot", "final"),)
+    robot_time_s: Mapped[float] = mapped_column(default=0.0)
+    """Of the robot's last word, by its own clock."""
+    __table_args__ = (Index("ix_commands_open", "robot", "final"), Index("ix_commands_by", "created_by", "number"))
 
 
 class EventRow(Base):
@@ -156,3 +158,75 @@ class LogRow(Base):
     action: Mapped[str] = mapped_column(String(64), index=True)
     subject: Mapped[str] = mapped_column(String(256), index=True)
     detail: Mapped[dict[str, Any]]
+
+
+class RolloutRow(Base):
+    """One version on its way through the stages to a part of the fleet."""
+
+    __tablename__ = "rollouts"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Salts every draw."""
+    name: Mapped[str] = mapped_column(String(64))
+    version: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str] = mapped_column(String(80))
+    """``group:NAME``, ``tag:NAME`` or ``all``."""
+    active: Mapped[str | None] = mapped_column(String(160), unique=True)
+    """Model and target until the rollout has ended; so there is one at a time."""
+    settings: Mapped[dict[str, Any]]
+    stages: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    unit: Mapped[str] = mapped_column(String(16))
+    history: Mapped[dict[str, Any]]
+    """Robot → successes and episodes before the rollout."""
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    paused: Mapped[bool] = mapped_column(default=False)
+    stage: Mapped[int] = mapped_column(default=0)
+    stage_since_s: Mapped[float]
+    judged_stage: Mapped[int] = mapped_column(default=-1)
+    """The stage that the judge has begun."""
+    judged_since_s: Mapped[float] = mapped_column(default=0.0)
+    created_s: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64))
+    ended_s: Mapped[float] = mapped_column(default=0.0)
+    taken: Mapped[int] = mapped_column(_ID, default=0)
+    """Every outcome up to this id has been looked at."""
+    lines: Mapped[int] = mapped_column(default=0)
+    """Length of the evidence log."""
+    verdict: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    verdict_s: Mapped[float] = mapped_column(default=0.0)
+    revision: Mapped[int] = mapped_column()
+    __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012
+
+
+class RolloutRobotRow(Base):
+    """A robot in a rollout."""
+
+    __tablename__ = "rollout_robots"
+    rollout: Mapped[str] = mapped_column(String(64), ForeignKey("rollouts.id"), primary_key=True)
+    robot: Mapped[str] = mapped_column(String(64), ForeignKey("robots.name"), primary_key=True)
+    origin: Mapped[str] = mapped_column(String(64))
+    """The version that it came from; empty: none."""
+    joined: Mapped[int]
+    """The stage with which it came into the rollout."""
+    wanted: Mapped[int | None]
+    """The first stage in which it gets the version."""
+    reported_failed: Mapped[bool] = mapped_column(default=False)
+    """The judge knows that its own trial failed."""
+
+
+class RolloutLineRow(Base):
+    """A line of a rollout's evidence log, from which every verdict can be computed again. Rows are only ever added."""
+
+    __tablename__ = "rollout_lines"
+    rollout: Mapped[str] = mapped_column(String(64), ForeignKey("rollouts.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    line: Mapped[str] = mapped_column(Text)
+
+
+class RolloutOutcomeRow(Base):
+    """What a rollout made of an outcome."""
+
+    __tablename__ = "rollout_outcomes"
+    rollout: Mapped[str] = mapped_column(String(64), ForeignKey("rollouts.id"), primary_key=True)
+    outcome: Mapped[int] = mapped_column(_ID, ForeignKey("outcomes.id"), primary_key=True, autoincrement=False)
+    fate: Mapped[str] = mapped_column(String(16))

@@ -104,6 +104,7 @@ class FleetBridgeNode(Node):
                 hold_reason=policy.hold_reason if policy is not None else "",
                 error_code=manager.error_code,
                 message=manager.message[:4096],
+                experiment=self._engine.experiment,
             )
         )
 
@@ -161,6 +162,10 @@ class FleetBridgeNode(Node):
         """Keep a version on disk, or no longer."""
         reply = self._ask(self._pin, PinModel.Request(version=version, unpin=unpin), _SERVICE_S)
         return reply if isinstance(reply, Answer) else _answer(reply, version)
+
+    def assign(self, order: protocol.Assign) -> Answer:
+        """Take part in an experiment, or no longer."""
+        return Answer(True, "", "kept; this robot's policy node cannot hold two generations an episode yet")
 
     def _ask(self, client: Any, request: Any, timeout_s: float) -> Any:
         deadline = time.monotonic() + timeout_s
