@@ -194,6 +194,36 @@ class Client:
                 return
             time.sleep(every_s)
 
+    # -- experiments --------------------------------------------------------------------------------------------------------
+
+    def plan_experiment(self, design: Json) -> Json:
+        """Return what an experiment would take; ``design``: the fields of ``vla_fleet.experiments.design.Design``."""
+        return cast(Json, self._request("POST", "/v1/experiments/plan", json=design, timeout=300.0).json())
+
+    def create_experiment(self, design: Json) -> str:
+        """Begin an experiment; return its id."""
+        return str(self._request("POST", "/v1/experiments", json=design, timeout=300.0).json()["id"])
+
+    def experiments(self) -> list[Json]:
+        """Return every experiment, newest first."""
+        return cast(list[Json], self._get("/v1/experiments"))
+
+    def experiment(self, name: str) -> Json:
+        """Return an experiment with its evidence."""
+        return cast(Json, self._get(f"/v1/experiments/{name}"))
+
+    def stop_experiment(self, name: str, reason: str = "") -> None:
+        """End an experiment; its robots go back to A."""
+        self._request("POST", f"/v1/experiments/{name}/stop", json={"reason": reason})
+
+    def promote_experiment(self, name: str, target: str = "") -> Json:
+        """Begin a rollout of a B that has won (``target`` empty: to whom the experiment was for); return the rollout."""
+        return cast(Json, self._post(f"/v1/experiments/{name}/promote", {"target": target}))
+
+    def experiment_log(self, name: str) -> str:
+        """Return the log from which every verdict can be computed again."""
+        return self._request("GET", f"/v1/experiments/{name}/log").text
+
     # -- rollouts -----------------------------------------------------------------------------------------------------------
 
     def forecast(self, rollout: Json, per_hour: float | None = None, drop: float = 0.10) -> Json:

@@ -44,6 +44,7 @@ NOT_CODES = {
     "words of LeRobot": "ACTION IDENTITY MEAN_STD MIN_MAX QUANTILES STATE VISUAL",
     "words of command lines": "BUNDLE DIR FILE HEX HZ JSON UTC VERSION",
     "why a wait of the policy port was given up": "TIMEOUT",
+    "states of experiments and of their robots": "AB INCONCLUSIVE JOINING LEAVING LEFT NO_DIFFERENCE STOPPED WIN_A WIN_B",
     "orders to robots and their states": "ACCEPTED ASSIGN DONE GET_STATUS MODEL_UPDATE PIN RUNNING WAITING",
     "states of a rollout, and how a robot stands in it": "ABORTED ASKING BACK INSTALLING JUDGING ORDERED OUTSIDE SILENT",
     "methods of HTTP and words of SQL": "BEGIN COMMIT GET HEAD POST PUT",

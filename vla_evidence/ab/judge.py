@@ -90,7 +90,7 @@ class ABJudge(ABC):
             return known.version
         self._pending.check_time(now_s)
         self._pending.advance(now_s)
-        version = self._draw(robot)
+        version = self._draw(robot, episode)
         self._begin(self._pending.assign(episode, robot, version))
         self._take_in()
         return version
@@ -121,8 +121,8 @@ class ABJudge(ABC):
         return Verdict(self.decision, f"{message}; {self._latency_words(faster)}", figures={**figures, **more})
 
     @abstractmethod
-    def _draw(self, robot: str) -> int:
-        """Return which policy the robot's next episode runs."""
+    def _draw(self, robot: str, episode: str) -> int:
+        """Return which policy the robot's next episode, of this name, runs."""
 
     @abstractmethod
     def _begin(self, episode: Episode) -> None:

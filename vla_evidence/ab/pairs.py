@@ -9,6 +9,11 @@ A robot that was not assigned the second one for a day, counted from the end of 
 is known, the pair steps aside and counts when it is whole: robots mostly stop after a slow episode, at the end of a shift. If
 the robot fell silent and stays away, the policy that ran on it has lost the pair: a policy that breaks robots is charged with
 every pair that it broke.
+
+Robots that cannot ask a server draw each episode themselves, by a fair coin (:func:`~vla_evidence.assignment.arm`). Then an
+episode makes a pair with the robot's last one if that ran the other policy and is in no pair yet; else it waits for the next
+one. Exchanging A and B in the whole run of episodes that ends with a pair gives the same pair with the other sign, and is as
+likely: so the signs are fair coins here as well. It takes three episodes a pair on average, instead of two.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vla_evidence.ab.judge import DEADLINE_S, ABJudge, decide
-from vla_evidence.assignment import A, arm_in_pair
+from vla_evidence.assignment import A, arm, arm_in_pair
 from vla_evidence.episodes import Episode
 from vla_evidence.sequential.sign_test import ExactSignTest, SignTestDesign
 from vla_evidence.sequential.spending import spending_of
@@ -25,6 +30,8 @@ from vla_evidence.tables import listed, plural
 from vla_evidence.verdict import Decision
 
 GONE_S = 24 * 3600.0
+EPISODES_OF_A_DRAWN_PAIR = 3.0
+"""Mean number of a robot's episodes for each pair, if it draws each by a fair coin: one, and 2 until the other policy comes."""
 
 
 @dataclass
@@ -32,7 +39,7 @@ class Pair:
     """Episodes that count together.
 
     Attributes:
-        size: 2; 1 for an episode that came after its pair was lost.
+        size: 2; 1 for an episode that came after its pair was lost, or is followed by one of the same policy.
         gone_s: for how long it waits for its second episode after the end of the first [s].
         episodes: those that were assigned.
         counted: how many of them were counted before, while the pair was not whole.
@@ -70,6 +77,8 @@ class PairedABJudge(ABJudge):
         min_pairs: before which nothing is decided; None: a tenth of ``max_pairs``, at most 20.
         spending: "linear" or "obrien_fleming" (:mod:`vla_evidence.sequential.spending`).
         gone_s: a robot that was not assigned a pair's second episode for so long is away; longer than a night [s].
+        drawn_by_robot: robots draw each episode themselves, by a fair coin; an episode's name is ``robot/id`` then, and the
+            robot draws with its id.
     """
 
     def __init__(
@@ -84,8 +93,10 @@ class PairedABJudge(ABJudge):
         confidence: float = 0.95,
         deadline_s: float = DEADLINE_S,
         gone_s: float = GONE_S,
+        drawn_by_robot: bool = False,
     ) -> None:
         super().__init__(experiment, alpha, deadline_s, confidence)
+        self._drawn_by_robot = drawn_by_robot
         f = spending_of(spending)
         self._success = ExactSignTest(SignTestDesign(max_pairs, alpha, two_sided, f, min_pairs))
         self._latency = ExactSignTest(SignTestDesign(max_pairs, alpha, True, f, min_pairs))
@@ -105,10 +116,15 @@ class PairedABJudge(ABJudge):
         self._arms[1].add(b, latency_b_s)
         return self._pair(a, b, latency_a_s, latency_b_s)
 
-    def _draw(self, robot: str) -> int:
+    def _draw(self, robot: str, episode: str) -> int:
+        if self._drawn_by_robot:
+            return arm(self.experiment, robot, episode.removeprefix(f"{robot}/"), 0.5)
         return arm_in_pair(self.experiment, robot, self._numbers.get(robot, 0))[1]
 
     def _begin(self, episode: Episode) -> None:
+        if self._drawn_by_robot:
+            self._begin_drawn(episode)
+            return
         number = self._numbers.get(episode.robot, 0)
         self._numbers[episode.robot] = number + 1
         pair = self._half.pop(episode.robot, None)
@@ -121,6 +137,20 @@ class PairedABJudge(ABJudge):
             self._pending.push(pair)
         elif pair.counted:
             self._pending.push(pair)  # it had stepped aside
+        pair.episodes.append(episode)
+
+    def _begin_drawn(self, episode: Episode) -> None:
+        pair = self._half.pop(episode.robot, None)
+        if pair is not None and pair.is_lost and pair.is_closed(self._pending.now_s):
+            pair = None  # the robot is back, but too late
+        if pair is not None and pair.episodes[0].version != episode.version:
+            if pair.counted:
+                self._pending.push(pair)  # it had stepped aside
+        else:
+            if pair is not None:
+                pair.size = 1
+            pair = self._half[episode.robot] = Pair(2, self._gone_s)
+            self._pending.push(pair)
         pair.episodes.append(episode)
 
     def _take_in(self) -> None:

@@ -108,11 +108,11 @@ class UnpairedABJudge(ABJudge):
 
     def record(self, robot: str, success: bool, latency_s: float | None = None) -> Decision:
         """Take in one episode that has ended, for callers who miss no outcome and report none twice."""
-        version = self._draw(robot)
+        version = self._draw(robot, "")
         self._add(robot, version, bool(success), latency_s, lost=False)
         return self.decision
 
-    def _draw(self, robot: str) -> int:
+    def _draw(self, robot: str, episode: str) -> int:
         index = self._robots.index.get(robot)
         if index is not None:
             return int(self._robots.in_b[index])

@@ -16,7 +16,7 @@ from vla_evidence.errors import InputError, check_probability, check_rate
 from vla_evidence.sequential.randomisation_test import RandomisationTest, cohort_assignments
 from vla_evidence.sequential.sign_test import MAX_PAIRS, SignTestDesign
 from vla_evidence.sequential.sign_test_batch import stopping_times
-from vla_evidence.sequential.spending import obrien_fleming
+from vla_evidence.sequential.spending import SpendingFunction, obrien_fleming
 from vla_evidence.sequential.two_sample import CANARY, BetaPrior, log_e_paths
 from vla_evidence.simulate.fleet import FleetModel
 
@@ -155,7 +155,7 @@ def detection_times(
 
 def sign_test_pairs(
     rate_a: float, rate_b: float, *, alpha: float, power: float, first: int, runs: int, seed: int,
-    bar: Bar = no_bar,
+    spending: SpendingFunction = obrien_fleming, bar: Bar = no_bar,
 ) -> Stopping:  # fmt: skip
     """Return the stopping times at the number of pairs (``horizon``) that gives the power: from ``first``, scaled twice.
 
@@ -171,7 +171,7 @@ def sign_test_pairs(
             reason = f"it would take {pairs:,} or more, and the exact sign test is limited to {MAX_PAIRS:,}"
             raise TooLargeError("INPUT_COUNT", "pairs", reason)
         rng, times = np.random.default_rng([seed, step]), []
-        design = SignTestDesign(pairs, alpha, two_sided=True, spending=obrien_fleming)
+        design = SignTestDesign(pairs, alpha, two_sided=True, spending=spending)
         with bar(f"exact sign test, at most {pairs:,} pairs", runs) as tick:
             for size in batches(runs, pairs):
                 signs = (rng.random((size, pairs)) < rate_b).astype(np.int8) - (rng.random((size, pairs)) < rate_a)

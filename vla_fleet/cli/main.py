@@ -18,6 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 from rich.table import Table
 
 from vla_checkpoint import CheckpointError
+from vla_fleet.cli.ab import ab_app
 from vla_fleet.cli.rollout import rollout_app
 from vla_fleet.client import Client
 from vla_fleet.errors import FleetError
@@ -26,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Manage the policies of a fleet of robots."
 )
 app.add_typer(rollout_app, name="rollout")
+app.add_typer(ab_app, name="ab")
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
 ServerOption = Annotated[str, typer.Option("--server", envvar="VLA_FLEET_SERVER", help="URL of the fleet server.")]

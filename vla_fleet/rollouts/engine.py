@@ -34,6 +34,7 @@ from vla_evidence.log.records import to_json
 from vla_evidence.verdict import Decision
 from vla_fleet import protocol
 from vla_fleet.clock import Clock
+from vla_fleet.robots.claims import claimed
 from vla_fleet.robots.commands import Commands
 from vla_fleet.rollouts import evidence
 from vla_fleet.rollouts.evidence import Judged, Judges, Stand
@@ -320,7 +321,9 @@ class Engine:
         row, request = whole.row, whole.request
         members = {member.robot.name: member.row for member in whole.members}
         elsewhere = select(RolloutRobotRow.robot).join(RolloutRow).where(RolloutRow.active.is_not(None))
-        taken = set(await session.scalars(elsewhere)) - members.keys()
+        taken = (
+            set(await session.scalars(elsewhere)) | {robot for robot, _ in await claimed(session)}
+        ) - members.keys()
         for robot in await session.scalars(select(RobotRow)):
             if robot.name in members or robot.name in taken or not request.means(robot.group, robot.tags):
                 continue

@@ -27,6 +27,7 @@ from vla_evidence.simulate.report import finite
 from vla_fleet.clock import Clock
 from vla_fleet.errors import ConflictError, InputError, MissingError
 from vla_fleet.registry.registry import Registry
+from vla_fleet.robots.claims import claimed
 from vla_fleet.robots.commands import Commands
 from vla_fleet.rollouts import evidence
 from vla_fleet.rollouts.engine import Engine, State, Whole, unit_of
@@ -210,12 +211,15 @@ class Rollouts:
         return robots, unit, request.judge_config(unit, past.successes, past.episodes, past.latencies_s), past
 
     async def _check_free(self, session: AsyncSession, robots: list[RobotRow]) -> None:
-        """Refuse robots that another rollout moves: a robot runs one version."""
+        """Refuse robots that another rollout or an experiment moves: a robot runs one version."""
         query = select(RolloutRobotRow.robot, RolloutRow.id).join(RolloutRow).where(RolloutRow.active.is_not(None))
         names = {robot.name for robot in robots}
         for robot, rollout in await session.execute(query):
             if robot in names:
                 raise ConflictError("ROLLOUT_ACTIVE", f"{robot} is in rollout {rollout}, which is active")
+        for robot, holder in await claimed(session):
+            if robot in names:
+                raise ConflictError("ROBOT_TAKEN", f"{robot} takes part in {holder}; end that first")
 
     # -- steering -----------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from vla_fleet.errors import FleetError
-from vla_fleet.server import models, people, robots, rollouts, socket
+from vla_fleet.server import experiments, models, people, robots, rollouts, socket
 from vla_fleet.server.rooms import Rooms
 
 
@@ -27,7 +27,7 @@ def create_app(rooms: Rooms) -> FastAPI:
     app.state.rooms = rooms
     app.add_exception_handler(FleetError, _refuse)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _refuse_input)  # type: ignore[arg-type]
-    for part in (models, robots, rollouts, people, socket):
+    for part in (models, robots, rollouts, experiments, people, socket):
         app.include_router(part.router)
     return app
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from vla_fleet.clock import Clock, SystemClock
+from vla_fleet.experiments.manager import ABTestManager
 from vla_fleet.registry.registry import Registry
 from vla_fleet.robots.commands import Commands
 from vla_fleet.robots.directory import Directory
@@ -34,7 +35,7 @@ class Settings:
     heartbeat_s: float = 10.0
     """How often a robot says something [s]; after three of these in silence it is offline."""
     step_s: float = 1.0
-    """How often rollouts are looked at [s]."""
+    """How often rollouts and experiments are looked at [s]."""
     max_blob_bytes: int = 64 << 30
     """Largest file that can be uploaded [bytes]."""
 
@@ -56,13 +57,18 @@ class Rooms:
         self.rollouts = Rollouts(
             self.database, self.registry, self.commands, self.clock, self.manifest_url, self.online
         )
+        self.experiments = ABTestManager(
+            self.database, self.registry, self.directory, self.commands, self.rollouts, self.clock, self.manifest_url
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         await self.database.migrate()
         if not await self.keys.exist():
             write_secret(self.settings.data / ADMIN_KEY, await self.keys.make("admin", Role.ADMIN, "first start"))
-        self._tasks = [asyncio.create_task(self.rollouts.run(self.settings.step_s))]
+        self._tasks = [
+            asyncio.create_task(part.run(self.settings.step_s)) for part in (self.rollouts, self.experiments)
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -230,3 +230,75 @@ class RolloutOutcomeRow(Base):
     rollout: Mapped[str] = mapped_column(String(64), ForeignKey("rollouts.id"), primary_key=True)
     outcome: Mapped[int] = mapped_column(_ID, ForeignKey("outcomes.id"), primary_key=True, autoincrement=False)
     fate: Mapped[str] = mapped_column(String(16))
+
+
+# -- experiments ------------------------------------------------------------------------------------------------------------
+
+
+class ClaimRow(Base):
+    """The experiment that decides which version a robot runs: one at a time."""
+
+    __tablename__ = "claims"
+    robot: Mapped[str] = mapped_column(String(64), ForeignKey("robots.name"), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(128), index=True)
+    """For example ``experiment e-1f2e3d4c``."""
+
+
+class ExperimentRow(Base):
+    """An A/B test of two versions of a model."""
+
+    __tablename__ = "experiments"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Salts every draw."""
+    model: Mapped[str] = mapped_column(String(64))
+    a: Mapped[str] = mapped_column(String(64))
+    b: Mapped[str] = mapped_column(String(64))
+    design: Mapped[dict[str, Any]]
+    """Fixed at creation: ``experiments.design.Design``."""
+    plan: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    reason: Mapped[str] = mapped_column(Text, default="")
+    created_s: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64))
+    ended_s: Mapped[float] = mapped_column(default=0.0)
+    rollout: Mapped[str] = mapped_column(String(64), default="")
+    """That the winner was promoted into."""
+    taken: Mapped[int] = mapped_column(_ID, default=0)
+    """Every outcome up to this id has been looked at."""
+    lines: Mapped[int] = mapped_column(default=0)
+    """Of its log."""
+    heard: Mapped[int] = mapped_column(default=0)
+    """Outcomes that count, with those that wait for the other one of their pair."""
+    apart: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """Outcomes that do not count, by reason."""
+    verdict: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    revision: Mapped[int] = mapped_column()
+    __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012
+
+
+class ExperimentRobotRow(Base):
+    """A robot of an experiment, and how far its orders have come."""
+
+    __tablename__ = "experiment_robots"
+    experiment: Mapped[str] = mapped_column(String(64), ForeignKey("experiments.id"), primary_key=True)
+    robot: Mapped[str] = mapped_column(String(64), ForeignKey("robots.name"), primary_key=True)
+    arm: Mapped[str] = mapped_column(String(1))
+    """A or B; empty: each episode is drawn."""
+    state: Mapped[str] = mapped_column(String(16))
+    step: Mapped[int] = mapped_column(default=0)
+    """Orders that are done."""
+    command: Mapped[str] = mapped_column(String(128), default="")
+    """The order that is not."""
+    since_s: Mapped[float] = mapped_column(default=0.0)
+    """Outcomes from then on count."""
+    error_code: Mapped[str] = mapped_column(String(128), default="")
+    message: Mapped[str] = mapped_column(Text, default="")
+
+
+class ExperimentLineRow(Base):
+    """A line of an experiment's evidence log, from which every verdict can be computed again. Rows are only ever added."""
+
+    __tablename__ = "experiment_lines"
+    experiment: Mapped[str] = mapped_column(String(64), ForeignKey("experiments.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    line: Mapped[str] = mapped_column(Text)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The A/B test manager: what people ask of experiments, and the loop that carries them out."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from vla_evidence.log.records import header_line
+from vla_fleet.clock import Clock
+from vla_fleet.errors import ConflictError, InputError, MissingError
+from vla_fleet.experiments.design import DAY_S, Design, Plan, Unit, arms, judge_for, plan_for
+from vla_fleet.experiments.evidence import Robot, State
+from vla_fleet.experiments.orders import ManifestUrl
+from vla_fleet.experiments.steps import Steps
+from vla_fleet.registry.registry import Registry, Version
+from vla_fleet.robots.claims import claim
+from vla_fleet.robots.commands import Commands
+from vla_fleet.robots.directory import Directory
+from vla_fleet.rollouts.rollouts import RolloutInfo, Rollouts
+from vla_fleet.rollouts.settings import RolloutRequest
+from vla_fleet.storage.database import Database
+from vla_fleet.storage.tables import (
+    ExperimentLineRow,
+    ExperimentRobotRow,
+    ExperimentRow,
+    OutcomeRow,
+    RobotRow,
+)
+
+_LOOK_BACK_S = 14 * DAY_S
+_SHORTEST_S = 3600.0
+_LEAST_EPISODES = 20
+"""Of A, for its success rate and the fleet's pace to be read from the outcomes."""
+
+
+_Meant = tuple[Version, Version, list[RobotRow]]
+
+
+class ABTestManager:
+    """Plans, runs and ends A/B tests."""
+
+    def __init__(
+        self,
+        database: Database,
+        registry: Registry,
+        directory: Directory,
+        commands: Commands,
+        rollouts: Rollouts,
+        clock: Clock,
+        url: ManifestUrl,
+    ) -> None:
+        self._database, self._registry, self._directory, self._clock = database, registry, directory, clock
+        self._rollouts = rollouts
+        self._steps = Steps(database, registry, commands, clock, url)
+
+    # -- before -------------------------------------------------------------------------------------------------------------
+
+    async def plan(self, design: Design) -> Plan:
+        """Say what an experiment would take, without beginning it; raises as :meth:`create`."""
+        a, _, robots = await self._meant(design)
+        rate, per_day = await self._pace(design, a.version, [robot.name for robot in robots])
+        return await asyncio.to_thread(plan_for, design, len(robots), rate, per_day)
+
+    async def create(self, design: Design, who: str) -> str:
+        """Begin an experiment; return its id.
+
+        Raises:
+            FleetError: MODEL_NOT_FOUND, MODELS_DIFFER, VERSIONS_EQUAL, ROBOT_NOT_FOUND, NO_ROBOTS, EPISODE_ARMS_MISSING,
+                ROBOTS_TOO_FEW, RATE_UNKNOWN, ROBOT_TAKEN, or the code of a figure that cannot be.
+        """
+        plan, (a, b, robots) = await self.plan(design), await self._meant(design)
+        name, names = f"e-{secrets.token_hex(4)}", [robot.name for robot in robots]
+        drawn = {robot: "AB"[v] for robot, v in arms(name, names).items()} if design.unit is Unit.ROBOT else {}
+        first_line = header_line(*judge_for(design, plan, name, names)).decode().rstrip("\n")
+        row = ExperimentRow(
+            id=name, model=a.name, a=a.version, b=b.version, design=design.model_dump(mode="json"),
+            plan=plan.model_dump(), state=State.RUNNING.value, created_s=self._clock.now(), created_by=who, lines=1,
+        )  # fmt: skip
+        async with self._database.begin() as session:
+            row.taken = await session.scalar(select(func.max(OutcomeRow.id))) or 0
+            session.add(row)
+            await claim(session, names, f"experiment {name}")
+            session.add(ExperimentLineRow(experiment=name, number=1, line=first_line))
+            for robot in names:
+                member = ExperimentRobotRow(
+                    experiment=name, robot=robot, arm=drawn.get(robot, ""), state=Robot.JOINING.value
+                )
+                session.add(member)
+            about = {"a": a.version, "b": b.version, "model": a.name, "unit": design.unit.value, "robots": names}
+            self._database.log(session, who, "experiment.create", name, **about)
+        return name
+
+    async def _meant(self, design: Design) -> _Meant:
+        a, b = await self._registry.find(design.a), await self._registry.find(design.b)
+        if a.name != b.name:
+            raise InputError("MODELS_DIFFER", f"{a.name} and {b.name} are different models; compare versions of one")
+        if a.version == b.version:
+            raise InputError("VERSIONS_EQUAL", f"both are {a.name} {a.version}")
+        known = await self._directory.robots()
+        if unknown := sorted(set(design.robots) - {robot.name for robot in known}):
+            raise MissingError("ROBOT_NOT_FOUND", f"no robot {unknown[0]!r} has enrolled")
+        chosen = [r for r in known if r.name in design.robots or design.invites(r.group, r.tags)]
+        if not chosen:
+            raise InputError("NO_ROBOTS", "name robots, or a group or a tag that has some")
+        unable = [robot.name for robot in chosen if not robot.status.get("episode_arms")]
+        if design.unit is Unit.EPISODE and unable:
+            text = f"{unable[0]} does not report that it can run another version in each episode; draw by robot"
+            raise ConflictError("EPISODE_ARMS_MISSING", text)
+        return a, b, chosen
+
+    async def _pace(self, design: Design, a: str, robots: Sequence[str]) -> tuple[float, float]:
+        """Return A's success rate and the episodes of a robot a day: as the person says, or as these robots did lately."""
+        if design.rate is not None and design.per_day is not None:
+            return design.rate, design.per_day
+        now = self._clock.now()
+        query = select(OutcomeRow.success, OutcomeRow.time_s).where(
+            OutcomeRow.version == a, OutcomeRow.robot.in_(robots), OutcomeRow.time_s > now - _LOOK_BACK_S,
+            OutcomeRow.known, OutcomeRow.mixed.is_(False),
+        )  # fmt: skip
+        async with self._database.begin() as session:
+            found = (await session.execute(query)).all()
+        if len(found) < _LEAST_EPISODES:
+            text = f"{len(found)} known outcomes of {a} on these robots in two weeks are too few: give rate and per_day"
+            raise InputError("RATE_UNKNOWN", text)
+        days = max(now - min(row.time_s for row in found), _SHORTEST_S) / DAY_S
+        rate = round((sum(row.success for row in found) + 0.5) / (len(found) + 1.0), 3)
+        return design.rate or rate, design.per_day or len(found) / days / len(robots)
+
+    # -- while it runs ------------------------------------------------------------------------------------------------------
+
+    async def experiments(self) -> list[ExperimentRow]:
+        """Return every experiment, newest first."""
+        async with self._database.begin() as session:
+            rows = await session.scalars(select(ExperimentRow).order_by(ExperimentRow.created_s.desc()))
+            return list(rows.all())
+
+    async def experiment(self, name: str) -> tuple[ExperimentRow, list[ExperimentRobotRow]]:
+        """Return one experiment and its robots."""
+        async with self._database.begin() as session:
+            row = await _get(session, name)
+            query = select(ExperimentRobotRow).where(ExperimentRobotRow.experiment == name)
+            return row, list((await session.scalars(query.order_by(ExperimentRobotRow.robot))).all())
+
+    async def lines(self, name: str) -> list[str]:
+        """Return the lines of the experiment's log, as ``vla-evidence replay`` reads them."""
+        async with self._database.begin() as session:
+            await _get(session, name)
+            query = select(ExperimentLineRow.line).where(ExperimentLineRow.experiment == name)
+            return list((await session.scalars(query.order_by(ExperimentLineRow.number))).all())
+
+    async def stop(self, name: str, reason: str, who: str) -> None:
+        """End an experiment by a person's decision; its robots go back to A. One that has ended already stays as it is."""
+        async with self._steps.lock, self._database.begin() as session:
+            row = await _get(session, name)
+            if row.state == State.RUNNING:
+                await self._steps.end(session, row, State.STOPPED, f"{who}: {reason or 'no reason given'}", who)
+
+    async def promote(self, name: str, target: str, who: str) -> RolloutInfo:
+        """Begin a rollout of the winner; the same again gives the same rollout.
+
+        Args:
+            name: of an experiment that B has won.
+            target: as of a rollout; empty: the experiment's group or tag.
+            who: asks for it.
+
+        Raises:
+            FleetError: EXPERIMENT_NOT_FOUND, NOT_WON, TARGET_INVALID; as :meth:`Rollouts.create`.
+        """
+        async with self._steps.lock:
+            row, _ = await self.experiment(name)
+            if row.rollout:
+                return await self._rollouts.show(row.rollout)
+            if row.state != State.WIN_B:
+                raise ConflictError("NOT_WON", f"{name} is {row.state}: only a B that has won is promoted")
+            request = RolloutRequest(
+                model=f"{row.model}@{row.b}", target=target or _target(Design(**row.design)), reason=f"has won {name}"
+            )
+            found = await self._rollouts.create(request, who)
+            async with self._database.begin() as session:
+                (await _get(session, name)).rollout = found.id
+                self._database.log(session, who, "experiment.promote", name, rollout=found.id)
+            return found
+
+    # -- the loop -----------------------------------------------------------------------------------------------------------
+
+    async def run(self, every_s: float) -> None:
+        """Carry experiments out until cancelled, also those that ran before a restart."""
+        while True:
+            await self._steps.take()
+            await self._clock.sleep(every_s)
+
+
+def _target(design: Design) -> str:
+    """Return whom a rollout is for, if it is for those that the experiment was for."""
+    if design.robots or (design.group and design.tag):
+        raise InputError("TARGET_INVALID", "a rollout is for a group, a tag or all: say which one")
+    return f"group:{design.group}" if design.group else f"tag:{design.tag}"
+
+
+async def _get(session: AsyncSession, name: str) -> ExperimentRow:
+    row = await session.get(ExperimentRow, name)
+    if row is None:
+        raise MissingError("EXPERIMENT_NOT_FOUND", f"there is no experiment {name!r}")
+    return row
