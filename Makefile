@@ -1,6 +1,6 @@
 # Two commands are enough: `make demo` and `make test`. Each makes its own set-up and is quick the second time.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev setup-demo setup-analysis demo test lint bench bench-evidence clean
+.PHONY: help setup setup-dev setup-demo setup-analysis demo demo-fleet test lint bench bench-fleet bench-evidence clean
 RUN := scripts/run
 # One more than cores: half of the time of a test is waiting, for processes and messages.
 JOBS ?= $(shell expr $$(nproc) + 1)
@@ -23,6 +23,9 @@ setup-analysis: ## the same with what vla-evidence plans and draws with
 demo: setup-demo ## a simulated arm changes its policy in motion and undoes a bad one (under 3 minutes once set up)
 	@$(RUN) python -m vla_sim.demo --out build/demo
 
+demo-fleet: setup-dev ## a fleet of eight: rollouts, rollbacks and an A/B test on evidence (under 4 minutes once set up)
+	@$(RUN) python -m vla_sim.fleet.demo --out build/demo-fleet
+
 test: setup-dev ## the whole test suite on real ROS 2: files side by side, then what counts ticks by itself
 	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
 	@$(RUN) python -m pytest -q -m alone
@@ -34,6 +37,9 @@ lint: setup-dev ## ruff and mypy
 
 bench: setup-dev ## control loop, swap and download against other ways of doing it; tables, and build/bench/*.json
 	@$(RUN) python -m benchmarks --out build/bench
+
+bench-fleet: setup-dev ## a rollback of 1,000 connected robots, and what they cost the server; build/bench/fleet.json
+	@$(RUN) python -m benchmarks.fleet --out build/bench
 
 bench-evidence: setup ## error rates of the statistical judges beside a threshold and the z test
 	@$(RUN) python -m benchmarks.evidence --out build/bench

@@ -113,6 +113,7 @@ def worker_config(config: PolicyNodeConfig, contract: Contract) -> WorkerConfig:
         imports=config.worker_imports,
         device=config.device,
         threads=config.worker_threads,
+        spare=config.spare_worker,
         load_timeout_s=config.load_timeout_s,
         inference_timeout_s=config.inference_timeout_s,
         observation_max_age_s=contract.observation_max_age_s,

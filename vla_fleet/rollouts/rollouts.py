@@ -155,7 +155,7 @@ class Rollouts:
             raise InputError(
                 "RATE_UNKNOWN", "these robots have not reported episodes yet: say how many each does an hour"
             )
-        config = replace(config, deadline_s=math.inf)  # which is not simulated
+        config = replace(config, deadline_s=math.inf, latency_limit_s=None)  # how long episodes take is not simulated
         found: Feasibility = await asyncio.to_thread(feasible, config, len(robots), per_hour, drop=drop, runs=runs)
         return Forecast(
             model=version.name, version=version.version, robots=len(robots), unit=unit.value, per_hour=per_hour,

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import socket
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
@@ -11,6 +13,9 @@ import uvicorn
 from vla_fleet import protocol
 from vla_fleet.server.app import create_app
 from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
+
+_SWITCH_INTERVAL_S = 0.0005
+"""The database and forecasts work in threads; with the interpreter's 5 ms each statement waits so long for its turn."""
 
 
 def run(
@@ -21,12 +26,14 @@ def run(
     heartbeat_s: float,
     certificate: Path | None,
     certificate_key: Path | None,
+    make_rooms: Callable[[Settings], Rooms] = Rooms,
 ) -> None:
-    """Serve until SIGINT or SIGTERM."""
+    """Serve until SIGINT or SIGTERM. ``make_rooms`` puts the server's parts together."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     scheme = "https" if certificate else "http"
     url = public_url or f"{scheme}://{host}:{listener.getsockname()[1]}"
-    app = create_app(Rooms(Settings(data=data, public_url=url, heartbeat_s=heartbeat_s)))
+    app = create_app(make_rooms(Settings(data=data, public_url=url, heartbeat_s=heartbeat_s)))
     config = uvicorn.Config(
         app,
         log_level="warning",

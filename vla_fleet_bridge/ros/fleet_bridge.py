@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
@@ -31,9 +32,9 @@ _THREADS = 4
 
 
 class FleetBridgeNode(Node):
-    """Wires ROS to the engine, and is its ``RobotPort``."""
+    """Wires ROS to the engine, and is its ``RobotPort``. ``now`` is the robot's clock [s since 1970 UTC]."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
         super().__init__("fleet_bridge")
         settings = declare(self, BridgeSettings)
         forward_log(self, "vla_fleet_bridge")
@@ -53,7 +54,8 @@ class FleetBridgeNode(Node):
         group = MutuallyExclusiveCallbackGroup()
         self._rollback = self.create_client(Rollback, f"{settings.ota_manager}/rollback", callback_group=group)
         self._pin = self.create_client(PinModel, f"{settings.ota_manager}/pin_model", callback_group=group)
-        self._engine = BridgeEngine(config, self)
+        self._now = now
+        self._engine = BridgeEngine(config, self, now=now)
         hear = self.create_subscription
         hear(ModelStatus, f"{settings.ota_manager}/status", self._on_manager, qos.LATCHED)
         hear(ModelEvent, f"{settings.ota_manager}/events", self._on_event, qos.EVENTS)
@@ -86,7 +88,7 @@ class FleetBridgeNode(Node):
             return
         self._engine.on_status(
             protocol.Status(
-                time_s=time.time(),
+                time_s=self._now(),
                 state=manager.state_name,
                 update_id=manager.update_id,
                 name=manager.name,
@@ -111,7 +113,7 @@ class FleetBridgeNode(Node):
     def _on_event(self, message: ModelEvent) -> None:
         self._engine.on_event(
             protocol.Event(
-                time_s=time.time(),  # the stamp may be simulated time
+                time_s=self._now(),  # the stamp may be simulated time
                 update_id=message.update_id,
                 from_state=message.from_state,
                 to_state=message.to_state,
@@ -124,7 +126,7 @@ class FleetBridgeNode(Node):
     def _on_outcome(self, message: EpisodeOutcome) -> None:
         self._engine.on_outcome(
             protocol.Outcome(
-                time_s=time.time(),
+                time_s=self._now(),
                 episode_id=message.episode_id,
                 version=message.version,
                 generation=message.generation,
@@ -200,7 +202,7 @@ class FleetBridgeNode(Node):
         if line.connected:
             return Report(OK, line.message, values)
         return Report(
-            WARN, f"no line to the fleet server for {time.time() - line.since_s:.0f} s: {line.message}", values
+            WARN, f"no line to the fleet server for {self._now() - line.since_s:.0f} s: {line.message}", values
         )
 
 

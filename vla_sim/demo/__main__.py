@@ -64,7 +64,7 @@ POLICY = {
 ROBOT = {"seed": 7, "joint_rate_hz": 50.0, "camera_rate_hz": 20.0}
 
 
-class _StoppedError(Exception):
+class StoppedError(Exception):
     """A signal asked the demo to end."""
 
 
@@ -79,21 +79,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     out = parser.parse_args(arguments).out.resolve()
     try:
-        with _signals():
+        with stoppable():
             return _run(out)
-    except _StoppedError as e:
+    except StoppedError as e:
         print(f"\nstopped by {e}; every process of the demo has been ended", flush=True)
         return 130
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """Turn the first SIGINT, SIGTERM or SIGHUP into an exception; later ones do not disturb the clean-up."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for other in numbers:
             signal.signal(other, signal.SIG_IGN)
-        raise _StoppedError(signal.Signals(number).name)
+        raise StoppedError(signal.Signals(number).name)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, stop) for number in numbers}

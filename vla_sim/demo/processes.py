@@ -55,14 +55,14 @@ class Processes:
                 process.wait()
         remove_orphans(self._left_behind)
 
-    def start(self, name: str, module: str, parameters: Mapping[str, Any]) -> None:
+    def start(self, name: str, module: str, parameters: Mapping[str, Any], namespace: str = "") -> None:
         """Start ``python -m module`` as a ROS node with these parameters."""
         file = self.log_dir / f"{name}.parameters.yaml"  # JSON is YAML
         file.write_text(json.dumps({"/**": {"ros__parameters": dict(parameters)}}, indent=1))
         with self.log_file(name).open("ab") as log:
             # A session of its own: Ctrl-C reaches the demo alone, which ends the nodes in order.
             self._running[name] = subprocess.Popen(
-                [sys.executable, "-m", module, "--ros-args", "--params-file", str(file)],
+                [sys.executable, "-m", module, "--ros-args", "-r", f"__ns:=/{namespace}", "--params-file", str(file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real robots of the demonstration: simulated arms on the nodes that a real arm runs; and what their control loops did."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from vla_ota.msg import PolicyStatus
+
+from vla_ros.stamps import to_seconds
+from vla_sim.demo.processes import Processes
+from vla_sim.fleet.demo.loops import Loop
+from vla_sim.fleet.demo.versions import RATE_HZ
+from vla_sim.witness import FIFO_PRIORITY, Late, between, machines_share
+
+SENSOR_HOLD = "OBSERVATION_STALE"
+"""The simulator's camera was late, which a busy machine does; it says nothing about the fleet."""
+_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+# Quick, but honest, as in the demonstration of one robot: a trial takes seconds here and minutes on a real robot.
+_MANAGER = {
+    "min_free_bytes": 64 << 20,
+    "block_chunks": 1,
+    "tolerated_exceedance": 0.4,
+    "first_install_chunks": 5,
+    "min_trial_chunks": 10,
+    "min_trial_episodes": 10,
+    "min_trial_time_s": 5.0,
+    "status_period_s": 0.5,
+    "backoff_s": 0.2,
+}
+_POLICY = {
+    "status_period_s": 0.5,
+    "load_timeout_s": 90.0,
+    "reversal_deadband": 0.05,
+    "fifo_priority": FIFO_PRIORITY,
+    "worker_threads": 1,
+    "spare_worker": False,
+}
+_ARM = {"joint_rate_hz": RATE_HZ, "camera_rate_hz": 10.0, "task_timeout_s": 15.0}
+
+
+def start_arm(processes: Processes, name: str, folder: Path, contract: Path, server: str, code: str) -> None:
+    """Start the five processes of one robot, in a namespace and with a store of its own."""
+    store = folder / "store" / name
+    store.mkdir(parents=True)
+    seed = int(name.rpartition("_")[2])
+    source = server.replace("ws", "http", 1) + "/files/"
+    bridge = {"server": server, "enrolment_code": code, "state_dir": str(store / "fleet")}
+    for node, module, parameters in (
+        ("sim_robot", "vla_sim.ros.sim_robot", {**_ARM, "seed": seed}),
+        (
+            "policy_node",
+            "vla_policy_node.ros.policy_node",
+            {**_POLICY, "contract": str(contract), "store_dir": str(store)},
+        ),
+        (
+            "ota_manager",
+            "vla_ota_manager.ros.manager_node",
+            {**_MANAGER, "store_dir": str(store), "allowed_sources": [source]},
+        ),
+        ("fleet_bridge", "vla_sim.fleet.ros.fast_bridge", bridge),
+    ):
+        processes.start(f"{name}.{node}", module, parameters, namespace=name)
+
+
+class Arms:
+    """Listens to the robots' policy nodes. Use as a context manager."""
+
+    def __init__(self, domain: int, names: Sequence[str]) -> None:
+        self._statuses: dict[str, list[PolicyStatus]] = {name: [] for name in names}
+        self._context = Context()
+        rclpy.init(context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
+        self._node = Node("fleet_demo", context=self._context)
+        for name, heard in self._statuses.items():
+            self._node.create_subscription(PolicyStatus, f"/{name}/policy_node/status", heard.append, _QOS)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._spin, name="fleet_demo", daemon=True)
+
+    def __enter__(self) -> Arms:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopping.set()
+        self._executor.create_task(lambda: None)  # makes spin_once return
+        self._thread.join(5.0)
+        self._executor.shutdown(timeout_sec=0)
+        self._node.destroy_node()
+        rclpy.shutdown(context=self._context, uninstall_handlers=False)
+
+    def _spin(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._executor.spin_once(timeout_sec=0.5)
+        except ExternalShutdownException:
+            return
+
+    def moving(self) -> dict[str, str]:
+        """Return robot → version of those that move now."""
+        last = {name: heard[-1] for name, heard in self._statuses.items() if heard}
+        return {name: s.active_version for name, s in last.items() if s.state == PolicyStatus.STATE_RUNNING}
+
+    def loops(self, late: Sequence[Late]) -> list[Loop]:
+        """Return what each loop did; ``late``: the witness's late wake-ups [s since 1970 UTC]."""
+        return [_loop(name, list(heard), late) for name, heard in self._statuses.items()]
+
+
+def _loop(name: str, heard: Sequence[PolicyStatus], late: Sequence[Late]) -> Loop:
+    moved = [i for i, status in enumerate(heard) if status.state == PolicyStatus.STATE_RUNNING]
+    if not moved:
+        return Loop(name, 0, 0, 0, 0, 0.0, {}, 0.0)
+    span = heard[moved[0] :]
+    machines, holds, silence_s = 0, dict[str, int](), 0.0
+    for before, after in pairwise(span):
+        begin_s, end_s = to_seconds(before.header.stamp), to_seconds(after.header.stamp)
+        silence_s = max(silence_s, end_s - begin_s)
+        machines += machines_share(
+            after.missed_ticks - before.missed_ticks, 1.0 / RATE_HZ, between(late, begin_s, end_s)
+        )
+        held = after.state == PolicyStatus.STATE_HOLDING and before.state != PolicyStatus.STATE_HOLDING
+        if held and after.hold_reason != SENSOR_HOLD:
+            holds[after.hold_reason] = holds.get(after.hold_reason, 0) + 1
+
+    def since(field: str) -> Any:
+        return getattr(span[-1], field) - getattr(span[0], field)
+
+    missed = since("missed_ticks")
+    return Loop(
+        name, since("ticks"), missed - machines, machines, since("starved_ticks"), span[-1].worst_late_ms, holds, silence_s
+    )  # fmt: skip
