@@ -28,12 +28,6 @@ class Inbox:
             row.software, row.last_seen_s = message.software, self._clock.now()
             return row.outbox_seq
 
-    async def seen(self, robot: str) -> None:
-        """Note that a robot is there."""
-        async with self._database.begin() as session:
-            row = await session.get_one(RobotRow, robot)
-            row.last_seen_s = self._clock.now()
-
     async def status(self, robot: str, message: protocol.Status) -> None:
         """Keep the newest status."""
         async with self._database.begin() as session:

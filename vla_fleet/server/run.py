@@ -11,6 +11,7 @@ import uvicorn
 from vla_fleet import protocol
 from vla_fleet.server.app import create_app
 from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
+from vla_fleet.server.watch import configure_log
 
 
 def run(
@@ -21,12 +22,15 @@ def run(
     heartbeat_s: float,
     certificate: Path | None,
     certificate_key: Path | None,
+    open_files: bool,
 ) -> None:
     """Serve until SIGINT or SIGTERM."""
+    configure_log()
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     scheme = "https" if certificate else "http"
     url = public_url or f"{scheme}://{host}:{listener.getsockname()[1]}"
-    app = create_app(Rooms(Settings(data=data, public_url=url, heartbeat_s=heartbeat_s)))
+    settings = Settings(data=data, public_url=url, heartbeat_s=heartbeat_s, open_files=open_files)
+    app = create_app(Rooms(settings))
     config = uvicorn.Config(
         app,
         log_level="warning",
