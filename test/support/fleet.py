@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from vla_fleet.client import Client
@@ -20,8 +21,8 @@ TOP = Path(__file__).resolve().parents[2]
 class FleetServer:
     """``vla-fleet serve`` on a free port. Use as a context manager; ``kill`` and ``start`` as often as you like."""
 
-    def __init__(self, data: Path, heartbeat_s: float = 0.5) -> None:
-        self.data, self._heartbeat_s = data, heartbeat_s
+    def __init__(self, data: Path, heartbeat_s: float = 0.5, options: Sequence[str] = ()) -> None:
+        self.data, self._heartbeat_s, self._options = data, heartbeat_s, options
         self.port = 0
         self.url = self.log = ""
         self._process: subprocess.Popen[str] | None = None
@@ -44,7 +45,7 @@ class FleetServer:
             "--data",
             str(self.data),
         ]
-        command += ["--port", str(self.port), "--heartbeat-s", str(self._heartbeat_s)]
+        command += ["--port", str(self.port), "--heartbeat-s", str(self._heartbeat_s), *self._options]
         environment = {**os.environ, "PYTHONPATH": f"{TOP}:{os.environ.get('PYTHONPATH', '')}"}
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
