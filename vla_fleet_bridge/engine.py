@@ -27,7 +27,7 @@ log = logging.getLogger("vla_fleet_bridge")
 
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0
 _ANSWER_S = 10.0
-_LEAST_HEARTBEAT_S = 0.1
+_LEAST_HEARTBEAT_S, _CLOSE_S = 0.1, 2.0
 _SURE_S = 3.0
 """Nothing acts only if statuses say so for so long: a node that starts has not heard the others yet [s]."""
 _WINDOW = 64
@@ -72,7 +72,7 @@ class BridgeEngine:
         self._orders = Orders(self._outbox, port, self._more)
         self._status: protocol.Status | None = None
         self._acts = _Acting(self._outbox, self._orders)
-        self._news, self._fresh_status = asyncio.Event(), False
+        self._news, self._fresh_status, self._said_unsent = asyncio.Event(), False, 0
         self.line = Line(False, time.time(), "not connected yet")
         self._loop = asyncio.new_event_loop()
         self._main: asyncio.Task[None] | None = None
@@ -177,7 +177,12 @@ class BridgeEngine:
         url = f"{self.config.server.rstrip('/')}/v1/robots/connect"
         tls = ssl.create_default_context(cafile=self.config.ca_file or None) if url.startswith("wss:") else None
         headers = {"Authorization": f"Bearer {self._token}"}
-        options: dict[str, Any] = {"ssl": tls, "max_size": protocol.MAX_FRAME_BYTES, "ping_interval": None}
+        options: dict[str, Any] = {
+            "ssl": tls,
+            "max_size": protocol.MAX_FRAME_BYTES,
+            "ping_interval": None,
+            "close_timeout": _CLOSE_S,
+        }
         async with connect(url, additional_headers=headers, **options) as socket:
             hello = protocol.Hello(
                 protocols=[protocol.PROTOCOL], outbox_id=self._outbox.id, software=self.config.software,
@@ -241,6 +246,8 @@ class BridgeEngine:
                 self._outbox.stored(message.seq)
                 progress.stored = max(progress.stored, message.seq)
                 progress.sent = max(progress.sent, progress.stored)
+                if self._said_unsent and not self._outbox.size:
+                    self._fresh_status = True  # now the server knows all
                 self._more()
             elif isinstance(message, protocol.Command):
                 if isinstance(message.order, protocol.GetStatus):
@@ -268,7 +275,8 @@ class BridgeEngine:
                 await self._send_status(socket, status)
 
     async def _send_status(self, socket: ClientConnection, status: protocol.Status) -> None:
-        await socket.send(status.model_copy(update={"unsent": self._outbox.size}).model_dump_json())
+        self._said_unsent = self._outbox.size
+        await socket.send(status.model_copy(update={"unsent": self._said_unsent}).model_dump_json())
 
     def _say(self, connected: bool, message: str) -> None:
         if connected != self.line.connected or message != self.line.message:

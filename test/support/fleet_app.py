@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import structlog
 import uvicorn
 
 from support.waits import wait_for
@@ -36,6 +37,7 @@ class FleetApp:
         self.clock = ShiftedClock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # its log is no test's output
         self.rooms = Rooms(Settings(data=data, public_url=self.url, **settings), self.clock)
         config = uvicorn.Config(
             create_app(self.rooms), log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=2

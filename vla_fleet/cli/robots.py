@@ -211,10 +211,10 @@ def _until(run: dict[str, Any], at_s: float | None) -> str:
 
 
 def _decided(run: dict[str, Any]) -> str:
-    return f"{run['ordered_by'] or 'the robot'} {run['cause']} {run['command_id']}".rstrip()
+    return f"{run['ordered_by'] or 'on the robot:'} {run['cause']} {run['command_id']}".rstrip()
 
 
 def _ended(run: dict[str, Any]) -> str:
     if run["end_s"] is None:
         return ""
-    return f"{run['ended_by'] or 'the robot'} {run['ended_cause']} {run['error_code']}".rstrip()
+    return f"{run['ended_by'] or 'on the robot:'} {run['ended_cause']} {run['error_code']}".rstrip()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -47,7 +48,7 @@ async def connect(socket: WebSocket) -> None:
         robot = await rooms.directory.authenticate(token)
     except FleetError as e:
         rooms.metrics.rejected.labels(e.code).inc()
-        await socket.close(_POLICY, e.code)  # before accept: the robot sees 403
+        await _close(socket, _POLICY, e.code)  # before accept: the robot sees 403
         return
     await socket.accept()
     try:
@@ -57,7 +58,12 @@ async def connect(socket: WebSocket) -> None:
     except _Ends as e:
         rooms.metrics.rejected.labels(e.code).inc()
         log.warning("line closed", robot=robot, reason=e.reason)
-        await socket.close(e.number, e.reason.encode()[:120].decode(errors="ignore"))
+        await _close(socket, e.number, e.reason)
+
+
+async def _close(socket: WebSocket, number: int, reason: str) -> None:
+    with suppress(WebSocketDisconnect, RuntimeError):  # the robot was faster
+        await socket.close(number, reason.encode(errors="replace")[:120].decode(errors="ignore"))
 
 
 class _Line:
