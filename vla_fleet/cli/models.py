@@ -104,7 +104,7 @@ def retire(
     """Take a version out of use; robots that hold it keep it. Publishing it again brings it back."""
     name, mark, version = model.partition("@")
     if not mark:
-        raise typer.BadParameter("write NAME@VERSION", param_hint="MODEL")
+        raise typer.BadParameter(f"{model!r}: write NAME@VERSION")
     with Client(server, key) as client:
         found = client.retire(name, version)
     show(found, as_json, f"{name} {version} is retired; its files go with `vla-fleet gc` once no robot holds it")
