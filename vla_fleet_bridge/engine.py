@@ -28,6 +28,8 @@ log = logging.getLogger("vla_fleet_bridge")
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0
 _ANSWER_S = 10.0
 _LEAST_HEARTBEAT_S, _CLOSE_S = 0.1, 2.0
+_SETTLED_S = 1.0
+"""What acts so soon after the first status has acted before [s]."""
 _SURE_S = 3.0
 """Nothing acts only if statuses say so for so long: a node that starts has not heard the others yet [s]."""
 _WINDOW = 64
@@ -310,12 +312,13 @@ class _Acting:
     def __init__(self, outbox: Outbox, orders: Orders) -> None:
         self._outbox, self._orders = outbox, orders
         self._last = outbox.active
-        self._looked = False
+        self._looks_since_s: float | None = None
         self._nothing_since_s: float | None = None
 
     def on_status(self, status: protocol.Status) -> None:
         """Take in a status."""
         since_s = status.time_s
+        self._looks_since_s = since_s if self._looks_since_s is None else self._looks_since_s
         if status.active_version or status.active_digest:
             self._nothing_since_s = None
         else:
@@ -323,10 +326,10 @@ class _Acting:
             if status.time_s - since_s < _SURE_S:
                 return
         now = status.active_version, status.active_digest
-        looked, self._looked = self._looked, True
         if now == self._last:
             return
         self._last = now
+        looked = since_s - self._looks_since_s > _SETTLED_S
         command_id, target = self._orders.way_back
         if ordered := bool(command_id) and target == status.active_version:
             self._orders.way_back = "", ""

@@ -45,7 +45,8 @@ NOT_CODES = {
     "words of LeRobot": "ACTION IDENTITY MEAN_STD MIN_MAX QUANTILES STATE VISUAL",
     "words of command lines": "BUNDLE DIR FILE HEX HZ JSON UTC VERSION",
     "why a wait of the policy port was given up": "TIMEOUT",
-    "orders to robots, their states, and what acts": "ACCEPTED ACTIVE ASSIGN DONE FOUND GET_STATUS MODEL_UPDATE PIN RUNNING WAITING",
+    "orders to robots, their states, and what acts": "ACCEPTED ACTIVE ASSIGN DONE FOUND GET_STATUS MODEL_UPDATE PIN RUNNING"
+    " WAITING",
     "methods of HTTP and words of SQL": "BEGIN COMMIT DELETE GET HEAD POST PUT ROLLBACK",
 }
 NOT_CODE_WORDS = {word for words in NOT_CODES.values() for word in words.split()}
