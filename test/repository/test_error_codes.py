@@ -45,9 +45,10 @@ NOT_CODES = {
     "words of command lines": "BUNDLE DIR FILE HEX HZ JSON UTC VERSION",
     "why a wait of the policy port was given up": "TIMEOUT",
     "states of experiments and of their robots": "AB INCONCLUSIVE JOINING LEAVING LEFT NO_DIFFERENCE STOPPED WIN_A WIN_B",
-    "orders to robots and their states": "ACCEPTED ASSIGN DONE GET_STATUS MODEL_UPDATE PIN RUNNING WAITING",
+    "orders to robots, their states, and what acts": "ACCEPTED ACTIVE ASSIGN DONE FOUND GET_STATUS MODEL_UPDATE PIN RUNNING"
+    " WAITING",
     "states of a rollout, and how a robot stands in it": "ABORTED ASKING BACK INSTALLING JUDGING ORDERED OUTSIDE SILENT",
-    "methods of HTTP and words of SQL": "BEGIN COMMIT GET HEAD POST PUT",
+    "methods of HTTP and words of SQL": "BEGIN COMMIT DELETE GET HEAD POST PUT ROLLBACK",
 }
 NOT_CODE_WORDS = {word for words in NOT_CODES.values() for word in words.split()}
 

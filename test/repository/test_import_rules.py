@@ -30,9 +30,11 @@ ROOMS = {
         "alembic",
         "fastapi",
         "httpx",
+        "prometheus_client",
         "pydantic",
         "rich",
         "sqlalchemy",
+        "starlette",  # what FastAPI is made of: its types of ASGI messages
         "structlog",
         "typer",
         "uvicorn",
