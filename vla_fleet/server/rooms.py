@@ -50,7 +50,7 @@ class Settings:
     """Whoever can reach the server may read manifests and blobs, so that a CDN can keep them."""
     robot_messages_s: float = 100.0
     """Messages a second of one robot that are read in the long run; what comes faster is read later [1/s]."""
-    key_requests_s: float = 50.0
+    key_requests_s: float = 100.0
     """Requests a second with one key, in the long run [1/s]."""
     enrolment_failures_s: float = 1 / 60
     """Wrong enrolment codes a second from one address, in the long run [1/s]."""
@@ -82,7 +82,7 @@ class Rooms:
         self.metrics = Metrics()
         self.passes = Passes(self._files_key(), f"{settings.public_url.rstrip('/')}/files", self.clock)
         self.robot_messages = Buckets(self.clock, settings.robot_messages_s, 1000)
-        self.key_requests = Buckets(self.clock, settings.key_requests_s, 500)
+        self.key_requests = Buckets(self.clock, settings.key_requests_s, 2000)
         self.enrolment_failures = Buckets(self.clock, settings.enrolment_failures_s, 10)
 
     async def __aenter__(self) -> Self:

@@ -25,8 +25,8 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("revoked_s", sa.Double(), nullable=True))
     with op.batch_alter_table("robots") as batch_op:
         batch_op.add_column(sa.Column("next_token_hash", sa.String(length=64), nullable=True))
-        batch_op.add_column(sa.Column("rotate", sa.Boolean(), nullable=False, server_default=sa.false()))
-        batch_op.add_column(sa.Column("revoked", sa.Boolean(), nullable=False, server_default=sa.false()))
+        batch_op.add_column(sa.Column("rotate", sa.Boolean(), nullable=False, server_default="0"))
+        batch_op.add_column(sa.Column("revoked", sa.Boolean(), nullable=False, server_default="0"))
         batch_op.create_index(op.f("ix_robots_next_token_hash"), ["next_token_hash"], unique=True)
     with op.batch_alter_table("events") as batch_op:
         batch_op.add_column(sa.Column("digest", sa.String(length=128), nullable=False, server_default=""))
