@@ -39,6 +39,8 @@ log = structlog.get_logger("vla_fleet")
 
 _RUNS, _FEWEST_RUNS, _ROBOT_RUNS = 100, 20, 10_000
 """Simulated rollouts of a forecast; where robots are drawn a run takes longer the more there are, so there are fewer."""
+_MOST_EPISODES = 200_000
+"""Of a simulated rollout; more would only make it more certain."""
 
 
 class RobotStanding(BaseModel):
@@ -112,7 +114,7 @@ class Rollouts:
     ) -> None:
         self._database, self._registry, self._commands, self._clock = database, registry, commands, clock
         self._engine = Engine(database, commands, clock, url, online)
-        self._turn = asyncio.Lock()
+        self._turn, self._forecasting = asyncio.Lock(), asyncio.Lock()
 
     # -- running ------------------------------------------------------------------------------------------------------------
 
@@ -155,8 +157,11 @@ class Rollouts:
                 "RATE_UNKNOWN", "these robots have not reported episodes yet: say how many each does an hour"
             )
         runs = _RUNS if unit is Unit.EPISODE else max(_FEWEST_RUNS, min(_RUNS, _ROBOT_RUNS // len(robots)))
+        hours = sum(stage.duration_s for stage in config.stages) / 3600.0
+        simulated = min(per_hour, _MOST_EPISODES / (len(robots) * max(hours, 1.0)))
         config = replace(config, deadline_s=math.inf)  # which is not simulated
-        found: Feasibility = await asyncio.to_thread(feasible, config, len(robots), per_hour, drop=drop, runs=runs)
+        async with self._forecasting:
+            found: Feasibility = await asyncio.to_thread(feasible, config, len(robots), simulated, drop=drop, runs=runs)
         return Forecast(
             model=version.name, version=version.version, robots=len(robots), unit=unit.value, per_hour=per_hour,
             figures=finite(asdict(found)), text=str(found), warnings=_warnings(unit, len(robots)),
