@@ -29,7 +29,7 @@ from vla_fleet.errors import ConflictError, InputError, MissingError
 from vla_fleet.registry.registry import Registry
 from vla_fleet.robots.commands import Commands
 from vla_fleet.rollouts import evidence
-from vla_fleet.rollouts.engine import Engine, State, Whole, unit_of
+from vla_fleet.rollouts.engine import Engine, State, Whole, runs, unit_of
 from vla_fleet.rollouts.evidence import Judged
 from vla_fleet.rollouts.settings import RolloutRequest
 from vla_fleet.storage.database import Database
@@ -150,7 +150,7 @@ class Rollouts:
         """
         version = await self._registry.find(request.model)
         async with self._database.begin() as session:
-            robots, unit, config, past = await self._plan(session, request)
+            robots, unit, config, past = await self._plan(session, request, version.version)
         per_hour = past.per_hour if per_hour is None else per_hour
         if not per_hour:
             raise InputError(
@@ -182,7 +182,7 @@ class Rollouts:
         rollout = f"r-{secrets.token_hex(4)}"
         try:
             async with self._turn, self._database.begin() as session:
-                robots, unit, config, past = await self._plan(session, request)
+                robots, unit, config, past = await self._plan(session, request, version.version)
                 await self._check_free(session, robots)
                 line = Rollout.first_line(rollout, config).decode()
                 row = RolloutRow(
@@ -204,12 +204,14 @@ class Rollouts:
         return await self.show(rollout)
 
     async def _plan(
-        self, session: AsyncSession, request: RolloutRequest
+        self, session: AsyncSession, request: RolloutRequest, version: str
     ) -> tuple[list[RobotRow], Unit, CanaryConfig, evidence.History]:
         request.check()
-        robots = [r for r in await session.scalars(select(RobotRow)) if request.means(r.group, r.tags)]
+        meant = [r for r in await session.scalars(select(RobotRow)) if request.means(r.group, r.tags)]
+        robots = [robot for robot in meant if not runs(robot, version)]
         if not robots:
-            raise MissingError("NO_ROBOTS", f"no robot is in {request.target}")
+            why = f"every robot of {request.target} runs {version}" if meant else f"no robot is in {request.target}"
+            raise MissingError("NO_ROBOTS", why)
         unit = unit_of(robots)
         origins = {robot.name: robot.status.get("committed_version", "") for robot in robots}
         past = await evidence.history(session, origins, self._clock.now())
