@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from support.waits import wait_for
 
 from vla_evidence.log.replay import replay_file
 from vla_fleet.errors import ConflictError
+from vla_fleet.rollouts.rollouts import Rollouts
 
 NAMES = ("arm_0", "arm_1", "arm_2")
 
@@ -159,6 +162,20 @@ def test_a_robot_whose_own_trial_failed_has_failed_and_is_left_alone(fleet: Roll
     assert b'"robots_changed"' in fleet.client.rollout_log(rollout)
 
 
+def test_a_robot_that_a_person_gave_another_version_is_left_alone_and_does_not_count(fleet: RolloutFleet) -> None:
+    robots = fleet.add(*NAMES, arms=False)
+    rollout = fleet.client.create_rollout(MODEL, stages=[stage("canary", 0.7), FULL])["id"]
+    fleet.until(rollout, "JUDGING")
+    chosen = next(robot for robot in robots if robot.active == NEW)
+    fleet.pass_time(60)
+    back = fleet.client.rollback([chosen.name], version=OLD)[0]["id"]
+    wait_for(lambda: fleet.client.commands([back])[0]["final"], "the way back")
+    fleet.pass_time(60)
+    fleet.step(3)
+    found = {robot["robot"]: robot for robot in fleet.client.rollout(rollout)["robots"]}[chosen.name]
+    assert (found["standing"], found["detail"], chosen.active) == ("FAILED", f"runs {OLD}", OLD)
+
+
 def test_a_pause_stops_orders_and_stages_but_not_the_rollback_of_harm(fleet: RolloutFleet) -> None:
     robots = fleet.add(*NAMES, old=1.0, new=0.0)
     rollout = fleet.client.create_rollout(MODEL, stages=ONE_STAGE)["id"]
@@ -278,6 +295,34 @@ def test_one_rollout_at_a_time_moves_a_robot(fleet: RolloutFleet) -> None:
     fleet.pass_time(1.0)
     fleet.client.create_rollout(MODEL)
     assert [r["state"] for r in fleet.client.rollouts()] == ["INSTALLING", "ROLLED_BACK", "ROLLED_BACK"]
+
+
+def test_two_servers_on_one_database_give_each_order_once_and_count_each_outcome_once(fleet: RolloutFleet) -> None:
+    robots = fleet.add(*NAMES, new=0.95)
+    rooms = fleet.rooms
+    other = Rollouts(rooms.database, rooms.registry, rooms.commands, fleet.clock, rooms.manifest_url, rooms.online)
+
+    async def both() -> None:
+        await asyncio.gather(rooms.rollouts.step(), other.step())
+
+    rollout = fleet.client.create_rollout(MODEL, stages=ONE_STAGE)["id"]
+    for _ in range(40):
+        found = fleet.client.rollout(rollout)
+        if found["state"] in ("DONE", "ASKING", "ROLLED_BACK"):
+            break
+        fleet.do(both())
+        fleet.heard()
+        if found["state"] == "JUDGING":
+            fleet.pass_time(1.0)
+            fleet.episodes(50)
+            fleet.do(both())
+            fleet.pass_time(24 * HOUR_S)
+        time.sleep(0.02)
+    assert found["state"] == "DONE", found
+    for robot in robots:
+        assert list(robot.updates.values()) == [OLD, NEW, NEW], "installed once, activated once"
+    assert [action for _, action in actions(found)] == ["create", "judging", "installing", "done"]
+    assert replayed(fleet, rollout) and found["outcomes"]["counted"] == 150
 
 
 def test_the_simple_rule_widens_at_parity_and_asks_without_an_improvement(fleet: RolloutFleet) -> None:

@@ -22,7 +22,9 @@ from typing import Any
 
 import structlog
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm.attributes import flag_modified
 from sqlalchemy.orm.exc import StaleDataError
 
 from vla_evidence.assignment import uniform
@@ -156,10 +158,12 @@ class Engine:
                     return
                 back = whole.row.state == State.ROLLING_BACK.value
                 hints = await (self.go_back(session, whole) if back else self._go_on(session, whole))
+                if hints:
+                    flag_modified(whole.row, "state")  # of two servers that give the same orders, one is refused
         except BaseException as e:
             self.judges.forget(rollout)
-            if isinstance(e, StaleDataError):
-                return  # somebody else moved it on
+            if isinstance(e, (StaleDataError, IntegrityError)):
+                return  # another server has moved it on
             raise
         await self._commands.hint(hints)
 
@@ -188,16 +192,15 @@ class Engine:
             CommandRow.final.is_(False), CommandRow.created_by != who, CommandRow.robot.in_(names)
         )
         busy = set(await session.scalars(others))
-        found = [
-            Member(
-                member,
-                Robot(
-                    member.robot, member.origin, self._online(robot.last_seen_s),
-                    row.version in robot.status.get("blocked", ()), member.robot in busy, tuple(given[member.robot]),
-                ),
-            )
-            for member, robot in rows
-        ]  # fmt: skip
+        found = []
+        for member, robot in rows:
+            status = robot.status
+            known = Robot(
+                member.robot, member.origin, self._online(robot.last_seen_s), row.version in status.get("blocked", ()),
+                member.robot in busy, status.get("committed_version", ""), status.get("experiment", ""),
+                status.get("time_s", 0.0), tuple(given[member.robot]),
+            )  # fmt: skip
+            found.append(Member(member, known))
         return tuple(sorted(found, key=lambda member: (uniform(row.id, member.robot.name), member.robot.name)))
 
     # -- forward ------------------------------------------------------------------------------------------------------------

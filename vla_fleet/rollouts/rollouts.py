@@ -38,6 +38,11 @@ from vla_fleet.storage.tables import LogRow, OutcomeRow, RobotRow, RolloutLineRo
 
 log = structlog.get_logger("vla_fleet")
 
+_RUNS, _FEWEST_RUNS, _ROBOT_RUNS = 100, 20, 10_000
+"""Simulated rollouts of a forecast; where robots are drawn a run takes longer the more there are, so there are fewer."""
+_MOST_EPISODES = 200_000
+"""Of a simulated rollout; more would only make it more certain."""
+
 
 class RobotStanding(BaseModel):
     """How a robot stands in a rollout."""
@@ -110,7 +115,7 @@ class Rollouts:
     ) -> None:
         self._database, self._registry, self._commands, self._clock = database, registry, commands, clock
         self._engine = Engine(database, commands, clock, url, online)
-        self._turn = asyncio.Lock()
+        self._turn, self._forecasting = asyncio.Lock(), asyncio.Lock()
 
     # -- running ------------------------------------------------------------------------------------------------------------
 
@@ -133,16 +138,13 @@ class Rollouts:
 
     # -- creating -----------------------------------------------------------------------------------------------------------
 
-    async def forecast(
-        self, request: RolloutRequest, per_hour: float | None = None, drop: float = 0.10, runs: int = 100
-    ) -> Forecast:
+    async def forecast(self, request: RolloutRequest, per_hour: float | None = None, drop: float = 0.10) -> Forecast:
         """Simulate the rollout in this fleet, with the judge itself.
 
         Args:
             request: the rollout.
             per_hour: episodes that a robot does an hour; None: as many as the fleet did lately.
             drop: of the success rate, that makes a version bad.
-            runs: simulated rollouts of a good and of a bad version each.
 
         Raises:
             FleetError: as :meth:`create`; RATE_UNKNOWN.
@@ -155,8 +157,12 @@ class Rollouts:
             raise InputError(
                 "RATE_UNKNOWN", "these robots have not reported episodes yet: say how many each does an hour"
             )
+        runs = _RUNS if unit is Unit.EPISODE else max(_FEWEST_RUNS, min(_RUNS, _ROBOT_RUNS // len(robots)))
+        hours = sum(stage.duration_s for stage in config.stages) / 3600.0
+        simulated = min(per_hour, _MOST_EPISODES / (len(robots) * max(hours, 1.0)))
         config = replace(config, deadline_s=math.inf)  # which is not simulated
-        found: Feasibility = await asyncio.to_thread(feasible, config, len(robots), per_hour, drop=drop, runs=runs)
+        async with self._forecasting:
+            found: Feasibility = await asyncio.to_thread(feasible, config, len(robots), simulated, drop=drop, runs=runs)
         return Forecast(
             model=version.name, version=version.version, robots=len(robots), unit=unit.value, per_hour=per_hour,
             figures=finite(asdict(found)), text=str(found), warnings=_warnings(unit, len(robots)),
