@@ -165,7 +165,7 @@ class Steps:
     async def _judge(self, session: AsyncSession, row: ExperimentRow, newest: int) -> None:
         """Take outcomes in, and end the experiment if it is over; all in one transaction.
 
-        Outcomes up to ``newest``, which were there before answers to orders were read: so what each robot had said before is known.
+        Outcomes up to ``newest``: they were there before answers to orders were read, so what came before them is known.
         """
         members = {robot.robot: robot for robot in await _robots(session, row)}
         new = OutcomeRow.id > row.taken, OutcomeRow.id <= newest, OutcomeRow.robot.in_(members)
