@@ -76,7 +76,8 @@ class Rooms:
     async def __aenter__(self) -> Self:
         await self.database.migrate()
         if not await self.keys.exist():
-            write_secret(self.settings.data / ADMIN_KEY, await self.keys.make("admin", Role.ADMIN, "first start"))
+            path = self.settings.data / ADMIN_KEY
+            await self.keys.make("admin", Role.ADMIN, "first start", lambda key: write_secret(path, key))
         return self
 
     async def __aexit__(self, *_: object) -> None:
