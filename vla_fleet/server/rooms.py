@@ -88,10 +88,15 @@ class Rooms:
     async def __aenter__(self) -> Self:
         await self.database.migrate()
         if not await self.keys.exist():
+<<<<<<< HEAD
             write_secret(self.settings.data / ADMIN_KEY, await self.keys.make("admin", Role.ADMIN, "first start"))
         self._tasks = [
             asyncio.create_task(part.run(self.settings.step_s)) for part in (self.rollouts, self.experiments)
         ]
+=======
+            path = self.settings.data / ADMIN_KEY
+            await self.keys.make("admin", Role.ADMIN, "first start", lambda key: write_secret(path, key))
+>>>>>>> t-f2
         return self
 
     async def __aexit__(self, *_: object) -> None:
