@@ -2,7 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev setup-demo setup-analysis demo demo-fleet test lint bench bench-fleet bench-evidence clean
 RUN := scripts/run
-JOBS ?= 2
+# One more than cores: half of the time of a test is waiting, for processes and messages.
+JOBS ?= $(shell expr $$(nproc) + 1)
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,7 +27,7 @@ demo-fleet: setup-dev ## a fleet of eight: rollouts, rollbacks and an A/B test o
 	@$(RUN) python -m vla_sim.fleet.demo --out build/demo-fleet
 
 test: setup-dev ## the whole test suite on real ROS 2: files side by side, then what counts ticks by itself
-	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile -m "not alone"
+	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
 	@$(RUN) python -m pytest -q -m alone
 
 lint: setup-dev ## ruff and mypy

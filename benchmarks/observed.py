@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vla_policy_node.contract.model import Contract
-from vla_policy_node.control.client import ControlClient
+from vla_policy_node.control.client import ControlClient, ControlStatus
 from vla_policy_node.control.runner import Runner
 from vla_policy_node.control.sinks import CommandSink, open_sink
 from vla_policy_node.ipc.arena import Arena
@@ -41,6 +42,15 @@ class ObservedControl(ControlClient):
         assert self._status is not None
         self._status.close()
         self._status = Arena.create(control_status_layout(len(contract.channels)), _SLOTS)
+
+    def wait_for(self, mode: str) -> ControlStatus:
+        """Wait until the loop is in this mode; return its status."""
+        deadline = time.monotonic() + 15.0
+        while (status := self.status()) is None or status.mode != mode:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the loop is not {mode}: {status}")
+            time.sleep(0.01)
+        return status
 
     def ticks(self, begin_ns: int, end_ns: int) -> Ticks:
         """Return what happened between two times of the monotonic clock.

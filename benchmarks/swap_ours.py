@@ -140,7 +140,7 @@ class Program:
         return status is not None and status.mode == "RUNNING"
 
     def _feed(self) -> None:
-        """The robot: always where it was last told to be."""
+        """The robot: always at the last command."""
         names, position = [f"j{i}" for i in range(_JOINTS)], np.zeros(_JOINTS)
         while not self._over.wait(0.01):
             status = self._engine.snapshot().control

@@ -36,7 +36,7 @@ def _sim() -> PythonLaunchDescriptionSource:
 def _robots(context: LaunchContext) -> list[IncludeLaunchDescription]:
     robots = LaunchConfiguration("robots").perform(context)
     if not robots.isdecimal() or int(robots) < 1:
-        raise RuntimeError(f"robots:={robots} is no number of robots, 1 or more")
+        raise RuntimeError(f"robots:={robots} must be a whole number, 1 or more")
     return [
         IncludeLaunchDescription(
             _sim(),

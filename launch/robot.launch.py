@@ -112,18 +112,17 @@ ARGUMENTS = [
 def _refuse_wrong(given: dict[str, str]) -> None:
     """End the launch for what no node could be started with: else each would be started again and again."""
     if not _NAMESPACE.fullmatch(given["namespace"]):
-        raise RuntimeError(
-            f"namespace:={given['namespace']} is no namespace: letters, digits and _, parted by /, no digit first"
-        )
+        rule = "it takes letters, digits and _, separated by /, and begins with no digit"
+        raise RuntimeError(f"namespace:={given['namespace']} is not a namespace: {rule}")
     for name in ("contract", "params_file"):
         if not Path(given[name]).is_file():
-            raise RuntimeError(f"{name}:={given[name]}: there is no such file")
+            raise RuntimeError(f"{name}:={given[name]}: the file does not exist")
     if given["fastdds_profile"] and not Path(given["fastdds_profile"]).is_file():
-        raise RuntimeError(f"fastdds_profile:={given['fastdds_profile']}: there is no such file")
+        raise RuntimeError(f"fastdds_profile:={given['fastdds_profile']}: the file does not exist")
     if given["fleet"] and not given["fleet"].startswith(("ws://", "wss://")):
         raise RuntimeError(f"fleet:={given['fleet']}: must begin with wss:// (ws:// on a trusted network)")
     if given["model_path"] and not Path(given["model_path"]).is_dir():
-        raise RuntimeError(f"model_path:={given['model_path']}: there is no such folder")
+        raise RuntimeError(f"model_path:={given['model_path']}: the folder does not exist")
 
 
 def _own_store(context: LaunchContext, root: str, namespace: str) -> str:

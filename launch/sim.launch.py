@@ -26,7 +26,7 @@ def _refuse_wrong(context: LaunchContext) -> None:
     """End the launch before anything starts: nodes that run by then would stay behind."""
     seed = LaunchConfiguration("seed").perform(context)
     if not seed.isdecimal():
-        raise RuntimeError(f"seed:={seed} is no whole number, 0 or more")
+        raise RuntimeError(f"seed:={seed} must be a whole number, 0 or more")
 
 
 def generate_launch_description() -> LaunchDescription:

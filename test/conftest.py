@@ -28,8 +28,14 @@ os.environ[dds_profile.VARIABLE] = str(Path(os.environ["ROS_LOG_DIR"]) / f"fastd
 dds_profile.write_test_profile(Path(os.environ[dds_profile.VARIABLE]))
 
 
+_LONGEST_FIRST = ("ros", "vla_policy_node", "vla_ota_manager")
+"""Folders: files are handed out in this order, so that no long one is left for the end, when the other workers are done."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes the witness counts control ticks: nothing else of ours may run beside it."""
+    rank = {folder: number for number, folder in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
     for item in items:
         if "witness" in getattr(item, "fixturenames", ()):
             item.add_marker("alone")

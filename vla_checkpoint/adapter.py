@@ -8,51 +8,27 @@ machine it was trained on and is not followed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 from vla_checkpoint.errors import AdapterError
 from vla_checkpoint.files import PathLike
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.strict_json import is_int, is_number, load_object
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 
 
-@dataclass(frozen=True)
-class AdapterConfig:
-    """What is needed of ``adapter_config.json``."""
-
-    peft_type: str
-    """``LORA`` is what can be merged; others are listed but not understood here."""
-    rank: int | None
-    """LoRA's r."""
-    alpha: float | None
-    """LoRA's alpha; the update is scaled by alpha / r."""
-    raw: Mapping[str, Any]
-
-
-def load_adapter_config(bundle_dir: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> AdapterConfig:
-    """Read ``adapter_config.json``.
+def check_adapter_config(bundle_dir: PathLike) -> None:
+    """Check that ``adapter_config.json`` names its kind, and a LoRA its rank and scale.
 
     Raises:
         FileError, JsonError: it is missing, unreadable or no JSON object.
         AdapterError: ``ADAPTER_CONFIG``.
     """
     path = Path(bundle_dir) / ADAPTER_CONFIG_NAME
-    document = load_object(path, limits=limits)
+    document = load_object(path)
     peft_type = document.get("peft_type")
     if not isinstance(peft_type, str) or not peft_type:
         raise AdapterError("ADAPTER_CONFIG", path, "peft_type must be a non-empty string")
     rank, alpha = document.get("r"), document.get("lora_alpha")
     if peft_type == "LORA" and not (is_int(rank) and rank > 0 and is_number(alpha) and alpha > 0):
         raise AdapterError("ADAPTER_CONFIG", path, "a LoRA needs r, an integer > 0, and lora_alpha > 0")
-    return AdapterConfig(
-        peft_type=peft_type,
-        rank=rank if is_int(rank) else None,
-        alpha=float(alpha) if is_number(alpha) else None,
-        raw=MappingProxyType(document),
-    )

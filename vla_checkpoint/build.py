@@ -16,7 +16,6 @@ from vla_checkpoint.digest import sha256_file
 from vla_checkpoint.errors import ManifestError
 from vla_checkpoint.files import Cancel, PathLike, Progress
 from vla_checkpoint.folder import list_folder, resolve_folder
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.manifest import ActionSpec, BaseRef, Channel, FileEntry, Kind, Manifest
 from vla_checkpoint.paths import MANIFEST_NAME, check_paths
 from vla_checkpoint.scan import check_values, scan_file
@@ -37,7 +36,6 @@ def build_manifest(
     created: str | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
-    limits: Limits = DEFAULT_LIMITS,
 ) -> Manifest:
     """Check a folder, hash it and return its manifest (:func:`vla_checkpoint.write_manifest` stores it).
 
@@ -57,13 +55,12 @@ def build_manifest(
         created: UTC ``YYYY-MM-DDTHH:MM:SSZ``; now if ``None``.
         progress: called with the bytes done since the last call.
         cancel: true stops.
-        limits: bounds on what is read.
 
     Raises:
         CheckpointError: the folder or an argument would not be accepted.
     """
     folder = resolve_folder(bundle_dir)
-    files = list_folder(folder, limits)
+    files = list_folder(folder)
     draft = Manifest(
         name=name,
         version=version,
@@ -77,9 +74,9 @@ def build_manifest(
         base=base,
         lineage=lineage or {},
     )
-    _reparse(draft, folder, limits)  # refuse bad arguments and names before hashing gigabytes
-    check_paths(sorted(files), folder / MANIFEST_NAME, limits)
-    bundle = inspect_folder(folder, draft, files, limits, cancel)
+    _reparse(draft, folder)  # refuse bad arguments and names before hashing gigabytes
+    check_paths(sorted(files), folder / MANIFEST_NAME)
+    bundle = inspect_folder(folder, draft, files, cancel)
     entries: list[FileEntry] = []
     tensors: dict[str, Mapping[str, str]] = {}
     for path in sorted(files):
@@ -94,12 +91,12 @@ def build_manifest(
                 tensors[path] = scan.tensors
         entries.append(FileEntry(path, files[path].size, digest))
     bundle.golden()
-    return _reparse(replace(draft, files=tuple(entries), tensors=tensors), folder, limits)
+    return _reparse(replace(draft, files=tuple(entries), tensors=tensors), folder)
 
 
-def _reparse(manifest: Manifest, folder: Path, limits: Limits) -> Manifest:
+def _reparse(manifest: Manifest, folder: Path) -> Manifest:
     try:
         data = manifest.canonical()
     except rfc8785.CanonicalizationError as e:
         raise ManifestError("MANIFEST_NOT_CANONICAL", folder / MANIFEST_NAME, str(e)) from e
-    return Manifest.parse(data, limits=limits, path=folder / MANIFEST_NAME)
+    return Manifest.parse(data, path=folder / MANIFEST_NAME)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from vla_checkpoint.adapter import AdapterConfig, load_adapter_config
+from vla_checkpoint import limits
+from vla_checkpoint.adapter import check_adapter_config
 from vla_checkpoint.config import CONFIG_NAME, PolicyConfig, load_config
 from vla_checkpoint.digest import sha256_bytes, sha256_file
 from vla_checkpoint.errors import BundleError, ConfigError, DigestError
@@ -16,7 +17,6 @@ from vla_checkpoint.files import Cancel, PathLike, Progress, check_cancel, read_
 from vla_checkpoint.folder import FolderFile, check_not_forbidden, list_folder, resolve_folder
 from vla_checkpoint.golden import GOLDEN_NAME, Golden, check_golden, read_golden
 from vla_checkpoint.header import Header, read_header
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.manifest import Manifest
 from vla_checkpoint.paths import MANIFEST_NAME
 from vla_checkpoint.scan import check_values, scan_file
@@ -40,8 +40,6 @@ class Bundle:
     weight_files: tuple[str, ...]
     """Relative paths of the files that hold the weights."""
     has_golden: bool
-    adapter: AdapterConfig | None = None
-    """For bundles of kind ``adapter``."""
 
     @property
     def digest(self) -> str:
@@ -67,7 +65,6 @@ def open_bundle(
     *,
     expected_digest: str | None = None,
     cancel: Cancel | None = None,
-    limits: Limits = DEFAULT_LIMITS,
 ) -> Bundle:
     """Parse a bundle and check that its parts agree: cheap, reads no tensor data and hashes the manifest only.
 
@@ -75,22 +72,21 @@ def open_bundle(
         path: the folder, or a link to it.
         expected_digest: what the manifest's SHA-256 must be.
         cancel: asked before each file; true stops.
-        limits: bounds on what is read.
 
     Raises:
         CheckpointError: whatever is wrong first (see :mod:`vla_checkpoint.errors`); :class:`CancelledCheckError` when cancelled.
     """
     folder = resolve_folder(path)
-    files = list_folder(folder, limits)
+    files = list_folder(folder)
     manifest_path = folder / MANIFEST_NAME
-    data = read_bytes(manifest_path, limits.manifest_bytes)
+    data = read_bytes(manifest_path, limits.MANIFEST_BYTES)
     if expected_digest is not None and sha256_bytes(data) != expected_digest:
         raise DigestError(
             "DIGEST_BUNDLE", manifest_path, f"SHA-256 is {sha256_bytes(data)}, expected {expected_digest}"
         )
-    manifest = Manifest.parse(data, limits=limits, path=manifest_path)
+    manifest = Manifest.parse(data, path=manifest_path)
     _check_files(folder, manifest, files)
-    bundle = inspect_folder(folder, manifest, files, limits, cancel)
+    bundle = inspect_folder(folder, manifest, files, cancel)
     _check_tensor_lists(bundle)
     return bundle
 
@@ -102,7 +98,6 @@ def verify_bundle(
     scan_values: bool = True,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
-    limits: Limits = DEFAULT_LIMITS,
 ) -> Bundle:
     """Check everything that can be checked without running the policy; each file is read once, in constant memory.
 
@@ -112,12 +107,11 @@ def verify_bundle(
         scan_values: also look for NaN and infinity in the tensors.
         progress: called with the bytes done since the last call; they add up to ``manifest.total_bytes``.
         cancel: asked before each file, and a few hundred times a gigabyte; true stops.
-        limits: bounds on what is read.
 
     Raises:
         CheckpointError: whatever is wrong first; :class:`CancelledCheckError` when cancelled.
     """
-    bundle = open_bundle(path, expected_digest=expected_digest, cancel=cancel, limits=limits)
+    bundle = open_bundle(path, expected_digest=expected_digest, cancel=cancel)
     for entry in bundle.manifest.files:
         file = bundle.path / entry.path
         header = bundle.headers.get(entry.path)
@@ -141,7 +135,6 @@ def inspect_folder(
     folder: Path,
     manifest: Manifest,
     files: Mapping[str, FolderFile],
-    limits: Limits = DEFAULT_LIMITS,
     cancel: Cancel | None = None,
 ) -> Bundle:
     """Parse configuration, statistics and headers of a folder and check them against each other and the manifest's action space.
@@ -154,25 +147,26 @@ def inspect_folder(
         check_cancel(cancel, folder / name)
         check_not_forbidden(folder / name)
         if name.endswith(_SAFETENSORS):
-            headers[name] = read_header(folder / name, limits)
-    weight_files = find_weight_files(folder, files.keys(), manifest.kind, limits)
+            headers[name] = read_header(folder / name)
+    weight_files = find_weight_files(folder, files.keys(), manifest.kind)
     if INDEX_NAME in files:
         shards = {n: header for n, header in headers.items() if n.startswith("model") and "/" not in n}
         index_path = folder / INDEX_NAME
-        check_shards(index_path, read_index(index_path, limits), {**shards, **{n: headers[n] for n in weight_files}})
+        check_shards(index_path, read_index(index_path), {**shards, **{n: headers[n] for n in weight_files}})
     if not any(headers[name].tensors for name in weight_files):
         raise BundleError("BUNDLE_WEIGHTS", folder, "the weight files hold no tensor")
-    config = load_config(folder, limits=limits)
+    config = load_config(folder)
     _check_config(folder / CONFIG_NAME, config, manifest)
+    if manifest.kind == "adapter":
+        check_adapter_config(folder)
     return Bundle(
         path=folder,
         manifest=manifest,
         config=config,
-        stats=load_stats(folder, files.keys(), config, limits, [c.name for c in manifest.action.channels]),
+        stats=load_stats(folder, files.keys(), config, [c.name for c in manifest.action.channels]),
         headers=MappingProxyType(headers),
         weight_files=weight_files,
         has_golden=GOLDEN_NAME in files,
-        adapter=load_adapter_config(folder, limits=limits) if manifest.kind == "adapter" else None,
     )
 
 

@@ -18,11 +18,12 @@ from typing import Any
 from vla_checkpoint.build import build_manifest
 from vla_checkpoint.bundle import Bundle, open_bundle, verify_bundle
 from vla_checkpoint.config import load_config
-from vla_checkpoint.errors import CheckpointError, printable
+from vla_checkpoint.errors import CheckpointError
 from vla_checkpoint.files import Progress
 from vla_checkpoint.importer import import_folder
 from vla_checkpoint.manifest import MODES, BaseRef, Channel, Mode, load_manifest, write_manifest
 from vla_checkpoint.stats import constant_channels
+from vla_ros.plain import printable
 
 ACCEPTED, REJECTED = 0, 1
 
@@ -185,7 +186,7 @@ def _channel(text: str) -> Channel:
 def _rate(text: str) -> float:
     rate = float(text)
     if not 0 < rate < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} Hz is no rate")
+        raise argparse.ArgumentTypeError(f"{text}: the rate must be a number above 0 [Hz]")
     return rate
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeGuard
 
+from vla_checkpoint import limits
 from vla_checkpoint.errors import ConfigError
 from vla_checkpoint.files import PathLike
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.strict_json import is_int, load_object
 
 CONFIG_NAME = "config.json"
@@ -89,7 +89,7 @@ class PolicyConfig:
         return result
 
 
-def load_config(bundle_dir: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> PolicyConfig:
+def load_config(bundle_dir: PathLike) -> PolicyConfig:
     """Read ``config.json`` of a folder.
 
     Raises:
@@ -97,16 +97,16 @@ def load_config(bundle_dir: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> Pol
         ConfigError: a key is missing or has no usable value.
     """
     path = Path(bundle_dir) / CONFIG_NAME
-    return parse_config(load_object(path, limits=limits), path, limits=limits)
+    return parse_config(load_object(path), path)
 
 
-def parse_config(document: Mapping[str, Any], path: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> PolicyConfig:
+def parse_config(document: Mapping[str, Any], path: PathLike) -> PolicyConfig:
     """Check a parsed ``config.json``; ``path`` is for messages only.
 
     Raises:
         ConfigError: ``CONFIG_FIELD_MISSING`` or ``CONFIG_FIELD_INVALID``.
     """
-    return _Reader(document, path, limits).config()
+    return _Reader(document, path).config()
 
 
 def _is_shape(value: Any, dimensions: int) -> TypeGuard[list[int]]:
@@ -115,10 +115,9 @@ def _is_shape(value: Any, dimensions: int) -> TypeGuard[list[int]]:
 
 
 class _Reader:
-    def __init__(self, document: Mapping[str, Any], path: PathLike, limits: Limits) -> None:
+    def __init__(self, document: Mapping[str, Any], path: PathLike) -> None:
         self._document = document
         self._path = path
-        self._limits = limits
 
     def config(self) -> PolicyConfig:
         kind = self._get("type")
@@ -153,12 +152,12 @@ class _Reader:
             self._invalid(key, "must be an object of features")
         features = {}
         for name, item in value.items():
-            if not 0 < len(name) <= self._limits.name_chars or not name.isprintable():
+            if not 0 < len(name) <= limits.NAME_CHARS or not name.isprintable():
                 self._invalid(key, f"feature name {name[:80]!r} is empty, too long or not printable")
             if not isinstance(item, dict) or not isinstance(item.get("type"), str):
                 self._invalid(key, f"{name!r} must have a type and a shape")
             shape = item.get("shape")
-            if not _is_shape(shape, self._limits.dimensions):
+            if not _is_shape(shape, limits.DIMENSIONS):
                 self._invalid(key, f"the shape of {name!r} must be a list of integers > 0")
             features[name] = Feature(item["type"], tuple(shape))
         return MappingProxyType(features)
@@ -169,7 +168,7 @@ class _Reader:
             self._invalid("normalization_mapping", "must be an object")
         for kind, mode in value.items():
             if not isinstance(mode, str) or mode not in REQUIRED_STATS:
-                self._invalid("normalization_mapping", f"{kind}: {mode!r} is none of {', '.join(REQUIRED_STATS)}")
+                self._invalid("normalization_mapping", f"{kind}: {mode!r} must be one of {', '.join(REQUIRED_STATS)}")
         return MappingProxyType(value)
 
     def _count(self, key: str) -> int:

@@ -1,67 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a checkpoint was refused: one small tree, one stable code for each reason.
-
-::
-
-    CheckpointError                 something is wrong with a checkpoint (catch this one)
-    ├── FileError                   FILE_MISSING FILE_UNREADABLE FILE_NOT_REGULAR FILE_TOO_LARGE FILE_NOT_WRITTEN
-    ├── JsonError                   JSON_SYNTAX JSON_DUPLICATE_KEY JSON_TOO_DEEP JSON_TOO_LARGE
-    ├── HeaderError                 HEADER_TRUNCATED HEADER_TOO_LARGE HEADER_START HEADER_PADDING HEADER_JSON
-    │                               HEADER_DUPLICATE_KEY HEADER_FIELD HEADER_METADATA HEADER_TENSOR_NAME HEADER_DTYPE
-    │                               HEADER_SHAPE HEADER_OFFSETS HEADER_TENSOR_COUNT HEADER_FILE_SIZE
-    ├── ValueCheckError             VALUES_NOT_FINITE
-    ├── ShardError                  SHARD_INDEX SHARD_MISSING SHARD_UNLISTED SHARD_TENSOR_MISSING SHARD_TENSOR_UNLISTED
-    │                               SHARD_TENSOR_DUPLICATE SHARD_TOTAL_SIZE
-    ├── ConfigError                 CONFIG_FIELD_MISSING CONFIG_FIELD_INVALID CONFIG_MISMATCH HISTORY_UNSUPPORTED
-    ├── StatsError                  STATS_MISSING STATS_FORMAT STATS_DIMENSION STATS_NOT_FINITE STATS_STD STATS_ORDER
-    │                               STATS_CONFLICT STATS_STATE_FILE STATS_PROCESSOR_MISMATCH
-    ├── GoldenError                 GOLDEN_FORMAT GOLDEN_SHAPE GOLDEN_NOT_FINITE
-    ├── AdapterError                ADAPTER_CONFIG
-    ├── ManifestError               MANIFEST_JSON MANIFEST_FIELD MANIFEST_SCHEMA MANIFEST_NOT_CANONICAL
-    │                               MANIFEST_PATH MANIFEST_DUPLICATE_PATH MANIFEST_LIMIT MANIFEST_TENSORS
-    ├── VersionError                VERSION_INVALID VERSION_NOT_NEWER VERSION_BUMP_TOO_SMALL
-    ├── DigestError                 DIGEST_BUNDLE DIGEST_FILE DIGEST_TENSOR
-    ├── BundleError                 BUNDLE_NOT_A_FOLDER BUNDLE_FILE_MISSING BUNDLE_FILE_EXTRA BUNDLE_FILE_SIZE
-    │                               BUNDLE_SYMLINK BUNDLE_SPECIAL_FILE BUNDLE_FOLDER_EXTRA BUNDLE_FORBIDDEN_FILE
-    │                               BUNDLE_WEIGHTS BUNDLE_TENSORS
-    ├── ImportFolderError           IMPORT_SOURCE IMPORT_DESTINATION
-    └── CancelledCheckError         CANCELLED (the caller asked for it; nothing is said about the checkpoint)
-"""
+"""Why a checkpoint was refused: ``CheckpointError`` and a subclass a part of it. docs/errors.md explains every code."""
 
 from __future__ import annotations
 
 import os
 
-_MAX_CHARS = 1000
+from vla_ros.plain import printable
 
-
-def printable(text: str) -> str:
-    """Escape what would break a log line, a terminal or a ROS string: names in a hostile file end up in messages."""
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_MAX_CHARS])
-    return escaped + "…" * (len(text) > _MAX_CHARS)
+_MAX_CHARS = 1000  # of a hostile file's names
 
 
 class CheckpointError(Exception):
     """A checkpoint was refused.
 
     Attributes:
-        code: stable SCREAMING_SNAKE_CASE name of the reason (see the module's docstring).
-        path: the file (or folder) at fault, unprintable characters escaped.
+        code: stable SCREAMING_SNAKE_CASE name of the reason (docs/errors.md).
+        path: the file (or folder) at fault, on one printable line.
         reason: what is wrong with it, for people; one line.
     """
 
     def __init__(self, code: str, path: str | os.PathLike[str], reason: str) -> None:
         self.code = code
-        self.path = printable(os.fspath(path))
-        self.reason = printable(reason)
+        self.path = _shown(path)
+        self.reason = _shown(reason)
         super().__init__(f"{code}: {self.path}: {self.reason}")
 
     def moved(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> CheckpointError:
         """Return the same refusal with ``new`` for ``old`` in its path: what was checked in a temporary folder lies elsewhere."""
-        before, after = printable(os.fspath(old)), os.fspath(new)
+        before, after = _shown(old), os.fspath(new)
         if self.path != before and not self.path.startswith(before + "/"):
             return self
         return type(self)(self.code, after + self.path.removeprefix(before), self.reason)
+
+
+def _shown(text: str | os.PathLike[str]) -> str:
+    text = os.fspath(text)
+    return printable(text[:_MAX_CHARS]) + "…" * (len(text) > _MAX_CHARS)
 
 
 class FileError(CheckpointError):
@@ -121,4 +95,4 @@ class ImportFolderError(CheckpointError):
 
 
 class CancelledCheckError(CheckpointError):
-    """The caller cancelled a long check."""
+    """CANCELLED: the caller stopped a long check; the checkpoint may be good or bad."""

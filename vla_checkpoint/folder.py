@@ -8,9 +8,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from vla_checkpoint import limits
 from vla_checkpoint.errors import BundleError, FileError
 from vla_checkpoint.files import PathLike, open_regular
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.paths import MANIFEST_NAME
 
 # Formats that are pickles or may hold one, and code: loading either runs what somebody else wrote.
@@ -53,7 +53,7 @@ def resolve_folder(path: PathLike) -> Path:
     raise BundleError("BUNDLE_NOT_A_FOLDER", path, "no such folder")
 
 
-def list_folder(folder: Path, limits: Limits = DEFAULT_LIMITS) -> dict[str, FolderFile]:
+def list_folder(folder: Path) -> dict[str, FolderFile]:
     """Return relative path → file for every file below ``folder`` except the manifest.
 
     Raises:
@@ -62,17 +62,17 @@ def list_folder(folder: Path, limits: Limits = DEFAULT_LIMITS) -> dict[str, Fold
     """
     result: dict[str, FolderFile] = {}
     try:
-        _list_into(folder, "", 1, result, limits)
+        _list_into(folder, "", 1, result)
     except OSError as e:
         raise FileError("FILE_UNREADABLE", e.filename or folder, e.strerror or str(e)) from e
     result.pop(MANIFEST_NAME, None)
     return result
 
 
-def _list_into(root: Path, prefix: str, depth: int, result: dict[str, FolderFile], limits: Limits) -> None:
+def _list_into(root: Path, prefix: str, depth: int, result: dict[str, FolderFile]) -> None:
     here = root / prefix
-    if depth > limits.path_depth:
-        raise BundleError("BUNDLE_FOLDER_EXTRA", here, f"nested deeper than {limits.path_depth}")
+    if depth > limits.PATH_DEPTH:
+        raise BundleError("BUNDLE_FILE_EXTRA", here, f"nested deeper than {limits.PATH_DEPTH}")
     empty = True
     with os.scandir(here) as entries:
         for entry in entries:
@@ -82,15 +82,15 @@ def _list_into(root: Path, prefix: str, depth: int, result: dict[str, FolderFile
             if stat.S_ISLNK(status.st_mode):
                 raise BundleError("BUNDLE_SYMLINK", root / name, "a bundle holds no symbolic links")
             if stat.S_ISDIR(status.st_mode):
-                _list_into(root, name + "/", depth + 1, result, limits)
+                _list_into(root, name + "/", depth + 1, result)
             elif stat.S_ISREG(status.st_mode):
                 result[name] = FolderFile(name, status.st_size)
             else:
-                raise BundleError("BUNDLE_SPECIAL_FILE", root / name, "neither file nor folder")
-            if len(result) > limits.files + 1:
-                raise BundleError("BUNDLE_FILE_EXTRA", root, f"more than {limits.files} files")
+                raise BundleError("BUNDLE_FILE_EXTRA", root / name, "neither file nor folder")
+            if len(result) > limits.FILES + 1:
+                raise BundleError("BUNDLE_FILE_EXTRA", root, f"more than {limits.FILES} files")
     if empty and prefix:
-        raise BundleError("BUNDLE_FOLDER_EXTRA", here, "an empty folder")
+        raise BundleError("BUNDLE_FILE_EXTRA", here, "an empty folder")
 
 
 def forbidden_name(name: str) -> str | None:

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
+from vla_checkpoint import limits
 from vla_checkpoint.config import ACTION, PolicyConfig
 from vla_checkpoint.errors import GoldenError, JsonError
 from vla_checkpoint.files import PathLike, write_atomically
 from vla_checkpoint.header import Header, read_header
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.strict_json import is_number, parse_json
 from vla_checkpoint.tensors import numpy_dtype, read_array
 
@@ -47,16 +47,16 @@ class Golden:
         return len(self.instructions)
 
 
-def read_golden(path: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> Golden:
+def read_golden(path: PathLike) -> Golden:
     """Read and check a golden file; whether it fits a policy is :func:`check_golden`'s question.
 
     Raises:
         FileError, HeaderError: it is unreadable, or no well-formed safetensors file.
         GoldenError: it is not the format above.
     """
-    header = read_header(path, limits)
-    if header.file_size > limits.golden_bytes:
-        raise GoldenError("GOLDEN_FORMAT", path, f"{header.file_size} bytes, at most {limits.golden_bytes} allowed")
+    header = read_header(path)
+    if header.file_size > limits.GOLDEN_BYTES:
+        raise GoldenError("GOLDEN_FORMAT", path, f"{header.file_size} bytes, at most {limits.GOLDEN_BYTES} allowed")
     action = header.tensors.get(ACTION)
     if action is None or action.dtype != "F32" or len(action.shape) != 3 or not all(action.shape):
         raise GoldenError("GOLDEN_FORMAT", path, f"{ACTION!r} must be float32 [N, H, A], none of them 0")
@@ -69,12 +69,12 @@ def read_golden(path: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> Golden:
             raise GoldenError("GOLDEN_FORMAT", path, f"{name!r} is {info.dtype}, which numpy does not have")
         array = read_array(path, info)
         if not np.all(np.isfinite(array)):
-            raise GoldenError("GOLDEN_NOT_FINITE", path, f"NaN or infinity in {name!r}")
+            raise GoldenError("GOLDEN_FORMAT", path, f"NaN or infinity in {name!r}")
         observations[name] = array
     expected = observations.pop(ACTION).astype(np.float32, copy=False)
     if not observations:
         raise GoldenError("GOLDEN_FORMAT", path, "no observations")
-    instructions, tolerance = _read_metadata(header, path, count, channels, limits)
+    instructions, tolerance = _read_metadata(header, path, count, channels)
     return Golden(observations, expected, instructions, tolerance)
 
 
@@ -133,14 +133,14 @@ def write_golden(
 
 
 def _read_metadata(
-    header: Header, path: PathLike, count: int, channels: int, limits: Limits
+    header: Header, path: PathLike, count: int, channels: int
 ) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
     values = {}
     for key in ("instructions", "tolerance"):
         if key not in header.metadata:
             raise GoldenError("GOLDEN_FORMAT", path, f"metadata lacks {key!r}")
         try:
-            values[key] = parse_json(header.metadata[key].encode(), path, limits=limits)
+            values[key] = parse_json(header.metadata[key].encode(), path)
         except JsonError as e:
             raise GoldenError("GOLDEN_FORMAT", path, f"metadata {key!r}: {e.reason}") from e
     instructions, tolerance = values["instructions"], values["tolerance"]

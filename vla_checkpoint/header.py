@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from vla_checkpoint import limits
 from vla_checkpoint.errors import HeaderError, JsonError
 from vla_checkpoint.files import PathLike, file_size, open_regular, read_exactly
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.strict_json import is_int, parse_json
 
 # What safetensors 0.8 defines. Elements below a byte (F4, F6) are packed: a tensor must still be whole bytes.
@@ -70,7 +70,7 @@ class Header:
         return self.file_size - self.data_start
 
 
-def read_header(path: PathLike, limits: Limits = DEFAULT_LIMITS) -> Header:
+def read_header(path: PathLike) -> Header:
     """Read and check the header of a safetensors file; reads no tensor data.
 
     Raises:
@@ -80,39 +80,37 @@ def read_header(path: PathLike, limits: Limits = DEFAULT_LIMITS) -> Header:
     with open_regular(path) as file:
         size = file_size(file)
         if size < _LENGTH_BYTES:
-            raise HeaderError("HEADER_TRUNCATED", path, f"{size} bytes are too few for a safetensors file")
+            raise HeaderError("HEADER_FILE_SIZE", path, f"{size} bytes are too few for a safetensors file")
         prefix = bytearray(_LENGTH_BYTES)
         read_exactly(file, path, memoryview(prefix))
         length = int.from_bytes(prefix, "little")
-        if length > limits.header_bytes:
-            raise HeaderError(
-                "HEADER_TOO_LARGE", path, f"header of {length} bytes, at most {limits.header_bytes} allowed"
-            )
+        if length > limits.HEADER_BYTES:
+            raise HeaderError("HEADER_LIMIT", path, f"header of {length} bytes, at most {limits.HEADER_BYTES} allowed")
         if length > size - _LENGTH_BYTES:
-            raise HeaderError("HEADER_TRUNCATED", path, f"header of {length} bytes in a file of {size}")
+            raise HeaderError("HEADER_FILE_SIZE", path, f"header of {length} bytes in a file of {size}")
         data = bytearray(length)
         read_exactly(file, path, memoryview(data))
-    return parse_header(bytes(data), path, file_size=size, limits=limits)
+    return parse_header(bytes(data), path, file_size=size)
 
 
-def parse_header(data: bytes, path: PathLike, *, file_size: int, limits: Limits = DEFAULT_LIMITS) -> Header:
+def parse_header(data: bytes, path: PathLike, *, file_size: int) -> Header:
     """Check header bytes (without the length prefix) of a file of ``file_size`` bytes; ``path`` is for messages only.
 
     Raises:
         HeaderError: see :func:`read_header`.
     """
-    document = _parse_json(data, path, limits)
-    metadata = _check_metadata(document.pop(_METADATA_KEY, {}), path, limits)
-    if len(document) > limits.tensors:
-        raise HeaderError("HEADER_TENSOR_COUNT", path, f"{len(document)} tensors, at most {limits.tensors} allowed")
+    document = _parse_json(data, path)
+    metadata = _check_metadata(document.pop(_METADATA_KEY, {}), path)
+    if len(document) > limits.TENSORS:
+        raise HeaderError("HEADER_LIMIT", path, f"{len(document)} tensors, at most {limits.TENSORS} allowed")
     data_start = _LENGTH_BYTES + len(data)
-    infos = [_check_tensor(name, entry, data_start, path, limits) for name, entry in document.items()]
+    infos = [_check_tensor(name, entry, data_start, path) for name, entry in document.items()]
     infos.sort(key=lambda info: (info.start, info.end))
     position = data_start
     for info in infos:
         if info.start != position:
-            kind = "overlaps the tensor before it" if info.start < position else "leaves a gap before it"
-            raise HeaderError("HEADER_OFFSETS", path, f"tensor {info.name!r} {kind}")
+            kind = "overlap the tensor before it" if info.start < position else "leave a gap before it"
+            raise HeaderError("HEADER_FORMAT", path, f"tensor {info.name!r}: data_offsets {kind}")
         position = info.end
     if position != file_size:
         kind = "is cut short" if position > file_size else "has trailing bytes"
@@ -120,48 +118,47 @@ def parse_header(data: bytes, path: PathLike, *, file_size: int, limits: Limits 
     return Header(MappingProxyType({info.name: info for info in infos}), metadata, data_start, file_size)
 
 
-def _parse_json(data: bytes, path: PathLike, limits: Limits) -> dict[str, Any]:
+def _parse_json(data: bytes, path: PathLike) -> dict[str, Any]:
     if not data.startswith(b"{"):
-        raise HeaderError("HEADER_START", path, "header does not begin with '{'")
+        raise HeaderError("HEADER_FORMAT", path, "header does not begin with '{'")
     if not data.rstrip(b" ").endswith(b"}"):
-        raise HeaderError("HEADER_PADDING", path, "header does not end with '}' and spaces")
+        raise HeaderError("HEADER_FORMAT", path, "header does not end with '}' and spaces")
     try:
-        document = parse_json(data, path, limits=limits)
+        document = parse_json(data, path)
     except JsonError as e:
-        code = "HEADER_DUPLICATE_KEY" if e.code == "JSON_DUPLICATE_KEY" else "HEADER_JSON"
-        raise HeaderError(code, path, f"header: {e.reason}") from e
+        raise HeaderError("HEADER_FORMAT", path, f"header: {e.reason}") from e
     assert isinstance(document, dict)  # it begins with '{'
     return document
 
 
-def _check_metadata(value: Any, path: PathLike, limits: Limits) -> Mapping[str, str]:
+def _check_metadata(value: Any, path: PathLike) -> Mapping[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise HeaderError("HEADER_METADATA", path, "__metadata__ must map strings to strings")
-    if len(value) > limits.metadata_entries:
-        raise HeaderError("HEADER_METADATA", path, f"more than {limits.metadata_entries} entries in __metadata__")
+        raise HeaderError("HEADER_FORMAT", path, "__metadata__ must map strings to strings")
+    if len(value) > limits.METADATA_ENTRIES:
+        raise HeaderError("HEADER_FORMAT", path, f"more than {limits.METADATA_ENTRIES} entries in __metadata__")
     return MappingProxyType(value)
 
 
-def _check_tensor(name: str, entry: Any, data_start: int, path: PathLike, limits: Limits) -> TensorInfo:
-    if not 0 < len(name) <= limits.name_chars or not name.isprintable():
-        raise HeaderError("HEADER_TENSOR_NAME", path, f"tensor name {name[:80]!r} is empty, too long or not printable")
+def _check_tensor(name: str, entry: Any, data_start: int, path: PathLike) -> TensorInfo:
+    if not 0 < len(name) <= limits.NAME_CHARS or not name.isprintable():
+        raise HeaderError("HEADER_FORMAT", path, f"tensor name {name[:80]!r} is empty, too long or not printable")
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        raise HeaderError("HEADER_FIELD", path, f"tensor {name!r} must have exactly dtype, shape and data_offsets")
+        raise HeaderError("HEADER_FORMAT", path, f"tensor {name!r} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise HeaderError("HEADER_DTYPE", path, f"tensor {name!r} has the unknown dtype {str(dtype)[:40]!r}")
-    if not _is_sizes(shape) or len(shape) > limits.dimensions:
+        raise HeaderError("HEADER_FORMAT", path, f"tensor {name!r} has the unknown dtype {str(dtype)[:40]!r}")
+    if not _is_sizes(shape) or len(shape) > limits.DIMENSIONS:
         raise HeaderError(
-            "HEADER_SHAPE", path, f"tensor {name!r}: shape must be up to {limits.dimensions} integers >= 0"
+            "HEADER_FORMAT", path, f"tensor {name!r}: shape must be up to {limits.DIMENSIONS} integers >= 0"
         )
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise HeaderError("HEADER_OFFSETS", path, f"tensor {name!r}: data_offsets must be two ordered integers >= 0")
+        raise HeaderError("HEADER_FORMAT", path, f"tensor {name!r}: data_offsets must be two ordered integers >= 0")
     if math.prod(n for n in shape if n) >= 1 << 60:  # [0, 2**62, 2**62] is empty here and overflows elsewhere
-        raise HeaderError("HEADER_SHAPE", path, f"tensor {name!r}: the shape's product is out of range")
+        raise HeaderError("HEADER_FORMAT", path, f"tensor {name!r}: shape is too large")
     bits = math.prod(shape) * DTYPE_BITS[dtype]  # Python integers do not overflow
     if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
-        reason = f"tensor {name!r}: {dtype} {shape} does not fill its {offsets[1] - offsets[0]} bytes exactly"
-        raise HeaderError("HEADER_SHAPE", path, reason)
+        reason = f"tensor {name!r}: shape {shape} of {dtype} does not fill its {offsets[1] - offsets[0]} bytes exactly"
+        raise HeaderError("HEADER_FORMAT", path, reason)
     return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 

@@ -27,7 +27,6 @@ from vla_checkpoint.errors import CheckpointError, FileError, ImportFolderError
 from vla_checkpoint.files import PathLike, Progress, write_atomically
 from vla_checkpoint.folder import forbidden_name, list_folder
 from vla_checkpoint.header import read_header
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.manifest import BaseRef, Channel, Manifest, write_manifest
 from vla_checkpoint.paths import MANIFEST_NAME
 from vla_checkpoint.processors import PROCESSOR_NAMES
@@ -60,7 +59,6 @@ def import_folder(
     lineage: Mapping[str, Any] | None = None,
     created: str | None = None,
     progress: Progress | None = None,
-    limits: Limits = DEFAULT_LIMITS,
 ) -> ImportReport:
     """Copy a foreign checkpoint folder into the new bundle ``out``; ``out`` appears when it is complete, or not at all.
 
@@ -73,10 +71,9 @@ def import_folder(
         channels: of the action, in order.
         rate_hz: actions per second.
         base: the bundle that an adapter belongs on; needed for adapters only.
-        lineage: any JSON object; what the folder tells of its origin is added.
+        lineage: any JSON object; the origin that the folder's name shows is added.
         created: UTC ``YYYY-MM-DDTHH:MM:SSZ``; now if ``None``.
         progress: called with the bytes hashed since the last call.
-        limits: bounds on what is read.
 
     Raises:
         CheckpointError: the folder is not usable, or the bundle would not be valid; ``out`` is then not there.
@@ -91,14 +88,18 @@ def import_folder(
         raise FileError("FILE_NOT_WRITTEN", out, e.strerror or str(e)) from e
     try:
         left_out = _copy(folder, aside)
-        names = list_folder(aside, limits).keys()
-        config = load_config(aside, limits=limits)
+        names = list_folder(aside).keys()
+        config = load_config(aside)
         is_adapter = ADAPTER_WEIGHTS_NAME in names
         if is_adapter != (base is not None):
-            reason = "an adapter needs to be told its base" if is_adapter else "a base was given but this is no adapter"
+            reason = (
+                "an adapter needs its base: give --base"
+                if is_adapter
+                else "a base was given, but this is not an adapter"
+            )
             raise ImportFolderError("IMPORT_SOURCE", folder, reason)
         if STATS_NAME not in names and not any(processor in names for processor in PROCESSOR_NAMES):
-            _write_buffer_stats(aside, names, config, "adapter" if is_adapter else "full", limits)
+            _write_buffer_stats(aside, names, config, "adapter" if is_adapter else "full")
         manifest = build_manifest(
             aside,
             name=name,
@@ -112,7 +113,6 @@ def import_folder(
             lineage={**_origin(folder), **(lineage or {})},
             created=created,
             progress=progress,
-            limits=limits,
         )
         write_manifest(aside, manifest)
         _publish(aside, out)
@@ -171,14 +171,12 @@ def _not_wanted(name: str, path: str) -> str | None:
     return forbidden_name(name)
 
 
-def _write_buffer_stats(folder: Path, names: Collection[str], config: PolicyConfig, kind: str, limits: Limits) -> None:
+def _write_buffer_stats(folder: Path, names: Collection[str], config: PolicyConfig, kind: str) -> None:
     """Write ``stats.json`` from LeRobot <= 0.3's buffers, ``<module>.buffer_<feature with _ for .>.<statistic>``."""
     stats: dict[str, dict[str, Any]] = {}
     homes = {}
-    for file in find_weight_files(folder, names, kind, limits):
-        homes.update(
-            {tensor: (folder / file, info) for tensor, info in read_header(folder / file, limits).tensors.items()}
-        )
+    for file in find_weight_files(folder, names, kind):
+        homes.update({tensor: (folder / file, info) for tensor, info in read_header(folder / file).tensors.items()})
     for feature in config.normalized_features():
         module = "unnormalize_outputs" if feature == ACTION else "normalize_inputs"
         for name in STAT_NAMES:
@@ -194,7 +192,7 @@ def _write_buffer_stats(folder: Path, names: Collection[str], config: PolicyConf
 
 
 def _origin(folder: Path) -> dict[str, str]:
-    """Return what a Hugging Face cache folder's name tells; never a path of this machine."""
+    """Return the origin in a Hugging Face cache folder's name; never a path of this machine."""
     match = _SNAPSHOT.search(folder.as_posix())
     if match is None:
         return {}

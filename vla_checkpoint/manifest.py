@@ -19,10 +19,10 @@ from typing import Any, Literal, NoReturn, cast
 
 import rfc8785
 
+from vla_checkpoint import limits
 from vla_checkpoint.digest import sha256_bytes
 from vla_checkpoint.errors import JsonError, ManifestError, VersionError
 from vla_checkpoint.files import PathLike, read_bytes, write_atomically
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.paths import MANIFEST_NAME, check_paths
 from vla_checkpoint.strict_json import is_int, is_number, parse_json
 from vla_checkpoint.version import parse_version
@@ -105,14 +105,14 @@ class Manifest:
     schema: int = SCHEMA
 
     @staticmethod
-    def parse(data: bytes, *, limits: Limits = DEFAULT_LIMITS, path: PathLike = MANIFEST_NAME) -> Manifest:
+    def parse(data: bytes, *, path: PathLike = MANIFEST_NAME) -> Manifest:
         """Parse and check canonical manifest bytes; ``path`` is for error messages only.
 
         Raises:
             ManifestError: anything but a valid canonical manifest of schema 1.
             VersionError: a version in it is not Semantic Versioning.
         """
-        return _Parser(path, limits).parse(data)
+        return _Parser(path).parse(data)
 
     def canonical(self) -> bytes:
         """Return the RFC 8785 bytes that are stored as ``manifest.json``."""
@@ -153,7 +153,7 @@ class Manifest:
         }
 
 
-def load_manifest(bundle_dir: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
+def load_manifest(bundle_dir: PathLike) -> Manifest:
     """Read ``manifest.json`` of a bundle; nothing else of the bundle is looked at.
 
     Raises:
@@ -161,7 +161,7 @@ def load_manifest(bundle_dir: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> M
         ManifestError, VersionError: see :meth:`Manifest.parse`.
     """
     path = Path(bundle_dir) / MANIFEST_NAME
-    return Manifest.parse(read_bytes(path, limits.manifest_bytes), limits=limits, path=path)
+    return Manifest.parse(read_bytes(path, limits.MANIFEST_BYTES), path=path)
 
 
 def write_manifest(bundle_dir: PathLike, manifest: Manifest) -> None:
@@ -180,17 +180,16 @@ def write_manifest(bundle_dir: PathLike, manifest: Manifest) -> None:
 class _Parser:
     """One field after the other; every refusal says which."""
 
-    def __init__(self, path: PathLike, limits: Limits) -> None:
+    def __init__(self, path: PathLike) -> None:
         self._path = path
-        self._limits = limits
 
     def parse(self, data: bytes) -> Manifest:
-        if len(data) > self._limits.manifest_bytes:
-            self._refuse("MANIFEST_LIMIT", f"{len(data)} bytes, at most {self._limits.manifest_bytes} allowed")
+        if len(data) > limits.MANIFEST_BYTES:
+            self._refuse("MANIFEST_LIMIT", f"{len(data)} bytes, at most {limits.MANIFEST_BYTES} allowed")
         try:
-            document = parse_json(data, self._path, limits=self._limits)
+            document = parse_json(data, self._path)
         except JsonError as e:
-            raise ManifestError("MANIFEST_JSON", self._path, e.reason) from e
+            raise ManifestError("MANIFEST_FIELD", self._path, e.reason) from e
         if isinstance(document, dict) and (not is_int(document.get("schema")) or document["schema"] != SCHEMA):
             self._refuse("MANIFEST_SCHEMA", f"schema {document.get('schema')!r} is not known here, {SCHEMA} is")
         manifest = self._manifest(document)
@@ -239,8 +238,8 @@ class _Parser:
         if not is_number(rate) or not 0 < rate <= MAX_RATE_HZ:
             self._field("action.rate_hz", f"must be a number above 0 and at most {MAX_RATE_HZ:g} Hz")
         items = action["channels"]
-        if not isinstance(items, list) or not 0 < len(items) <= self._limits.channels:
-            self._field("action.channels", f"must be a list of 1 to {self._limits.channels} channels")
+        if not isinstance(items, list) or not 0 < len(items) <= limits.CHANNELS:
+            self._field("action.channels", f"must be a list of 1 to {limits.CHANNELS} channels")
         channels = tuple(self._channel(item, f"action.channels[{i}]") for i, item in enumerate(items))
         if len({channel.name for channel in channels}) != len(channels):
             self._field("action.channels", "two channels have the same name")
@@ -255,18 +254,18 @@ class _Parser:
         return Channel(item["name"], item["unit"], cast(Mode, self._choice(item["mode"], f"{where}.mode", MODES)))
 
     def _files(self, value: Any) -> tuple[FileEntry, ...]:
-        if not isinstance(value, list) or len(value) > self._limits.files:
-            self._field("files", f"must be a list of at most {self._limits.files} files")
+        if not isinstance(value, list) or len(value) > limits.FILES:
+            self._field("files", f"must be a list of at most {limits.FILES} files")
         entries = []
         for i, item in enumerate(value):
             entry = self._object(item, f"files[{i}]", ("path", "size", "sha256"))
             size = entry["size"]
-            if not is_int(size) or not 0 <= size <= self._limits.file_bytes:
-                self._field(f"files[{i}].size", f"must be an integer from 0 to {self._limits.file_bytes}")
+            if not is_int(size) or not 0 <= size <= limits.FILE_BYTES:
+                self._field(f"files[{i}].size", f"must be an integer from 0 to {limits.FILE_BYTES}")
             if not isinstance(entry["path"], str):
                 self._field(f"files[{i}].path", "must be a string")
             entries.append(FileEntry(entry["path"], size, self._match(entry["sha256"], f"files[{i}].sha256", _HEX)))
-        check_paths([entry.path for entry in entries], self._path, self._limits)
+        check_paths([entry.path for entry in entries], self._path)
         return tuple(sorted(entries, key=lambda entry: entry.path))
 
     def _tensors(self, value: Any, files: set[str]) -> Mapping[str, Mapping[str, str]]:
@@ -274,12 +273,12 @@ class _Parser:
             self._field("tensors", "must be an object")
         for file, tensors in value.items():
             if file not in files or not file.endswith(".safetensors"):
-                self._refuse("MANIFEST_TENSORS", f"tensors of {file!r}, which is no listed safetensors file")
-            if not isinstance(tensors, dict) or len(tensors) > self._limits.tensors:
-                self._refuse("MANIFEST_TENSORS", f"{file}: must map at most {self._limits.tensors} tensors to digests")
+                self._refuse("MANIFEST_FIELD", f"tensors of {file!r}, which is not a listed safetensors file")
+            if not isinstance(tensors, dict) or len(tensors) > limits.TENSORS:
+                self._refuse("MANIFEST_FIELD", f"{file}: must map at most {limits.TENSORS} tensors to digests")
             for tensor, digest in tensors.items():
                 if not isinstance(digest, str) or not _HEX.fullmatch(digest):
-                    self._refuse("MANIFEST_TENSORS", f"{file}: the digest of {tensor!r} is not 64 hexadecimal digits")
+                    self._refuse("MANIFEST_FIELD", f"{file}: the digest of {tensor!r} is not 64 hexadecimal digits")
         return MappingProxyType({file: MappingProxyType(tensors) for file, tensors in value.items()})
 
     def _created(self, value: Any) -> str:
@@ -287,7 +286,7 @@ class _Parser:
         try:
             datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
         except ValueError:
-            self._field("created", f"{text} is no point in time")
+            self._field("created", f"{text} is not a date and time")
         return text
 
     def _object(self, value: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -318,7 +317,7 @@ class _Parser:
 
     def _choice(self, value: Any, where: str, choices: tuple[str, ...]) -> str:
         if not isinstance(value, str) or value not in choices:
-            self._field(where, f"{str(value)[:80]!r} is none of {', '.join(choices)}")
+            self._field(where, f"{str(value)[:80]!r} must be one of {', '.join(choices)}")
         return value
 
     def _field(self, where: str, reason: str) -> NoReturn:

@@ -24,7 +24,6 @@ from vla_checkpoint.config import Feature, PolicyConfig
 from vla_checkpoint.errors import StatsError
 from vla_checkpoint.files import PathLike
 from vla_checkpoint.header import read_header
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.strict_json import load_object
 from vla_checkpoint.tensors import numpy_dtype, read_array
 
@@ -43,16 +42,13 @@ def processor_of(feature: str, config: PolicyConfig) -> str:
     return PREPROCESSOR_NAME if feature in config.input_features else POSTPROCESSOR_NAME
 
 
-def read_processor_stats(
-    folder: Path, names: Collection[str], config: PolicyConfig, limits: Limits = DEFAULT_LIMITS
-) -> FloatStats:
+def read_processor_stats(folder: Path, names: Collection[str], config: PolicyConfig) -> FloatStats:
     """Check that the processors normalise what ``config`` says as it says, and return the statistics that they use.
 
     Args:
         folder: the bundle.
         names: relative paths of its files.
         config: says which features are inputs and outputs, and how they are normalised.
-        limits: bounds on what is read.
 
     Returns:
         Those of inputs from the pre-, those of outputs from the postprocessor; nothing for a processor that is not there.
@@ -69,13 +65,13 @@ def read_processor_stats(
         if processor not in names:
             continue
         path = folder / processor
-        step = _find_step(path, role, names, limits)
+        step = _find_step(path, role, names)
         if step is None:  # that its statistics are missing is said by who needs them
             continue
         for key, feature in features.items():
             step.check(key, feature, config.normalization_mapping.get(feature.type, "IDENTITY"))
         if step.state_file is not None:
-            state = _read_state(folder / step.state_file, limits)
+            state = _read_state(folder / step.state_file)
             result.update({key: entry for key, entry in state.items() if key in features})
     return result
 
@@ -113,9 +109,9 @@ class _Step:
         raise StatsError("STATS_PROCESSOR_MISMATCH", self.path, f"{self.where}: {reason}")
 
 
-def _find_step(path: Path, role: str, names: Collection[str], limits: Limits) -> _Step | None:
+def _find_step(path: Path, role: str, names: Collection[str]) -> _Step | None:
     """Return the one step that (un)normalises, or ``None``."""
-    steps = load_object(path, limits=limits).get("steps")
+    steps = load_object(path).get("steps")
     if not isinstance(steps, list):
         raise StatsError("STATS_FORMAT", path, "'steps' must be a list")
     found: _Step | None = None
@@ -161,9 +157,9 @@ def _parse_step(path: Path, where: str, step: Mapping[str, Any], role: str) -> _
     return _Step(path, where, features, norm_map, keys, step.get("state_file"))
 
 
-def _read_state(path: Path, limits: Limits) -> FloatStats:
+def _read_state(path: Path) -> FloatStats:
     result: FloatStats = {}
-    for key, info in read_header(path, limits).tensors.items():
+    for key, info in read_header(path).tensors.items():
         feature, _, name = key.rpartition(".")
         if info.dtype == "C64" or (numpy_dtype(info.dtype) is None and info.dtype != "BF16"):
             raise StatsError("STATS_FORMAT", path, f"{key!r} is {info.dtype}")

@@ -10,7 +10,6 @@ from pathlib import Path
 from vla_checkpoint.errors import BundleError, ShardError
 from vla_checkpoint.files import PathLike
 from vla_checkpoint.header import Header
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.strict_json import is_int, load_object
 
 WEIGHTS_NAME = "model.safetensors"
@@ -33,16 +32,13 @@ class ShardIndex:
         return tuple(sorted(set(self.weight_map.values())))
 
 
-def find_weight_files(
-    folder: PathLike, names: Collection[str], kind: str, limits: Limits = DEFAULT_LIMITS
-) -> tuple[str, ...]:
+def find_weight_files(folder: PathLike, names: Collection[str], kind: str) -> tuple[str, ...]:
     """Return the names of the weight files among ``names``, the files of a bundle folder.
 
     Args:
         folder: the bundle.
         names: relative paths of its files.
         kind: ``full`` or ``adapter``.
-        limits: bounds on what is read.
 
     Raises:
         BundleError: ``BUNDLE_WEIGHTS``: there are none, or both a single file and shards.
@@ -59,7 +55,7 @@ def find_weight_files(
     if INDEX_NAME in names:
         if WEIGHTS_NAME in names:
             raise BundleError("BUNDLE_WEIGHTS", folder, f"both {WEIGHTS_NAME} and {INDEX_NAME}: which is meant?")
-        index = read_index(Path(folder) / INDEX_NAME, limits)
+        index = read_index(Path(folder) / INDEX_NAME)
         for shard in index.shards:
             if shard not in names:
                 raise ShardError("SHARD_MISSING", Path(folder) / INDEX_NAME, f"shard {shard} is not there")
@@ -69,14 +65,14 @@ def find_weight_files(
     raise BundleError("BUNDLE_WEIGHTS", folder, f"neither {WEIGHTS_NAME} nor {INDEX_NAME}")
 
 
-def read_index(path: PathLike, limits: Limits = DEFAULT_LIMITS) -> ShardIndex:
+def read_index(path: PathLike) -> ShardIndex:
     """Read a shard index.
 
     Raises:
         FileError, JsonError: it is unreadable or no JSON object.
         ShardError: ``SHARD_INDEX``.
     """
-    document = load_object(path, limits=limits)
+    document = load_object(path)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ShardError("SHARD_INDEX", path, "weight_map must be an object with at least one tensor")
@@ -112,12 +108,12 @@ def check_shards(path: PathLike, index: ShardIndex, headers: Mapping[str, Header
         for tensor in headers[shard].tensors:
             home = index.weight_map.get(tensor)
             if home is None:
-                raise ShardError("SHARD_TENSOR_UNLISTED", path, f"{shard} holds {tensor!r}, which is not in weight_map")
+                raise ShardError("SHARD_INDEX", path, f"{shard} holds {tensor!r}, which is not in weight_map")
             if home != shard:
-                raise ShardError("SHARD_TENSOR_DUPLICATE", path, f"{tensor!r} is in {shard} but mapped to {home}")
+                raise ShardError("SHARD_INDEX", path, f"{tensor!r} is in {shard} but mapped to {home}")
     for tensor, shard in index.weight_map.items():
         if tensor not in headers[shard].tensors:
-            raise ShardError("SHARD_TENSOR_MISSING", path, f"{shard} does not hold {tensor!r}")
+            raise ShardError("SHARD_INDEX", path, f"{shard} does not hold {tensor!r}")
     total = sum(headers[shard].total_size for shard in index.shards)
     if index.total_size not in (None, total):
-        raise ShardError("SHARD_TOTAL_SIZE", path, f"total_size is {index.total_size}, the shards hold {total} bytes")
+        raise ShardError("SHARD_INDEX", path, f"total_size is {index.total_size}, the shards hold {total} bytes")

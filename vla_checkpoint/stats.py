@@ -23,7 +23,6 @@ import numpy.typing as npt
 from vla_checkpoint.config import ACTION, REQUIRED_STATS, Feature, PolicyConfig
 from vla_checkpoint.errors import StatsError
 from vla_checkpoint.files import PathLike
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 from vla_checkpoint.processors import PROCESSOR_NAMES, FloatStats, processor_of, read_processor_stats
 from vla_checkpoint.strict_json import is_number, load_object
 
@@ -42,7 +41,6 @@ def load_stats(
     bundle_dir: PathLike,
     names: Collection[str],
     config: PolicyConfig,
-    limits: Limits = DEFAULT_LIMITS,
     channels: Sequence[str] = (),
 ) -> Stats:
     """Read and check the statistics of a bundle.
@@ -51,7 +49,6 @@ def load_stats(
         bundle_dir: the folder.
         names: relative paths of its files.
         config: the policy they are for.
-        limits: bounds on what is read.
         channels: the action channels' names, for messages only.
 
     Returns:
@@ -65,10 +62,10 @@ def load_stats(
     sources: list[Stats] = []
     if STATS_NAME in names:
         path = folder / STATS_NAME
-        stats = parse_stats(load_object(path, limits=limits), path)
+        stats = parse_stats(load_object(path), path)
         sources.append(check_stats(stats, config, lambda key: path, channels))
     if any(name in names for name in PROCESSOR_NAMES):
-        stats = read_processor_stats(folder, names, config, limits)
+        stats = read_processor_stats(folder, names, config)
         sources.append(check_stats(stats, config, lambda key: folder / processor_of(key, config), channels))
     if len(sources) == 2:
         _check_agreement(sources[0], sources[1], config, folder / STATS_NAME)
@@ -91,7 +88,7 @@ def parse_stats(document: Mapping[str, Any], path: PathLike) -> FloatStats:
             raise StatsError("STATS_FORMAT", path, f"{feature}: must be an object of statistics")
         for name, value in entry.items():
             if name not in STAT_NAMES:
-                raise StatsError("STATS_FORMAT", path, f"{feature}.{name} is no known statistic")
+                raise StatsError("STATS_FORMAT", path, f"{feature}.{name} is not a known statistic")
             if not _is_numeric(value):
                 raise StatsError("STATS_FORMAT", path, f"{feature}.{name} must be a list of numbers")
             try:

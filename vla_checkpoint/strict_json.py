@@ -6,18 +6,18 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn, TypeGuard
 
+from vla_checkpoint import limits
 from vla_checkpoint.errors import JsonError
 from vla_checkpoint.files import PathLike, read_bytes
-from vla_checkpoint.limits import DEFAULT_LIMITS, Limits
 
 _MAX_NUMBER_CHARS = 64  # no honest number is longer; bounds the cost of int()
 
 
-def parse_json(data: bytes, path: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> Any:
+def parse_json(data: bytes, path: PathLike) -> Any:
     """Parse one JSON document; ``path`` is for error messages only.
 
     Raises:
-        JsonError: it is not strict JSON, nested deeper than ``limits.json_depth``, or of more than ``limits.json_values`` values.
+        JsonError: it is not strict JSON, nested deeper than ``limits.JSON_DEPTH``, or of more than ``limits.JSON_VALUES`` values.
     """
 
     def refuse(code: str, reason: str) -> NoReturn:
@@ -42,8 +42,8 @@ def parse_json(data: bytes, path: PathLike, *, limits: Limits = DEFAULT_LIMITS) 
 
         return parse
 
-    if sum(map(data.count, (b"{", b"[", b","))) > limits.json_values:
-        refuse("JSON_TOO_LARGE", f"more than {limits.json_values} values")  # before they become Python objects
+    if sum(map(data.count, (b"{", b"[", b","))) > limits.JSON_VALUES:
+        refuse("JSON_LIMIT", f"more than {limits.JSON_VALUES} values")  # before they become Python objects
     try:
         document = json.loads(
             data.decode("utf-8"),
@@ -53,26 +53,26 @@ def parse_json(data: bytes, path: PathLike, *, limits: Limits = DEFAULT_LIMITS) 
             parse_constant=lambda name: refuse("JSON_SYNTAX", f"{name} is not JSON"),
         )
     except RecursionError as e:
-        raise JsonError("JSON_TOO_DEEP", path, "nested too deeply") from e
+        raise JsonError("JSON_LIMIT", path, "nested too deeply") from e
     except ValueError as e:  # UnicodeDecodeError, json.JSONDecodeError
         raise JsonError("JSON_SYNTAX", path, str(e)) from e
-    _check_tree(document, path, limits.json_depth)
+    _check_tree(document, path, limits.JSON_DEPTH)
     return document
 
 
-def load_json(path: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> Any:
-    """Read and parse a JSON file of at most ``limits.json_bytes``.
+def load_json(path: PathLike) -> Any:
+    """Read and parse a JSON file of at most ``limits.JSON_BYTES``.
 
     Raises:
         FileError: it cannot be read or is too large.
         JsonError: see :func:`parse_json`.
     """
-    return parse_json(read_bytes(path, limits.json_bytes), path, limits=limits)
+    return parse_json(read_bytes(path, limits.JSON_BYTES), path)
 
 
-def load_object(path: PathLike, *, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
+def load_object(path: PathLike) -> dict[str, Any]:
     """Like :func:`load_json`, for a file whose top level must be an object."""
-    document = load_json(path, limits=limits)
+    document = load_json(path)
     if not isinstance(document, dict):
         raise JsonError("JSON_SYNTAX", path, "the top level must be an object")
     return document
@@ -104,7 +104,7 @@ def _check_tree(document: Any, path: PathLike, max_depth: int) -> None:
         if not below:
             return
         level = below
-    raise JsonError("JSON_TOO_DEEP", path, f"nested deeper than {max_depth} levels")
+    raise JsonError("JSON_LIMIT", path, f"nested deeper than {max_depth} levels")
 
 
 def _is_unicode(text: str) -> bool:

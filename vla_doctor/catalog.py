@@ -11,8 +11,6 @@ import string
 import sys
 from dataclasses import dataclass
 
-from vla_doctor.holds import HOLDS
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -161,11 +159,6 @@ RULES = {
         "A node's status does not come once a second: it hangs, or its messages do not get here.",
         "look at its log; is `ros2 topic echo {topic}` silent too?",
     ),
-    "STATUS_QOS": Rule(
-        "WARN",
-        "A status is not published latched (reliable, transient_local): late subscribers miss it.",
-        "remove the QoS override or relay on {topic}",
-    ),
     "POLICY_UNCONFIGURED": Rule(
         "FAIL",
         "policy_node could not be, or was not yet, configured; its message says why.",
@@ -193,7 +186,7 @@ RULES = {
     ),
     "POLICY_HOLDING": Rule(
         "WARN",
-        "The robot holds. The reasons are listed below.",
+        "The robot holds.",
         "{action}",
     ),
     "POLICY_LAST_ERROR": Rule(
@@ -268,11 +261,6 @@ RULES = {
         "Memory does not suffice for two loaded policies and the reserve: an update would fail or get something killed.",
         "free {missing_mib:.0f} MiB, use smaller policies, or lower --memory-reserve-bytes if you know better",
     ),
-    "CPU_FEW": Rule(
-        "WARN",
-        "One core: control loop and inference take turns.",
-        "give the container or the robot at least two cores",
-    ),
     "FIFO_REFUSED": Rule(
         "WARN",
         "The control loop may not run under SCHED_FIFO: other load delays commands by milliseconds.",
@@ -285,11 +273,6 @@ RULES = {
         "add `{user} - memlock unlimited` to /etc/security/limits.d/vla_ota.conf and log in again "
         "(systemd: LimitMEMLOCK=infinity; Docker: --ulimit memlock=-1)",
     ),
-    "SHM_SMALL": Rule(
-        "WARN",
-        "/dev/shm has no room for the shared-memory segments of more nodes: Fast DDS falls back to UDP.",
-        "make it larger (Docker: --shm-size=1g; else: mount -o remount,size=1g /dev/shm) or remove what killed nodes left there",
-    ),
     "SHM_SEGMENT_SMALL": Rule(
         "WARN",
         "Pictures do not fit Fast DDS's shared-memory segment several times: some are lost.",
@@ -301,30 +284,10 @@ RULES = {
         "The Fast DDS profile that the environment names cannot be read: Fast DDS ignores it.",
         "correct FASTRTPS_DEFAULT_PROFILES_FILE",
     ),
-    "DISCOVERY_OFF": Rule(
-        "FAIL",
-        "ROS_AUTOMATIC_DISCOVERY_RANGE=OFF: nodes do not find each other.",
-        "set ROS_AUTOMATIC_DISCOVERY_RANGE to LOCALHOST or SUBNET for all nodes",
-    ),
-    "DOMAIN_HIGH": Rule(
-        "WARN",
-        "A ROS_DOMAIN_ID above 101 uses ports that Linux gives to other connections.",
-        "use a ROS_DOMAIN_ID of 0 to 101",
-    ),
     "CLOCK_WRONG": Rule(
         "FAIL",
         "The wall clock is not set: signatures and updates expire by it.",
         "set the clock (chrony or systemd-timesyncd; a robot without a battery clock needs the network at start)",
-    ),
-    "CLOCK_UNSYNCED": Rule(
-        "WARN",
-        "The kernel says that nothing synchronises the wall clock.",
-        "start chrony or systemd-timesyncd (in a container: on the host)",
-    ),
-    "CLOCK_JUMPED": Rule(
-        "WARN",
-        "The wall clock jumped against the monotonic clock while the doctor listened.",
-        "look who sets the clock: use one time service, and let it slew",
     ),
     # -- store
     "STORE_UNNAMED": Rule(
@@ -400,7 +363,6 @@ def page() -> str:
     rows = "\n".join(
         f"| `{code}` | {rule.level} | {rule.meaning} | {_shown(rule.remedy)} |" for code, rule in RULES.items()
     )
-    holds = "\n".join(f"| `{reason}` | {hold.meaning} | {_shown(hold.action)} |" for reason, hold in HOLDS.items())
     return f"""# What the doctor finds, and what to do
 
 `ros2 run vla_ota doctor` prints a line a check, `ok|warn|FAIL  what  finding  -> what to do`, and ends with 1 if one failed.
@@ -411,19 +373,13 @@ This page is written by `python -m vla_doctor.catalog`.
 | code | | meaning | what to do |
 |---|---|---|---|
 {rows}
-
-## Why a robot holds
-
-| reason | meaning | what to do |
-|---|---|---|
-{holds}
 """
 
 
 def _shown(template: str) -> str:
     """Return a remedy for reading: what a check would fill in stands there in capitals."""
     words = {name: _Word(name.upper()) for _, name, _, _ in string.Formatter().parse(template) if name}
-    fixed = {"hint": "", "action": "see the reasons below"}
+    fixed = {"hint": "", "action": "what [Why the robot holds](errors.md#why-the-robot-holds) says of its reason"}
     return template.format(**{**words, **fixed}).replace("|", "\\|")
 
 

@@ -76,7 +76,6 @@ def examine(robot: Robot, settings: DoctorSettings) -> list[Finding]:
 
     A graph that has grown meanwhile was not yet discovered when its nodes were looked for: it is looked at once more.
     """
-    clock = machine.ClockWatch()
     robot.discover(() if settings.before_start else (_base(settings.policy_node), _base(settings.ota_manager)))
     for left in range(_LOOKS, 0, -1):
         before = Counter(robot.node_names())
@@ -84,7 +83,7 @@ def examine(robot: Robot, settings: DoctorSettings) -> list[Finding]:
         if left == 1 or Counter(robot.node_names()) <= before:
             break
         robot.stop_listening()
-    findings += machine.check_clock(clock.look())
+    findings += machine.check_clock(time.time())
     return findings + _judge_machine(settings, policy, manager, contract)
 
 
@@ -118,8 +117,7 @@ def _look(robot: Robot, settings: DoctorSettings) -> tuple[list[Finding], NodeSe
     findings += nodes.check_manager(manager, listened_s=listened_s, before_start=early)
     findings += nodes.check_agreement(policy, manager, contract)
     largest = max((i.samples.largest_bytes for i in inputs), default=0)
-    shm_free = machine.shared_memory_free()
-    findings += machine.check_middleware(robot.rmw, os.environ, shm_free, largest)
+    findings += machine.check_middleware(robot.rmw, os.environ, largest)
     return findings, policy, manager, contract
 
 

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory, cores, scheduling, shared memory, clock and middleware of this computer. Probes read; checks judge."""
+"""Memory, scheduling, shared memory and clock of this computer. Probes read; checks judge."""
 
 from __future__ import annotations
 
-import ctypes
 import getpass
 import os
 import resource
-import shutil
 import threading
 import time
 import xml.etree.ElementTree as ET
@@ -24,12 +22,9 @@ _DEFAULT_SEGMENT_BYTES = 512 << 10  # Fast DDS without a profile
 _MESSAGES_IN_SEGMENT = 4  # a picture that fits less often than this is overwritten while it is read
 _LOCKED_BYTES = 512 * MIB  # address space of a control process, mlockall(MCL_FUTURE) counts all of it
 _EARLIEST_S = 1735689600.0  # 2025-01-01: no robot with this package had its clock set before
-_JUMP_S = 0.2
-_STA_UNSYNC = 0x40
-_LAST_SAFE_DOMAIN = 101
 
 
-# -- memory and cores -------------------------------------------------------------------------------------------------------
+# -- memory and privileges --------------------------------------------------------------------------------------------------
 
 
 def check_memory(available: int, bundle: int, worker: int, resident: int, reserve: int) -> list[Finding]:
@@ -60,7 +55,6 @@ def check_memory(available: int, bundle: int, worker: int, resident: int, reserv
 class Privileges:
     """What this user may do."""
 
-    cores: int
     fifo: bool  # a thread may run under SCHED_FIFO at the asked priority
     memlock_bytes: int  # -1 = no limit
 
@@ -73,21 +67,18 @@ def probe_privileges(priority: int) -> Privileges:
         thread.start()
         thread.join()
     memlock = -1 if _has_capability(_CAP_IPC_LOCK) else resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    return Privileges(len(os.sched_getaffinity(0)), fifo=given == [priority] or priority == 0, memlock_bytes=memlock)
+    return Privileges(fifo=given == [priority] or priority == 0, memlock_bytes=memlock)
 
 
-def check_privileges(found: Privileges, priority: int, user: str = "") -> list[Finding]:
-    """Judge cores, SCHED_FIFO at ``priority`` (0 = not wanted) and locked memory."""
-    what, user = "processor", user or _user()
-    result = []
-    if found.cores < 2:
-        result.append(problem("CPU_FEW", what, f"{found.cores} core"))
+def check_privileges(found: Privileges, priority: int) -> list[Finding]:
+    """Judge SCHED_FIFO at ``priority`` (0 = not wanted) and locked memory."""
+    what, user, result = "processor", user_name(), []
     if not found.fifo:
         result.append(problem("FIFO_REFUSED", what, f"SCHED_FIFO {priority} is refused", user=user, priority=priority))
     if 0 <= found.memlock_bytes < _LOCKED_BYTES:
         text = f"{found.memlock_bytes // MIB} MiB may be locked"
         result.append(problem("MEMLOCK_LOW", what, text, user=user))
-    return result or [ok(what, f"{found.cores} cores; SCHED_FIFO {priority or 'not asked for'}; memory may be locked")]
+    return result or [ok(what, f"SCHED_FIFO {priority or 'not asked for'}; memory may be locked")]
 
 
 def _has_capability(bit: int) -> bool:
@@ -98,7 +89,8 @@ def _has_capability(bit: int) -> bool:
         return False
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Return the name of this process's user, or its number."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -106,14 +98,6 @@ def _user() -> str:
 
 
 # -- middleware -------------------------------------------------------------------------------------------------------------
-
-
-def shared_memory_free(path: Path = Path("/dev/shm")) -> int | None:
-    """Return the free bytes of /dev/shm, or None."""
-    try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return None
 
 
 def profile_segment(environment: Mapping[str, str]) -> tuple[int, str]:
@@ -129,91 +113,27 @@ def profile_segment(environment: Mapping[str, str]) -> tuple[int, str]:
     return max(sizes, default=0), ""
 
 
-def check_middleware(
-    rmw: str, environment: Mapping[str, str], shm_free: int | None, largest_message: int
-) -> list[Finding]:
-    """Judge domain, discovery, and whether pictures get through shared memory; ``largest_message`` [bytes] as seen."""
-    domain, discovery = (
-        environment.get("ROS_DOMAIN_ID") or "0",
-        environment.get("ROS_AUTOMATIC_DISCOVERY_RANGE") or "SUBNET",
-    )
+def check_middleware(rmw: str, environment: Mapping[str, str], largest_message: int) -> list[Finding]:
+    """Judge whether pictures get through shared memory; ``largest_message`` [bytes] as seen."""
     found, what = [], "middleware"
-    if discovery.upper() == "OFF":
-        found.append(problem("DISCOVERY_OFF", what, "the discovery range is OFF"))
-    if domain.isdecimal() and int(domain) > _LAST_SAFE_DOMAIN:
-        found.append(problem("DOMAIN_HIGH", what, f"ROS_DOMAIN_ID is {domain}"))
     if "fastrtps" in rmw:
-        found += _check_shared_memory(environment, shm_free, largest_message)
-    return found or [ok(what, f"{rmw}, ROS_DOMAIN_ID {domain}, discovery {discovery}")]
-
-
-def _check_shared_memory(environment: Mapping[str, str], free: int | None, largest: int) -> list[Finding]:
-    segment, error = profile_segment(environment)
-    found, what = [], "shared memory"
-    if error:
-        found.append(problem("DDS_PROFILE_UNREADABLE", what, error))
-    segment = segment or _DEFAULT_SEGMENT_BYTES
-    if largest * _MESSAGES_IN_SEGMENT > segment:
-        text = f"messages of {largest / MIB:.1f} MiB, a segment of {segment / MIB:.1f} MiB"
-        found.append(problem("SHM_SEGMENT_SMALL", what, text))
-    if free is not None and free < 2 * segment:  # node and control process, each with a segment of its own
-        text = f"{free // MIB} MiB free in /dev/shm, a segment takes {segment / MIB:.1f} MiB a process"
-        found.append(problem("SHM_SMALL", what, text))
-    return found
+        segment, error = profile_segment(environment)
+        if error:
+            found.append(problem("DDS_PROFILE_UNREADABLE", what, error))
+        segment = segment or _DEFAULT_SEGMENT_BYTES
+        if largest_message * _MESSAGES_IN_SEGMENT > segment:
+            text = f"messages of {largest_message / MIB:.1f} MiB, a segment of {segment / MIB:.1f} MiB"
+            found.append(problem("SHM_SEGMENT_SMALL", what, text))
+    domain, discovery = (environment.get(name) for name in ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE"))
+    return found or [ok(what, f"{rmw}, ROS_DOMAIN_ID {domain or '0'}, discovery {discovery or 'SUBNET'}")]
 
 
 # -- clock ------------------------------------------------------------------------------------------------------------------
 
 
-class _Timex(ctypes.Structure):
-    """``struct timex``: the fields that are read, and room for the rest."""
-
-    _fields_ = [("modes", ctypes.c_uint), ("offset", ctypes.c_long), ("freq", ctypes.c_long), ("maxerror", ctypes.c_long),
-                ("esterror", ctypes.c_long), ("status", ctypes.c_int), ("rest", ctypes.c_char * 256)]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ClockSeen:
-    """Wall clock at two instants, with the monotonic clock beside it."""
-
-    wall_s: float
-    jump_s: float  # how much further the wall clock went than the monotonic one [s]
-    synchronised: bool | None  # None = the kernel does not say
-    went_back: bool  # the monotonic clock
-
-
-class ClockWatch:
-    """Watches the clocks from its creation to :meth:`look`."""
-
-    def __init__(self) -> None:
-        self._wall_s, self._monotonic_s = time.time(), time.monotonic()
-
-    def look(self) -> ClockSeen:
-        """Return what the clocks did since."""
-        wall_s, monotonic_s = time.time(), time.monotonic()
-        passed_s = monotonic_s - self._monotonic_s
-        return ClockSeen(wall_s, wall_s - self._wall_s - passed_s, _synchronised(), passed_s < 0)
-
-
-def _synchronised() -> bool | None:
-    try:
-        timex = _Timex()  # modes 0: read only
-        if ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex)) < 0:
-            return None
-    except (OSError, AttributeError):
-        return None
-    return not timex.status & _STA_UNSYNC
-
-
-def check_clock(seen: ClockSeen) -> list[Finding]:
-    """Judge the clocks."""
-    found, what = [], "clock"
-    date = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seen.wall_s))
-    if seen.wall_s < _EARLIEST_S or seen.went_back:
-        text = "the monotonic clock went back" if seen.went_back else f"the wall clock says {date}"
-        found.append(problem("CLOCK_WRONG", what, text))
-    if abs(seen.jump_s) > _JUMP_S:
-        found.append(problem("CLOCK_JUMPED", what, f"by {seen.jump_s:+.2f} s"))
-    if seen.synchronised is False:
-        found.append(problem("CLOCK_UNSYNCED", what, f"{date}, not synchronised"))
-    return found or [ok(what, f"{date}" + (", synchronised" if seen.synchronised else ""))]
+def check_clock(wall_s: float) -> list[Finding]:
+    """Judge the wall clock's time [s since 1970]."""
+    date = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(wall_s))
+    if wall_s < _EARLIEST_S:
+        return [problem("CLOCK_WRONG", "clock", f"it says {date}")]
+    return [ok("clock", date)]

@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 from vla_doctor.findings import Finding, ok, problem
-from vla_doctor.holds import HOLDS
 from vla_doctor.seen import NodeSeen, with_defaults
 from vla_ota_manager.config import OtaConfig
 from vla_policy_node.contract.model import Contract
+from vla_policy_node.holds import HOLDS
 
 UNCONFIGURED, INACTIVE, RUNNING, HOLDING, MOTION_DISABLED, ERROR = range(6)
 """``vla_ota/PolicyStatus``: STATE_*."""
@@ -65,9 +65,11 @@ def _check_policy_status(what: str, node: NodeSeen) -> list[Finding]:
 def _holding(what: str, node: NodeSeen, status: Any, reason: str) -> Finding:
     hold = HOLDS.get(reason)
     meaning = hold.meaning if hold else "not a reason that this doctor knows"
-    action = hold.action.format(node=node.name) if hold else "look at the node's log"
-    latched = " (until resume)" if status.hold_latched and reason == status.hold_reason else ""
-    return problem("POLICY_HOLDING", what, f"{reason}{latched}: {meaning}", action=action)
+    action = hold.action if hold else f"look at the log of {node.name}"
+    latched = status.hold_latched and reason == status.hold_reason
+    if latched:
+        action += f"; then: ros2 service call {node.name}/resume std_srvs/srv/Trigger"
+    return problem("POLICY_HOLDING", what, f"{reason}{' (until resume)' * latched}: {meaning}", action=action)
 
 
 def check_manager(node: NodeSeen, *, listened_s: float, before_start: bool) -> list[Finding]:
@@ -124,10 +126,6 @@ def _check_node(what: str, node: NodeSeen, listened_s: float) -> list[Finding]:
     topic = node.status
     if topic is None:
         return found
-    for publisher in topic.publishers:
-        if publisher.durability == "volatile":
-            text = f"{topic.name} is {publisher.reliability}, {publisher.durability}"
-            found.append(problem("STATUS_QOS", what, text, topic=topic.name))
     # The first one may have been latched long ago; a living node sends another every second.
     period_s = (node.parameters or {}).get("status_period_s") or _STATUS_PERIOD_S
     expected = 2 if listened_s > 2.5 * period_s else 1

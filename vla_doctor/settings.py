@@ -30,7 +30,7 @@ class DoctorSettings:
     memory_reserve_bytes: int = setting(
         512 << 20, "Memory that must stay free beside two loaded policies [bytes]", 0, 1 << 50
     )
-    before_start: bool = setting(False, "The nodes are not started yet: their absence is no fault")
+    before_start: bool = setting(False, "The nodes are not started yet: do not report them as missing")
     json: bool = setting(False, "Write the report as JSON")
 
 
@@ -72,5 +72,5 @@ def _typed(field: dataclasses.Field[Any]) -> Any:
             raise argparse.ArgumentTypeError(f"{text} is not in {low} to {high}")
         return value
 
-    convert.__name__ = kind.__name__  # argparse names it when a text is no number
+    convert.__name__ = kind.__name__  # argparse names it where a text is not a number
     return convert

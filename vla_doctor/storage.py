@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from vla_checkpoint.bundle import open_bundle
 from vla_checkpoint.errors import CheckpointError
 from vla_checkpoint.manifest import load_manifest
 from vla_doctor.findings import Finding, ok, problem
+from vla_doctor.machine import MIB, user_name
 from vla_doctor.seen import with_defaults
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import StateError
@@ -22,8 +22,6 @@ from vla_ota_manager.store.state import MAX_BYTES, State
 from vla_ota_manager.store.store import STATE
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.errors import ContractError
-
-MIB = 1 << 20
 
 
 def largest_bundle(store: Path) -> int:
@@ -46,7 +44,7 @@ def check_store(
         store: its folder.
         parameters: of the manager; None = its defaults.
         contract: what the committed bundle must fit.
-        before_start: a folder that is not there yet is no fault.
+        before_start: do not report a folder that is not there yet.
     """
     what = f"store {store}"
     if not store.is_dir():
@@ -72,7 +70,7 @@ def _check_writable(what: str, store: Path) -> list[Finding]:
         if not os.access(store, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as e:
-        return [problem("STORE_READ_ONLY", what, e.strerror or repr(e), user=_user(), path=store)]
+        return [problem("STORE_READ_ONLY", what, e.strerror or repr(e), user=user_name(), path=store)]
     return []
 
 
@@ -145,10 +143,3 @@ def _partials(store: Path) -> list[Path]:
         return [p for p in (store / "partial").iterdir() if len(p.name) == 64 and p.is_file()]
     except OSError:
         return []
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

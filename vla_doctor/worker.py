@@ -80,7 +80,7 @@ def probe_worker(
     except OSError as e:
         return WorkerProbe(python, error=e.strerror or repr(e))
     except (ValueError, IndexError) as e:
-        return WorkerProbe(python, error=f"it is no Python that answers: {e}")
+        return WorkerProbe(python, error=f"it does not answer as Python does: {e}")
 
 
 def check_worker(probe: WorkerProbe, parameters: Mapping[str, Any] | None) -> list[Finding]:

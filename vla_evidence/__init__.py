@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Better, worse or unproven? Sequential tests and confidence bounds for robot and cloud: pure maths on numpy and scipy.
 
-Importing this is light, for the robot does. The rest lies in a folder for each question:
+Here is what the robot imports, and no more. The rest lies in a folder for each question:
 
 * ``sequential/``: may I look again and again, and still be right?
 * ``canary/``: may this update go to more robots?
@@ -14,26 +14,16 @@ Importing this is light, for the robot does. The rest lies in a folder for each 
 from __future__ import annotations
 
 from vla_evidence.errors import EvidenceError, InputError, LogError
-from vla_evidence.sequential.bounds import proportion_lower_bound, proportion_upper_bound
-from vla_evidence.sequential.eprocess import BernoulliEProcess
+from vla_evidence.sequential.bounds import proportion_lower_bound
 from vla_evidence.sequential.exceedance import ExceedanceTest, FailureTest
-from vla_evidence.sequential.quantile import exceedance_limit, observations_needed, quantile_upper_bound
-from vla_evidence.sequential.two_sample import CANARY, INCUMBENT, BetaPrior, TwoSampleEProcess
+from vla_evidence.sequential.quantile import observations_needed
 
 __all__ = [
-    "BernoulliEProcess",
-    "BetaPrior",
-    "CANARY",
     "EvidenceError",
     "ExceedanceTest",
     "FailureTest",
-    "INCUMBENT",
     "InputError",
     "LogError",
-    "TwoSampleEProcess",
-    "exceedance_limit",
     "observations_needed",
     "proportion_lower_bound",
-    "proportion_upper_bound",
-    "quantile_upper_bound",
 ]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who gets what in an experiment: the same on every machine, without a table, and salted by the experiment's name.
+"""Which version a robot or an episode runs: the same on every machine, without a table, salted by the experiment's name.
 
 The SHA-256 of the UTF-8 JSON array ``[experiment, robot]`` or ``[experiment, robot, episode]`` (no spaces, names as they are)
 gives a number that behaves like a uniform one. Because the experiment's name is in it, a robot that was in arm B of one
-experiment is in arm B of the next with the plain probability: nobody is always the guinea pig, and what one experiment left
+experiment is in arm B of the next with the plain probability: no robot tries everything first, and what one experiment left
 behind does not leak into the next.
 """
 

@@ -180,7 +180,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     questions = parser.add_subparsers(dest="question", required=True)
     ab = questions.add_parser("ab", help="does B differ from A? (two-sided)")
     _number(ab, "--rate-a", None, "success rate of A")
-    _number(ab, "--rate-b", None, "success rate of B, to be told from it")
+    _number(ab, "--rate-b", None, "success rate of B")
     noninferiority = questions.add_parser("noninferiority", help="is the new version at most so much worse?")
     _number(noninferiority, "--rate", None, "success rate of both")
     _number(noninferiority, "--margin", None, "drop to be excluded")

@@ -29,7 +29,7 @@ class Fate(str, Enum):
     """After the episode's deadline: it has failed already."""
     REPEATED = "repeated"
     UNKNOWN = "unknown"
-    """Nobody assigned this episode, or it was long ago."""
+    """It was never assigned, or long ago."""
 
 
 @dataclass(slots=True)

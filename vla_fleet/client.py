@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +20,12 @@ from typing import Any, Literal, Self, cast
 import httpx
 
 from vla_checkpoint import Manifest, least_bump, parse_version, verify_bundle
-from vla_checkpoint.version import Bump
-from vla_fleet.errors import FleetError, MissingError
+from vla_checkpoint.version import BUMPS
+from vla_fleet.errors import FleetError, InputError, MissingError
 
 Json = dict[str, Any]
 _CHUNK_BYTES = 1 << 20
+_TRIES_WHEN_BUSY, _LONGEST_RETRY_S = 3, 10.0
 
 
 class Client:
@@ -41,7 +42,10 @@ class Client:
     def __init__(self, server: str, key: str = "", transport: httpx.BaseTransport | None = None) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(30.0, write=None)
-        self._http = httpx.Client(base_url=server, headers=headers, timeout=timeout, transport=transport)
+        tls = not server.startswith(
+            "http:"
+        )  # else nothing is verified, and reading the authorities takes half a second
+        self._http = httpx.Client(base_url=server, headers=headers, timeout=timeout, transport=transport, verify=tls)
 
     def close(self) -> None:
         """Close the connections."""
@@ -64,6 +68,8 @@ class Client:
         version: str = "",
         bump: Literal["", "auto"] = "",
         alias: str = "",
+        parent: str = "",
+        lineage: Mapping[str, Any] | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Json:
         """Verify a bundle, upload what the server does not have, and publish it; return the version.
@@ -73,41 +79,77 @@ class Client:
             version: publish it under this version instead of the manifest's.
             bump: ``auto``: the least step over the highest published version that the change needs.
             alias: an alias that points to it from then on.
+            parent: ``name@version`` or ``name@alias`` that it was trained from.
+            lineage: what else to keep in the manifest, as JSON: ``method`` (``fine_tune``, ``adapter`` or ``merge`` of the
+                parent is a patch), ``data_set``, ``training_run``, ``git_commit``, ``metrics``.
             progress: called with bytes done and bytes in all.
         """
         folder = Path(bundle)
         manifest = verify_bundle(folder).manifest
-        if bump:
-            manifest = replace(manifest, version=self._next_version(manifest))
-        elif version:
-            manifest = replace(manifest, version=version)
+        origin = {**manifest.lineage, **(lineage or {})}
+        if parent:
+            origin["parent"] = self._digest(parent)
+        manifest = replace(manifest, lineage=origin)
         done = 0
         for entry in manifest.files:
             if not self._has_blob(entry.sha256):
                 self._upload(folder / entry.path, entry.sha256, _Shifted(progress, done, manifest.total_bytes))
             done += entry.size
             progress(done, manifest.total_bytes)
-        published = self._post(f"/v1/models/{manifest.name}/versions", {"manifest": manifest.canonical().decode()})
+        published = self._publish_next(manifest) if bump else self._publish(manifest, version or manifest.version)
         if alias:
-            self.set_alias(manifest.name, alias, manifest.version)
-        return cast(Json, published)
+            self.set_alias(manifest.name, alias, published["version"], "published")
+        return published
+
+    def _publish(self, manifest: Manifest, version: str) -> Json:
+        text = replace(manifest, version=version).canonical().decode()
+        return cast(Json, self._post(f"/v1/models/{manifest.name}/versions", {"manifest": text}))
+
+    def _publish_next(self, manifest: Manifest) -> Json:
+        """Publish as the next version. Manifests do not say all that the server checks: a step that it refuses is raised."""
+        versions = self.models(manifest.name)
+        if not versions:
+            return self._publish(manifest, manifest.version)
+        highest = versions[0]["version"]
+        text = self._request("GET", f"/files/{manifest.name}/{highest}/manifest.json").content
+        for step in BUMPS[BUMPS.index(least_bump(Manifest.parse(text), manifest)) :]:
+            try:
+                return self._publish(manifest, str(parse_version(highest).next_version(step)))
+            except InputError as e:
+                if e.code != "VERSION_BUMP_TOO_SMALL" or step == BUMPS[-1]:
+                    raise
+        raise AssertionError("a major step is never too small")
+
+    def _digest(self, reference: str) -> str:
+        name, _, wanted = reference.partition("@")
+        for version in self.models(name):
+            if wanted in (version["version"], *version["aliases"]):
+                return str(version["digest"])
+        raise MissingError("MODEL_NOT_FOUND", f"{reference!r} is not in the registry; write NAME@VERSION or NAME@ALIAS")
+
+    def lineage(self, name: str) -> list[Json]:
+        """Return where each version of a model comes from, newest first."""
+        return cast(list[Json], self._get(f"/v1/models/{name}/lineage"))
+
+    def retire(self, name: str, version: str) -> Json:
+        """Take a version out of use."""
+        return cast(Json, self._request("DELETE", f"/v1/models/{name}/versions/{version}").json())
+
+    def collect_garbage(self, *, dry_run: bool = False) -> Json:
+        """Remove files that nothing needs; with ``dry_run`` say what would go."""
+        return cast(Json, self._post("/v1/garbage-collections", {"dry_run": dry_run}))
 
     def models(self, name: str = "") -> list[Json]:
         """Return what was published, newest version of a name first."""
         return cast(list[Json], self._get("/v1/models", name=name))
 
-    def set_alias(self, name: str, alias: str, version: str) -> None:
+    def set_alias(self, name: str, alias: str, version: str, reason: str = "") -> None:
         """Let ``name@alias`` mean ``version``."""
-        self._request("PUT", f"/v1/models/{name}/aliases/{alias}", json={"version": version})
+        self._request("PUT", f"/v1/models/{name}/aliases/{alias}", json={"version": version, "reason": reason})
 
-    def _next_version(self, manifest: Manifest) -> str:
-        published = self.models(manifest.name)
-        if not published:
-            return manifest.version
-        highest = published[0]["version"]
-        text = self._request("GET", f"/files/{manifest.name}/{highest}/manifest.json").content
-        step: Bump = least_bump(Manifest.parse(text), manifest)
-        return str(parse_version(highest).next_version(step))
+    def alias_moves(self, name: str, alias: str = "") -> list[Json]:
+        """Return who moved a model's aliases from where to where, and why, newest first."""
+        return cast(list[Json], self._get(f"/v1/models/{name}/aliases", alias=alias))
 
     def _has_blob(self, sha256: str) -> bool:
         try:
@@ -151,6 +193,28 @@ class Client:
     def make_key(self, name: str, role: str) -> str:
         """Return a new API key."""
         return str(self._post("/v1/keys", {"name": name, "role": role})["key"])
+
+    def keys(self) -> list[Json]:
+        """Return the API keys, without their secrets."""
+        return cast(list[Json], self._get("/v1/keys"))
+
+    def revoke_key(self, name: str) -> None:
+        """End an API key."""
+        self._request("DELETE", f"/v1/keys/{name}")
+
+    def rotate_tokens(self, robots: Sequence[str] = (), group: str = "", *, everyone: bool = False) -> list[str]:
+        """Let robots trade their tokens for new ones; return their names."""
+        body = {"robots": list(robots), "group": group, "everyone": everyone}
+        return cast(list[str], self._post("/v1/token-rotations", body))
+
+    def revoke_token(self, robot: str) -> None:
+        """End a robot's token and its line."""
+        self._request("DELETE", f"/v1/robots/{robot}/token")
+
+    def history(self, robot: str, at_s: float | None = None, limit: int = 100) -> list[Json]:
+        """Return what ran on a robot, newest first; with ``at_s`` [s since 1970 UTC] only what ran at that moment."""
+        at = {} if at_s is None else {"at_s": at_s}
+        return cast(list[Json], self._get(f"/v1/robots/{robot}/history", limit=limit, **at))
 
     def deploy(
         self, model: str, robots: Sequence[str] = (), group: str = "", *, everyone: bool = False, urgent: bool = False
@@ -260,13 +324,22 @@ class Client:
         return self._request("POST", path, json=body).json()
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
-            response = self._http.request(method, path, **options)
-        except httpx.HTTPError as e:
-            raise FleetError("SERVER_UNREACHABLE", f"{self._http.base_url}: {e or type(e).__name__}") from e
+        response = self._send(method, path, options)
+        for _ in range(_TRIES_WHEN_BUSY):
+            if response.status_code != 429 or "content" in options:  # an upload cannot be read twice
+                break
+            time.sleep(min(float(response.headers.get("Retry-After", "1")), _LONGEST_RETRY_S))
+            response = self._send(method, path, options)
         if response.is_success:
             return response
         raise _error(response)
+
+    def _send(self, method: str, path: str, options: Json) -> httpx.Response:
+        try:
+            return self._http.request(method, path, **options)
+        except httpx.HTTPError as e:
+            hint = "is `vla-fleet serve` running, and is --server (VLA_FLEET_SERVER) right?"
+            raise FleetError("SERVER_UNREACHABLE", f"{self._http.base_url}: {e or type(e).__name__}; {hint}") from e
 
 
 @dataclass(frozen=True)
@@ -288,4 +361,5 @@ def _error(response: httpx.Response) -> FleetError:
     except (ValueError, KeyError, TypeError):
         code, message = "SERVER_ERROR", f"the server answered {response.status_code}"
     kinds = {kind.status: kind for kind in FleetError.__subclasses__()}
-    return kinds.get(response.status_code, FleetError)(code if response.content else "NOT_FOUND", message)
+    kind = kinds.get(response.status_code, FleetError)
+    return kind(code if response.content else "NOT_FOUND", message)  # a HEAD request has no body

@@ -8,7 +8,8 @@
     ├── SignInError     401  no key or token, or a wrong one
     ├── RoleError       403  the key's role does not allow it
     ├── MissingError    404  what a request names does not exist
-    └── ConflictError   409  it contradicts what is there
+    ├── ConflictError   409  it contradicts what is there
+    └── BusyError       429  too many of them; ``retry_after_s`` says when it may be tried again
 """
 
 from __future__ import annotations
@@ -52,3 +53,13 @@ class ConflictError(FleetError):
     """It contradicts what is there."""
 
     status = 409
+
+
+class BusyError(FleetError):
+    """Too many of them. ``retry_after_s`` says when it may be tried again."""
+
+    status = 429
+
+    def __init__(self, code: str, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(code, message)
+        self.retry_after_s = retry_after_s

@@ -23,16 +23,22 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 
 PROTOCOL = 1
+MAX_SEQ = 2**53
 MAX_FRAME_BYTES = 256 * 1024
 """Of a message in either direction; a longer one closes the connection (1009)."""
 
+_NO_NUL = r"^[^\x00]*$"  # which PostgreSQL cannot store
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?$")]
-Version = Annotated[str, StringConstraints(max_length=64)]
+Version = Annotated[str, StringConstraints(max_length=64, pattern=_NO_NUL)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
-Text = Annotated[str, StringConstraints(max_length=4096)]
-Word = Annotated[str, StringConstraints(max_length=128)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, StringConstraints(max_length=4096, pattern=_NO_NUL)]
+Word = Annotated[str, StringConstraints(max_length=128, pattern=_NO_NUL)]
+Seconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+
+
+ACTIVE = "ACTIVE"
+"""``to_state`` of an event that says what acts."""
 
 
 class _Message(BaseModel):
@@ -113,6 +119,8 @@ class Welcome(_Message):
     robot: Name
     heartbeat_s: Seconds
     """A robot that sends nothing for three of these is offline."""
+    token: Word = ""
+    """If there is one: the robot's new token. The robot keeps it and connects again with it, which ends the old one."""
 
 
 class Received(_Message):
@@ -154,10 +162,10 @@ class Status(_Message):
     trial_version: Version = ""
     active_version: Version = ""
     active_digest: Word = ""
-    progress: float = 0.0
+    progress: Annotated[float, Field(ge=0, le=1)] = 0.0
     versions: Annotated[list[Version], Field(max_length=256)] = []
     blocked: Annotated[list[Version], Field(max_length=256)] = []
-    rollback_ready: int = 0
+    rollback_ready: Annotated[int, Field(ge=0, le=255)] = 0
     holding: bool = False
     hold_reason: Word = ""
     error_code: Word = ""
@@ -166,23 +174,33 @@ class Status(_Message):
     """Of the assignment that the robot keeps."""
     episode_arms: bool = False
     """The robot can run another version in each episode."""
+    active_cause: Word = ""
+    """Why ``active_version`` acts: ``cause`` of the SwapReport that brought it; empty: no swap of this policy node did."""
+    unsent: Annotated[int, Field(ge=0, le=MAX_SEQ)] = 0
+    """Messages that the robot keeps and the server had not stored when this was sent: with 0, the server knows all."""
 
 
 class _Kept(_Message):
     """A message that the robot keeps until the server has stored it."""
 
-    seq: Annotated[int, Field(ge=0)] = 0
+    seq: Annotated[int, Field(ge=0, le=MAX_SEQ)] = 0
     time_s: Seconds
 
 
 class Event(_Kept):
-    """One transition of an update, as ModelEvent carries it."""
+    """One transition of an update, as ModelEvent carries it; or, with ``to_state`` ``ACTIVE``, that another version acts."""
 
     type: Literal["event"] = "event"
     update_id: Word = ""
+    """Of the update or the command that it belongs to."""
     from_state: Word
     to_state: Word
     version: Version = ""
+    """With ``ACTIVE``: what acts from now on; empty: nothing."""
+    digest: Word = ""
+    """With ``ACTIVE``: the digest of ``version``."""
+    cause: Word = ""
+    """With ``ACTIVE``: why: a cause of SwapReport, or ``FOUND``: it acted when the bridge began to look."""
     error_code: Word = ""
     message: Text = ""
 
@@ -193,7 +211,7 @@ class Outcome(_Kept):
     type: Literal["outcome"] = "outcome"
     episode_id: Word
     version: Version = ""
-    generation: int = 0
+    generation: Annotated[int, Field(ge=0, le=MAX_SEQ)] = 0
     arm: Word = ""
     success: bool
     known: bool = True

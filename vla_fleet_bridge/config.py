@@ -68,13 +68,26 @@ def token(settings: BridgeSettings) -> str:
     received = _enrol(settings)
     try:
         settings.folder.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(received + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        keep_token(settings, received)
     except OSError as e:
         raise BridgeError("STATE_DIR", f"{path}: {e.strerror}; the code is used up, make a new one") from e
     return received
+
+
+def keep_token(settings: BridgeSettings, token: str) -> None:
+    """Keep the robot's token so that a crash leaves this one or the one before; OSError if that is impossible."""
+    path, aside = settings.folder / "token", settings.folder / ".token.new"
+    aside.unlink(missing_ok=True)
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(token + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    folder = os.open(settings.folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _enrol(settings: BridgeSettings) -> str:
@@ -85,6 +98,7 @@ def _enrol(settings: BridgeSettings) -> str:
         answer = response.json()
     except (requests.RequestException, ValueError) as e:
         raise BridgeError("SERVER_UNREACHABLE", f"{url}: {e}") from e
-    if response.status_code != 201:
-        raise BridgeError("ENROLMENT_REFUSED", str(answer.get("message", response.status_code)))
+    if response.status_code != 201 or not isinstance(answer, dict) or not answer.get("token"):
+        message = answer.get("message") if isinstance(answer, dict) else None
+        raise BridgeError("ENROLMENT_REFUSED", str(message or f"{url} answered {response.status_code}"))
     return str(answer["token"])

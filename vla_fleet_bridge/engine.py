@@ -27,6 +27,11 @@ log = logging.getLogger("vla_fleet_bridge")
 
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0
 _ANSWER_S = 10.0
+_LEAST_HEARTBEAT_S, _CLOSE_S = 0.1, 2.0
+_SETTLED_S = 1.0
+"""What acts so soon after the first status has acted before [s]."""
+_SURE_S = 3.0
+"""Nothing acts only if statuses say so for so long: a node that starts has not heard the others yet [s]."""
 _WINDOW = 64
 """Kept messages that may be on their way before the server has confirmed one."""
 
@@ -43,6 +48,8 @@ class BridgeConfig:
     boot_id: str = ""
     ca_file: str = ""
     """Certificate authority of the server, when the machine does not know it."""
+    keep_token: Callable[[str], None] | None = None
+    """Keeps a new token for good, or raises OSError; without it the robot stays with ``token``."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,10 @@ class Line:
 
 
 class BridgeEngine:
-    """Give it statuses, events and outcomes from any thread; it hands orders to ``port``, and news to ``on_change``.
+    """Give it statuses, events and outcomes from any thread; it hands orders to ``port``.
 
-    ``now`` is the robot's clock [s since 1970 UTC]; a simulated fleet's runs faster.
+    ``on_change`` is called, from the bridge's thread, when the line is there or gone or its message changed. ``now`` is the
+    robot's clock [s since 1970 UTC]; a simulated fleet's runs faster.
     """
 
     def __init__(
@@ -68,11 +76,12 @@ class BridgeEngine:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.config, self._now = config, now
-        self._on_change = on_change
+        self._on_change, self._token = on_change, config.token
         self._outbox = Outbox(config.outbox)
         self._orders = Orders(self._outbox, port, self._more, now)
         self._status: protocol.Status | None = None
-        self._news, self._fresh_status = asyncio.Event(), False
+        self._acts = _Acting(self._outbox, self._orders)
+        self._news, self._fresh_status, self._said_unsent = asyncio.Event(), False, 0
         self.line = Line(False, now(), "not connected yet")
         self._loop = asyncio.new_event_loop()
         self._main: asyncio.Task[None] | None = None
@@ -135,6 +144,7 @@ class BridgeEngine:
 
     def _take_status(self, status: protocol.Status) -> None:
         self._status, self._fresh_status = status, True
+        self._acts.on_status(status)
         self._orders.on_status(status)
         self._news.set()
 
@@ -148,7 +158,6 @@ class BridgeEngine:
 
     def _more(self) -> None:
         self._news.set()
-        self._on_change()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -166,11 +175,13 @@ class BridgeEngine:
             await asyncio.gather(orders, return_exceptions=True)
 
     async def _stay_connected(self) -> None:
-        wait_s = _FIRST_RETRY_S
+        failures = 0
         while True:
             began = time.monotonic()
             try:
                 await self._connect()
+            except _NewToken:
+                continue
             except InvalidStatus as e:
                 refused = e.response.status_code in (401, 403)
                 self._say(
@@ -178,16 +189,20 @@ class BridgeEngine:
                 )
             except (OSError, TimeoutError, ConnectionClosed, ValueError) as e:
                 self._say(False, " ".join(str(e).split()) or type(e).__name__)
-            if time.monotonic() - began > _LONGEST_RETRY_S:
-                wait_s = _FIRST_RETRY_S
-            await asyncio.sleep(random.uniform(0.5, 1.0) * wait_s)  # not every robot at once
-            wait_s = min(2 * wait_s, _LONGEST_RETRY_S)
+            failures = 0 if time.monotonic() - began > _LONGEST_RETRY_S else failures + 1
+            await asyncio.sleep(retry_after_s(failures))
 
     async def _connect(self) -> None:
         url = f"{self.config.server.rstrip('/')}/v1/robots/connect"
         tls = ssl.create_default_context(cafile=self.config.ca_file or None) if url.startswith("wss:") else None
-        headers = {"Authorization": f"Bearer {self.config.token}"}
-        async with connect(url, additional_headers=headers, ssl=tls, max_size=protocol.MAX_FRAME_BYTES) as socket:
+        headers = {"Authorization": f"Bearer {self._token}"}
+        options: dict[str, Any] = {
+            "ssl": tls,
+            "max_size": protocol.MAX_FRAME_BYTES,
+            "ping_interval": None,
+            "close_timeout": _CLOSE_S,
+        }
+        async with connect(url, additional_headers=headers, **options) as socket:
             hello = protocol.Hello(
                 protocols=[protocol.PROTOCOL], outbox_id=self._outbox.id, software=self.config.software,
                 boot_id=self.config.boot_id,
@@ -196,22 +211,52 @@ class BridgeEngine:
             async with asyncio.timeout(_ANSWER_S):
                 welcome = protocol.FROM_SERVER.validate_json(await socket.recv())
             if not isinstance(welcome, protocol.Welcome):
-                raise ValueError("the server did not say welcome")
+                raise ValueError("MESSAGE_INVALID: the server did not say welcome")
+            if welcome.protocol != protocol.PROTOCOL:
+                text = f"the server chose protocol {welcome.protocol}; this robot speaks {protocol.PROTOCOL}"
+                raise ValueError(f"PROTOCOL_UNKNOWN: {text}")
             self._say(True, f"connected as {welcome.robot}")
-            await self._talk(socket, welcome.heartbeat_s)
+            self._take_token(welcome.token)
+            await self._talk(socket, max(_LEAST_HEARTBEAT_S, welcome.heartbeat_s))
+
+    def _take_token(self, token: str) -> None:
+        """Keep a new token and connect again with it; if it cannot be kept, go on with the one that is valid still."""
+        if not token or self.config.keep_token is None:
+            return
+        try:
+            self.config.keep_token(token)
+        except OSError as e:
+            log.error("STATE_DIR: the new token cannot be kept: %s", e)
+            return
+        self._token = token
+        raise _NewToken
 
     async def _talk(self, socket: ClientConnection, heartbeat_s: float) -> None:
         progress = _Progress()
         sender = asyncio.create_task(self._send(socket, heartbeat_s, progress))
         receiver = asyncio.create_task(self._receive(socket, progress))
+        keeper = asyncio.create_task(self._keep_alive(socket, heartbeat_s))
+        tasks = {sender, receiver, keeper}
         try:
-            done, _ = await asyncio.wait({sender, receiver}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in (sender, receiver):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(sender, receiver, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    @staticmethod
+    async def _keep_alive(socket: ClientConnection, heartbeat_s: float) -> None:
+        """End a line on which the server, or what is between, has fallen silent."""
+        while True:
+            await asyncio.sleep(heartbeat_s)
+            pong = await socket.ping()
+            try:
+                async with asyncio.timeout(3 * heartbeat_s):
+                    await pong
+            except TimeoutError as e:
+                raise TimeoutError(f"HEARTBEAT_LOST: no answer for {3 * heartbeat_s:g} s") from e
 
     async def _receive(self, socket: ClientConnection, progress: _Progress) -> None:
         async for frame in socket:
@@ -220,6 +265,8 @@ class BridgeEngine:
                 self._outbox.stored(message.seq)
                 progress.stored = max(progress.stored, message.seq)
                 progress.sent = max(progress.sent, progress.stored)
+                if self._said_unsent and not self._outbox.size:
+                    self._fresh_status = True  # now the server knows all
                 self._more()
             elif isinstance(message, protocol.Command):
                 if isinstance(message.order, protocol.GetStatus):
@@ -234,7 +281,7 @@ class BridgeEngine:
             self._news.clear()
             if self._fresh_status and self._status is not None:
                 self._fresh_status = False
-                await socket.send(self._status.model_dump_json())
+                await self._send_status(socket, self._status)
             room = _WINDOW - (progress.sent - progress.stored)
             for message in self._outbox.after(progress.sent, max(0, room)):
                 await socket.send(message.model_dump_json())
@@ -244,7 +291,11 @@ class BridgeEngine:
                     await self._news.wait()
             except TimeoutError:
                 status = self._status or protocol.Status(time_s=self._now())
-                await socket.send(status.model_dump_json())
+                await self._send_status(socket, status)
+
+    async def _send_status(self, socket: ClientConnection, status: protocol.Status) -> None:
+        self._said_unsent = self._outbox.size
+        await socket.send(status.model_copy(update={"unsent": self._said_unsent}).model_dump_json())
 
     def _say(self, connected: bool, message: str) -> None:
         if connected != self.line.connected or message != self.line.message:
@@ -260,3 +311,57 @@ class _Progress:
 
     sent: int = 0
     stored: int = 0
+
+
+class _NewToken(Exception):  # noqa: N818 - a way to connect again, not a defect
+    """The robot has a new token."""
+
+
+def retry_after_s(failures: int) -> float:
+    """Return how long to wait after so many failures in a row [s]: longer each time, and not every robot at once."""
+    longest = min(_FIRST_RETRY_S * 2.0 ** min(max(failures - 1, 0), 30), _LONGEST_RETRY_S)
+    return random.uniform(0.5, 1.0) * longest
+
+
+class _Acting:
+    """Makes a kept event of every change of what acts, so that the server knows what ran when, also without a network."""
+
+    def __init__(self, outbox: Outbox, orders: Orders) -> None:
+        self._outbox, self._orders = outbox, orders
+        self._last = outbox.active
+        self._looks_since_s: float | None = None
+        self._nothing_since_s: float | None = None
+
+    def on_status(self, status: protocol.Status) -> None:
+        """Take in a status."""
+        since_s = status.time_s
+        self._looks_since_s = since_s if self._looks_since_s is None else self._looks_since_s
+        if status.active_version or status.active_digest:
+            self._nothing_since_s = None
+        else:
+            self._nothing_since_s = since_s = self._nothing_since_s or status.time_s
+            if status.time_s - since_s < _SURE_S:
+                return
+        now = status.active_version, status.active_digest
+        if now == self._last:
+            return
+        self._last = now
+        looked = since_s - self._looks_since_s > _SETTLED_S
+        command_id, target = self._orders.way_back
+        if ordered := bool(command_id) and target == status.active_version:
+            self._orders.way_back = "", ""
+        event = protocol.Event(
+            time_s=since_s, update_id=command_id if ordered else status.update_id, from_state="",
+            to_state=protocol.ACTIVE, version=now[0], digest=now[1],
+            cause="ROLLBACK" if ordered else self._cause(status) if looked else "FOUND",
+        )  # fmt: skip
+        self._outbox.put_active(event)
+
+    @staticmethod
+    def _cause(status: protocol.Status) -> str:
+        """Return what policy_node says, or what the manager is doing."""
+        if status.active_cause:
+            return status.active_cause
+        if status.state in ("ROLLING_BACK", "ROLLED_BACK"):
+            return "ROLLBACK"
+        return "UPDATE" if status.state in ("SWAPPING", "TRIAL", "COMMITTED") else ""

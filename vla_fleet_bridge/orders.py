@@ -37,6 +37,8 @@ class Orders:
         self._wake = asyncio.Event()
         self.last_id = ""
         """The command that came last."""
+        self.way_back: tuple[str, str] = ("", "")
+        """The last order to go back, while nothing came after it: command and version."""
 
     def add(self, command: protocol.Command) -> None:
         """Take in a command; one that came before is answered already, or will be."""
@@ -104,6 +106,7 @@ class Orders:
             return True
         elif command_id not in self._taken_up and self._due(open_order):
             self._outbox.begin_order(command_id, repr(time.time()))
+            self.way_back = "", ""
             self._port.offer(command_id, order)
         return command_id in self._taken_up
 
@@ -129,7 +132,11 @@ class Orders:
             target = target or (status.committed_version if status.trial_version else status.previous_version)
             self._outbox.begin_order(command.id, f"{_BEGUN} {target}")
             self._answer(command.id, AckState.RUNNING, "ROLLING_BACK", target)
-        return self._finish(command.id, await asyncio.to_thread(self._port.rollback, target, order.reason))
+        self.way_back = command.id, target
+        answer = await asyncio.to_thread(self._port.rollback, target, order.reason)
+        if not answer.success:
+            self.way_back = "", ""
+        return self._finish(command.id, answer)
 
     # -- ASSIGN -------------------------------------------------------------------------------------------------------------
 

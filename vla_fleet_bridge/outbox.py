@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS kept (seq INTEGER PRIMARY KEY AUTOINCREMENT, type TEXT NOT NULL, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, body TEXT NOT NULL, begun TEXT NOT NULL, final INTEGER NOT NULL);
 """
-_DROPPED_FIRST = ("event", "ack", "outcome")
+_DROPPED_FIRST = ("event", "ack", "active", "outcome")
 _ORDERS_REMEMBERED = 1000
 
 
@@ -58,7 +60,9 @@ class Outbox:
 
     def put(self, message: protocol.Event | protocol.Outcome | protocol.Ack) -> None:
         """Keep a message until the server has stored it."""
-        self._db.execute("INSERT INTO kept (type, body) VALUES (?, ?)", (message.type, message.model_dump_json()))
+        active = isinstance(message, protocol.Event) and message.to_state == protocol.ACTIVE
+        kind = "active" if active else message.type
+        self._db.execute("INSERT INTO kept (type, body) VALUES (?, ?)", (kind, message.model_dump_json()))
         self.size += 1
         if self.size > self._limit:
             self._drop()
@@ -95,12 +99,43 @@ class Outbox:
         row = self._db.execute("SELECT value FROM meta WHERE key = 'assignment'").fetchone()
         return protocol.Assign.model_validate_json(row[0]) if row is not None else None
 
+    # -- what acts ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def active(self) -> tuple[str, str] | None:
+        """Version and digest of the last event ``ACTIVE``; None: there was none."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'active'").fetchone()
+        if row is None:
+            return None
+        version, _, digest = row[0].partition(" ")
+        return version, digest
+
+    def put_active(self, event: protocol.Event) -> None:
+        """Keep an event ``ACTIVE``, and that it was the last one."""
+        with self._together():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('active', ?)", (f"{event.version} {event.digest}",))
+            self.put(event)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Write all of a block, or nothing."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
     # -- orders -------------------------------------------------------------------------------------------------------------
 
     def add_order(self, command: protocol.Command) -> bool:
-        """Note an order; false if it was known already."""
+        """Note an order; false if it was known already. The pass in an open order's URL is the newest one."""
         row = (command.id, command.model_dump_json())
-        return self._db.execute("INSERT OR IGNORE INTO orders VALUES (?, ?, '', 0)", row).rowcount > 0
+        if self._db.execute("INSERT OR IGNORE INTO orders VALUES (?, ?, '', 0)", row).rowcount:
+            return True
+        self._db.execute("UPDATE orders SET body = ? WHERE id = ? AND final = 0", row[::-1])
+        return False
 
     def open_orders(self) -> list[OpenOrder]:
         """Return the orders that are not done, oldest first."""
@@ -113,14 +148,9 @@ class Outbox:
 
     def answer(self, ack: protocol.Ack) -> None:
         """Keep a word about an order; a final one closes it."""
-        self._db.execute("BEGIN")
-        try:
+        with self._together():
             if ack.state.final:
                 self._db.execute("UPDATE orders SET final = 1 WHERE id = ?", (ack.command_id,))
                 old = "SELECT rowid FROM orders WHERE final = 1 ORDER BY rowid DESC LIMIT -1 OFFSET ?"
                 self._db.execute(f"DELETE FROM orders WHERE rowid IN ({old})", (_ORDERS_REMEMBERED,))
             self.put(ack)
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The work of CHECKING, FETCHING and VERIFYING: a bundle gets from its offer onto the disk, complete and verified.
 
-Nothing here touches ``state.json``: each step takes a record and returns the one that it leads to. The pipeline saves it; who
-fetches ahead (``ahead.py``) keeps it in memory. Whatever a step had put on the disk is found there by the next one.
+Nothing here touches ``state.json``: each step takes a record and returns the one that it leads to. The pipeline saves it; the
+prefetcher (``prefetch.py``) keeps it in memory. What a step has put on the disk is found there by the next one.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vla_checkpoint import (
-    DEFAULT_LIMITS,
     MANIFEST_NAME,
     CancelledCheckError,
     CheckpointError,
     Manifest,
+    limits,
     sha256_bytes,
     verify_bundle,
 )
 from vla_checkpoint.files import read_bytes
 from vla_ota_manager.config import OtaConfig
-from vla_ota_manager.errors import CancelledError, FetchError, OtaError, RefusedError, StoreError, TrustError
+from vla_ota_manager.errors import CancelledError, FetchError, OtaError, RefusedError, StoreError
 from vla_ota_manager.fetch.fetcher import Fetcher, Received
 from vla_ota_manager.fetch.source import Url, join_url, parse_url
 from vla_ota_manager.fetch.trust import Trust
@@ -34,20 +34,17 @@ from vla_ota_manager.states import UpdateState
 from vla_ota_manager.store.damage import find_damage
 from vla_ota_manager.store.state import UpdateRecord
 from vla_ota_manager.store.store import Store
+from vla_ros.fault import Fault
 from vla_ros.plain import redacted
 
 _S = UpdateState
 STEPS = (_S.CHECKING, _S.FETCHING, _S.VERIFYING)
 """States whose work is here."""
-_UNFIT_CONTENT = frozenset(
-    {"URL_INVALID", "SOURCE_NOT_ALLOWED", "REDIRECT_REFUSED", "MANIFEST_TOO_LARGE", "CONTENT_ENCODING_REFUSED"}
-    | {"SIZE_MISMATCH", "BLOB_DIGEST_MISMATCH"}
-)
 
 
 @dataclass(frozen=True)
-class Onlooker:
-    """Who has the work done: called from within it, in the same thread."""
+class Callbacks:
+    """What a step calls while it works, in the same thread."""
 
     interrupted: Callable[[], bool]
     """Asked several times a second; true ends the step with CancelledError."""
@@ -60,7 +57,7 @@ class Onlooker:
 
 
 class Acquirer:
-    """Does a step for any record and onlooker; keeps nothing of them but which update has repaired its bundle already."""
+    """Does one step for any record. Keeps only which update has repaired its bundle already."""
 
     def __init__(
         self, config: OtaConfig, store: Store, fetcher: Fetcher, trust: Trust, wall_clock: Callable[[], float]
@@ -69,18 +66,18 @@ class Acquirer:
         self._wall_clock = wall_clock
         self._repaired = ("", "")
 
-    def step(self, record: UpdateRecord, onlooker: Onlooker) -> tuple[UpdateRecord, str]:
+    def step(self, record: UpdateRecord, callbacks: Callbacks) -> tuple[UpdateRecord, str]:
         """Do the work of the record's state, one of ``STEPS``; return what it leads to, and why, in words.
 
         Raises:
-            OtaError, CheckpointError: see :func:`end_of`; CancelledError when the onlooker wants it.
+            OtaError, CheckpointError: see :func:`end_of`; CancelledError when ``interrupted`` says so.
         """
         steps = {_S.CHECKING: self._check, _S.FETCHING: self._fetch, _S.VERIFYING: self._verify}
-        return steps[record.state](record, onlooker)
+        return steps[record.state](record, callbacks)
 
     # -- CHECKING -----------------------------------------------------------------------------------------------------------
 
-    def _check(self, record: UpdateRecord, onlooker: Onlooker) -> tuple[UpdateRecord, str]:
+    def _check(self, record: UpdateRecord, callbacks: Callbacks) -> tuple[UpdateRecord, str]:
         update = record.update
         self.refuse_expired(update)
         self._trust.check_offer(update)
@@ -89,11 +86,11 @@ class Acquirer:
         received = Received()
         if data is None:
             self._fetcher.check(url)
-            onlooker.show(f"fetching {redacted(url.text)}")
-            data = self._fetcher.manifest(url, received, onlooker.interrupted)
+            callbacks.show(f"fetching {redacted(url.text)}")
+            data = self._fetcher.manifest(url, received, callbacks.interrupted)
         self._trust.check_manifest(update, data)
         manifest = Manifest.parse(data)
-        self.refuse_unfit(update, manifest)
+        self.refuse_unsuitable(update, manifest)
         ref = Ref(manifest.name, manifest.version, manifest.digest)
         known = replace(record, ref=ref, bytes_downloaded=record.bytes_downloaded + received.count)
         if self._store.has(ref) and self._repaired != _repair_of(known):
@@ -101,10 +98,10 @@ class Acquirer:
         message = ""
         if os.path.lexists(self._store.path_of(ref)):
             with _cancellable():
-                self._store.refuse_conflict(ref, onlooker.interrupted)
+                self._store.refuse_conflict(ref, callbacks.interrupted)
                 message = f"{ref} is damaged on disk and will be repaired"
-                onlooker.show(message)
-                self._salvage(manifest, onlooker)
+                callbacks.show(message)
+                self._salvage(manifest, callbacks)
         self._store.fs.write_file(self._manifest_path(ref.digest), data, "manifest")
         return self._to_fetch(known, manifest), message
 
@@ -117,7 +114,7 @@ class Acquirer:
         """Return the manifest of that digest if a version on disk has it, whatever has become of its other files."""
         for folder in self._store.folders() if sha256 else ():
             with suppress(CheckpointError):
-                data = read_bytes(folder / MANIFEST_NAME, DEFAULT_LIMITS.manifest_bytes)
+                data = read_bytes(folder / MANIFEST_NAME, limits.MANIFEST_BYTES)
                 if sha256_bytes(data) == sha256:
                     return data
         return None
@@ -127,7 +124,7 @@ class Acquirer:
         if update.expires_s and self._wall_clock() > update.expires_s:
             raise RefusedError("UPDATE_EXPIRED", "the offer has expired", update.update_id)
 
-    def refuse_unfit(self, update: Update, manifest: Manifest) -> None:
+    def refuse_unsuitable(self, update: Update, manifest: Manifest) -> None:
         """Raise ``RefusedError`` for a bundle that is not what was offered, is not for this robot, or is blocked."""
         config = self._config
         for field, wanted, found, code in (
@@ -167,7 +164,7 @@ class Acquirer:
 
     # -- FETCHING -----------------------------------------------------------------------------------------------------------
 
-    def _fetch(self, record: UpdateRecord, onlooker: Onlooker) -> tuple[UpdateRecord, str]:
+    def _fetch(self, record: UpdateRecord, callbacks: Callbacks) -> tuple[UpdateRecord, str]:
         ref = ref_of(record)
         manifest = self._saved_manifest(ref.digest)
         if manifest is None:
@@ -177,7 +174,7 @@ class Acquirer:
         self._store.blobs.release({*blobs, ref.digest})
         missing = {sha256: size for sha256, size in blobs.items() if not self._store.blobs.claim(sha256, size)}
         self._make_room(missing)
-        downloaded = self._download(record, manifest, missing, onlooker)
+        downloaded = self._download(record, manifest, missing, callbacks)
         after = replace(record, state=_S.VERIFYING, bytes_downloaded=downloaded)
         return after, f"{len(missing)} of {len(blobs)} files fetched"
 
@@ -192,7 +189,7 @@ class Acquirer:
         what = f"{need} bytes needed and {self._config.min_free_bytes} to stay free, {free} are free"
         raise StoreError("DISK_FULL", what, str(self._store.root))
 
-    def _download(self, record: UpdateRecord, manifest: Manifest, missing: dict[str, int], onlooker: Onlooker) -> int:
+    def _download(self, record: UpdateRecord, manifest: Manifest, missing: dict[str, int], callbacks: Callbacks) -> int:
         """Fetch what is missing; return the payload received so far, over all attempts [bytes]."""
         base = parse_url(record.update.manifest_url)
         # bytes that an earlier process wrote and could not put into the record any more
@@ -203,13 +200,13 @@ class Acquirer:
         for sha256, size in missing.items():
 
             def on_progress(offset: int, done: int = done_before) -> None:
-                onlooker.on_fetched(done + offset, received.count)
+                callbacks.on_fetched(done + offset, received.count)
 
-            onlooker.show(f"fetching {paths[sha256]}")
+            callbacks.show(f"fetching {paths[sha256]}")
             urls = self._places(base, sha256, paths[sha256])
-            self._fetcher.blob(urls, sha256, size, received, on_progress, onlooker.interrupted)
+            self._fetcher.blob(urls, sha256, size, received, on_progress, callbacks.interrupted)
             done_before += size
-        onlooker.on_fetched(record.bytes_total, received.count)
+        callbacks.on_fetched(record.bytes_total, received.count)
         return received.count
 
     def _places(self, base: Url, sha256: str, path: str) -> list[Url]:
@@ -247,33 +244,33 @@ class Acquirer:
 
     # -- VERIFYING ----------------------------------------------------------------------------------------------------------
 
-    def _verify(self, record: UpdateRecord, onlooker: Onlooker) -> tuple[UpdateRecord, str]:
+    def _verify(self, record: UpdateRecord, callbacks: Callbacks) -> tuple[UpdateRecord, str]:
         ref = ref_of(record)
         manifest = self._saved_manifest(ref.digest)
         if manifest is not None:
             if not all(self._store.blobs.claim(sha256, size) for sha256, size in _blobs(manifest).items()):
                 return replace(record, state=_S.FETCHING), "a file is gone from the disk"
             with self._store.staged(manifest) as staged:
-                if damage := self._verify_folder(staged, record, onlooker):
+                if damage := self._verify_folder(staged, record, callbacks):
                     with _cancellable():
-                        self._salvage(manifest, onlooker)
+                        self._salvage(manifest, callbacks)
                     return self._to_fetch(record, manifest), damage
                 self._store.install(staged, manifest)
         elif not self._store.has(ref):
             return replace(record, state=_S.CHECKING), "the manifest is gone from the disk"
-        elif damage := self._verify_folder(self._store.path_of(ref), record, onlooker):
+        elif damage := self._verify_folder(self._store.path_of(ref), record, callbacks):
             return replace(record, state=_S.CHECKING), damage
         self._store.note_change(self._store.path_of(ref))
         return replace(record, state=_S.INSTALLED), f"{ref} is complete and verified"
 
-    def _verify_folder(self, folder: Path, record: UpdateRecord, onlooker: Onlooker) -> str:
+    def _verify_folder(self, folder: Path, record: UpdateRecord, callbacks: Callbacks) -> str:
         """Check a bundle. Return what the disk has damaged of it, to be repaired once an update; empty = it is good."""
         done, total, digest = 0, 1, ref_of(record).digest
 
         def progress(count: int) -> None:
             nonlocal done
             done += count
-            onlooker.on_verified(min(1.0, done / total))
+            callbacks.on_verified(min(1.0, done / total))
 
         with _cancellable():
             try:
@@ -284,23 +281,23 @@ class Acquirer:
                     expected_digest=digest,
                     scan_values=self._config.scan_values,
                     progress=progress,
-                    cancel=onlooker.interrupted,
+                    cancel=callbacks.interrupted,
                 )
             except CancelledCheckError:
                 raise
             except CheckpointError:
-                damage = next(find_damage(folder, digest=digest, cancel=onlooker.interrupted), "")
+                damage = next(find_damage(folder, digest=digest, cancel=callbacks.interrupted), "")
                 if not damage or self._repaired == _repair_of(record):
                     raise  # it is what was published, or the disk damages it again
                 self._repaired = _repair_of(record)
                 return f"damaged on disk and will be repaired: {damage}"
         return ""
 
-    def _salvage(self, manifest: Manifest, onlooker: Onlooker) -> None:
+    def _salvage(self, manifest: Manifest, callbacks: Callbacks) -> None:
         """Hold on to every file of a damaged bundle that is intact under any name, and let go of the others, to be fetched."""
         folder = self._store.path_of(Ref(manifest.name, manifest.version, manifest.digest))
         for entry in manifest.files:
-            self._store.blobs.rescue(entry.sha256, entry.size, folder / entry.path, onlooker.interrupted)
+            self._store.blobs.rescue(entry.sha256, entry.size, folder / entry.path, callbacks.interrupted)
 
 
 @contextmanager
@@ -316,11 +313,10 @@ def _repair_of(record: UpdateRecord) -> tuple[str, str]:
 
 
 def end_of(error: OtaError | CheckpointError) -> tuple[UpdateState, str, str]:
-    """Return how an update ends that this error befell, its code and its message: REJECTED is the bundle's fault."""
+    """Return how an update ends that met this error, its code and its message: REJECTED if the bundle is at fault."""
     if isinstance(error, CheckpointError):
         return _S.REJECTED, error.code, str(error)
-    refused = isinstance(error, RefusedError | TrustError) or error.code in _UNFIT_CONTENT
-    return (_S.REJECTED if refused else _S.FAILED), error.code, error.message
+    return (_S.REJECTED if error.fault is Fault.BUNDLE else _S.FAILED), error.code, error.message
 
 
 def ref_of(record: UpdateRecord) -> Ref:

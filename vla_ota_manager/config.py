@@ -101,7 +101,9 @@ class OtaConfig:
     min_success_rate: float = setting(
         0.0, "Success rate that is demanded when the incumbent's is not known; 0 = none", 0.0, 1.0
     )
-    score_sources: tuple[str, ...] = setting((), "Score sources that may convict; empty = every one that is calibrated")
+    score_sources: tuple[str, ...] = setting(
+        (), "Score sources that may reject a version; empty = every one that is calibrated"
+    )
     score_quantile: float = setting(
         0.95, "Quantile of the incumbent's scores above which a score counts as exceeding", 0.5, 0.9999
     )

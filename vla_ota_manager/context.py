@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the parts of the engine share: store, port, transitions, and the doors through which other threads come in."""
+"""What the parts of the engine share: transitions, events and status, and what other threads hand over."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from vla_ota_manager.config import OtaConfig
-from vla_ota_manager.errors import OtaError, PolicyError, StoreError
+from vla_ota_manager.errors import OtaError, StoreError
 from vla_ota_manager.fetch.fetcher import Fetcher
 from vla_ota_manager.fetch.trust import Trust
-from vla_ota_manager.port import PolicyPort, PolicySnapshot, SwapRequest, SwapResult, absence
-from vla_ota_manager.records import EpisodeResult, Event, Ref, Score, Status, Update
+from vla_ota_manager.policy_gate import PolicyGate
+from vla_ota_manager.port import PolicyPort, PolicySnapshot
+from vla_ota_manager.records import EpisodeResult, Event, Score, Status, Update
 from vla_ota_manager.states import UpdateState, check_transition
 from vla_ota_manager.store.scrub import Scrubber
 from vla_ota_manager.store.state import SEEN_SIZE, Outcome, State
@@ -28,8 +29,6 @@ log = logging.getLogger("vla_ota_manager")
 _SAID_SIZE = 200
 _REPORT_PERIOD_S = 0.2
 _ROLLBACK_NONE, _ROLLBACK_COLD, _ROLLBACK_WARM = 0, 1, 2
-_CRASHED = frozenset({"GENERATION_LOST", "WORKER_LOST"})
-"""The worker has ended since the bundle was prepared."""
 
 
 @dataclass
@@ -74,8 +73,7 @@ class Context:
         self._reported = 0.0
         self._changed = threading.Condition()
         self.inbox = Inbox(port.status)
-        self._permitted: bool | None = None
-        self._allowed = True
+        self.gate = PolicyGate(config, store, port, self.show, self.report)
         self._cancel: tuple[str, str, str] | None = None
         self.urgent_work = 0
         """Operator's commands that wait for the engine's thread."""
@@ -86,16 +84,6 @@ class Context:
         """Hand over a score or an outcome."""
         if self.inbox.put(item):
             self.notify()
-
-    def set_permitted(self, permitted: bool | None) -> None:
-        """Take over ``update_permitted``; None = stale or never heard."""
-        self._permitted = permitted
-        self.notify()
-
-    def set_allowed(self, allowed: bool) -> None:
-        """Take over the parameter ``update_permitted``."""
-        self._allowed = allowed
-        self.notify()
 
     def request_cancel(self, update_id: str, code: str, message: str) -> None:
         """Ask the pipeline to give up an update at the next opportunity."""
@@ -133,37 +121,6 @@ class Context:
         self.last_beat = time.monotonic()
         return self.stopping.is_set()
 
-    def permitted(self) -> bool:
-        """Whether a swap to a new version may happen now; fails closed."""
-        return self._allowed and (not self.config.require_permission or self._permitted is True)
-
-    def policy(self) -> PolicySnapshot | None:
-        """Return the policy node's status if it is fresh and of a node that is configured, else None."""
-        snapshot = self.port.status()
-        if snapshot is None or snapshot.unconfigured or snapshot.age_s > self.config.policy_silent_s:
-            return None
-        return snapshot
-
-    def absence(self) -> str:
-        """Say in what way the policy node is not there, after its name."""
-        return absence(self.port.status())
-
-    def hindrance(self, *, permitted: bool | None = None, motion: bool = True) -> str:
-        """Say what a swap to a new version waits for, "" if for nothing.
-
-        Args:
-            permitted: whether it may happen; default: what ``update_permitted`` says.
-            motion: whether it waits for motion to be enabled, without which policy_node refuses it.
-        """
-        snapshot = self.policy()
-        if snapshot is None:
-            return f"policy_node, which {self.absence()}"
-        if not (self.permitted() if permitted is None else permitted):
-            return "update_permitted"
-        if motion and not snapshot.motion_enabled:
-            return "motion: motion_enabled is false or stale"
-        return ""
-
     @contextmanager
     def transition(
         self,
@@ -176,7 +133,7 @@ class Context:
         point_current: bool = False,
         durable: bool = True,
     ) -> Iterator[State]:
-        """Change the state, together with whatever the block changes in it, in one write; then tell everybody.
+        """Change the state, together with whatever the block changes in it, in one write; then publish it.
 
         Args:
             new: state to enter.
@@ -184,7 +141,7 @@ class Context:
             message: the reason, for people.
             version: what it is about; default: the update's.
             final: nothing more will happen to the update in progress, which is closed.
-            point_current: let ``current`` follow the committed version before anybody is told.
+            point_current: let ``current`` follow the committed version before it is published.
             durable: see ``Store.edit``.
         """
         message = plain(message)
@@ -260,7 +217,7 @@ class Context:
         self._on_event(event)
 
     def refuse(self, update: Update, error: OtaError) -> None:
-        """Tell that an offer never became an update (thread-safe). What is under way keeps the status to itself."""
+        """Publish that an offer never became an update (thread-safe). What is under way keeps the status to itself."""
         update_id, version = plain(update.update_id)[:128], plain(update.version)[:64]
         log.warning("offer %s refused: %s", update_id or "without update_id", error)
         event = Event(self.wall_clock(), update_id, "IDLE", "REJECTED", version, error.code, error.message)
@@ -307,7 +264,7 @@ class Context:
 
     def status(self) -> Status:
         """Return the status as it is now (thread-safe)."""
-        state, live, snapshot, unsaved = self.store.state, self.live, self.policy(), self.store.unsaved
+        state, live, snapshot, unsaved = self.store.state, self.live, self.gate.policy(), self.store.unsaved
         error_code, message = live.error_code or state.error_code, live.message or state.message
         if unsaved is not None:  # until then a restart knows less than this status says
             error_code, message = unsaved.code, f"{message}; not on the disk yet: {unsaved}"
@@ -356,43 +313,6 @@ class Context:
         if snapshot is not None and snapshot.is_resident(target.digest):
             return _ROLLBACK_WARM
         return _ROLLBACK_NONE if self.store.path_of(target) in self.scrubber.damaged else _ROLLBACK_COLD
-
-    def activate(self, ref: Ref, request: SwapRequest, interrupted: Callable[[], bool]) -> SwapResult:
-        """Give a version on disk control: prepare it if it is not resident, then swap.
-
-        What is to go on trial and has crashed since it was prepared is not prepared again: the policy node's code says so.
-
-        Raises:
-            PolicyError: PREPARE_FAILED or the policy node's own code, if it cannot be prepared.
-        """
-        snapshot = self.policy()
-        warm = snapshot is not None and snapshot.is_resident(ref.digest)
-        if warm or request.trial:
-            result = self._swap(ref, request, interrupted)
-            if result.error_code != "NOT_PREPARED" and (request.trial or result.error_code not in _CRASHED):
-                return replace(result, warm=warm and result.warm)
-        self._prepare(ref, interrupted)
-        if request.cause != "ROLLBACK" and not self.permitted():  # that may have taken minutes
-            return SwapResult(False, "CANCELLED", "update_permitted has been withdrawn")
-        return replace(self._swap(ref, request, interrupted), warm=False)
-
-    def _prepare(self, ref: Ref, interrupted: Callable[[], bool]) -> None:
-        self.show(f"policy_node loads {ref}")
-        prepared = self.port.prepare(
-            self.store.path_of(ref),
-            ref.digest,
-            lambda _state, _progress: self.report(),
-            interrupted,
-            self.config.prepare_timeout_s,
-        )
-        if not prepared.success:
-            raise PolicyError(prepared.error_code or "PREPARE_FAILED", prepared.message, f"prepare {ref}")
-
-    def _swap(self, ref: Ref, request: SwapRequest, interrupted: Callable[[], bool]) -> SwapResult:
-        self.store.fs.point("port.before_swap")
-        result = self.port.swap(replace(request, digest=ref.digest), interrupted)
-        self.store.fs.point("port.after_swap")
-        return result
 
 
 def _model_of(state: State) -> str:

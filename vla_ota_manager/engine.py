@@ -26,7 +26,7 @@ from vla_ota_manager.fetch.fetcher import Fetcher
 from vla_ota_manager.fetch.trust import Sha256Trust, Trust
 from vla_ota_manager.operator_commands import Operator, RollbackRequest
 from vla_ota_manager.port import PolicyPort, SwapRequest, SwapResult
-from vla_ota_manager.prefetch import AheadFetcher
+from vla_ota_manager.prefetch import Prefetcher
 from vla_ota_manager.records import (
     CommitReply,
     EpisodeResult,
@@ -95,7 +95,7 @@ class UpdateEngine:
         self._acquirer = Acquirer(config, self.store, fetcher, trust, wall_clock)
         self._pipeline = UpdatePipeline(self._ctx, self._acquirer)
         self._trials = TrialRunner(self._ctx)
-        self._ahead = AheadFetcher(self._ctx, self._acquirer, self._trials.look)
+        self._prefetcher = Prefetcher(self._ctx, self._acquirer, self._trials.look)
         self._operator = Operator(self._ctx, self._trials)
         self._calibration = CalibrationKeeper(self._ctx)
         self._commands: list[tuple[Callable[[], Any], Future[Any]]] = []
@@ -218,7 +218,7 @@ class UpdateEngine:
         return self._list_command(lambda: self._operator.list_models(name))
 
     def on_score(self, score: Score) -> None:
-        """Take in an anomaly score; one that is no evidence is dropped, counted and told."""
+        """Take in an anomaly score; one that is no evidence is dropped, counted and logged."""
         self._ctx.put(score)
 
     def on_outcome(self, result: EpisodeResult) -> None:
@@ -237,11 +237,13 @@ class UpdateEngine:
 
     def set_update_permitted(self, permitted: bool | None) -> None:
         """Say whether swaps to new versions may happen; None = the topic is stale or was never heard."""
-        self._ctx.set_permitted(permitted)
+        self._ctx.gate.set_permitted(permitted)
+        self._ctx.notify()
 
     def set_updates_allowed(self, allowed: bool) -> None:
         """Forbid every swap to another version, whatever ``set_update_permitted`` says, or no longer."""
-        self._ctx.set_allowed(allowed)
+        self._ctx.gate.set_allowed(allowed)
+        self._ctx.notify()
 
     @property
     def robot_type(self) -> str:
@@ -268,14 +270,14 @@ class UpdateEngine:
             self.store.close()
 
     def _verify(self, folder: Path) -> Manifest:
-        """Check a bundle that nobody offered as strictly as one that was."""
+        """Check a bundle that was not offered as strictly as one that was."""
         manifest = verify_bundle(
             folder,
             scan_values=self.config.scan_values,
             progress=(lambda _count: self._ctx.report()) if self._thread is not None else None,
             cancel=self._ctx.stopping.is_set,
         ).manifest
-        self._acquirer.refuse_unfit(Update(update_id="", manifest_url=""), manifest)
+        self._acquirer.refuse_unsuitable(Update(update_id="", manifest_url=""), manifest)
         return manifest
 
     # -- commands -----------------------------------------------------------------------------------------------------------
@@ -343,7 +345,7 @@ class UpdateEngine:
             self._ctx.wait(_IDLE_S)
 
     def _adopt_factory_bundle(self) -> None:
-        """Commit what the robot runs before its first update; a bad one is told, and the engine goes on without."""
+        """Commit what the robot runs before its first update. A bad one is reported, and the engine goes on without."""
         state, folder = self.store.state, self.config.factory_bundle
         there = state.committed is not None and self.store.has(state.committed)
         if not folder or there or state.trial is not None:
@@ -417,9 +419,9 @@ class UpdateEngine:
         if not (update.urgent and update.activate):
             self._waiting = f"{what} waits until the trial of {trial.ref.version} ends"
             self._ctx.show(self._waiting)
-        elif not self._ahead.work(update, trial):
+        elif not self._prefetcher.work(update, trial):
             return
-        elif hindrance := self._ctx.hindrance():
+        elif hindrance := self._ctx.gate.hindrance():
             self._waiting = f"the urgent {what} is on disk and waits for {hindrance}; the trial goes on"
             self._ctx.show(self._waiting)
         else:
@@ -435,12 +437,12 @@ class UpdateEngine:
 
     def _confirm_activation(self) -> None:
         """Tell the policy node that the committed version acts for good (its lease ends), or let it act if it does not."""
-        committed, snapshot = self.store.state.committed, self._ctx.policy()
+        committed, snapshot = self.store.state.committed, self._ctx.gate.policy()
         if committed is None or snapshot is None or time.monotonic() < self._next_activation:
             return
         acts, way_back = snapshot.active_digest == committed.digest, self.store.unsaved is not None
-        # Nothing but a way back is committed without being saved, and that waits for nobody.
-        hindrance = "" if way_back else self._ctx.hindrance(permitted=acts or self._ctx.permitted())
+        # Only a way back is committed without being saved, and a way back waits for no permission.
+        hindrance = "" if way_back else self._ctx.gate.hindrance(permitted=acts or self._ctx.gate.permitted())
         if hindrance:
             if not acts:
                 self._ctx.show(f"{committed} is committed and waits for {hindrance}")
@@ -449,9 +451,9 @@ class UpdateEngine:
         cause = "ROLLBACK" if way_back else "UPDATE"
         request = SwapRequest(committed.digest, at=self.config.swap_at, cause=cause, timeout_s=timeout_s)
         try:
-            result = self._ctx.activate(committed, request, self._ctx.interrupted)
+            result = self._ctx.gate.activate(committed, request, self._ctx.interrupted)
         except PolicyError as e:
-            result = SwapResult(False, e.code, e.message)
+            result = SwapResult.failed(e)
         if result.success and not way_back:
             with self.store.edit() as state:
                 state.activation_due = False

@@ -10,9 +10,9 @@
     │                        ROBOT_TYPE_MISMATCH CHANNELS_MISMATCH KIND_UNSUPPORTED BUNDLE_TOO_LARGE; and the policy node's own
     │                        codes when it refuses a bundle
     ├── TrustError           MANIFEST_UNTRUSTED MANIFEST_DIGEST_MISMATCH
-    ├── FetchError           URL_INVALID SOURCE_NOT_ALLOWED REDIRECT_REFUSED TOO_MANY_REDIRECTS HTTP_STATUS NOT_FOUND
-    │                        CONNECTION_FAILED STALLED TRUNCATED SIZE_MISMATCH CONTENT_RANGE_INVALID CONTENT_ENCODING_REFUSED
-    │                        BLOB_DIGEST_MISMATCH MANIFEST_TOO_LARGE
+    ├── FetchError           TOO_MANY_REDIRECTS HTTP_STATUS NOT_FOUND CONNECTION_FAILED STALLED TRUNCATED CONTENT_RANGE_INVALID
+    │   └── RefusedFetchError URL_INVALID SOURCE_NOT_ALLOWED REDIRECT_REFUSED MANIFEST_TOO_LARGE CONTENT_ENCODING_REFUSED
+    │                        SIZE_MISMATCH BLOB_DIGEST_MISMATCH
     ├── StoreError           STORE_LOCKED STORE_IO STORE_LAYOUT NAME_INVALID DISK_FULL MODEL_NOT_FOUND
     │   └── StateError       STATE_CORRUPT STATE_TOO_NEW
     ├── PolicyError          POLICY_ABSENT PREPARE_FAILED PREPARE_TIMEOUT SWAP_FAILED SWAP_TIMEOUT, and the policy node's own
@@ -29,6 +29,7 @@ Errors of ``vla_checkpoint`` and of the policy node keep their own codes on the 
 
 from __future__ import annotations
 
+from vla_ros.fault import Fault
 from vla_ros.plain import plain
 
 
@@ -39,7 +40,10 @@ class OtaError(Exception):
         code: stable SCREAMING_SNAKE_CASE name of the reason.
         reason: what is wrong, for people; one printable line, without secrets of URLs.
         where: file, URL or field it is about, likewise; empty if none.
+        fault: whose it is; BUNDLE: asking again is no use, and the update is REJECTED.
     """
+
+    fault = Fault.ROBOT
 
     def __init__(self, code: str, reason: str, where: str = "") -> None:
         self.code = code
@@ -64,9 +68,13 @@ class OfferError(OtaError):
 class RefusedError(OtaError):
     """The version that is offered may not run on this robot."""
 
+    fault = Fault.BUNDLE
+
 
 class TrustError(OtaError):
     """The manifest is not the one that was promised."""
+
+    fault = Fault.BUNDLE
 
 
 class FetchError(OtaError):
@@ -85,6 +93,12 @@ class FetchError(OtaError):
         self.retry_after_s = retry_after_s
 
 
+class RefusedFetchError(FetchError):
+    """What is offered may not be fetched, or what is sent is not what was promised."""
+
+    fault = Fault.BUNDLE
+
+
 class StoreError(OtaError):
     """The robot's store refuses, or cannot do, what was asked."""
 
@@ -94,7 +108,11 @@ class StateError(StoreError):
 
 
 class PolicyError(OtaError):
-    """The policy node is not there, or did not do what was asked."""
+    """The policy node is not there, or did not do what was asked; ``fault`` as it says itself."""
+
+    def __init__(self, code: str, reason: str, where: str = "", fault: Fault = Fault.ROBOT) -> None:
+        super().__init__(code, reason, where)
+        self.fault = fault
 
 
 class CommandError(OtaError):

@@ -14,9 +14,9 @@ from vla_ota_manager.states import PIPELINE, UpdateState
 from vla_ota_manager.store.state import Block, RollbackRecord
 from vla_ota_manager.trial.runner import TrialRunner
 from vla_ota_manager.way_back import WayBack
+from vla_ros.fault import Fault
 
 _S = UpdateState
-_BUSY = frozenset({"SWAP_IN_PROGRESS", "PREPARE_IN_PROGRESS", "TRIAL_RUNNING"})
 _BUSY_S = 0.2
 
 
@@ -88,14 +88,14 @@ class Operator:
         return "; the update is cancelled"
 
     def _acting(self) -> str:
-        state, snapshot = self._store.state, self._ctx.policy()
+        state, snapshot = self._store.state, self._ctx.gate.policy()
         if snapshot is not None and snapshot.active_version:
             return snapshot.active_version
         ref = state.trial.ref if state.trial is not None else state.committed
         return ref.version if ref is not None else ""
 
     def _acts_for_good(self, target: Ref) -> bool:
-        state, snapshot = self._store.state, self._ctx.policy()
+        state, snapshot = self._store.state, self._ctx.gate.policy()
         if state.trial is not None or state.rollback is not None or state.committed != target:
             return False
         return snapshot is not None and snapshot.active_digest == target.digest and not snapshot.on_trial
@@ -142,7 +142,9 @@ class Operator:
         asked_at = asked_at or time.monotonic()
         way = WayBack(self._ctx, record.target, older=not record.named)
         deadline = time.monotonic() + self._ctx.config.swap_timeout_s
-        while (result := way.take()).error_code in _BUSY and time.monotonic() < deadline:
+        while (result := way.take()).fault is Fault.BUSY and time.monotonic() < deadline:
+            if result.error_code == "POLICY_ABSENT":
+                break  # it will start with what is committed
             self._ctx.show_asked(f"going back to {way.ref}: {result.error_code}")
             self._ctx.wait(_BUSY_S)
         took = time.monotonic() - asked_at
@@ -165,7 +167,7 @@ class Operator:
         elif result.success:
             message = f"{record.from_version or 'nothing'} -> {target.version} ({how}): {record.reason}"
         else:
-            absent = f"policy_node {self._ctx.absence()} and will start with it"
+            absent = f"policy_node {self._ctx.gate.absence()} and will start with it"
             message = f"{target.version} is committed, {absent}: {record.reason}"
         message = f"{message}; {way.skipped}" if way.skipped else message
         code = "OPERATOR_ROLLBACK" if self._store.state.update is not None else ""
@@ -203,9 +205,9 @@ class Operator:
         if expected_version and expected_version != trial.ref.version:
             what = f"expected_version: is {expected_version}, but {trial.ref.version} is on trial"
             return CommitReply(False, "EXPECTATION_FAILED", what, committed)
-        snapshot = self._ctx.policy()
+        snapshot = self._ctx.gate.policy()
         if snapshot is None:
-            what = f"policy_node {self._ctx.absence()}: nobody knows what acts"
+            what = f"policy_node {self._ctx.gate.absence()}: it is not known what acts"
             return CommitReply(False, "POLICY_ABSENT", what, committed)
         if snapshot.active_digest != trial.ref.digest or not snapshot.on_trial:
             what = f"policy_node runs {snapshot.active_version or 'nothing'}, and not {trial.ref.version} on trial"
@@ -251,7 +253,7 @@ class Operator:
 
     def list_models(self, name: str) -> ListReply:
         """Return what is on disk and what happened."""
-        state, snapshot = self._store.state, self._ctx.policy()
+        state, snapshot = self._store.state, self._ctx.gate.policy()
         models = tuple(
             ModelEntry(
                 ref=entry.ref,

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from vla_ota_manager.errors import PolicyError
+from vla_ros.fault import Fault
+
 OnProgress = Callable[[str, float], None]
 """Called with the preparation's state (QUEUED, LOADING, DIGEST, GOLDEN, WARM_UP, SHADOW, READY) and its progress, 0 to 1."""
 Cancelled = Callable[[], bool]
@@ -69,6 +72,7 @@ class PrepareResult:
     success: bool
     error_code: str = ""
     message: str = ""
+    fault: Fault = Fault.NONE
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,25 @@ class SwapResult:
     warm: bool = False
     stamp_s: float = 0.0
     """First action of the generation that acts now, by the clock that stamps scores [s]; 0 = unknown."""
+    fault: Fault = Fault.NONE
+
+    @classmethod
+    def failed(cls, error: PolicyError) -> SwapResult:
+        """Return what came of a swap to a bundle that could not be prepared."""
+        return cls(False, error.code, error.message, fault=error.fault)
+
+    @property
+    def may_succeed_later(self) -> bool:
+        """Whether it may still have happened, or succeed if it is asked for again."""
+        return self.fault in (Fault.BUSY, Fault.PERSON)
 
 
 class PolicyPort(Protocol):
     """The policy node as the engine sees it.
 
-    ``status`` never blocks. ``prepare`` and ``swap`` block until done, timed out or cancelled, return a result with a code
-    (``POLICY_ABSENT`` when nobody answers, ``CANCELLED``, or the policy node's own) and never raise for what the other side did.
+    ``status`` never blocks. ``prepare`` and ``swap`` block until done, timed out or cancelled. They return a result with code and
+    fault (``POLICY_ABSENT`` and BUSY when nobody answers, ``CANCELLED`` and PERSON, or the policy node's own) and never raise for
+    what the other side did.
     A swap that times out may still happen: the engine looks at ``status`` and asks again, which is idempotent by digest.
     All calls come from the engine's thread, and so must the calls of ``on_progress`` and ``cancelled``.
     """

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from vla_checkpoint import CheckpointError
-from vla_ota_manager.acquire import Acquirer, Onlooker, end_of
+from vla_ota_manager.acquire import Acquirer, Callbacks, end_of
 from vla_ota_manager.context import Context, log
 from vla_ota_manager.errors import CancelledError, OtaError
 from vla_ota_manager.records import Update
@@ -24,7 +24,7 @@ _LOOK_S = 0.2
 _SAVE_PERIOD_S = 5.0
 
 
-class AheadFetcher:
+class Prefetcher:
     """Works for the update that waits first, in the engine's thread.
 
     Args:
@@ -37,7 +37,7 @@ class AheadFetcher:
         self._ctx, self._acquirer, self._look_after_trial = context, acquirer, look_after_trial
         self._store = context.store
         self._record: UpdateRecord | None = None
-        self._onlooker = Onlooker(self._interrupted, self._show, self._on_fetched, self._on_verified)
+        self._callbacks = Callbacks(self._interrupted, self._show, self._on_fetched, self._on_verified)
         self._looked_at = self._saved_at = 0.0
 
     def work(self, update: Update, trial: TrialRecord) -> bool:
@@ -52,7 +52,7 @@ class AheadFetcher:
         try:
             self._acquirer.refuse_expired(update)
             while self._record.state is not _S.INSTALLED and self._record.ref != trial.ref:
-                self._record, message = self._acquirer.step(self._record, self._onlooker)
+                self._record, message = self._acquirer.step(self._record, self._callbacks)
                 self._show(message)
         except CancelledError:
             self._save()
@@ -61,7 +61,7 @@ class AheadFetcher:
             self._end(*end_of(e))
             return False
         except Exception as e:
-            log.exception("an urgent update failed in a way that nobody foresaw")
+            log.exception("an urgent update failed with an unexpected error")
             self._end(_S.FAILED, "INTERNAL_ERROR", repr(e))
             return False
         self._save()

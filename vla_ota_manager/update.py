@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from vla_checkpoint import CheckpointError
-from vla_ota_manager.acquire import STEPS, Acquirer, Onlooker, end_of, ref_of
+from vla_ota_manager.acquire import STEPS, Acquirer, Callbacks, end_of, ref_of
 from vla_ota_manager.context import Context, log
 from vla_ota_manager.errors import CancelledError, OtaError, PolicyError, RefusedError
 from vla_ota_manager.fetch.fetcher import pause
@@ -18,17 +18,11 @@ from vla_ota_manager.port import PrepareResult
 from vla_ota_manager.records import Ref
 from vla_ota_manager.states import PIPELINE, UpdateState
 from vla_ota_manager.store.state import TrialRecord, UpdateRecord
+from vla_ros.fault import Fault
 
 _S = UpdateState
 _SAVE_PERIOD_S = 5.0
 _ASK_AGAIN_S = 1.0
-_ASK_AGAIN = frozenset({"POLICY_ABSENT", "PREPARE_IN_PROGRESS", "SWAP_IN_PROGRESS", "TRIAL_RUNNING"})
-NOT_THE_BUNDLES_FAULT = (
-    _ASK_AGAIN
-    | {"CANCELLED", "PREPARE_TIMEOUT", "NOT_CONFIGURED", "CLOSED", "CONTROL_LOST", "CONTROL_UNRESPONSIVE"}
-    | {"OUT_OF_MEMORY", "NO_FREE_SLOT", "WORKER_START_FAILED", "INTERNAL_ERROR"}
-)
-"""The update could not be carried out (FAILED); any other code is the policy node's refusal of this bundle (REJECTED)."""
 
 
 class UpdatePipeline:
@@ -38,7 +32,7 @@ class UpdatePipeline:
         self._ctx, self._acquirer = context, acquirer
         self._config = context.config
         self._store = context.store
-        self._onlooker = Onlooker(context.interrupted, context.show, self._on_fetched, self._on_verified)
+        self._callbacks = Callbacks(context.interrupted, context.show, self._on_fetched, self._on_verified)
         self._saved_at = 0.0
 
     def run(self) -> None:
@@ -56,7 +50,7 @@ class UpdatePipeline:
         except (OtaError, CheckpointError) as e:
             self._end(*end_of(e))
         except Exception as e:
-            log.exception("an update failed in a way that nobody foresaw")
+            log.exception("an update failed with an unexpected error")
             self._end(_S.FAILED, "INTERNAL_ERROR", repr(e))
 
     def _interrupted(self) -> None:
@@ -78,7 +72,7 @@ class UpdatePipeline:
     # -- CHECKING, FETCHING, VERIFYING --------------------------------------------------------------------------------------
 
     def _acquire(self, record: UpdateRecord) -> None:
-        after, message = self._acquirer.step(record, self._onlooker)
+        after, message = self._acquirer.step(record, self._callbacks)
         activate, installed = record.update.activate, after.state is _S.INSTALLED
         again = installed and activate and after.ref == self._store.state.committed
         end, message = (_S.COMMITTED, f"{after.ref} is the committed version") if again else (after.state, message)
@@ -119,12 +113,11 @@ class UpdatePipeline:
         with self._ctx.transition(_S.PREPARING):
             pass
         while not (result := self._prepare(ref)).success:
-            code = result.error_code or "PREPARE_FAILED"
-            if code not in NOT_THE_BUNDLES_FAULT:
-                raise RefusedError(code, f"policy_node refuses it: {result.message}", str(ref))
-            if code not in _ASK_AGAIN or time.monotonic() > deadline:
-                raise PolicyError(code, result.message, "prepare_model")
-            self._ctx.show_asked(f"policy_node: {code} {result.message}")
+            if result.fault is Fault.BUNDLE:
+                raise RefusedError(result.error_code, f"policy_node refuses it: {result.message}", str(ref))
+            if result.fault is not Fault.BUSY or time.monotonic() > deadline:
+                raise PolicyError(result.error_code, result.message, "prepare_model")
+            self._ctx.show_asked(f"policy_node: {result.error_code} {result.message}")
             pause(_ASK_AGAIN_S, self._ctx.interrupted)
             self._wait_until_possible(record, deadline, motion=False)
         self._wait_until_possible(record, time.monotonic() + self._config.policy_wait_s)
@@ -132,13 +125,7 @@ class UpdatePipeline:
             draft.trial = TrialRecord(ref, record.update.update_id, first_install=draft.committed is None)
 
     def _prepare(self, ref: Ref) -> PrepareResult:
-        result = self._ctx.port.prepare(
-            self._store.path_of(ref),
-            ref.digest,
-            self._on_prepare,
-            self._ctx.interrupted,
-            self._config.prepare_timeout_s,
-        )
+        result = self._ctx.gate.prepare(ref, self._on_prepare, self._ctx.interrupted)
         if self._ctx.interrupted():
             raise CancelledError("CANCELLED", "stopped on request")
         return result
@@ -156,10 +143,10 @@ class UpdatePipeline:
             self._acquirer.refuse_expired(record.update)
             if self._ctx.interrupted():
                 raise CancelledError("CANCELLED", "stopped on request")
-            if self._ctx.policy() is None and time.monotonic() > deadline:
-                waited = f"{self._ctx.absence()}; waited for {self._config.policy_wait_s:g} s"
+            if self._ctx.gate.policy() is None and time.monotonic() > deadline:
+                waited = f"{self._ctx.gate.absence()}; waited for {self._config.policy_wait_s:g} s"
                 raise PolicyError("POLICY_ABSENT", waited, "policy_node")
-            hindrance = self._ctx.hindrance(motion=motion)
+            hindrance = self._ctx.gate.hindrance(motion=motion)
             if not hindrance:
                 return
             self._ctx.show(f"{ref_of(record)} waits for {hindrance}")

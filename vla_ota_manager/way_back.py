@@ -13,12 +13,11 @@ from vla_ota_manager.context import Context
 from vla_ota_manager.errors import PolicyError
 from vla_ota_manager.port import SwapRequest, SwapResult
 from vla_ota_manager.records import Event, Ref
-from vla_ota_manager.update import NOT_THE_BUNDLES_FAULT
+from vla_ros.fault import Fault
 
 _UNCLEAR = frozenset({"LOAD_FAILED", "LOAD_TIMEOUT", "PREPARE_FAILED", "WORKER_DIED"})
-"""The machine's fault or the bundle's: the bundle's if it comes again."""
+"""The machine's fault or the bundle's: the bundle's if it comes three times in a row."""
 _TRIES = 3
-_BUSY = NOT_THE_BUNDLES_FAULT | {"SWAP_IN_PROGRESS", "SWAP_TIMEOUT"}
 
 
 class WayBack:
@@ -41,7 +40,7 @@ class WayBack:
             timeout_s=context.config.swap_timeout_s,
         )
         self._skipped: dict[str, SwapResult] = {}
-        self._told: set[str] = set()
+        self._announced: set[str] = set()
         self.ref = target
         """What was asked for last: what acts, once that has succeeded."""
         self.begun = time.monotonic()
@@ -55,7 +54,7 @@ class WayBack:
         digests = [ref.digest for ref in line]
         if target.digest not in digests:
             return []
-        snapshot = self._ctx.policy()
+        snapshot = self._ctx.gate.policy()
         left = {snapshot.active_digest if snapshot is not None else "", state.trial.ref.digest if state.trial else ""}
         return [
             ref
@@ -84,12 +83,12 @@ class WayBack:
             return refused, True
         for _ in range(_TRIES):
             try:
-                return self._ctx.activate(ref, self._request, self._ctx.halted), True
+                return self._ctx.gate.activate(ref, self._request, self._ctx.halted), True
             except PolicyError as e:
-                result = SwapResult(False, e.code, e.reason)
+                result = SwapResult(False, e.code, e.reason, fault=e.fault)
             if result.error_code not in _UNCLEAR:
                 break
-        return result, result.error_code in NOT_THE_BUNDLES_FAULT
+        return result, result.fault is not Fault.BUNDLE
 
     def _leave_trial(self, ref: Ref) -> SwapResult | None:
         """Let the committed version act before another one is loaded: a trial needs both places in policy_node's memory.
@@ -97,25 +96,25 @@ class WayBack:
         Returns:
             Why that has to be asked for again; None: there is room, or this way none can be made.
         """
-        snapshot, committed = self._ctx.policy(), self._store.state.committed
+        snapshot, committed = self._ctx.gate.policy(), self._store.state.committed
         if snapshot is None or committed is None or not snapshot.on_trial:
             return None
         if snapshot.is_resident(ref.digest) or not snapshot.is_resident(committed.digest):
             return None
         try:
-            result = self._ctx.activate(committed, self._request, self._ctx.halted)
+            result = self._ctx.gate.activate(committed, self._request, self._ctx.halted)
         except PolicyError:
             return None
-        if result.success or result.error_code not in _BUSY:
+        if result.fault in (Fault.NONE, Fault.BUNDLE):
             return None
         return replace(result, message=f"leave the trial for {committed}: {result.message}")
 
     def _skip(self, ref: Ref, result: SwapResult) -> None:
-        """Tell everybody that this version is no way back."""
+        """Publish, once a version, that it cannot be gone back to."""
         self._skipped[ref.digest] = result
-        if ref.digest in self._told:
+        if ref.digest in self._announced:
             return
-        self._told.add(ref.digest)
+        self._announced.add(ref.digest)
         what = f"{ref} cannot be loaded: {result.error_code} {result.message}"
         self.skipped = f"{self.skipped}; {what}" if self.skipped else what
         remaining = [other.version for other in self._targets if other.digest not in self._skipped]

@@ -56,9 +56,11 @@ class PolicyNodeConfig:
         10, "SCHED_FIFO priority of the control process where allowed; 0 = leave the scheduler alone", 0, 90
     )
     trial_lease_s: float = setting(
-        10.0, "A trial ends when the manager was silent this long, unless the request says else [s]", 0.5, 3600.0
+        10.0, "A trial ends when the manager was silent this long, unless the request gives another [s]", 0.5, 3600.0
     )
-    swap_timeout_s: float = setting(30.0, "Longest wait for a boundary, unless the request says else [s]", 0.1, 86400.0)
+    swap_timeout_s: float = setting(
+        30.0, "Longest wait for a boundary, unless the request gives another [s]", 0.1, 86400.0
+    )
     auto_swaps_per_episode: int = setting(
         1, "Swaps the node does by itself within one episode; further ones hold instead", 0, 100
     )

@@ -28,7 +28,7 @@ from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.client import ControlClient, ControlStatus
 from vla_policy_node.episodes import Episode, EpisodeError, Episodes, Outcome
-from vla_policy_node.errors import ControlError, PolicyNodeError, duration, one_line
+from vla_policy_node.errors import ControlError, PolicyNodeError, duration
 from vla_policy_node.generations.generations import Generations
 from vla_policy_node.generations.recovery import Recovery
 from vla_policy_node.generations.residents import Resident
@@ -38,6 +38,7 @@ from vla_policy_node.observation import ObservationBuffer, encode_instruction
 from vla_policy_node.scores import ChunkScorer
 from vla_policy_node.worker.api import WorkerConfig, WorkerEvent
 from vla_policy_node.worker.pool import Progress, WorkerPool
+from vla_ros.plain import plain
 
 LOG = logging.getLogger("vla_policy_node")
 
@@ -52,7 +53,7 @@ _CONTROL_SILENT_S = 1.0
 _ANSWER_S = 2.0
 _ENABLE_S = 6.0  # it looks for other publishers first
 _LOST = ("CONTROL_LOST", "the control process ended: nothing is commanded; the node ends to be restarted")
-_SILENT = ("CONTROL_UNRESPONSIVE", "the control process does not tick: nobody knows what it commands")
+_SILENT = ("CONTROL_UNRESPONSIVE", "the control process does not tick: what it commands is not known")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Snapshot:
 
 
 class Listener(Protocol):
-    """Who is told what happens. Called from the engine's threads; must return soon and not raise."""
+    """Receives what happens. Called from the engine's threads; must return soon and not raise."""
 
     def on_change(self) -> None:
         """The snapshot is another one."""
@@ -225,7 +226,7 @@ class PolicyEngine:
         """Lifecycle: command the robot, or not; returns when it is so. After every ``True`` the robot holds until resume.
 
         Raises ControlError: COMMAND_TOPIC_TAKEN, CONTROL_LOST, CONTROL_UNRESPONSIVE. A control process that does not answer is
-        killed: it must neither go on nor begin to command when nobody expects it any more.
+        killed: it must neither go on commanding nor begin to command later.
         """
         with self._enabling:
             self.enabled = False
@@ -252,7 +253,7 @@ class PolicyEngine:
         self.enabled = enabled
 
     def close(self) -> None:
-        """End every process and thread; callers that wait for a preparation or a swap are told so."""
+        """End every process and thread; pending preparations and swaps fail with CLOSED."""
         self._stop.set()
         with contextlib.suppress(ControlError):
             self._control.enable(False)  # the answer is not waited for: the process ends soon, one way or the other
@@ -312,7 +313,7 @@ class PolicyEngine:
             try:
                 self._episode_number = self.observations.start_episode(episode.instruction)
                 if self.config.require_episode:
-                    self._control.release("NO_EPISODE")
+                    self._control.set_episode_missing(False)
             except PolicyNodeError:
                 self._episodes.open = None
                 raise
@@ -336,7 +337,7 @@ class PolicyEngine:
 
     def _hold_without_episode(self) -> None:
         try:
-            self._control.hold("NO_EPISODE", latched=False)
+            self._control.set_episode_missing(True)
         except ControlError as e:
             self._report_error(e.code, str(e))
 
@@ -468,7 +469,7 @@ class PolicyEngine:
         self._set_error(code, message)
 
     def _set_error(self, code: str, message: str) -> None:
-        self._error = (code, one_line(message))
+        self._error = (code, plain(message))
         self._listener.on_change()
 
     # -- status ----------------------------------------------------------------------------------------------------

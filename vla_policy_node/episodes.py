@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Episodes: one task attempt with its outcome, by whom it was acted and how it ended."""
+"""Episodes: one task attempt with its outcome, which generations acted in it, and how it ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an episode ended; ``known`` false: nobody said, it was closed by timeout or shutdown."""
+    """How an episode ended; ``known`` false: it was closed by timeout or shutdown, not by a report."""
 
     episode_id: str
     instruction: str

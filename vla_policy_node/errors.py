@@ -12,17 +12,35 @@
 
 from __future__ import annotations
 
+from vla_ros.fault import Fault
+from vla_ros.plain import plain
 
-def one_line(text: str) -> str:
-    """Put what a policy, a library or a file says on one line; what is not printable is escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+_FAULTS = {
+    Fault.ROBOT: {
+        "CLOSED", "CONTROL_LOST", "CONTROL_UNRESPONSIVE", "INACTIVE", "INTERNAL_ERROR", "NOT_CONFIGURED", "NO_FREE_SLOT",
+        "OUT_OF_MEMORY", "WORKER_START_FAILED",
+    },
+    Fault.BUSY: {"PREPARE_IN_PROGRESS", "SWAP_IN_PROGRESS", "SWAP_TIMEOUT", "TRIAL_RUNNING"},
+    Fault.PERSON: {
+        "CANCELLED", "CAUSE_UNKNOWN", "DURATION_INVALID", "EMPTY_REQUEST", "EXPECTATION_FAILED", "MOTION_DISABLED",
+        "NOT_PREPARED", "SUPERSEDED", "SWAP_BOUNDARY_UNKNOWN",
+    },
+}  # fmt: skip
+_FAULT_OF = {code: fault for fault, codes in _FAULTS.items() for code in codes}
+UNCLEAR = frozenset({"LOAD_TIMEOUT", "WORKER_DIED"})
+"""Blamed on the bundle, and may be the machine's fault: the bundle's if it comes again."""
+
+
+def fault_of(code: str) -> Fault:
+    """Return whose fault a refused preparation or swap is; the bundle's, and its policy's own codes, are all others."""
+    return _FAULT_OF.get(code, Fault.BUNDLE) if code else Fault.NONE
 
 
 class PolicyNodeError(Exception):
     """Root of the package's errors; ``message`` is one line."""
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(one_line(message))
+        super().__init__(plain(message))
         self.code = code
 
     @property

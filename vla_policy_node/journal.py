@@ -14,7 +14,7 @@ _HOLD_AGAIN_S = 30.0  # a policy that is too slow holds several times a second
 
 
 class Journal:
-    """Writes what the control process tells. Called from one thread."""
+    """Writes the events of the control process. Called from one thread."""
 
     def __init__(self) -> None:
         self._holds = Repeats(LOG.warning, _HOLD_AGAIN_S)

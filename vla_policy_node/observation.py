@@ -115,20 +115,6 @@ class ObservationBuffer:
         with self._lock:
             return self._write(time.monotonic_ns() if now_ns is None else now_ns)
 
-    def problems(self, now_ns: int | None = None) -> list[str]:
-        """Say which topics are missing or too old, for status and diagnostics."""
-        now_ns = time.monotonic_ns() if now_ns is None else now_ns
-        found = []
-        with self._lock:
-            for (key, i), slot in self._slots.items():
-                topic = next(o for o in self.contract.observations if o.key == key).sources[i].topic
-                if slot.value is None:
-                    found.append(f"{key}: nothing received on {topic}")
-                elif not self._is_fresh(slot, now_ns):
-                    age_ms = (now_ns - slot.taken_ns) / 1e6
-                    found.append(f"{key}: {topic} is {age_ms:.0f} ms old, at most {self._max_age_ns(slot) / 1e6:.0f}")
-        return found
-
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _header_age(self, key: str, message: Any, ros_now_ns: int) -> int:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts that others see, in logs, on topics and in files: printable, on one line, without what is secret in a URL."""
+"""Texts that others see, in logs, on topics and in files: printable, on one line, without what is secret in a URL.
+
+Standard library only: every room may import it, and a worker under any interpreter can.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +30,23 @@ def redacted(url: str) -> str:
     return scheme + place + (mark + HIDDEN if mark else "")
 
 
+def printable(text: str) -> str:
+    """Return a name or path as one line that is safe for logs, terminals and ROS strings; nothing in it is redacted."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else _UNPRINTABLE for c in text)
+
+
 def plain(text: str) -> str:
     """Return a text as one printable line; the URLs in it are redacted."""
-    return " ".join(_harmless(text).split())
+    return " ".join(_without_secrets(text).split())
 
 
 def plain_lines(text: str) -> str:
     """Return a text of several lines, such as a traceback, with each of them printable; the URLs in it are redacted."""
-    return "\n".join(_harmless(line) for line in text.splitlines())
+    return "\n".join(_without_secrets(line) for line in text.splitlines())
 
 
-def _harmless(text: str) -> str:
-    shown = "".join(c if c.isprintable() else " " if c.isspace() else _UNPRINTABLE for c in text)
-    return _IN_TEXT.sub(_redacted_in_text, shown)
+def _without_secrets(text: str) -> str:
+    return _IN_TEXT.sub(_redacted_in_text, printable(text))
 
 
 def _redacted_in_text(match: re.Match[str]) -> str:

@@ -10,27 +10,32 @@ from __future__ import annotations
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 
-def _profile(depth: int, reliability: ReliabilityPolicy, durability: DurabilityPolicy) -> QoSProfile:
-    return QoSProfile(depth=depth, reliability=reliability, durability=durability)
+def profile(reliability: str, durability: str, depth: int) -> QoSProfile:
+    """Return the profile that a contract names, for example ``best_effort``, ``volatile``, 5."""
+    return QoSProfile(
+        depth=depth,
+        reliability=ReliabilityPolicy[reliability.upper()],
+        durability=DurabilityPolicy[durability.upper()],
+    )
 
 
-LATCHED = _profile(1, ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED = profile("reliable", "transient_local", 1)
 """Publisher of a status: a late subscriber gets the last one at once. Also for subscribing to a status of ours."""
 
-LATCHED_EACH = _profile(50, ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED_EACH = profile("reliable", "transient_local", 50)
 """Subscription to a status of ours where the ones before the last count too: they name the episodes that were open."""
 
-EVENTS = _profile(50, ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE)
+EVENTS = profile("reliable", "volatile", 50)
 """Events, outcomes and scores that we publish: every one counts."""
 
-OFFERS = _profile(10, ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE)
+OFFERS = profile("reliable", "volatile", 10)
 """Subscription to ``model_update``."""
 
-FLAGS = _profile(1, ReliabilityPolicy.BEST_EFFORT, DurabilityPolicy.VOLATILE)
+FLAGS = profile("best_effort", "volatile", 1)
 """Subscription to ``motion_enabled`` and ``update_permitted``: matches every publisher, only the newest counts."""
 
-SCORES = _profile(50, ReliabilityPolicy.BEST_EFFORT, DurabilityPolicy.VOLATILE)
+SCORES = profile("best_effort", "volatile", 50)
 """Subscription to scores, ours and other stacks'."""
 
-SENSORS = _profile(5, ReliabilityPolicy.BEST_EFFORT, DurabilityPolicy.VOLATILE)
+SENSORS = profile("best_effort", "volatile", 5)
 """Subscription to observations where the contract names nothing else."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One line for what is said again and again, and a count. No ROS here."""
+"""One log line for a message that repeats, and a count. No ROS here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Repeats:
             return True
 
     def over(self) -> None:
-        """What was said is no longer so: the next text is logged, whatever it is."""
+        """The condition is over: the next text is logged even if it is the same."""
         with self._lock:
             self._end(self._clock())
 

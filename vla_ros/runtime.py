@@ -86,7 +86,7 @@ def _refuse(reason: str, arguments: Sequence[str], status: int) -> int:
 
 
 def _logger_name(arguments: Sequence[str]) -> str:
-    """Return the name that the node would have signed with, as far as the command line tells."""
+    """Return the name that the node would have logged under, as far as the command line gives it."""
     remaps = dict(argument.split(":=", 1) for argument in arguments if ":=" in argument)
     name = remaps.get("__node", Path(arguments[0]).stem if arguments else "vla_ota")
     return ".".join(part for part in (*remaps.get("__ns", "").split("/"), name) if part)

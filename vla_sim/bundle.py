@@ -33,7 +33,7 @@ _GOLDEN_COUNT = 6
 _GOLDEN_SEED = 77
 
 
-def load_policy(bundle_dir: Path, device: str = "cpu") -> Policy:
+def load_policy(bundle_dir: Path) -> Policy:
     """Load a bundle's policy into this process, as a worker does into its own; nothing is verified here.
 
     Raises whatever the policy type or ``vla_checkpoint`` says of a bundle that does not load.
@@ -46,7 +46,7 @@ def load_policy(bundle_dir: Path, device: str = "cpu") -> Policy:
     }
     policy_type = load_config(bundle_dir).type
     module = importlib.import_module(f"vla_policy_node.policies.{policy_type}")
-    return cast(Policy, module.load(bundle_dir, tensors, device))
+    return cast(Policy, module.load(bundle_dir, tensors, "cpu"))
 
 
 def write_weights(bundle_dir: Path, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:

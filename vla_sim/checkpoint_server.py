@@ -56,7 +56,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that was killed is no error of the server
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # not the server's error: the client was killed
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 

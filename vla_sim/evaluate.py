@@ -25,7 +25,7 @@ from vla_policy_node.policies.base import FloatArray, Policy
 from vla_sim.arm import CONTROL_HZ, JOINT_NAMES, VELOCITY_LIMITS_RAD_S, Arm
 from vla_sim.bundle import load_policy
 from vla_sim.observation import observe
-from vla_sim.task import Episode, ReachJudge, TaskRules, begin, sample_episode
+from vla_sim.task import Episode, ReachJudge, begin, sample_episode
 
 Array = npt.NDArray[np.float64]
 
@@ -112,13 +112,11 @@ def reversal_rate(actions: FloatArray, deadband: float = REVERSAL_DEADBAND_RAD) 
     return float((against & moving[1:] & moving[:-1]).mean())
 
 
-def run_episode(
-    arm: Arm, policy: Policy, episode: Episode, execution: Execution, rules: TaskRules | None = None
-) -> EpisodeResult:
+def run_episode(arm: Arm, policy: Policy, episode: Episode, execution: Execution) -> EpisodeResult:
     """Run one episode from its start."""
     begin(arm, episode)
     policy.reset()
-    player, judge = ChunkPlayer(policy, execution), ReachJudge(episode.colour, rules)
+    player, judge = ChunkPlayer(policy, execution), ReachJudge(episode.colour)
     step_limit = np.asarray(VELOCITY_LIMITS_RAD_S) / CONTROL_HZ
     success: bool | None = None
     ticks, worst, previous = 0, 0.0, arm.commanded

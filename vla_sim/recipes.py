@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -206,6 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := sorted(set(options.versions or ()) - set(known)):
         parser.error(f"no recipe for {', '.join(unknown)}; known: {', '.join(known)}")
     variants = [known[version] for version in options.versions or known]
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which is below: more threads are slower
     folders = make_all(options.out, options.base, variants)
     for variant in variants:
         print(f"{folders[variant.version]}  {variant.expected:7} {variant.summary}")

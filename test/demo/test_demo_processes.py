@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.ros import wait_for
+from support.waits import wait_for
 
 from vla_sim.dds import DEMO_DOMAINS, claim_domain
 from vla_sim.demo import processes as module

@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vla_ota_manager import acquire, context, update, way_back
-from vla_ota_manager import operator_commands as operator
+from vla_ota_manager import policy_gate, way_back
 from vla_ota_manager.states import UpdateState
 from vla_ota_manager.trial import judge as trial
 from vla_ota_manager.trial import runner as trial_run
+from vla_policy_node import errors
 from vla_policy_node.control.client import AT
-from vla_policy_node.ipc.layouts import CHUNK_ERRORS, HOLD_REASONS, MODES
+from vla_policy_node.holds import HOLD_REASONS, table
+from vla_policy_node.ipc.layouts import CHUNK_ERRORS, MODES
 
 TOP = Path(__file__).resolve().parents[2]
 PAGE = TOP / "docs" / "errors.md"
@@ -34,10 +35,8 @@ VOCABULARIES = {*AT, *MODES, *(state.name for state in UpdateState)}
 
 NOT_CODES = {
     "environment": "AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH FASTDDS_DEFAULT_PROFILES_FILE"
-    " FASTRTPS_DEFAULT_PROFILES_FILE LD_LIBRARY_PATH PATH PKG_CONFIG_PATH PYTHONPATH"
-    " VLA_OTA_CRASH_AT VLA_OTA_CRASH_LOG",
-    "constants of modules": "CANARY DEFAULT_LIMITS DTYPE_BITS INCUMBENT MANIFEST_NAME MAP_POPULATE SCHED_RESET_ON_FORK"
-    " SC_PAGE_SIZE",
+    " FASTRTPS_DEFAULT_PROFILES_FILE LD_LIBRARY_PATH PATH PKG_CONFIG_PATH PYTHONPATH",
+    "constants of modules": "MANIFEST_NAME MAP_POPULATE SCHED_RESET_ON_FORK SC_PAGE_SIZE",
     "events between processes": "CHUNK_ERROR DISABLED ENABLED ENABLE_FAILED EXITED HOLD LOG LOST MOTION_ENABLED REFUSED RESUMED"
     " RESUME_ACCEPTED RESUME_REFUSED SPAN SPARE_READY STARTED START_FAILED SWAPPED",
     "states of a preparation": "BUILD DIGEST GOLDEN LOADING QUEUED READY WARM_UP",
@@ -46,9 +45,10 @@ NOT_CODES = {
     "words of command lines": "BUNDLE DIR FILE HEX HZ JSON UTC VERSION",
     "why a wait of the policy port was given up": "TIMEOUT",
     "states of experiments and of their robots": "AB INCONCLUSIVE JOINING LEAVING LEFT NO_DIFFERENCE STOPPED WIN_A WIN_B",
-    "orders to robots and their states": "ACCEPTED ASSIGN DONE GET_STATUS MODEL_UPDATE PIN RUNNING WAITING",
+    "orders to robots, their states, and what acts": "ACCEPTED ACTIVE ASSIGN DONE FOUND GET_STATUS MODEL_UPDATE PIN RUNNING"
+    " WAITING",
     "states of a rollout, and how a robot stands in it": "ABORTED ASKING BACK INSTALLING JUDGING ORDERED OUTSIDE SILENT",
-    "methods of HTTP and words of SQL": "BEGIN COMMIT GET HEAD POST PUT",
+    "methods of HTTP and words of SQL": "BEGIN COMMIT DELETE GET HEAD POST PUT ROLLBACK",
 }
 NOT_CODE_WORDS = {word for words in NOT_CODES.values() for word in words.split()}
 
@@ -128,15 +128,12 @@ def test_every_code_that_is_documented_can_be_given() -> None:
 def test_every_code_that_decides_whether_to_ask_again_or_whom_to_blame_is_one_that_somebody_gives() -> None:
     """Else a code that was renamed would be taken for the bundle's fault, or never be waited out."""
     sets = {
-        "update: ask again": update._ASK_AGAIN,
-        "update: not the bundle's fault": update.NOT_THE_BUNDLES_FAULT,
-        "acquire: unfit content": acquire._UNFIT_CONTENT,
-        "context: crashed": context._CRASHED,
-        "trial: ask again": trial_run._ASK_AGAIN,
-        "operator: busy": operator._BUSY,
+        "policy node: faults": errors._FAULT_OF.keys(),
+        "policy node: unclear": errors.UNCLEAR,
+        "policy gate: crashed": policy_gate._CRASHED,
+        "trial: of the policy": trial_run._POLICY_ERRORS,
         "way back: unclear": way_back._UNCLEAR,
-        "way back: busy": way_back._BUSY,
-        "trial: holds that convict": trial.CONVICTING_HOLDS,
+        "trial: holds that reject": trial.REJECTING_HOLDS,
     }
     known = all_given().keys() | set(HOLD_REASONS)
     for name, codes in sets.items():
@@ -159,7 +156,7 @@ def test_every_row_says_what_it_means_what_the_robot_does_and_what_to_do() -> No
 
 def test_every_hold_reason_and_every_fault_of_a_chunk_is_documented_where_it_is_looked_for() -> None:
     found = sections()
-    assert {code for code, _ in found["Why the robot holds"]} == set(HOLD_REASONS[1:])
+    assert table() in PAGE.read_text(encoding="utf-8"), "python -m vla_policy_node.holds prints the rows"
     swaps = {code for code, _ in found["Swaps"]} | {code for code, _ in found["Why the robot holds"]}
     assert set(CHUNK_ERRORS[1:]) <= swaps
 

@@ -20,7 +20,7 @@ ROS = {
 }  # fmt: skip
 
 ROOMS = {
-    "vla_checkpoint": {"numpy", "safetensors", "rfc8785", "semver"},
+    "vla_checkpoint": {"numpy", "safetensors", "rfc8785", "semver", "vla_ros.plain"},
     "vla_evidence": {"numpy", "scipy"},
     "vla_ros": {"numpy"},
     "vla_policy_node": {"numpy", "safetensors", "yaml", "vla_checkpoint", "vla_ros"},
@@ -30,9 +30,11 @@ ROOMS = {
         "alembic",
         "fastapi",
         "httpx",
+        "prometheus_client",
         "pydantic",
         "rich",
         "sqlalchemy",
+        "starlette",  # what FastAPI is made of: its types of ASGI messages
         "structlog",
         "typer",
         "uvicorn",

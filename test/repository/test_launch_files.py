@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from vla_fleet_bridge.config import BridgeSettings
 from vla_ros.start import REFUSED
 
 TOP = Path(__file__).resolve().parents[2]
@@ -115,9 +116,26 @@ def test_each_node_is_put_into_its_enclave_if_one_is_named(robot: Any) -> None:
     assert named == [["--enclave", "/vla_ota/policy_node"], ["--enclave", "/vla_ota/ota_manager"]]
 
 
+def test_fleet_starts_a_bridge_that_keeps_its_state_with_the_policy_and_lets_the_manager_fetch_from_there(
+    robot: Any,
+) -> None:
+    assert len(launched(robot)) == 2
+    _, manager, bridge = launched(robot, namespace="arm", fleet="wss://fleet.example:8443", fleet_code="c0de")
+    own = bridge.parameters[2]
+    assert bridge.executable == bridge.name == "fleet_bridge" and bridge.namespace == "arm" and bridge.respawn
+    assert own == {
+        "server": "wss://fleet.example:8443",
+        "enrolment_code": "c0de",
+        "state_dir": str(Path(manager.parameters[2]["store_dir"], "fleet")),
+    }
+    assert BridgeSettings(**own).folder.is_relative_to(Path.home())
+    assert manager.parameters[2]["allowed_sources"] == ["https://fleet.example:8443/files/"]
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
+        ("fleet", "https://fleet.example"),
         ("namespace", "1arm"),
         ("contract", "~/nowhere.yaml"),
         ("fastdds_profile", "/nowhere.xml"),

@@ -11,7 +11,8 @@ import pytest
 import rclpy
 from rclpy.signals import SignalHandlerOptions
 from support.doctor_robot import StandInPolicy
-from support.ros import RosHarness, wait_for
+from support.ros import RosHarness
+from support.waits import wait_for
 
 from vla_doctor.examination import examine
 from vla_doctor.ros import doctor as module

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from support import dds_profile
-from support.ros import NodeProcess, RosHarness, wait_for
+from support.ros import NodeProcess, RosHarness
+from support.waits import wait_for
 from vla_ota.msg import EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate, PolicyStatus, SwapReport
 
 from vla_checkpoint import load_manifest

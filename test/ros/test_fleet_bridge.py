@@ -12,7 +12,8 @@ import pytest
 from support.bundles import make_bundle
 from support.fleet import FleetServer
 from support.manager_rig import ManagerRig
-from support.ros import NodeProcess, wait_for
+from support.ros import NodeProcess
+from support.waits import wait_for
 from vla_ota.msg import BridgeStatus
 
 from vla_ros import qos
@@ -90,6 +91,14 @@ def test_a_deployment_is_done_when_the_robot_has_committed_and_a_rollback_when_i
     assert states.count("COMMITTED") == 2 and "ROLLED_BACK" in states
     assert {"publish", "model_update", "rollback", "enrol"} <= {line["action"] for line in rig.client.log()}
 
+    runs = wait_for(lambda: ran if len(ran := rig.client.history(ROBOT)) == 3 else None, "the record of what ran")
+    assert [(run["version"], run["cause"], run["ordered_by"]) for run in runs] == [
+        ("1.0.0", "ROLLBACK", "admin"),
+        ("1.1.0", "UPDATE", "admin"),
+        ("1.0.0", "UPDATE", "admin"),
+    ]
+    assert runs[0]["command_id"] == back["id"] and all(run["digest"] for run in runs)
+
     command = rig.client.rollback([ROBOT], version="9.9.9")[0]
     assert rig.ends_as(command["id"], "FAILED")["error_code"] == "MODEL_NOT_FOUND"
     assert rig.robot.policy.active[1] == "1.0.0"
@@ -107,3 +116,20 @@ def test_a_deployment_ends_as_it_would_have_though_server_and_bridge_are_killed_
     rig.start_bridge()
     assert rig.ends_as(command, "DONE")["robot_state"] == "COMMITTED"
     assert len([swap for swap in rig.robot.policy.swaps if swap.trial]) == 2, "it was carried out once"
+
+
+def test_a_robot_gets_a_new_token_and_says_how_long_it_has_had_no_line(rig: FleetRig, tmp_path: Path) -> None:
+    path = tmp_path / "bridge" / "token"
+    old = path.read_text()
+    rig.client.rotate_tokens([ROBOT])
+    wait_for(lambda: path.read_text() != old and not rig.client.robot(ROBOT)["rotating"], "the new token")
+    rig.line.wait(lambda m: m.connected, what="the line with it")
+    rig.line.clear()
+    rig.server.kill()
+    away = rig.line.wait(lambda m: not m.connected and m.message.startswith("no line"), what="the loss of the line")
+    rig.line.wait(
+        lambda m: m.since == away.since and m.message.split(":")[:3] != away.message.split(":")[:3],
+        what="a longer time",
+    )
+    rig.server.start()
+    rig.line.wait(lambda m: m.connected, what="the line again")

@@ -11,7 +11,7 @@ import pytest
 from action_msgs.msg import GoalStatus
 from rcl_interfaces.msg import Log
 from support.manager_rig import ManagerRig
-from support.ros import wait_for
+from support.waits import wait_for
 from vla_ota.action import InstallModel
 from vla_ota.srv import CommitModel, ListModels, PinModel, Rollback, UnblockModel
 

@@ -10,8 +10,9 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool, Float64
 from support.manager_rig import ManagerRig
-from support.ros import NodeProcess, RosHarness, wait_for
+from support.ros import NodeProcess, RosHarness
 from support.ros_policy import StandInPolicyNode
+from support.waits import wait_for
 from vla_ota.msg import AnomalyScore, ModelStatus, ModelUpdate
 from vla_ota.srv import ListModels
 

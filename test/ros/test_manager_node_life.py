@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from support.bundles import flip_last_byte
-from support.doctor_robot import run_doctor
 from support.manager_rig import ManagerRig
-from support.ros import NodeProcess, wait_for
+from support.ros import NodeProcess
+from support.waits import wait_for
 from vla_ota.action import InstallModel
 from vla_ota.msg import ModelStatus
 
@@ -134,9 +134,7 @@ def test_a_download_that_sigkill_ended_is_resumed_and_no_byte_is_fetched_twice(r
         rig.prove(update_id)
 
 
-def test_damage_on_the_disk_is_in_the_status_the_diagnostics_and_the_doctors_report(
-    ros_domain: int, tmp_path: Path
-) -> None:
+def test_damage_on_the_disk_is_in_the_status_and_the_diagnostics(ros_domain: int, tmp_path: Path) -> None:
     with ManagerRig(ros_domain, tmp_path) as rig:
         manager = rig.start()
         rig.install("1.0.0")
@@ -154,8 +152,6 @@ def test_damage_on_the_disk_is_in_the_status_the_diagnostics_and_the_doctors_rep
             ),
             "the damage in the diagnostics",
         )
-        finding = run_doctor(ros_domain, seconds=1.0).one("VERSION_DAMAGED")
-        assert "1.0.0" in finding["text"] and "send an update to that version again" in finding["remedy"]
 
 
 def test_a_manager_killed_in_a_trial_takes_it_up_again_and_after_too_many_times_rolls_back(

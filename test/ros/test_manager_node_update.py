@@ -17,7 +17,7 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from support.bundles import flip_last_byte
 from support.manager_rig import ManagerRig
-from support.ros import wait_for
+from support.waits import wait_for
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus
 from vla_ota.srv import ListModels, UnblockModel
 

@@ -14,18 +14,20 @@ import pytest
 from action_msgs.msg import GoalStatus
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState, GetState
+from lifecycle_msgs.srv import GetState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
 from support.engine_rig import contract_text
 from support.policy_rig import PolicyRig
-from support.ros import NodeProcess, RosHarness, wait_for
+from support.ros import NodeProcess, RosHarness
 from support.scripted import scripted_bundle
+from support.waits import wait_for
 from vla_ota.action import PrepareModel, RunPolicy
 from vla_ota.msg import AnomalyScore, ModelStatus, PolicyStatus
 from vla_ota.srv import EndEpisode, StartEpisode
 
 from vla_ros import qos
+from vla_ros.fault import Fault
 from vla_ros.start import REFUSED
 from vla_sim.dds import claim_domain
 from vla_sim.witness import Witness
@@ -86,22 +88,20 @@ def test_a_swap_in_motion_is_answered_reported_and_undone_without_a_missed_tick(
 
 
 @pytest.mark.parametrize(
-    ("fields", "code"),
+    ("fields", "code", "fault"),
     [
-        ({}, "EMPTY_REQUEST"),
-        ({"digest": "0" * 64}, "NOT_PREPARED"),
-        ({"bundle_path": "/etc"}, "BUNDLE_OUTSIDE_ROOTS"),
-        ({"digest": "0" * 64, "at": "SOON"}, "SWAP_BOUNDARY_UNKNOWN"),
-        ({"digest": "0" * 64, "cause": "WHIM"}, "CAUSE_UNKNOWN"),
-        ({"digest": "0" * 64, "timeout_s": float("nan")}, "DURATION_INVALID"),
-        ({"digest": "0" * 64, "expected_active_digest": "1" * 64}, "EXPECTATION_FAILED"),
+        ({}, "EMPTY_REQUEST", Fault.PERSON),
+        ({"digest": "0" * 64}, "NOT_PREPARED", Fault.PERSON),
+        ({"bundle_path": "/etc"}, "BUNDLE_OUTSIDE_ROOTS", Fault.BUNDLE),
+        ({"digest": "0" * 64, "timeout_s": float("nan")}, "DURATION_INVALID", Fault.PERSON),
+        ({"digest": "0" * 64, "expected_active_digest": "1" * 64}, "EXPECTATION_FAILED", Fault.PERSON),
     ],
 )
 def test_a_swap_that_cannot_be_done_says_why_and_the_robot_keeps_its_policy(
-    shared_rig: PolicyRig, fields: dict[str, object], code: str
+    shared_rig: PolicyRig, fields: dict[str, object], code: str, fault: Fault
 ) -> None:
     reply = shared_rig.swap(**fields)
-    assert (reply.success, reply.error_code, reply.active_version) == (False, code, "1.0.0")
+    assert (reply.success, reply.error_code, reply.fault, reply.active_version) == (False, code, fault, "1.0.0")
     assert reply.message
     assert shared_rig.wait_running("1.0.0").error_code in ("", code)
 
@@ -174,24 +174,19 @@ def test_a_late_subscriber_gets_the_status_at_once(shared_rig: PolicyRig, shared
 def test_a_lifecycle_manager_can_stop_and_start_the_commands(ros_domain: int, tmp_path: Path) -> None:
     scripted_bundle(tmp_path / "a", "1.0.0")
     with PolicyRig(ros_domain, tmp_path, autostart=False, model_path=str(tmp_path / "a")) as rig:
-
-        def change(transition: int) -> None:
-            request = ChangeState.Request(transition=Transition(id=transition))
-            assert rig.ros.call(ChangeState, "policy_node/change_state", request).success
-
         assert rig.status.wait().state == PolicyStatus.STATE_UNCONFIGURED
-        change(Transition.TRANSITION_CONFIGURE)
+        assert rig.change_state(Transition.TRANSITION_CONFIGURE)
         rig.wait_status(lambda m: m.active_version == "1.0.0", "1.0.0 loaded")
         assert not rig.robot.commands, "commands before activation"
-        change(Transition.TRANSITION_ACTIVATE)
+        assert rig.change_state(Transition.TRANSITION_ACTIVATE)
         rig.wait_running("1.0.0")
         wait_for(lambda: rig.robot.commands, "commands")
-        change(Transition.TRANSITION_DEACTIVATE)
+        assert rig.change_state(Transition.TRANSITION_DEACTIVATE)
         rig.wait_status(lambda m: m.state == PolicyStatus.STATE_INACTIVE, "inactive")
         sent = len(rig.robot.commands)
         rig.wait_status(lambda m: m.state == PolicyStatus.STATE_INACTIVE, "still inactive")
         assert len(rig.robot.commands) - sent <= 1, "commands while inactive"  # one may have been on its way
-        change(Transition.TRANSITION_CLEANUP)
+        assert rig.change_state(Transition.TRANSITION_CLEANUP)
         assert rig.ros.call(GetState, "policy_node/get_state").current_state.label == "unconfigured"
 
 
@@ -310,28 +305,9 @@ def test_with_simulated_time_that_stands_still_the_node_starts_and_reports(ros_d
         rig.wait_status(lambda m: m.ticks > 0, "another status")
 
 
-def test_an_explicit_false_stops_a_robot_that_needs_no_motion_enabled(lent_rig: PolicyRig) -> None:
-    rig = lent_rig
-    rig.robot.motion = False
-    stopped = rig.wait_status(lambda m: m.state == PolicyStatus.STATE_MOTION_DISABLED, "motion disabled")
-    assert not stopped.motion_enabled
-    rig.robot.motion = None  # silence takes nothing back
-    assert rig.wait_status(lambda m: True, "a status").state == PolicyStatus.STATE_MOTION_DISABLED
-    rig.robot.motion = True
-    held = rig.wait_status(lambda m: m.holding and m.hold_latched, "a latched hold")
-    assert held.hold_reason == "MOTION_REENABLED"  # although the contract says auto_resume
-    rig.resume()
-    rig.wait_running("1.0.0")
-
-
 def control_process(rig: PolicyRig) -> int:
     of = ["pgrep", "-f", "vla_policy_node.control", "-P", str(rig.node.process.pid)]
     return int(subprocess.check_output(of))
-
-
-def change_state(rig: PolicyRig, transition: int) -> bool:
-    request = ChangeState.Request(transition=Transition(id=transition))
-    return bool(rig.ros.call(ChangeState, "policy_node/change_state", request).success)
 
 
 def test_a_node_whose_control_process_was_lost_ends_so_that_it_is_restarted(rig: PolicyRig) -> None:
@@ -344,11 +320,11 @@ def test_a_node_whose_control_process_was_lost_ends_so_that_it_is_restarted(rig:
 def test_a_control_process_that_hangs_cannot_keep_the_robot_from_being_deactivated(rig: PolicyRig) -> None:
     control = control_process(rig)
     os.kill(control, signal.SIGSTOP)
-    assert not change_state(rig, Transition.TRANSITION_DEACTIVATE)
+    assert not rig.change_state(Transition.TRANSITION_DEACTIVATE)
     with pytest.raises(ProcessLookupError):
         os.kill(control, 0)
     assert rig.ros.call(GetState, "policy_node/get_state").current_state.label == "unconfigured"
-    assert change_state(rig, Transition.TRANSITION_CONFIGURE) and change_state(rig, Transition.TRANSITION_ACTIVATE)
+    assert rig.change_state(Transition.TRANSITION_CONFIGURE) and rig.change_state(Transition.TRANSITION_ACTIVATE)
     rig.wait_running("1.0.0")
 
 

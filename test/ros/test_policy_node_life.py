@@ -13,11 +13,10 @@ import pytest
 from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
 from rosgraph_msgs.msg import Clock
 from support.policy_rig import PolicyRig
-from support.ros import wait_for
 from support.scripted import scripted_bundle
+from support.waits import wait_for
 from vla_ota.action import RunPolicy
 from vla_ota.msg import PolicyStatus
 
@@ -95,11 +94,6 @@ def lent(tmp_path_factory: pytest.TempPathFactory, shared_domain: int) -> Iterat
         yield rig
 
 
-def change_state(rig: PolicyRig, transition: int) -> None:
-    request = ChangeState.Request(transition=Transition(id=transition))
-    assert rig.ros.call(ChangeState, "policy_node/change_state", request).success
-
-
 def lines(rig: PolicyRig, words: str) -> list[str]:
     """Lines of the node's log with these words, without what ROS puts before them."""
     return [line.partition("]: ")[2] for line in rig.node.log.splitlines() if words in line]
@@ -108,14 +102,14 @@ def lines(rig: PolicyRig, words: str) -> list[str]:
 def test_run_policy_ends_when_the_node_is_deactivated_and_does_not_begin_while_it_is(lent: PolicyRig) -> None:
     goal = lent.ros.send_goal(RunPolicy, "policy_node/run_policy", RunPolicy.Goal(episode_id="r1"))
     goal.feedback.wait()
-    change_state(lent, Transition.TRANSITION_DEACTIVATE)
+    assert lent.change_state(Transition.TRANSITION_DEACTIVATE)
     assert (goal.status(), goal.result().error_code) == (GoalStatus.STATUS_ABORTED, "INACTIVE")
     assert not lent.outcomes.wait(lambda m: m.episode_id == "r1").known
     lent.wait_status(lambda m: m.state == PolicyStatus.STATE_INACTIVE and not m.episode_id, "no episode")
 
     late = lent.ros.send_goal(RunPolicy, "policy_node/run_policy", RunPolicy.Goal(episode_id="r2"))
     assert (late.status(), late.result().error_code) == (GoalStatus.STATUS_ABORTED, "INACTIVE")
-    change_state(lent, Transition.TRANSITION_ACTIVATE)
+    assert lent.change_state(Transition.TRANSITION_ACTIVATE)
     lent.wait_running("1.0.0")
 
 
@@ -125,13 +119,14 @@ def test_a_goal_that_cannot_be_names_the_field_of_the_goal(lent: PolicyRig) -> N
 
 
 def test_the_log_says_once_what_acts_what_stops_it_and_that_it_goes_on(lent: PolicyRig) -> None:
-    assert lines(lent, "1.0.0 is active and will act instead of nothing (UPDATE, loaded)")
-    activations, resumed = len(lines(lent, "activated")), len(lines(lent, "1.0.0 acts: the hold STARTUP is over"))
-    change_state(lent, Transition.TRANSITION_DEACTIVATE)
-    change_state(lent, Transition.TRANSITION_ACTIVATE)
+    assert lines(lent, "instead of nothing (UPDATE, loaded)")  # "acts", or "is active and will act"
+    activations = lines(lent, "activated").count("activated")
+    resumed = len(lines(lent, "1.0.0 acts: the hold STARTUP is over"))
+    assert lent.change_state(Transition.TRANSITION_DEACTIVATE)
+    assert lent.change_state(Transition.TRANSITION_ACTIVATE)
     lent.wait_running("1.0.0")
     wait_for(lambda: len(lines(lent, "1.0.0 acts: the hold STARTUP is over")) == resumed + 1, "the end of the hold")
-    assert len(lines(lent, "activated")) == activations + 2  # deactivated, activated
+    assert lines(lent, "activated").count("activated") == activations + 1
 
     lent.robot.motion = False
     lent.wait_status(lambda m: m.state == PolicyStatus.STATE_MOTION_DISABLED, "motion disabled")
@@ -141,7 +136,7 @@ def test_the_log_says_once_what_acts_what_stops_it_and_that_it_goes_on(lent: Pol
     lent.wait_running("1.0.0")
     wait_for(lambda: lines(lent, "the hold MOTION_REENABLED is over"), "the end of the hold")
     assert len(lines(lent, "motion stopped: motion_enabled is false or silent")) == 1
-    assert len(lines(lent, "hold: MOTION_REENABLED (until resume): motion was disabled; resume is needed")) == 1
+    assert len(lines(lent, "hold: MOTION_REENABLED (until resume): motion was disabled")) == 1
 
 
 def test_a_swap_that_is_refused_again_and_again_is_logged_once_with_a_count(lent: PolicyRig) -> None:

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 from support.bundles import make_bundle
-from support.ros import RosHarness, wait_for
+from support.ros import RosHarness
 from support.ros_policy import StandInPolicyNode
+from support.waits import wait_for
 from vla_ota.msg import PolicyStatus
 
 from vla_ota_manager.port import SwapRequest
 from vla_ota_manager.ros.policy_port import RosPolicyPort
 from vla_ros import qos
 from vla_ros.diagnostics import Diagnostics
+from vla_ros.fault import Fault
 from vla_sim.dds import claim_domain
 
 SILENT_S = 1.5
@@ -66,8 +68,9 @@ def port(node: RosHarness, policy: StandInPolicyNode) -> RosPolicyPort:
 def test_without_a_policy_node_calls_return_policy_absent_and_the_status_is_unknown(node: RosHarness) -> None:
     port = make_port(node, "nobody")
     assert port.status() is None
-    assert port.prepare(Path("/nowhere"), "0" * 64, ignore, never, 600.0).error_code == "POLICY_ABSENT"
-    assert port.swap(SwapRequest("0" * 64), never).error_code == "POLICY_ABSENT"
+    prepared = port.prepare(Path("/nowhere"), "0" * 64, ignore, never, 600.0)
+    swapped = port.swap(SwapRequest("0" * 64), never)
+    assert (prepared.error_code, prepared.fault) == (swapped.error_code, swapped.fault) == ("POLICY_ABSENT", Fault.BUSY)
 
 
 def test_prepare_then_swap_and_the_snapshot_says_what_acts_and_why(
@@ -90,9 +93,11 @@ def test_refusals_keep_the_policy_nodes_code_and_words(
     port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path
 ) -> None:
     result = port.prepare(tmp_path / "missing", "", ignore, never, 10.0)
-    assert not result.success and result.error_code and "missing" in result.message
+    assert (result.success, result.error_code, result.fault) == (False, "FILE_MISSING", Fault.BUNDLE)
+    assert "missing" in result.message
     swapped = port.swap(SwapRequest("0" * 64), never)
     assert (swapped.success, swapped.error_code, swapped.active_digest) == (False, "NOT_PREPARED", "")
+    assert swapped.fault is Fault.PERSON
 
 
 def test_a_preparation_that_is_cancelled_or_takes_too_long_is_cancelled_there_too(

@@ -8,7 +8,6 @@ import pytest
 from support.robot_rig import RobotRig
 from vla_ota.srv import Rollback, UnblockModel
 
-from vla_policy_node.worker.api import WorkerConfig
 from vla_sim.dds import claim_domain
 
 JERKY = {"amplitude": (0.02, 0.0), "frequency_hz": 12.0}
@@ -149,7 +148,7 @@ def test_a_version_that_fails_on_its_first_live_chunk_never_acts_and_is_not_bloc
     robot: RobotRig, version: str, behaviour: dict[str, object], code: str
 ) -> None:
     base = robot.committed
-    robot.publish(version, warm_up=WorkerConfig().warm_up_inferences, **behaviour)
+    robot.publish(version, **behaviour)
     robot.wait_acting(base)
     robot.policy_status.clear()
     robot.robot.record.clear()

@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 from support.robot_rig import RobotRig
-from support.ros import wait_for
+from support.waits import wait_for
 from vla_ota.msg import EpisodeOutcome
 from vla_ota.srv import EndEpisode, StartEpisode
 

@@ -211,37 +211,26 @@ def test_permission_gates_swaps_and_no_rollback_and_a_trial_stands_still_while_m
             rig.check("1.0.0", never=("1.2.0",))
 
 
-def test_two_robots_in_one_domain_update_at_the_same_time_and_do_not_meet(ros_domain: int, tmp_path: Path) -> None:
+def test_two_robots_in_one_domain_install_at_the_same_time_and_do_not_meet(ros_domain: int, tmp_path: Path) -> None:
     with (
         RobotRig(ros_domain, tmp_path / "left", namespace="/left") as left,
         RobotRig(ros_domain, tmp_path / "right", namespace="/right") as right,
     ):
         robots = {"1": left, "2": right}
-        for rig in robots.values():
+        offers = {}
+        for major, rig in robots.items():
             rig.start_policy()
             rig.start_manager()
-        for minor in ("0", "1"):
-            offers = {}
-            for major, rig in robots.items():
-                version = f"{major}.{minor}.0"
-                rig.publish(version, amplitude=(0.1 * int(major), 0.0))
-                offers[major] = rig.offer(version)
-            for major, rig in robots.items():
-                if minor == "0":
-                    rig.wait_update(offers[major], "COMMITTED")
-                else:
-                    rig.prove(offers[major])
-                rig.wait_settled(f"{major}.{minor}.0")
-                rig.wait_acting(f"{major}.{minor}.0")
-        assert left.call(Rollback, "ota_manager/rollback").to_version == "1.0.0"
-        left.wait_acting("1.0.0")
-        right.wait_acting("2.1.0")
+            rig.publish(f"{major}.0.0", amplitude=(0.1 * int(major), 0.0))
+            offers[major] = rig.offer(f"{major}.0.0")
+        for major, rig in robots.items():
+            rig.wait_update(offers[major], "COMMITTED")
+            rig.wait_settled(f"{major}.0.0")
+            rig.wait_acting(f"{major}.0.0")
         for major, rig in robots.items():
             seen = {m.committed_version for m in rig.status.messages} | {m.version for m in rig.scores.messages}
-            assert all(version.startswith((major, "")[version == ""]) for version in seen), seen
-            versions = {path.name for path in (rig.store / "models" / "pick_place").iterdir()}
-            assert versions == {f"{major}.0.0", f"{major}.1.0"}
+            assert seen <= {"", f"{major}.0.0"}
+            assert [path.name for path in (rig.store / "models" / "pick_place").iterdir()] == [f"{major}.0.0"]
             reached = max(abs(j1) for _, j1, _ in rig.robot.record)
             assert reached <= 0.1 * int(major) + 1e-3, "commands of the other robot"
-        left.check("1.0.0")
-        right.check("2.1.0")
+            rig.check(f"{major}.0.0")

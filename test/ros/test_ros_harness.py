@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
-from support.ros import RosHarness, wait_for
+from support.ros import RosHarness
+from support.waits import wait_for
 
 from vla_ros import qos
 

@@ -7,7 +7,8 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from rclpy.node import Node
-from support.ros import NodeProcess, RosHarness, wait_for
+from support.ros import NodeProcess, RosHarness
+from support.waits import wait_for
 
 TOP = Path(__file__).resolve().parents[2]
 Names = dict[str, set[str]]

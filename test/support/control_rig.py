@@ -173,6 +173,11 @@ class Rig:
         swap = {"generation": generation, "at": at, "swap_id": swap_id, "cause": cause, "timeout_s": timeout_s}
         self.send("activate", **swap, asked_ns=self.now_ns)
 
+    def hold(self, reason: str = "COMMAND_TOPIC_TAKEN") -> None:
+        """Latch a hold; the default is one that only a person may end."""
+        self.loop.now_ns = self.now_ns
+        self.loop.latch(reason)
+
     def begin(self) -> None:
         """Activate the node, and say resume."""
         self.send("enable", enabled=True)
@@ -214,12 +219,17 @@ class Rig:
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [e for e in self.events if e["type"] == kind]
 
-    def run(self, policy: Any = (0.0, 0.0), ticks: int = 10) -> Worker:
-        """Enable with generation 1 acting."""
+    def start(self, policy: Any = (0.0, 0.0), ticks: int = 10) -> Worker:
+        """Activate generation 1 and the node, and say resume."""
         worker = self.add(1, policy)
         self.activate(1, "NOW")
         self.begin()
         self.tick(ticks)
+        return worker
+
+    def run(self, policy: Any = (0.0, 0.0), ticks: int = 10) -> Worker:
+        """Start, and see that generation 1 acts."""
+        worker = self.start(policy, ticks)
         assert self.loop.running, self.events
         return worker
 

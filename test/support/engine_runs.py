@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,7 +35,6 @@ class Job:
     silent_version: str = ""  # gives no score: its trial stays open
     urgent: dict[str, Any] | None = None  # offered in every TRIAL
     timeout_s: float = 20.0
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 class EngineRuns:
@@ -74,6 +73,7 @@ class EngineRuns:
 def _serve() -> None:
     import requests  # noqa: F401  (what the children need is imported once, here)
 
+    import support.simulated_policy  # noqa: F401
     import vla_ota_manager.engine  # noqa: F401
 
     for line in sys.stdin:
@@ -95,11 +95,11 @@ def _serve() -> None:
 
 def _run(job: Job) -> int:
     """Exit codes: 0 done and stopped cleanly, 3 timed out, 4 could not be stopped."""
+    from support.filesystems import CrashingFilesystem
     from support.simulated_policy import SimulatedPolicy
     from vla_ota_manager.config import OtaConfig
     from vla_ota_manager.engine import UpdateEngine
     from vla_ota_manager.records import Score, Status, Update
-    from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
 
     policy = SimulatedPolicy(Path(job.policy))
 
@@ -107,8 +107,8 @@ def _run(job: Job) -> int:
         policy.hear_manager(status.trial_digest, status.committed_digest)
 
     config = OtaConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in job.config.items()})
-    os.environ.update({"VLA_OTA_CRASH_AT": job.crash_at, "VLA_OTA_CRASH_LOG": job.crash_log, **job.environment})
-    engine = UpdateEngine(config, policy, on_status=on_status, filesystem=Filesystem(CrashPoints.from_environment()))
+    filesystem = CrashingFilesystem(job.crash_at, job.crash_log)
+    engine = UpdateEngine(config, policy, on_status=on_status, filesystem=filesystem)
     engine.start()
     if job.offer is not None:
         engine.offer(Update(**job.offer))

@@ -1,21 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disks that misbehave: file systems of a store on which something fails until the test relents."""
+"""File systems of a store that misbehave: something fails until the test relents, or the process dies at a point."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from vla_ota_manager.errors import StoreError
-from vla_ota_manager.store.filesystem import AppendFile, CrashPoints, Filesystem
+from vla_ota_manager.store.filesystem import AppendFile, Filesystem
+
+
+class CrashingFilesystem(Filesystem):
+    """Kills its process by SIGKILL at a crash point, and writes down those that are reached.
+
+    Args:
+        crash_at: ``name`` or ``name:n``, the n-th time that the point is reached; "" = nowhere.
+        log: file that takes the names; "" = none.
+    """
+
+    def __init__(self, crash_at: str = "", log: str = "") -> None:
+        self._name, _, nth = crash_at.partition(":")
+        self._nth, self._log = int(nth or 1), log
+        self._reached: Counter[str] = Counter()
+
+    def point(self, name: str) -> None:
+        """See Filesystem."""
+        if self._log:
+            with Path(self._log).open("a", encoding="utf-8") as file:
+                file.write(name + "\n")
+        self._reached[name] += 1
+        if (name, self._reached[name]) == (self._name, self._nth):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class UnwritableFilesystem(Filesystem):
     """While ``broken``, no file can be written whole (so no state is saved) and no link replaced; ``code`` says why."""
 
     def __init__(self, code: str = "STORE_IO", *, broken: bool = False) -> None:
-        super().__init__(CrashPoints())
         self.code, self.broken = code, broken
 
     def write_file(self, path: Path, data: bytes, point: str, *, keep_old_as: Path | None = None) -> None:
@@ -37,7 +62,6 @@ class SmallFilesystem(Filesystem):
     """A disk with room for ``capacity`` bytes, of which ``others`` may take a part at any moment; a file counts once."""
 
     def __init__(self, root: Path, capacity: int) -> None:
-        super().__init__(CrashPoints())
         self.root, self.capacity, self.others = root, capacity, 0
 
     @property
@@ -83,7 +107,6 @@ class ActingFilesystem(Filesystem):
     """Does ``action`` once, when a crash point of that name is reached."""
 
     def __init__(self, name: str, action: Callable[[], object]) -> None:
-        super().__init__(CrashPoints())
         self.name, self._action = name, action
 
     def point(self, name: str) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 from vla_ota.msg import ModelEvent, ModelStatus, ModelUpdate
 
 from support.bundles import make_bundle
-from support.ros import Inbox, NodeProcess, RosHarness, wait_for
+from support.ros import Inbox, NodeProcess, RosHarness
 from support.ros_policy import StandInPolicyNode
+from support.waits import wait_for
 from vla_checkpoint import load_manifest
 from vla_ros import qos
 from vla_sim.checkpoint_server import CheckpointServer, publish_bundle

@@ -21,7 +21,7 @@ from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.engine import UpdateEngine
 from vla_ota_manager.records import EpisodeResult, Event, Score, Status, Update, UpdateOutcome
 from vla_ota_manager.states import UpdateState
-from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.store.filesystem import Filesystem
 from vla_ota_manager.store.state import State
 from vla_sim.checkpoint_server import CheckpointServer, publish_bundle
 
@@ -104,7 +104,7 @@ class Robot:
             self.statuses.append(status)
             policy.hear_manager(status.trial_digest, status.committed_digest)
 
-        engine.setdefault("filesystem", Filesystem(CrashPoints()))
+        engine.setdefault("filesystem", Filesystem())
         self.engine = UpdateEngine(self.config, policy, on_status=on_status, on_event=self.events.append, **engine)
         self.engine.start()
         self._stopping.clear()

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64MultiArray
 from std_srvs.srv import Trigger
@@ -23,7 +25,7 @@ from vla_ros import qos
 
 
 class IdealRobot:
-    """Is always where it was last told to be, and says so at 100 Hz."""
+    """Is always where it was last told to be, and says so at 50 Hz, as often as it is commanded."""
 
     def __init__(self, ros: RosHarness, *, commands: str = "commands", joints: str = "joint_states") -> None:
         self._ros = ros
@@ -33,7 +35,7 @@ class IdealRobot:
         self._joints = ros.advertise(JointState, joints, qos.SENSORS, readers=0)
         self._motion = ros.advertise(Bool, "motion_enabled", qos.FLAGS, readers=0)
         ros.on_executor(lambda: ros.node.create_subscription(Float64MultiArray, commands, self._on_command, qos.EVENTS))
-        self._timer = ros.on_executor(lambda: ros.node.create_timer(0.01, self._tick))
+        self._timer = ros.on_executor(lambda: ros.node.create_timer(0.02, self._tick))
 
     def _on_command(self, message: Any) -> None:
         self.position = (message.data[0], message.data[1])
@@ -134,6 +136,11 @@ class PolicyRig:
     def swap(self, **fields: Any) -> Any:
         """Call swap_model."""
         return self.ros.call(SwapModel, "policy_node/swap_model", SwapModel.Request(**fields))
+
+    def change_state(self, transition: int) -> bool:
+        """Ask the node for a lifecycle transition; return whether it made it."""
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return bool(self.ros.call(ChangeState, "policy_node/change_state", request).success)
 
     def resume(self) -> None:
         """Say that the robot may move."""

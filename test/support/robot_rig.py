@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 import uuid
@@ -28,8 +29,9 @@ from support.engine_rig import contract_text
 from support.kept import KEPT
 from support.manager_rig import QUICK
 from support.policy_rig import IdealRobot, policy_parameters
-from support.ros import Inbox, NodeProcess, RosHarness, wait_for
-from support.scripted import scripted_bundle
+from support.ros import Inbox, NodeProcess, RosHarness
+from support.scripted import TEST_FOLDER, scripted_bundle
+from support.waits import wait_for
 from vla_checkpoint import load_manifest, verify_bundle
 from vla_ota_manager.states import UpdateState
 from vla_ros import qos
@@ -153,17 +155,20 @@ class RobotRig:
         return self.policy
 
     def start_manager(self, *, crash_at: str = "", **parameters: Any) -> NodeProcess:
-        """Start the manager; ``crash_at``: a crash point of ``vla_ota_manager/store/filesystem.py``."""
+        """Start the manager; ``crash_at``: a point of the store's file system at which it is to kill itself."""
         if self.manager is not None and self.manager_runs:
             self.manager.kill()
         self.status.clear()
         self.manager = NodeProcess(
-            "vla_ota_manager.ros.manager_node",
+            "support.crashing_manager_node" if crash_at else "vla_ota_manager.ros.manager_node",
             self.domain,
             self.folder / "log",
             parameters={**self._parameters, **parameters},
             namespace=self.namespace,
-            environment={"VLA_OTA_CRASH_AT": crash_at} if crash_at else None,
+            environment={
+                "CRASH_AT": crash_at,
+                "PYTHONPATH": os.pathsep.join([TEST_FOLDER, os.environ.get("PYTHONPATH", "")]),
+            },
         )
         self._keep(self.manager)
         return self.manager

@@ -37,24 +37,10 @@ from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from vla_ota.srv import ListModels
 
+from support.waits import TIMEOUT_S, wait_for
 from vla_ros import qos
 
-TIMEOUT_S = 40.0
-"""Bound of a wait [s]: generous, because discovery takes seconds on a busy machine. Nothing asserts how long it took."""
-
 _ONLY_ASKS, _ATTEMPTS = (GetParameters, GetState, ListModels), 3
-
-
-def wait_for(predicate: Callable[[], Any], what: str = "a condition", timeout_s: float = TIMEOUT_S) -> Any:
-    """Return the first true value of ``predicate``; fail when ``timeout_s`` has passed."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        value = predicate()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout_s} s in vain for {what}")
-        time.sleep(0.02)
 
 
 class Inbox:

@@ -22,7 +22,9 @@ from vla_ota.srv import SwapModel
 
 from support.ros import RosHarness
 from vla_checkpoint import CheckpointError, load_manifest
+from vla_policy_node.errors import fault_of
 from vla_ros import qos
+from vla_ros.fault import Fault
 
 Bundle = tuple[str, str]
 """Digest and version."""
@@ -192,7 +194,7 @@ class StandInPolicyNode:
             if goal.is_cancel_requested:
                 self.cancelled += 1
                 goal.canceled()
-                result.error_code, result.message = "CANCELLED", "cancelled"
+                result.error_code, result.fault, result.message = "CANCELLED", Fault.PERSON, "cancelled"
                 return result
             goal.publish_feedback(PrepareModel.Feedback(state="LOADING", progress=0.5))
             time.sleep(0.01)
@@ -200,11 +202,12 @@ class StandInPolicyNode:
             manifest = load_manifest(path)
         except CheckpointError as e:
             goal.abort()
-            result.error_code, result.message = e.code, str(e)
+            result.error_code, result.fault, result.message = e.code, Fault.BUNDLE, str(e)
             return result
         if self.prepare_error or goal.request.digest not in ("", manifest.digest):
             goal.abort()
             result.error_code, result.message = self.prepare_error or "DIGEST_BUNDLE", f"told to refuse {path}"
+            result.fault = fault_of(result.error_code)
             return result
         with self._mutex:
             self.prepared = (manifest.digest, manifest.version)
@@ -227,6 +230,7 @@ class StandInPolicyNode:
                 response.error_code, response.message = "NOT_PREPARED", f"{request.digest} is not loaded"
             else:
                 self._activate(resident[request.digest], request, response)
+            response.fault = fault_of(response.error_code)
         self.publish_status()
         return response
 

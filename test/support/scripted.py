@@ -12,10 +12,10 @@ import numpy.typing as npt
 from support.bundles import JOINTS, make_bundle
 from vla_checkpoint import Channel, Golden, Manifest
 from vla_policy_node.worker.api import WorkerConfig
+from vla_policy_node.worker.inference import WARM_UP_INFERENCES
 
 TEST_FOLDER = str(Path(__file__).resolve().parents[1])
 POLICY_MODULES = {"scripted": "support.scripted_policy"}
-WARM_UP = 2
 
 Array = npt.NDArray[np.generic]
 
@@ -26,7 +26,6 @@ def worker_config(**changes: Any) -> WorkerConfig:
         "paths": (TEST_FOLDER,),
         "policy_modules": POLICY_MODULES,
         "imports": (),
-        "warm_up_inferences": WARM_UP,
         "memory_reserve_bytes": 0,
         "spare_delay_s": 0.0,
         "load_timeout_s": 60.0,
@@ -48,7 +47,6 @@ def scripted_bundle(
     offset: float | Sequence[float] = 0.0,
     phase: float | Sequence[float] = 0.0,
     golden: bool | Golden = True,
-    warm_up: int = WARM_UP,
     more_tensors: Mapping[str, Array] | None = None,
     ignore_more: bool = True,
     **behaviour: Any,
@@ -56,7 +54,7 @@ def scripted_bundle(
     """Write a bundle whose policy draws sinusoids; ``behaviour``: keys of ``scripted_policy.py`` and of :func:`make_bundle`.
 
     The policy ignores ``more_tensors``, or refuses them with ``ignore_more=False``.
-    ``warm_up`` is the worker's ``warm_up_inferences``: the policy counts its calls from after them.
+    It counts its calls from after the golden observations and the warm-up.
     """
     size = len(channels)
     weights = {"amplitude": amplitude, "frequency": frequency_hz, "offset": offset, "phase": phase}
@@ -73,7 +71,7 @@ def scripted_bundle(
         execute=execute,
         tensors={**tensors, **(more_tensors or {})},
         golden=replayed,
-        calls_before_ready=max(2, warm_up) + (0 if replayed is None else len(replayed)),
+        calls_before_ready=WARM_UP_INFERENCES + (0 if replayed is None else len(replayed)),
         ignored_tensors=sorted(more_tensors or {}) if ignore_more else [],
         **{"script_rate_hz": rate_hz, **behaviour},
     )

@@ -19,6 +19,8 @@ from typing import Any
 
 from vla_checkpoint import CheckpointError, load_manifest, verify_bundle
 from vla_ota_manager.port import Cancelled, OnProgress, PolicySnapshot, PrepareResult, SwapRequest, SwapResult
+from vla_policy_node.errors import fault_of
+from vla_ros.fault import Fault
 
 Document = dict[str, Any]
 
@@ -100,23 +102,23 @@ class SimulatedPolicy:
     ) -> PrepareResult:
         document = self.look()
         if document["absent"] or document["unconfigured"]:
-            return PrepareResult(False, "POLICY_ABSENT", "nobody answers")
+            return _not_prepared("POLICY_ABSENT", "nobody answers")
         on_progress("LOADING", 0.1)
         if self._wait(min(document["prepare_s"], timeout_s), cancelled):
-            return PrepareResult(False, "CANCELLED", "cancelled")
+            return _not_prepared("CANCELLED", "cancelled")
         if document["lease"] is not None and document["standby"] and not self._resident(document, digest):
-            return PrepareResult(False, "TRIAL_RUNNING", "the standby is what the running trial falls back to")
+            return _not_prepared("TRIAL_RUNNING", "the standby is what the running trial falls back to")
         if document["refuse_prepare"]:
-            return PrepareResult(False, document["refuse_prepare"], "refused as told")
+            return _not_prepared(document["refuse_prepare"], "refused as told")
         with self.edit() as document:
             failures = document["fails_to_prepare"].get(bundle_path.name)
             if failures:
-                return PrepareResult(False, failures.pop(0), "fails as told")
+                return _not_prepared(failures.pop(0), "fails as told")
         if not self._resident(document, digest):
             try:
                 verify_bundle(bundle_path, expected_digest=digest)
             except CheckpointError as e:
-                return PrepareResult(False, e.code, str(e))
+                return _not_prepared(e.code, str(e))
         manifest = load_manifest(bundle_path)
         with self.edit() as document:
             document["log"].append(f"prepare {manifest.version}")
@@ -129,19 +131,19 @@ class SimulatedPolicy:
     def swap(self, request: SwapRequest, cancelled: Cancelled) -> SwapResult:
         document = self.look()
         if document["absent"] or document["unconfigured"]:
-            return SwapResult(False, "POLICY_ABSENT", "nobody answers")
+            return _not_swapped("POLICY_ABSENT", "nobody answers")
         if self._resident(document, request.digest) is None:
             return self._missing(document, request.digest)
         with self.edit() as document:
             document["asked"] += 1
         if not document["motion"] and request.cause != "ROLLBACK":
-            return SwapResult(False, "MOTION_DISABLED", "motion is disabled")
+            return _not_swapped("MOTION_DISABLED", "motion is disabled")
         if self._wait(min(document["swap_s"], request.timeout_s), cancelled):
-            return SwapResult(False, "CANCELLED", "cancelled")
+            return _not_swapped("CANCELLED", "cancelled")
         if document["swap_s"] > request.timeout_s:
-            return SwapResult(False, "SWAP_TIMEOUT", "no boundary came")
+            return _not_swapped("SWAP_TIMEOUT", "no boundary came")
         if document["refuse_swap"]:
-            return SwapResult(False, document["refuse_swap"], "refused as told")
+            return _not_swapped(document["refuse_swap"], "refused as told")
         with self.edit() as document:
             if document.pop("forget_at_swap", False):
                 document["standby"] = None
@@ -153,7 +155,7 @@ class SimulatedPolicy:
             return self._missing(document, request.digest)
         expected, active = request.expected_active_digest, document["active"] or {}
         if expected and active.get("digest") != expected:
-            return SwapResult(False, "EXPECTATION_FAILED", "another one acts")
+            return _not_swapped("EXPECTATION_FAILED", "another one acts")
         return None
 
     def _swap(self, document: Document, request: SwapRequest) -> SwapResult:
@@ -174,8 +176,8 @@ class SimulatedPolicy:
         if request.trial and document["crashes_at_swap"] == acting["version"]:
             self._lose_active(document)
             if document.pop("loses_reply", False):
-                return SwapResult(False, "SWAP_TIMEOUT", "no reply")
-            return SwapResult(False, "WORKER_LOST", "lost as it took over")
+                return _not_swapped("SWAP_TIMEOUT", "no reply")
+            return _not_swapped("WORKER_LOST", "lost as it took over")
         return SwapResult(
             True, "", "", acting["version"], acting["digest"], acting["generation"],
             0.0 if already else 0.01, True, acting["since"],
@@ -244,7 +246,7 @@ class SimulatedPolicy:
 
     @staticmethod
     def _missing(document: Document, digest: str) -> SwapResult:
-        return SwapResult(False, document["crashed"].get(digest, "NOT_PREPARED"), "not in memory")
+        return _not_swapped(document["crashed"].get(digest, "NOT_PREPARED"), "not in memory")
 
     @staticmethod
     def _resident(document: Document, digest: str) -> Document | None:
@@ -262,3 +264,15 @@ class SimulatedPolicy:
                 return True
             time.sleep(0.01)
         return cancelled()
+
+
+def _fault_of(code: str) -> Fault:
+    return Fault.BUSY if code == "POLICY_ABSENT" else fault_of(code)
+
+
+def _not_prepared(code: str, message: str) -> PrepareResult:
+    return PrepareResult(False, code, message, _fault_of(code))
+
+
+def _not_swapped(code: str, message: str) -> SwapResult:
+    return SwapResult(False, code, message, fault=_fault_of(code))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting in tests, without ROS."""
+"""Waiting in tests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 TIMEOUT_S = 40.0
+"""Bound of a wait [s]: generous, because discovery takes seconds on a busy machine. Nothing asserts how long it took."""
 
 
 def wait_for(predicate: Callable[[], Any], what: str = "a condition", timeout_s: float = TIMEOUT_S) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_checkpoint import DTYPE_BITS
+from vla_checkpoint.header import DTYPE_BITS
 from vla_checkpoint.values import count_not_finite
 
 EVERY_BYTE = np.arange(256, dtype=np.uint8)

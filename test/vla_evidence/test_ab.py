@@ -215,15 +215,3 @@ def test_one_arm_alone_is_no_evidence() -> None:
     verdict = judge.verdict()
     assert verdict.decision is Decision.NO_DIFFERENCE_SHOWN
     assert verdict.figures["B"]["interval"] == [0.0, 1.0]
-
-
-def test_the_same_episodes_give_the_same_verdict_again() -> None:
-    def once() -> object:
-        rng = np.random.default_rng(6)
-        judge = UnpairedABJudge(500, experiment="again", draws=499)
-        for _ in range(500):
-            robot = f"r{int(rng.integers(0, 12))}"
-            judge.record(robot, bool(rng.random() < 0.8))
-        return judge.verdict()
-
-    assert once() == once()

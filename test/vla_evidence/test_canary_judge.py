@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from support.canaries import DAY, FLEET, FULL, HOUR, ONE_STAGE, judge_of, mixed, work
 
-from vla_evidence import CANARY, INCUMBENT, InputError
+from vla_evidence import InputError
 from vla_evidence.canary.config import DEFAULT_STAGES, HALF_STAGES, ROBOT_STAGES, CanaryConfig, Stage, Unit
 from vla_evidence.canary.judge import CanaryJudge
 from vla_evidence.episodes import Fate
+from vla_evidence.sequential.two_sample import CANARY, INCUMBENT
 from vla_evidence.verdict import Decision
 
 TWO_STAGES = (Stage("canary", 1.0, 0.25, DAY, 0.1), Stage("early", 1.0, 0.5, DAY, 0.05), FULL)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from support.canaries import DAY, FLEET, FULL, HOUR, work
 
-from vla_evidence import CANARY, INCUMBENT, InputError
+from vla_evidence import InputError
 from vla_evidence.canary.config import ROBOT_STAGES, CanaryConfig, Stage
 from vla_evidence.canary.judge import CanaryJudge
+from vla_evidence.sequential.two_sample import CANARY, INCUMBENT
 from vla_evidence.simulate.fleet import FleetModel
 from vla_evidence.simulate.rollouts import ROLLED_BACK, judged
 from vla_evidence.verdict import Decision, Verdict
@@ -73,25 +74,22 @@ def test_below_thirty_robots_it_says_at_the_start_that_robots_cannot_be_judged()
     assert over.decision is Decision.ASK and any("cannot be judged" in item for item in over.missing)
 
 
-def rollouts(canary: float, runs: int, seed: int) -> list[int]:
-    """Return in how many rollouts of 60 robots each stage rolled back; all stages pass otherwise."""
+def rolled_back(canary: float, runs: int, seed: int, per_hour: float) -> float:
+    """Return the share of rollouts of 60 robots that are rolled back; all three stages pass otherwise."""
     stages = tuple(Stage(s.name, s.share, 1.0, DAY / 3, 0.999) for s in ROBOT_STAGES[:3])
     config = CanaryConfig(stages=(*stages, FULL), advance="same_shift", min_episodes=1)
     rng = np.random.default_rng(seed)
-    found = judged(FleetModel(60, 0.05), (0.87, canary), 6.0, config, runs, rng, lambda done: None)
-    rolled_back = found.outcome == 0
-    assert found.share(ROLLED_BACK) == rolled_back.mean()
-    return [int((rolled_back & (found.stage == stage)).sum()) for stage in range(3)]
+    found = judged(FleetModel(60, 0.05), (0.87, canary), per_hour, config, runs, rng, lambda done: None)
+    return found.share(ROLLED_BACK)
 
 
 def test_a_version_that_does_the_same_on_every_robot_is_rolled_back_in_at_most_alpha_of_rollouts() -> None:
     """Robots differ, all three stages and twelve looks, 100 rollouts: the standard error at 5 % is 2.2 %."""
-    assert sum(rollouts(0.87, 100, 1)) / 100 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 100)
+    assert rolled_back(0.87, 100, 1, per_hour=2.0) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 100)
 
 
 def test_a_drop_from_87_to_75_percent_is_found() -> None:
-    found = rollouts(0.75, 40, 2)
-    assert sum(found) >= 38
+    assert rolled_back(0.75, 40, 2, per_hour=6.0) >= 0.95
 
 
 @pytest.mark.parametrize("slow", [INCUMBENT, CANARY])
@@ -114,20 +112,15 @@ def test_a_failure_that_is_reported_and_one_that_is_silent_weigh_the_same(hangs:
     """Every failure of one version is silence until the deadline; both succeed alike."""
     rolled_back = 0
     for seed in range(40):
-        judge, rng = (
-            CanaryJudge(CanaryConfig(stages=(STAGE, FULL), deadline_s=1800.0), f"{seed}"),
-            np.random.default_rng(seed),
-        )
-        judge.begin_stage(0, 0.0, FLEET)
-        events = []
+        judge, rng, events = judge_of(f"{seed}", deadline_s=3600.0), np.random.default_rng(seed), []
+        canaries = judge.begin_stage(0, 0.0, FLEET)
         for robot in FLEET:
-            now, number = float(rng.uniform(0, 900)), 0
-            version = int(robot in judge.begin_stage(0, 0.0, FLEET))
+            now, number, version = float(rng.uniform(0, 1800)), 0, int(robot in canaries)
             while now < DAY:
                 success = bool(rng.random() < 0.8)
                 events.append((now, 0, robot, f"{robot}/{number}", success))
                 silent = version == hangs and not success
-                now += 1801.0 if silent else 900.0
+                now += 3601.0 if silent else 1800.0
                 if not silent:
                     events.append((now, 1, robot, f"{robot}/{number}", success))
                 now, number = now + 1.0, number + 1

@@ -19,22 +19,23 @@ from vla_evidence.log.replay import LoggedJudgement
 TOP = Path(__file__).resolve().parents[2]
 
 
-def run(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vla_evidence.cli", *map(str, arguments)]
-    done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == code, done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
-    return done
+def run(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
+    """Run it in this process (a new one takes a second to start); return what it writes to stdout and stderr."""
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        assert main([*map(str, arguments)]) == code, out.getvalue() + error.getvalue()
+    return out.getvalue(), error.getvalue()
 
 
 def answer(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
-    """Run it in this process (a new one takes a second to start); return its JSON."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        assert main([*map(str, arguments), "--json"]) == code, out.getvalue()
-    document: dict[str, Any] = json.loads(out.getvalue())
+    """Run it; return its JSON."""
+    document: dict[str, Any] = json.loads(run(*arguments, "--json", code=code)[0])
     assert document["ok"] is (code == 0)
     return document
+
+
+def process(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=TOP, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture
@@ -52,17 +53,17 @@ def log(tmp_path: Path) -> Path:
 
 
 def test_plan_prints_the_reference_figures_for_people_and_machines() -> None:
-    text = run("plan", "ab", "--rate-a", "0.85", "--rate-b", "0.88", "--runs", "0").stdout
+    text = run("plan", "ab", "--rate-a", "0.85", "--rate-b", "0.88", "--runs", "0")[0]
     assert "2,036" in text and "50 robots" in text
     plan = answer("plan", "noninferiority", "--rate", "0.87", "--margin", "0.1", "--share", "0.05", "--runs", "0")
     assert plan["fixed"]["episodes"] == 74
 
 
 def test_plan_simulates_the_sequential_design_and_says_how_sure_it_is() -> None:
-    done = run("plan", "detect", "--incumbent", "0.87", "--canary", "0.75", "--runs", "40", "--within-days", "1")
-    assert "±" in done.stdout and "robots" in done.stdout
-    assert "e-process" in done.stderr  # the progress bar
-    assert run("plan", "detect", "--incumbent", "0.87", "--canary", "0.75", "--runs", "40", "--quiet").stderr == ""
+    detect = ("plan", "detect", "--incumbent", "0.87", "--canary", "0.75", "--runs", "40")
+    text, bar = run(*detect, "--within-days", "1")
+    assert "±" in text and "robots" in text and "e-process" in bar
+    assert run(*detect, "--quiet")[1] == ""
 
 
 def test_plan_says_when_no_number_of_episodes_suffices() -> None:
@@ -88,7 +89,7 @@ def test_rates_of_0_and_1_have_a_plan() -> None:
 
 
 def test_interval_prints_three_kinds() -> None:
-    assert run("interval", "435", "500").stdout.count("%") >= 7
+    assert run("interval", "435", "500")[0].count("%") >= 7
     document = answer("interval", "435", "500")
     low, high = zip(document["wilson"], document["clopper_pearson"], document["confidence_sequence"], strict=True)
     assert low[0] > low[1] > low[2] and high[0] < high[1] < high[2]
@@ -98,29 +99,28 @@ def test_interval_prints_three_kinds() -> None:
 def test_a_rollout_is_planned_before_anything_runs() -> None:
     plan = answer("plan", "rollout", "--robots", "20", "--holds", "one", "--runs", "3")
     assert plan["good_passes"][0] == 0.0 and "cannot be judged" in plan["warnings"][0]
-    assert "without a person" in run("plan", "rollout", "--runs", "3", "--history", "870", "1000", "--quiet").stdout
+    assert "without a person" in run("plan", "rollout", "--runs", "3", "--history", "870", "1000", "--quiet")[0]
 
 
 def test_replay_prints_changes_and_finds_a_changed_number(log: Path) -> None:
-    text = run("replay", log).stdout
+    text, _ = run("replay", log)
     verdict = json.loads(log.read_text().splitlines()[-1])["verdict"]
     assert verdict["message"] in text and "every verdict is what its data say" in text
-    assert text.count("CONTINUE") == 1 and run("replay", log, "--all").stdout.count("CONTINUE") == 4
+    assert text.count("CONTINUE") == 1 and run("replay", log, "--all")[0].count("CONTINUE") == 4
     assert answer("replay", log)["last"] == verdict
     log.write_text(log.read_text().replace('"success": false', '"success": true', 1))
-    assert "REPLAY_DIFFERS" in run("replay", log, code=1).stderr
+    assert "REPLAY_DIFFERS" in run("replay", log, code=1)[1]
     assert answer("replay", log, code=1)["code"] == "REPLAY_DIFFERS"
 
 
 def test_output_that_nobody_reads_to_its_end_is_no_error(log: Path) -> None:
-    command = f"{sys.executable} -m vla_evidence.cli replay {log} --json | head -c 1"
-    done = subprocess.run(command, shell=True, cwd=TOP, capture_output=True, text=True, timeout=60, check=False)
+    done = process("sh", "-c", f"{sys.executable} -m vla_evidence.cli replay {log} --json | head -c 1")
     assert done.stdout == "{" and done.stderr == ""
 
 
 def test_replay_warns_of_a_torn_line(log: Path) -> None:
     log.write_bytes(log.read_bytes()[:-5])
-    assert "warning: " in run("replay", log).stderr
+    assert "warning: " in run("replay", log)[1]
 
 
 MANY = "9" * 400
@@ -161,11 +161,8 @@ MANY = "9" * 400
         (("simulate", "ab", "--runs", "1"), "INPUT_COUNT"),
     ],
 )
-def test_wrong_input_is_refused_by_its_code(
-    arguments: tuple[str, ...], code: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"{code}: ")
+def test_wrong_input_is_refused_by_its_code(arguments: tuple[str, ...], code: str) -> None:
+    assert run(*arguments, code=1)[1].splitlines()[-1].startswith(f"{code}: ")
     assert answer(*arguments, code=1)["code"] == code
 
 
@@ -179,8 +176,8 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], capsys: pytest.Cap
 
 
 def test_the_exit_status_of_the_process_is_that_of_the_command() -> None:
-    assert run("interval", "6", "5", code=1).stderr.startswith("INPUT_COUNT: ")
-    assert "usage: vla-evidence" in run("interval", code=2).stderr
+    done = process(sys.executable, "-m", "vla_evidence.cli", "interval", "6", "5")
+    assert done.returncode == 1 and done.stderr.startswith("INPUT_COUNT: ")
 
 
 def test_missing_analysis_packages_are_named_with_the_line_that_installs_them(tmp_path: Path) -> None:
@@ -196,8 +193,6 @@ def test_missing_analysis_packages_are_named_with_the_line_that_installs_them(tm
     ):
         code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from vla_evidence.cli import main; "
         code += f"sys.exit(main({list(arguments)!r}))"
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True, timeout=60, check=False
-        )
+        done = process(sys.executable, "-c", code)
         assert done.returncode == 1
         assert done.stderr.startswith(f"ANALYSIS_MISSING: {name}: ") and "pip install" in done.stderr

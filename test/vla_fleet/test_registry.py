@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from support.bundles import flip_last_byte, make_bundle
 from support.fleet import FleetServer
@@ -35,14 +36,14 @@ def test_what_is_published_is_served_byte_by_byte_with_resume(
 ) -> None:
     manifest = make_bundle(tmp_path / "b", name="served", version="1.0.0")
     client.publish(tmp_path / "b", alias="champion")
-    base = f"{server.url}/files/served/1.0.0"
-    text = httpx.get(f"{base}/manifest.json").content
+    base, key = f"{server.url}/files", {"Authorization": f"Bearer {server.key}"}
+    text = httpx.get(f"{base}/served/1.0.0/manifest.json", headers=key).content
     assert hashlib.sha256(text).hexdigest() == manifest.digest
     for entry in manifest.files:
-        whole = httpx.get(f"{server.url}/files/blobs/sha256/{entry.sha256}")
+        whole = httpx.get(f"{base}/blobs/sha256/{entry.sha256}", headers=key)
         assert hashlib.sha256(whole.content).hexdigest() == entry.sha256
-        end = {"Range": f"bytes={entry.size - 3}-", "If-Range": whole.headers["etag"]}
-        rest = httpx.get(f"{server.url}/files/blobs/sha256/{entry.sha256}", headers=end)
+        end = {"Range": f"bytes={entry.size - 3}-", "If-Range": whole.headers["etag"], **key}
+        rest = httpx.get(f"{base}/blobs/sha256/{entry.sha256}", headers=end)
         assert rest.status_code == 206 and rest.content == whole.content[-3:]
     assert client.models("served")[0]["aliases"] == ["champion"]
 
@@ -66,6 +67,68 @@ def test_a_version_that_moves_less_than_its_change_is_refused_and_auto_moves_eno
     with pytest.raises(InputError, match="VERSION_BUMP_TOO_SMALL"):
         client.publish(tmp_path / "b")
     assert client.publish(tmp_path / "b", bump="auto")["version"] == "1.1.0"
+
+
+def test_auto_moves_enough_where_manifests_alone_do_not_show_it(client: Client, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "a", name="deeper", version="1.0.0", tensors={"w": np.zeros((2, 2), np.float32)})
+    make_bundle(tmp_path / "b", name="deeper", version="1.0.0", tensors={"w": np.zeros((2, 3), np.float32)})
+    client.publish(tmp_path / "a")
+    assert client.publish(tmp_path / "b", bump="auto")["version"] == "2.0.0", (
+        "the shape of a tensor is the architecture"
+    )
+
+
+def test_a_version_says_where_it_comes_from_and_a_fine_tune_is_a_patch(client: Client, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "a", name="family", version="1.0.0", seed=1, lineage={"data_set": "first"})
+    make_bundle(tmp_path / "b", name="family", version="1.0.0", seed=2)
+    base = client.publish(tmp_path / "a", alias="champion")
+    about = {"method": "fine_tune", "data_set": "corrections", "git_commit": "abc", "metrics": {"success": 0.9}}
+    child = client.publish(tmp_path / "b", bump="auto", parent="family@champion", lineage=about)
+    assert child["version"] == "1.0.1"
+    newest, oldest = client.lineage("family")
+    assert newest["parent"] == "family@1.0.0" and newest["lineage"] == {**about, "parent": base["digest"]}
+    assert oldest["parent"] == "" and oldest["lineage"] == {"data_set": "first"}
+    with pytest.raises(MissingError, match="MODEL_NOT_FOUND"):
+        client.publish(tmp_path / "b", bump="auto", parent="family@9.9.9")
+
+
+def test_who_moved_an_alias_from_where_to_where_and_why_is_on_record(client: Client, tmp_path: Path) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        make_bundle(tmp_path / version, name="named", version=version, seed=len(version))
+        client.publish(tmp_path / version)
+    client.set_alias("named", "champion", "1.0.0", "the first")
+    client.set_alias("named", "champion", "1.1.0", "won the test")
+    client.set_alias("named", "other", "1.1.0")
+    moves = client.alias_moves("named", "champion")
+    assert [(m["who"], m["before"], m["version"], m["reason"]) for m in moves] == [
+        ("admin", "1.0.0", "1.1.0", "won the test"),
+        ("admin", "", "1.0.0", "the first"),
+    ]
+    assert len(client.alias_moves("named")) == 3
+
+
+def test_a_retired_version_is_neither_ordered_nor_named_and_comes_back_when_it_is_published_again(
+    client: Client, tmp_path: Path
+) -> None:
+    make_bundle(tmp_path / "a", name="old", version="1.0.0", seed=1)
+    make_bundle(tmp_path / "b", name="old", version="1.0.0", seed=2)
+    client.publish(tmp_path / "a", alias="champion")
+    with pytest.raises(ConflictError, match="VERSION_IN_USE"):
+        client.retire("old", "1.0.0")
+    client.set_alias("old", "champion", client.publish(tmp_path / "b", version="1.1.0")["version"])
+    assert client.retire("old", "1.0.0")["retired_s"]
+    with pytest.raises(MissingError, match="MODEL_NOT_FOUND"):
+        client.set_alias("old", "champion", "1.0.0")
+    with pytest.raises(MissingError, match="MODEL_NOT_FOUND"):
+        client.deploy("old@1.0.0", everyone=True)
+    with pytest.raises(ConflictError, match="VERSION_EXISTS"):
+        client.publish(tmp_path / "b", version="1.0.0")
+    assert client.publish(tmp_path / "a")["retired_s"] is None
+    assert [line["action"] for line in client.log() if line["subject"] == "old 1.0.0"] == [
+        "publish_again",
+        "retire",
+        "publish",
+    ]
 
 
 def test_what_is_broken_is_refused_before_and_after_the_upload_and_nothing_is_seen_of_it(

@@ -48,9 +48,7 @@ class Simulated:
                     self._do(order)
                 elif isinstance(order, protocol.ModelUpdate) and order.activate:
                     self.blocked = True
-                done = Given(
-                    order, given.created_s, self.now_s, self.now_s, end, error_code="" if end == "DONE" else "X"
-                )
+                done = Given(order, one.created_s, self.now_s, self.now_s, end, error_code="" if end == "DONE" else "X")
                 self.given = (*self.given[:n], done, *self.given[n + 1 :])
                 return
 

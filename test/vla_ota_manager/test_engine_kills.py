@@ -14,6 +14,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from support.simulated_policy import SimulatedPolicy
 
 from vla_checkpoint import Manifest, load_manifest, sha256_file, verify_bundle
 from vla_ota_manager.states import UpdateState
-from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.store.filesystem import Filesystem
 from vla_ota_manager.store.state import State
 from vla_ota_manager.store.store import Store
 from vla_sim.checkpoint_server import Behaviour, CheckpointServer
@@ -33,9 +34,15 @@ RATE_BYTES_S = 1_000_000.0  # slow enough that little is in flight when a downlo
 
 
 @pytest.fixture(scope="module")
-def runs() -> Iterator[EngineRuns]:
-    with EngineRuns() as running:
-        yield running
+def several() -> Iterator[list[EngineRuns]]:
+    """What forks the engines of the whole file: each costs a second of imports."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(EngineRuns()) for _ in range(PARALLEL)]
+
+
+@pytest.fixture(scope="module")
+def runs(several: list[EngineRuns]) -> EngineRuns:
+    return several[0]
 
 
 class Fleet:
@@ -100,15 +107,16 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield Fleet(folder, server)
 
 
-def in_parallel(work: Callable[[EngineRuns, str, int], bool], points: list[tuple[str, int]]) -> list[bool]:
+def in_parallel(
+    several: list[EngineRuns], work: Callable[[EngineRuns, str, int], bool], points: list[tuple[str, int]]
+) -> list[bool]:
     """Kill at many points, a few at a time: the runs mostly wait. Return for each whether the point was reached."""
 
-    def share(part: list[tuple[str, int]]) -> list[bool]:
-        with EngineRuns() as own:
-            return [work(own, name, nth) for name, nth in part]
+    def share(i: int) -> list[bool]:
+        return [work(several[i], name, nth) for name, nth in points[i :: len(several)]]
 
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        return [hit for hits in pool.map(share, [points[i::PARALLEL] for i in range(PARALLEL)]) for hit in hits]
+    with ThreadPoolExecutor(len(several)) as pool:
+        return [hit for hits in pool.map(share, range(len(several))) for hit in hits]
 
 
 def passed_after(log: Path, mark: str) -> list[tuple[str, int]]:
@@ -140,7 +148,7 @@ def kill_and_go_on(fleet: Fleet, runs: EngineRuns, name: str, nth: int) -> bool:
 
 @pytest.mark.timeout(300)
 def test_killed_at_every_crash_point_the_update_completes_and_no_blob_is_fetched_twice(
-    fleet: Fleet, runs: EngineRuns
+    fleet: Fleet, several: list[EngineRuns], runs: EngineRuns
 ) -> None:
     folder, job = fleet.robot()
     fleet.server.behave("/blobs/", Behaviour(rate_bytes_s=RATE_BYTES_S))
@@ -149,7 +157,7 @@ def test_killed_at_every_crash_point_the_update_completes_and_no_blob_is_fetched
     passed = Counter(log.read_text().split())
     assert {"fetch.chunk", "install.before_rename", "port.after_swap", "current.before_rename"} <= set(passed)
     points = [(name, nth) for name, count in passed.items() for nth in sorted({1, (count + 1) // 2, count})]
-    reached = in_parallel(lambda own, name, nth: kill_and_go_on(fleet, own, name, nth), points)
+    reached = in_parallel(several, lambda own, name, nth: kill_and_go_on(fleet, own, name, nth), points)
     fleet.server.be_good()
     assert sum(reached) >= 0.9 * len(points)  # how often the last state is written in a run is not fixed
 
@@ -203,7 +211,7 @@ class Damaged:
 
 @pytest.mark.timeout(300)
 def test_killed_at_every_crash_point_of_a_repair_what_was_intact_stays_and_the_rest_is_made_whole(
-    fleet: Fleet, runs: EngineRuns
+    fleet: Fleet, several: list[EngineRuns], runs: EngineRuns
 ) -> None:
     damaged = Damaged(fleet)
     folder, job = damaged.robot()
@@ -235,7 +243,7 @@ def test_killed_at_every_crash_point_of_a_repair_what_was_intact_stays_and_the_r
         shutil.rmtree(folder)
         return was_killed
 
-    assert sum(in_parallel(work, points)) >= 0.9 * len(points)
+    assert sum(in_parallel(several, work, points)) >= 0.9 * len(points)
 
 
 class Urgent:
@@ -279,7 +287,7 @@ def urgent_manifest(fleet: Fleet) -> Manifest:
 
 @pytest.mark.timeout(300)
 def test_killed_at_every_crash_point_an_urgent_update_takes_the_trials_place_once_it_is_complete(
-    fleet: Fleet, runs: EngineRuns, urgent_manifest: Manifest
+    fleet: Fleet, several: list[EngineRuns], runs: EngineRuns, urgent_manifest: Manifest
 ) -> None:
     urgent = Urgent(fleet, urgent_manifest, corrupt=False)
     points = urgent.points(runs)
@@ -312,12 +320,12 @@ def test_killed_at_every_crash_point_an_urgent_update_takes_the_trials_place_onc
         shutil.rmtree(folder)
         return was_killed
 
-    assert sum(in_parallel(work, points)) >= 0.9 * len(points)
+    assert sum(in_parallel(several, work, points)) >= 0.9 * len(points)
 
 
 @pytest.mark.timeout(300)
 def test_killed_at_every_crash_point_a_broken_urgent_update_leaves_the_trial_as_it_was(
-    fleet: Fleet, runs: EngineRuns, urgent_manifest: Manifest
+    fleet: Fleet, several: list[EngineRuns], runs: EngineRuns, urgent_manifest: Manifest
 ) -> None:
     urgent = Urgent(fleet, urgent_manifest, corrupt=True)
     points = urgent.points(runs)
@@ -339,7 +347,7 @@ def test_killed_at_every_crash_point_a_broken_urgent_update_leaves_the_trial_as_
         shutil.rmtree(folder)
         return was_killed
 
-    assert sum(in_parallel(work, points)) >= 0.9 * len(points)
+    assert sum(in_parallel(several, work, points)) >= 0.9 * len(points)
     fleet.server.be_good()
 
 
@@ -369,7 +377,7 @@ def test_too_many_unclean_ends_of_a_trial_roll_it_back(fleet: Fleet, runs: Engin
     assert killed(runs, job, "port.after_swap", 1)
     assert runs.run(job) == 0
     assert current_version(folder) == "1.0.0"
-    store = Store(folder / "store", Filesystem(CrashPoints()))
+    store = Store(folder / "store", Filesystem())
     store.open()
     state = store.state
     store.close()

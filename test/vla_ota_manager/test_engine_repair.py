@@ -103,44 +103,28 @@ def check_whole(robot: Robot, version: str) -> None:
         assert blob.samefile(folder / entry.path)
 
 
+@pytest.mark.parametrize("version", ["1.0.0", "1.1.0"], ids=["committed", "installed"])
 @pytest.mark.parametrize("restart", [False, True], ids=["running", "restarted"])
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_version_is_repaired_and_only_what_is_damaged_is_fetched(
-    robot: Robot, kind: str, restart: bool
+def test_a_damaged_version_that_is_offered_again_is_repaired_and_only_what_is_damaged_is_fetched(
+    robot: Robot, kind: str, restart: bool, version: str
 ) -> None:
     damage, lost = DAMAGE[kind]
     robot.adopt("1.0.0")
-    robot.publish("1.1.0")
     robot.start()
-    robot.install("1.1.0", S.INSTALLED, activate=False)
-    robot.engine.commit()  # refused, by a thread that has done its work
-    damage(robot.store_dir / "models/pick_place/1.1.0")
+    if version != "1.0.0":
+        robot.publish(version)
+        robot.install(version, S.INSTALLED, activate=False)
+        robot.engine.commit()  # refused, by a thread that has done its work
+    damage(robot.store_dir / "models/pick_place" / version)
     if restart:
         robot.stop()
         robot.start()
     robot.server.served.clear()
-    robot.install("1.1.0", update_id="again")
-    check_whole(robot, "1.1.0")
-    assert served(robot, "1.1.0") == lost
-    assert robot.current_version() == "1.1.0"
-
-
-@pytest.mark.parametrize("restart", [False, True], ids=["running", "restarted"])
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_committed_version_that_is_offered_again_is_repaired(robot: Robot, kind: str, restart: bool) -> None:
-    damage, lost = DAMAGE[kind]
-    robot.adopt("1.0.0")
-    robot.start()
-    damage(robot.store_dir / "models/pick_place/1.0.0")
-    if restart:
-        robot.stop()
-        robot.start()
-    robot.server.served.clear()
-    robot.install("1.0.0", update_id="again")
-    check_whole(robot, "1.0.0")
-    assert served(robot, "1.0.0") == lost
-    assert robot.current_version() == "1.0.0"
-    assert robot.engine.status().committed_version == "1.0.0"
+    robot.install(version, update_id="again")
+    check_whole(robot, version)
+    assert served(robot, version) == lost
+    assert robot.current_version() == robot.engine.status().committed_version == version
 
 
 def test_a_version_that_is_damaged_again_is_repaired_again(robot: Robot) -> None:

@@ -17,7 +17,7 @@ from support.ota import Robot, shared_weights
 
 from vla_ota_manager.errors import StoreError
 from vla_ota_manager.states import UpdateState
-from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.store.filesystem import Filesystem
 from vla_sim.checkpoint_server import Behaviour
 
 S = UpdateState
@@ -228,14 +228,27 @@ def test_another_bundle_under_an_installed_version_is_refused(robot: Robot, serv
     assert robot.install("1.1.0", S.REJECTED, update_id="other").error_code == "VERSION_CONFLICT"
 
 
-def test_a_bundle_the_policy_node_refuses_is_rejected(robot: Robot) -> None:
+@pytest.mark.parametrize(
+    ("code", "end"),
+    [
+        ("GOLDEN_MISMATCH", S.REJECTED),
+        ("WORKER_DIED", S.REJECTED),
+        ("A_POLICYS_OWN", S.REJECTED),
+        ("OUT_OF_MEMORY", S.FAILED),
+        ("CONTROL_LOST", S.FAILED),
+        ("CANCELLED", S.FAILED),
+    ],
+)
+def test_a_bundle_that_is_not_loaded_is_rejected_only_if_that_is_its_own_fault(
+    robot: Robot, code: str, end: UpdateState
+) -> None:
     robot.adopt("1.0.0")
     robot.publish("1.1.0")
     robot.boot_policy()
     with robot.policy.edit() as document:
-        document["refuse_prepare"] = "GOLDEN_MISMATCH"
+        document["refuse_prepare"] = code
     robot.start()
-    assert robot.install("1.1.0", S.REJECTED).error_code == "GOLDEN_MISMATCH"
+    assert robot.install("1.1.0", end).error_code == code
 
 
 def test_an_expired_update_that_waits_for_permission_is_not_swapped_in(robot: Robot) -> None:
@@ -410,7 +423,7 @@ def test_a_disk_that_fills_up_fails_the_update_and_gives_the_space_back(robot: R
     def no_space(data: bytes) -> None:
         raise StoreError("DISK_FULL", "no space left")
 
-    filesystem = Full(CrashPoints())
+    filesystem = Full()
     robot.adopt("1.0.0")
     robot.publish("1.1.0")
     robot.start(filesystem=filesystem)

@@ -281,37 +281,32 @@ def test_while_nothing_can_be_loaded_it_is_asked_for_again_and_each_version_told
 # -- while something else is under way ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", ["1.0.0", ""])
-def test_with_nothing_to_go_back_to_a_rollback_cancels_what_is_being_prepared(robot: Robot, first: str) -> None:
+@pytest.mark.parametrize(
+    ("first", "slow", "reached", "end"),
+    [
+        ("1.0.0", "prepare_s", S.PREPARING, (S.CANCELLED, "SUPERSEDED")),
+        ("", "prepare_s", S.PREPARING, (S.CANCELLED, "SUPERSEDED")),
+        ("", "swap_s", S.SWAPPING, (S.FAILED, "OPERATOR_ROLLBACK")),
+    ],
+)
+def test_with_nothing_to_go_back_to_a_rollback_cancels_what_does_not_act_yet(
+    robot: Robot, first: str, slow: str, reached: UpdateState, end: tuple[UpdateState, str]
+) -> None:
     if first:
         robot.adopt(first)
     robot.publish("1.1.0")
     robot.boot_policy()
     with robot.policy.edit() as document:
-        document["prepare_s"] = 1000.0
+        document[slow] = 1000.0
     robot.start()
     update_id = robot.offer("1.1.0")
-    robot.reach(S.PREPARING)
+    robot.reach(reached)
     reply = robot.engine.rollback()
     assert (reply.success, reply.error_code) == (False, "NO_PREVIOUS") and "cancelled" in reply.message
     outcome = robot.ended(update_id)
-    assert (outcome.state, outcome.error_code) == (S.CANCELLED, "SUPERSEDED")
+    assert (outcome.state, outcome.error_code) == end
     assert (robot.policy.look()["active"] or {}).get("version", "") == first
-
-
-def test_with_nothing_to_go_back_to_a_rollback_withdraws_a_first_install_that_does_not_act_yet(robot: Robot) -> None:
-    robot.publish("1.0.0")
-    robot.boot_policy()
-    with robot.policy.edit() as document:
-        document["swap_s"] = 1000.0
-    robot.start()
-    update_id = robot.offer("1.0.0")
-    robot.reach(S.SWAPPING)
-    reply = robot.engine.rollback()
-    assert (reply.success, reply.error_code) == (False, "NO_PREVIOUS") and "cancelled" in reply.message
-    outcome = robot.ended(update_id)
-    assert (outcome.state, outcome.error_code) == (S.FAILED, "OPERATOR_ROLLBACK")
-    assert robot.policy.look()["active"] is None and robot.engine.status().blocked == ()
+    assert robot.engine.status().blocked == ()
 
 
 @pytest.mark.parametrize("state", [S.SWAPPING, S.TRIAL, S.COMMITTED])

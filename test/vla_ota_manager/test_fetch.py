@@ -19,7 +19,7 @@ from vla_ota_manager.errors import CancelledError, FetchError, OtaError
 from vla_ota_manager.fetch.fetcher import Fetcher, Received
 from vla_ota_manager.fetch.source import parse_url
 from vla_ota_manager.store.blobs import BlobStore
-from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.store.filesystem import Filesystem
 from vla_sim.checkpoint_server import Behaviour, CheckpointServer
 
 DATA = os.urandom(300_000)
@@ -34,7 +34,7 @@ class Bench:
         self.folder, self.server = folder, server
         (server.root / "blobs/sha256").mkdir(parents=True)
         (server.root / PATH).write_bytes(DATA)
-        filesystem = Filesystem(CrashPoints())
+        filesystem = Filesystem()
         self.blobs = BlobStore(folder / "blobs/sha256", folder / "partial", filesystem)
         filesystem.make_dir(self.blobs.blob_dir)
         filesystem.make_dir(self.blobs.partial_dir)

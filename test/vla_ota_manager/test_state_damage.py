@@ -20,7 +20,7 @@ from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.engine import UpdateEngine
 from vla_ota_manager.records import Event
 from vla_ota_manager.states import UpdateState
-from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.store.filesystem import Filesystem
 from vla_ota_manager.store.state import State
 from vla_ota_manager.store.store import Store
 from vla_sim.checkpoint_server import Behaviour, CheckpointServer
@@ -166,7 +166,7 @@ def test_whatever_is_damaged_what_is_read_can_be_saved_and_listed(templates: dic
     @given(damages(template))
     def holds(data: bytes) -> None:
         template.put(data)
-        store = Store(template.folder / "store", Filesystem(CrashPoints()))
+        store = Store(template.folder / "store", Filesystem())
         store.open()
         try:
             check_usable(store)
@@ -212,7 +212,7 @@ def test_a_number_that_cannot_be_written_again_is_not_read(
     template = templates["TRIAL"]
     path = next(path for paths in template.paths for path in paths if path[-1] == where)
     template.put(template.damaged(path, "change", f"@{token}@"))
-    store = Store(template.folder / "store", Filesystem(CrashPoints()))
+    store = Store(template.folder / "store", Filesystem())
     store.open()
     store.close()
     assert store.state.error_code == "STATE_CORRUPT" and list(store.root.glob("state.json.corrupt-*"))
@@ -224,7 +224,7 @@ def test_infinite_attempts_do_not_keep_the_manager_from_starting(templates: dict
     template = templates["TRIAL"]
     template.document["attempts"] = {"0" * 64: 1}
     template.put(template.damaged(("attempts", "0" * 64), "change", "@Infinity@"))
-    store = Store(template.folder / "store", Filesystem(CrashPoints()))
+    store = Store(template.folder / "store", Filesystem())
     store.open()
     store.close()
     assert store.state.attempts == {"0" * 64: 1}
@@ -236,7 +236,7 @@ def test_a_committed_version_of_another_name_is_known_by_its_digest(
 ) -> None:
     template = templates["IDLE"]
     template.put(template.damaged(("committed", "version"), "change", version))
-    store = Store(template.folder / "store", Filesystem(CrashPoints()))
+    store = Store(template.folder / "store", Filesystem())
     store.open()
     store.close()
     assert store.state.committed.version == "1.1.0" and (store.root / "current").resolve().name == "1.1.0"
@@ -247,7 +247,7 @@ def test_a_committed_version_of_another_name_is_known_by_its_digest(
 def test_a_trial_that_does_not_fit_the_state_is_not_read(templates: dict[str, Template], state: UpdateState) -> None:
     template = templates["TRIAL"]
     template.put(template.damaged(("state",), "change", int(state)))
-    store = Store(template.folder / "store", Filesystem(CrashPoints()))
+    store = Store(template.folder / "store", Filesystem())
     store.open()
     store.close()
     assert store.state.error_code == "STATE_CORRUPT" and store.state.state is S.TRIAL

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vla_ota_manager.states import PIPELINE, RESTING, TRANSITIONS, UpdateState, check_transition
+from vla_ros.fault import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,6 +23,12 @@ def test_names_and_numbers_are_those_of_the_message() -> None:
     text = (ROOT / "msg/ModelStatus.msg").read_text()
     constants = {name: int(number) for name, number in re.findall(r"^uint8 STATE_(\w+)=(\d+)", text, re.MULTILINE)}
     assert constants == {state.name: state.value for state in UpdateState}
+
+
+@pytest.mark.parametrize("file", ["srv/SwapModel.srv", "action/PrepareModel.action"])
+def test_the_faults_of_a_reply_are_those_of_the_interface(file: str) -> None:
+    constants = re.findall(r"^uint8 FAULT_(\w+)=(\d+)", (ROOT / file).read_text(), re.MULTILINE)
+    assert {name: int(number) for name, number in constants} == {fault.name: fault.value for fault in Fault}
 
 
 def test_every_state_has_a_full_row_with_the_transitions_of_the_code() -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,13 @@ from vla_checkpoint import CheckpointError, verify_bundle
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import ConfigError, OtaError, StateError, StoreError
 from vla_ota_manager.records import Ref, Update
-from vla_ota_manager.store.filesystem import CrashPoints, Filesystem
+from vla_ota_manager.store.filesystem import Filesystem
 from vla_ota_manager.store.state import Block, State
 from vla_ota_manager.store.store import Store
 
 
 def open_store(folder: Path, blob_dir: Path | None = None) -> Store:
-    store = Store(folder, Filesystem(CrashPoints()), blob_dir)
+    store = Store(folder, Filesystem(), blob_dir)
     store.open()
     return store
 
@@ -225,14 +224,3 @@ def test_a_setting_out_of_range_is_refused_by_name(settings: dict) -> None:
     with pytest.raises(ConfigError) as caught:
         OtaConfig(**{"store_dir": "/x", **settings})
     assert caught.value.where in settings
-
-
-def test_the_crash_points_kill_where_they_are_told(tmp_path: Path) -> None:
-    pid = os.fork()
-    if pid == 0:
-        Filesystem(CrashPoints("state.before_rename:2")).write_file(tmp_path / "f", b"1", "state")
-        Filesystem(CrashPoints("state.before_rename")).write_file(tmp_path / "f", b"2", "state")
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    assert os.WTERMSIG(status) == 9
-    assert (tmp_path / "f").read_bytes() == b"1"

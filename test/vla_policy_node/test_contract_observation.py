@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.control_rig import contract_text
+from support.refusals import refused
 
 from vla_policy_node.contract.model import parse_contract
 from vla_policy_node.decoding import decode_image
@@ -83,17 +84,14 @@ def test_a_complete_observation_is_written_with_names_in_the_contracts_order(buf
     np.testing.assert_array_equal(r["feature:observation.images.top"].ravel(), np.arange(18))
     np.testing.assert_array_equal(r["measured"], [1.0, 2.0])
     assert (r["valid"], r["stamp_ns"], r["measured_ns"]) == (1, T0 - 20 * MS, T0)
-    assert buffer.problems(T0) == []
 
 
-def test_a_missing_or_an_old_part_makes_the_record_invalid_and_is_named(buffer: ObservationBuffer) -> None:
+def test_a_missing_or_an_old_part_makes_the_record_invalid(buffer: ObservationBuffer) -> None:
     assert not buffer.publish(T0)
     assert record(buffer)["valid"] == 0 and np.isnan(record(buffer)["measured"]).all()
-    assert len(buffer.problems(T0)) == 2
     feed(buffer)
     assert buffer.publish(T0 + 60 * MS)
     assert not buffer.publish(T0 + 61 * MS)  # the picture's tolerance
-    assert "image is 61 ms old" in buffer.problems(T0 + 61 * MS)[0]
     feed(buffer, T0 + 70 * MS, picture_age_ms=61)  # it arrived now, but was taken then
     assert not buffer.publish(T0 + 70 * MS)
 
@@ -128,9 +126,8 @@ def test_a_joint_state_whose_order_changes_is_followed(buffer: ObservationBuffer
 
 def test_a_header_without_a_stamp_or_from_the_future_is_refused(buffer: ObservationBuffer) -> None:
     for stamp_ns, code in ((0, "OBSERVATION_UNSTAMPED"), (9_000_000 * MS, "OBSERVATION_CLOCK")):
-        with pytest.raises(ObservationError) as e:
+        with refused(code):
             buffer.receive("observation.images.top", 0, image(stamp_ns=stamp_ns), ros_now_ns=5_000_000 * MS, now_ns=T0)
-        assert e.value.code == code
 
 
 def test_motion_is_permitted_until_its_timeout_only(buffer: ObservationBuffer) -> None:
@@ -150,9 +147,8 @@ def test_episode_and_instruction_reach_the_record(buffer: ObservationBuffer) -> 
     assert record(buffer)["instruction"].tobytes().rstrip(b"\0").decode() == "greife den Würfel"
     assert buffer.start_episode("x" * INSTRUCTION_BYTES) == 2 and record(buffer)["episode"] == 2
     for text in ("é" * INSTRUCTION_BYTES, "a\0b"):
-        with pytest.raises(ObservationError) as e:
+        with refused("INSTRUCTION_TOO_LONG"):
             buffer.start_episode(text)
-        assert e.value.code == "INSTRUCTION_TOO_LONG"
 
 
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8"])
@@ -196,6 +192,5 @@ def test_a_picture_that_contradicts_itself_is_refused(change: dict[str, Any], co
     message = image()
     for key, value in change.items():
         setattr(message, key, value)
-    with pytest.raises(ObservationError) as e:
+    with refused(code):
         decode_image(message, (2, 3))
-    assert e.value.code == code

@@ -27,7 +27,7 @@ def test_nothing_is_commanded_while_inactive(make_rig: Any) -> None:
 def test_the_first_command_after_a_hold_lies_near_a_robot_that_was_moved_meanwhile(make_rig: Any) -> None:
     rig = make_rig()
     rig.run((0.0, 0.0))
-    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.hold()
     rig.tick(5)
     rig.frozen = True
     rig.measured = np.array([0.7, 0.0])  # pushed by hand while held
@@ -42,10 +42,7 @@ def test_the_first_command_after_a_hold_lies_near_a_robot_that_was_moved_meanwhi
 
 def test_motion_disabled_stops_commands_at_once_and_nothing_moves_after_it_without_resume(make_rig: Any) -> None:
     rig = make_rig(motion=True)
-    rig.add(1, (0.5, 0.5))
-    rig.activate(1, "NOW")
-    rig.begin()
-    rig.tick(20)
+    rig.start((0.5, 0.5), ticks=20)
     assert all(c is None for c in rig.published)
     assert rig.loop.mode == "MOTION_DISABLED"
     rig.motion_ns = rig.now_ns + 10**12
@@ -70,10 +67,7 @@ def test_motion_enabled_that_is_not_renewed_is_disabled_and_not_even_auto_resume
 ) -> None:
     rig = make_rig(motion=True, auto=True)
     rig.motion_ns = rig.now_ns + 30 * 20_000_000
-    rig.add(1)
-    rig.activate(1, "NOW")
-    rig.begin()
-    rig.tick(60)
+    rig.start(ticks=60)
     assert any(c is not None for c in rig.published[:29])
     assert all(c is None for c in rig.published[31:])
     rig.motion_ns = rig.now_ns + 10**12
@@ -92,7 +86,7 @@ def test_a_hold_brings_a_moving_joint_to_rest_by_max_decel_and_stops_publishing_
     rig = make_rig(hold=hold, timeout_s=1.0)
     rig.run(ramp((0.03, 0.0)), ticks=14)
     rig.frozen = hold == "measured"
-    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.hold()
     start = len(rig.published)
     rig.tick(40)
     held = np.array([c[0] for c in rig.published[start - 2 : start + 40]])
@@ -118,7 +112,7 @@ def test_a_latched_hold_outlives_deactivation(make_rig: Any) -> None:
     assert rig.published[-1] is None
 
 
-def test_auto_resume_ends_a_latched_hold_but_not_an_operators(make_rig: Any) -> None:
+def test_auto_resume_ends_a_latched_hold_but_not_one_that_only_a_person_may_end(make_rig: Any) -> None:
     rig = make_rig(auto=True)
     rig.run()
     rig.policies[1] = lambda plan: (np.nan, 0.0)
@@ -127,22 +121,21 @@ def test_auto_resume_ends_a_latched_hold_but_not_an_operators(make_rig: Any) -> 
     rig.policies[1] = lambda plan: (0.0, 0.0)
     rig.tick(40)
     assert rig.loop.running
-    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.hold()
     rig.tick(200)
     assert not rig.loop.running
 
 
-def test_release_ends_only_the_hold_that_was_asked_for(make_rig: Any) -> None:
+def test_a_hold_without_an_episode_ends_when_one_opens_and_not_by_a_resume(make_rig: Any) -> None:
     rig = make_rig()
     rig.run()
-    rig.send("hold", reason="NO_EPISODE", latched=False)
+    rig.send("episode_missing", missing=True)
     rig.tick(5)
     assert rig.loop.reasons.reason == "NO_EPISODE"
-    rig.send("release", reason="OPERATOR")
     rig.send("resume")
     rig.tick(10)
     assert not rig.loop.running
-    rig.send("release", reason="NO_EPISODE")
+    rig.send("episode_missing", missing=False)
     rig.tick(10)
     assert rig.loop.running
 
@@ -154,7 +147,7 @@ def test_what_was_planned_before_a_hold_is_never_carried_out_after_it(make_rig: 
     while worker.request() is None:
         rig.tick()
     old = worker.request()
-    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.hold()
     rig.tick(2)
     assert rig.loop.queue.left == 0
     worker.answer((0.25, 0.0), request=old)
@@ -166,14 +159,14 @@ def test_what_was_planned_before_a_hold_is_never_carried_out_after_it(make_rig: 
     assert all(abs(c[0]) < 1e-6 for c in rig.published if c is not None)
 
 
-@pytest.mark.parametrize("reason", ["OPERATOR", "STARVED"])
+@pytest.mark.parametrize("reason", ["COMMAND_TOPIC_TAKEN", "STARVED"])
 def test_a_joint_that_is_stopped_at_its_limit_does_not_run_over_it(make_rig: Any, reason: str) -> None:
     rig = make_rig(max_decel=4.0)
     rig.run(ramp((0.04, 0.0)), ticks=3)
     while rig.published[-1][0] < HIGH - 0.03:
         rig.tick()
-    if reason == "OPERATOR":
-        rig.send("hold", reason="OPERATOR", latched=True)
+    if reason != "STARVED":
+        rig.hold(reason)
     else:
         rig.policies[1] = lambda plan: None
         rig.loop.queue.flush()
@@ -183,22 +176,22 @@ def test_a_joint_that_is_stopped_at_its_limit_does_not_run_over_it(make_rig: Any
     assert max(c[0] for c in rig.published if c is not None) == HIGH
 
 
-def test_an_operators_hold_takes_the_place_of_one_that_would_end_by_itself(make_rig: Any) -> None:
+def test_a_hold_that_only_a_person_may_end_takes_the_place_of_one_that_would_end_by_itself(make_rig: Any) -> None:
     rig = make_rig(auto=True)
     rig.run()
     rig.policies[1] = lambda plan: (np.nan, 0.0)
     rig.tick(15)
-    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.hold()
     rig.policies[1] = lambda plan: (0.0, 0.0)
     rig.tick(200)
-    assert rig.loop.reasons.latched == "OPERATOR" and not rig.loop.running
+    assert rig.loop.reasons.latched == "COMMAND_TOPIC_TAKEN" and not rig.loop.running
 
 
-def test_the_first_of_two_reasons_stays_but_for_an_operators(make_rig: Any) -> None:
+def test_the_first_of_two_reasons_that_are_as_hard_to_end_stays(make_rig: Any) -> None:
     rig = make_rig()
     rig.run()
-    rig.send("hold", reason="NAN", latched=True)
-    rig.send("hold", reason="LIMIT", latched=True)
+    rig.hold("NAN")
+    rig.hold("LIMIT")
     rig.tick()
     assert rig.loop.reasons.reason == "NAN"
 
@@ -207,7 +200,7 @@ def test_while_the_command_goes_back_to_the_robot_its_chunk_grows_old_and_is_ask
     rig = make_rig()
     rig.measured = np.array([0.9, 0.0])
     rig.run((0.9, 0.0))
-    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.hold()
     rig.tick(3)
     rig.frozen, rig.measured = True, np.array([-0.9, 0.0])
     rig.policies[1] = lambda plan: (-0.9, 0.0)
@@ -222,14 +215,14 @@ def test_a_hold_on_the_way_back_to_the_robot_stops_it_there(make_rig: Any) -> No
     rig = make_rig()
     rig.measured = np.array([0.9, 0.0])
     rig.run((0.9, 0.0))
-    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.hold()
     rig.tick(3)
     rig.frozen, rig.measured = True, np.array([-0.9, 0.0])
     rig.send("resume")
     rig.tick(15)
     on_the_way = rig.published[-1][0]
     assert -0.8 < on_the_way < 0.8
-    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.hold()
     rig.tick(40)
     braking = RATE**2 / (2 * 50.0) + PER_TICK
     assert abs(rig.published[-1][0] - on_the_way) <= braking
@@ -326,10 +319,7 @@ def test_a_hold_that_outlasts_its_timeout_does_not_end_by_itself(make_rig: Any, 
 def test_a_resume_does_not_outlive_the_observations_that_it_waits_for(make_rig: Any) -> None:
     rig = make_rig(timeout_s=1.0)
     rig.fresh = False
-    rig.add(1)
-    rig.activate(1, "NOW")
-    rig.begin()  # the camera is dead: nothing happens
-    rig.tick(60)
+    rig.start(ticks=60)
     rig.fresh = True  # half an hour later
     rig.tick(60)
     assert rig.loop.reasons.latched == "OBSERVATION_STALE" and all(c is None for c in rig.published)
@@ -399,4 +389,4 @@ def test_what_is_said_of_a_hold_is_never_what_was_said_of_the_one_before(make_ri
     rig.tick(3)
     said = rig.of("HOLD")
     assert [hold["reason"] for hold in said][-2:] == ["COMMAND_TOPIC_TAKEN", "MOTION_REENABLED"]
-    assert "/cli" in said[-2]["message"] and said[-1]["message"] == "motion was disabled; resume is needed"
+    assert "/cli" in said[-2]["message"] and said[-1]["message"].startswith("motion was disabled")

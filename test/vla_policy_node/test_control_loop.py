@@ -25,10 +25,7 @@ def test_the_first_command_starts_from_the_measured_state_and_moves_at_the_veloc
 def test_without_a_fresh_measurement_there_is_no_motion(make_rig: Any) -> None:
     rig = make_rig()
     rig.measured = np.array([np.nan, 0.0])
-    rig.add(1)
-    rig.activate(1, "NOW")
-    rig.begin()
-    rig.tick(30)
+    rig.start(ticks=30)
     assert all(c is None for c in rig.published)
     assert rig.of("HOLD")[-1]["reason"] == "OBSERVATION_STALE"
     rig.measured = np.zeros(2)
@@ -39,10 +36,7 @@ def test_without_a_fresh_measurement_there_is_no_motion(make_rig: Any) -> None:
 def test_a_robot_that_stands_outside_its_limits_is_not_pulled_in(make_rig: Any) -> None:
     rig = make_rig()
     rig.measured = np.array([HIGH + START_TOLERANCE + 0.05, 0.0])
-    rig.add(1)
-    rig.activate(1, "NOW")
-    rig.begin()
-    rig.tick(30)
+    rig.start(ticks=30)
     assert all(c is None for c in rig.published)
     assert rig.of("HOLD")[-1]["reason"] == "OUTSIDE_LIMITS"
 
@@ -219,7 +213,7 @@ def test_a_velocity_starts_from_what_is_measured_and_a_hold_brakes_it_to_zero(ma
     rig.run((0.3, 0.1), ticks=12)
     first = next(c for c in rig.published if c is not None)
     np.testing.assert_allclose(first, [0.3, PER_TICK], atol=1e-6)
-    rig.send("hold", reason="OPERATOR", latched=True)
+    rig.hold()
     start = len(rig.published)
     rig.tick(60)
     braked = np.array([c for c in rig.published[start - 1 :]])
@@ -233,7 +227,7 @@ def test_an_effort_that_is_held_stays_and_one_that_is_zeroed_goes_to_zero_at_its
     for hold, want in (("last_command", 0.2), ("zero_velocity", 0.0)):
         rig = make_rig(mode="effort", hold=hold, max_decel=1.5)
         rig.run((0.2, 0.0), ticks=20)
-        rig.send("hold", reason="OPERATOR", latched=True)
+        rig.hold()
         rig.tick(40)
         assert rig.published[-1][0] == pytest.approx(want)
 
@@ -273,10 +267,7 @@ def test_an_incomplete_observation_holds_however_fresh_it_is(make_rig: Any) -> N
 
 def test_a_policy_whose_first_action_breaks_a_limit_never_makes_a_command(make_rig: Any) -> None:
     rig = make_rig()
-    rig.add(1, (9.0, 0.0))
-    rig.activate(1, "NOW")
-    rig.begin()
-    rig.tick(30)
+    rig.start((9.0, 0.0), ticks=30)
     assert rig.loop.reasons.latched == "LIMIT"
     assert all(c is None for c in rig.published)
 

@@ -57,8 +57,8 @@ operations = st.one_of(
     st.tuples(st.just("garbage"), generations, st.integers(0, 40), st.integers(0, 40)),
     st.tuples(st.just("add"), generations),
     st.tuples(st.just("remove"), generations),
-    st.tuples(st.just("hold"), st.sampled_from(["OPERATOR", "NO_EPISODE", "WORKER_LOST"]), st.booleans()),
-    st.tuples(st.just("release"), st.sampled_from(["OPERATOR", "NO_EPISODE"])),
+    st.tuples(st.just("hold"), st.sampled_from(["COMMAND_TOPIC_TAKEN", "WORKER_LOST"])),
+    st.tuples(st.just("episode_missing"), st.booleans()),
     st.tuples(st.just("resume")),
     st.tuples(st.just("enable"), st.booleans()),
     st.tuples(st.just("motion"), st.booleans()),
@@ -106,11 +106,11 @@ class Watcher:
         elif kind == "activate":
             rig.activate(args[0], args[1], swap_id=f"{len(rig.events)}")
         elif kind == "hold":
-            rig.send("hold", reason=args[0], latched=args[1])
-            self.latched |= args[1]
-            self.people |= args[1] and args[0] == "OPERATOR"
-        elif kind == "release":
-            rig.send("release", reason=args[0])
+            rig.hold(args[0])
+            self.latched = True
+            self.people |= args[0] == "COMMAND_TOPIC_TAKEN"
+        elif kind == "episode_missing":
+            rig.send("episode_missing", missing=args[0])
         elif kind == "resume":
             rig.send("resume")
             if rig.events[-1]["type"] == "RESUME_ACCEPTED":
@@ -222,16 +222,11 @@ def test_after_anything_the_loop_runs_again_once_all_is_well(sequence: list[tupl
             ("enable", True),
             ("tick", 2, PERIOD_NS),
             ("activate", 3, "NOW"),
-            ("release", "OPERATOR"),
-            ("release", "NO_EPISODE"),
-            ("hold", "OPERATOR", False),
-            ("release", "OPERATOR"),
+            ("episode_missing", False),
             ("resume",),
             ("tick", 300, PERIOD_NS),
         ]:
             watcher.apply(operation)
-            if rig.loop.reasons.asked:
-                rig.send("release", reason=rig.loop.reasons.asked)
         assert rig.loop.running, (rig.loop.reasons.reason, rig.events[-5:])
         assert rig.loop.generation == 3
     finally:

@@ -240,7 +240,7 @@ def test_a_rollback_that_is_pending_when_the_hold_comes_happens_then(make_rig: A
     rig.activate(2, "NOW")
     rig.tick()
     assert rig.loop.active.id == 1
-    rig.send("hold", reason="WORKER_LOST", latched=True)
+    rig.hold("WORKER_LOST")
     rig.tick()
     assert rig.loop.active.id == 2 and rig.loop.pending is None
 
@@ -262,10 +262,7 @@ def test_a_swap_while_motion_is_disabled_is_refused_but_now_moves_the_pointer(ma
 def test_a_pending_swap_fails_when_motion_is_disabled(make_rig: Any) -> None:
     rig = make_rig(motion=True)
     rig.motion_ns = rig.now_ns + 10**12
-    rig.add(1)
-    rig.activate(1, "NOW")
-    rig.begin()
-    rig.tick(15)
+    rig.start(ticks=15)
     rig.add(2, lambda plan: None)
     rig.activate(2, "CHUNK", swap_id="p")
     rig.tick(2)
@@ -339,7 +336,7 @@ def test_messages_that_cannot_be_followed_are_answered_and_change_nothing(make_r
         {"type": "nonsense"},
         {"type": "activate"},
         {"type": "enable"},
-        {"type": "hold", "reason": "BORED", "latched": True},
+        {"type": "episode_missing"},
         {"type": "end_span", "span_id": 4, "after_s": 1},
         {"type": "add_generation", "handle": {}},
         {},

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from support.engine_rig import EngineRig
+from support.refusals import refused
 from support.scripted import scripted_bundle
 
 from vla_policy_node.errors import PolicyNodeError
 from vla_policy_node.generations.swapping import SwapError, SwapRequest
-from vla_policy_node.worker.api import WorkerConfig
 
 LONGEST_STEP = 4.0 / 50 + 1e-6
 
@@ -55,7 +55,7 @@ def test_a_killed_worker_means_hold_at_once_and_the_committed_policy_is_loaded_a
 @pytest.mark.parametrize(
     ("behaviour", "error", "words"),
     [
-        ({"nan_at_call": 5}, "NAN", "1.1.0: the chunk holds NaN or infinity"),
+        ({"nan_at_call": 5}, "NAN", "1.1.0: an action was not a finite number"),
         ({"raise_at_call": 5}, "POLICY_FAILED", "1.1.0: ValueError: the script says so"),
         (
             {"wrong_shape_at_call": 5},
@@ -106,14 +106,13 @@ def test_a_version_that_fails_on_its_first_live_chunk_never_acts_and_says_why(
     tmp_path: Path, behaviour: dict[str, Any], code: str
 ) -> None:
     scripted_bundle(tmp_path / "good", "1.0.0")
-    scripted_bundle(tmp_path / "bad", "1.1.0", warm_up=WorkerConfig().warm_up_inferences, **behaviour)
+    scripted_bundle(tmp_path / "bad", "1.1.0", **behaviour)
     with EngineRig(tmp_path, model_path=str(tmp_path / "good")) as rig:
         rig.wait_running("1.0.0")
         bad = rig.engine.prepare(str(tmp_path / "bad"), "", lambda *_: None, bool)
         before = rig.control
-        with pytest.raises(PolicyNodeError) as caught:
+        with refused(code) as caught:
             rig.engine.swap(SwapRequest(digest=bad.digest, trial=True, trial_lease_s=60.0))
-        assert caught.value.code == code
         if code == "POLICY_FAILED":
             assert caught.value.message == "the new generation's first chunk: ValueError: the script says so"
         after = rig.control
@@ -121,9 +120,8 @@ def test_a_version_that_fails_on_its_first_live_chunk_never_acts_and_says_why(
         assert rig.snapshot.active is not None and rig.snapshot.active.version == "1.0.0"
         assert not rig.snapshot.on_trial and not rig.reports[1:]
         if code == "GENERATION_LOST":  # also to whoever asks again: it is not loaded again unless somebody prepares it
-            with pytest.raises(SwapError) as caught:
+            with refused("GENERATION_LOST"):
                 rig.engine.swap(SwapRequest(digest=bad.digest, trial=True, trial_lease_s=60.0))
-            assert caught.value.code == "GENERATION_LOST"
 
 
 def test_nan_straight_after_another_fault_is_not_overlooked(tmp_path: Path) -> None:
@@ -260,9 +258,8 @@ def test_the_loss_of_standby_or_prepared_disturbs_nothing(tmp_path: Path) -> Non
         prepared = rig.engine.prepare(str(tmp_path / "b"), "", lambda *_: None, bool)
         os.kill(prepared.generation.pid, signal.SIGKILL)
         rig.wait_for(lambda: rig.snapshot.prepared is None, "the loss of the prepared one")
-        with pytest.raises(SwapError) as caught:
+        with refused("GENERATION_LOST"):
             rig.engine.swap(SwapRequest(digest=first))
-        assert caught.value.code == "GENERATION_LOST"
         rig.engine.swap(SwapRequest(bundle_path=str(tmp_path / "b")))
         standby = rig.snapshot.standby
         assert standby is not None
@@ -319,9 +316,8 @@ def test_without_its_control_process_nothing_is_published_and_the_node_says_so(t
             lambda: rig.engine.swap(SwapRequest(digest=digest)),
             lambda: rig.engine.prepare(str(tmp_path / "a"), "", lambda *_: None, bool) and rig.engine.resume(),
         ):
-            with pytest.raises(PolicyNodeError) as caught:
+            with refused("CONTROL_LOST"):
                 call()
-            assert caught.value.code == "CONTROL_LOST"
         os.kill(rig.snapshot.active.generation.pid, signal.SIGKILL)  # type: ignore[union-attr]
         rig.wait_for(lambda: rig.snapshot.active is None, "the loss noticed all the same")
         assert len(rig.commands()[1]) == count

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from support.engine_rig import EngineRig
+from support.refusals import refused
 from support.scripted import scripted_bundle
 
 from vla_policy_node.errors import PolicyNodeError
 from vla_policy_node.generations.recovery import EXPECTED_ERRORS
-from vla_policy_node.generations.swapping import SwapError, SwapRequest
+from vla_policy_node.generations.swapping import SwapRequest
 from vla_sim.witness import Witness
 
 VELOCITY, RATE_HZ = 4.0, 50.0  # of the rig's contract
@@ -56,7 +57,7 @@ def test_swaps_in_motion_cost_no_tick_and_their_reports_add_up(tmp_path: Path, w
         assert (update.from_digest, update.to_digest) == (digests["1.0.0"], digests["1.1.0"])
         assert (update.cause, update.at, update.warm, update.generation) == ("UPDATE", "CHUNK", False, resident.id)
         timings = update.timings
-        assert min(timings.load_s, timings.digest_s, timings.golden_s, timings.warm_up_s) > 0 and timings.golden
+        assert min(timings.load_s, timings.digest_s, timings.golden_s, timings.warm_up_s) > 0
         assert back is not None and (rollback.cause, rollback.warm, rollback.timings.load_s) == ("ROLLBACK", True, 0.0)
         assert (rollback.from_version, rollback.to_version) == ("1.1.0", "1.0.0")
         ticks = after.ticks - before.ticks
@@ -160,9 +161,8 @@ def test_a_boundary_that_does_not_come_leaves_the_old_one_acting_and_the_new_one
         rig.wait_running("1.0.0")
         rig.engine.prepare(str(tmp_path / "1.1.0"), "", lambda *_: None, bool)
         for at in ("EPISODE", "REST"):  # no episode begins, and a sinusoid never rests
-            with pytest.raises(SwapError) as caught:
+            with refused("SWAP_TIMEOUT"):
                 rig.engine.swap(SwapRequest(digest=digests["1.1.0"], at=at, timeout_s=0.2))
-            assert caught.value.code == "SWAP_TIMEOUT"
         snapshot = rig.snapshot
         assert snapshot.active and snapshot.prepared
         assert (snapshot.active.version, snapshot.prepared.version) == ("1.0.0", "1.1.0")
@@ -231,9 +231,8 @@ def test_a_second_swap_or_preparation_meanwhile_is_refused_and_does_not_disturb_
             lambda: rig.engine.swap(SwapRequest(digest=digests["1.1.0"])),
             lambda: rig.engine.prepare(str(tmp_path / "slow"), "", lambda *_: None, bool),  # its place is taken
         ):
-            with pytest.raises(SwapError) as caught:
+            with refused("SWAP_IN_PROGRESS"):
                 call()
-            assert caught.value.code == "SWAP_IN_PROGRESS"
         assert rig.snapshot.prepared is prepared and prepared.generation.alive
         tick = rig.control.tick
         rig.wait_for(lambda: rig.control.tick > tick + 2, "the request to have been sent")
@@ -244,9 +243,8 @@ def test_a_second_swap_or_preparation_meanwhile_is_refused_and_does_not_disturb_
         loading = threading.Thread(target=lambda: rig.engine.prepare(str(tmp_path / "slow"), "", lambda *_: None, bool))
         loading.start()
         rig.wait_for(lambda: rig.engine.generations._preparing.locked(), "the preparation under way")
-        with pytest.raises(SwapError) as caught:
+        with refused("PREPARE_IN_PROGRESS"):
             rig.engine.prepare(str(tmp_path / "1.0.0"), "", lambda *_: None, bool)
-        assert caught.value.code == "PREPARE_IN_PROGRESS"
         loading.join(30.0)
         assert rig.snapshot.prepared and rig.snapshot.prepared.version == "1.2.0"
 

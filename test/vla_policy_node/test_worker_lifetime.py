@@ -262,7 +262,7 @@ def test_a_worker_has_no_variable_of_ros(tmp_path: Path, monkeypatch: pytest.Mon
     for name, value in ROS_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     scripted_bundle(tmp_path / "a")
-    with WorkerRobot(spare=False, threads=3, environment={"MY_POLICY_CACHE": "/tmp/x"}) as robot:
+    with WorkerRobot(spare=False, threads=3) as robot:
         generation = robot.pool.prepare(tmp_path / "a")
         raw = Path(f"/proc/{generation.pid}/environ").read_text()
     variables = dict(item.partition("=")[::2] for item in raw.split("\0") if item)
@@ -271,7 +271,6 @@ def test_a_worker_has_no_variable_of_ros(tmp_path: Path, monkeypatch: pytest.Mon
     assert "/opt/ros" not in raw
     assert variables["PYTHONPATH"].split(":") == [str(PACKAGE_ROOT), TEST_FOLDER]
     assert variables["OMP_NUM_THREADS"] == "3"
-    assert variables["MY_POLICY_CACHE"] == "/tmp/x"
     assert variables["HOME_OF_TEST"] == "kept"
 
 

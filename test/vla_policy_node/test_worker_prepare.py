@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import signal
 import sys
@@ -14,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.bundles import flip_last_byte, sign_again, write_json
+from support.bundles import flip_last_byte
+from support.refusals import refused
 from support.scripted import scripted_bundle
 from support.worker_robot import STATE, WorkerRobot, gone, thread_levels
 
@@ -49,7 +49,6 @@ def test_a_prepared_generation_says_what_it_is_and_what_it_cost(tmp_path: Path) 
         assert generation.spec.observation == {STATE: FeatureSpec((2,), "float32")}
         assert generation.manifest == manifest
         timings = generation.timings
-        assert timings.golden
         assert timings.load_s >= 0.05
         assert timings.golden_s >= 0.02  # two golden observations, 10 ms each
         assert timings.warm_up_s >= 0.02
@@ -68,7 +67,6 @@ def test_a_bundle_without_golden_observations_is_loaded_and_says_so(tmp_path: Pa
     scripted_bundle(tmp_path / "a", golden=False)
     with WorkerRobot() as robot:
         generation = robot.pool.prepare(tmp_path / "a")
-        assert not generation.timings.golden
         assert generation.timings.golden_s == 0
         robot.assert_works(generation)
 
@@ -101,9 +99,9 @@ FAILURES: list[tuple[dict[str, Any], str]] = [
     ({"images": {"observation.images.top": (4, 6)}}, "OBSERVATION_MISMATCH"),
     ({"golden_error": 0.002}, "GOLDEN_MISMATCH"),
     ({"golden_error": float(np.finfo(np.float32).max)}, "GOLDEN_MISMATCH"),
-    ({"nan_at_call": -4}, "GOLDEN_MISMATCH"),  # calls before READY: two golden ones, two to warm up
-    ({"raise_at_call": -3}, "GOLDEN_MISMATCH"),
-    ({"crash_at_call": -3}, "WORKER_DIED"),
+    ({"nan_at_call": -6}, "GOLDEN_MISMATCH"),  # calls before READY: two golden ones, four to warm up
+    ({"raise_at_call": -5}, "GOLDEN_MISMATCH"),
+    ({"crash_at_call": -5}, "WORKER_DIED"),
     ({"nan_at_call": -1, "golden": False}, "WARM_UP_FAILED"),
     ({"raise_at_call": -2, "golden": False}, "WARM_UP_FAILED"),
     ({"wrong_shape_at_call": -2, "golden": False}, "WARM_UP_FAILED"),
@@ -139,17 +137,6 @@ def test_an_unknown_policy_type_is_told_with_the_interpreter_and_what_to_set(tmp
         assert text in caught.value.message
 
 
-def test_a_policy_that_needs_a_history_of_observations_is_not_loaded(tmp_path: Path) -> None:
-    """It would be asked with one observation, would answer, and would move the robot to wrong places."""
-    scripted_bundle(tmp_path / "a")
-    document = json.loads((tmp_path / "a" / "config.json").read_text())
-    write_json(tmp_path / "a" / "config.json", {**document, "n_obs_steps": 2})
-    sign_again(tmp_path / "a")
-    with WorkerRobot(spare=False) as robot, pytest.raises(PrepareError) as caught:
-        robot.pool.prepare(tmp_path / "a")
-    assert (caught.value.code, "n_obs_steps is 2" in caught.value.message) == ("HISTORY_UNSUPPORTED", True)
-
-
 @pytest.mark.parametrize(
     ("damage", "code"),
     [
@@ -157,15 +144,14 @@ def test_a_policy_that_needs_a_history_of_observations_is_not_loaded(tmp_path: P
         (truncate_weights, "BUNDLE_FILE_SIZE"),
         (change_config, "DIGEST_FILE"),
         (lambda bundle: (bundle / "stats.json").unlink(), "BUNDLE_FILE_MISSING"),
-        (lambda bundle: (bundle / "manifest.json").write_text("{"), "MANIFEST_JSON"),
+        (lambda bundle: (bundle / "manifest.json").write_text("{"), "MANIFEST_FIELD"),
     ],
 )
 def test_a_damaged_bundle_is_not_loaded(tmp_path: Path, damage: Callable[[Path], object], code: str) -> None:
     scripted_bundle(tmp_path / "a", load_sleep_s=0.0)
     damage(tmp_path / "a")
-    with WorkerRobot(spare=False) as robot, pytest.raises(PrepareError) as caught:
+    with WorkerRobot(spare=False) as robot, refused(code):
         robot.pool.prepare(tmp_path / "a")
-    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(("damage", "code"), [(flip_weight, "DIGEST_TENSOR"), (truncate_weights, "LOAD_FAILED")])
@@ -205,21 +191,19 @@ def test_weights_that_change_after_the_bundle_was_checked_are_noticed(
 
 def test_another_digest_than_the_wanted_one_is_refused(tmp_path: Path) -> None:
     scripted_bundle(tmp_path / "a")
-    with WorkerRobot(spare=False) as robot, pytest.raises(PrepareError) as caught:
+    with WorkerRobot(spare=False) as robot, refused("DIGEST_BUNDLE"):
         robot.pool.prepare(tmp_path / "a", digest="0" * 64)
-    assert caught.value.code == "DIGEST_BUNDLE"
 
 
 def test_an_adapter_bundle_alone_is_refused(tmp_path: Path) -> None:
     scripted_bundle(tmp_path / "a", base=BaseRef("pick_place", "1.0.0", "0" * 64))
-    with WorkerRobot(spare=False) as robot, pytest.raises(PrepareError) as caught:
+    with WorkerRobot(spare=False) as robot, refused("KIND_UNSUPPORTED"):
         robot.pool.prepare(tmp_path / "a")
-    assert caught.value.code == "KIND_UNSUPPORTED"
 
 
 @pytest.mark.parametrize("where", ["load", "golden", "warm_up"])
 def test_a_cancelled_preparation_ends_although_the_policy_does_not(tmp_path: Path, where: str) -> None:
-    behaviour = {"load": {"load_sleep_s": 3600.0}, "golden": {"hang_at_call": -4}, "warm_up": {"spin_at_call": -1}}[
+    behaviour = {"load": {"load_sleep_s": 3600.0}, "golden": {"hang_at_call": -6}, "warm_up": {"spin_at_call": -1}}[
         where
     ]
     scripted_bundle(tmp_path / "good")
@@ -229,20 +213,18 @@ def test_a_cancelled_preparation_ends_although_the_policy_does_not(tmp_path: Pat
         good = robot.pool.prepare(tmp_path / "good")
         state = {"load": "DIGEST", "golden": "GOLDEN", "warm_up": "WARM_UP"}[where]
         pid = robot.spare_ready(not_pid=good.pid)
-        with pytest.raises(PrepareError) as caught:
+        with refused("CANCELLED"):
             robot.pool.prepare(
                 tmp_path / "slow", on_progress=lambda s, _: stop.set() if s == state else None, cancelled=stop.is_set
             )
-        assert caught.value.code == "CANCELLED"
         assert gone(pid, 0.1)
         robot.assert_works(good)
 
 
 def test_a_preparation_past_its_time_ends(tmp_path: Path) -> None:
     scripted_bundle(tmp_path / "slow", load_sleep_s=3600.0)
-    with WorkerRobot(spare=False) as robot, pytest.raises(PrepareError) as caught:
+    with WorkerRobot(spare=False) as robot, refused("LOAD_TIMEOUT"):
         robot.pool.prepare(tmp_path / "slow", timeout_s=0.5)
-    assert caught.value.code == "LOAD_TIMEOUT"
 
 
 def test_a_second_preparation_at_the_same_time_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
@@ -267,9 +249,8 @@ def test_a_third_generation_needs_a_place(tmp_path: Path) -> None:
         scripted_bundle(tmp_path / name)
     with WorkerRobot(spare=False) as robot:
         a, b = (robot.pool.prepare(tmp_path / name) for name in "ab")
-        with pytest.raises(PrepareError) as caught:
+        with refused("NO_FREE_SLOT"):
             robot.pool.prepare(tmp_path / "c")
-        assert caught.value.code == "NO_FREE_SLOT"
         robot.pool.release(a)
         robot.pool.release(a)
         assert gone(a.pid, 0.1)
@@ -283,9 +264,8 @@ def test_too_little_memory_is_said_before_anything_is_loaded(tmp_path: Path) -> 
     scripted_bundle(tmp_path / "a")
     with WorkerRobot(memory_reserve_bytes=1 << 60) as robot:
         spare = robot.spare_ready()
-        with pytest.raises(PrepareError) as caught:
+        with refused("OUT_OF_MEMORY") as caught:
             robot.pool.prepare(tmp_path / "a")
-        assert caught.value.code == "OUT_OF_MEMORY"
         assert "available" in str(caught.value)
         assert robot.pool.spare_pid == spare
 
@@ -359,6 +339,5 @@ def test_closing_ends_a_preparation(tmp_path: Path) -> None:
     robot.pool.close()
     thread.join(10)
     assert codes in (["CLOSED"], ["WORKER_DIED"])
-    with pytest.raises(PrepareError) as caught:
+    with refused("CLOSED"):
         robot.pool.prepare(tmp_path / "slow")
-    assert caught.value.code == "CLOSED"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -33,59 +34,39 @@ def test_policies_that_are_loaded_already_are_not_asked_for_again() -> None:
 
 
 def test_what_the_user_may_not_do_comes_with_the_limits_line_for_that_user() -> None:
-    found = machine.check_privileges(machine.Privileges(1, fifo=False, memlock_bytes=8 * MIB), 10, "ros")
-    assert codes(found) == ["CPU_FEW", "FIFO_REFUSED", "MEMLOCK_LOW"]
-    assert "`ros - rtprio 10`" in found[1].remedy and "`ros - memlock unlimited`" in found[2].remedy
-    assert codes(machine.check_privileges(machine.Privileges(2, fifo=True, memlock_bytes=-1), 10)) == [""]
+    found = machine.check_privileges(machine.Privileges(fifo=False, memlock_bytes=8 * MIB), 10)
+    assert codes(found) == ["FIFO_REFUSED", "MEMLOCK_LOW"]
+    user = machine.user_name()
+    assert f"`{user} - rtprio 10`" in found[0].remedy and f"`{user} - memlock unlimited`" in found[1].remedy
+    assert codes(machine.check_privileges(machine.Privileges(fifo=True, memlock_bytes=-1), 10)) == [""]
 
 
 def test_the_probe_leaves_this_process_under_its_own_scheduler() -> None:
-    import os
-
     before = os.sched_getscheduler(0)
-    probe = machine.probe_privileges(10)
+    machine.probe_privileges(10)
     assert os.sched_getscheduler(0) == before
-    assert probe.cores == len(os.sched_getaffinity(0))
 
 
 def test_pictures_need_a_segment_that_holds_several_of_them() -> None:
     ours = {"FASTRTPS_DEFAULT_PROFILES_FILE": str(TOP / "config/fastdds.xml")}
     picture = 640 * 480 * 3
-    assert codes(machine.check_middleware("rmw_fastrtps_cpp", {}, 1 << 30, picture)) == ["SHM_SEGMENT_SMALL"]
-    assert codes(machine.check_middleware("rmw_fastrtps_cpp", ours, 1 << 30, picture)) == [""]
-    assert codes(machine.check_middleware("rmw_fastrtps_cpp", {}, 1 << 30, 64 * 64 * 3)) == [""]
-    assert codes(machine.check_middleware("rmw_cyclonedds_cpp", {}, 0, picture)) == [""]
+    assert codes(machine.check_middleware("rmw_fastrtps_cpp", {}, picture)) == ["SHM_SEGMENT_SMALL"]
+    assert codes(machine.check_middleware("rmw_fastrtps_cpp", ours, picture)) == [""]
+    assert codes(machine.check_middleware("rmw_fastrtps_cpp", {}, 64 * 64 * 3)) == [""]
+    assert codes(machine.check_middleware("rmw_cyclonedds_cpp", {}, picture)) == [""]
 
 
-def test_a_full_shared_memory_folder_and_an_unreadable_profile_are_told(tmp_path: Path) -> None:
-    ours = {"FASTRTPS_DEFAULT_PROFILES_FILE": str(TOP / "config/fastdds.xml")}
-    assert codes(machine.check_middleware("rmw_fastrtps_cpp", ours, 63 * MIB, 0)) == ["SHM_SMALL"]
+def test_a_profile_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.xml").write_text("<dds><segment_size>many</segment_size></dds>")
     for name in ("broken.xml", "none.xml"):
-        found = machine.check_middleware(
-            "rmw_fastrtps_cpp", {"FASTRTPS_DEFAULT_PROFILES_FILE": str(tmp_path / name)}, None, 0
-        )
+        environment = {"FASTRTPS_DEFAULT_PROFILES_FILE": str(tmp_path / name)}
+        found = machine.check_middleware("rmw_fastrtps_cpp", environment, 0)
         assert codes(found) == ["DDS_PROFILE_UNREADABLE"] and name in found[0].text
 
 
-def test_discovery_that_is_off_and_domains_out_of_range_are_told() -> None:
-    odd = {"ROS_DOMAIN_ID": "150", "ROS_AUTOMATIC_DISCOVERY_RANGE": "off"}
-    assert codes(machine.check_middleware("rmw_cyclonedds_cpp", odd, None, 0)) == ["DISCOVERY_OFF", "DOMAIN_HIGH"]
-
-
-def test_a_clock_that_is_unset_jumps_or_runs_free_is_told() -> None:
-    good = {"wall_s": 1.8e9, "jump_s": 0.01, "synchronised": True, "went_back": False}
-    assert codes(machine.check_clock(machine.ClockSeen(**good))) == [""]
-    assert codes(machine.check_clock(machine.ClockSeen(**{**good, "synchronised": None}))) == [""]
-    assert codes(machine.check_clock(machine.ClockSeen(**{**good, "wall_s": 0.0}))) == ["CLOCK_WRONG"]
-    assert codes(machine.check_clock(machine.ClockSeen(**{**good, "jump_s": -3.0}))) == ["CLOCK_JUMPED"]
-    assert codes(machine.check_clock(machine.ClockSeen(**{**good, "synchronised": False}))) == ["CLOCK_UNSYNCED"]
-
-
-def test_the_clocks_of_this_computer_can_be_read() -> None:
-    seen = machine.ClockWatch().look()
-    assert not seen.went_back and abs(seen.jump_s) < 5.0
-    assert seen.synchronised in (True, False, None)
+def test_a_clock_that_was_never_set_fails() -> None:
+    assert codes(machine.check_clock(1.8e9)) == [""]
+    assert codes(machine.check_clock(0.0)) == ["CLOCK_WRONG"]
 
 
 # -- the workers' interpreter -----------------------------------------------------------------------------------------------

@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The doctor does not say that a policy node works which commands nothing, and says of each why."""
+"""The doctor does not call a policy node sound that commands nothing, and says why; it repeats what the manager reports."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from vla_ota.msg import PolicyStatus
+from vla_ota.msg import ModelStatus, PolicyStatus
 
 from vla_doctor.findings import Finding, exit_status, report
-from vla_doctor.nodes import check_policy_node
+from vla_doctor.nodes import check_manager, check_policy_node
 from vla_doctor.seen import NodeSeen, Samples, TopicSeen
 
 NAME = "/arm_1/policy_node"
 
 
+def seen(lifecycle: str, message: Any) -> NodeSeen:
+    samples = Samples(arrivals_s=[0.0, 1.0, 2.0], last=message)
+    return NodeSeen(NAME, 1, {}, lifecycle, TopicSeen(f"{NAME}/status", samples=samples))
+
+
 def examine(lifecycle: str = "active", **status: Any) -> list[Finding]:
     message = PolicyStatus(**{"state": PolicyStatus.STATE_RUNNING, "control_rate_hz": 50.0, **status})
-    samples = Samples(arrivals_s=[0.0, 1.0, 2.0], last=message)
-    node = NodeSeen(NAME, 1, {}, lifecycle, TopicSeen(f"{NAME}/status", samples=samples))
-    return check_policy_node(node, listened_s=3.0, before_start=False)
+    return check_policy_node(seen(lifecycle, message), listened_s=3.0, before_start=False)
 
 
 def only(findings: list[Finding]) -> Finding:
@@ -44,7 +47,7 @@ def test_a_robot_before_its_first_update_is_told_to_get_one_first() -> None:
     why = {"error_code": "NO_POLICY", "message": "the store is empty"}
     found = only(examine(state=PolicyStatus.STATE_HOLDING, hold_reason="STARTUP", hold_latched=True, **why))
     assert (found.level.word, found.code) == ("warn", "POLICY_HOLDING")
-    assert found.text.startswith("NO_POLICY: ") and found.remedy.startswith("install one (a first update)")
+    assert found.text.startswith("NO_POLICY: ") and found.remedy.startswith("send a first update")
 
 
 def test_a_robot_without_a_policy_is_told_so_also_while_motion_is_disabled() -> None:
@@ -65,3 +68,9 @@ def test_a_policy_that_acts_after_an_error_keeps_that_as_a_warning() -> None:
 def test_a_report_with_warnings_does_not_promise_that_the_robot_works() -> None:
     last = report(examine("inactive", state=PolicyStatus.STATE_INACTIVE)).splitlines()[-1]
     assert last == "doctor: 0 FAIL, 1 warn, 0 ok: nothing failed; see the warnings"
+
+
+def test_damage_that_the_manager_reports_comes_with_the_way_to_repair_it() -> None:
+    found = check_manager(seen("", ModelStatus(damaged=["1.0.0"])), listened_s=3.0, before_start=False)
+    (damaged,) = [finding for finding in found if finding.code == "VERSION_DAMAGED"]
+    assert "1.0.0" in damaged.text and "send an update to that version again" in damaged.remedy

@@ -11,31 +11,25 @@ import pytest
 
 from vla_doctor.catalog import RULES, page
 from vla_doctor.findings import exit_status, ok, problem, report, report_json
-from vla_doctor.holds import HOLDS
 from vla_doctor.settings import DoctorSettings, parse_arguments
-from vla_policy_node.ipc.layouts import HOLD_REASONS
 
 TOP = Path(__file__).resolve().parents[2]
 
 
 def test_a_failure_strikes_the_eye_and_says_what_to_do() -> None:
-    findings = [ok("contract", "fine"), problem("DISCOVERY_OFF", "middleware", "two\nlines")]
+    findings = [ok("contract", "fine"), problem("POLICY_ERROR", "node", "two\nlines")]
     lines = report(findings).splitlines()
     assert lines[0].split() == ["ok", "contract", "fine"]
-    assert lines[1].startswith("FAIL  middleware  DISCOVERY_OFF: two lines  -> set ROS_AUTOMATIC_DISCOVERY_RANGE")
+    assert lines[1].startswith("FAIL  node      POLICY_ERROR: two lines  -> read policy_node's log")
     assert lines[2] == "doctor: 1 FAIL, 0 warn, 1 ok: something does not work"
 
 
 def test_only_a_failure_makes_the_exit_status_one() -> None:
-    warned = [ok("a", "b"), problem("CPU_FEW", "processor", "1 core")]
+    warned = [ok("a", "b"), problem("TRUST_NONE", "node", "no trust")]
     assert exit_status([]) == exit_status(warned) == 0
-    assert exit_status([*warned, problem("DISCOVERY_OFF", "middleware", "off")]) == 1
+    assert exit_status([*warned, problem("POLICY_ERROR", "node", "ended")]) == 1
     document = json.loads(report_json(warned))
-    assert document["level"] == "warn" and document["findings"][1]["code"] == "CPU_FEW"
-
-
-def test_every_reason_to_hold_has_words_and_something_to_do() -> None:
-    assert set(HOLDS) == {reason for reason in HOLD_REASONS if reason}
+    assert document["level"] == "warn" and document["findings"][1]["code"] == "TRUST_NONE"
 
 
 def test_every_rule_is_used_by_a_check_and_every_code_has_a_rule() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_ros.plain import plain, plain_lines, redacted
+from vla_ros.plain import plain, plain_lines, printable, redacted
 
 URLS = {
     "http://user:secret@host:80/a/b?X-Signature=secret#secret": "http://***@host:80/a/b?***",
@@ -34,6 +34,10 @@ def test_a_url_is_shown_without_user_info_query_and_fragment(url: str, shown: st
 def test_urls_in_a_text_are_redacted_and_the_rest_stays() -> None:
     text = "a http://u:secret@h/x?s=secret: not below, see 'https://h/y?secret' (/z.json?s=secret) what? yes/no?"
     assert plain(text) == "a http://***@h/x?***: not below, see 'https://h/y?***' (/z.json?***) what? yes/no?"
+
+
+def test_a_path_is_shown_whole_even_where_it_looks_like_a_url() -> None:
+    assert printable("/data/which?one/a\nb\x07") == "/data/which?one/a b�"
 
 
 def test_control_sequences_and_line_breaks_are_gone() -> None:

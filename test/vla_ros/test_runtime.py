@@ -17,7 +17,8 @@ import pytest
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
-from support.ros import NodeProcess, RosHarness, wait_for
+from support.ros import NodeProcess, RosHarness
+from support.waits import wait_for
 
 from vla_ros import qos
 from vla_ros.runtime import process_arguments, run

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from support.bundles import make_bundle
-from support.ros import wait_for
+from support.waits import wait_for
 
 from vla_checkpoint import load_manifest
 from vla_sim.checkpoint_server import Behaviour, CheckpointServer, publish_bundle

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from support.waits import wait_for
 
 from vla_sim.arm import BLOCK_COLOURS, BLOCK_SIZE_M, HOME_RAD
 from vla_sim.errors import CommandRefusedError
@@ -24,13 +25,6 @@ def robot() -> Iterator[SimRobot]:
     robot.close()
 
 
-def wait_until(condition: object, timeout_s: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
 def test_it_follows_commands_and_stays_put_when_they_stop(robot: SimRobot) -> None:
     assert robot.snapshot().holding
     target = np.add(HOME_RAD, (0.3, 0.0, 0.0))
@@ -40,18 +34,18 @@ def test_it_follows_commands_and_stays_put_when_they_stop(robot: SimRobot) -> No
         assert not robot.snapshot().holding
         return bool(abs(robot.snapshot().arm.position[0] - target[0]) < 0.01)
 
-    wait_until(arrived)
-    wait_until(lambda: robot.snapshot().holding)
+    wait_for(arrived)
+    wait_for(lambda: robot.snapshot().holding)
     before = robot.snapshot()
-    wait_until(lambda: robot.snapshot().sim_time_s > before.sim_time_s + 0.2)
+    wait_for(lambda: robot.snapshot().sim_time_s > before.sim_time_s + 0.2)
     assert robot.snapshot().arm.position == pytest.approx(before.arm.position, abs=0.01)
 
 
 def test_a_commander_that_dies_in_motion_leaves_the_arm_near_where_it_was(robot: SimRobot) -> None:
     robot.command([HOME_RAD[0] + 1.2, HOME_RAD[1], HOME_RAD[2]])  # one far command, then silence
-    wait_until(lambda: robot.snapshot().holding)
+    wait_for(lambda: robot.snapshot().holding)
     stopped = robot.snapshot().arm.position
-    wait_until(lambda: robot.snapshot().arm.tip_speed < 0.01)
+    wait_for(lambda: robot.snapshot().arm.tip_speed < 0.01)
     assert robot.snapshot().arm.position == pytest.approx(stopped, abs=0.2)
 
 
@@ -63,7 +57,7 @@ def test_a_refused_command_does_not_count_as_one(robot: SimRobot) -> None:
 
 def test_time_passes_at_the_wall_clocks_pace(robot: SimRobot) -> None:
     first, began = robot.snapshot(), time.monotonic()
-    wait_until(lambda: robot.snapshot().sim_time_s > first.sim_time_s + 0.5)
+    wait_for(lambda: robot.snapshot().sim_time_s > first.sim_time_s + 0.5)
     now = robot.snapshot()
     simulated = now.sim_time_s - first.sim_time_s + now.skipped_s - first.skipped_s
     assert simulated <= time.monotonic() - began + 0.1

@@ -10,7 +10,8 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool, Float64MultiArray
-from support.ros import NodeProcess, RosHarness, wait_for
+from support.ros import NodeProcess, RosHarness
+from support.waits import wait_for
 from vla_ota.srv import EndEpisode, StartEpisode
 
 from vla_sim.arm import HOME_RAD, JOINT_NAMES

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from vla_sim.arm import BLOCK_COLOURS, BLOCK_SIZE_M, CONTROL_HZ, Arm
-from vla_sim.errors import LayoutError
 from vla_sim.expert import MAX_JOINT_SPEED_RAD_S, expert_chunk, goal_point
 from vla_sim.task import (
     BLOCK_DISTANCE_M,
@@ -99,13 +98,6 @@ def test_layouts_keep_their_distances_and_depend_on_the_seed_only() -> None:
         assert reach.min() >= REACH_M[0]
         assert reach.max() <= REACH_M[1]
         assert np.array_equal(layout, sample_layout(np.random.default_rng(seed), tip))
-
-
-def test_an_impossible_layout_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vla_sim.task.BLOCK_DISTANCE_M", 0.6)
-    with pytest.raises(LayoutError) as impossible:
-        sample_layout(np.random.default_rng(0))
-    assert impossible.value.code == "LAYOUT_IMPOSSIBLE"
 
 
 def test_an_episode_asks_for_its_colour_in_words() -> None:

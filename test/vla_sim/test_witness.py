@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from support.engine_rig import EngineRig
-from support.ros import wait_for
 from support.scripted import scripted_bundle
+from support.waits import wait_for
 
 from vla_sim.witness import Late, Witness, machines_share
 

@@ -34,7 +34,6 @@ from vla_evidence.canary.endpoints import Endpoint, Tally, shortfalls
 from vla_evidence.canary.scores import ScoreLimits
 from vla_evidence.episodes import Episode
 from vla_evidence.sequential.randomisation_test import (
-    DRAWS,
     Look,
     RandomisationTest,
     cohort_assignments,
@@ -78,15 +77,9 @@ class RobotComparison:
     """
 
     def __init__(
-        self,
-        config: CanaryConfig,
-        endpoints: Sequence[Endpoint],
-        limits: ScoreLimits,
-        experiment: str,
-        draws: int = DRAWS,
+        self, config: CanaryConfig, endpoints: Sequence[Endpoint], limits: ScoreLimits, experiment: str
     ) -> None:
-        self._config, self._endpoints, self._limits = config, endpoints, limits
-        self._experiment, self._draws = experiment, draws
+        self._config, self._endpoints, self._limits, self._experiment = config, endpoints, limits, experiment
         self._past: dict[str, list[float]] = {}
         self._groups: dict[str, bool] = {}
         self._episodes: dict[str, list[Episode]] = {}
@@ -122,7 +115,7 @@ class RobotComparison:
         self._waiting, self._looks, self._result, self._summed = [], 0, None, None
         if not stage.compares:
             self._looks = len(LOOKS)
-        self._drawn = cohort_assignments(self._groups, f"{self._experiment}/{index}", self._draws)
+        self._drawn = cohort_assignments(self._groups, f"{self._experiment}/{index}")
         alpha = self._config.stage_alpha(index)
         self._tests = [RandomisationTest(alpha * endpoint.share, two_sided=False) for endpoint in self._endpoints]
         self._last: list[Look | None] = [None] * len(self._tests)
@@ -219,9 +212,7 @@ class RobotComparison:
         return Verdict(Decision.ADVANCE, f"{why}; {words}", figures=figures)
 
     def _too_few(self) -> list[str]:
-        if len(self._groups) >= FEWEST_ROBOTS:
-            return []
-        return [too_few_words(len(self._groups))]
+        return [] if len(self._groups) >= FEWEST_ROBOTS else [too_few_words(len(self._groups))]
 
     def _reservations(self, results: _Results) -> list[str]:
         missing, margin = [], self._stage.margin
@@ -275,7 +266,7 @@ class RobotComparison:
         """Return the evidence of harm in words."""
         if not self._groups:
             return []
-        found = [text for text in self._too_few()]
+        found = self._too_few()
         for endpoint, look in zip(self._endpoints, self._last, strict=True):
             if look is not None:
                 found.append(f"{endpoint.harm}: look {self._looks} of {len(LOOKS)}, p = {look.as_extreme:.2g}")

@@ -104,7 +104,7 @@ class CanaryConfig:
         advance_alpha: P(a stage is passed although the canary is worse by its margin). Half of it for each of the two looks.
         advance: where robots are drawn: "ask" a person, or "same_shift": advance by itself, assuming that the new version changes
             every robot's success rate by the same amount.
-        harm_margin: of the success rate; a drop of this size is no harm.
+        harm_margin: of the success rate; a smaller drop does not count as harm.
         min_episodes: with an outcome, of each version in a stage before it may advance.
         most_lost: share of a version's episodes that may be lost (no outcome by the deadline) in a stage that advances.
         deadline_s: an assigned episode without an outcome for so long has failed [s].

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Anomaly scores of a rollout's episodes, held against limits from the incumbent's past.
 
-What is judged is the share of an episode's blocks within the limit, of the canary beside the incumbent: what raises the scores of
-both alike (another task, a lower sun) blames nobody. So any limit is valid that is fixed before the episodes that it judges; one
-that few of the incumbent's blocks exceed shows most.
+What is judged is the share of an episode's blocks within the limit, of the canary beside the incumbent: what raises the scores
+of both alike (another task, a lower sun) is not held against the canary. So any limit is valid that is fixed before the episodes
+that it judges; one that few of the incumbent's blocks exceed shows most.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class ScoreLimits:
     def read(self, scores: Scores | None) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """Return for each judged source the share of the episode's blocks within its limit, and how many blocks it reports.
 
-        The share is 0 for a source without a block, and NaN exceeds every limit: silence is no good sign. Sources that are not
-        judged are ignored.
+        The share is 0 for a source without a block, and NaN exceeds every limit: a source that says nothing counts as bad.
+        Sources that are not judged are ignored.
         """
         if scores is not None and not isinstance(scores, Mapping):
             raise InputError("INPUT_VALUE", "scores", f"{shown(scores)} must be an object of lists, by source")

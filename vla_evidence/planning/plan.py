@@ -162,7 +162,7 @@ class Question:
 
 
 def plan_ab(rate_a: float, rate_b: float, question: Question) -> Plan:
-    """Plan an A/B test: two-sided, half of the episodes (or robots) each; of success rates that shall be told apart."""
+    """Plan an A/B test: two-sided, half of the episodes (or robots) each; the success rates are to be told apart."""
     q, more, row = question, "", {}
     independent = sample_size.two_proportions(rate_a, rate_b, alpha=q.alpha, power=q.power)
     fixed = q.fixed(independent, 0.5)

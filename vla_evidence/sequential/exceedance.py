@@ -3,8 +3,8 @@
 
 Both count events against a tolerated rate with :class:`~eprocess.BernoulliEProcess`; they differ in what the rate
 comes from. Neither tests "other than the past": a version that is merely different, but stays within the rate, satisfies H0,
-and is convicted with probability <= α however long and however often one looks. Used by the judge of a trial on the robot and
-by the judge of a canary.
+and is rolled back with probability <= α however long and however often one looks. Used by the judge of a trial on the
+robot.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ExceedanceTest:
     ) -> ExceedanceTest | None:
         """Return the test whose limit the incumbent's own observations exceed with probability <= ``tolerated``.
 
-        At this confidence, if ``values`` are independent and of the conditions to come. P(an equal version is ever convicted)
+        At this confidence, if ``values`` are independent and of the conditions to come. P(an equal version is ever rolled back)
         is then at most ``1 - confidence`` plus the level that the test is used at. None if there are too few values.
 
         Raises:

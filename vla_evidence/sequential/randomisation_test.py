@@ -162,17 +162,16 @@ def _statistics(
 
 
 def without_baseline(
-    totals: NDArray[np.float64], counts: NDArray[np.float64], baseline: NDArray[np.float64], icc: float = ICC
+    totals: NDArray[np.float64], counts: NDArray[np.float64], baseline: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the totals less what each robot's own earlier mean predicts, by a slope fitted to all robots, whatever they run.
 
     Args:
         totals, counts: as for :meth:`RandomisationTest.look`.
         baseline: mean before the draw, NaN where it is not known; shape [robots].
-        icc: ρ.
     """
     known = np.isfinite(baseline) & (counts > 0.0)
-    weight = np.where(known, weights(counts, icc), 0.0)
+    weight = np.where(known, weights(counts, ICC), 0.0)
     if np.count_nonzero(known) < 3:
         return totals
     means = np.divide(totals, counts, out=np.zeros_like(totals), where=counts > 0.0)
@@ -205,16 +204,14 @@ def shift_interval(
     totals: NDArray[np.float64],
     counts: NDArray[np.float64],
     baseline: NDArray[np.float64],
-    confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Return by how much B may be larger, if by the same on every robot: the shifts that the two-sided test does not reject."""
-    tail = 0.5 * (1.0 - confidence)
+    """Return by how much B may be larger, if by the same on every robot: the shifts that the two-sided test keeps, at 95 %."""
 
     def end(sign: float) -> float:
         inside, outside = 0.0, 1.0
         for _ in range(_BISECTIONS):  # of the shift away from a difference of one
             middle = 0.5 * (inside + outside)
-            rejected = one_look(drawn, sign * totals, counts, sign * baseline, shift=2.0 * middle - 1.0) <= tail
+            rejected = one_look(drawn, sign * totals, counts, sign * baseline, shift=2.0 * middle - 1.0) <= 0.025
             inside, outside = (middle, outside) if rejected else (inside, middle)
         return sign * (2.0 * inside - 1.0)
 
@@ -240,8 +237,7 @@ def bernoulli_column(seed: str, robot: str, probability: float, real: bool, draw
 
     It depends on seed and robot only, so that robots may come in any order.
     """
-    key = hashlib.sha256(f"draws\0{seed}\0{robot}".encode("utf-8", "surrogatepass")).digest()
-    column = np.random.Generator(np.random.PCG64(int.from_bytes(key, "big"))).random(draws + 1) < probability
+    column = _generator(f"{seed}\0{robot}").random(draws + 1) < probability
     column[0] = real
     return column
 
@@ -265,7 +261,10 @@ def cohort_assignments(arms: Mapping[str, bool], seed: str, draws: int = DRAWS) 
             rows[row, list(chosen)] = True
         others = rows[(rows != real).any(axis=1)]
     else:
-        key = hashlib.sha256(f"draws\0{seed}".encode("utf-8", "surrogatepass")).digest()
-        generator = np.random.Generator(np.random.PCG64(int.from_bytes(key, "big")))
-        others = generator.permuted(np.tile(real, (draws, 1)), axis=1)
+        others = _generator(seed).permuted(np.tile(real, (draws, 1)), axis=1)
     return np.concatenate([real[None, :], others])
+
+
+def _generator(seed: str) -> np.random.Generator:
+    key = hashlib.sha256(f"draws\0{seed}".encode("utf-8", "surrogatepass")).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(key, "big")))

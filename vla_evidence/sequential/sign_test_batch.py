@@ -13,7 +13,6 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vla_evidence.errors import InputError
 from vla_evidence.sequential.sign_test import NEGLIGIBLE, SignTestDesign, budgets
 
 _RUNS_AT_ONCE = 1024
@@ -31,10 +30,6 @@ def stopping_times(signs: ArrayLike, design: SignTestDesign) -> tuple[NDArray[np
         decisions: +1, -1 or 0 as of :class:`vla_evidence.sequential.sign_test.ExactSignTest`; shape [runs].
     """
     values = np.asarray(signs)
-    if values.ndim != 2 or values.shape[1] != design.max_pairs:
-        raise InputError("INPUT_VALUE", "signs", f"shape {values.shape} is not [runs, {design.max_pairs}]")
-    if not bool(np.isin(values, (-1, 0, 1)).all()):
-        raise InputError("INPUT_VALUE", "signs", "not all are -1, 0 or 1")
     pairs = np.full(len(values), design.max_pairs, dtype=np.int64)
     decisions = np.zeros(len(values), dtype=np.int8)
     for start in range(0, len(values), _RUNS_AT_ONCE):

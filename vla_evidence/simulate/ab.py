@@ -35,7 +35,7 @@ from vla_evidence.sequential.spending import obrien_fleming
 from vla_evidence.simulate import plots
 from vla_evidence.simulate.fleet import RNG, FleetModel
 from vla_evidence.simulate.report import Report
-from vla_evidence.simulate.rules import intervals_apart, z_test
+from vla_evidence.simulate.rules import Rule, intervals_apart, z_test
 from vla_evidence.tables import share_text, table
 
 INTERVALS, Z_TEST, WELCH = "Wilson intervals apart", "z test of episodes", "Welch's test of robots"
@@ -79,17 +79,6 @@ class Runs:
     episodes_a_look: float
     at_look: dict[str, Floats]
     first: dict[str, Floats]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one rule does: shares of runs and mean episodes on each robot if versions differ, with Monte-Carlo errors."""
-
-    rule: str
-    looks: str
-    false_alarm: tuple[float, float]
-    power: tuple[float, float]
-    per_robot: tuple[float, float]
 
 
 def run(settings: Settings, bar: Bar = no_bar) -> Report:

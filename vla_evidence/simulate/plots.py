@@ -17,16 +17,11 @@ from vla_evidence.tables import hours_text
 
 if TYPE_CHECKING:
     from vla_evidence.planning.stopping import Stopping
-    from vla_evidence.simulate.ab import Rule
     from vla_evidence.simulate.rollouts import Rollouts
+    from vla_evidence.simulate.rules import Rule
 
-BLUE, ORANGE, GREEN, RED, GREY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#777777",
-)  # Okabe and Ito: safe for the colour-blind
+# Okabe and Ito: safe for the colour-blind.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 _COLOURS = (BLUE, GREEN, ORANGE, RED, GREY, "#CC79A7")
 _TWO_SIGMA = 2.0
 _DARK = 1.35
@@ -47,6 +42,7 @@ def _drawing(path: Path, columns: int = 1, size: tuple[float, float] = (7.5, 4.2
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(True, alpha=0.25)
+        ax.set_prop_cycle(color=_COLOURS)
     yield axes
     figure.savefig(path, metadata={"Software": "vla-evidence"})
 
@@ -56,9 +52,8 @@ def power_curves(
 ) -> None:
     """Draw P(difference found) against episodes on each robot."""
     with _drawing(path) as (ax,):
-        for (label, values), colour in zip(curves.items(), _COLOURS, strict=False):
-            x = episodes_a_look * np.arange(1, len(values) + 1)
-            ax.plot(x, values, label=label, color=colour, linewidth=2)
+        for label, values in curves.items():
+            ax.plot(episodes_a_look * np.arange(1, len(values) + 1), values, label=label, linewidth=2)
         ax.axhline(power, color=GREY, linewidth=1, linestyle=":")
         ax.axvline(needed, color=GREY, linewidth=1, linestyle=":")
         ax.annotate(
@@ -78,24 +73,11 @@ def rule_errors(pairs: Sequence[Rule], by_robot: Sequence[Rule], alpha: float, p
             shares = np.array([rule.false_alarm for rule in rules])
             within = shares[:, 0] <= alpha + _TWO_SIGMA * shares[:, 1]
             y = np.arange(len(rules))[::-1]
-            ax.barh(
-                y,
-                shares[:, 0],
-                xerr=_TWO_SIGMA * shares[:, 1],
-                color=np.where(within, GREEN, RED),
-                ecolor="black",
-                height=0.65,
-            )
-            for place, (share, error) in zip(y, shares, strict=True):
-                ax.text(
-                    share + _TWO_SIGMA * error + 0.008,
-                    place,
-                    f"{share:.1%}",
-                    va="center",
-                    fontsize=8,
-                    zorder=3,
-                    bbox=_ON_WHITE,
-                )
+            errors, colours = _TWO_SIGMA * shares[:, 1], np.where(within, GREEN, RED)
+            ax.barh(y, shares[:, 0], xerr=errors, color=colours, ecolor="black", height=0.65)
+            for place, share, error in zip(y, shares[:, 0], errors, strict=True):
+                style = {"va": "center", "fontsize": 8, "zorder": 3, "bbox": _ON_WHITE}
+                ax.text(share + error + 0.008, place, f"{share:.1%}", **style)
             ax.set_yticks(y, labels, fontsize=8)
             ax.axvline(alpha, color="black", linewidth=1, linestyle="--")
             ax.set_title(title, fontsize=10)
@@ -114,43 +96,37 @@ def _looks(looks: str) -> str:
 def detection(found: Mapping[str, Stopping], incumbent: float, canary: float, path: Path) -> None:
     """Draw the share of bad updates that are found against canary episodes."""
     with _drawing(path) as (ax,):
-        for (label, stopping), colour in zip(found.items(), _COLOURS, strict=False):
+        for label, stopping in found.items():
             times = np.sort(stopping.times)
+            shares = np.arange(1, len(times) + 1) / len(times)
             style = "--" if "only" in label else "-"
-            ax.step(
-                times,
-                np.arange(1, len(times) + 1) / len(times),
-                style,
-                where="post",
-                label=label,
-                color=colour,
-                linewidth=1.8,
-            )
+            ax.step(times, shares, style, where="post", label=label, linewidth=1.8)
         ax.axhline(0.5, color=GREY, linewidth=1, linestyle=":")
         ax.axhline(0.9, color=GREY, linewidth=1, linestyle=":")
         ax.set(
             xlabel=f"canary episodes (success {canary:.0%}, before {incumbent:.0%})",
             ylabel="share of updates rolled back",
         )
-        ax.set(xlim=(0, 500), ylim=(0, 1.02))
+        ax.set(xlim=(0, 700), ylim=(0, 1.02))
         ax.legend(title="stage (share of episodes)", loc="lower right", frameon=False, fontsize=8)
 
 
 def hours_map(hours: Floats, fleets: Sequence[int], per_hour: Sequence[float], stage_h: float, path: Path) -> None:
     """Draw the median hours until the rollback by fleet size (rows) and task frequency (columns)."""
     with _drawing(path, size=(7.5, 4.6)) as (ax,):
+        from matplotlib.patches import Rectangle
+
         shown = np.log10(hours)
         limit = np.log10(stage_h)
         ax.imshow(shown, cmap="RdYlGn_r", vmin=limit - 2.0, vmax=limit + 2.0, origin="lower", aspect="auto")
         for row, column in np.ndindex(hours.shape):
-            if hours[row, column] > stage_h:
-                ax.fill_between(
-                    (column - 0.5, column + 0.5), row - 0.5, row + 0.5, facecolor="none", edgecolor=GREY, hatch="//"
-                )
-            colour = "white" if abs(shown[row, column] - limit) > _DARK else "black"
+            late = hours[row, column] > stage_h
+            if late:
+                square = Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="none", edgecolor=GREY, hatch="//")
+                ax.add_patch(square)
             ax.text(
-                column, row, hours_text(float(hours[row, column])), ha="center", va="center", fontsize=9, color=colour,
-                bbox=_ON_WHITE if hours[row, column] > stage_h and colour == "black" else None,
+                column, row, hours_text(float(hours[row, column])), ha="center", va="center", fontsize=9,
+                color="white" if shown[row, column] < limit - _DARK else "black", bbox=_ON_WHITE if late else None,
             )  # fmt: skip
         ax.set_xticks(range(len(per_hour)), [f"{f:g}" for f in per_hour])
         ax.set_yticks(range(len(fleets)), [f"{n}" for n in fleets])

@@ -22,6 +22,8 @@ ROLLED_BACK, ASKED, FULL = "rolled back", "a person was asked", "reached all rob
 OUTCOMES = (ROLLED_BACK, ASKED, FULL)
 _STEPS = 48
 """So often the judge is asked in a stage where episodes are drawn."""
+_HISTORY = 144
+"""Episodes of each robot before the rollout, where robots are drawn."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,6 @@ def judged(
     runs: int,
     rng: RNG,
     progress: Tick,
-    *,
-    history: int = 144,
-    rates: NDArray[np.float64] | None = None,
 ) -> Rollouts:
     """Simulate rollouts by the judge, which alone decides; success alone is judged.
 
@@ -67,28 +66,24 @@ def judged(
         per_hour: episodes that a robot does an hour.
         config: of the judge.
         runs, rng, progress: as everywhere.
-        history: episodes of each robot before the rollout, where robots are drawn.
-        rates: of every robot, shape [2, robots], in place of those that ``fleet`` draws for each run.
     """
     ended = []
     for run in range(runs):
-        of_robots = fleet.rates(means, 1, rng)[:, 0] if rates is None else rates
+        rates = fleet.rates(means, 1, rng)[:, 0]
         judge = CanaryJudge(config, f"run {run} {rng.integers(1 << 62)}")
-        ended.append(_one(judge, of_robots, per_hour, rng, history))
+        ended.append(_one(judge, rates, per_hour, rng))
         progress(1)
     outcome, stage, hours = (np.array(column) for column in zip(*ended, strict=True))
     return Rollouts(outcome.astype(np.int64), stage.astype(np.int64), hours / HOUR_S)
 
 
-def _one(
-    judge: CanaryJudge, rates: NDArray[np.float64], per_hour: float, rng: RNG, history: int
-) -> tuple[int, int, float]:
+def _one(judge: CanaryJudge, rates: NDArray[np.float64], per_hour: float, rng: RNG) -> tuple[int, int, float]:
     """Return (outcome, stage, seconds) of one rollout."""
     names = [f"r{n}" for n in range(rates.shape[1])]
     past = None
     if judge.config.unit is Unit.ROBOT:
-        drawn = rng.binomial(history, rates[INCUMBENT])
-        past = {name: (float(s), float(history)) for name, s in zip(names, drawn, strict=True)}
+        drawn = rng.binomial(_HISTORY, rates[INCUMBENT])
+        past = {name: (float(s), float(_HISTORY)) for name, s in zip(names, drawn, strict=True)}
     now_s = 0.0
     for index, stage in enumerate(judge.config.stages):
         if not stage.compares:

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_checkpoint import (
     MANIFEST_NAME,
@@ -27,7 +29,7 @@ from vla_fleet.clock import Clock
 from vla_fleet.errors import ConflictError, InputError, MissingError
 from vla_fleet.storage.blobs import BlobStore
 from vla_fleet.storage.database import Database
-from vla_fleet.storage.tables import AliasRow, VersionRow
+from vla_fleet.storage.tables import AliasRow, BlobRow, LogRow, VersionRow
 
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
@@ -43,6 +45,32 @@ class Version:
     published_s: float
     published_by: str
     aliases: tuple[str, ...] = ()
+    retired_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Ancestry:
+    """Where a version comes from."""
+
+    name: str
+    version: str
+    digest: str
+    parent: str
+    """``name@version`` if the registry has it, else the digest that the manifest names; empty: none is named."""
+    lineage: dict[str, Any]
+    """As the manifest has it: ``parent`` and ``method``, and what else the publisher gave."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move of an alias."""
+
+    time_s: float
+    who: str
+    alias: str
+    before: str
+    version: str
+    reason: str
 
 
 class Registry:
@@ -64,9 +92,13 @@ class Registry:
         if manifest.name != name:
             raise InputError("NAME_MISMATCH", f"the manifest is of {manifest.name}, not of {name}")
         existing = await self._existing(manifest)
-        if existing is not None:
+        if existing is not None and existing.retired_s is None:
             return existing
+        async with self._database.begin() as session:
+            await touch(session, (entry.sha256 for entry in manifest.files), self._clock.now())
         await self._check(manifest, manifest_bytes)
+        if existing is not None:
+            return await self._retire(existing, None, who)
         row = VersionRow(
             name=name,
             version=manifest.version,
@@ -88,8 +120,43 @@ class Registry:
             return existing
         return _version(row)
 
+    async def retire(self, name: str, version: str, who: str) -> Version:
+        """Take a version out of use: it can no longer be ordered, and goes from the disk when no robot holds it.
+
+        Raises:
+            FleetError: MODEL_NOT_FOUND; VERSION_IN_USE: an alias names it.
+        """
+        found = {v.version: v for v in await self.versions(name)}.get(version)
+        if found is None:
+            raise MissingError("MODEL_NOT_FOUND", f"{name} {version} is not in the registry")
+        if found.aliases:
+            aliases = ", ".join(f"{name}@{alias}" for alias in found.aliases)
+            raise ConflictError("VERSION_IN_USE", f"{name} {version} is {aliases}; move the alias first")
+        return await self._retire(found, found.retired_s or self._clock.now(), who)
+
+    async def _retire(self, version: Version, at_s: float | None, who: str) -> Version:
+        async with self._database.begin() as session:
+            row = await session.get_one(VersionRow, (version.name, version.version))
+            if (row.retired_s is None) != (at_s is None):
+                action = "publish_again" if at_s is None else "retire"
+                self._database.log(session, who, action, f"{row.name} {row.version}", digest=row.digest)
+            row.retired_s = at_s
+        return _version(row, version.aliases)
+
+    async def lineage(self, name: str) -> list[Ancestry]:
+        """Return where each version of a model comes from, newest first."""
+        async with self._database.begin() as session:
+            rows = (await session.scalars(select(VersionRow))).all()
+        known = {row.digest: f"{row.name}@{row.version}" for row in rows}
+        own = sorted(
+            (row for row in rows if row.name == name), key=lambda row: parse_version(row.version), reverse=True
+        )
+        if not own:
+            raise MissingError("MODEL_NOT_FOUND", f"{name} is not in the registry")
+        return [_ancestry(row, known) for row in own]
+
     async def versions(self, name: str = "") -> list[Version]:
-        """Return what was published, by name, newest version first."""
+        """Return what was published, retired versions too, by name, newest version first."""
         async with self._database.begin() as session:
             rows = (
                 await session.scalars(select(VersionRow).where(VersionRow.name == name) if name else select(VersionRow))
@@ -110,6 +177,7 @@ class Registry:
         """
         name, _, wanted = reference.partition("@")
         versions = await self.versions(name)
+        versions = [version for version in versions if version.retired_s is None]
         for version in versions:
             if wanted in (version.version, *version.aliases) or (not wanted and "-" not in version.version):
                 return version
@@ -124,17 +192,28 @@ class Registry:
             raise MissingError("MODEL_NOT_FOUND", f"{name} {version} is not in the registry")
         return row.manifest.encode()
 
-    async def set_alias(self, name: str, alias: str, version: str, who: str) -> None:
-        """Let ``name@alias`` mean ``version`` from now on."""
+    async def set_alias(self, name: str, alias: str, version: str, who: str, reason: str = "") -> None:
+        """Let ``name@alias`` mean ``version`` from now on; the log keeps who moved it, from where, and why."""
         if not _ALIAS.fullmatch(alias):
             raise InputError("ALIAS_INVALID", f"{alias!r}: an alias is a lower-case word of letters, digits, _ and -")
         async with self._database.begin() as session:
-            if await session.get(VersionRow, (name, version)) is None:
-                raise MissingError("MODEL_NOT_FOUND", f"{name} {version} is not in the registry")
+            row = await session.get(VersionRow, (name, version))
+            if row is None or row.retired_s is not None:
+                raise MissingError("MODEL_NOT_FOUND", f"{name} {version} is not in the registry, or was retired")
             before = await session.get(AliasRow, (name, alias))
             was = before.version if before is not None else ""
             await session.merge(AliasRow(name=name, alias=alias, version=version))
-            self._database.log(session, who, "alias", f"{name}@{alias}", version=version, before=was)
+            self._database.log(session, who, "alias", f"{name}@{alias}", version=version, before=was, reason=reason)
+
+    async def moves(self, name: str, alias: str = "") -> list[Move]:
+        """Return how a model's aliases were moved, newest first."""
+        subject = (
+            LogRow.subject == f"{name}@{alias}" if alias else LogRow.subject.startswith(f"{name}@", autoescape=True)
+        )
+        query = select(LogRow).where(LogRow.action == "alias", subject).order_by(LogRow.id.desc())
+        async with self._database.begin() as session:
+            rows = (await session.scalars(query)).all()
+        return [_move(row) for row in rows]
 
     async def _existing(self, manifest: Manifest) -> Version | None:
         async with self._database.begin() as session:
@@ -153,11 +232,19 @@ class Registry:
             folder = await stack.enter_async_context(self._folder(manifest, manifest_bytes))
             older = None
             if before is not None:
-                older = await stack.enter_async_context(self._folder(Manifest.parse(before), before))
+                older = await self._older(stack, before)
             try:
                 await asyncio.to_thread(_verify, folder, older)
             except CheckpointError as e:
                 raise InputError(e.code, str(e).replace(str(folder), manifest.name)) from e
+
+    async def _older(self, stack: AsyncExitStack, manifest_bytes: bytes) -> Path | Manifest:
+        """Return the folder of a version; of one whose files are gone the manifest, which says less."""
+        manifest = Manifest.parse(manifest_bytes)
+        try:
+            return await stack.enter_async_context(self._folder(manifest, manifest_bytes))
+        except MissingError:
+            return manifest
 
     @asynccontextmanager
     async def _folder(self, manifest: Manifest, manifest_bytes: bytes) -> AsyncIterator[Path]:
@@ -174,11 +261,31 @@ class Registry:
         return best.manifest.encode() if best is not None else None
 
 
-def _verify(folder: Path, older: Path | None) -> None:
+async def touch(session: AsyncSession, blobs: Iterable[str], now_s: float) -> None:
+    """Note that somebody is about to publish with these blobs: they are not collected for a while."""
+    for sha256 in sorted(set(blobs)):  # in one order, so that two publishers cannot wait for each other
+        await session.merge(BlobRow(sha256=sha256, touched_s=now_s))
+
+
+def _verify(folder: Path, older: Path | Manifest | None) -> None:
     bundle: Bundle = verify_bundle(folder)
     if older is not None:
-        check_bump(open_bundle(older), bundle)
+        check_bump(open_bundle(older) if isinstance(older, Path) else older, bundle)
 
 
 def _version(row: VersionRow, aliases: tuple[str, ...] = ()) -> Version:
-    return Version(row.name, row.version, row.digest, row.size_bytes, row.published_s, row.published_by, aliases)
+    return Version(
+        row.name, row.version, row.digest, row.size_bytes, row.published_s, row.published_by, aliases, row.retired_s
+    )
+
+
+def _ancestry(row: VersionRow, known: dict[str, str]) -> Ancestry:
+    lineage = dict(Manifest.parse(row.manifest.encode()).lineage)
+    parent = str(lineage.get("parent") or "")
+    return Ancestry(row.name, row.version, row.digest, known.get(parent, parent), lineage)
+
+
+def _move(row: LogRow) -> Move:
+    detail = row.detail
+    alias = row.subject.partition("@")[2]
+    return Move(row.time_s, row.who, alias, detail["before"], detail["version"], detail.get("reason", ""))

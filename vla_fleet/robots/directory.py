@@ -7,10 +7,12 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, or_, select
 
 from vla_fleet.clock import Clock
 from vla_fleet.errors import InputError, MissingError, SignInError
+from vla_fleet.robots.commands import topic
+from vla_fleet.storage.bus import Bus
 from vla_fleet.storage.database import Database
 from vla_fleet.storage.tables import CodeRow, RobotRow
 
@@ -20,11 +22,20 @@ def hashed(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-class Directory:
-    """Enrols robots and finds them."""
+def _token() -> str:
+    return f"vr_{secrets.token_urlsafe(32)}"
 
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database, self._clock = database, clock
+
+def _give(robot: RobotRow, token: str) -> None:
+    """Let ``token`` be the robot's only one."""
+    robot.token_hash, robot.next_token_hash, robot.rotate = hashed(token), None, False
+
+
+class Directory:
+    """Enrols robots, finds them, and knows their tokens."""
+
+    def __init__(self, database: Database, bus: Bus, clock: Clock) -> None:
+        self._database, self._bus, self._clock = database, bus, clock
 
     async def make_code(self, robot: str, group: str, tags: Sequence[str], valid_s: float, who: str) -> str:
         """Return a code with which ``robot`` can enrol once (again: its old token ends) within ``valid_s`` seconds."""
@@ -39,36 +50,77 @@ class Directory:
 
     async def enrol(self, code: str) -> tuple[str, str]:
         """Trade a code for the robot's name and token."""
-        token, now = f"vr_{secrets.token_urlsafe(32)}", self._clock.now()
+        token, now = _token(), self._clock.now()
         async with self._database.begin() as session:
-            found = await session.get(CodeRow, hashed(code))
-            if found is None or found.expires_s < now:
+            # one statement, so that of two who send a code at the same moment one gets nothing
+            used = delete(CodeRow).where(CodeRow.code_hash == hashed(code), CodeRow.expires_s >= now).returning(CodeRow)
+            found = await session.scalar(used)
+            if found is None:
                 raise SignInError("CODE_INVALID", "the enrolment code is unknown, used or too old")
-            await session.delete(found)
             robot = await session.get(RobotRow, found.robot)
             if robot is None:
                 robot = RobotRow(name=found.robot, enrolled_s=now, status={})
                 session.add(robot)
-            robot.token_hash, robot.group, robot.tags = hashed(token), found.group, found.tags
+            robot.group, robot.tags = found.group, found.tags
+            _give(robot, token)
+            robot.revoked = False
             self._database.log(session, found.robot, "enrol", found.robot)
+        await self._bus.publish(topic(found.robot))  # a line with the old token ends
         return found.robot, token
 
     async def revoke(self, name: str, who: str) -> None:
-        """End a robot's token; it can enrol again with a new code."""
+        """End a robot's token and its line; it can enrol again with a new code."""
         async with self._database.begin() as session:
             robot = await session.get(RobotRow, name)
             if robot is None:
                 raise MissingError("ROBOT_NOT_FOUND", f"no robot {name!r} has enrolled")
-            robot.token_hash = hashed(secrets.token_hex(32))
+            _give(robot, _token())  # nobody knows it
+            robot.revoked = True
             self._database.log(session, who, "revoke_token", name)
+        await self._bus.publish(topic(name))
+
+    # -- tokens -------------------------------------------------------------------------------------------------------------
+
+    async def rotate(self, names: Sequence[str], who: str) -> None:
+        """Let robots trade their tokens for new ones, those that are connected now, the others when they come."""
+        async with self._database.begin() as session:
+            for name in names:
+                (await session.get_one(RobotRow, name)).rotate = True
+                self._database.log(session, who, "rotate_token", name)
+        for name in names:
+            await self._bus.publish(topic(name))
+
+    async def new_token(self, name: str) -> str:
+        """Return a new token if the robot is to get one, else nothing. The old one ends when the new one is used."""
+        token = _token()
+        async with self._database.begin() as session:
+            robot = await session.get_one(RobotRow, name)
+            if not robot.rotate:
+                return ""
+            robot.next_token_hash = hashed(token)
+        return token
 
     async def authenticate(self, token: str) -> str:
-        """Return the name of the robot that has this token."""
+        """Return the name of the robot that has this token; the first use of a new one ends the one before."""
+        digest = hashed(token)
         async with self._database.begin() as session:
-            name = await session.scalar(select(RobotRow.name).where(RobotRow.token_hash == hashed(token)))
-        if name is None:
-            raise SignInError("TOKEN_INVALID", "the robot's token is unknown or was revoked; enrol it again")
-        return str(name)
+            holds = or_(RobotRow.token_hash == digest, RobotRow.next_token_hash == digest)
+            robot = await session.scalar(select(RobotRow).where(holds))
+            if robot is None:
+                raise SignInError("TOKEN_INVALID", "the robot's token is unknown or was revoked; enrol the robot again")
+            if robot.token_hash != digest:
+                _give(robot, token)
+                self._database.log(session, robot.name, "token_rotated", robot.name)
+            return robot.name
+
+    async def line_ends(self, name: str, token: str) -> str:
+        """Return why a line that was opened with ``token`` must end; empty: it need not."""
+        row = await self.robot(name)
+        if hashed(token) not in (row.token_hash, row.next_token_hash):
+            return "TOKEN_INVALID"
+        return "TOKEN_ROTATES" if row.rotate and row.next_token_hash is None else ""
+
+    # -- looking ------------------------------------------------------------------------------------------------------------
 
     async def robots(self) -> list[RobotRow]:
         """Return every robot, by name."""

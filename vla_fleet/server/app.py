@@ -3,16 +3,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
-from vla_fleet.errors import FleetError
-from vla_fleet.server import experiments, models, people, robots, rollouts, socket
+from vla_fleet.errors import BusyError, FleetError
+from vla_fleet.server import experiments, files, models, people, robots, rollouts, socket
 from vla_fleet.server.rooms import Rooms
+from vla_fleet.server.watch import Watch
+
+
+class Refusal(BaseModel):
+    """Why a request was refused."""
+
+    error_code: str
+    """Stable; docs/errors.md lists them."""
+    message: str
+
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Refusal, "description": "The body cannot be read."},
+    401: {"model": Refusal, "description": "No key or token, or a wrong one."},
+    403: {"model": Refusal, "description": "The key's role does not allow it."},
+    404: {"model": Refusal, "description": "What the request names does not exist."},
+    409: {"model": Refusal, "description": "It contradicts what is there."},
+    413: {"model": Refusal, "description": "The body is too large."},
+    422: {"model": Refusal, "description": "The request does not say what it must."},
+    429: {"model": Refusal, "description": "Too many of them; see Retry-After."},
+}
+_CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "BODY_TOO_LARGE"}
 
 
 def create_app(rooms: Rooms) -> FastAPI:
@@ -23,20 +48,41 @@ def create_app(rooms: Rooms) -> FastAPI:
         async with rooms:
             yield
 
-    app = FastAPI(title="vla_fleet", lifespan=lifespan)
+    app = FastAPI(title="vla_fleet", lifespan=lifespan, responses=_REFUSALS)
     app.state.rooms = rooms
+    app.add_middleware(Watch, rooms=rooms)
     app.add_exception_handler(FleetError, _refuse)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _refuse_input)  # type: ignore[arg-type]
-    for part in (models, robots, rollouts, experiments, people, socket):
+    app.add_exception_handler(HTTPException, _refuse_http)  # type: ignore[arg-type]
+    app.add_exception_handler(404, _refuse_http)  # type: ignore[arg-type]
+    app.add_exception_handler(405, _refuse_http)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _fail)
+    for part in (models, files, robots, rollouts, experiments, people, socket):
         app.include_router(part.router)
     return app
 
 
+def _answer(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    text = message.encode(errors="replace").decode()  # a request may hold half a character
+    return JSONResponse({"error_code": code, "message": text}, status, headers)
+
+
 async def _refuse(_: Request, error: FleetError) -> JSONResponse:
-    return JSONResponse({"error_code": error.code, "message": error.message}, error.status)
+    retry = {"Retry-After": str(math.ceil(error.retry_after_s))} if isinstance(error, BusyError) else None
+    return _answer(error.status, error.code, error.message, retry)
 
 
 async def _refuse_input(_: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return JSONResponse({"error_code": "INPUT_INVALID", "message": f"{where}: {first['msg']}"}, 422)
+    return _answer(422, "INPUT_INVALID", f"{where}: {first['msg']}")
+
+
+async def _refuse_http(_: Request, error: HTTPException) -> JSONResponse:
+    code = _CODES.get(error.status_code, "INPUT_INVALID")
+    headers = dict(error.headers) if error.headers else None
+    return _answer(error.status_code, code, str(error.detail).removeprefix(f"{code}: "), headers)
+
+
+async def _fail(_: Request, error: Exception) -> JSONResponse:
+    return _answer(500, "INTERNAL_ERROR", f"{type(error).__name__}; the server's log has the traceback")

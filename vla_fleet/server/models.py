@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Endpoints of the registry, and the files that robots fetch."""
+"""Endpoints of the registry."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Path, Request
-from fastapi.responses import FileResponse, Response
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from pydantic import BaseModel
 
+from vla_fleet import protocol
 from vla_fleet.errors import InputError, MissingError
-from vla_fleet.protocol import Name
-from vla_fleet.registry.registry import Version
-from vla_fleet.server.keys import Publisher, Viewer
-from vla_fleet.server.rooms import Rooms
+from vla_fleet.protocol import Name, Version
+from vla_fleet.registry.garbage import Collected
+from vla_fleet.registry.registry import Ancestry, Move, touch
+from vla_fleet.registry.registry import Version as Published
+from vla_fleet.server.keys import Admin, Publisher, Viewer
+from vla_fleet.server.rooms import Rooms, rooms_of
 
 router = APIRouter(tags=["models"])
-Hex = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 
 class NewVersion(BaseModel):
@@ -27,65 +27,85 @@ class NewVersion(BaseModel):
 
 
 class AliasTarget(BaseModel):
-    """Where an alias points."""
+    """Where an alias points, and why."""
 
-    version: str
+    version: Version
+    reason: protocol.Text = ""
 
 
-def _rooms(request: Request) -> Rooms:
-    rooms: Rooms = request.app.state.rooms
-    return rooms
+class Collection(BaseModel):
+    """How garbage is collected."""
+
+    dry_run: bool = False
 
 
 @router.head("/v1/blobs/{sha256}")
-async def has_blob(request: Request, sha256: Hex, _: Viewer) -> Response:
-    """Say whether a blob has been uploaded."""
-    size = await _rooms(request).blobs.size(sha256)
+async def has_blob(request: Request, sha256: protocol.Digest, _: Publisher) -> Response:
+    """Say whether a blob has been uploaded. Whoever asks is about to publish: the blob is not collected for a day."""
+    await _touch(rooms_of(request), sha256)
+    size = await rooms_of(request).blobs.size(sha256)
     if size is None:
         raise MissingError("BLOB_MISSING", f"blob {sha256} has not been uploaded")
     return Response(headers={"Content-Length": str(size)})
 
 
 @router.put("/v1/blobs/{sha256}", status_code=201)
-async def put_blob(request: Request, sha256: Hex, _: Publisher) -> dict[str, int]:
+async def put_blob(request: Request, sha256: protocol.Digest, _: Publisher) -> dict[str, int]:
     """Upload a file under its SHA-256."""
-    rooms = _rooms(request)
+    rooms = rooms_of(request)
     limit, length = rooms.settings.max_blob_bytes, request.headers.get("content-length", "")
     if not length.isdigit():
         raise InputError("LENGTH_REQUIRED", "an upload says its length (Content-Length)")
     if int(length) > limit:
         raise InputError("BLOB_TOO_LARGE", f"{length} bytes; at most {limit}")
-    return {"size_bytes": await rooms.blobs.put(sha256, request.stream())}
+    await _touch(rooms, sha256)
+    size = await rooms.blobs.put(sha256, request.stream())
+    await _touch(rooms, sha256)  # an upload may take long
+    return {"size_bytes": size}
+
+
+async def _touch(rooms: Rooms, sha256: str) -> None:
+    async with rooms.database.begin() as session:
+        await touch(session, [sha256], rooms.clock.now())
 
 
 @router.post("/v1/models/{name}/versions", status_code=201)
-async def publish(request: Request, name: Name, body: NewVersion, person: Publisher) -> Version:
+async def publish(request: Request, name: Name, body: NewVersion, person: Publisher) -> Published:
     """Publish a version."""
-    return await _rooms(request).registry.publish(name, body.manifest.encode(), person.name)
+    return await rooms_of(request).registry.publish(name, body.manifest.encode(), person.name)
 
 
 @router.get("/v1/models")
-async def list_models(request: Request, _: Viewer, name: str = "") -> list[Version]:
-    """List what was published."""
-    return await _rooms(request).registry.versions(name)
+async def list_models(request: Request, _: Viewer, name: protocol.Word = "") -> list[Published]:
+    """List what was published, retired versions too."""
+    return await rooms_of(request).registry.versions(name)
+
+
+@router.get("/v1/models/{name}/lineage")
+async def show_lineage(request: Request, name: Name, _: Viewer) -> list[Ancestry]:
+    """Show where each version of a model comes from."""
+    return await rooms_of(request).registry.lineage(name)
+
+
+@router.delete("/v1/models/{name}/versions/{version}")
+async def retire(request: Request, name: Name, version: Version, person: Publisher) -> Published:
+    """Take a version out of use. Robots that hold it keep it, and its files stay for them."""
+    return await rooms_of(request).registry.retire(name, version, person.name)
+
+
+@router.get("/v1/models/{name}/aliases")
+async def list_moves(request: Request, name: Name, _: Viewer, alias: protocol.Word = "") -> list[Move]:
+    """Show who moved a model's aliases from where to where, and why."""
+    return await rooms_of(request).registry.moves(name, alias)
 
 
 @router.put("/v1/models/{name}/aliases/{alias}", status_code=204)
-async def set_alias(request: Request, name: Name, alias: str, body: AliasTarget, person: Publisher) -> None:
+async def set_alias(request: Request, name: Name, alias: protocol.Word, body: AliasTarget, person: Publisher) -> None:
     """Let an alias mean a version."""
-    await _rooms(request).registry.set_alias(name, alias, body.version, person.name)
+    await rooms_of(request).registry.set_alias(name, alias, body.version, person.name, body.reason)
 
 
-@router.get("/files/{name}/{version}/manifest.json")
-async def get_manifest(request: Request, name: Name, version: str) -> Response:
-    """Give a manifest to whoever can reach the server, as a static web server would."""
-    return Response(await _rooms(request).registry.manifest(name, version), media_type="application/json")
-
-
-@router.get("/files/blobs/sha256/{sha256}")
-async def get_blob(request: Request, sha256: Hex) -> FileResponse:
-    """Give a file, from any byte on (``Range``)."""
-    path = _rooms(request).blobs.path(sha256)
-    if not path.is_file():
-        raise MissingError("BLOB_MISSING", f"blob {sha256} is not here")
-    return FileResponse(path, media_type="application/octet-stream", headers={"ETag": f'"{sha256}"'})
+@router.post("/v1/garbage-collections")
+async def collect_garbage(request: Request, body: Collection, person: Admin) -> Collected:
+    """Remove the files that no version, robot or upload needs."""
+    return await rooms_of(request).garbage.collect(person.name, dry_run=body.dry_run)

@@ -5,23 +5,31 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from fastapi.requests import HTTPConnection
+
 from vla_fleet.clock import Clock, SystemClock
 from vla_fleet.experiments.manager import ABTestManager
+from vla_fleet.registry.garbage import GarbageCollector
 from vla_fleet.registry.registry import Registry
 from vla_fleet.robots.commands import Commands
 from vla_fleet.robots.directory import Directory
+from vla_fleet.robots.history import History
 from vla_fleet.robots.inbox import Inbox
 from vla_fleet.rollouts.rollouts import Rollouts
 from vla_fleet.server.keys import Keys, Role
+from vla_fleet.server.limits import Buckets
+from vla_fleet.server.metrics import Metrics
+from vla_fleet.server.passes import Passes
 from vla_fleet.storage.blobs import LocalBlobs
 from vla_fleet.storage.bus import Bus, LocalBus
 from vla_fleet.storage.database import Database
 
-ADMIN_KEY = "admin.key"
+ADMIN_KEY, FILES_KEY = "admin.key", "files.key"
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,14 @@ class Settings:
     """How often rollouts and experiments are looked at [s]."""
     max_blob_bytes: int = 64 << 30
     """Largest file that can be uploaded [bytes]."""
+    open_files: bool = False
+    """Whoever can reach the server may read manifests and blobs, so that a CDN can keep them."""
+    robot_messages_s: float = 100.0
+    """Messages a second of one robot that are read in the long run; what comes faster is read later [1/s]."""
+    key_requests_s: float = 100.0
+    """Requests a second with one key, in the long run [1/s]."""
+    enrolment_failures_s: float = 1 / 60
+    """Wrong enrolment codes a second from one address, in the long run [1/s]."""
 
 
 class Rooms:
@@ -51,7 +67,8 @@ class Rooms:
         self.bus: Bus = LocalBus()
         self.keys = Keys(self.database, self.clock)
         self.registry = Registry(self.database, self.blobs, self.clock)
-        self.directory = Directory(self.database, self.clock)
+        self.garbage = GarbageCollector(self.database, self.blobs, self.clock)
+        self.directory = Directory(self.database, self.bus, self.clock)
         self.commands = Commands(self.database, self.bus, self.clock)
         self.inbox = Inbox(self.database, self.commands, self.clock)
         self.rollouts = Rollouts(
@@ -61,11 +78,18 @@ class Rooms:
             self.database, self.registry, self.directory, self.commands, self.rollouts, self.clock, self.manifest_url
         )
         self._tasks: list[asyncio.Task[None]] = []
+        self.history = History(self.database)
+        self.metrics = Metrics()
+        self.passes = Passes(self._files_key(), f"{settings.public_url.rstrip('/')}/files", self.clock)
+        self.robot_messages = Buckets(self.clock, settings.robot_messages_s, 1000)
+        self.key_requests = Buckets(self.clock, settings.key_requests_s, 2000)
+        self.enrolment_failures = Buckets(self.clock, settings.enrolment_failures_s, 10)
 
     async def __aenter__(self) -> Self:
         await self.database.migrate()
         if not await self.keys.exist():
-            write_secret(self.settings.data / ADMIN_KEY, await self.keys.make("admin", Role.ADMIN, "first start"))
+            path = self.settings.data / ADMIN_KEY
+            await self.keys.make("admin", Role.ADMIN, "first start", lambda key: write_secret(path, key))
         self._tasks = [
             asyncio.create_task(part.run(self.settings.step_s)) for part in (self.rollouts, self.experiments)
         ]
@@ -81,13 +105,30 @@ class Rooms:
         """Return where robots fetch a version."""
         return f"{self.settings.public_url.rstrip('/')}/files/{name}/{version}/manifest.json"
 
+    def _files_key(self) -> bytes:
+        """Return the secret behind the passes; the first start makes it."""
+        path = self.settings.data / FILES_KEY
+        if not path.exists():
+            write_secret(path, secrets.token_hex(32))
+        return bytes.fromhex(path.read_text())
+
     def online(self, last_seen_s: float) -> bool:
         """Whether a robot that was seen then counts as connected."""
         return self.clock.now() - last_seen_s <= 3 * self.settings.heartbeat_s
 
 
+def rooms_of(request: HTTPConnection) -> Rooms:
+    """Return the parts of the server that a request came to."""
+    rooms: Rooms = request.app.state.rooms
+    return rooms
+
+
 def write_secret(path: Path, secret: str) -> None:
-    """Write a file that only its owner can read."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
+    """Write a file that only its owner can read, whole or not at all."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.unlink(missing_ok=True)
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(secret + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

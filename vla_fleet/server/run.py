@@ -13,6 +13,7 @@ import uvicorn
 from vla_fleet import protocol
 from vla_fleet.server.app import create_app
 from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
+from vla_fleet.server.watch import configure_log
 
 _SWITCH_INTERVAL_S = 0.0005
 """The database and forecasts work in threads; with the interpreter's 5 ms each statement waits so long for its turn."""
@@ -26,14 +27,17 @@ def run(
     heartbeat_s: float,
     certificate: Path | None,
     certificate_key: Path | None,
+    open_files: bool = False,
     make_rooms: Callable[[Settings], Rooms] = Rooms,
 ) -> None:
     """Serve until SIGINT or SIGTERM. ``make_rooms`` puts the server's parts together."""
+    configure_log()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     scheme = "https" if certificate else "http"
     url = public_url or f"{scheme}://{host}:{listener.getsockname()[1]}"
-    app = create_app(make_rooms(Settings(data=data, public_url=url, heartbeat_s=heartbeat_s)))
+    settings = Settings(data=data, public_url=url, heartbeat_s=heartbeat_s, open_files=open_files)
+    app = create_app(make_rooms(settings))
     config = uvicorn.Config(
         app,
         log_level="warning",

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -21,8 +23,21 @@ from vla_fleet.server.rooms import Rooms
 router = APIRouter()
 log = structlog.get_logger("vla_fleet")
 
-_POLICY, _WRONG_DATA, _REPLACED = 1008, 1007, 4001
+_NOT_TEXT, _WRONG_DATA, _POLICY = 1003, 1007, 1008
+_LOST, _REPLACED, _ROTATES = 4000, 4001, 4002
 _HELLO_S = 10.0
+
+
+_Said = protocol.Hello | protocol.Status | protocol.Event | protocol.Outcome | protocol.Ack
+
+
+class _Ends(Exception):  # noqa: N818 - it is how a line ends, not a defect
+    """The line ends, for a reason that the robot is told."""
+
+    def __init__(self, number: int, code: str, text: str = "") -> None:
+        super().__init__(code)
+        self.number, self.code = number, code
+        self.reason = f"{code}: {text}" if text else code
 
 
 @router.websocket("/v1/robots/connect")
@@ -30,62 +45,106 @@ async def connect(socket: WebSocket) -> None:
     """Serve one robot until it goes."""
     rooms: Rooms = socket.app.state.rooms
     try:
-        robot = await rooms.directory.authenticate(bearer(socket.headers.get("authorization", "")))
+        token = bearer(socket.headers.get("authorization", ""))
+        robot = await rooms.directory.authenticate(token)
     except FleetError as e:
-        await socket.close(_POLICY, e.code)  # before accept: the robot sees 403
+        rooms.metrics.rejected.labels(e.code).inc()
+        await _close(socket, _POLICY, e.code)  # before accept: the robot sees 403
         return
     await socket.accept()
     try:
-        async with asyncio.timeout(_HELLO_S):
-            hello = protocol.FROM_ROBOT.validate_json(await socket.receive_text())
-        if not isinstance(hello, protocol.Hello):
-            await socket.close(_POLICY, "HELLO_MISSING")
-        elif protocol.PROTOCOL not in hello.protocols:
-            await socket.close(_POLICY, f"PROTOCOL_UNKNOWN: this server speaks {protocol.PROTOCOL}")
-        else:
-            await _serve(socket, rooms, robot, hello)
-    except ValidationError as e:
-        await socket.close(_WRONG_DATA, f"MESSAGE_INVALID: {e.errors()[0]['msg']}"[:120])
-    except (WebSocketDisconnect, TimeoutError):
-        pass
-
-
-async def _serve(socket: WebSocket, rooms: Rooms, robot: str, hello: protocol.Hello) -> None:
-    stored = await rooms.inbox.hello(robot, hello)
-    heartbeat_s = rooms.settings.heartbeat_s
-    await _send(socket, protocol.Welcome(protocol=protocol.PROTOCOL, robot=robot, heartbeat_s=heartbeat_s))
-    await _send(socket, protocol.Received(seq=stored))
-    log.info("robot connected", robot=robot, software=hello.software)
-    intake = Intake(rooms.inbox, robot, lambda seq: _send(socket, protocol.Received(seq=seq)))
-    try:
-        await _first_of(_listen(socket, intake, heartbeat_s), intake.run(), _send_commands(socket, rooms, robot))
-    finally:
+        await _Line(socket, rooms, robot, token).serve()
+    except WebSocketDisconnect:
         log.info("robot disconnected", robot=robot)
+    except _Ends as e:
+        rooms.metrics.rejected.labels(e.code).inc()
+        log.warning("line closed", robot=robot, reason=e.reason)
+        await _close(socket, e.number, e.reason)
 
 
-async def _listen(socket: WebSocket, intake: Intake, heartbeat_s: float) -> None:
-    while True:
-        async with asyncio.timeout(3 * heartbeat_s):
-            message = protocol.FROM_ROBOT.validate_json(await socket.receive_text())
-        if not isinstance(message, protocol.Hello):
-            await intake.put(message)
+async def _close(socket: WebSocket, number: int, reason: str) -> None:
+    with suppress(WebSocketDisconnect, RuntimeError):  # the robot was faster
+        await socket.close(number, reason.encode(errors="replace")[:120].decode(errors="ignore"))
 
 
-async def _send_commands(socket: WebSocket, rooms: Rooms, robot: str) -> None:
-    """Send what is open once a connection, and what is added as it comes."""
-    sent: set[str] = set()
-    async with rooms.bus.subscribe(topic(robot)) as hints:
+class _Line:
+    """The connection of one robot."""
+
+    def __init__(self, socket: WebSocket, rooms: Rooms, robot: str, token: str) -> None:
+        self._socket, self._rooms, self._robot, self._token = socket, rooms, robot, token
+        self._id = secrets.token_hex(8)
+
+    async def serve(self) -> None:
+        """Greet the robot, then take in what it says and send it its orders, until one of both ends."""
+        rooms, robot = self._rooms, self._robot
+        hello = await self._receive(_HELLO_S, "HELLO_MISSING")
+        if not isinstance(hello, protocol.Hello):
+            raise _Ends(_POLICY, "HELLO_MISSING")
+        if protocol.PROTOCOL not in hello.protocols:
+            raise _Ends(_POLICY, "PROTOCOL_UNKNOWN", f"this server speaks {protocol.PROTOCOL}")
+        async with rooms.bus.subscribe(topic(robot)) as hints:
+            await rooms.bus.publish(topic(robot), self._id)  # an older line of this robot ends
+            stored = await rooms.inbox.hello(robot, hello)
+            welcome = protocol.Welcome(
+                protocol=protocol.PROTOCOL, robot=robot, heartbeat_s=rooms.settings.heartbeat_s,
+                token=await rooms.directory.new_token(robot),
+            )  # fmt: skip
+            await self._send(welcome)
+            await self._send(protocol.Received(seq=stored))
+            log.info("robot connected", robot=robot, software=hello.software)
+            intake = Intake(rooms.inbox, robot, self._confirm)
+            await _first_of(self._listen(intake), intake.run(), self._give_orders(hints))
+
+    async def _listen(self, intake: Intake) -> None:
+        rooms, robot = self._rooms, self._robot
+        while True:
+            message = await self._receive(3 * rooms.settings.heartbeat_s, "HEARTBEAT_LOST")
+            rooms.metrics.messages.labels(message.type).inc()
+            if not isinstance(message, protocol.Hello):
+                await intake.put(message)
+            while (wait_s := rooms.robot_messages.take(robot)) > 0.0:  # nothing is lost: the robot's messages wait
+                await rooms.clock.sleep(wait_s)
+
+    async def _confirm(self, seq: int) -> None:
+        await self._send(protocol.Received(seq=seq))
+
+    async def _receive(self, timeout_s: float, code: str) -> _Said:
+        try:
+            async with asyncio.timeout(timeout_s):
+                frame = await self._socket.receive()
+        except TimeoutError as e:
+            raise _Ends(_LOST, code, f"nothing came for {timeout_s:g} s") from e
+        if frame["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(frame.get("code", 1005))
+        if (text := frame.get("text")) is None:
+            raise _Ends(_NOT_TEXT, "MESSAGE_INVALID", "messages are text frames")
+        try:
+            return protocol.FROM_ROBOT.validate_json(text)
+        except ValidationError as e:
+            first = e.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise _Ends(_WRONG_DATA, "MESSAGE_INVALID", f"{where}: {first['msg']}") from e
+
+    async def _give_orders(self, hints: asyncio.Queue[str]) -> None:
+        """Send what is open once a connection, and what is added as it comes; end the line when it must."""
+        rooms, robot = self._rooms, self._robot
+        sent: set[str] = set()
         while True:
             for row in await rooms.commands.open_for(robot):
                 if row.id not in sent:
                     sent.add(row.id)
                     frame = {"type": "command", "id": row.id, "order": row.order, "expires_s": row.expires_s}
-                    await _send(socket, protocol.Command.model_validate(frame))
-            await hints.get()
+                    command = protocol.Command.model_validate(frame)
+                    order = rooms.passes.through(command.order, robot)
+                    await self._send(command.model_copy(update={"order": order}))
+            hint = await hints.get()
+            if hint not in ("", self._id):
+                raise _Ends(_REPLACED, "LINE_REPLACED", "this robot has connected again")
+            if why := await rooms.directory.line_ends(robot, self._token):
+                raise _Ends(_ROTATES if why == "TOKEN_ROTATES" else _POLICY, why)
 
-
-async def _send(socket: WebSocket, message: protocol.Welcome | protocol.Command | protocol.Received) -> None:
-    await socket.send_text(message.model_dump_json())
+    async def _send(self, message: protocol.Welcome | protocol.Command | protocol.Received) -> None:
+        await self._socket.send_text(message.model_dump_json())
 
 
 async def _first_of(*works: Coroutine[Any, Any, None]) -> None:

@@ -31,6 +31,14 @@ class BlobStore(Protocol):
         """Store a blob and return its size [bytes]; BLOB_DIGEST if the bytes are others than the name says."""
         ...
 
+    async def sizes(self) -> dict[str, int]:
+        """Return every blob's size [bytes]."""
+        ...
+
+    async def remove(self, sha256: str) -> None:
+        """Remove a blob; one that is not there is fine."""
+        ...
+
     def folder_of(self, files: Iterable[tuple[str, str]]) -> AbstractAsyncContextManager[Path]:
         """Give a folder with these files (path, SHA-256) while the context lasts; BLOB_MISSING if one was not uploaded."""
         ...
@@ -79,6 +87,14 @@ class LocalBlobs:
             return size
         finally:
             aside.unlink(missing_ok=True)
+
+    async def sizes(self) -> dict[str, int]:
+        """Return every blob's size [bytes]."""
+        return await asyncio.to_thread(lambda: {p.name: p.stat().st_size for p in self.root.iterdir()})
+
+    async def remove(self, sha256: str) -> None:
+        """Remove a blob; one that is not there is fine."""
+        self.path(sha256).unlink(missing_ok=True)
 
     @asynccontextmanager
     async def folder_of(self, files: Iterable[tuple[str, str]]) -> AsyncIterator[Path]:

@@ -36,6 +36,16 @@ class VersionRow(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     published_s: Mapped[float]
     published_by: Mapped[str] = mapped_column(String(64))
+    retired_s: Mapped[float | None]
+    """Since then it can be neither ordered nor named by an alias, and its files go when nobody holds it."""
+
+
+class BlobRow(Base):
+    """When somebody last asked for or sent a blob in order to publish it. Young ones are not collected."""
+
+    __tablename__ = "blobs"
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    touched_s: Mapped[float]
 
 
 class AliasRow(Base):
@@ -55,6 +65,9 @@ class KeyRow(Base):
     name: Mapped[str] = mapped_column(String(64), unique=True)
     role: Mapped[str] = mapped_column(String(16))
     created_s: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64), default="")
+    revoked_s: Mapped[float | None]
+    """The row stays, so that nobody else gets the name that the log knows."""
 
 
 class CodeRow(Base):
@@ -74,6 +87,12 @@ class RobotRow(Base):
     __tablename__ = "robots"
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    next_token_hash: Mapped[str | None] = mapped_column(String(64), unique=True, index=True)
+    """Of a token that the robot was given and has not used yet; when it does, the one before ends."""
+    rotate: Mapped[bool] = mapped_column(default=False)
+    """The robot is to get a new token at its next connection."""
+    revoked: Mapped[bool] = mapped_column(default=False)
+    """Until it enrols again."""
     group: Mapped[str] = mapped_column("group_name", String(64), index=True)
     tags: Mapped[list[str]]
     enrolled_s: Mapped[float]
@@ -121,9 +140,11 @@ class EventRow(Base):
     from_state: Mapped[str] = mapped_column(String(128))
     to_state: Mapped[str] = mapped_column(String(128))
     version: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(128), default="")
+    cause: Mapped[str] = mapped_column(String(128), default="")
     error_code: Mapped[str] = mapped_column(String(128))
     message: Mapped[str] = mapped_column(Text)
-    __table_args__ = (Index("ix_events_robot_time", "robot", "time_s"),)
+    __table_args__ = (Index("ix_events_robot_time", "robot", "time_s"), Index("ix_events_update", "update_id"))
 
 
 class OutcomeRow(Base):

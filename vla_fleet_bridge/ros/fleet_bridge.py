@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -10,11 +13,11 @@ from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
-from vla_ota.msg import BridgeStatus, EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate, PolicyStatus
+from vla_ota.msg import BridgeStatus, EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate, PolicyStatus, SwapReport
 from vla_ota.srv import PinModel, Rollback
 
 from vla_fleet import protocol
-from vla_fleet_bridge.config import BridgeSettings, token
+from vla_fleet_bridge.config import BridgeSettings, keep_token, token
 from vla_fleet_bridge.engine import BridgeConfig, BridgeEngine
 from vla_fleet_bridge.port import Answer
 from vla_ros import qos
@@ -29,6 +32,7 @@ _ABOUT = "The robot's line to the fleet server: carries its orders to ota_manage
 _STATUS_PERIOD_S = 1.0
 _SERVICE_S, _ROLLBACK_S = 5.0, 150.0
 _THREADS = 4
+_POLICY_SILENT_S = 3.0
 
 
 class FleetBridgeNode(Node):
@@ -45,9 +49,12 @@ class FleetBridgeNode(Node):
             software="vla_ota",
             boot_id=uuid.uuid4().hex,
             ca_file=settings.ca_file,
+            keep_token=functools.partial(keep_token, settings),
         )
         self._manager: ModelStatus | None = None
         self._policy: PolicyStatus | None = None
+        self._policy_heard_s = -math.inf
+        self._swap: SwapReport | None = None
         self._closing = False
         self._publisher = self.create_publisher(BridgeStatus, "~/status", qos.LATCHED)
         self._offers = self.create_publisher(ModelUpdate, "model_update", qos.OFFERS)
@@ -55,11 +62,12 @@ class FleetBridgeNode(Node):
         self._rollback = self.create_client(Rollback, f"{settings.ota_manager}/rollback", callback_group=group)
         self._pin = self.create_client(PinModel, f"{settings.ota_manager}/pin_model", callback_group=group)
         self._now = now
-        self._engine = BridgeEngine(config, self, now=now)
+        self._engine = BridgeEngine(config, self, self._publish_status, now)
         hear = self.create_subscription
         hear(ModelStatus, f"{settings.ota_manager}/status", self._on_manager, qos.LATCHED)
         hear(ModelEvent, f"{settings.ota_manager}/events", self._on_event, qos.EVENTS)
         hear(PolicyStatus, f"{settings.policy_node}/status", self._on_policy, qos.LATCHED)
+        hear(SwapReport, f"{settings.policy_node}/swap_report", self._on_swap, qos.LATCHED)
         hear(EpisodeOutcome, "episode_outcome", self._on_outcome, qos.EVENTS)
         Diagnostics(self, lambda: "").add("fleet", self._report)
         self.create_timer(_STATUS_PERIOD_S, self._publish_status)
@@ -77,15 +85,29 @@ class FleetBridgeNode(Node):
         self._manager = message
         self._send_status()
 
+    def _on_swap(self, message: SwapReport) -> None:
+        self._swap = message
+        self._send_status()
+
     def _on_policy(self, message: PolicyStatus) -> None:
-        before, self._policy = self._policy, message
+        before, self._policy, self._policy_heard_s = self._policy, message, time.monotonic()
         if before is None or (before.holding, before.active_digest) != (message.holding, message.active_digest):
             self._send_status()
+
+    def _acting(self, manager: ModelStatus) -> tuple[str, str, str]:
+        """Return version and digest of what acts, and why: from policy_node itself, from the manager while it is silent."""
+        policy, swap = self._policy, self._swap
+        if policy is None or time.monotonic() - self._policy_heard_s > _POLICY_SILENT_S:
+            return manager.active_version, manager.active_digest, ""
+        if swap is not None and swap.to_digest == policy.active_digest:
+            return policy.active_version, policy.active_digest, swap.cause
+        return policy.active_version, policy.active_digest, ""
 
     def _send_status(self) -> None:
         manager, policy = self._manager, self._policy
         if manager is None:
             return
+        version, digest, cause = self._acting(manager)
         self._engine.on_status(
             protocol.Status(
                 time_s=self._now(),
@@ -96,9 +118,10 @@ class FleetBridgeNode(Node):
                 committed_digest=manager.committed_digest,
                 previous_version=manager.previous_version,
                 trial_version=manager.trial_version,
-                active_version=manager.active_version,
-                active_digest=manager.active_digest,
-                progress=manager.progress,
+                active_version=version,
+                active_digest=digest,
+                active_cause=cause,
+                progress=min(1.0, max(0.0, manager.progress)),
                 versions=list(manager.versions)[:256],
                 blocked=list(manager.blocked)[:256],
                 rollback_ready=manager.rollback_ready,
@@ -191,19 +214,21 @@ class FleetBridgeNode(Node):
             outbox_size=self._engine.outbox_size,
             dropped=self._engine.dropped,
             last_command_id=self._engine.last_command_id,
-            message=line.message,
+            message=self._about_line(),
         )
         message.header.stamp = self.get_clock().now().to_msg()
         self._publisher.publish(message)
 
-    def _report(self) -> Report:
+    def _about_line(self) -> str:
         line = self._engine.line
-        values = {"outbox": self._engine.outbox_size, "dropped": self._engine.dropped}
         if line.connected:
-            return Report(OK, line.message, values)
-        return Report(
-            WARN, f"no line to the fleet server for {self._now() - line.since_s:.0f} s: {line.message}", values
-        )
+            return line.message
+        away = datetime.timedelta(seconds=round(max(0.0, self._now() - line.since_s)))
+        return f"no line to the fleet server for {away} h: {line.message}"
+
+    def _report(self) -> Report:
+        values = {"outbox": self._engine.outbox_size, "dropped": self._engine.dropped}
+        return Report(OK if self._engine.line.connected else WARN, self._about_line(), values)
 
 
 def _answer(reply: Any, version: str) -> Answer:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from vla_ota_manager.config import OtaConfig
-from vla_ota_manager.errors import CancelledError, FetchError
+from vla_ota_manager.errors import CancelledError, FetchError, RefusedFetchError
 from vla_ota_manager.fetch.http import Cancelled, Connection, Http, Reply
 from vla_ota_manager.fetch.source import Url
 from vla_ota_manager.store.blobs import BlobStore
@@ -151,7 +151,7 @@ class Fetcher:
                 guard.add(len(chunk))
                 data += chunk
                 if len(data) > with_limit:
-                    raise FetchError("MANIFEST_TOO_LARGE", f"more than {with_limit} bytes", url.text)
+                    raise RefusedFetchError("MANIFEST_TOO_LARGE", f"more than {with_limit} bytes", url.text)
                 self._bandwidth.spend(len(chunk), cancelled)
         finally:
             connection.__exit__()
@@ -209,7 +209,7 @@ class _Download:
             self._restart()
             self._f._blobs.discard(self._sha256)
             what = f"hashes to {actual}, promised {self._sha256}"
-            raise FetchError("BLOB_DIGEST_MISMATCH", what, url.text, retryable=resumed)
+            raise RefusedFetchError("BLOB_DIGEST_MISMATCH", what, url.text, retryable=resumed)
         self._f._blobs.finish(self._sha256)
 
     def _request(self, url: Url, guard: StallGuard) -> None:
@@ -247,7 +247,7 @@ class _Download:
         """Refuse a body of another length: of the whole rest it is the bundle's fault, of a part the server's."""
         self._restart()
         if end == self._size:
-            raise FetchError("SIZE_MISMATCH", what, url.text)
+            raise RefusedFetchError("SIZE_MISMATCH", what, url.text)
         raise FetchError("CONTENT_RANGE_INVALID", what, url.text, retryable=True)
 
     def _refuse_range(self, url: Url, reply: Reply) -> None:
@@ -255,14 +255,14 @@ class _Download:
         if self.offset and announced in ("", f"bytes */{self._size}"):
             self._restart()  # a server that cannot do what was asked: once more from the beginning
             raise FetchError("CONTENT_RANGE_INVALID", "the server refuses the range", url.text, retryable=True)
-        raise FetchError("SIZE_MISMATCH", f"{announced!r} announced, {self._size} bytes expected", url.text)
+        raise RefusedFetchError("SIZE_MISMATCH", f"{announced!r} announced, {self._size} bytes expected", url.text)
 
     def _check_range(self, url: Url, reply: Reply) -> int:
         """Return the end of the part that is sent: it may be shorter than what was asked for (RFC 9110, 15.3.7)."""
         announced = reply.headers.get("content-range", "")
         match = _CONTENT_RANGE.fullmatch(announced)
         if match is not None and match[3] not in ("*", str(self._size)):
-            raise FetchError("SIZE_MISMATCH", f"{announced!r} announced, {self._size} bytes expected", url.text)
+            raise RefusedFetchError("SIZE_MISMATCH", f"{announced!r} announced, {self._size} bytes expected", url.text)
         if match is None or not self.offset or not (self.offset == int(match[1]) <= int(match[2]) < self._size):
             what = f"{announced!r} instead of bytes from {self.offset} on"
             self._restart()

@@ -29,7 +29,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
 from vla_ota_manager.config import OtaConfig
-from vla_ota_manager.errors import CancelledError, FetchError
+from vla_ota_manager.errors import CancelledError, FetchError, RefusedFetchError
 from vla_ota_manager.fetch.source import AllowedSources, Url, parse_url
 
 CHUNK_BYTES = 128 << 10
@@ -252,9 +252,9 @@ class Http:
             target = parse_url(urljoin(url.text, reply.headers.get("location", "")))
             self.allowed.check(target)
         except FetchError as e:
-            raise FetchError("REDIRECT_REFUSED", f"leads to {e.where}: {e.reason}", url.text) from e
+            raise RefusedFetchError("REDIRECT_REFUSED", f"leads to {e.where}: {e.reason}", url.text) from e
         if target.scheme != url.scheme and target.scheme != "https":
-            raise FetchError("REDIRECT_REFUSED", f"leads from {url.scheme} to {target.scheme}", url.text)
+            raise RefusedFetchError("REDIRECT_REFUSED", f"leads from {url.scheme} to {target.scheme}", url.text)
         return target
 
     def _check(self, url: Url, reply: Reply) -> None:
@@ -270,7 +270,7 @@ class Http:
             )
         encoding = reply.headers.get("content-encoding", "identity").strip().lower()
         if reply.status != 416 and encoding not in ("", "identity"):
-            raise FetchError(
+            raise RefusedFetchError(
                 "CONTENT_ENCODING_REFUSED", f"sent as {encoding!r} though identity was asked for", url.text
             )
 

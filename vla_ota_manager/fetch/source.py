@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
-from vla_ota_manager.errors import ConfigError, FetchError
+from vla_ota_manager.errors import ConfigError, FetchError, RefusedFetchError
 from vla_ros.plain import redacted
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -111,7 +111,7 @@ class AllowedSources:
     def check(self, url: Url) -> None:
         """Raise ``FetchError`` SOURCE_NOT_ALLOWED unless a prefix covers the URL; for files also where symlinks lead."""
         if not any(_covers(prefix, url) for prefix in self._prefixes):
-            raise FetchError("SOURCE_NOT_ALLOWED", "not below any of allowed_sources", url.text)
+            raise RefusedFetchError("SOURCE_NOT_ALLOWED", "not below any of allowed_sources", url.text)
 
 
 def _covers(prefix: Url, url: Url) -> bool:
@@ -129,5 +129,5 @@ def _below(prefix: tuple[str, ...], segments: tuple[str, ...]) -> bool:
     return segments[: len(prefix)] == prefix
 
 
-def _invalid(text: str, reason: str) -> FetchError:
-    return FetchError("URL_INVALID", reason, redacted(text)[:200])
+def _invalid(text: str, reason: str) -> RefusedFetchError:
+    return RefusedFetchError("URL_INVALID", reason, redacted(text)[:200])

@@ -36,6 +36,7 @@ from vla_ota_manager.port import (
 from vla_ros import qos
 from vla_ros.calls import GivenUpError, GroupThread, wait, wait_until
 from vla_ros.diagnostics import Diagnostics
+from vla_ros.fault import Fault
 from vla_ros.plain import plain
 from vla_ros.stamps import to_seconds
 
@@ -158,14 +159,14 @@ class RosPolicyPort:
                 bundle_path, digest, on_progress, over, self._give_up(cancelled, timeout_s), cancelled
             )
         except GivenUpError as e:
-            return PrepareResult(
-                False, *self._given_up(e.reason, "PREPARE_TIMEOUT", f"not prepared within {timeout_s:g} s")
-            )
+            late = "PREPARE_TIMEOUT", f"not prepared within {timeout_s:g} s", Fault.ROBOT
+            return PrepareResult(False, *self._given_up(e.reason, late))
         finally:
             over.set()
         if result.success:
             return PrepareResult(True, message=plain(result.message))
-        return PrepareResult(False, result.error_code or "PREPARE_FAILED", plain(result.message) or "no reason given")
+        message = plain(result.message) or "no reason given"
+        return PrepareResult(False, result.error_code or "PREPARE_FAILED", message, Fault(result.fault) or Fault.BUNDLE)
 
     def _run_prepare(
         self,
@@ -222,9 +223,9 @@ class RosPolicyPort:
         except GivenUpError as e:
             if future is not None:
                 self._swap.remove_pending_request(future)
-            return SwapResult(
-                False, *self._given_up(e.reason, "SWAP_TIMEOUT", f"no reply within {request.timeout_s + REPLY_S:g} s")
-            )
+            late = "SWAP_TIMEOUT", f"no reply within {request.timeout_s + REPLY_S:g} s", Fault.BUSY
+            code, text, fault = self._given_up(e.reason, late)
+            return SwapResult(False, code, text, fault=fault)
         if reply.success:
             self._await_status(reply.generation, request.digest, cancelled)
         swapped = reply.report.to_digest == request.digest
@@ -238,10 +239,11 @@ class RosPolicyPort:
             swap_latency_s=reply.report.swap_latency_s if swapped else 0.0,
             warm=reply.report.warm if swapped else reply.success,
             stamp_s=to_seconds(reply.report.header.stamp) if swapped else 0.0,
+            fault=Fault(reply.fault),
         )
 
     def _await_status(self, generation: int, digest: str, cancelled: Cancelled) -> None:
-        """Let the status catch up with a reply, so that nobody decides on what acted before the swap."""
+        """Let the status catch up with a reply, so that no decision is made on what acted before the swap."""
 
         def told() -> bool:
             with self._mutex:
@@ -279,15 +281,15 @@ class RosPolicyPort:
 
         return reason
 
-    def _given_up(self, reason: str, timeout_code: str, timeout_text: str) -> tuple[str, str]:
-        """Return code and text of a call that was given up."""
+    def _given_up(self, reason: str, late: tuple[str, str, Fault]) -> tuple[str, str, Fault]:
+        """Return code, text and fault of a call that was given up; ``late``: those of one that took too long."""
         if reason == _CANCELLED:
-            return "CANCELLED", "cancelled"
+            return "CANCELLED", "cancelled", Fault.PERSON
         if reason != _ABSENT:
-            return timeout_code, timeout_text
+            return late
         snapshot = self.status()
         unconfigured = snapshot is not None and snapshot.unconfigured
-        return "POLICY_ABSENT", f"policy_node {absence(snapshot) if unconfigured else 'does not answer'}"
+        return "POLICY_ABSENT", f"policy_node {absence(snapshot) if unconfigured else 'does not answer'}", Fault.BUSY
 
     def _cancel(self, handle: ClientGoalHandle) -> None:
         """Ask for the end of a preparation and wait for it a little, so that what it held is free again."""
@@ -299,7 +301,7 @@ class RosPolicyPort:
             pass  # the policy node ends it, or is gone
 
     def _cancel_late(self, sent: Any, over: threading.Event) -> None:
-        """Cancel a goal that was accepted after nobody waited for it any more."""
+        """Cancel a goal that was accepted too late."""
         handle = sent.result()
         if over.is_set() and handle is not None and handle.accepted and not self._closed:
             self._among_callbacks.submit(handle.cancel_goal_async)

@@ -148,7 +148,7 @@ class BlobStore:
                 self.fs.unlink(path, "partial.release")
 
     def collect(self) -> int:
-        """Remove blobs that nobody links to; return the bytes freed."""
+        """Remove blobs without another link; return the bytes freed."""
         freed = 0
         with self._locked():
             for path in self.blob_dir.iterdir():

@@ -7,8 +7,7 @@ folders are flushed after a change of names. Readers need no such care and use `
 A test double that forgets what was not flushed (power loss) implements the same methods: everything that changes the disk goes
 through ``_flush``, ``_flush_dir``, ``_rename``, ``_link`` and the append handle.
 
-**Crash points.** ``VLA_OTA_CRASH_AT=name[:n]`` in the environment kills the process by SIGKILL the n-th time (default: first)
-that the point is reached; ``VLA_OTA_CRASH_LOG=file`` writes down the points that are reached. Both are for tests only.
+The points do nothing here. A test's subclass notes them, or ends its process at one of them.
 """
 
 from __future__ import annotations
@@ -18,39 +17,11 @@ import errno
 import fcntl
 import os
 import shutil
-import signal
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 from vla_ota_manager.errors import StoreError
-
-
-class CrashPoints:
-    """Named points at which the process can be made to die, for tests."""
-
-    def __init__(self, crash_at: str = "", log: str = "") -> None:
-        name, _, nth = crash_at.partition(":")
-        self._name, self._nth = name, int(nth or 1)
-        self._log = log
-        self._reached: Counter[str] = Counter()
-
-    @classmethod
-    def from_environment(cls) -> CrashPoints:
-        """Return the points as the environment asks for them (normally: none)."""
-        return cls(os.environ.get("VLA_OTA_CRASH_AT", ""), os.environ.get("VLA_OTA_CRASH_LOG", ""))
-
-    def reach(self, name: str) -> None:
-        """Die here if that was asked for."""
-        if self._log:
-            with Path(self._log).open("a", encoding="utf-8") as file:
-                file.write(name + "\n")
-        if self._name != name:
-            return
-        self._reached[name] += 1
-        if self._reached[name] == self._nth:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class AppendFile:
@@ -96,14 +67,10 @@ class AppendFile:
 
 
 class Filesystem:
-    """Writes of the store. ``point`` names what is being done; each method passes crash points named after it."""
-
-    def __init__(self, points: CrashPoints | None = None) -> None:
-        self._points = points or CrashPoints.from_environment()
+    """Writes of the store. An argument ``point`` is the prefix of the names of the points that a method passes."""
 
     def point(self, name: str) -> None:
-        """Pass a crash point."""
-        self._points.reach(name)
+        """Pass a point between two steps that a crash can fall between."""
 
     def make_dir(self, path: Path) -> None:
         """Make a folder and its parents, flushed; one that exists is fine."""
@@ -121,7 +88,7 @@ class Filesystem:
         Args:
             path: file to replace.
             data: its new content.
-            point: prefix of the crash points' names.
+            point: prefix of the points' names.
             keep_old_as: name under which the replaced content stays.
         """
         aside = path.with_name(path.name + ".new")

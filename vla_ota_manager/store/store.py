@@ -9,7 +9,7 @@
     <store_dir>/current                    relative symlink to the committed bundle
     <store_dir>/state.json                 the truth; state.json.old is the one before, for the case that it is damaged
 
-``state.json`` is written before ``current``; whoever opens the store repairs ``current`` after it. So after a crash at any point
+``state.json`` is written before ``current``; opening the store repairs ``current``. So after a crash at any point
 ``current`` names a complete bundle that is, or was, committed.
 """
 
@@ -41,8 +41,6 @@ from vla_ota_manager.store.blobs import BlobStore
 from vla_ota_manager.store.damage import find_damage, find_strays
 from vla_ota_manager.store.filesystem import Filesystem
 from vla_ota_manager.store.state import MAX_BYTES, State
-
-log = logging.getLogger("vla_ota_manager")
 
 STATE = "state.json"
 OLD_STATE = "state.json.old"
@@ -257,7 +255,7 @@ class Store:
 
     @contextmanager
     def staged(self, manifest: Manifest) -> Iterator[Path]:
-        """Put a bundle together from finished blobs, in a folder that nobody takes for a version.
+        """Put a bundle together from finished blobs, in a folder that is not taken for a version.
 
         What has not been installed when the block ends, however it ends, is gone: its links would keep the blobs on the disk.
         """
@@ -299,7 +297,7 @@ class Store:
     def _mend(self, path: Path, staged: Path, manifest: Manifest) -> None:
         """Move a bundle's files over those of a damaged folder, one by one: what is intact there is there at every moment.
 
-        So ``current`` never names less than before, and who has opened a file keeps it.
+        So ``current`` never names less than before, and a process that has a file open keeps it.
         """
         for stray in find_strays(path, manifest):
             self._remove(stray, "mend.stray")
@@ -310,7 +308,7 @@ class Store:
     def refuse_conflict(self, ref: Ref, cancel: Cancel | None = None) -> None:
         """Raise ``RefusedError`` VERSION_CONFLICT if another bundle has that name and version, and is whole or needed.
 
-        What is left of one that is neither is in nobody's way.
+        What is left of one that is neither is no obstacle.
         """
         path = self.path_of(ref)
         there = self._manifest_at(path)

@@ -104,7 +104,7 @@ class Calibration:
 
 
 def succeeded(result: EpisodeResult) -> bool | None:
-    """Whether an episode counts as a success; None if it counts for nobody. An intervention is a failure."""
+    """Whether an episode counts as a success; None if it does not count. An intervention is a failure."""
     if not result.known or result.mixed:
         return None
     return result.success and not result.intervention
@@ -112,7 +112,7 @@ def succeeded(result: EpisodeResult) -> bool | None:
 
 @dataclass(frozen=True)
 class Acting:
-    """What acts, for telling whose a score or outcome is."""
+    """What acts, to tell whether a score or outcome is about it."""
 
     version: str
     generation: int
@@ -171,7 +171,7 @@ class CalibrationKeeper:
     def collect(self) -> None:
         """Take in what arrived, if it is the committed version that acts."""
         items = self._ctx.inbox.drain()
-        state, snapshot = self._ctx.store.state, self._ctx.policy()
+        state, snapshot = self._ctx.store.state, self._ctx.gate.policy()
         committed = state.committed
         if snapshot is None or committed is None or snapshot.active_digest != committed.digest or snapshot.on_trial:
             return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores and outcomes on their way from the topics to the judge. Anybody can publish there: what proves nothing is dropped."""
+"""Scores and outcomes on their way from the topics to the judge. Anybody can publish there, so what is no evidence is dropped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Arrived:
 
 
 class Inbox:
-    """Takes in from any thread, hands out to the engine's. What is dropped is counted and told.
+    """Takes in from any thread, hands out to the engine's. What is dropped is counted and logged.
 
     An outcome counts only for an episode that the policy node's status has named as open, and once. Each item is marked with the
     ``boot_id`` of the policy node that was alive when it arrived: generations are counted anew at each boot.
@@ -126,8 +126,8 @@ class Inbox:
 def unusable(score: Score) -> str:
     """Say why a score is no evidence of anything, "" if it may be one.
 
-    Infinity or NaN convicts a version only where the policy node says it of a generation of its own: a monitor that fails says
-    nothing about the version. Nobody else may say that a hard limit was broken.
+    Infinity or NaN rejects a version only if the policy node reports it of a generation of its own: a monitor that fails says
+    nothing about the version. Only the policy node may report a broken hard limit.
     """
     by_policy_node = score.source in POLICY_SOURCES and score.generation > 0 and bool(score.version)
     if not score.source:

@@ -13,7 +13,7 @@ In this order: a hard limit or a lost heartbeat decides at once; then evidence; 
 
 So P(a version that satisfies every H0 is ever rolled back on evidence) <= α. The e-processes allow blocks to depend on each
 other as long as H0 holds given the past; the calibration assumes the incumbent's blocks to be independent and observed under
-the same conditions. A source without enough calibration convicts nobody, and the message says so.
+the same conditions. A source without enough calibration rejects no version, and the message says so.
 
 **Exposure.** A commit needs enough episodes or enough chunks, enough time in motion, and no evidence that leans against the
 version (``commit_max_evidence``); without exposure a trial stays open. Exposure counts, and a commit is possible, only while a
@@ -35,7 +35,7 @@ from vla_ota_manager.records import EpisodeResult, Score
 from vla_ota_manager.trial.calibration import MAX_SOURCES, Acting, BlockBuilder, Calibration, succeeded
 from vla_ota_manager.trial.inbox import HARD_LIMIT_SOURCE, unusable
 
-CONVICTING_HOLDS = frozenset({"LIMIT", "NAN", "WORKER_LOST", "POLICY_FAILED"})
+REJECTING_HOLDS = frozenset({"LIMIT", "NAN", "WORKER_LOST", "POLICY_FAILED"})
 """Holds that say something about the version; the others (starved cameras, a person's stop) do not."""
 CHUNK_SOURCES = frozenset({"tce", "reversal", "magnitude"})
 """Sources of which each chunk has at most one score, so that they count chunks."""
@@ -61,7 +61,7 @@ class Verdict:
     at_once: bool = False
     """Do not wait for the end of the chunk."""
     unjudged: str = ""
-    """Of a commit: what nothing was known of to compare with, and which therefore could not have convicted it."""
+    """Of a commit: what had no reference to compare with, and therefore could not have rejected it."""
 
 
 class TrialJudge:
@@ -80,7 +80,7 @@ class TrialJudge:
         self._scores: dict[str, ExceedanceTest] = {}
         self._not_judged: list[str] = []
         self._success: FailureTest | None = None
-        self._convicted: tuple[str, str] | None = None
+        self._rejected: tuple[str, str] | None = None
         self._chunks: dict[str, int] = {}
         self._clean_from = 0
         self._episodes = self._successes = self._dropped = 0
@@ -135,9 +135,9 @@ class TrialJudge:
     def _add_score(self, score: Score) -> None:
         if score.source == HARD_LIMIT_SOURCE:
             if not score.value <= 0.0:  # also NaN
-                self._convict("HARD_LIMIT", "policy_node says that a hard limit was broken")
+                self._reject("HARD_LIMIT", "policy_node says that a hard limit was broken")
         elif not math.isfinite(score.value):
-            self._convict("HARD_LIMIT", f"the score {score.source} is {score.value}")
+            self._reject("HARD_LIMIT", f"the score {score.source} is {score.value}")
         elif score.source in self._chunks or len(self._chunks) < MAX_SOURCES:
             self._chunks[score.source] = self._chunks.get(score.source, 0) + self._acts
             block = self._blocks.add(score)
@@ -173,13 +173,13 @@ class TrialJudge:
         """
         step, self._observed_at = now_s - self._observed_at, now_s
         timeout_s = self._config.heartbeat_timeout_s
-        if not step <= max(timeout_s / 2, _MAX_STEP_S):  # we slept ourselves: nothing was heard because nobody listened
+        if not step <= max(timeout_s / 2, _MAX_STEP_S):  # this process slept: it could not hear anything
             self._listening_since = now_s
         age = math.inf if snapshot is None else snapshot.age_s
         silent_s = min(age, now_s - self._listening_since)
         if silent_s > timeout_s:
             what = "unconfigured" if snapshot is not None and snapshot.unconfigured else "silent"
-            self._convict("HEARTBEAT_LOST", f"policy_node has been {what} for {silent_s:.1f} s")
+            self._reject("HEARTBEAT_LOST", f"policy_node has been {what} for {silent_s:.1f} s")
         self._acts = self._acts_on_trial(snapshot)
         for item in arrived:
             self.add(item)
@@ -187,9 +187,9 @@ class TrialJudge:
             return
         if snapshot.holding:
             self._clean_from = self._chunk_count()
-            if snapshot.hold_reason in CONVICTING_HOLDS:
+            if snapshot.hold_reason in REJECTING_HOLDS:
                 code = "WORKER_LOST" if snapshot.hold_reason == "WORKER_LOST" else "HARD_LIMIT"
-                self._convict(code, f"policy_node holds: {snapshot.hold_reason}")
+                self._reject(code, f"policy_node holds: {snapshot.hold_reason}")
         elif self._acts and snapshot.running and math.isfinite(step):
             self._time_s += min(max(step, 0.0), _MAX_STEP_S)
 
@@ -199,16 +199,16 @@ class TrialJudge:
             return False
         return (snapshot.active_digest, snapshot.generation) == (self._digest, self._acting.generation)
 
-    def _convict(self, code: str, message: str) -> None:
-        self._convicted = self._convicted or (code, message)
+    def _reject(self, code: str, message: str) -> None:
+        self._rejected = self._rejected or (code, message)
 
     # -- output -------------------------------------------------------------------------------------------------------------
 
     def verdict(self) -> Verdict:
         """Decide on what is known so far."""
         progress = self._progress()
-        if self._convicted is not None:
-            code, message = self._convicted
+        if self._rejected is not None:
+            code, message = self._rejected
             return Verdict(Decision.ROLLBACK, message, progress, code, at_once=True)
         for source, test in self._scores.items():
             if test.rejects(self._alpha):
@@ -226,7 +226,7 @@ class TrialJudge:
         return Verdict(Decision.CONTINUE, message, progress)
 
     def _unjudged(self) -> str:
-        """Return what could not have convicted it. A robot may have no episodes; then its scores are what counts."""
+        """Return what could not have rejected it. A robot may have no episodes; then its scores are what counts."""
         if self._first_install or (self._scores and self._success is None and len(self._not_judged) == 1):
             return ""
         return ", ".join(self._not_judged)

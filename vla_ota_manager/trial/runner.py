@@ -31,13 +31,8 @@ _REPORT_S = 5.0
 """How long a change that nobody asked for waits for the swap's report, which says why and comes a second after it [s]."""
 _NAMED_S = 0.5
 """How long a broken limit waits for the status that names it, a moment after its score [s]; the robot holds meanwhile."""
-_OF_THE_POLICY = frozenset({"LIMIT", "NAN", "POLICY_FAILED", "WRONG_SHAPE"})
-"""What policy_node calls an answer for which it ends a worker: the policy is at fault, and not the process."""
-_ASK_AGAIN = frozenset(
-    {"POLICY_ABSENT", "SWAP_TIMEOUT", "CANCELLED", "SWAP_IN_PROGRESS", "PREPARE_IN_PROGRESS", "MOTION_DISABLED"}
-    | {"EXPECTATION_FAILED", "NOT_PREPARED"}
-)
-"""Codes after which a swap may still have happened, or may succeed later."""
+_POLICY_ERRORS = frozenset({"LIMIT", "NAN", "POLICY_FAILED", "WRONG_SHAPE"})
+"""Errors for which policy_node ends a worker: the policy is at fault, and not the process."""
 
 
 class TrialRunner:
@@ -116,17 +111,17 @@ class TrialRunner:
         """Swap the version in, or find it already acting after a restart."""
         now = time.monotonic()
         begun = self._begun_at = self._begun_at or now
-        snapshot = self._ctx.policy()
+        snapshot = self._ctx.gate.policy()
         acts = snapshot is not None and snapshot.active_digest == trial.ref.digest
         if snapshot is not None and not acts and trial.phase is _S.TRIAL and self._was_taken_back(trial, snapshot, now):
             return
-        hindrance = self._ctx.hindrance(permitted=acts or self._ctx.permitted())
+        hindrance = self._ctx.gate.hindrance(permitted=acts or self._ctx.gate.permitted())
         if snapshot is None or hindrance:
             self._ctx.show(f"{trial.ref} waits for {hindrance}")
             if snapshot is not None:
                 self._begun_at = 0.0  # a person may take as long as they like
             elif now > begun + self._config.policy_wait_s:
-                what = f"policy_node {self._ctx.absence()}; waited for {self._config.policy_wait_s:g} s"
+                what = f"policy_node {self._ctx.gate.absence()}; waited for {self._config.policy_wait_s:g} s"
                 self._close(_S.FAILED, "POLICY_ABSENT", what)
             self._ctx.wait(_STEP_S)
             return
@@ -142,17 +137,15 @@ class TrialRunner:
         )
         self._asked_at = self._asked_at or now
         try:
-            result = self._ctx.activate(trial.ref, request, self._ctx.interrupted)
+            result = self._ctx.gate.activate(trial.ref, request, self._ctx.interrupted)
         except PolicyError as e:
-            result = SwapResult(False, e.code, e.message)
+            result = SwapResult.failed(e)
         if result.success:
             self._begin(trial, result)
         elif result.error_code == "WORKER_LOST":
-            code, told = self._loss()
-            self.roll_back(code, told or f"it acted, and its worker was lost: {result.message}", block=True, at="NOW")
-        elif result.error_code not in _ASK_AGAIN or now > begun + max(
-            self._config.policy_wait_s, self._config.swap_timeout_s
-        ):
+            code, text = self._loss()
+            self.roll_back(code, text or f"it acted, and its worker was lost: {result.message}", block=True, at="NOW")
+        elif not result.may_succeed_later or now > begun + max(self._config.policy_wait_s, self._config.swap_timeout_s):
             self._close(_S.FAILED, result.error_code or "SWAP_FAILED", f"policy_node did not swap: {result.message}")
         elif result.error_code == "SWAP_TIMEOUT":
             self._ctx.show_asked(f"{trial.ref} waits for a boundary ({self._config.swap_at}): {result.message}")
@@ -221,19 +214,19 @@ class TrialRunner:
                 log.warning("%s is committed without a judgement of %s", trial.ref, verdict.unjudged)
             self.commit(verdict.message)
         elif verdict.decision is Decision.ROLLBACK:
-            self._convict(trial, verdict)
+            self._carry_out(trial, verdict)
         else:
             self._save_evidence(judge, now)
 
-    def _convict(self, trial: TrialRecord, verdict: Verdict) -> None:
-        """Carry a verdict out. Silence does not say what fell silent or why, so it blocks only when it comes again."""
+    def _carry_out(self, trial: TrialRecord, verdict: Verdict) -> None:
+        """Carry a rollback verdict out. A lost heartbeat does not say why, so it blocks the version only when it comes again."""
         block = verdict.code != "HEARTBEAT_LOST" or self._count_attempt(trial) >= self._config.max_trial_attempts
         code, reason = verdict.code, verdict.message
         if code in ("HARD_LIMIT", "WORKER_LOST"):
             deadline = time.monotonic() + _NAMED_S
-            while not (told := self._told()[1]) and time.monotonic() < deadline:
+            while not (text := self._reported_error()[1]) and time.monotonic() < deadline:
                 self._ctx.wait(_GAP_S)
-            code, reason = self._loss()[0] if code == "WORKER_LOST" else code, told or reason
+            code, reason = self._loss()[0] if code == "WORKER_LOST" else code, text or reason
         self.roll_back(code, reason, block=block, at="NOW" if verdict.at_once else "")
 
     def _count_attempt(self, trial: TrialRecord) -> int:
@@ -289,29 +282,29 @@ class TrialRunner:
         """Say why another generation acts; None while the report that says so may still come."""
         if snapshot.boot_id != self._boot_id:
             return "POLICY_RESTARTED"
-        told = snapshot.last_swap_cause if snapshot.last_swap_stamp_s != self._old_report_s else ""
-        if told in ("LEASE_EXPIRED", "WORKER_LOST"):
-            return told
+        cause = snapshot.last_swap_cause if snapshot.last_swap_stamp_s != self._old_report_s else ""
+        if cause in ("LEASE_EXPIRED", "WORKER_LOST"):
+            return cause
         self._left_at = self._left_at or now
-        return None if not told and now - self._left_at < _REPORT_S else "SWAPPED_AWAY"
+        return None if not cause and now - self._left_at < _REPORT_S else "SWAPPED_AWAY"
 
-    def _told(self) -> tuple[str, str]:
-        """Return code and words of what policy_node says went wrong since this trial was asked for; empty if nothing."""
+    def _reported_error(self) -> tuple[str, str]:
+        """Return code and text of the last error that policy_node has reported since this trial began; empty if none."""
         snapshot = self._ctx.port.status()
         if snapshot is None or not snapshot.error_code or snapshot.error_heard_s < self._asked_at:
             return "", ""
         return snapshot.error_code, f"policy_node says {snapshot.error_code}: {snapshot.error_text}"
 
     def _loss(self) -> tuple[str, str]:
-        """Return the verdict on a version that has lost its worker, and in policy_node's words why, if it said so."""
-        code, told = self._told()
-        return "HARD_LIMIT" if code in _OF_THE_POLICY else "WORKER_LOST", told
+        """Return the verdict on a version that has lost its worker, and why, if policy_node has reported it."""
+        code, text = self._reported_error()
+        return "HARD_LIMIT" if code in _POLICY_ERRORS else "WORKER_LOST", text
 
     def _loaded_again(self, cause: str) -> None:
         """It acts as another generation: its worker was lost; or somebody else swapped, then the trial is entered anew."""
         if cause == "WORKER_LOST":
-            code, told = self._loss()
-            self.roll_back(code, told or "its worker was lost and had to be started again", block=True, at="NOW")
+            code, text = self._loss()
+            self.roll_back(code, text or "its worker was lost and had to be started again", block=True, at="NOW")
         else:
             self._enter_anew()
 
@@ -329,9 +322,9 @@ class TrialRunner:
             attempts = self._count_attempt(trial)
         block = cause == "WORKER_LOST" or attempts >= self._config.max_trial_attempts
         runs = snapshot.active_version or snapshot.active_digest[:12]
-        code, told = self._loss() if cause == "WORKER_LOST" else (cause, "")
+        code, text = self._loss() if cause == "WORKER_LOST" else (cause, "")
         what = {
-            "WORKER_LOST": f"{told or 'its worker was lost'}; policy_node went back to {runs}",
+            "WORKER_LOST": f"{text or 'its worker was lost'}; policy_node went back to {runs}",
             "LEASE_EXPIRED": f"ota_manager was silent for the lease of {self._config.trial_lease_s:g} s; {runs} acts",
             "POLICY_RESTARTED": f"policy_node was restarted in the trial, and {runs} acts",
         }.get(cause, f"somebody else let policy_node swap to {runs}")
@@ -373,7 +366,7 @@ class TrialRunner:
             return
         way = self._way_back = self._way_back or WayBack(self._ctx, committed, older=True, at=trial.at)
         result = way.take()
-        snapshot = self._ctx.policy()
+        snapshot = self._ctx.gate.policy()
         returned = snapshot is not None and snapshot.active_digest == committed.digest and not snapshot.on_trial
         if result.success or returned:
             target = way.ref if result.success else committed

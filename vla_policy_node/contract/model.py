@@ -108,12 +108,12 @@ class ChannelLimits:
         if unknown:
             raise ContractError("LIMITS_INVALID", f"{unknown[0]} is not a limit")
         if not all(isinstance(v, (int, float)) and v == v for v in other.values()):
-            raise ContractError("LIMITS_INVALID", "a limit is not a number")
+            raise ContractError("LIMITS_INVALID", "a limit must be a number")
         low, high = max(self.low, other.get("low", self.low)), min(self.high, other.get("high", self.high))
         rate, step = min(self.rate, other.get("rate", self.rate)), min(self.step, other.get("step", self.step))
         tolerance = min(self.tolerance, other.get("tolerance", self.tolerance))
         if not (low < high and rate > 0 and step > 0 and tolerance >= 0):
-            raise ContractError("LIMITS_INVALID", "the bundle's limits leave nothing of the contract's")
+            raise ContractError("LIMITS_INVALID", "no range is left within both the bundle's limits and the contract's")
         return ChannelLimits(low, high, rate, step, tolerance)
 
 
@@ -131,7 +131,6 @@ class Channel:
     start_tolerance: float  # the first command after a hold lies this near to the measured value
     rest_step: float  # a command that changes by less in a tick is at rest
     measured: tuple[str, int] | None  # (observation key, index) of the measured value; positions must have it
-    downstream_timeout_ms: float | None  # velocity and effort: the driver stops by itself without commands for so long
 
     @property
     def is_position(self) -> bool:

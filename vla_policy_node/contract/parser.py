@@ -164,7 +164,7 @@ def _actions(section: Section) -> tuple[tuple[Output, ...], list[tuple[float, fl
         select = _select(source)
         wrong = next((s for s in select if not OUTPUT_FIELDS[kind].fullmatch(s)), None)
         if wrong is not None:
-            text = f"{wrong!r} is none that a {kind} command can have; write {OUTPUT_SPELLINGS[kind]}"
+            text = f"{wrong!r} is not a field of a {kind} command; write {OUTPUT_SPELLINGS[kind]}"
             source.fail("CONTRACT_VALUE_INVALID", "select", text)
         if kind == "std_msgs/msg/Float64MultiArray" and sorted(select) != sorted(
             f"data.{i}" for i in range(len(select))
@@ -245,7 +245,6 @@ def _channel(
         start_tolerance=section.number("start_tolerance", 0.0, 1e9, default=limits.step),
         rest_step=section.number("rest_step", 0.0, 1e9),
         measured=None if measured is None else _find_measured(section, measured, observations),
-        downstream_timeout_ms=timeout,
     )
     section.done()
     return channel

@@ -21,10 +21,11 @@ import numpy.typing as npt
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.swap import UPDATE
 from vla_policy_node.errors import ControlError
+from vla_policy_node.holds import HOLD_REASONS
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.channel import Channel, ChannelClosedError, ChannelFullError
 from vla_policy_node.ipc.generation import GenerationHandle
-from vla_policy_node.ipc.layouts import HOLD_REASONS, MODES, control_status_layout
+from vla_policy_node.ipc.layouts import MODES, control_status_layout
 
 Event = dict[str, Any]
 
@@ -49,7 +50,6 @@ class ControlStatus:
     clamped: int  # ticks on which a limit shortened the command
     worst_late_ms: float
     histogram: tuple[int, ...]  # ticks by lateness, bins of LATENESS_BOUNDS_MS
-    queue_left: int  # actions left
     chunks: int  # taken over from the acting generation since it became active
     command: npt.NDArray[np.float64]  # last one published, NaN = none since the last stop
 
@@ -70,11 +70,10 @@ class ControlClient:
         *,
         sink: Mapping[str, Any],
         on_event: Callable[[Event], None],
-        python: str = sys.executable,
         fifo_priority: int | None = 20,
     ) -> None:
         self._contract, self._observation, self._sink = contract, observation, dict(sink)
-        self._on_event, self._python, self._fifo_priority = on_event, python, fifo_priority
+        self._on_event, self._fifo_priority = on_event, fifo_priority
         self._status: Arena | None = Arena.create(
             control_status_layout(len(contract.channels)), _STATUS_SLOTS, "vla_control_status"
         )
@@ -100,7 +99,7 @@ class ControlClient:
         path = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]))
         try:
             self._process = subprocess.Popen(
-                [self._python, "-m", "vla_policy_node.control.process", str(theirs.fileno())],
+                [sys.executable, "-m", "vla_policy_node.control.process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
@@ -108,7 +107,7 @@ class ControlClient:
             )
         except OSError as e:
             self.close()
-            raise ControlError("CONTROL_START_FAILED", f"{self._python}: {e}") from e
+            raise ControlError("CONTROL_START_FAILED", f"{sys.executable}: {e}") from e
         finally:
             theirs.close()
         self._reader = threading.Thread(target=self._read, name="control-events", daemon=True)
@@ -227,15 +226,9 @@ class ControlClient:
         """Lifecycle active or inactive. Answer: ENABLED, DISABLED or ENABLE_FAILED (COMMAND_TOPIC_TAKEN)."""
         self._send({"type": "enable", "enabled": enabled})
 
-    def hold(self, reason: str, latched: bool) -> None:
-        """Hold. Latched: until :meth:`resume`. Not latched: until :meth:`release` of the same reason."""
-        if reason not in HOLD_REASONS[1:]:
-            raise ControlError("HOLD_REASON_UNKNOWN", f"{reason!r} is not a hold reason")
-        self._send({"type": "hold", "reason": reason, "latched": latched})
-
-    def release(self, reason: str) -> None:
-        """End a hold that was asked for without latching."""
-        self._send({"type": "release", "reason": reason})
+    def set_episode_missing(self, missing: bool) -> None:
+        """Hold NO_EPISODE, or end that hold."""
+        self._send({"type": "episode_missing", "missing": missing})
 
     def resume(self) -> None:
         """End a latched hold. Answer: RESUME_ACCEPTED or RESUME_REFUSED."""
@@ -261,7 +254,6 @@ class ControlClient:
             clamped=int(r["clamped"]),
             worst_late_ms=int(r["worst_late_ns"]) / 1e6,
             histogram=tuple(int(n) for n in r["histogram"]),
-            queue_left=int(r["queue_left"]),
             chunks=int(r["chunks"]),
             command=r["command"],
         )
@@ -277,7 +269,7 @@ class ControlClient:
         except ChannelFullError as e:
             raise ControlError("CONTROL_UNRESPONSIVE", "the control process does not read its channel") from e
         except (ChannelClosedError, OSError) as e:
-            raise ControlError("CONTROL_LOST", "the control process has gone") from e
+            raise ControlError("CONTROL_LOST", "the control process has ended") from e
 
     def _read(self) -> None:
         assert self._channel is not None and self._process is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the robot was told last: the command, how fast it moves, whether it rests, what steps are usual."""
+"""The last command: its value, how fast it moves, whether it rests, what steps are usual."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_policy_node.contract.model import Channel
+from vla_policy_node.control.limits import Limiter
 
 Floats = npt.NDArray[np.float64]
 
@@ -24,11 +25,26 @@ class Commanded:
         self._at_ns = 0
         self._period_ns = period_ns
         self._rest_step = np.array([c.rest_step for c in channels])
+        self._start_tolerance = np.array([c.start_tolerance for c in channels])
+        self._positions = np.array([c.is_position for c in channels])
 
-    def start_from(self, state: Floats, now_ns: int) -> None:
-        """Let the next command start from a measured state; nothing was published."""
-        self.value = self._before = state
+    def all_known(self, measured: Floats) -> bool:
+        """Whether every position is measured (NaN = not known)."""
+        return bool(np.isfinite(measured[self._positions]).all())
+
+    def is_far(self, command: Floats, measured: Floats) -> bool:
+        """Whether a position lies further than ``start_tolerance`` from the measured one."""
+        return bool((self._positions & (np.abs(command - measured) > self._start_tolerance)).any())
+
+    def start_from(self, measured: Floats, limiter: Limiter, now_ns: int) -> bool:
+        """Let the next command start from the measured state, nothing was published; false if that lies outside the limits."""
+        state = np.where(np.isfinite(measured), measured, 0.0)  # a velocity or effort that is not known starts from 0
+        inside = np.minimum(np.maximum(state, limiter.low), limiter.high)
+        if self.is_far(inside, state):
+            return False
+        self.value = self._before = inside
         self._at_ns = now_ns - self._period_ns
+        return True
 
     def put(self, command: Floats, now_ns: int) -> None:
         """Remember a command that is published now. There must be one before, or a start."""

@@ -18,7 +18,6 @@ from vla_policy_node.control.swap import UPDATE, PendingSwap
 from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.ipc.arena import ArenaError
 from vla_policy_node.ipc.generation import GenerationHandle
-from vla_policy_node.ipc.layouts import HOLD_REASONS
 
 MAX_GENERATIONS = 16
 _MAX_TIMEOUT_S = 24 * 3600.0
@@ -37,8 +36,7 @@ class Commands:
             "activate": self._activate,
             "cancel_activation": self._cancel,
             "enable": self._enable,
-            "hold": self._hold,
-            "release": self._release,
+            "episode_missing": self._episode_missing,
             "resume": self._resume,
             "begin_span": lambda m: self._spans.begin(_text(m, "span_id")),
             "end_span": self._end_span,
@@ -75,7 +73,10 @@ class Commands:
         contract = self._contract
         fields = message["handle"]
         if fields["id"] in self._generations or len(self._generations) >= MAX_GENERATIONS:
-            raise ControlError("GENERATION_REFUSED", f"generation {fields['id']} is known, or {MAX_GENERATIONS} are")
+            raise ControlError(
+                "GENERATION_REFUSED",
+                f"generation {fields['id']} is known already, or there are {MAX_GENERATIONS} others",
+            )
         if fields["action_dim"] != len(contract.channels) or not 1 <= fields["execute"] <= fields["horizon"] <= 10_000:
             raise ControlError("GENERATION_REFUSED", "its action dimension or horizon does not fit")
         limits = [c.limits for c in contract.channels]
@@ -92,7 +93,7 @@ class Commands:
         loop = self._loop
         generation = self._known(message)
         if loop.pending is not None and loop.pending.generation is generation:
-            loop.fail_swap("GENERATION_LOST", "the new generation has gone")
+            loop.fail_swap("GENERATION_LOST", "the worker of the new generation has ended")
         if loop.active is generation:
             loop.active, loop.lost = None, True
             loop.latch("WORKER_LOST")
@@ -119,7 +120,7 @@ class Commands:
             loop.emit({**failed, "error_code": e.code, "message": e.message})
             return
         if loop.pending is not None:
-            loop.fail_swap("SUPERSEDED", "another generation is activated at once")
+            loop.fail_swap("SUPERSEDED", "another generation was activated at NOW")
         self._spans.begin(swap_id)
         asked_ns, now_ns = int(message["asked_ns"]), loop.now_ns
         episode = int(message.get("episode", loop.episode or 0))
@@ -175,16 +176,8 @@ class Commands:
         loop.begin()
         loop.emit({"type": "ENABLED"})
 
-    def _hold(self, message: dict[str, Any]) -> None:
-        reason = _reason(message)
-        if message["latched"]:
-            self._loop.latch(reason)
-        else:
-            self._loop.reasons.asked = reason
-
-    def _release(self, message: dict[str, Any]) -> None:
-        if self._loop.reasons.asked == _reason(message):
-            self._loop.reasons.asked = ""
+    def _episode_missing(self, message: dict[str, Any]) -> None:
+        self._loop.reasons.episode_missing = bool(message["missing"])
 
     def _resume(self, message: dict[str, Any]) -> None:
         loop = self._loop
@@ -203,10 +196,3 @@ def _text(message: dict[str, Any], key: str) -> str:
     if not isinstance(value, str) or len(value) > 256:
         raise ValueError(f"{key} must be a text")
     return value
-
-
-def _reason(message: dict[str, Any]) -> str:
-    reason = _text(message, "reason")
-    if reason not in HOLD_REASONS[1:]:
-        raise ControlError("HOLD_REASON_UNKNOWN", f"{reason!r} is not a hold reason")
-    return reason

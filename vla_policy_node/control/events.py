@@ -10,7 +10,7 @@
 | ``SWAPPED`` | ``swap_id, generation, previous, at, tick, latency_s, acted, seam_jump, seam_channel, typical_step``, counts |
 | ``SWAP_FAILED`` | ``swap_id, generation, error_code, message``: the old generation goes on |
 | ``SPAN`` | ``span_id`` and the counts: of a swap one second after it, of others when they end |
-| ``HOLD`` | ``reason`` (never NO_POLICY), ``latched, tick, message``; for LIMIT and NAN ``channel, value, limit, generation`` |
+| ``HOLD`` | ``reason`` (never NO_POLICY), ``latched, tick, generation, message``; if known ``channel, value, limit`` |
 | ``RESUMED`` | ``reason, held_s, tick, generation``: the first action after a hold went out |
 | ``RESUME_ACCEPTED``, ``RESUME_REFUSED`` | ``reason``; ``error_code, message`` |
 | ``MOTION_DISABLED``, ``MOTION_ENABLED`` | ``tick`` |

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vla_policy_node.control.limits import Limiter
+from vla_policy_node.control.limits import Limiter, Violation
 from vla_policy_node.control.queue import Chunk
 from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.ipc.layouts import CHUNK_ERRORS
@@ -30,7 +30,7 @@ class Answer:
 
     chunk: Chunk | None
     error: str
-    channel: int | None = None  # NAN: the first channel that is not finite, if it is known
+    violation: Violation | None = None  # NAN: of the first channel that is not finite, if it is known
 
 
 class Generation:
@@ -122,7 +122,9 @@ class Generation:
             actions += self._base
         bad = np.flatnonzero(~np.isfinite(actions).all(axis=0))
         if bad.size:
-            return Answer(None, "NAN", int(bad[0]))
+            channel = int(bad[0])
+            text = f"the chunk holds NaN or infinity: {self.limiter.names[channel]}"
+            return Answer(None, "NAN", Violation("NAN", channel, math.nan, math.nan, text))
         verdicts = self.limiter.judge(actions)
         return Answer(Chunk(self.id, int(record["tick"]), self.execute, actions, verdicts, asked_ns), "")
 

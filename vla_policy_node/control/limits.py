@@ -25,7 +25,7 @@ class Violation:
     """What broke which bound."""
 
     reason: str  # NAN or LIMIT
-    channel: int | None  # None = not known
+    channel: int
     value: float
     limit: float  # NaN = there is none
     message: str

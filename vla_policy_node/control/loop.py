@@ -9,7 +9,6 @@ starts from the measured state; an action has one generation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +25,11 @@ from vla_policy_node.control.limits import OK, Limiter, Violation
 from vla_policy_node.control.queue import Action, Chunk, ChunkQueue
 from vla_policy_node.control.reasons import Reasons
 from vla_policy_node.control.swap import WAYS_BACK, PendingSwap
+from vla_policy_node.holds import HOLDS, Latch
 
 Floats = npt.NDArray[np.float64]
 
-_RETRY_TICKS = 5  # after a worker said that it has no fresh observation
-_PASSING = ("STARVED", "OBSERVATION_STALE", "OUTSIDE_LIMITS")  # such a hold ends with its cause, unless it lasts
+_RETRY_TICKS = 5  # before a worker that had no fresh observation is asked again
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,6 @@ class ControlLoop:
         self.episode: int | None = None
 
         self._max_age_ns = int(contract.observation_max_age_s * 1e9)
-        self._positions = np.array([c.is_position for c in contract.channels])
-        self._start_tolerance = np.array([c.start_tolerance for c in contract.channels])
         self._measured = np.full(len(contract.channels), np.nan)  # newest, NaN = not known
         self._hold_timeout_ns = int(min(c.hold_timeout_s for c in contract.channels) * 1e9)
         self._last_target: Floats | None = None  # of the policy's stream; None = it starts anew
@@ -218,22 +215,18 @@ class ControlLoop:
     def _is_near(self, look: Look) -> bool:
         """Bring the command to the measured state; ``False`` while it is not there or cannot get there."""
         measured = look.measured
-        known = np.isfinite(measured)
-        if abs(self.now_ns - look.measured_ns) > self._max_age_ns or not known[self._positions].all():
+        known = self.commanded.all_known(measured)
+        if abs(self.now_ns - look.measured_ns) > self._max_age_ns or not known:
             self._wait("OBSERVATION_STALE")
             return False
         if self.command is None:
-            start = np.where(known, measured, 0.0)
-            inside = np.minimum(np.maximum(start, self.limiter.low), self.limiter.high)
-            if (self._positions & (np.abs(inside - start) > self._start_tolerance)).any():
+            inside = self.commanded.start_from(measured, self.limiter, self.now_ns)
+            if not inside:
                 self._wait("OUTSIDE_LIMITS")
-                return False
-            self.commanded.start_from(inside, self.now_ns)
-            return True
+            return inside
         if self._converging:
             return self._stop is None or self._stop.arrived
-        far = self._positions & (np.abs(self.command - np.where(known, measured, 0.0)) > self._start_tolerance)
-        if far.any() and self._stop is not None:
+        if self.commanded.is_far(self.command, measured) and self._stop is not None:
             self._stop.go_to(measured)  # once: a joint that sags under its load would be chased down otherwise
             self._converging = True
             return False
@@ -241,7 +234,11 @@ class ControlLoop:
 
     def _wait(self, cause: str) -> None:
         self.hold(cause)
-        self._not_before_ns = self.now_ns + _RETRY_TICKS * self.period_ns
+        self._not_before_ns = self._retry_ns
+
+    @property
+    def _retry_ns(self) -> int:
+        return self.now_ns + _RETRY_TICKS * self.period_ns
 
     def _is_outdated(self, chunk: Chunk) -> bool:
         """Drop a chunk whose time has passed, on the plan clock or on the wall."""
@@ -265,13 +262,13 @@ class ControlLoop:
     # -- hold ------------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """The node was activated: whatever was before, nothing moves until somebody says resume (or the contract does)."""
+        """The node was activated: nothing moves until a resume, by a person or by the contract."""
         self.enabled = True
         self._hold_ns = self.now_ns
         self.latch("STARTUP")
 
     def latch(self, reason: str, violation: Violation | None = None, *, text: str = "") -> None:
-        """Hold until resume. ``text``: what to say of it, if there is no violation that says it."""
+        """Hold until resume. ``text``: the message, if no violation has one."""
         self._note_latch(reason, violation, text)
         self.hold(self.reasons.cause or "STARTUP")
 
@@ -293,6 +290,9 @@ class ControlLoop:
     def forget_plans(self) -> None:
         """Flush the queue and refuse what is being computed: the next chunk comes from a new observation."""
         self.queue.flush()
+        self._refuse_answers()
+
+    def _refuse_answers(self) -> None:
         self._reset = True
         if self.active is not None:
             self.active.forget()
@@ -318,9 +318,10 @@ class ControlLoop:
         return command
 
     def _give_up_waiting(self) -> None:
-        """Latch a hold that lasts longer than ``hold_timeout_s``: nobody expects the robot to move by itself after that."""
+        """Latch a hold that lasts longer than ``hold_timeout_s``: people do not expect the robot to move by itself after that."""
         reason = self.reasons.reason
-        if self.running or self.contract.auto_resume or self.reasons.blocked or reason not in _PASSING:
+        may_pass = not self.running and not self.reasons.blocked and HOLDS[reason].latch is Latch.IF_IT_LASTS
+        if not may_pass or self.contract.auto_resume:
             self._waiting_ns = None
         elif self._waiting_ns is None:
             self._waiting_ns = self.now_ns
@@ -365,13 +366,8 @@ class ControlLoop:
         self.emit({"type": "EPISODE", "episode": episode, "tick": self.tick_number})
         if first:
             return
-        self._reset = True
         self.queue.waiting = None
-        if self.active is not None:
-            self.active.forget()
-        if self.pending is not None:
-            self.pending.generation.forget()
-            self.pending.chunk = None
+        self._refuse_answers()
         # The old plan serves until the first chunk of the new episode is there, which is the new generation's if one waits.
         self.queue.at_once = self.pending is None or self.pending.at != "EPISODE"
 
@@ -385,13 +381,9 @@ class ControlLoop:
             self.queue.offer(answer.chunk)
         elif answer.error == "OBSERVATION_STALE":
             self._worker_is_blind = True
-            self._not_before_ns = self.now_ns + _RETRY_TICKS * self.period_ns
-        elif answer.error == "NAN":
-            which = "" if answer.channel is None else f": {self.contract.channels[answer.channel].name}"
-            text = f"the chunk holds NaN or infinity{which}"
-            self.latch("NAN", Violation("NAN", answer.channel, math.nan, math.nan, text))
+            self._not_before_ns = self._retry_ns
         else:
-            self.latch("POLICY_FAILED")
+            self.latch("NAN" if answer.error == "NAN" else "POLICY_FAILED", answer.violation)
 
     def _ask(self, look: Look, plan: int) -> None:
         """Ask for the next chunk when it is time; while a swap is pending both generations."""
@@ -423,21 +415,9 @@ class ControlLoop:
         if swap.at == "NOW" and (self.reasons.blocked or self._cause(look) or self._is_stuck):
             self.swap_at_standstill(swap)
             return
-        answer = swap.generation.poll(self.now_ns)
-        came = None if answer is None else answer.chunk
-        if fault := swap.fault_of_outdated() or (came is not None and swap.fault(came, 0)):  # in time to act, or not
+        if fault := swap.collect(self.now_ns, self.queue.plan, self._retry_ns):
             self.fail_swap(*fault)
-            return
-        if came is not None:
-            swap.chunk = came
-        elif answer is not None and answer.error == "OBSERVATION_STALE":
-            swap.not_before_ns = self.now_ns + _RETRY_TICKS * self.period_ns
-        elif answer is not None:
-            self.fail_swap(answer.error, "the new generation's first chunk could not be used")
-            return
-        if swap.chunk is not None and not swap.chunk.has(self.queue.plan):
-            swap.chunk = None
-        if self.now_ns > swap.deadline_ns:
+        elif self.now_ns > swap.deadline_ns:
             state = f"holding: {self.reasons.reason}" if not self.running else "no boundary with its chunk ready"
             self.fail_swap("SWAP_TIMEOUT", f"the new generation did not act in time ({state})")
 

@@ -16,9 +16,10 @@ from vla_policy_node.control.loop import ControlLoop, Look
 from vla_policy_node.control.schedule import Schedule
 from vla_policy_node.control.sinks import CommandSink
 from vla_policy_node.control.swap import seam, swapped_event
+from vla_policy_node.holds import HOLD_REASONS
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.channel import Channel, ChannelClosedError
-from vla_policy_node.ipc.layouts import HOLD_REASONS, MODES
+from vla_policy_node.ipc.layouts import MODES
 
 _LOOKED_AT = ("stamp_ns", "valid", "measured", "measured_ns", "motion_ns", "episode")
 _MESSAGES_A_TICK = 8
@@ -49,7 +50,7 @@ class Runner:
         self._stopping = True
 
     def run(self) -> None:
-        """Tick until told to stop. Raises ChannelClosedError when the node has gone."""
+        """Tick until it is stopped. Raises ChannelClosedError when the node has gone."""
         period_ns = self._loop.period_ns
         schedule = Schedule(period_ns, time.monotonic_ns() + period_ns)
         while True:
@@ -85,7 +86,7 @@ class Runner:
             self._look_around()
 
     def _look_around(self) -> None:
-        """Stop if somebody else commands the robot; done after the command is out."""
+        """Stop if another node commands the robot; done after the command is out."""
         text = self._sink.intruder() if self._loop.enabled else ""
         if text:
             self._loop.latch("COMMAND_TOPIC_TAKEN", text=text)
@@ -134,7 +135,6 @@ class Runner:
             "clamped": counters.clamped,
             "worst_late_ns": counters.worst_late_ns,
             "histogram": counters.histogram,
-            "queue_left": loop.queue.left,
             "command": self._nowhere if loop.command is None else loop.command,
             "chunks": loop.chunks,
         }

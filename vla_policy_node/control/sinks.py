@@ -28,10 +28,10 @@ class CommandSink(Protocol):
         """Send a command, float64 ``[C]`` in the contract's units."""
 
     def check(self) -> None:
-        """Raise PolicyNodeError COMMAND_TOPIC_TAKEN if somebody else commands the robot. Called while inactive; may wait."""
+        """Raise PolicyNodeError COMMAND_TOPIC_TAKEN if another node commands the robot. Called while inactive; may wait."""
 
     def intruder(self) -> str:
-        """Say who else commands the robot, as far as is known now; empty = nobody. Does not wait."""
+        """Return which other node commands the robot, as far as is known now; empty = none. Does not wait."""
 
     def close(self) -> None:
         """Publish nothing from now on."""

@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float64]
 UPDATE = "UPDATE"
 WAYS_BACK = ("ROLLBACK", "LEASE_EXPIRED", "WORKER_LOST")
 """Causes of a swap to what acted before, or in place of what was lost; the only other one is UPDATE."""
+_UNUSABLE = "the new generation's first chunk could not be used"
 
 
 @dataclass
@@ -55,13 +56,33 @@ class PendingSwap:
         violation = self.generation.limiter.explain(chunk.actions[at], chunk.actions[at - 1] if at else None)
         return REASONS[int(chunk.verdicts[at])], f"the new generation's first chunk: {violation.message}"
 
-    def fault_of_outdated(self) -> tuple[str, str] | None:
-        """Return the same of a chunk that came too late to act: a slow machine must not hide what the policy wants."""
+    def collect(self, now_ns: int, plan: int, retry_ns: int) -> tuple[str, str] | None:
+        """Take in the new generation's answer, in time to act or not; return error code and text if it cannot be used.
+
+        ``retry_ns``: when it is asked again if its worker has no fresh observation.
+        """
+        answer = self.generation.poll(now_ns)
+        if fault := self._fault_of_outdated():
+            return fault
+        if answer is not None and answer.chunk is not None:
+            self.chunk = answer.chunk
+            if fault := self.fault(answer.chunk, 0):
+                return fault
+        elif answer is not None and answer.error == "OBSERVATION_STALE":
+            self.not_before_ns = retry_ns
+        elif answer is not None:
+            return answer.error, _UNUSABLE
+        if self.chunk is not None and not self.chunk.has(plan):
+            self.chunk = None
+        return None
+
+    def _fault_of_outdated(self) -> tuple[str, str] | None:
+        """Judge a chunk that came too late to act: a slow machine must not hide what the policy wants."""
         answer, self.generation.outdated = self.generation.outdated, None
         if answer is None or answer.error == "OBSERVATION_STALE":
             return None
         if answer.chunk is None:
-            return answer.error, "the new generation's first chunk could not be used"
+            return answer.error, _UNUSABLE
         return self.fault(answer.chunk, 0)
 
 

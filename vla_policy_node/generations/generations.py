@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepare a bundle beside the running one and make it the acting one: weights, processors and statistics change together.
 
-The order of every change is: the control process switches, tells so, and only then do active and standby change here. A swap
+The order of every change is: the control process switches, reports it, and only then do active and standby change here. A swap
 that does not happen leaves everything as it was. Locks: ``_preparing`` and ``_swapping`` are each held by one caller through
 a whole preparation or swap; ``_lock`` for moments only, by anybody, and never while something is waited for.
 """
@@ -26,10 +26,9 @@ from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.generations.lease import TrialLease
 from vla_policy_node.generations.residents import Resident, Residents
 from vla_policy_node.generations.swapping import ROLLBACK, WORKER_LOST, Pending, Report, SwapError, SwapRequest
-from vla_policy_node.worker.api import PrepareError
+from vla_policy_node.worker.api import MAX_GENERATIONS, PrepareError
 from vla_policy_node.worker.pool import Progress, WorkerPool
 
-CAPACITY = 2  # generations in memory: the active one and one more
 AFTER_SWAP_S = 1.0  # a report's span ends this long after the swap
 _ANSWER_S = 2.0  # the control process gives up on a boundary by itself; wait this much longer for its answer
 _POLL_S = 0.05
@@ -71,7 +70,7 @@ class Generations:
         self._last_active: Resident | None = None  # also after it was lost, for the report
 
     def close(self) -> None:
-        """Nothing is activated any more; whoever waits for a swap is told CLOSED."""
+        """Nothing is activated any more; pending swaps fail with CLOSED."""
         with self._lock:
             self._closed = True
         self._fail_all("CLOSED", "the node is shutting down")
@@ -84,7 +83,7 @@ class Generations:
 
     def control_lost(self) -> None:
         """The control process has gone: no swap can happen any more."""
-        self._fail_all("CONTROL_LOST", "the control process has gone")
+        self._fail_all("CONTROL_LOST", "the control process has ended")
 
     def _fail_all(self, code: str, message: str) -> None:
         with self._lock:
@@ -183,7 +182,7 @@ class Generations:
     def _make_room(self) -> None:
         """Let go of what was prepared before or stands by, unless a trial or a pending swap needs it."""
         with self._lock:
-            leaving = self.residents.in_the_way(CAPACITY)
+            leaving = self.residents.in_the_way(MAX_GENERATIONS)
             if self.lease is not None and self.residents.standby in leaving:
                 raise SwapError("TRIAL_RUNNING", "the standby is what the running trial falls back to")
             if any(pending.target in leaving for pending in self._asked.values()):
@@ -439,7 +438,7 @@ class Generations:
         self._on_change()
 
     def due_lease(self) -> TrialLease | None:
-        """Return the lease when it has run out and somebody has to go back (see :meth:`TrialLease.is_due`)."""
+        """Return the lease when it has run out and the node has to go back (see :meth:`TrialLease.is_due`)."""
         with self._lock:
             return self.lease if self.lease is not None and self.lease.is_due(time.monotonic()) else None
 
@@ -457,9 +456,9 @@ class Generations:
     # -- loss ------------------------------------------------------------------------------------------------------
 
     def lost(self, generation: int, why: str) -> Resident | None:
-        """A worker has gone. Returns its generation, ``None`` if it was not ours; tells ``on_active_lost`` if it acted.
+        """A worker has gone. Returns its generation, ``None`` if it was not ours; calls ``on_active_lost`` if it acted.
 
-        ``why``: ``CODE: text``, for whoever asks for that bundle again.
+        ``why``: ``CODE: text``, for the next request for that bundle.
         """
         with self._lock:
             resident = self.residents.by_id(generation)

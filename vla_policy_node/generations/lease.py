@@ -31,7 +31,7 @@ class TrialLease:
         return now_s - self.renewed_s > self.lease_s
 
     def is_due(self, now_s: float) -> bool:
-        """Whether somebody has to go back now: true once, and again at the time given to :meth:`try_again`."""
+        """Whether the node has to go back now: true once, and again at the time given to :meth:`try_again`."""
         if not self.expired(now_s) or now_s < self._next_try_s:
             return False
         self._next_try_s = math.inf

@@ -19,12 +19,13 @@ from pathlib import Path
 from vla_checkpoint.errors import CheckpointError
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.control.swap import UPDATE
-from vla_policy_node.errors import PolicyNodeError
+from vla_policy_node.errors import UNCLEAR, PolicyNodeError, fault_of
 from vla_policy_node.generations.generations import Generations
 from vla_policy_node.generations.lease import TrialLease
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import LEASE_EXPIRED, WORKER_LOST
 from vla_policy_node.worker.api import PrepareError
+from vla_ros.fault import Fault
 
 LOG = logging.getLogger("vla_policy_node")
 
@@ -33,15 +34,6 @@ EXPECTED_ERRORS = (PolicyNodeError, PrepareError, CheckpointError)
 _POLL_S = 0.05
 _RETRY_S = 1.0  # a lease's way back that could not be taken
 _START_WAITS_S = (1.0, 3.0, 10.0)  # before the first load is tried again
-_PASSING = (
-    "OUT_OF_MEMORY",
-    "WORKER_START_FAILED",
-    "WORKER_DIED",
-    "LOAD_TIMEOUT",
-    "NO_FREE_SLOT",
-    "CONTROL_UNRESPONSIVE",
-)
-"""What is wrong with the machine rather than with the bundle, and may be right again soon."""
 
 
 class Recovery:
@@ -85,7 +77,7 @@ class Recovery:
                         return
                     except EXPECTED_ERRORS as e:
                         code = getattr(e, "code", "")
-                        if wait_s is None or code not in _PASSING:
+                        if wait_s is None or (fault_of(code) is not Fault.ROBOT and code not in UNCLEAR):
                             raise
                         self._report_error(code, f"{e}; trying again in {wait_s:g} s")
                     if self._closing.wait(wait_s) or self._generations.residents.active is not None:

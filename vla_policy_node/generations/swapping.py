@@ -20,14 +20,7 @@ REQUEST_CAUSES = (UPDATE, ROLLBACK)
 
 
 class SwapError(PolicyNodeError):
-    """A generation was not activated; the one that acted goes on.
-
-    Codes: EMPTY_REQUEST, SWAP_BOUNDARY_UNKNOWN, CAUSE_UNKNOWN, EXPECTATION_FAILED, NOT_PREPARED, MOTION_DISABLED,
-    SWAP_IN_PROGRESS, PREPARE_IN_PROGRESS, TRIAL_RUNNING, BUNDLE_PATH_INVALID, BUNDLE_OUTSIDE_ROOTS, DIGEST_BUNDLE,
-    GENERATION_LOST and WORKER_LOST (its worker ended before it acted, or as it did), CONTROL_LOST, CONTROL_UNRESPONSIVE, CLOSED,
-    or the control process's own (SWAP_TIMEOUT, SEAM_JUMP, LIMIT, NAN, POLICY_FAILED, INACTIVE, SUPERSEDED; CANCELLED: a change
-    that the node made by itself came first).
-    """
+    """A generation was not activated; the one that acted goes on. Codes: docs/errors.md, Swaps."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class SwapRequest:
 class Report:
     """What one swap cost; see ``msg/SwapReport.msg``. ``acted_s``: monotonic time of the first action [s].
 
-    ``warm``: nothing was loaded for it. A preparation is told once, in the report of the swap that follows it.
+    ``warm``: nothing was loaded for it. A preparation is reported once, in the report of the swap that follows it.
     """
 
     acted_s: float = 0.0
@@ -118,7 +111,7 @@ class Pending:
         return self.cause != UPDATE and self.at in ("CHUNK", "REST")
 
     def fail(self, code: str, message: str) -> None:
-        """It will not happen: whoever waits is told."""
+        """It will not happen: its caller gets this error."""
         self.error = SwapError(code, message)
         self.done.set()
 

@@ -61,7 +61,7 @@ class Channel:
         except BlockingIOError as e:
             raise ChannelFullError("the other process does not read its channel") from e
         except OSError as e:
-            raise ChannelClosedError("the other process has gone") from e
+            raise ChannelClosedError("the other process has ended") from e
 
     def receive(self, timeout_s: float | None = 0.0) -> tuple[dict[str, Any], list[int]] | None:
         """Return the next message and its descriptors, ``None`` after ``timeout_s`` (``None`` = wait for ever).
@@ -76,12 +76,12 @@ class Channel:
         except (BlockingIOError, TimeoutError):
             return None
         except OSError as e:
-            raise ChannelClosedError("the other process has gone") from e
+            raise ChannelClosedError("the other process has ended") from e
         finally:
             if self.socket.fileno() >= 0:
                 self.socket.settimeout(None)
         if not data:
-            raise ChannelClosedError("the other process has gone")
+            raise ChannelClosedError("the other process has ended")
         fds: list[int] = []
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

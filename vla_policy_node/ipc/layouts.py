@@ -71,7 +71,7 @@ def control_status_layout(channels: int) -> Layout:
             Field("stamp_ns", "int64"),
             Field("mode", "uint8"),  # index of MODES
             Field("latched", "uint8"),
-            Field("hold_reason", "uint8"),  # index of HOLD_REASONS
+            Field("hold_reason", "uint8"),  # index of vla_policy_node.holds.HOLD_REASONS
             Field("generation", "uint64"),  # of the last action taken, 0 = none
             Field("ticks", "uint64"),
             Field("missed", "uint64"),
@@ -79,7 +79,6 @@ def control_status_layout(channels: int) -> Layout:
             Field("clamped", "uint64"),  # ticks on which a limit shortened the command
             Field("worst_late_ns", "int64"),
             Field("histogram", "uint64", (len(LATENESS_BOUNDS_MS) + 1,)),
-            Field("queue_left", "uint32"),  # actions left
             Field("command", "float64", (channels,)),  # last one published, NaN = none
             Field("chunks", "uint64"),  # chunks taken over from the acting generation since it became active
         ]
@@ -87,19 +86,3 @@ def control_status_layout(channels: int) -> Layout:
 
 
 MODES = ("INACTIVE", "RUNNING", "HOLDING", "MOTION_DISABLED")
-HOLD_REASONS = (
-    "",
-    "NO_POLICY",  # nothing is loaded
-    "STARTUP",  # after every activation until resume, and before the first action
-    "STARVED",  # the queue ran dry
-    "OBSERVATION_STALE",  # a feature is missing or too old
-    "LIMIT",  # an action broke a hard limit
-    "NAN",  # an action was not finite
-    "WORKER_LOST",  # the active worker died or hung
-    "MOTION_REENABLED",  # motion_enabled came back; resume is needed
-    "OPERATOR",  # asked for
-    "NO_EPISODE",  # require_episode is set and none is open
-    "POLICY_FAILED",  # the policy raised, or its chunk had the wrong shape
-    "COMMAND_TOPIC_TAKEN",  # another node publishes commands: ours are no longer published
-    "OUTSIDE_LIMITS",  # the robot stands outside its limits: it has to be moved by hand
-)

@@ -16,7 +16,6 @@ import rclpy
 from geometry_msgs.msg import Twist, TwistStamped
 from rclpy.context import Context
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
@@ -25,6 +24,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from vla_policy_node.contract.model import Contract, Output
 from vla_policy_node.control.lock import TopicLock
 from vla_policy_node.errors import ControlError
+from vla_ros import qos
 
 Floats = npt.NDArray[np.float64]
 
@@ -79,7 +79,7 @@ class RosSink:
             output.publish(values)
 
     def intruder(self) -> str:
-        """Say who else published a command topic when it was last looked at; empty = nobody that is known."""
+        """Return which other node published a command topic at the last look at the graph; empty = none."""
         return self._intruder
 
     def _watch_graph(self) -> None:
@@ -119,15 +119,12 @@ class _Output:
     """One publisher and its message, which is filled anew for each command."""
 
     def __init__(self, node: Node, output: Output, topic: str, period_s: float) -> None:
-        qos = QoSProfile(
-            depth=output.qos.depth,
-            reliability=ReliabilityPolicy[output.qos.reliability.upper()],
-            durability=DurabilityPolicy[output.qos.durability.upper()],
-        )
         self._node, self._output, self._period_s = node, output, period_s
         self._part = slice(output.start, output.stop)
         kind, self._fill = self._message(output.type)
-        self._publisher = node.create_publisher(type(kind), topic, qos)
+        self._publisher = node.create_publisher(
+            type(kind), topic, qos.profile(output.qos.reliability, output.qos.durability, output.qos.depth)
+        )
         self._topic = self._publisher.topic_name
         self._kind = kind
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from vla_policy_node.engine import PolicyEngine
+from vla_policy_node.holds import explain
 from vla_ros.diagnostics import ERROR, OK, WARN, Report
 
 
@@ -24,7 +25,7 @@ def loop(engine: PolicyEngine | None, refusal: tuple[str, str]) -> Report:
         "worst lateness [ms]": f"{status.worst_late_ms:.2f}",
     }
     if status.mode == "HOLDING":
-        return Report(WARN, f"holding: {status.hold_reason}" + (" (until resume)" if status.latched else ""), values)
+        return Report(WARN, f"holding: {explain(status.hold_reason, latched=status.latched)}", values)
     return Report(OK, status.mode.lower().replace("_", " "), values)
 
 

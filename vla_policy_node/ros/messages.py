@@ -11,6 +11,7 @@ from vla_policy_node.engine import Score, Snapshot
 from vla_policy_node.episodes import Outcome
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import Report
+from vla_policy_node.holds import explain
 
 _STATES = {
     "INACTIVE": PolicyStatus.STATE_INACTIVE,
@@ -117,6 +118,8 @@ def _fill_control(message: PolicyStatus, value: Snapshot) -> None:
         message.holding = loop.mode == "HOLDING"
         message.hold_latched = loop.latched
         message.hold_reason = loop.hold_reason if message.holding else ""
+        if message.holding and not message.message:
+            message.message = explain(loop.hold_reason, latched=loop.latched)
     if loop is not None:
         message.ticks, message.missed_ticks, message.starved_ticks = loop.ticks, loop.missed, loop.starved
         message.worst_late_ms = loop.worst_late_ms

@@ -17,7 +17,7 @@ from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 from vla_ota.action import PrepareModel, RunPolicy
@@ -27,12 +27,13 @@ from vla_ota.srv import EndEpisode, StartEpisode, SwapModel
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract.model import Contract, Source, load_contract
 from vla_policy_node.engine import PolicyEngine, Score
-from vla_policy_node.episodes import Episode, EpisodeError, Outcome
-from vla_policy_node.errors import ControlError, ObservationError, PolicyNodeError, duration
+from vla_policy_node.episodes import Episode, Outcome
+from vla_policy_node.errors import ControlError, ObservationError, PolicyNodeError, fault_of
 from vla_policy_node.generations.recovery import EXPECTED_ERRORS
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import Report, SwapRequest
 from vla_policy_node.ros import diagnostics, messages
+from vla_policy_node.ros.run_policy import require, run_policy
 from vla_ros import qos
 from vla_ros.diagnostics import Diagnostics
 from vla_ros.interfaces import message_class
@@ -46,11 +47,9 @@ from vla_ros.stamps import ago
 LOG = logging.getLogger("vla_policy_node")
 
 _STATUS_POLL_S = 0.05
-_RUN_POLL_S = 0.1
 _START_WAIT_S, _START_WAIT_MAX_S = 0.5, 30.0  # before autostart is tried again; doubled each time
 _PASSING = ("COMMAND_TOPIC_LOCKED", "COMMAND_TOPIC_TAKEN", "CONTROL_START_TIMEOUT")
 """Why a node may not start now and may later: above all, its predecessor is still dying."""
-_INACTIVE = ("INACTIVE", "the node is not active: nothing is commanded, so the policy cannot run")
 
 
 class PolicyNode(LifecycleNode):
@@ -204,9 +203,7 @@ class PolicyNode(LifecycleNode):
         return engine.contract.robot_type if engine is not None else ""
 
     def _require_engine(self) -> PolicyEngine:
-        if self._engine is None:
-            raise ControlError("NOT_CONFIGURED", "the node is not configured")
-        return self._engine
+        return require(self._engine)
 
     def _sink(self, contract: Contract) -> dict[str, Any]:
         topics = {output.topic: self.resolve_topic_name(output.topic) for output in contract.outputs}
@@ -266,16 +263,11 @@ class PolicyNode(LifecycleNode):
         return self.create_publisher(kind, topic, profile, event_callbacks=self.diagnostics.publisher_events(topic))
 
     def _subscribe(self, source: Source, callback: Callable[[Any], None]) -> Any:
-        profile = QoSProfile(
-            depth=source.qos.depth,
-            reliability=ReliabilityPolicy[source.qos.reliability.upper()],
-            durability=DurabilityPolicy[source.qos.durability.upper()],
-        )
         return self.create_subscription(
             message_class(source.type),
             source.topic,
             callback,
-            profile,
+            qos.profile(source.qos.reliability, source.qos.durability, source.qos.depth),
             callback_group=self._sensors,
             event_callbacks=self.diagnostics.subscription_events(source.topic),
         )
@@ -327,6 +319,7 @@ class PolicyNode(LifecycleNode):
                 response.report = self._report_message(report)
         except EXPECTED_ERRORS as e:
             response.error_code, response.message = _code_of(e), str(e)
+            response.fault = fault_of(response.error_code)
             self._swaps_refused.say(f"swap refused: {response.error_code}: {e}")
         active = self._engine.snapshot().active if self._engine is not None else None
         if active is not None:
@@ -393,71 +386,13 @@ class PolicyNode(LifecycleNode):
             goal.succeed()
         except EXPECTED_ERRORS as e:
             result.error_code, result.message = _code_of(e), str(e)
+            result.fault = fault_of(result.error_code)
             self._preparations_refused.say(f"not prepared: {result.error_code}: {e}")
             goal.canceled() if goal.is_cancel_requested else goal.abort()
         return result
 
     def _run_policy(self, goal: ServerGoalHandle) -> RunPolicy.Result:
-        result = RunPolicy.Result()
-        try:
-            engine = self._require_engine()
-            duration("max_duration_s", goal.request.max_duration_s, 0.0)
-            if not engine.enabled:
-                raise ControlError(*_INACTIVE)
-            episode = self._open_episode(
-                engine, goal.request.episode_id, goal.request.instruction, goal.request.max_duration_s
-            )
-        except PolicyNodeError as e:
-            result.error_code, result.message = e.code, str(e)
-            goal.abort()
-            return result
-        name = episode.episode_id
-        while (snapshot := engine.snapshot()).episode_id == name and self._engine is engine:
-            if goal.is_cancel_requested:
-                self._end_quietly(engine, name, intervention=True)
-                break
-            if not engine.enabled:
-                self._end_quietly(engine, name, known=False)
-                break
-            active = snapshot.active
-            goal.publish_feedback(
-                RunPolicy.Feedback(
-                    elapsed_s=time.monotonic() - episode.started_s,
-                    version=active.version if active else "",
-                    holding=snapshot.control is None or snapshot.control.mode != "RUNNING",
-                )
-            )
-            time.sleep(_RUN_POLL_S)
-        return self._finish_run(goal, result, name, ended_by_node=not engine.enabled or self._engine is not engine)
-
-    @staticmethod
-    def _end_quietly(engine: PolicyEngine, name: str, **how: bool) -> None:
-        try:
-            engine.end_episode(name, success=False, **how)
-        except EpisodeError:
-            return  # somebody ended it this moment: that outcome stands
-
-    def _finish_run(
-        self, goal: ServerGoalHandle, result: RunPolicy.Result, name: str, *, ended_by_node: bool
-    ) -> RunPolicy.Result:
-        outcome = self._outcomes.get(name)
-        if outcome is not None:
-            result.outcome, result.success = outcome, outcome.success
-        if goal.is_cancel_requested:
-            how = "ended before that"
-            if outcome is not None and outcome.intervention and not outcome.success:
-                how = "ended as a failure by intervention"
-            result.error_code, result.message = "CANCELLED", f"cancelled: the episode {how}"
-            goal.canceled()
-        elif ended_by_node and not (outcome is not None and outcome.known):
-            result.error_code, result.message = _INACTIVE
-            goal.abort()
-        elif outcome is None or not outcome.known:
-            result.error_code, result.message = "EPISODE_TIMEOUT", "nobody said how the episode ended"
-            goal.abort()
-        else:
-            goal.succeed()
-        return result
+        return run_policy(goal, lambda: self._engine, self._open_episode, self._outcomes.get)
 
     # -- what the engine tells (Listener) --------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.policies.base import Policy
 from vla_policy_node.worker import loading
 from vla_policy_node.worker.golden import replay
-from vla_policy_node.worker.inference import FEATURE, ChunkError, InferenceLoop, infer, reset
+from vla_policy_node.worker.inference import FEATURE, WARM_UP_INFERENCES, ChunkError, InferenceLoop, infer, reset
 
 _PR_SET_PDEATHSIG = 1
 _REPORT_PERIOD_S = 1.0
@@ -121,7 +121,7 @@ class Worker:
             loaded.set_exception(_caused(WorkerError("LOAD_FAILED", f"{type(e).__name__}: {e}"), e))
 
     def _import_ahead(self, begin: dict[str, Any]) -> None:
-        """Import what the next policy probably needs; what cannot be imported is said, and left to the load to complain of."""
+        """Import what the next policy probably needs; what cannot be imported is logged, and fails the load if it is needed."""
         for name in begin["imports"]:
             try:
                 importlib.import_module(name)
@@ -141,8 +141,8 @@ class Worker:
         policy, times = generation.policy, []
         with self.watch("warm_up"):
             try:
-                for i in range(max(2, generation.plan["warm_up_inferences"])):
-                    self.progress("WARM_UP", i / generation.plan["warm_up_inferences"])
+                for i in range(WARM_UP_INFERENCES):
+                    self.progress("WARM_UP", i / WARM_UP_INFERENCES)
                     begin = time.monotonic()
                     infer(policy, *generation.example())
                     times.append(time.monotonic() - begin)

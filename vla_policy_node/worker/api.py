@@ -12,6 +12,9 @@ from vla_policy_node.errors import WorkerError
 from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.policies.base import PolicySpec
 
+MAX_GENERATIONS = 2
+"""Generations in memory at a time: the active one and one more."""
+
 
 @dataclass(frozen=True)
 class WorkerConfig:
@@ -29,18 +32,12 @@ class WorkerConfig:
     """Handed to the policy's ``load``."""
     threads: int = 1
     """Threads of the policy's computations (OpenMP, MKL, OpenBLAS)."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables set for workers on top of the node's environment without its ROS variables."""
-    max_generations: int = 2
-    """Generations in memory at a time: active and standby."""
     load_timeout_s: float = 300.0
     """Longest preparation [s]."""
     inference_timeout_s: float = 5.0
     """A worker that owes a chunk this long is hung, and is killed [s]."""
     observation_max_age_s: float = 1.0
     """An older observation is answered with OBSERVATION_STALE [s]."""
-    warm_up_inferences: int = 4
-    """Before READY, in the inference thread; the first is left out of the latency estimate."""
     nice: int = 10
     """Nice level of imports, loading and golden replay, 0 to 19. Inference runs at the node's own level."""
     spare: bool = True
@@ -65,8 +62,6 @@ class Timings:
     """Warm-up inferences [s]."""
     inference_ms: float = 0.0
     """Median of the warm-up inferences but the first [ms]."""
-    golden: bool = False
-    """Whether there was a golden file to replay."""
     spare_used: bool = False
     """Whether a spare worker was waiting."""
 
@@ -114,8 +109,5 @@ class WorkerEvent:
 class PrepareError(WorkerError):
     """A bundle was not loaded; every other generation goes on as before.
 
-    ``code`` is one of: PREPARE_IN_PROGRESS, NO_FREE_SLOT, OUT_OF_MEMORY, KIND_UNSUPPORTED, WORKER_START_FAILED, WORKER_DIED,
-    LOAD_FAILED, POLICY_TYPE_UNKNOWN, SPEC_MISMATCH, OBSERVATION_MISMATCH, GOLDEN_MISMATCH, WARM_UP_FAILED, LOAD_TIMEOUT,
-    CANCELLED, CLOSED; a code of :mod:`vla_checkpoint.errors`; or the ``code`` of the exception that the policy's ``load`` raised
-    (:mod:`vla_policy_node.policies.errors`).
+    ``code`` is one of docs/errors.md, or that of the exception that the policy's ``load`` raised.
     """

@@ -35,7 +35,7 @@ class Child:
         self.channel = channel
         self.output_fd = output_fd
         self.inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        """For whoever prepares a bundle in it; ``{"type": "exit"}`` comes last."""
+        """Messages for the preparation of its bundle; ``{"type": "exit"}`` comes last."""
         self.alive = True
         """False once the process has ended and was reaped."""
         self.ended = threading.Event()
@@ -44,7 +44,7 @@ class Child:
         self.waiting = False
         """Its imports are done and it has nothing to load yet."""
         self.lost_code = ""
-        """Why the pool killed it, if that is to be told."""
+        """Why the pool killed it; empty = not reported."""
         self.output_ended = False
         self._process = process
         self._log = log
@@ -66,7 +66,7 @@ class Child:
         try:
             process = subprocess.Popen(
                 [config.worker_python or sys.executable, "-m", "vla_policy_node.worker", str(theirs.fileno())],
-                env=worker_environment(os.environ, config.paths, config.threads, config.environment),
+                env=worker_environment(os.environ, config.paths, config.threads),
                 cwd="/",  # -m puts the current folder before the library
                 stdin=subprocess.DEVNULL,
                 stdout=child_output,
@@ -118,7 +118,7 @@ class Child:
         return bool(data)
 
     def last_messages(self) -> list[dict[str, Any]]:
-        """Return what it sent before it ended and nobody has read yet."""
+        """Return the messages that were not read before it ended."""
         messages = []
         with contextlib.suppress(ChannelClosedError, ValueError):
             while (received := self.channel.receive(0.0)) is not None:
@@ -143,7 +143,7 @@ class Child:
         return text
 
     def finish(self, text: str) -> None:
-        """Tell whoever waits for the end."""
+        """Report the end to its preparation."""
         self.inbox.put({"type": "exit", "text": text})
         self.ended.set()
 

@@ -19,16 +19,13 @@ _WHEELS = ".libs"  # libraries of the ROS wheels: <site-packages>/ros_*.libs
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
-def worker_environment(
-    base: Mapping[str, str], paths: Iterable[str] = (), threads: int = 1, extra: Mapping[str, str] | None = None
-) -> dict[str, str]:
+def worker_environment(base: Mapping[str, str], paths: Iterable[str] = (), threads: int = 1) -> dict[str, str]:
     """Return the variables of a worker.
 
     Args:
         base: the node's.
         paths: folders for PYTHONPATH after the one that holds this package.
         threads: of OpenMP, MKL and OpenBLAS.
-        extra: set last, over everything else.
     """
     prefixes = _ros_prefixes(base)
     result = {k: v for k, v in base.items() if not k.startswith(_PREFIXES) and k not in ("PYTHONPATH", "PYTHONHOME")}
@@ -51,7 +48,7 @@ def worker_environment(
         "HF_HUB_OFFLINE": "1",  # a load never waits for the network
         "TRANSFORMERS_OFFLINE": "1",
     }
-    return result | dict(extra or {})
+    return result
 
 
 def _ros_prefixes(base: Mapping[str, str]) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ from vla_policy_node.ipc.layouts import CHUNK_ERRORS
 from vla_policy_node.policies.base import FloatArray, Policy
 
 Array = npt.NDArray[Any]
+WARM_UP_INFERENCES = 4
+"""Before READY, in the inference thread; the first is left out of the latency estimate."""
 FEATURE = "feature:"
 """Prefix of the features' fields in the observation's layout."""
 

@@ -57,8 +57,8 @@ class WeightArenas:
     def take(self, size: int) -> WeightArena:
         """Return a free arena of at least ``size`` bytes, the one that needs to grow least.
 
-        Raises :class:`PrepareError` ``NO_FREE_SLOT`` or ``OUT_OF_MEMORY``; memory is asked for before it is used, because
-        afterwards the kernel would take it from whoever it likes.
+        Raises :class:`PrepareError` ``NO_FREE_SLOT`` or ``OUT_OF_MEMORY``; memory is checked before it is used, because
+        afterwards the kernel would kill any process to get it.
         """
         size = max(_PAGE, size)
         with self._lock:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker is told to load, written by the node from a bundle it has parsed and checked.
+"""The plan of a load, written by the node from a bundle it has parsed and checked.
 
 The plan is JSON in a memfd (a large model has thousands of tensors, a message has a size limit). A worker needs neither
 ``vla_checkpoint`` nor ``safetensors``, and never parses a header itself: names, types, places and digests are those that
@@ -65,7 +65,6 @@ def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena) -> Plan:
         "policy_modules": dict(config.policy_modules),
         "device": config.device,
         "threads": config.threads,
-        "warm_up_inferences": config.warm_up_inferences,
         "spec": {
             "horizon": bundle.config.chunk_size,
             "execute": bundle.config.n_action_steps,

@@ -20,7 +20,7 @@ from vla_policy_node.ipc.channel import ChannelClosedError
 from vla_policy_node.ipc.generation import CHUNK_SLOTS, REQUEST_SLOTS, GenerationHandle
 from vla_policy_node.ipc.layouts import chunk_layout, request_layout
 from vla_policy_node.policies.base import FeatureSpec, PolicySpec
-from vla_policy_node.worker.api import Generation, PrepareError, Timings, WorkerConfig, WorkerEvent
+from vla_policy_node.worker.api import MAX_GENERATIONS, Generation, PrepareError, Timings, WorkerConfig, WorkerEvent
 from vla_policy_node.worker.child import Child
 from vla_policy_node.worker.memory import WeightArena, WeightArenas
 from vla_policy_node.worker.plan import Plan, golden_memory, make_plan, plan_memory
@@ -70,7 +70,7 @@ class WorkerPool:
     ) -> None:
         self._config, self._observation, self._features = config, observation, dict(features)
         self._on_event = on_event
-        self._weights = WeightArenas(config.max_generations, config.memory_reserve_bytes)
+        self._weights = WeightArenas(MAX_GENERATIONS, config.memory_reserve_bytes)
         self._watcher = Watcher(
             self._on_message, self._on_exit, self._tick, lambda text: self._emit("LOG", text, os.getpid())
         )
@@ -177,7 +177,7 @@ class WorkerPool:
             bundle = open_bundle(bundle_dir, expected_digest=digest or None)
             if bundle.manifest.kind != "full":
                 raise PrepareError(
-                    "KIND_UNSUPPORTED", f"{bundle_dir}: an {bundle.manifest.kind} bundle is no policy by itself"
+                    "KIND_UNSUPPORTED", f"{bundle_dir}: an {bundle.manifest.kind} bundle cannot act without its base"
                 )
             return bundle, make_plan(bundle, self._config, self._observation)
         except CheckpointError as e:
@@ -268,7 +268,6 @@ class WorkerPool:
             golden_s=seconds.get("golden", 0.0),
             warm_up_s=seconds["warm_up"],
             inference_ms=message["inference_ms"],
-            golden=bundle.has_golden,
             spare_used=spare_used,
         )
         spec = PolicySpec(features, handle.horizon, handle.execute, handle.action_dim, message["uses_instruction"])

@@ -165,7 +165,7 @@ def kill_worker(version: str) -> Callable[[Stage], None]:
             begun_s = stage.wait_success(version, "an episode that succeeds", begun_s)
         pid = stage.driver.worker_pid()
         if b"vla_policy_node.worker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-            raise DemoError(f"process {pid} is no worker of policy_node")
+            raise DemoError(f"process {pid} is not a worker of policy_node")
         killed_s = time.time()
         stage.journal.add(Killed(killed_s, "worker"))
         os.kill(pid, signal.SIGKILL)

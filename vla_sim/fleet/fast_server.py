@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--heartbeat-s", type=float, required=True)
     given = parser.parse_args()
-    run(given.data, "127.0.0.1", given.port, "", given.heartbeat_s, None, None, _FastRooms)
+    run(given.data, "127.0.0.1", given.port, "", given.heartbeat_s, None, None, make_rooms=_FastRooms)
 
 
 if __name__ == "__main__":

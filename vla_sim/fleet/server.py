@@ -26,7 +26,7 @@ class FleetServer:
     Args:
         data: the server's folder.
         heartbeat_s: how often a robot says something [s].
-        command: what is started, with ``--data``, ``--port`` and ``--heartbeat-s`` added.
+        command: what is started, with ``--data``, ``--port`` and ``--heartbeat-s`` added, and ``options``.
         environment: added to this process's.
 
     Raises:
@@ -39,8 +39,9 @@ class FleetServer:
         heartbeat_s: float = 0.5,
         command: Sequence[str] = SERVE,
         environment: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> None:
-        self.data, self._heartbeat_s, self._command = data, heartbeat_s, command
+        self.data, self._heartbeat_s, self._command, self._options = data, heartbeat_s, command, options
         self._environment = dict(environment or {})
         self.port = 0
         self.url = self.log = ""
@@ -64,7 +65,7 @@ class FleetServer:
         own = ("--data", str(self.data), "--port", str(self.port), "--heartbeat-s", str(self._heartbeat_s))
         environment = {**os.environ, **self._environment, "PYTHONPATH": f"{_TOP}:{os.environ.get('PYTHONPATH', '')}"}
         process = self._process = subprocess.Popen(
-            [*self._command, *own],
+            [*self._command, *own, *self._options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 640, 480
 
 
 def main() -> None:
-    """``python -m benchmarks.camera.node '{"rate_hz": 30, "cameras": 3}'``."""
+    """``python -m benchmarks.ros.camera '{"rate_hz": 30, "cameras": 3}'``."""
     settings = json.loads(sys.argv[1])
     rclpy.init(args=[])
     node = rclpy.create_node("bench_cameras")

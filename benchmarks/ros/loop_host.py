@@ -12,6 +12,7 @@ import json
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def run(way: str, rate_hz: float, joints: int, duration_s: float, domain_id: int
         control.add_generation(policy.handle)
         control.activate(1, "NOW", "first", 10.0)
         control.enable(True)
-        _wait_running(control)
+        control.wait_for("RUNNING")
         time.sleep(_SETTLE_S)
         with Witness(rate_hz, priority) as witness:
             begin_ns, pictures = time.monotonic_ns(), cameras.taken
@@ -107,21 +108,12 @@ def run(way: str, rate_hz: float, joints: int, duration_s: float, domain_id: int
         policy.close()
 
 
-def _wait_running(control: ObservedControl) -> None:
-    deadline = time.monotonic() + 15.0
-    while (status := control.status()) is None or status.mode != "RUNNING":
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the loop does not run: {status}")
-        time.sleep(0.01)
-
-
 def main() -> None:
-    """``python -m benchmarks.loop_host.node '{"domain_id", "cameras", "manifest", "work_period_s"}'``."""
+    """``python -m benchmarks.ros.loop_host '{"domain_id", "cameras", "manifest", "work_period_s"}'``."""
     settings = json.loads(sys.argv[1])
     rclpy.init(args=[])
     cameras = Cameras(settings["cameras"])
-    with open(settings["manifest"], "rb") as file:  # noqa: PTH123
-        work = Work(file.read(), settings["work_period_s"])
+    work = Work(Path(settings["manifest"]).read_bytes(), settings["work_period_s"])
     deadline = time.monotonic() + 15.0
     while cameras.taken < 10 or work.done < 1:
         if time.monotonic() > deadline:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that robots fetch, and who may.
+
+A robot's manager downloads with plain GET requests. So an order's URL carries a *pass* as a folder of its path: the robot's name,
+when the pass ends, and an HMAC of both. A manifest names its blobs relative to itself, so their URLs carry it as well. People
+and programs send their key, robots may send their token.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import FileResponse, Response
+
+from vla_fleet import protocol
+from vla_fleet.errors import MissingError, RoleError
+from vla_fleet.protocol import Name, Version
+from vla_fleet.server.keys import bearer, person_of
+from vla_fleet.server.rooms import Rooms, rooms_of
+
+router = APIRouter(tags=["files"])
+
+
+async def _reader(request: Request) -> None:
+    """Let in whoever has a key or a robot's token; everybody if the operator opened the files."""
+    rooms = rooms_of(request)
+    if rooms.settings.open_files:
+        return
+    secret = bearer(request.headers.get("authorization", ""))
+    if secret.startswith("vr_"):
+        await rooms.directory.authenticate(secret)
+    else:
+        await person_of(request, secret)
+
+
+async def _bearer_of_pass(request: Request, ticket: str) -> None:
+    """Let in the robot that a pass was made for, while it is not revoked."""
+    rooms = rooms_of(request)
+    robot = rooms.passes.holder(ticket)
+    if (await rooms.directory.robot(robot)).revoked:
+        raise RoleError("PASS_INVALID", f"{robot} is revoked")
+
+
+Reader = Annotated[None, Depends(_reader)]
+Bearer = Annotated[None, Depends(_bearer_of_pass)]
+
+
+@router.get("/files/{name}/{version}/manifest.json")
+async def get_manifest(request: Request, name: Name, version: Version, _: Reader) -> Response:
+    """Give a manifest."""
+    return Response(await rooms_of(request).registry.manifest(name, version), media_type="application/json")
+
+
+@router.get("/files/blobs/sha256/{sha256}", response_class=FileResponse)
+async def get_blob(request: Request, sha256: protocol.Digest, _: Reader) -> FileResponse:
+    """Give a file, from any byte on (``Range``)."""
+    return _file(rooms_of(request), sha256)
+
+
+@router.get("/files/{ticket}/{name}/{version}/manifest.json")
+async def get_manifest_by_pass(request: Request, name: Name, version: Version, _: Bearer) -> Response:
+    """Give a manifest to the robot that was ordered to install it."""
+    return Response(await rooms_of(request).registry.manifest(name, version), media_type="application/json")
+
+
+@router.get("/files/{ticket}/blobs/sha256/{sha256}", response_class=FileResponse)
+async def get_blob_by_pass(request: Request, sha256: protocol.Digest, _: Bearer) -> FileResponse:
+    """Give a file to a robot, from any byte on (``Range``)."""
+    return _file(rooms_of(request), sha256)
+
+
+def _file(rooms: Rooms, sha256: str) -> FileResponse:
+    path = rooms.blobs.path(sha256)
+    if not path.is_file():
+        raise MissingError("BLOB_MISSING", f"blob {sha256} is not here")
+    return FileResponse(path, media_type="application/octet-stream", headers={"ETag": f'"{sha256}"'})
