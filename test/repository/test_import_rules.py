@@ -58,6 +58,10 @@ EXTRA = {
     # The demo reads what the nodes report; it draws a picture where matplotlib is there.
     "vla_sim/demo/": {"vla_ota"},
     "vla_sim/demo/picture.py": {"matplotlib"},
+    # A fleet is simulated on the real line; its demonstration prints as people see it.
+    "vla_sim/fleet/": {"vla_evidence", "vla_fleet", "vla_fleet_bridge"},
+    "vla_sim/fleet/demo/": {"rich"},
+    "vla_sim/fleet/demo/picture.py": {"matplotlib"},
 }
 
 

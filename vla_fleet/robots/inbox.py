@@ -6,9 +6,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import select, update
+from sqlalchemy import Table, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_fleet import protocol
@@ -20,8 +20,11 @@ from vla_fleet.storage.writer import Writer
 
 Kept = protocol.Event | protocol.Outcome | protocol.Ack
 _ON_THE_WAY = 64
-_UNSEEN = {"synchronize_session": False}
-"""No session of the inbox reads what such a statement changes."""
+_ROBOTS = cast(Table, RobotRow.__table__)
+_ROBOT = _ROBOTS.update().where(_ROBOTS.c.name == bindparam("robot"))
+_STATUS = _ROBOT.values(last_seen_s=bindparam("now"), status=bindparam("about"))
+_STORED = _ROBOT.values(last_seen_s=bindparam("now"), outbox_seq=bindparam("seq"))
+"""Made once: what SQLAlchemy knows a statement by takes longer than to run it if each has its values in it."""
 
 
 class Inbox:
@@ -45,8 +48,8 @@ class Inbox:
     async def status(self, robot: str, message: protocol.Status) -> None:
         """Keep the newest status."""
         about = message.model_dump(mode="json", exclude={"type"})
-        changed = update(RobotRow).where(RobotRow.name == robot).values(last_seen_s=self._clock.now(), status=about)
-        await self._writer.write(lambda session: session.execute(changed, execution_options=_UNSEEN))
+        changed = {"robot": robot, "now": self._clock.now(), "about": about}
+        await self._writer.write(lambda session: session.execute(_STATUS, changed))
 
     async def kept(self, robot: str, messages: Sequence[Kept]) -> int:
         """Store kept messages, all or none, each once; return up to which ``seq`` all are stored."""
@@ -66,8 +69,7 @@ class Inbox:
                 session.add(EventRow(robot=robot, received_s=now, **fields))
             else:
                 await self._outcome(session, robot, message, now)
-        changed = update(RobotRow).where(RobotRow.name == robot).values(outbox_seq=stored, last_seen_s=now)
-        await session.execute(changed, execution_options=_UNSEEN)
+        await session.execute(_STORED, {"robot": robot, "now": now, "seq": stored})
         return stored
 
     async def _outcome(self, session: AsyncSession, robot: str, message: protocol.Outcome, now: float) -> None:

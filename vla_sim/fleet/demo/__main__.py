@@ -23,11 +23,11 @@ from vla_sim.dds import DEMO_DOMAINS, NoDomainError, claim_domain
 from vla_sim.demo.__main__ import StoppedError, stoppable
 from vla_sim.demo.processes import DemoError, Processes
 from vla_sim.fleet.clock import FastClock
-from vla_sim.fleet.demo.arms import Arms, start_arm
 from vla_sim.fleet.demo.chapters import CHAPTERS
 from vla_sim.fleet.demo.loops import undisturbed
 from vla_sim.fleet.demo.picture import draw
 from vla_sim.fleet.demo.report import make_report, print_loops
+from vla_sim.fleet.demo.ros.arms import Arms, start_arm
 from vla_sim.fleet.demo.stage import ARMS, EVERYBODY, SIMULATED, Stage, Work, play
 from vla_sim.fleet.demo.versions import BEHAVIOURS, RATE_HZ, make_versions, write_contract
 from vla_sim.fleet.demo.watch import Watch

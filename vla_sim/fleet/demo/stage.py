@@ -15,8 +15,8 @@ from vla_fleet.errors import FleetError
 from vla_sim.bundle import NAME
 from vla_sim.demo.processes import DemoError, Processes
 from vla_sim.fleet.clock import FastClock
-from vla_sim.fleet.demo.arms import Arms
 from vla_sim.fleet.demo.rollouts import Followed
+from vla_sim.fleet.demo.ros.arms import Arms
 from vla_sim.fleet.demo.watch import Watch
 from vla_sim.fleet.server import FleetServer
 from vla_sim.fleet.simulated_robot import SimulatedRobot
