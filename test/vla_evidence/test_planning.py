@@ -95,5 +95,9 @@ def test_a_rollout_that_a_fleet_can_live_with_is_called_feasible_and_others_say_
     assert few.good_passes[0] == 0.0
     for words in ("cannot be judged", "a person is asked", "is shorter than an episode", "no history"):
         assert any(words in warning for warning in few.warnings), words
+    known = CanaryConfig.of_incumbent(870, 1000, [10.0 + n % 7 for n in range(50)])
+    assert feasible(known, 50, 6.0, drop=0.12, runs=4).bad_found[0] == 1.0, "how long episodes take is not simulated"
+    simple = feasible(CanaryConfig(rule="simple"), 50, 6.0, drop=0.12, runs=30)
+    assert 0.2 < simple.good_passes[0] < 0.8 and simple.bad_found[0] > 0.8 and not simple.warnings
     half = feasible(CanaryConfig(stages=HALF_STAGES, history=(870, 1000)), 50, 6.0, drop=0.12, runs=10)
     assert half.bad_found[0] >= 0.9

@@ -384,18 +384,18 @@ def test_a_server_that_is_killed_in_the_middle_comes_to_the_same_end_and_counts_
     server = KilledServer(tmp_path / "fleet")
     with fleet_on(server, tmp_path) as fleet:
         fleet.add(3, {A: 0.2, B: 0.98}, episode_arms=True)
+        away, *there = fleet.robots
+        away.disconnect()
         name = fleet.create("episode", rate=0.2, difference=0.7)
-        server.kill()  # before any robot has joined, or while they do
-        server.start()
-        fleet.joined(name)
+        wait_for(lambda: list(states(fleet, name).values()).count("RUNNING") == 2, "the two that are there", 60.0)
         before = sum(robot.played for robot in fleet.robots)
-        fleet.play(name, 4)
-        for robot in fleet.robots:
-            robot.episodes(2)
-        server.kill()  # while outcomes are taken in
-        for robot in fleet.robots:
+        for robot in there:
+            robot.episodes(6)
+        server.kill()  # while outcomes are taken in, and one robot has not joined yet
+        for robot in there:
             robot.episodes(2)
         server.start()
+        fleet.connect(away)
         wait_for(lambda: all(robot.online for robot in fleet.robots), "the lines", 60.0)
         found = fleet.to_the_end(name, each=6)
         assert found["state"] == "WIN_B", found["reason"]
@@ -440,3 +440,15 @@ def test_the_command_line_plans_begins_shows_stops_and_gives_the_log(
     code, text = run("log", name)
     assert code == 0 and json.loads(text.splitlines()[0])["experiment"] == name
     assert name in run("list")[1] and run("status", "e-nothing")[0] == 1
+
+
+def test_it_ends_if_the_outcomes_of_one_arm_get_lost(fleet: Fleet) -> None:
+    fleet.add(2, {}, episode_arms=True)
+    name = fleet.create("episode")
+    fleet.joined(name)
+    for robot in fleet.robots:
+        tell = robot._tell
+        robot._tell = lambda message, tell=tell: None if getattr(message, "arm", "") == "B" else tell(message)
+        robot.episodes(30)
+    found = fleet.server.until(lambda: fleet.home(name), "the end")
+    assert found["state"] == "INCONCLUSIVE" and found["reason"].startswith("lopsided: ")

@@ -88,6 +88,24 @@ def test_what_is_ordered_or_named_or_the_base_of_an_adapter_stays(
     assert set(blobs) <= on_disk(app)
 
 
+def test_what_a_robot_said_it_has_committed_stays_though_its_status_was_lost(
+    app: FleetApp, client: Client, tmp_path: Path
+) -> None:
+    held = publish(client, tmp_path, "1.0.0")
+    publish(client, tmp_path, "1.1.0")
+    token = client.enrol(client.make_code("arm"))[1]
+    order = client.deploy("pick@1.0.0", ["arm"])[0]["id"]
+    ack = {"type": "ack", "seq": 1, "time_s": 1.0, "command_id": order, "state": "DONE", "robot_state": "COMMITTED"}
+    url = f"{app.url.replace('http', 'ws', 1)}/v1/robots/connect"
+    with connect(url, additional_headers={"Authorization": f"Bearer {token}"}) as line:
+        line.send(json.dumps({"type": "hello", "protocols": [1], "outbox_id": "box"}))
+        line.send(json.dumps(ack))
+        wait_for(lambda: client.commands([order])[0]["final"], "the end of the order")
+    client.retire("pick", "1.0.0")
+    app.clock.ahead_s = GRACE_S + 1
+    assert client.collect_garbage()["held"] == ["pick@1.0.0"] and held in on_disk(app)
+
+
 def test_an_upload_is_left_alone_for_a_day_from_when_somebody_last_asked_for_it(
     app: FleetApp, client: Client, tmp_path: Path
 ) -> None:

@@ -40,7 +40,7 @@ def test_a_rollout_is_forecast_created_watched_decided_and_replayed_by_command(
     fleet: RolloutFleet, tmp_path: Path
 ) -> None:
     stages = ("--stage", "canary:20:24:10", "--stage", "wide:50:24:5")
-    created = command(fleet, "create", MODEL, *stages, "--judge", "simple", "--yes")
+    created = command(fleet, "create", MODEL, "--all", *stages, "--judge", "simple", "--yes")
     assert created.returncode == 0, created.stderr
     assert "2 robots; each episode is drawn" in created.stdout and "are rolled back" in created.stdout
     rollout = created.stdout.splitlines()[-1].partition(":")[0]
@@ -67,7 +67,8 @@ def test_a_rollout_is_forecast_created_watched_decided_and_replayed_by_command(
 
 def test_nothing_begins_that_a_person_did_not_confirm(fleet: RolloutFleet) -> None:
     before = len(fleet.client.rollouts())
-    assert command(fleet, "create", MODEL, "--judge", "simple").returncode == 1  # there is no answer on stdin
+    assert command(fleet, "create", MODEL, "--all", "--judge", "simple").returncode == 1  # there is no answer on stdin
+    assert command(fleet, "create", MODEL, "--yes").returncode == 2, "nobody said for which robots"
     assert len(fleet.client.rollouts()) == before
 
 

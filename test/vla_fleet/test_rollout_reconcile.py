@@ -34,7 +34,7 @@ class Simulated:
         self.version, self.draws, self.blocked, self.now_s = "1.0.0", 0.0, False, 0.0
 
     def robot(self, *, online: bool) -> Robot:
-        return Robot("arm", "1.0.0", online, self.blocked, False, self.given)
+        return Robot("arm", "1.0.0", online, self.blocked, given=self.given)
 
     def order(self, order: protocol.Order) -> None:
         self.given += (Given(order, self.now_s, self.now_s),)
@@ -48,9 +48,7 @@ class Simulated:
                     self._do(order)
                 elif isinstance(order, protocol.ModelUpdate) and order.activate:
                     self.blocked = True
-                done = Given(
-                    order, given.created_s, self.now_s, self.now_s, end, error_code="" if end == "DONE" else "X"
-                )
+                done = Given(order, one.created_s, self.now_s, self.now_s, end, error_code="" if end == "DONE" else "X")
                 self.given = (*self.given[:n], done, *self.given[n + 1 :])
                 return
 

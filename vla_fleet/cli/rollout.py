@@ -12,7 +12,19 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
-from vla_fleet.cli.common import FAILED, LOCAL, JsonOption, KeyOption, ServerOption, err, out, show, table, utc
+from vla_fleet.cli.common import (
+    FAILED,
+    LOCAL,
+    AllOption,
+    JsonOption,
+    KeyOption,
+    ServerOption,
+    err,
+    out,
+    show,
+    table,
+    utc,
+)
 from vla_fleet.client import Client
 from vla_fleet.errors import FleetError
 
@@ -29,6 +41,7 @@ def create(
     model: Annotated[str, typer.Argument(help="NAME@VERSION, NAME@ALIAS, or NAME for the highest release.")],
     group: Annotated[str, typer.Option(help="Robots of a group.")] = "",
     tag: Annotated[str, typer.Option(help="Robots with a tag.")] = "",
+    everyone: AllOption = False,
     stage: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,8 +69,8 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a rollout would do in this fleet, ask, and begin it."""
-    if group and tag:
-        raise typer.BadParameter("a group or a tag, not both", param_hint="--tag")
+    if sum(map(bool, (group, tag, everyone))) != 1:
+        raise typer.BadParameter("say for which robots: one of --group, --tag and --all")
     body: dict[str, Any] = {
         "model": model, "target": f"group:{group}" if group else f"tag:{tag}" if tag else "all", "reason": reason,
         "stages": _stages(stage or []), "judge": judge, "advance": advance, "windows": window or [], "time_zone": time_zone,

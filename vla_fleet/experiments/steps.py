@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_fleet import protocol
@@ -39,8 +39,8 @@ log = structlog.get_logger("vla_fleet")
 
 _AT_ONCE = 2000
 """Outcomes in one transaction."""
-_ALL = 9
-"""Orders, or more: one that was done is enough to leave."""
+_PAST_ALL = 9
+"""A step behind every order: one that was done is enough to leave."""
 _LONG_AGO_S = 1.0
 _FORGOTTEN_S = 60.0
 """So long after it was taken on, a robot's status must name the experiment."""
@@ -66,16 +66,17 @@ class Steps:
     async def take(self) -> None:
         """Take one step of every experiment that is not over and done with."""
         async with self._database.begin() as session:
-            leaving = select(ExperimentRobotRow.experiment).where(ExperimentRobotRow.state == Robot.LEAVING)
-            open_ones = (ExperimentRow.state == State.RUNNING) | ExperimentRow.id.in_(leaving)
+            leaving = select(ExperimentRobotRow.experiment).where(ExperimentRobotRow.state == Robot.LEAVING.value)
+            open_ones = (ExperimentRow.state == State.RUNNING.value) | ExperimentRow.id.in_(leaving)
             names = (await session.scalars(select(ExperimentRow.id).where(open_ones))).all()
+            newest = await session.scalar(select(func.max(OutcomeRow.id))) or 0
         for name in names:
             try:
                 async with self.lock:
                     await self._invite(name)
                     await self._order(name)
                     async with self._database.begin() as session:
-                        await self._judge(session, await session.get_one(ExperimentRow, name))
+                        await self._judge(session, await session.get_one(ExperimentRow, name), newest)
             except Exception:
                 self._judgements.pop(name, None)  # it knows what is not in the database
                 log.exception("a step of an experiment failed; it is tried again", experiment=name)
@@ -88,9 +89,7 @@ class Steps:
         row.state, row.reason, row.ended_s = state.value, reason, self._clock.now()
         for robot in await _robots(session, row):
             robot.state, robot.step, robot.command = Robot.LEAVING.value, 0, ""
-            if (
-                state is State.WIN_B
-            ):  # its rollout may begin at once: what robots are ordered then comes after what ends this
+            if state is State.WIN_B:  # for its rollout; robots carry out first what ends this
                 await release(session, robot.robot, holder(row))
         self._database.log(session, who, "experiment.end", row.id, state=state.value, why=reason)
 
@@ -163,10 +162,14 @@ class Steps:
 
     # -- evidence -----------------------------------------------------------------------------------------------------------
 
-    async def _judge(self, session: AsyncSession, row: ExperimentRow) -> None:
-        """Take outcomes in, and end the experiment if it is over; all in one transaction."""
+    async def _judge(self, session: AsyncSession, row: ExperimentRow, newest: int) -> None:
+        """Take outcomes in, and end the experiment if it is over; all in one transaction.
+
+        Outcomes up to ``newest``: they were there before answers to orders were read, so what came before them is known.
+        """
         members = {robot.robot: robot for robot in await _robots(session, row)}
-        query = select(OutcomeRow).where(OutcomeRow.id > row.taken, OutcomeRow.robot.in_(members))
+        new = OutcomeRow.id > row.taken, OutcomeRow.id <= newest, OutcomeRow.robot.in_(members)
+        query = select(OutcomeRow).where(*new)
         outcomes = (await session.scalars(query.order_by(OutcomeRow.id).limit(_AT_ONCE))).all()
         judgement, now_s = await self._judgement(session, row), self._clock.now()
         for outcome in outcomes:
@@ -198,7 +201,7 @@ def _follow(robot: ExperimentRobotRow, command: CommandRow) -> None:
     """Take in how an order ended."""
     robot.command = ""
     if command.state == AckState.DONE:
-        robot.step += 1 if robot.state == Robot.JOINING else _ALL
+        robot.step += 1 if robot.state == Robot.JOINING else _PAST_ALL
         return
     robot.error_code, robot.message = command.error_code, command.message
     if robot.state == Robot.LEAVING:

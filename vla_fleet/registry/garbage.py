@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_checkpoint import Manifest
@@ -97,7 +97,11 @@ class GarbageCollector:
             digests.update(status.get(f"{place}_digest", "") for place in _HELD)
             numbers.update(status.get(f"{place}_version", "") for place in _HELD)
             numbers.update(status.get("versions", ()))
-        for command in await session.scalars(select(CommandRow).where(CommandRow.final.is_(False))):
+        # what a robot said it has installed last, should its status not have come through since
+        installed = CommandRow.robot_state.in_(("COMMITTED", "INSTALLED"))
+        last = select(func.max(CommandRow.number)).where(installed).group_by(CommandRow.robot)
+        needs = or_(CommandRow.final.is_(False), CommandRow.number.in_(last))
+        for command in await session.scalars(select(CommandRow).where(needs)):
             digests.add(command.order.get("manifest_sha256", ""))
             numbers.update(_versions(command.order))
         return digests, numbers - {""}

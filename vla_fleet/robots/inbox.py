@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -13,6 +18,8 @@ from vla_fleet.storage.database import Database
 from vla_fleet.storage.tables import EventRow, OutcomeRow, RobotRow
 from vla_fleet.storage.writer import Writer
 
+Kept = protocol.Event | protocol.Outcome | protocol.Ack
+_ON_THE_WAY = 64
 _UNSEEN = {"synchronize_session": False}
 """No session of the inbox reads what such a statement changes."""
 
@@ -41,28 +48,63 @@ class Inbox:
         changed = update(RobotRow).where(RobotRow.name == robot).values(last_seen_s=self._clock.now(), status=about)
         await self._writer.write(lambda session: session.execute(changed, execution_options=_UNSEEN))
 
-    async def kept(self, robot: str, message: protocol.Event | protocol.Outcome | protocol.Ack) -> None:
-        """Store a kept message; one that is stored already changes nothing."""
-        await self._writer.write(lambda session: self._kept(session, robot, message))
+    async def kept(self, robot: str, messages: Sequence[Kept]) -> int:
+        """Store kept messages, all or none, each once; return up to which ``seq`` all are stored."""
+        return await self._writer.write(lambda session: self._kept(session, robot, messages))
 
-    async def _kept(
-        self, session: AsyncSession, robot: str, message: protocol.Event | protocol.Outcome | protocol.Ack
-    ) -> None:
+    async def _kept(self, session: AsyncSession, robot: str, messages: Sequence[Kept]) -> int:
         now = self._clock.now()
-        is_next = RobotRow.name == robot, RobotRow.outbox_seq < message.seq
-        changed = update(RobotRow).where(*is_next).values(outbox_seq=message.seq, last_seen_s=now)
-        if not (await session.execute(changed.returning(RobotRow.name), execution_options=_UNSEEN)).first():
-            return
-        if isinstance(message, protocol.Ack):
-            await self._commands.take(session, robot, message)
-        elif isinstance(message, protocol.Event):
-            fields = message.model_dump(exclude={"type", "seq"})
-            session.add(EventRow(robot=robot, received_s=now, **fields))
-        else:
-            await self._outcome(session, robot, message, now)
+        stored = await session.scalar(select(RobotRow.outbox_seq).where(RobotRow.name == robot)) or 0
+        for message in messages:
+            if message.seq <= stored:
+                continue
+            stored = message.seq
+            if isinstance(message, protocol.Ack):
+                await self._commands.take(session, robot, message)
+            elif isinstance(message, protocol.Event):
+                fields = message.model_dump(exclude={"type", "seq"})
+                session.add(EventRow(robot=robot, received_s=now, **fields))
+            else:
+                await self._outcome(session, robot, message, now)
+        changed = update(RobotRow).where(RobotRow.name == robot).values(outbox_seq=stored, last_seen_s=now)
+        await session.execute(changed, execution_options=_UNSEEN)
+        return stored
 
     async def _outcome(self, session: AsyncSession, robot: str, message: protocol.Outcome, now: float) -> None:
         same = OutcomeRow.robot == robot, OutcomeRow.episode_id == message.episode_id
         if await session.scalar(select(OutcomeRow.id).where(*same)) is None:
             fields = message.model_dump(exclude={"type", "seq", "generation"})
             session.add(OutcomeRow(robot=robot, received_s=now, **fields))
+
+
+class Intake:
+    """What one robot says on one connection, stored in its sequence; what comes while something is stored shares a transaction.
+
+    Args:
+        inbox: where it goes.
+        robot: its name.
+        confirm: is called with the ``seq`` up to which everything is stored.
+    """
+
+    def __init__(self, inbox: Inbox, robot: str, confirm: Callable[[int], Awaitable[None]]) -> None:
+        self._inbox, self._robot, self._confirm = inbox, robot, confirm
+        self._waiting: asyncio.Queue[protocol.Status | Kept] = asyncio.Queue(_ON_THE_WAY)
+
+    async def put(self, message: protocol.Status | Kept) -> None:
+        """Take a message in; wait while too many are not stored yet."""
+        await self._waiting.put(message)
+
+    async def run(self) -> None:
+        """Store until cancelled."""
+        while True:
+            messages = [await self._waiting.get()]
+            while not self._waiting.empty():
+                messages.append(self._waiting.get_nowait())
+            for is_status, group in itertools.groupby(messages, lambda m: isinstance(m, protocol.Status)):
+                await self._store(list(group), is_status=is_status)
+
+    async def _store(self, messages: list[Any], *, is_status: bool) -> None:
+        if is_status:
+            await self._inbox.status(self._robot, messages[-1])
+        else:
+            await self._confirm(await self._inbox.kept(self._robot, messages))

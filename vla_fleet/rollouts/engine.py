@@ -49,6 +49,8 @@ log = structlog.get_logger("vla_fleet")
 SERVER = "vla-fleet"
 """Who decided, when the judge did."""
 _JUDGE_EVERY_S = 60.0
+_CATCH_UP_S = 30 * 86400.0
+"""So long an order waits for a robot that was away when its rollout ended [s]."""
 _EXPIRED_S = 1.0
 """Long ago: an order that a robot has not begun it refuses."""
 
@@ -192,16 +194,15 @@ class Engine:
             CommandRow.final.is_(False), CommandRow.created_by != who, CommandRow.robot.in_(names)
         )
         busy = set(await session.scalars(others))
-        found = [
-            Member(
-                member,
-                Robot(
-                    member.robot, member.origin, self._online(robot.last_seen_s),
-                    row.version in robot.status.get("blocked", ()), member.robot in busy, tuple(given[member.robot]),
-                ),
-            )
-            for member, robot in rows
-        ]  # fmt: skip
+        found = []
+        for member, robot in rows:
+            status = robot.status
+            known = Robot(
+                member.robot, member.origin, self._online(robot.last_seen_s), row.version in status.get("blocked", ()),
+                member.robot in busy, status.get("committed_version", ""), status.get("experiment", ""),
+                status.get("time_s", 0.0), tuple(given[member.robot]),
+            )  # fmt: skip
+            found.append(Member(member, known))
         return tuple(sorted(found, key=lambda member: (uniform(row.id, member.robot.name), member.robot.name)))
 
     # -- forward ------------------------------------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ class Engine:
             looks = whole.looks(now_s)
             if all(look.settled for _, look in looks) and not row.paused:
                 await self.end(session, whole, State.DONE, SERVER, _counted(looks))
-                return []
+                return await self._leave_orders(session, whole, looks)
             return await self._order(session, whole, looks)
         judged = await self.judges.open(session, row)
         counted = await self._take_in(session, whole, judged)
@@ -241,6 +242,20 @@ class Engine:
         for robot, order in orders:
             await self._commands.add(session, robot, order, by(whole.row))
         return [robot for robot, _ in orders]
+
+    async def _leave_orders(
+        self, session: AsyncSession, whole: Whole, looks: Sequence[tuple[Robot, Look]]
+    ) -> list[str]:
+        """Leave orders for robots that are away at the end; they get them when they come."""
+        silent = {robot.name for robot, look in looks if look.standing is Standing.SILENT}
+        expires_s = self._clock.now() + _CATCH_UP_S
+        for member in whole.members:
+            if member.robot.name in silent:
+                for order in whole.wanted(member):
+                    if member.robot.last(order) is None:
+                        name = member.robot.name
+                        await self._commands.add(session, name, order, by(whole.row), expires_s=expires_s)
+        return sorted(silent)
 
     async def _take_in(self, session: AsyncSession, whole: Whole, judged: Judged) -> bool:
         """Give the judge what robots did; return whether there was anything."""
@@ -327,6 +342,8 @@ class Engine:
         for robot in await session.scalars(select(RobotRow)):
             if robot.name in members or robot.name in taken or not request.means(robot.group, robot.tags):
                 continue
+            if runs(robot, row.version):
+                continue
             if whole.stage.probability < 1.0 and not can_draw(robot):
                 continue
             members[robot.name] = RolloutRobotRow(
@@ -396,6 +413,11 @@ def by(row: RolloutRow) -> str:
 def can_draw(robot: RobotRow) -> bool:
     """Whether a robot can draw the version of each episode: it can hold two, and has one."""
     return bool(robot.status.get("episode_arms") and robot.status.get("committed_version"))
+
+
+def runs(robot: RobotRow, version: str) -> bool:
+    """Whether a robot has committed a version; then there is nothing to bring it, and nothing to take it back to."""
+    return bool(robot.status.get("committed_version") == version)
 
 
 def unit_of(robots: Sequence[RobotRow]) -> Unit:

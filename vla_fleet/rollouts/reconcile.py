@@ -62,6 +62,10 @@ class Robot:
     """It has rolled the version back by itself and takes it no more."""
     busy: bool = False
     """It has an order of somebody else."""
+    committed: str = ""
+    experiment: str = ""
+    status_s: float = 0.0
+    """When the robot said what it has committed and for which experiment it draws, by its own clock."""
     given: tuple[Given, ...] = ()
 
     def last(self, order: protocol.Order, since_s: float = 0.0) -> Given | None:
@@ -138,7 +142,6 @@ def forward(robot: Robot, wanted: Sequence[protocol.Order], since_s: float, now_
     """
     if not wanted:
         return Look(Standing.OUTSIDE)
-    runs = isinstance(wanted[-1], protocol.ModelUpdate)
     given = None
     for order in wanted:
         given = robot.last(order)
@@ -149,8 +152,8 @@ def forward(robot: Robot, wanted: Sequence[protocol.Order], since_s: float, now_
         if given.state != "DONE":
             return Look(Standing.FAILED, given.error_code or given.robot_state or given.state)
     assert given is not None
-    if runs and robot.blocked:
-        return Look(Standing.FAILED, "VERSION_BLOCKED")
+    if lost := _lost(robot, wanted[-1], given):
+        return Look(Standing.FAILED, lost)
     return Look(Standing.INSTALLED, given.robot_state, robot_s=given.robot_s)
 
 
@@ -172,6 +175,19 @@ def backward(robot: Robot, wanted: Sequence[protocol.Order], since_s: float, now
         if given.state != "DONE":
             return Look(Standing.FAILED, given.error_code or given.state)
     return Look(Standing.BACK)
+
+
+def _lost(robot: Robot, order: protocol.Order, given: Given) -> str:
+    """Return why a robot has no longer what it was led to, for example because a person gave it another order; empty: it has."""
+    if isinstance(order, protocol.ModelUpdate) and robot.blocked:
+        return "VERSION_BLOCKED"
+    if robot.status_s <= given.robot_s:
+        return ""
+    if isinstance(order, protocol.ModelUpdate) and robot.committed != order.version:
+        return f"runs {robot.committed or 'nothing'}"
+    if isinstance(order, protocol.Assign) and robot.experiment != order.experiment:
+        return f"draws for {robot.experiment or 'nothing'}"
+    return ""
 
 
 def _not_ordered(robot: Robot, order: protocol.Order, since_s: float, now_s: float, deadline_s: float) -> Look:

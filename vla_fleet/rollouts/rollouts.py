@@ -30,13 +30,18 @@ from vla_fleet.registry.registry import Registry
 from vla_fleet.robots.claims import claimed
 from vla_fleet.robots.commands import Commands
 from vla_fleet.rollouts import evidence
-from vla_fleet.rollouts.engine import Engine, State, Whole, unit_of
+from vla_fleet.rollouts.engine import Engine, State, Whole, runs, unit_of
 from vla_fleet.rollouts.evidence import Judged
 from vla_fleet.rollouts.settings import RolloutRequest
 from vla_fleet.storage.database import Database
 from vla_fleet.storage.tables import LogRow, OutcomeRow, RobotRow, RolloutLineRow, RolloutRobotRow, RolloutRow
 
 log = structlog.get_logger("vla_fleet")
+
+_RUNS, _FEWEST_RUNS, _ROBOT_RUNS = 100, 20, 10_000
+"""Simulated rollouts of a forecast; where robots are drawn a run takes longer the more there are, so there are fewer."""
+_MOST_EPISODES = 200_000
+"""Of a simulated rollout; more would only make it more certain."""
 
 
 class RobotStanding(BaseModel):
@@ -110,7 +115,7 @@ class Rollouts:
     ) -> None:
         self._database, self._registry, self._commands, self._clock = database, registry, commands, clock
         self._engine = Engine(database, commands, clock, url, online)
-        self._turn = asyncio.Lock()
+        self._turn, self._forecasting = asyncio.Lock(), asyncio.Lock()
 
     # -- running ------------------------------------------------------------------------------------------------------------
 
@@ -133,30 +138,31 @@ class Rollouts:
 
     # -- creating -----------------------------------------------------------------------------------------------------------
 
-    async def forecast(
-        self, request: RolloutRequest, per_hour: float | None = None, drop: float = 0.10, runs: int = 100
-    ) -> Forecast:
+    async def forecast(self, request: RolloutRequest, per_hour: float | None = None, drop: float = 0.10) -> Forecast:
         """Simulate the rollout in this fleet, with the judge itself.
 
         Args:
             request: the rollout.
             per_hour: episodes that a robot does an hour; None: as many as the fleet did lately.
             drop: of the success rate, that makes a version bad.
-            runs: simulated rollouts of a good and of a bad version each.
 
         Raises:
             FleetError: as :meth:`create`; RATE_UNKNOWN.
         """
         version = await self._registry.find(request.model)
         async with self._database.begin() as session:
-            robots, unit, config, past = await self._plan(session, request)
+            robots, unit, config, past = await self._plan(session, request, version.version)
         per_hour = past.per_hour if per_hour is None else per_hour
         if not per_hour:
             raise InputError(
                 "RATE_UNKNOWN", "these robots have not reported episodes yet: say how many each does an hour"
             )
+        runs = _RUNS if unit is Unit.EPISODE else max(_FEWEST_RUNS, min(_RUNS, _ROBOT_RUNS // len(robots)))
+        hours = sum(stage.duration_s for stage in config.stages) / 3600.0
+        simulated = min(per_hour, _MOST_EPISODES / (len(robots) * max(hours, 1.0)))
         config = replace(config, deadline_s=math.inf, latency_limit_s=None)  # how long episodes take is not simulated
-        found: Feasibility = await asyncio.to_thread(feasible, config, len(robots), per_hour, drop=drop, runs=runs)
+        async with self._forecasting:
+            found: Feasibility = await asyncio.to_thread(feasible, config, len(robots), simulated, drop=drop, runs=runs)
         return Forecast(
             model=version.name, version=version.version, robots=len(robots), unit=unit.value, per_hour=per_hour,
             figures=finite(asdict(found)), text=str(found), warnings=_warnings(unit, len(robots)),
@@ -177,7 +183,7 @@ class Rollouts:
         rollout = f"r-{secrets.token_hex(4)}"
         try:
             async with self._turn, self._database.begin() as session:
-                robots, unit, config, past = await self._plan(session, request)
+                robots, unit, config, past = await self._plan(session, request, version.version)
                 await self._check_free(session, robots)
                 line = Rollout.first_line(rollout, config).decode()
                 row = RolloutRow(
@@ -199,12 +205,14 @@ class Rollouts:
         return await self.show(rollout)
 
     async def _plan(
-        self, session: AsyncSession, request: RolloutRequest
+        self, session: AsyncSession, request: RolloutRequest, version: str
     ) -> tuple[list[RobotRow], Unit, CanaryConfig, evidence.History]:
         request.check()
-        robots = [r for r in await session.scalars(select(RobotRow)) if request.means(r.group, r.tags)]
+        meant = [r for r in await session.scalars(select(RobotRow)) if request.means(r.group, r.tags)]
+        robots = [robot for robot in meant if not runs(robot, version)]
         if not robots:
-            raise MissingError("NO_ROBOTS", f"no robot is in {request.target}")
+            why = f"every robot of {request.target} runs {version}" if meant else f"no robot is in {request.target}"
+            raise MissingError("NO_ROBOTS", why)
         unit = unit_of(robots)
         origins = {robot.name: robot.status.get("committed_version", "") for robot in robots}
         past = await evidence.history(session, origins, self._clock.now())

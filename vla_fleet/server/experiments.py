@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from vla_fleet.experiments.design import Design, Plan
 from vla_fleet.experiments.evidence import Robot, difference
 from vla_fleet.experiments.manager import ABTestManager
+from vla_fleet.protocol import Id
 from vla_fleet.rollouts.rollouts import RolloutInfo
 from vla_fleet.server.keys import Operator, Viewer
 from vla_fleet.storage.tables import ExperimentRobotRow, ExperimentRow
@@ -129,25 +130,25 @@ async def list_experiments(request: Request, _: Viewer) -> list[Summary]:
 
 
 @router.get("/v1/experiments/{id}")
-async def show(request: Request, id: str, _: Viewer) -> Report:
+async def show(request: Request, id: Id, _: Viewer) -> Report:
     """Show an experiment and its evidence."""
     return _report(*await _tests(request).experiment(id))
 
 
 @router.post("/v1/experiments/{id}/stop", status_code=204)
-async def stop(request: Request, id: str, body: Stop, person: Operator) -> None:
+async def stop(request: Request, id: Id, body: Stop, person: Operator) -> None:
     """End an experiment; its robots go back to A."""
     await _tests(request).stop(id, body.reason, person.name)
 
 
 @router.post("/v1/experiments/{id}/promote", status_code=201)
-async def promote(request: Request, id: str, body: Promotion, person: Operator) -> RolloutInfo:
+async def promote(request: Request, id: Id, body: Promotion, person: Operator) -> RolloutInfo:
     """Begin a rollout of a B that has won."""
     return await _tests(request).promote(id, body.target, person.name)
 
 
-@router.get("/v1/experiments/{id}/log", response_class=PlainTextResponse)
-async def show_log(request: Request, id: str, _: Viewer) -> PlainTextResponse:
+@router.get("/v1/experiments/{id}/log")
+async def show_log(request: Request, id: Id, _: Viewer) -> PlainTextResponse:
     """Give the log from which every verdict can be computed again: JSON lines."""
     lines = await _tests(request).lines(id)
     return PlainTextResponse("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")

@@ -46,8 +46,8 @@ class Keys:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database, self._clock = database, clock
 
-    async def make(self, name: str, role: Role, who: str) -> str:
-        """Return a new key; it is shown once."""
+    async def make(self, name: str, role: Role, who: str, keep: Callable[[str], None] = lambda key: None) -> str:
+        """Return a new key; it is shown once. ``keep`` gets it before it is valid, so that a crash loses no valid one."""
         key = f"vf_{secrets.token_urlsafe(32)}"
         async with self._database.begin() as session:
             if await session.scalar(select(KeyRow.name).where(KeyRow.name == name)):
@@ -55,6 +55,7 @@ class Keys:
             now = self._clock.now()
             session.add(KeyRow(key_hash=hashed(key), name=name, role=role.value, created_s=now, created_by=who))
             self._database.log(session, who, "key", name, role=role.value)
+            keep(key)
         return key
 
     async def exist(self) -> bool:

@@ -88,7 +88,8 @@ class Rooms:
     async def __aenter__(self) -> Self:
         await self.database.migrate()
         if not await self.keys.exist():
-            write_secret(self.settings.data / ADMIN_KEY, await self.keys.make("admin", Role.ADMIN, "first start"))
+            path = self.settings.data / ADMIN_KEY
+            await self.keys.make("admin", Role.ADMIN, "first start", lambda key: write_secret(path, key))
         self._tasks = [
             asyncio.create_task(part.run(self.settings.step_s)) for part in (self.rollouts, self.experiments)
         ]

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from vla_fleet import protocol
 from vla_fleet.errors import FleetError
 from vla_fleet.robots.commands import topic
+from vla_fleet.robots.inbox import Intake
 from vla_fleet.server.keys import bearer
 from vla_fleet.server.rooms import Rooms
 
@@ -91,18 +92,16 @@ class _Line:
             await self._send(welcome)
             await self._send(protocol.Received(seq=stored))
             log.info("robot connected", robot=robot, software=hello.software)
-            await _first_of(self._listen(), self._give_orders(hints))
+            intake = Intake(rooms.inbox, robot, lambda seq: self._send(protocol.Received(seq=seq)))
+            await _first_of(self._listen(intake), intake.run(), self._give_orders(hints))
 
-    async def _listen(self) -> None:
+    async def _listen(self, intake: Intake) -> None:
         rooms, robot = self._rooms, self._robot
         while True:
             message = await self._receive(3 * rooms.settings.heartbeat_s, "HEARTBEAT_LOST")
             rooms.metrics.messages.labels(message.type).inc()
-            if isinstance(message, protocol.Status):
-                await rooms.inbox.status(robot, message)
-            elif not isinstance(message, protocol.Hello):
-                await rooms.inbox.kept(robot, message)
-                await self._send(protocol.Received(seq=message.seq))
+            if not isinstance(message, protocol.Hello):
+                await intake.put(message)
             while (wait_s := rooms.robot_messages.take(robot)) > 0.0:  # nothing is lost: the robot's messages wait
                 await rooms.clock.sleep(wait_s)
 

@@ -30,7 +30,7 @@ def first_version(stage: Stage) -> None:
     """Everybody gets the first version, at once; then one robot goes away."""
     stage.publish(FIRST)
     commands = stage.client.deploy(f"{NAME}@{FIRST}", everyone=True)
-    stage.wait_committed(FIRST, SIMULATED, _UPDATE_S)
+    stage.follow([command for command in commands if command["robot"] in SIMULATED], _ALL_S)
     stage.watch.say(AWAY, "goes where there is no network", "bold yellow", mark=f"{AWAY} is away")
     stage.simulated[AWAY].disconnect()
     stage.follow(commands, _ALL_S)
