@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import structlog
 import uvicorn
@@ -18,9 +18,11 @@ from support.waits import TIMEOUT_S, wait_for
 from vla_fleet.client import Client
 from vla_fleet.clock import Clock, ManualClock, SystemClock
 from vla_fleet.server.app import create_app
+from vla_fleet.server.limits import Buckets
 from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
 
 _T = TypeVar("_T")
+_C = TypeVar("_C", bound=Clock)
 
 
 class ShiftedClock(SystemClock):
@@ -35,10 +37,11 @@ class ShiftedClock(SystemClock):
         return (super().now() if self.stands_at_s is None else self.stands_at_s) + self.ahead_s
 
 
-class FleetApp:
+class ClockedServer(Generic[_C]):
     """The server on a clock. Use as a context manager."""
 
-    def __init__(self, data: Path, clock: Clock, **settings: Any) -> None:
+    def __init__(self, data: Path, clock: _C, **settings: Any) -> None:
+        self.clock = clock
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # its log is no test's output
@@ -54,7 +57,7 @@ class FleetApp:
         self._loop = asyncio.get_running_loop()
         await self._server.serve(sockets=[self._listener])
 
-    def __enter__(self) -> FleetApp:
+    def __enter__(self) -> Self:
         self._thread.start()
         wait_for(lambda: self._server.started, "the server")
         return self
@@ -79,12 +82,20 @@ class FleetApp:
         return Client(self.url, self.key if key is None else key)
 
 
-class ClockedFleet(FleetApp):
+class FleetApp(ClockedServer[ShiftedClock]):
+    """A server on the machine's clock, which the test may shift."""
+
+    def __init__(self, data: Path, **settings: Any) -> None:
+        super().__init__(data, ShiftedClock(), **settings)
+
+
+class ClockedFleet(ClockedServer[ManualClock]):
     """A server whose clock stands still until the test moves it."""
 
     def __init__(self, data: Path, heartbeat_s: float = 5.0) -> None:
-        self.clock = ManualClock()
-        super().__init__(data, self.clock, heartbeat_s=heartbeat_s)
+        super().__init__(data, ManualClock(), heartbeat_s=heartbeat_s)
+        # what a moment may hold is limited; this one takes as long as the test
+        self.rooms.key_requests = self.rooms.robot_messages = Buckets(SystemClock(), 1e4, 1000)
 
     def advance(self, seconds: float) -> None:
         """Move the clock."""
