@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import InvalidStatus, WebSocketException
 
 from vla_fleet import protocol
 from vla_fleet_bridge.orders import Orders
@@ -187,7 +187,7 @@ class BridgeEngine:
                 self._say(
                     False, "TOKEN_INVALID: the server does not know this robot; enrol it again" if refused else str(e)
                 )
-            except (OSError, TimeoutError, ConnectionClosed, ValueError) as e:
+            except (OSError, TimeoutError, WebSocketException, ValueError) as e:
                 self._say(False, " ".join(str(e).split()) or type(e).__name__)
             failures = 0 if time.monotonic() - began > _LONGEST_RETRY_S else failures + 1
             await asyncio.sleep(retry_after_s(failures))

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vla_fleet.client import Client
 from vla_sim.fleet.server import FleetServer
 
-__all__ = ["FleetServer", "enrolled"]
+__all__ = ["TOP", "FleetServer", "enrolled"]
+
+TOP = Path(__file__).resolve().parents[2]
 
 
 def enrolled(client: Client, name: str, group: str = "default") -> str:

@@ -1,21 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fleet server on a real socket in this process, with a clock that the test sets."""
+"""The fleet server on a real socket in this process, on a clock that the test moves: a day takes milliseconds."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import structlog
 import uvicorn
 
-from support.waits import wait_for
+from support.waits import TIMEOUT_S, wait_for
 from vla_fleet.client import Client
-from vla_fleet.clock import SystemClock
+from vla_fleet.clock import Clock, ManualClock, SystemClock
 from vla_fleet.server.app import create_app
+from vla_fleet.server.limits import Buckets
 from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
+
+_T = TypeVar("_T")
+_C = TypeVar("_C", bound=Clock)
 
 
 class ShiftedClock(SystemClock):
@@ -30,22 +37,27 @@ class ShiftedClock(SystemClock):
         return (super().now() if self.stands_at_s is None else self.stands_at_s) + self.ahead_s
 
 
-class FleetApp:
-    """Use as a context manager."""
+class ClockedServer(Generic[_C]):
+    """The server on a clock. Use as a context manager."""
 
-    def __init__(self, data: Path, **settings: Any) -> None:
-        self.clock = ShiftedClock()
+    def __init__(self, data: Path, clock: _C, **settings: Any) -> None:
+        self.clock = clock
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # its log is no test's output
-        self.rooms = Rooms(Settings(data=data, public_url=self.url, **settings), self.clock)
+        self.rooms = Rooms(Settings(data=data, public_url=self.url, **settings), clock)
         config = uvicorn.Config(
             create_app(self.rooms), log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=2
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
-    def __enter__(self) -> FleetApp:
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._server.serve(sockets=[self._listener])
+
+    def __enter__(self) -> Self:
         self._thread.start()
         wait_for(lambda: self._server.started, "the server")
         return self
@@ -55,6 +67,11 @@ class FleetApp:
         self._thread.join(20)
         assert not self._thread.is_alive()
 
+    def do(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run something in the server's loop."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
     @property
     def key(self) -> str:
         """The admin's key."""
@@ -63,3 +80,32 @@ class FleetApp:
     def client(self, key: str | None = None) -> Client:
         """Return a client with the admin's key, or another one."""
         return Client(self.url, self.key if key is None else key)
+
+
+class FleetApp(ClockedServer[ShiftedClock]):
+    """A server on the machine's clock, which the test may shift."""
+
+    def __init__(self, data: Path, **settings: Any) -> None:
+        super().__init__(data, ShiftedClock(), **settings)
+
+
+class ClockedFleet(ClockedServer[ManualClock]):
+    """A server whose clock stands still until the test moves it."""
+
+    def __init__(self, data: Path, heartbeat_s: float = 5.0) -> None:
+        super().__init__(data, ManualClock(), heartbeat_s=heartbeat_s)
+        # what a moment may hold is limited; this one takes as long as the test
+        self.rooms.key_requests = self.rooms.robot_messages = Buckets(SystemClock(), 1e4, 1000)
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock."""
+        self.do(self.clock.advance(seconds))
+
+    def until(self, found: Callable[[], _T], what: str) -> _T:
+        """Let the clock run, second by second, until ``found`` gives something; return that."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (value := found()):
+            assert time.monotonic() < deadline, f"no sign of {what} within {TIMEOUT_S:g} s"
+            self.advance(1.0)
+            time.sleep(0.01)
+        return value

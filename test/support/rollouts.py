@@ -3,23 +3,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import threading
 import time
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from support.bundles import make_bundle
 from support.fleet import enrolled
+from support.fleet_app import ClockedFleet
 from support.waits import wait_for
-from vla_fleet.client import Client
-from vla_fleet.clock import ManualClock
-from vla_fleet.server.app import create_app
-from vla_fleet.server.rooms import Rooms, Settings
 from vla_sim.fleet.simulated_robot import Behaviour, SimulatedRobot
 
 HOUR_S = 3600.0
@@ -31,43 +22,29 @@ class RolloutFleet:
     """Server, robots and what they do, in one process. Use as a context manager."""
 
     def __init__(self, folder: Path, heartbeat_s: float = 5.0) -> None:
-        self.folder, self.clock = folder, ManualClock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        settings = Settings(data=folder / "data", public_url=self.url, heartbeat_s=heartbeat_s)
-        self.rooms = Rooms(settings, self.clock)
-        config = uvicorn.Config(create_app(self.rooms), log_level="warning", ws="websockets-sansio")
-        self._server = uvicorn.Server(config)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self.folder, self.server = folder, ClockedFleet(folder / "data", heartbeat_s)
+        self.url, self.rooms, self.clock, self.do = (
+            self.server.url,
+            self.server.rooms,
+            self.server.clock,
+            self.server.do,
+        )
         self.robots: dict[str, SimulatedRobot] = {}
         self.tokens: dict[str, str] = {}
 
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        await self._server.serve(sockets=[self._listener])
-
     def __enter__(self) -> RolloutFleet:
-        self._thread.start()
-        wait_for(lambda: self._server.started, "the server")
-        self.client = Client(self.url, (self.folder / "data" / "admin.key").read_text().strip())
+        self.server.__enter__()
+        self.client = self.server.client()
         for seed, version in enumerate((OLD, NEW)):
             make_bundle(self.folder / version, version=version, seed=seed)
             self.client.publish(self.folder / version)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         for robot in self.robots.values():
             robot.disconnect()
         self.client.close()
-        self._server.should_exit = True
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-
-    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run something in the server's loop."""
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+        self.server.__exit__(*error)
 
     # -- robots -------------------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import pytest
 from support.bundles import make_bundle
-from support.clocked_fleet import ClockedFleet
 from support.fleet import FleetServer, enrolled
+from support.fleet_app import ClockedFleet
 from support.waits import wait_for
 
 from vla_evidence.assignment import arm
@@ -376,6 +376,8 @@ def test_a_robot_of_an_experiment_gets_into_no_rollout(fleet: Fleet) -> None:
     fleet.create("episode", robots=["arm_1"], group="")
     with pytest.raises(ConflictError, match="ROBOT_TAKEN"):
         fleet.client.create_rollout(f"pick_place@{B}", "group:pickers")
+    with pytest.raises(ConflictError, match="VERSION_IN_USE"):
+        fleet.client.retire("pick_place", A)
 
 
 def test_a_server_that_is_killed_in_the_middle_comes_to_the_same_end_and_counts_each_episode_once(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 import zlib
 from collections.abc import Iterator
@@ -183,3 +184,15 @@ def test_a_code_enrols_once_and_a_wrong_token_gets_no_line(server: FleetServer, 
         client.enrol(code)
     with pytest.raises(InvalidStatus):
         raw(server, "vr_nonsense")
+
+
+def test_a_server_that_dies_while_it_answers_is_tried_again(tmp_path: Path) -> None:
+    robot = SimulatedRobot("arm")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(20.0)
+        robot.connect(f"http://127.0.0.1:{server.getsockname()[1]}", "token", tmp_path)
+        try:
+            for _ in range(2):
+                server.accept()[0].close()
+        finally:
+            robot.disconnect()

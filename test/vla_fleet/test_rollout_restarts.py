@@ -99,7 +99,8 @@ def test_a_server_that_is_killed_at_every_step_brings_a_rollout_to_the_same_end(
                 for robot in robots.values():
                     robot.disconnect()
         lives = int((server.data / "lives").read_text())
-    assert found["state"] == end and lives >= 7, lives
+    assert found["state"] == end
+    assert lives >= 6, "create, install, draw, judge, roll back, end: at least"
     assert [line["action"].removeprefix("rollout.") for line in found["history"] if "asking" not in line["action"]] == (
         ["create", "judging", "installing", "done"]
         if end == "DONE"

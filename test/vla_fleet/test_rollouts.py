@@ -295,6 +295,8 @@ def test_one_rollout_at_a_time_moves_a_robot(fleet: RolloutFleet) -> None:
     for target in ("group:lab", "all"):
         with pytest.raises(ConflictError, match="ROLLOUT_ACTIVE"):
             fleet.client.create_rollout(MODEL, target)
+    with pytest.raises(ConflictError, match="VERSION_IN_USE"):
+        fleet.client.retire("pick_place", NEW)
     second = fleet.client.create_rollout(MODEL, "group:hall")["id"]
     for rollout in (first, second):
         fleet.client.steer_rollout(rollout, "abort", "done with it")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -29,7 +29,7 @@ from vla_fleet.clock import Clock
 from vla_fleet.errors import ConflictError, InputError, MissingError
 from vla_fleet.storage.blobs import BlobStore
 from vla_fleet.storage.database import Database
-from vla_fleet.storage.tables import AliasRow, BlobRow, LogRow, VersionRow
+from vla_fleet.storage.tables import AliasRow, BlobRow, ExperimentRow, LogRow, RolloutRow, VersionRow
 
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
@@ -124,7 +124,7 @@ class Registry:
         """Take a version out of use: it can no longer be ordered, and goes from the disk when no robot holds it.
 
         Raises:
-            FleetError: MODEL_NOT_FOUND; VERSION_IN_USE: an alias names it.
+            FleetError: MODEL_NOT_FOUND; VERSION_IN_USE: an alias names it, or a rollout or an experiment has not ended.
         """
         found = {v.version: v for v in await self.versions(name)}.get(version)
         if found is None:
@@ -132,7 +132,26 @@ class Registry:
         if found.aliases:
             aliases = ", ".join(f"{name}@{alias}" for alias in found.aliases)
             raise ConflictError("VERSION_IN_USE", f"{name} {version} is {aliases}; move the alias first")
+        if user := await self._user(name, version):
+            raise ConflictError("VERSION_IN_USE", f"{name} {version} is in {user}; end it first")
         return await self._retire(found, found.retired_s or self._clock.now(), who)
+
+    async def _user(self, name: str, version: str) -> str:
+        """Return the rollout or experiment that still needs a version, or nothing."""
+        rollout = select(RolloutRow.id).where(
+            RolloutRow.active.is_not(None), RolloutRow.name == name, RolloutRow.version == version
+        )
+        experiment = select(ExperimentRow.id).where(
+            ExperimentRow.ended_s == 0.0,
+            ExperimentRow.model == name,
+            or_(ExperimentRow.a == version, ExperimentRow.b == version),
+        )
+        async with self._database.begin() as session:
+            if found := await session.scalar(rollout):
+                return f"rollout {found}"
+            if found := await session.scalar(experiment):
+                return f"experiment {found}"
+        return ""
 
     async def _retire(self, version: Version, at_s: float | None, who: str) -> Version:
         async with self._database.begin() as session:

@@ -147,7 +147,7 @@ async def promote(request: Request, id: Id, body: Promotion, person: Operator) -
     return await _tests(request).promote(id, body.target, person.name)
 
 
-@router.get("/v1/experiments/{id}/log", response_class=PlainTextResponse)
+@router.get("/v1/experiments/{id}/log")
 async def show_log(request: Request, id: Id, _: Viewer) -> PlainTextResponse:
     """Give the log from which every verdict can be computed again: JSON lines."""
     lines = await _tests(request).lines(id)

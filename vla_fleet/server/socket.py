@@ -92,7 +92,7 @@ class _Line:
             await self._send(welcome)
             await self._send(protocol.Received(seq=stored))
             log.info("robot connected", robot=robot, software=hello.software)
-            intake = Intake(rooms.inbox, robot, self._confirm)
+            intake = Intake(rooms.inbox, robot, lambda seq: self._send(protocol.Received(seq=seq)))
             await _first_of(self._listen(intake), intake.run(), self._give_orders(hints))
 
     async def _listen(self, intake: Intake) -> None:
@@ -104,9 +104,6 @@ class _Line:
                 await intake.put(message)
             while (wait_s := rooms.robot_messages.take(robot)) > 0.0:  # nothing is lost: the robot's messages wait
                 await rooms.clock.sleep(wait_s)
-
-    async def _confirm(self, seq: int) -> None:
-        await self._send(protocol.Received(seq=seq))
 
     async def _receive(self, timeout_s: float, code: str) -> _Said:
         try:
