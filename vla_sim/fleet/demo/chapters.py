@@ -11,7 +11,7 @@ from vla_sim.fleet.demo.experiments import run_experiment
 from vla_sim.fleet.demo.stage import ARMS, EVERYBODY, SIMULATED, Chapter, Stage
 from vla_sim.fleet.demo.versions import BETTER, CANDIDATE, FIRST, WORSE
 
-_ALL_S, _UPDATE_S, _ROLLOUT_S = 60.0, 90.0, 90.0
+_ALL_S, _UPDATE_S, _ROLLOUT_S = 120.0, 150.0, 150.0
 _DOWN_S = 2.0
 AWAY = "sim_5"
 """The robot that goes offline."""
