@@ -27,15 +27,15 @@ from vla_policy_node.ipc.layouts import CHUNK_ERRORS, MODES
 TOP = Path(__file__).resolve().parents[2]
 PAGE = TOP / "docs" / "errors.md"
 
-OTHER_PAGES = ("vla_doctor/", "vla_sim/demo/")
-"""The doctor's findings are in docs/doctor.md; the demo gives no codes, it expects them."""
+OTHER_PAGES = ("vla_doctor/", "vla_sim/demo/", "vla_sim/fleet/demo/")
+"""The doctor's findings are in docs/doctor.md; the demos give no codes, they expect them."""
 
 VOCABULARIES = {*AT, *MODES, *(state.name for state in UpdateState)}
 """Words that are fixed elsewhere. Some are codes as well (CANCELLED, FAILED, INACTIVE, MOTION_DISABLED): those are documented."""
 
 NOT_CODES = {
     "environment": "AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH FASTDDS_DEFAULT_PROFILES_FILE"
-    " FASTRTPS_DEFAULT_PROFILES_FILE LD_LIBRARY_PATH PATH PKG_CONFIG_PATH PYTHONPATH",
+    " FASTRTPS_DEFAULT_PROFILES_FILE LD_LIBRARY_PATH PATH PKG_CONFIG_PATH PYTHONPATH VLA_SIM_FLEET_CLOCK",
     "constants of modules": "MANIFEST_NAME MAP_POPULATE SCHED_RESET_ON_FORK SC_PAGE_SIZE",
     "events between processes": "CHUNK_ERROR DISABLED ENABLED ENABLE_FAILED EXITED HOLD LOG LOST MOTION_ENABLED REFUSED RESUMED"
     " RESUME_ACCEPTED RESUME_REFUSED SPAN SPARE_READY STARTED START_FAILED SWAPPED",
