@@ -2,8 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev setup-demo setup-analysis demo demo-fleet test lint bench bench-fleet bench-evidence clean
 RUN := scripts/run
-# One more than cores: half of the time of a test is waiting, for processes and messages.
-JOBS ?= $(shell expr $$(nproc) + 1)
+# Tests side by side. With more than cores the run is shorter, and tests that wait for discovery are nearer to their bounds.
+JOBS ?= $(shell nproc)
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
