@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.action import CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
@@ -35,6 +35,7 @@ from vla_policy_node.generations.swapping import Report, SwapRequest
 from vla_policy_node.ros import diagnostics, messages
 from vla_policy_node.ros.run_policy import require, run_policy
 from vla_ros import qos
+from vla_ros.action_server import DestroyableActionServer
 from vla_ros.diagnostics import Diagnostics
 from vla_ros.interfaces import message_class
 from vla_ros.log_forwarding import forward_log
@@ -248,7 +249,7 @@ class PolicyNode(LifecycleNode):
             (PrepareModel, "~/prepare_model", self._prepare_model),
             (RunPolicy, "~/run_policy", self._run_policy),
         ):
-            server = ActionServer(
+            server = DestroyableActionServer(
                 self,
                 kind,
                 name,
