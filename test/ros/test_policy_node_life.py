@@ -14,6 +14,7 @@ from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
 from lifecycle_msgs.msg import Transition
 from rosgraph_msgs.msg import Clock
+from support.engine_rig import contract_text
 from support.policy_rig import PolicyRig
 from support.scripted import scripted_bundle
 from support.waits import wait_for
@@ -73,6 +74,34 @@ def test_ctrl_c_while_the_control_process_is_being_imported_is_quiet(ros_domain:
         os.killpg(rig.node.process.pid, signal.SIGINT)
         assert rig.node.wait() == 0
         assert "Traceback" not in rig.node.log and "[ERROR]" not in rig.node.log, rig.node.log
+
+
+def test_ctrl_c_is_quiet_though_the_control_process_takes_longer_to_import_than_the_node_waits(
+    ros_domain: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    begun = tmp_path / "begun"
+    code = ["import pathlib, sys, time", "if 'vla_policy_node.control.process' in sys.orig_argv:"]
+    code += [f"    pathlib.Path({str(begun)!r}).touch()", "    time.sleep(30)"]
+    (tmp_path / "sitecustomize.py").write_text("\n".join(code))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    with PolicyRig(ros_domain, tmp_path, group=True, model_path=str(tmp_path / "a")) as rig:
+        wait_for(begun.exists, "the control process")
+        os.killpg(rig.node.process.pid, signal.SIGINT)
+        assert rig.node.wait() == 0
+        assert "Traceback" not in rig.node.log and "[ERROR]" not in rig.node.log, rig.node.log
+
+
+def test_ctrl_c_while_the_contract_is_being_read_starts_nothing_afterwards(ros_domain: int, tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    os.mkfifo(tmp_path / "contract.yaml")  # reading it takes as long as we like
+    with PolicyRig(ros_domain, tmp_path, group=True, model_path=str(tmp_path / "a")) as rig:
+        with (tmp_path / "contract.yaml").open("w") as contract:
+            os.killpg(rig.node.process.pid, signal.SIGINT)
+            wait_for(lambda: not rig.ros.node.count_publishers("policy_node/status"), "the end of the node")
+            contract.write(contract_text())
+        assert rig.node.wait() == 0
+        assert "control process" not in rig.node.log and "[ERROR]" not in rig.node.log, rig.node.log
 
 
 def test_the_control_process_belongs_to_the_node_s_enclave_and_is_hidden(ros_domain: int, tmp_path: Path) -> None:

@@ -128,9 +128,10 @@ def test_a_preparation_that_is_not_accepted_soon_was_lost_on_the_way_and_is_canc
     port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = make_bundle(tmp_path / "b").digest
-    monkeypatch.setattr("vla_ota_manager.ros.policy_port.REPLY_S", 0.5)
     policy.accept_s, policy.prepare_s = 1.0, 30.0
-    assert port.prepare(tmp_path / "b", digest, ignore, never, 600.0).error_code == "POLICY_ABSENT"
+    with monkeypatch.context() as patience:
+        patience.setattr("vla_ota_manager.ros.policy_port.REPLY_S", 0.5)
+        assert port.prepare(tmp_path / "b", digest, ignore, never, 600.0).error_code == "POLICY_ABSENT"
     wait_for(lambda: policy.cancelled == 1, "the cancellation of what was accepted late")
     policy.accept_s, policy.prepare_s = 0.0, 0.0
     assert port.prepare(tmp_path / "b", digest, ignore, never, 600.0).success

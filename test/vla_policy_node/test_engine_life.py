@@ -246,3 +246,13 @@ def test_a_control_process_that_cannot_start_leaves_nothing(tmp_path: Path) -> N
         rig.engine.start()
     rig.engine.close()
     assert open_descriptors() == before
+
+
+def test_closing_ends_a_start_under_way_before_it_starts_a_worker(tmp_path: Path) -> None:
+    before = open_descriptors()
+    rig = EngineRig(tmp_path)
+    start, codes = in_thread(rig.engine.start)
+    rig.wait_for(lambda: rig.engine._control.alive, "the control process")
+    closes_soon(rig)
+    start.join(CLOSE_S)
+    assert codes == ["CLOSED"] and open_descriptors() == before

@@ -302,6 +302,18 @@ def test_only_the_entries_of_ros_leave_the_path_lists() -> None:
     assert "LD_LIBRARY_PATH" not in worker_environment({**base, "LD_LIBRARY_PATH": "/opt/ros/jazzy/lib"})
 
 
+def test_a_pool_that_is_closed_as_it_starts_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    robot = WorkerRobot()
+    robot.pool.close()
+    robot.pool.start()
+    for thread in threading.enumerate():
+        if thread.name == "worker-watcher":
+            thread.join(10.0)
+    assert not raised and robot.pool.spare_pid is None
+
+
 def test_the_node_process_never_imports_torch() -> None:
     code = "import sys, vla_policy_node.worker.pool; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=PACKAGE_ROOT)

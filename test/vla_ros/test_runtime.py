@@ -14,13 +14,16 @@ import time
 from pathlib import Path
 
 import pytest
+from rclpy.action import ActionClient
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from support.ros import NodeProcess, RosHarness
 from support.waits import wait_for
+from vla_ota.action import RunPolicy
 
 from vla_ros import qos
+from vla_ros.action_server import DestroyableActionServer
 from vla_ros.runtime import process_arguments, run
 from vla_ros.start import REFUSED
 
@@ -146,6 +149,41 @@ def test_callbacks_that_still_wait_for_a_thread_at_the_end_are_dropped_quietly(
     )
     gc.collect()
     assert capfd.readouterr() == ("", "")
+
+
+class Loses(Node):
+    """Loses an action server just before the executor does ``step`` with it, as if another thread had destroyed it there."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__("loses")
+
+        class Server(DestroyableActionServer):
+            pass
+
+        def interrupted(server: Server, *arguments: object) -> object:
+            if not self.ticks_left:
+                self.ticks_left = 10
+                server.destroy()
+            return getattr(super(Server, server), step)(*arguments)
+
+        setattr(Server, step, interrupted)
+        self.ticks_left = 0
+        self._server = Server(self, RunPolicy, "run", lambda goal: RunPolicy.Result())
+        self._client = ActionClient(self, RunPolicy, "run")
+        self.create_timer(0.02, self._tick, callback_group=MutuallyExclusiveCallbackGroup())
+
+    def _tick(self) -> None:
+        if self.ticks_left:
+            self.ticks_left -= 1
+            if self.ticks_left == 1:  # by now the executor has seen what came of it
+                os.kill(os.getpid(), signal.SIGINT)
+        elif self._client.server_is_ready():
+            self._client.send_goal_async(RunPolicy.Goal())
+
+
+@pytest.mark.parametrize("step", ["__enter__", "take_data", "execute"])
+def test_a_node_outlives_an_action_server_that_it_destroys_at_any_moment(ros_domain: int, step: str) -> None:
+    assert run(lambda: Loses(step), [], threads=4) == 0
 
 
 def test_a_child_gets_the_ros_arguments_of_the_process_and_none_of_the_node() -> None:

@@ -91,7 +91,7 @@ class ControlClient:
     def start(self, timeout_s: float = 10.0) -> Event:
         """Start the child and return its STARTED event (``pid, fifo, mlock``).
 
-        Raises :class:`ControlError` with the child's code (COMMAND_TOPIC_LOCKED, CONTRACT_…), or CONTROL_START_TIMEOUT.
+        Raises :class:`ControlError` with the child's code (COMMAND_TOPIC_LOCKED, CONTRACT_…), CONTROL_START_TIMEOUT, or CLOSED.
         """
         if self._channel is not None or self._status is None:
             raise ControlError("CONTROL_ALREADY_STARTED", "a client starts one process, once")
@@ -128,6 +128,8 @@ class ControlClient:
         if not self._first_answer.wait(timeout_s):
             self.close(0.0)
             raise ControlError("CONTROL_START_TIMEOUT", f"the control process did not start within {timeout_s} s")
+        if self._closing:
+            raise ControlError("CLOSED", "closed while the control process started")
         answer = self._started or {}
         if answer.get("type") != "STARTED":
             self.close(1.0)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.action import CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
@@ -35,6 +35,7 @@ from vla_policy_node.generations.swapping import Report, SwapRequest
 from vla_policy_node.ros import diagnostics, messages
 from vla_policy_node.ros.run_policy import require, run_policy
 from vla_ros import qos
+from vla_ros.action_server import DestroyableActionServer
 from vla_ros.diagnostics import Diagnostics
 from vla_ros.interfaces import message_class
 from vla_ros.log_forwarding import forward_log
@@ -62,6 +63,7 @@ class PolicyNode(LifecycleNode):
         on_live_change(self, PolicyNodeConfig, self._set_live)
         forward_log(self, "vla_policy_node")
         self._engine: PolicyEngine | None = None
+        self._closing = False
         self._calls = ReentrantCallbackGroup()  # blocking services and actions
         self._sensors = MutuallyExclusiveCallbackGroup()
         self._changed = threading.Event()
@@ -122,8 +124,10 @@ class PolicyNode(LifecycleNode):
         self._stop_starting()
         try:
             contract = load_contract(self.config.contract)
-            self._engine = PolicyEngine(self.config, contract, sink=self._sink(contract), listener=self)
-            self._engine.start()
+            engine = self._engine = PolicyEngine(self.config, contract, sink=self._sink(contract), listener=self)
+            if self._closing:  # close() may have come before there was an engine to end
+                raise ControlError("CLOSED", "the node is shutting down")
+            engine.start()
             self._make_interfaces(contract)
         except Exception as e:  # rclpy swallows what a transition raises
             self._refusal = (str(getattr(e, "code", "CONFIGURE_FAILED")), str(e))
@@ -181,18 +185,24 @@ class PolicyNode(LifecycleNode):
             return TransitionCallbackReturn.ERROR
 
     def _log_failure(self, what: str, error: Exception) -> None:
+        if self._closing:
+            return  # the node was asked to end, and ends what it was about to start
         code = getattr(error, "code", "")
         trace = "" if code else "\n" + "".join(traceback.format_exception(error))
         self.get_logger().error(f"cannot {what}: {code or type(error).__name__}: {error}{trace}")
 
     def close(self) -> None:
         """End every process; called once, while callbacks still run. What on_configure made goes with the node."""
+        self._closing = True
+        self._end_engine()
+
+    def _end_engine(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
 
     def _take_down(self) -> None:
-        self.close()
+        self._end_engine()
         for destroy, thing in reversed(self._configured):
             destroy(thing)
         self._configured.clear()
@@ -248,7 +258,7 @@ class PolicyNode(LifecycleNode):
             (PrepareModel, "~/prepare_model", self._prepare_model),
             (RunPolicy, "~/run_policy", self._run_policy),
         ):
-            server = ActionServer(
+            server = DestroyableActionServer(
                 self,
                 kind,
                 name,

@@ -47,12 +47,14 @@ class Watcher:
         self._selector.register(self._wake, selectors.EVENT_READ, self._drain)
         self._children: set[Child] = set()
         self._stopping = False
-        self._lock = threading.Lock()  # the wake-up's descriptor
+        self._lock = threading.Lock()  # the wake-up's descriptor, and whether the thread starts
         self._thread = threading.Thread(target=self._run, name="worker-watcher", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread, unless :meth:`stop` came first."""
+        with self._lock:
+            if not self._stopping:
+                self._thread.start()
 
     def wake(self) -> None:
         """Make the thread look around (call its ``tick``) at once."""
@@ -80,8 +82,10 @@ class Watcher:
 
     def stop(self) -> None:
         """Kill every worker, wait until all have ended, and end the thread."""
-        self._stopping = True
-        if self._thread.ident is None:  # it was never started
+        with self._lock:
+            self._stopping = True
+            started = self._thread.ident is not None
+        if not started:
             self._close()
         elif self._thread.is_alive():
             self.wake()
