@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 
 from vla_fleet.server.app import create_app
 from vla_fleet.server.rooms import Rooms, Settings
-from vla_fleet.storage.tables import CommandRow, RolloutOutcomeRow, RolloutRow
+from vla_fleet.storage.tables import CommandRow, JudgedOutcomeRow, RolloutRow
 
 
 def die_at(number: int, *, before: bool) -> None:
@@ -54,7 +54,7 @@ def _is_step(row: Any) -> bool:
     """Whether a change moves a rollout on; a verdict by itself does not, and comes too often to die of each."""
     if isinstance(row, RolloutRow):
         return any(inspect(row).attrs[name].history.has_changes() for name in ("state", "stage", "judged_stage"))
-    return isinstance(row, RolloutOutcomeRow) or (
+    return isinstance(row, JudgedOutcomeRow) or (
         isinstance(row, CommandRow) and row.state == "WAITING" and row.created_by.startswith("rollout")
     )
 

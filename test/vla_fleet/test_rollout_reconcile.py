@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from vla_fleet import protocol
 from vla_fleet.errors import InputError
 from vla_fleet.rollouts.canary_deployment import CanaryDeployment
-from vla_fleet.rollouts.reconcile import Course, Given, Limits, Look, Robot, Standing, arrived, backward, forward
 from vla_fleet.rollouts.windows import is_open, parse_window, zone_of
+from vla_fleet.steering.reconcile import Course, Given, Limits, Look, Robot, Standing, arrived, backward, forward
 
 UPDATE = protocol.ModelUpdate(name="pick", version="2.0.0", manifest_url="http://f/m", manifest_sha256="0" * 64)
 COURSE = Course("r-1", UPDATE, "why")
@@ -34,7 +34,8 @@ class Simulated:
         self.version, self.draws, self.blocked, self.now_s = "1.0.0", 0.0, False, 0.0
 
     def robot(self, *, online: bool) -> Robot:
-        return Robot("arm", "1.0.0", online, self.blocked, given=self.given)
+        blocked = frozenset({"2.0.0"} if self.blocked else ())
+        return Robot("arm", "1.0.0", online, blocked=blocked, given=self.given)
 
     def order(self, order: protocol.Order) -> None:
         self.given += (Given(order, self.now_s, self.now_s),)
@@ -97,7 +98,7 @@ def test_whatever_a_robot_does_it_ends_where_it_is_led_or_is_known_to_have_faile
     back_s = robot.now_s
     for _ in range(10):
         state = robot.robot(online=True)
-        look = backward(state, COURSE.back(state), back_s, robot.now_s, 1e9)
+        look = backward(state, COURSE.back(state, back_s), back_s, robot.now_s, 1e9)
         for order in look.orders:
             robot.order(order)
         robot.work("DONE")
@@ -123,7 +124,9 @@ def test_a_robot_that_is_away_is_waited_for_until_the_deadline_and_taken_back_wh
     ordered = Robot("arm", "1.0.0", online=False, given=(Given(UPDATE, 10.0, 50.0),))
     assert forward(ordered, [UPDATE], 0.0, 149.0, DEADLINE_S).standing is Standing.ORDERED
     assert forward(ordered, [UPDATE], 0.0, 150.0, DEADLINE_S).standing is Standing.SILENT
-    assert [order.type for order in backward(ordered, COURSE.back(ordered), 20.0, 21.0, 9.0).orders] == ["ROLLBACK"]
+    assert [order.type for order in backward(ordered, COURSE.back(ordered, 20.0), 20.0, 21.0, 9.0).orders] == [
+        "ROLLBACK"
+    ]
 
 
 @given(

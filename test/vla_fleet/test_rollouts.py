@@ -292,8 +292,8 @@ def test_one_rollout_at_a_time_moves_a_robot(fleet: RolloutFleet) -> None:
     fleet.add("arm_0", group="lab")
     fleet.add("arm_1", group="hall")
     first = fleet.client.create_rollout(MODEL, "group:lab")["id"]
-    for target in ("group:lab", "all"):
-        with pytest.raises(ConflictError, match="ROLLOUT_ACTIVE"):
+    for target, code in (("group:lab", "ROLLOUT_ACTIVE"), ("all", "ROBOT_TAKEN")):
+        with pytest.raises(ConflictError, match=code):
             fleet.client.create_rollout(MODEL, target)
     with pytest.raises(ConflictError, match="VERSION_IN_USE"):
         fleet.client.retire("pick_place", NEW)

@@ -148,5 +148,5 @@ def _difference(found: dict[str, Any]) -> str:
 def _robots(robots: list[dict[str, Any]]) -> str:
     counts = {state: sum(robot["state"] == state for robot in robots) for state in {r["state"] for r in robots}}
     text = "robots: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
-    failed = [f"{robot['robot']} {robot['error_code']}" for robot in robots if robot["error_code"]]
+    failed = [f"{robot['robot']} {robot['detail']}" for robot in robots if robot["detail"]]
     return text + (f" ({', '.join(failed)})" if failed else "")

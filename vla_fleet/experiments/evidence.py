@@ -1,27 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an experiment has seen and what follows from it: which outcomes count, what the judge says, when it is over.
-
-The judge's memory is its log in the database, one line a row, written in the same transaction as the mark of the outcomes that
-were taken in. After a crash the judge is made again from these lines, so no outcome counts twice and none is forgotten.
-"""
+"""What an experiment has seen and what follows from it: which outcomes count, and when it is over."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-from vla_evidence.ab.judge import ABJudge
 from vla_evidence.assignment import arm
-from vla_evidence.log.records import NewLines, to_json
 from vla_evidence.log.replay import LoggedJudgement
 from vla_evidence.sequential.intervals import confidence_sequence
 from vla_evidence.tables import listed
 from vla_evidence.verdict import Decision
 from vla_fleet.experiments.design import DAY_S, Design, Unit
-from vla_fleet.storage.tables import ExperimentLineRow, ExperimentRobotRow, ExperimentRow, OutcomeRow
+from vla_fleet.storage.tables import ExperimentRobotRow, ExperimentRow, OutcomeRow
 
-_VERDICT_EVERY_S, _IDLE_VERDICT_EVERY_S = 60.0, 3600.0
 _LOPSIDED_CONFIDENCE = 0.999
 _LOST_SHARE = 0.25
 """Of an arm's robots: the judge of robots compares nothing if more of them have no episode."""
@@ -52,67 +45,51 @@ class Robot(str, Enum):
     LEFT = "LEFT"
 
 
-class Judgement:
-    """The judge of one experiment, as its log says; what is new waits in :attr:`log`."""
+class Fate(str, Enum):
+    """What an experiment made of an outcome."""
 
-    def __init__(self, lines: Iterable[str]) -> None:
-        self.log = NewLines()
-        self.lines = 0
-        """Of the log in the database."""
-        self._judgement = LoggedJudgement.resume(self._counted(lines), self.log, "the experiment's log")
-        if not isinstance(self._judgement.judge, ABJudge):
-            raise TypeError("an experiment's log is of an A/B judge")
-        self._judge = self._judgement.judge
-        self._last_verdict_s, self._news = 0.0, False
-
-    def _counted(self, lines: Iterable[str]) -> Iterable[bytes]:
-        for line in lines:
-            self.lines += 1
-            yield line.encode() + b"\n"
-
-    def outcome(self, row: OutcomeRow, now_s: float) -> None:
-        """Take an episode in that has ended. One whose outcome is not known fails at its deadline, as one in silence does."""
-        name = f"{row.robot}/{row.episode_id}"
-        self._judgement.choose(row.robot, name, now_s)
-        if row.known:
-            self._judgement.outcome(name, row.success, now_s, row.duration_s or None)
-        self._news = True
-
-    def verdict(self, now_s: float) -> dict[str, Any]:
-        """Return the verdict. A final one is logged, and others at times: each minute, or each hour if nothing came."""
-        every_s = _VERDICT_EVERY_S if self._news else _IDLE_VERDICT_EVERY_S
-        found = self._judge.verdict()  # time passes for the judge only with what is logged, else a replay would differ
-        if found.decision is not Decision.CONTINUE or now_s - self._last_verdict_s >= every_s:
-            self._last_verdict_s, self._news = now_s, False
-            found = self._judgement.verdict(now_s)
-        return dict(to_json(found))
-
-    def new_lines(self) -> list[ExperimentLineRow]:
-        """Return what is to be added to the log in the database."""
-        name = self._judge.experiment
-        begin, lines = self.lines + 1, self.log.take()
-        self.lines += len(lines)
-        return [
-            ExperimentLineRow(experiment=name, number=number, line=line.decode().rstrip("\n"))
-            for number, line in enumerate(lines, begin)
-        ]
+    COUNTED = "counted"
+    MIXED = "mixed"
+    WRONG_ARM = "wrong_arm"
+    LATE = "late"
+    """It came after the end."""
+    OUTSIDE = "outside"
+    """It is not of the experiment."""
 
 
-def why_apart(experiment: ExperimentRow, robot: ExperimentRobotRow, row: OutcomeRow) -> str | None:
-    """Return why an outcome does not count: mixed, wrong_arm, late, or outside (not of the experiment); None: it counts."""
+def fate_of(experiment: ExperimentRow, robot: ExperimentRobotRow, row: OutcomeRow) -> Fate:
+    """Say what an outcome is before the judge sees it."""
     ended = experiment.state != State.RUNNING
     if not robot.since_s or row.time_s < robot.since_s or (ended and row.time_s > experiment.ended_s):
-        return "outside"
+        return Fate.OUTSIDE
     if robot.state == Robot.FAILED:
-        return "outside"
+        return Fate.OUTSIDE
     if ended:
-        return "late"
+        return Fate.LATE
     if row.mixed:
-        return "mixed"
+        return Fate.MIXED
     versions = {"A": experiment.a, "B": experiment.b}
     drawn = robot.arm or "AB"[arm(experiment.id, row.robot, row.episode_id, 0.5)]
     as_drawn = row.version == versions[drawn] and row.arm == ("" if robot.arm else drawn)
-    return None if as_drawn else "wrong_arm"
+    return Fate.COUNTED if as_drawn else Fate.WRONG_ARM
+
+
+def take_in(
+    judgement: LoggedJudgement,
+    experiment: ExperimentRow,
+    members: dict[str, ExperimentRobotRow],
+    outcomes: Sequence[OutcomeRow],
+    now_s: float,
+) -> list[Fate]:
+    """Give the judge outcomes that count; return what became of each. An unknown one fails at its deadline."""
+    fates = [fate_of(experiment, members[row.robot], row) for row in outcomes]
+    for row, fate in zip(outcomes, fates, strict=True):
+        if fate is Fate.COUNTED:
+            name = f"{row.robot}/{row.episode_id}"
+            judgement.choose(row.robot, name, now_s)
+            if row.known:
+                judgement.outcome(name, row.success, now_s, row.duration_s or None)
+    return fates
 
 
 def conclusion(
@@ -147,8 +124,8 @@ def _spoilt(design: Design, robots: Sequence[ExperimentRobotRow]) -> str:
         most = _LOST_SHARE * len(members) if name else len(members) - 1
         if members and len(failed) > most:
             arms = f" that were drawn for {name}" if name else ""
-            codes = listed({robot.error_code or "no code" for robot in failed})
-            return f"{len(failed)} of {len(members)} robots{arms} did not keep the version ({codes})"
+            reasons = listed({robot.detail for robot in failed})
+            return f"{len(failed)} of {len(members)} robots{arms} did not keep the version ({reasons})"
     return ""
 
 

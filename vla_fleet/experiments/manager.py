@@ -7,33 +7,29 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+import structlog
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_evidence.log.records import header_line
 from vla_fleet.clock import Clock
 from vla_fleet.errors import ConflictError, InputError, MissingError
-from vla_fleet.experiments.design import DAY_S, Design, Plan, Unit, arms, judge_for, plan_for
-from vla_fleet.experiments.evidence import Robot, State
-from vla_fleet.experiments.orders import ManifestUrl
-from vla_fleet.experiments.steps import Steps
+from vla_fleet.experiments.design import Design, Plan, Unit, arms, judge_for, plan_for
+from vla_fleet.experiments.evidence import State
+from vla_fleet.experiments.steps import Steps, holder, joining
 from vla_fleet.registry.registry import Registry, Version
 from vla_fleet.robots.claims import claim
 from vla_fleet.robots.commands import Commands
 from vla_fleet.robots.directory import Directory
 from vla_fleet.rollouts.rollouts import RolloutInfo, Rollouts
 from vla_fleet.rollouts.settings import RolloutRequest
+from vla_fleet.steering import evidence
+from vla_fleet.steering.members import ManifestUrl, Online
 from vla_fleet.storage.database import Database
-from vla_fleet.storage.tables import (
-    ExperimentLineRow,
-    ExperimentRobotRow,
-    ExperimentRow,
-    OutcomeRow,
-    RobotRow,
-)
+from vla_fleet.storage.tables import ExperimentRobotRow, ExperimentRow, RobotRow
 
-_LOOK_BACK_S = 14 * DAY_S
-_SHORTEST_S = 3600.0
+log = structlog.get_logger("vla_fleet")
+
 _LEAST_EPISODES = 20
 """Of A, for its success rate and the fleet's pace to be read from the outcomes."""
 
@@ -53,10 +49,11 @@ class ABTestManager:
         rollouts: Rollouts,
         clock: Clock,
         url: ManifestUrl,
+        online: Online,
     ) -> None:
         self._database, self._registry, self._directory, self._clock = database, registry, directory, clock
-        self._rollouts = rollouts
-        self._steps = Steps(database, registry, commands, clock, url)
+        self._rollouts, self._turn = rollouts, asyncio.Lock()
+        self._steps = Steps(database, commands, clock, url, online)
 
     # -- before -------------------------------------------------------------------------------------------------------------
 
@@ -76,21 +73,16 @@ class ABTestManager:
         plan, (a, b, robots) = await self.plan(design), await self._meant(design)
         name, names = f"e-{secrets.token_hex(4)}", [robot.name for robot in robots]
         drawn = {robot: "AB"[v] for robot, v in arms(name, names).items()} if design.unit is Unit.ROBOT else {}
-        first_line = header_line(*judge_for(design, plan, name, names)).decode().rstrip("\n")
         row = ExperimentRow(
             id=name, model=a.name, a=a.version, b=b.version, design=design.model_dump(mode="json"),
-            plan=plan.model_dump(), state=State.RUNNING.value, created_s=self._clock.now(), created_by=who, lines=1,
+            plan=plan.model_dump(), state=State.RUNNING.value, created_s=self._clock.now(), created_by=who, lines=0,
         )  # fmt: skip
         async with self._database.begin() as session:
-            row.taken = await session.scalar(select(func.max(OutcomeRow.id))) or 0
+            row.taken = await evidence.newest(session)
             session.add(row)
-            await claim(session, names, f"experiment {name}")
-            session.add(ExperimentLineRow(experiment=name, number=1, line=first_line))
-            for robot in names:
-                member = ExperimentRobotRow(
-                    experiment=name, robot=robot, arm=drawn.get(robot, ""), state=Robot.JOINING.value
-                )
-                session.add(member)
+            evidence.append(session, row, header_line(*judge_for(design, plan, name, names)))
+            await claim(session, names, holder(row))
+            session.add_all(joining(row, robot, drawn.get(robot, ""), row.created_s) for robot in names)
             about = {"a": a.version, "b": b.version, "model": a.name, "unit": design.unit.value, "robots": names}
             self._database.log(session, who, "experiment.create", name, **about)
         return name
@@ -117,19 +109,13 @@ class ABTestManager:
         """Return A's success rate and the episodes of a robot a day: as the person says, or as these robots did lately."""
         if design.rate is not None and design.per_day is not None:
             return design.rate, design.per_day
-        now = self._clock.now()
-        query = select(OutcomeRow.success, OutcomeRow.time_s).where(
-            OutcomeRow.version == a, OutcomeRow.robot.in_(robots), OutcomeRow.time_s > now - _LOOK_BACK_S,
-            OutcomeRow.known, OutcomeRow.mixed.is_(False),
-        )  # fmt: skip
         async with self._database.begin() as session:
-            found = (await session.execute(query)).all()
-        if len(found) < _LEAST_EPISODES:
-            text = f"{len(found)} known outcomes of {a} on these robots in two weeks are too few: give rate and per_day"
+            found = await evidence.history(session, dict.fromkeys(robots, a), self._clock.now())
+        if found.episodes < _LEAST_EPISODES or found.per_hour is None:
+            text = f"{found.episodes} known outcomes of {a} on these robots in two weeks are too few: give rate and per_day"
             raise InputError("RATE_UNKNOWN", text)
-        days = max(now - min(row.time_s for row in found), _SHORTEST_S) / DAY_S
-        rate = round((sum(row.success for row in found) + 0.5) / (len(found) + 1.0), 3)
-        return design.rate or rate, design.per_day or len(found) / days / len(robots)
+        rate = round((found.successes + 0.5) / (found.episodes + 1.0), 3)
+        return design.rate or rate, design.per_day or 24.0 * found.per_hour
 
     # -- while it runs ------------------------------------------------------------------------------------------------------
 
@@ -139,23 +125,23 @@ class ABTestManager:
             rows = await session.scalars(select(ExperimentRow).order_by(ExperimentRow.created_s.desc()))
             return list(rows.all())
 
-    async def experiment(self, name: str) -> tuple[ExperimentRow, list[ExperimentRobotRow]]:
-        """Return one experiment and its robots."""
+    async def experiment(self, name: str) -> tuple[ExperimentRow, list[ExperimentRobotRow], dict[str, int]]:
+        """Return one experiment, its robots, and how many outcomes had each fate."""
         async with self._database.begin() as session:
             row = await _get(session, name)
             query = select(ExperimentRobotRow).where(ExperimentRobotRow.experiment == name)
-            return row, list((await session.scalars(query.order_by(ExperimentRobotRow.robot))).all())
+            robots = list((await session.scalars(query.order_by(ExperimentRobotRow.robot))).all())
+            return row, robots, await evidence.counts(session, name)
 
     async def lines(self, name: str) -> list[str]:
         """Return the lines of the experiment's log, as ``vla-evidence replay`` reads them."""
         async with self._database.begin() as session:
             await _get(session, name)
-            query = select(ExperimentLineRow.line).where(ExperimentLineRow.experiment == name)
-            return list((await session.scalars(query.order_by(ExperimentLineRow.number))).all())
+            return await evidence.log_lines(session, name)
 
     async def stop(self, name: str, reason: str, who: str) -> None:
         """End an experiment by a person's decision; its robots go back to A. One that has ended already stays as it is."""
-        async with self._steps.lock, self._database.begin() as session:
+        async with self._turn, self._database.begin() as session:
             row = await _get(session, name)
             if row.state == State.RUNNING:
                 await self._steps.end(session, row, State.STOPPED, f"{who}: {reason or 'no reason given'}", who)
@@ -171,8 +157,8 @@ class ABTestManager:
         Raises:
             FleetError: EXPERIMENT_NOT_FOUND, NOT_WON, TARGET_INVALID; as :meth:`Rollouts.create`.
         """
-        async with self._steps.lock:
-            row, _ = await self.experiment(name)
+        async with self._turn:
+            row, _, _ = await self.experiment(name)
             if row.rollout:
                 return await self._rollouts.show(row.rollout)
             if row.state != State.WIN_B:
@@ -180,19 +166,24 @@ class ABTestManager:
             request = RolloutRequest(
                 model=f"{row.model}@{row.b}", target=target or _target(Design(**row.design)), reason=f"has won {name}"
             )
-            found = await self._rollouts.create(request, who)
-            async with self._database.begin() as session:
-                (await _get(session, name)).rollout = found.id
-                self._database.log(session, who, "experiment.promote", name, rollout=found.id)
-            return found
+            return await self._rollouts.create(request, who, experiment=name)
 
     # -- the loop -----------------------------------------------------------------------------------------------------------
 
     async def run(self, every_s: float) -> None:
         """Carry experiments out until cancelled, also those that ran before a restart."""
         while True:
-            await self._steps.take()
+            await self.step()
             await self._clock.sleep(every_s)
+
+    async def step(self) -> None:
+        """Take one step of every experiment. One that fails does not keep the others from it."""
+        for name in await self._steps.open_ones():
+            try:
+                async with self._turn:
+                    await self._steps.step(name)
+            except Exception:
+                log.exception("a step of an experiment failed; it is tried again", experiment=name)
 
 
 def _target(design: Design) -> str:

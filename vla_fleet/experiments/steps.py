@@ -1,229 +1,214 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step of every experiment: take robots' answers in, order what comes next, take outcomes in, end what is over.
+"""One step of an experiment: order robots what comes next, take outcomes in, end what is over; all in one transaction.
 
-Each step looks at the database and does what is missing there, in transactions that end whole or not at all. So it makes no
-difference where a server was killed.
+Each step looks at the database and does what is missing there. So it makes no difference where a server was killed.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
-import structlog
-from sqlalchemy import func, select
+from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm.attributes import flag_modified
 
+from vla_evidence.ab.judge import ABJudge
+from vla_evidence.log.records import to_json
+from vla_evidence.verdict import Decision
 from vla_fleet import protocol
 from vla_fleet.clock import Clock
-from vla_fleet.errors import ConflictError
 from vla_fleet.experiments.design import Design, Unit
-from vla_fleet.experiments.evidence import Judgement, Robot, State, conclusion, why_apart
-from vla_fleet.experiments.orders import ManifestUrl, holds, to_join, to_leave
-from vla_fleet.protocol import AckState
-from vla_fleet.registry.registry import Registry, Version
-from vla_fleet.robots.claims import claim, release
+from vla_fleet.experiments.evidence import Robot, State, conclusion, take_in
+from vla_fleet.robots.claims import claim, claimed, release
 from vla_fleet.robots.commands import Commands
+from vla_fleet.steering import evidence, reconcile
+from vla_fleet.steering.evidence import Judged, Judges
+from vla_fleet.steering.members import ManifestUrl, Online, expire, read_robots, updates
+from vla_fleet.steering.reconcile import Course, Look, Standing
 from vla_fleet.storage.database import Database
-from vla_fleet.storage.tables import (
-    CommandRow,
-    ExperimentLineRow,
-    ExperimentRobotRow,
-    ExperimentRow,
-    OutcomeRow,
-    RobotRow,
-)
+from vla_fleet.storage.tables import ExperimentRobotRow, ExperimentRow, RobotRow
 
-log = structlog.get_logger("vla_fleet")
+_VERDICT_EVERY_S, _IDLE_VERDICT_EVERY_S = 60.0, 3600.0
+_NO_DEADLINE_S = float("inf")
+"""A robot that is away is waited for as long as the experiment takes; episodes of the others count meanwhile."""
 
-_AT_ONCE = 2000
-"""Outcomes in one transaction."""
-_PAST_ALL = 9
-"""A step behind every order: one that was done is enough to leave."""
-_LONG_AGO_S = 1.0
-_FORGOTTEN_S = 60.0
-"""So long after it was taken on, a robot's status must name the experiment."""
+_Members = list[tuple[ExperimentRobotRow, reconcile.Robot]]
 
 
 def holder(experiment: ExperimentRow) -> str:
-    """Return how claims name an experiment."""
+    """Return how claims and orders name an experiment."""
     return f"experiment {experiment.id}"
 
 
 class Steps:
-    """Carries experiments out. ``lock`` is held while one is changed."""
+    """Carries experiments out."""
 
-    def __init__(
-        self, database: Database, registry: Registry, commands: Commands, clock: Clock, url: ManifestUrl
-    ) -> None:
-        self._database, self._registry, self._commands, self._clock, self._url = (
-            database, registry, commands, clock, url
-        )  # fmt: skip
-        self._judgements: dict[str, Judgement] = {}
-        self.lock = asyncio.Lock()
+    def __init__(self, database: Database, commands: Commands, clock: Clock, url: ManifestUrl, online: Online) -> None:
+        self._database, self._commands, self._clock, self._url, self._online = database, commands, clock, url, online
+        self._judges = Judges()
+        self._last_verdicts: dict[str, tuple[float, int]] = {}
+        """When one was logged, and how long the log was then."""
 
-    async def take(self) -> None:
-        """Take one step of every experiment that is not over and done with."""
+    async def open_ones(self) -> list[str]:
+        """Return the experiments that are not over and done with."""
+        leaving = select(ExperimentRobotRow.experiment).where(ExperimentRobotRow.state == Robot.LEAVING.value)
+        query = select(ExperimentRow.id).where(
+            (ExperimentRow.state == State.RUNNING.value) | ExperimentRow.id.in_(leaving)
+        )
         async with self._database.begin() as session:
-            leaving = select(ExperimentRobotRow.experiment).where(ExperimentRobotRow.state == Robot.LEAVING.value)
-            open_ones = (ExperimentRow.state == State.RUNNING.value) | ExperimentRow.id.in_(leaving)
-            names = (await session.scalars(select(ExperimentRow.id).where(open_ones))).all()
-            newest = await session.scalar(select(func.max(OutcomeRow.id))) or 0
-        for name in names:
-            try:
-                async with self.lock:
-                    await self._invite(name)
-                    await self._order(name)
-                    async with self._database.begin() as session:
-                        await self._judge(session, await session.get_one(ExperimentRow, name), newest)
-            except Exception:
-                self._judgements.pop(name, None)  # it knows what is not in the database
-                log.exception("a step of an experiment failed; it is tried again", experiment=name)
+            return list(await session.scalars(query))
+
+    async def step(self, name: str) -> None:
+        """Take one step of an experiment."""
+        try:
+            async with self._database.begin() as session:
+                row = await session.get_one(ExperimentRow, name)
+                horizon = await evidence.newest(session)
+                await self._invite(session, row)
+                members = await self._members(session, row)
+                ordered = await self._order(session, row, members)
+                await self._judge(session, row, [robot for robot, _ in members], horizon)
+                if ordered:
+                    flag_modified(row, "state")  # of two servers that give the same orders, one is refused
+        except BaseException:
+            self._judges.forget(name)
+            raise
+        await self._commands.hint(ordered)
 
     async def end(self, session: AsyncSession, row: ExperimentRow, state: State, reason: str, who: str) -> None:
         """End an experiment and send its robots home; those that failed too, for they may still run what they should not."""
-        unfinished = select(CommandRow).where(CommandRow.created_by == holder(row), CommandRow.final.is_(False))
-        for command in await session.scalars(unfinished):
-            command.expires_s = _LONG_AGO_S  # a robot refuses it if it has not begun
+        await expire(session, holder(row))
         row.state, row.reason, row.ended_s = state.value, reason, self._clock.now()
-        for robot in await _robots(session, row):
-            robot.state, robot.step, robot.command = Robot.LEAVING.value, 0, ""
-            if state is State.WIN_B:  # for its rollout; robots carry out first what ends this
-                await release(session, robot.robot, holder(row))
+        for robot in await session.scalars(select(ExperimentRobotRow).where(ExperimentRobotRow.experiment == row.id)):
+            robot.state, robot.orders_since_s = Robot.LEAVING.value, row.ended_s
+        if state is State.WIN_B:  # for its rollout; robots carry out first what ends this
+            await release(session, holder(row))
         self._database.log(session, who, "experiment.end", row.id, state=state.value, why=reason)
+        self._judges.forget(row.id)
 
     # -- robots -------------------------------------------------------------------------------------------------------------
 
-    async def _invite(self, name: str) -> None:
+    async def _invite(self, session: AsyncSession, row: ExperimentRow) -> None:
         """Let robots that came to the group or got the tag take part, if each episode is drawn: by robot the arms are fixed."""
-        async with self._database.begin() as session:
-            row = await session.get_one(ExperimentRow, name)
-            design = Design(**row.design)
-            if row.state != State.RUNNING or design.unit is Unit.ROBOT or not (design.group or design.tag):
-                return
-            members = {robot.robot for robot in await _robots(session, row)}
-            known = (await session.scalars(select(RobotRow))).all()
-        for robot in known:
-            able = robot.status.get("episode_arms") and design.invites(robot.group, robot.tags)
-            if robot.name in members or not able:
-                continue
-            with suppress(ConflictError):  # it takes part in something else
-                async with self._database.begin() as session:
-                    await claim(session, [robot.name], holder(row))
-                    joined = ExperimentRobotRow(experiment=name, robot=robot.name, arm="", state=Robot.JOINING.value)
-                    session.add(joined)
+        design = Design(**row.design)
+        if row.state != State.RUNNING or design.unit is Unit.ROBOT or not (design.group or design.tag):
+            return
+        query = select(RobotRow.name, RobotRow.group, RobotRow.tags, RobotRow.status)
+        query = query.where(RobotRow.name.not_in(_names(row)))
+        if design.group:
+            query = query.where(RobotRow.group == design.group)
+        able = [
+            robot.name
+            for robot in await session.execute(query)
+            if robot.status.get("episode_arms") and design.invites(robot.group, robot.tags)
+        ]
+        if able and (free := set(able) - (await claimed(session)).keys()):
+            await claim(session, free, holder(row))
+            session.add_all(joining(row, robot, "", self._clock.now()) for robot in sorted(free))
+            await session.flush()
 
-    async def _order(self, name: str) -> None:
-        """Take in how orders ended, and give those that come next."""
+    async def _members(self, session: AsyncSession, row: ExperimentRow) -> _Members:
+        known = await read_robots(session, holder(row), _names(row), self._online)
+        rows = await session.scalars(select(ExperimentRobotRow).where(ExperimentRobotRow.experiment == row.id))
+        return [(robot, replace(known[robot.robot], origin=row.a)) for robot in rows]
+
+    async def _order(self, session: AsyncSession, row: ExperimentRow, members: _Members) -> list[str]:
+        """Take in how robots stand, and give the orders that come next; return to whom."""
+        installs = await updates(session, row.model, (row.a, row.b), self._url)
+        course = Course(row.id, installs[row.b], f"experiment {row.id} ended: {row.state}", {row.a: installs[row.a]})
         ordered = []
-        async with self._database.begin() as session:
-            row = await session.get_one(ExperimentRow, name)
-            versions = {arm: await self._version(row, number) for arm, number in (("A", row.a), ("B", row.b))}
-            for robot, status, command in await _standing(session, row):
-                if command is not None and command.final:
-                    _follow(robot, command)
-                order = self._next(row, robot, versions, status)
-                if order is not None and not robot.command:
-                    given = await self._commands.add(session, robot.robot, order, holder(row))
-                    robot.command = given.id
-                    ordered.append(robot.robot)
-                elif order is None and robot.state == Robot.LEAVING:
-                    robot.state = Robot.LEFT.value
-                    await release(session, robot.robot, holder(row))
-                elif order is None and robot.state == Robot.JOINING:
-                    robot.state = Robot.RUNNING.value
-                    robot.since_s = command.robot_time_s if command is not None else self._clock.now()
-        await self._commands.hint(ordered)
+        for member, robot in members:
+            look = self._look(row, member, robot, course)
+            if look.standing is Standing.FAILED:
+                member.detail = look.detail
+            for order in look.orders:
+                await self._commands.add(session, robot.name, order, holder(row))
+                ordered.append(robot.name)
+            if member.state == Robot.LEAVING and look.settled:
+                member.state = Robot.LEFT.value
+                await release(session, holder(row), robot.name)
+            elif look.standing is Standing.FAILED:
+                member.state = Robot.FAILED.value
+            elif member.state == Robot.JOINING and look.standing is Standing.INSTALLED:
+                member.state, member.since_s = Robot.RUNNING.value, look.robot_s
+        return ordered
 
-    async def _version(self, row: ExperimentRow, number: str) -> Version:
-        return await self._registry.find(f"{row.model}@{number}")
-
-    def _next(
-        self, row: ExperimentRow, robot: ExperimentRobotRow, versions: dict[str, Version], status: dict[str, object]
-    ) -> protocol.Order | None:
-        """Return the order that a robot is to carry out now; None: none is left."""
-        if robot.state == Robot.LEAVING:
-            orders = to_leave(row, robot, versions, self._url)
-        elif robot.state == Robot.JOINING:
-            orders = to_join(row, robot, versions, self._url)
-        elif robot.state == Robot.RUNNING and self._has_forgotten(row, robot, status):
-            robot.state, robot.step, robot.command = Robot.JOINING.value, 0, ""
-            return self._next(row, robot, versions, status)
-        else:
-            return None
-        while robot.step < len(orders) and not robot.command and holds(orders[robot.step], status):
-            robot.step += 1
-        return orders[robot.step] if robot.step < len(orders) else None
-
-    def _has_forgotten(self, row: ExperimentRow, robot: ExperimentRobotRow, status: dict[str, object]) -> bool:
-        late = self._clock.now() - robot.since_s > _FORGOTTEN_S
-        return not robot.arm and late and status.get("experiment") != row.id
+    def _look(self, row: ExperimentRow, member: ExperimentRobotRow, robot: reconcile.Robot, course: Course) -> Look:
+        """Return how a robot stands on its way into the experiment, in it, or out of it."""
+        now_s = self._clock.now()
+        if member.state == Robot.LEAVING:
+            stays = not member.arm or member.arm == "A" or row.state == State.WIN_B
+            wanted = course.stay(robot) if stays else course.back(robot, member.orders_since_s)
+            return reconcile.backward(robot, wanted, member.orders_since_s, now_s, _NO_DEADLINE_S)
+        joins = _to_join(member, course)
+        if member.state == Robot.RUNNING:
+            lost = reconcile.lost_by(robot, joins[-1], member.since_s)
+            if not lost:
+                return Look(Standing.INSTALLED)
+            if member.arm:
+                return Look(Standing.FAILED, lost)
+            member.state, member.orders_since_s = Robot.JOINING.value, now_s  # it has forgotten what it draws
+        if member.state != Robot.JOINING:
+            return Look(Standing.OUTSIDE)
+        robot = replace(robot, given=tuple(g for g in robot.given if g.created_s >= member.orders_since_s))
+        wanted = tuple(
+            order
+            for order in joins
+            if robot.last(order) or not (isinstance(order, protocol.ModelUpdate) and robot.runs(order))
+        )
+        if not wanted:
+            return Look(Standing.INSTALLED, robot_s=robot.status_s)
+        return reconcile.forward(robot, wanted, member.orders_since_s, now_s, _NO_DEADLINE_S)
 
     # -- evidence -----------------------------------------------------------------------------------------------------------
 
-    async def _judge(self, session: AsyncSession, row: ExperimentRow, newest: int) -> None:
-        """Take outcomes in, and end the experiment if it is over; all in one transaction.
-
-        Outcomes up to ``newest``: they were there before answers to orders were read, so what came before them is known.
-        """
-        members = {robot.robot: robot for robot in await _robots(session, row)}
-        new = OutcomeRow.id > row.taken, OutcomeRow.id <= newest, OutcomeRow.robot.in_(members)
-        query = select(OutcomeRow).where(*new)
-        outcomes = (await session.scalars(query.order_by(OutcomeRow.id).limit(_AT_ONCE))).all()
-        judgement, now_s = await self._judgement(session, row), self._clock.now()
-        for outcome in outcomes:
-            why = why_apart(row, members[outcome.robot], outcome)
-            if why is None:
-                judgement.outcome(outcome, now_s)
-                row.heard += 1
-            elif why != "outside":
-                row.apart = {**row.apart, why: row.apart.get(why, 0) + 1}
-            row.taken = outcome.id
+    async def _judge(
+        self, session: AsyncSession, row: ExperimentRow, members: Sequence[ExperimentRobotRow], horizon: int
+    ) -> None:
+        """Take outcomes in, and end the experiment if it is over."""
+        outcomes, now_s = await evidence.waiting(session, row, _names(row), horizon), self._clock.now()
+        judged = await self._judges.open(session, row)
+        by_name = {robot.robot: robot for robot in members}
+        fates = await asyncio.to_thread(take_in, judged.judgement, row, by_name, outcomes, now_s)
+        await evidence.note(session, row, outcomes, [fate.value for fate in fates], horizon, now_s)
+        self._judges.store(session, row, judged)
         if row.state == State.RUNNING:
-            row.verdict = judgement.verdict(now_s)
-            end = conclusion(row, Design(**row.design), list(members.values()), now_s)
+            self._verdict(session, row, judged, now_s)
+            end = conclusion(row, Design(**row.design), members, now_s)
             if end is not None:
                 await self.end(session, row, *end, who="the stop rule")
-        session.add_all(judgement.new_lines())
-        row.lines = judgement.lines
 
-    async def _judgement(self, session: AsyncSession, row: ExperimentRow) -> Judgement:
-        known = self._judgements.get(row.id)
-        if known is None or known.lines != row.lines:
-            query = select(ExperimentLineRow.line).where(ExperimentLineRow.experiment == row.id)
-            lines = (await session.scalars(query.order_by(ExperimentLineRow.number))).all()
-            known = self._judgements[row.id] = await asyncio.to_thread(Judgement, lines)
-        return known
-
-
-def _follow(robot: ExperimentRobotRow, command: CommandRow) -> None:
-    """Take in how an order ended."""
-    robot.command = ""
-    if command.state == AckState.DONE:
-        robot.step += 1 if robot.state == Robot.JOINING else _PAST_ALL
-        return
-    robot.error_code, robot.message = command.error_code, command.message
-    if robot.state == Robot.LEAVING:
-        robot.step += 1  # the next order is another way to the same end
-    else:
-        robot.state = Robot.FAILED.value
+    def _verdict(self, session: AsyncSession, row: ExperimentRow, judged: Judged, now_s: float) -> None:
+        """Look at the evidence. A final verdict is logged, and others at times: each minute, or each hour if nothing came."""
+        last_s, lines = self._last_verdicts.get(row.id, (0.0, 0))
+        every_s = _IDLE_VERDICT_EVERY_S if lines == row.lines else _VERDICT_EVERY_S
+        judge = judged.judgement.judge
+        assert isinstance(judge, ABJudge)
+        found = judge.verdict()  # time passes for the judge only with what is logged, else a replay would differ
+        if found.decision is not Decision.CONTINUE or now_s - last_s >= every_s:
+            found = judged.judgement.verdict(now_s)
+            self._judges.store(session, row, judged)
+            self._last_verdicts[row.id] = now_s, row.lines
+        row.verdict = to_json(found)
 
 
-async def _robots(session: AsyncSession, row: ExperimentRow) -> Sequence[ExperimentRobotRow]:
-    query = select(ExperimentRobotRow).where(ExperimentRobotRow.experiment == row.id)
-    return (await session.scalars(query.order_by(ExperimentRobotRow.robot))).all()
-
-
-async def _standing(
-    session: AsyncSession, row: ExperimentRow
-) -> list[tuple[ExperimentRobotRow, dict[str, object], CommandRow | None]]:
-    """Return each robot with its newest status and the order that it is working on."""
-    query = (
-        select(ExperimentRobotRow, RobotRow.status, CommandRow)
-        .join(RobotRow, RobotRow.name == ExperimentRobotRow.robot)
-        .outerjoin(CommandRow, CommandRow.id == ExperimentRobotRow.command)
-        .where(ExperimentRobotRow.experiment == row.id)
-        .order_by(ExperimentRobotRow.robot)
+def joining(row: ExperimentRow, robot: str, arm: str, now_s: float) -> ExperimentRobotRow:
+    """Return a robot that is to take part."""
+    return ExperimentRobotRow(
+        experiment=row.id, robot=robot, arm=arm, state=Robot.JOINING.value, orders_since_s=now_s, since_s=0.0
     )
-    return [(robot, status, command) for robot, status, command in await session.execute(query)]
+
+
+def _to_join(member: ExperimentRobotRow, course: Course) -> tuple[protocol.Order, ...]:
+    """Return the orders that bring a robot into the experiment, in their sequence."""
+    a = next(iter(course.homes.values()))
+    if member.arm:
+        return (a if member.arm == "A" else course.update,)
+    return a, *course.draw(reconcile.Robot(member.robot, origin=a.version), 0.5)
+
+
+def _names(row: ExperimentRow) -> Select[Any]:
+    return select(ExperimentRobotRow.robot).where(ExperimentRobotRow.experiment == row.id)

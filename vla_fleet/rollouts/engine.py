@@ -15,13 +15,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-import structlog
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import flag_modified
@@ -31,28 +30,27 @@ from vla_evidence.assignment import uniform
 from vla_evidence.canary.config import Stage, Unit
 from vla_evidence.errors import EvidenceError
 from vla_evidence.log.records import to_json
+from vla_evidence.log.rollout import Rollout
 from vla_evidence.verdict import Decision
 from vla_fleet import protocol
 from vla_fleet.clock import Clock
-from vla_fleet.robots.claims import claimed
+from vla_fleet.robots.claims import claim, claimed, release
 from vla_fleet.robots.commands import Commands
-from vla_fleet.rollouts import evidence
-from vla_fleet.rollouts.evidence import Judged, Judges, Stand
-from vla_fleet.rollouts.reconcile import Course, Given, Limits, Look, Robot, Standing, arrived, backward, forward
+from vla_fleet.rollouts.evidence import Stand, config_of, holders, take_in
 from vla_fleet.rollouts.settings import RolloutRequest
 from vla_fleet.rollouts.windows import is_open, zone_of
+from vla_fleet.steering import evidence
+from vla_fleet.steering.evidence import Judged, Judges
+from vla_fleet.steering.members import ManifestUrl, Online, expire, read_robots, robot_of, updates
+from vla_fleet.steering.reconcile import Course, Limits, Look, Robot, Standing, arrived, backward, forward
 from vla_fleet.storage.database import Database
-from vla_fleet.storage.tables import CommandRow, OutcomeRow, RobotRow, RolloutRobotRow, RolloutRow
-
-log = structlog.get_logger("vla_fleet")
+from vla_fleet.storage.tables import RobotRow, RolloutRobotRow, RolloutRow
 
 SERVER = "vla-fleet"
 """Who decided, when the judge did."""
 _JUDGE_EVERY_S = 60.0
 _CATCH_UP_S = 30 * 86400.0
 """So long an order waits for a robot that was away when its rollout ended [s]."""
-_EXPIRED_S = 1.0
-"""Long ago: an order that a robot has not begun it refuses."""
 
 
 class State(str, Enum):
@@ -109,7 +107,7 @@ class Whole:
     def wanted(self, member: Member) -> tuple[protocol.Order, ...]:
         """Return what a robot is to be ordered, in the sequence."""
         if State(self.row.state) in (State.ROLLING_BACK, State.ROLLED_BACK):
-            return self.course.back(member.robot)
+            return self.course.back(member.robot, self.row.stage_since_s)
         if self.row.state == State.ABORTED.value:
             return self.course.stay(member.robot)
         if member.row.wanted is None or member.row.wanted > self.row.stage:
@@ -120,15 +118,12 @@ class Whole:
 
     def looks(self, now_s: float) -> list[tuple[Robot, Look]]:
         """Return how every robot stands."""
-        deadline_s, found = self.request.deadline_s, []
         back = State(self.row.state) in (State.ROLLING_BACK, State.ROLLED_BACK, State.ABORTED)
-        for member in self.members:
-            robot, wanted = member.robot, self.wanted(member)
-            if back:
-                found.append((robot, backward(robot, wanted, self.row.stage_since_s, now_s, deadline_s)))
-            else:
-                found.append((robot, forward(robot, wanted, self.row.stage_since_s, now_s, deadline_s)))
-        return found
+        times_s = self.row.stage_since_s, now_s, self.request.deadline_s
+        return [
+            (member.robot, (backward if back else forward)(member.robot, self.wanted(member), *times_s))
+            for member in self.members
+        ]
 
 
 class Engine:
@@ -145,8 +140,8 @@ class Engine:
         database: Database,
         commands: Commands,
         clock: Clock,
-        url: Callable[[str, str], str],
-        online: Callable[[float], bool],
+        url: ManifestUrl,
+        online: Online,
     ) -> None:
         self._database, self._commands, self._clock, self._url, self._online = database, commands, clock, url, online
         self.judges = Judges()
@@ -172,37 +167,19 @@ class Engine:
     async def load(self, session: AsyncSession, rollout: str) -> Whole:
         """Return all that a step needs to know."""
         row = await session.get_one(RolloutRow, rollout)
-        horizon = await session.scalar(select(func.max(OutcomeRow.id))) or 0
+        horizon = await evidence.newest(session)
         url = self._url(row.name, row.version)
         update = protocol.ModelUpdate(name=row.name, version=row.version, manifest_url=url, manifest_sha256=row.digest)
-        course = Course(row.id, update, f"rollout {row.id}"[:4096])
         members = await self._members(session, row)
-        stages = evidence.config_of(row.stages)
-        return Whole(row, RolloutRequest.model_validate(row.settings), stages, course, members, horizon)
+        homes = await updates(session, row.name, {member.robot.origin for member in members}, self._url)
+        course = Course(row.id, update, by(row), homes)
+        return Whole(row, RolloutRequest.model_validate(row.settings), config_of(row.stages), course, members, horizon)
 
     async def _members(self, session: AsyncSession, row: RolloutRow) -> tuple[Member, ...]:
-        who = by(row)
-        query = select(RolloutRobotRow, RobotRow).join(RobotRow, RobotRow.name == RolloutRobotRow.robot)
-        rows = list(await session.execute(query.where(RolloutRobotRow.rollout == row.id)))
-        names = [member.robot for member, _ in rows]
-        given: dict[str, list[Given]] = {name: [] for name in names}
-        for command in await session.scalars(
-            select(CommandRow).where(CommandRow.created_by == who).order_by(CommandRow.number)
-        ):
-            given[command.robot].append(_given(command))
-        others = select(CommandRow.robot).where(
-            CommandRow.final.is_(False), CommandRow.created_by != who, CommandRow.robot.in_(names)
-        )
-        busy = set(await session.scalars(others))
-        found = []
-        for member, robot in rows:
-            status = robot.status
-            known = Robot(
-                member.robot, member.origin, self._online(robot.last_seen_s), row.version in status.get("blocked", ()),
-                member.robot in busy, status.get("committed_version", ""), status.get("experiment", ""),
-                status.get("time_s", 0.0), tuple(given[member.robot]),
-            )  # fmt: skip
-            found.append(Member(member, known))
+        mine = RolloutRobotRow.rollout == row.id
+        robots = await read_robots(session, by(row), select(RolloutRobotRow.robot).where(mine), self._online)
+        rows = await session.scalars(select(RolloutRobotRow).where(mine))
+        found = [Member(member, replace(robots[member.robot], origin=_origin(row, member, robots))) for member in rows]
         return tuple(sorted(found, key=lambda member: (uniform(row.id, member.robot.name), member.robot.name)))
 
     # -- forward ------------------------------------------------------------------------------------------------------------
@@ -241,7 +218,15 @@ class Engine:
         orders = Limits(request.max_concurrent, request.per_minute).allow(looks, now_s)
         for robot, order in orders:
             await self._commands.add(session, robot, order, by(whole.row))
+        self._keep_origins(whole, {robot for robot, _ in orders})
         return [robot for robot, _ in orders]
+
+    @staticmethod
+    def _keep_origins(whole: Whole, ordered: Collection[str]) -> None:
+        """Note what robots run that are about to leave it."""
+        for member in whole.members:
+            if member.robot.name in ordered:
+                member.row.origin = member.robot.origin
 
     async def _leave_orders(
         self, session: AsyncSession, whole: Whole, looks: Sequence[tuple[Robot, Look]]
@@ -255,6 +240,7 @@ class Engine:
                     if member.robot.last(order) is None:
                         name = member.robot.name
                         await self._commands.add(session, name, order, by(whole.row), expires_s=expires_s)
+        self._keep_origins(whole, silent)
         return sorted(silent)
 
     async def _take_in(self, session: AsyncSession, whole: Whole, judged: Judged) -> bool:
@@ -264,15 +250,17 @@ class Engine:
             return False
         stage, fleet = whole.stages[row.judged_stage], whole.fleet(row.judged_stage)
         robots = {member.robot.name: member.robot for member in whole.members}
-        unit = Unit(row.unit)
-        holders = evidence.holders(row.id, fleet, stage)
-        outcomes = await evidence.waiting(session, row, fleet, whole.horizon)
-        stand = Stand(row, stage, unit, holders, whole.course.update)
-        fates = await asyncio.to_thread(evidence.take_in, judged, stand, outcomes, robots, now_s - row.created_s)
-        await evidence.note(session, row, outcomes, fates, now_s)
+        who = select(RolloutRobotRow.robot).where(
+            RolloutRobotRow.rollout == row.id, RolloutRobotRow.joined <= row.judged_stage
+        )
+        outcomes = await evidence.waiting(session, row, who, whole.horizon)
+        stand = Stand(row, stage, Unit(row.unit), holders(row.id, fleet, stage), whole.course.update)
+        rollout = Rollout(judged.judgement)
+        fates = await asyncio.to_thread(take_in, rollout, stand, outcomes, robots, now_s - row.created_s)
+        await evidence.note(session, row, outcomes, [fate.value for fate in fates], whole.horizon, now_s)
         failed = [m for m in whole.members if not m.row.reported_failed and _failed_by_itself(m.robot, whole.course)]
         if failed:
-            judged.rollout.robots_changed(now_s - row.created_s, failed=[m.robot.name for m in failed])
+            rollout.robots_changed(now_s - row.created_s, failed=[m.robot.name for m in failed])
             for member in failed:
                 member.row.reported_failed = True
         return bool(outcomes or failed)
@@ -287,7 +275,7 @@ class Engine:
         every_s = min(_JUDGE_EVERY_S, whole.stages[row.judged_stage].duration_s / 100.0)
         if now_s - row.verdict_s < every_s and not (news and not row.verdict):
             return None
-        verdict = await asyncio.to_thread(judged.rollout.status, now_s - row.created_s)
+        verdict = await asyncio.to_thread(judged.judgement.verdict, now_s - row.created_s)
         row.verdict, row.verdict_s = to_json(verdict), now_s
         if verdict.decision is Decision.HOLD and row.judged_stage == row.stage and _nobody(looks):
             message = f"no robot has the version: {_counted(looks)}; a person decides"
@@ -314,7 +302,7 @@ class Engine:
     def _begin(self, whole: Whole, judged: Judged, now_s: float) -> None:
         row = whole.row
         past = {name: tuple(counts) for name, counts in row.history.items()} if row.stage == 0 else None
-        judged.rollout.begin_stage(row.stage, whole.fleet(row.stage), now_s - row.created_s, past)
+        Rollout(judged.judgement).begin_stage(row.stage, whole.fleet(row.stage), now_s - row.created_s, past)
         row.judged_stage, row.judged_since_s = row.stage, now_s
 
     def _wait(self, session: AsyncSession, whole: Whole, decision: Decision) -> None:
@@ -334,24 +322,22 @@ class Engine:
     async def join(self, session: AsyncSession, whole: Whole) -> None:
         """Let robots that came since take part from this stage on, and say who gets the version in it."""
         row, request = whole.row, whole.request
-        members = {member.robot.name: member.row for member in whole.members}
-        elsewhere = select(RolloutRobotRow.robot).join(RolloutRow).where(RolloutRow.active.is_not(None))
-        taken = (
-            set(await session.scalars(elsewhere)) | {robot for robot, _ in await claimed(session)}
-        ) - members.keys()
-        for robot in await session.scalars(select(RobotRow)):
-            if robot.name in members or robot.name in taken or not request.means(robot.group, robot.tags):
+        members, new = {member.robot.name: member.row for member in whole.members}, []
+        taken, mine = await claimed(session), by(row)
+        query = select(RobotRow.name, RobotRow.group, RobotRow.tags, RobotRow.status)
+        for name, group, tags, status in await session.execute(query):
+            if name in members or taken.get(name, mine) != mine or not request.means(group, tags):
                 continue
-            if runs(robot, row.version):
+            robot = robot_of(name, status)
+            if robot.runs(whole.course.update) or (whole.stage.probability < 1.0 and not can_draw(status)):
                 continue
-            if whole.stage.probability < 1.0 and not can_draw(robot):
-                continue
-            members[robot.name] = RolloutRobotRow(
-                rollout=row.id, robot=robot.name, origin=robot.status.get("committed_version", ""), joined=row.stage,
-                wanted=None, reported_failed=False,
-            )  # fmt: skip
-            session.add(members[robot.name])
-        for name in evidence.holders(row.id, list(members), whole.stage):
+            members[name] = RolloutRobotRow(
+                rollout=row.id, robot=name, origin=robot.committed, joined=row.stage, wanted=None, reported_failed=False
+            )
+            new.append(members[name])
+        await claim(session, [member.robot for member in new if member.robot not in taken], mine)
+        session.add_all(new)
+        for name in holders(row.id, list(members), whole.stage):
             if members[name].wanted is None:
                 members[name].wanted = row.stage
 
@@ -361,7 +347,7 @@ class Engine:
         """Order every robot back; return to whom orders went."""
         self._set(session, whole.row, State.ROLLING_BACK, who, why)
         whole.row.stage_since_s = self._clock.now()
-        await self._expire(session, whole)
+        await expire(session, by(whole.row))
         return await self.go_back(session, whole)
 
     async def go_back(self, session: AsyncSession, whole: Whole) -> list[str]:
@@ -378,7 +364,7 @@ class Engine:
     async def stay(self, session: AsyncSession, whole: Whole, who: str, why: str) -> list[str]:
         """End a rollout where it is: robots keep what they have committed, and draw no more."""
         whole.row.stage_since_s = self._clock.now()
-        await self._expire(session, whole)
+        await expire(session, by(whole.row))
         await self.end(session, whole, State.ABORTED, who, why)
         robots = []
         for member in whole.members:
@@ -389,15 +375,10 @@ class Engine:
 
     async def end(self, session: AsyncSession, whole: Whole, state: State, who: str, why: str) -> None:
         """End a rollout."""
+        await release(session, by(whole.row))
         whole.row.active, whole.row.ended_s = None, self._clock.now()
         self._set(session, whole.row, state, who, why)
         self.judges.forget(whole.row.id)
-
-    async def _expire(self, session: AsyncSession, whole: Whole) -> None:
-        """Let robots refuse orders that they have not begun."""
-        query = select(CommandRow).where(CommandRow.created_by == by(whole.row), CommandRow.final.is_(False))
-        for command in await session.scalars(query):
-            command.expires_s = _EXPIRED_S
 
     def _set(self, session: AsyncSession, row: RolloutRow, state: State, who: str, why: str, **more: Any) -> None:
         row.state = state.value
@@ -410,33 +391,29 @@ def by(row: RolloutRow) -> str:
     return f"rollout {row.id}"
 
 
-def can_draw(robot: RobotRow) -> bool:
+def can_draw(status: Mapping[str, Any]) -> bool:
     """Whether a robot can draw the version of each episode: it can hold two, and has one."""
-    return bool(robot.status.get("episode_arms") and robot.status.get("committed_version"))
+    return bool(status.get("episode_arms") and status.get("committed_version"))
 
 
-def runs(robot: RobotRow, version: str) -> bool:
-    """Whether a robot has committed a version; then there is nothing to bring it, and nothing to take it back to."""
-    return bool(robot.status.get("committed_version") == version)
-
-
-def unit_of(robots: Sequence[RobotRow]) -> Unit:
+def unit_of(statuses: Iterable[Mapping[str, Any]]) -> Unit:
     """Return what is drawn: episodes, if every robot that has a version can; one that has none waits for the last stage."""
-    drawing = [can_draw(robot) for robot in robots if robot.status.get("committed_version")]
+    drawing = [can_draw(status) for status in statuses if status.get("committed_version")]
     return Unit.EPISODE if drawing and all(drawing) else Unit.ROBOT
 
 
-def _given(command: CommandRow) -> Given:
-    order = protocol.ORDER.validate_python(command.order)
-    return Given(
-        order, command.created_s, command.updated_s, command.robot_time_s, command.state, command.robot_state,
-        command.error_code,
-    )  # fmt: skip
+def _origin(row: RolloutRow, member: RolloutRobotRow, robots: Mapping[str, Robot]) -> str:
+    """Return what a robot leaves for the new version: what it runs when it is its turn, for a person may have changed that."""
+    robot = robots[member.robot]
+    turn = member.wanted is not None and member.wanted <= row.stage
+    left = any(isinstance(g.order, protocol.Assign) or getattr(g.order, "activate", False) for g in robot.given)
+    return member.origin if left or not turn or robot.committed in ("", row.version) else robot.committed
 
 
 def _failed_by_itself(robot: Robot, course: Course) -> bool:
     update = robot.last(course.update)
-    return robot.blocked or (update is not None and update.state == "FAILED" and update.robot_state == "ROLLED_BACK")
+    rolled_back = update is not None and (update.state, update.robot_state) == ("FAILED", "ROLLED_BACK")
+    return rolled_back or course.update.version in robot.blocked
 
 
 def _nobody(looks: Sequence[tuple[Robot, Look]]) -> bool:

@@ -6,35 +6,36 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 import structlog
 from pydantic import BaseModel
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.exc import StaleDataError
 
 from vla_evidence.canary.by_robot import too_few_words
 from vla_evidence.canary.config import FEWEST_ROBOTS, CanaryConfig, Unit
-from vla_evidence.log.records import to_json
+from vla_evidence.log.records import header_line, to_json
 from vla_evidence.log.rollout import Rollout
 from vla_evidence.planning.feasible import Feasibility, feasible
 from vla_evidence.simulate.report import finite
 from vla_fleet.clock import Clock
 from vla_fleet.errors import ConflictError, InputError, MissingError
 from vla_fleet.registry.registry import Registry
-from vla_fleet.robots.claims import claimed
+from vla_fleet.robots.claims import claim
 from vla_fleet.robots.commands import Commands
-from vla_fleet.rollouts import evidence
-from vla_fleet.rollouts.engine import Engine, State, Whole, runs, unit_of
-from vla_fleet.rollouts.evidence import Judged
+from vla_fleet.rollouts.engine import Engine, State, Whole, by, unit_of
 from vla_fleet.rollouts.settings import RolloutRequest
+from vla_fleet.steering import evidence
+from vla_fleet.steering.evidence import Judged
+from vla_fleet.steering.members import ManifestUrl, Online
 from vla_fleet.storage.database import Database
-from vla_fleet.storage.tables import LogRow, OutcomeRow, RobotRow, RolloutLineRow, RolloutRobotRow, RolloutRow
+from vla_fleet.storage.tables import ExperimentRow, LogRow, RobotRow, RolloutRow
 
 log = structlog.get_logger("vla_fleet")
 
@@ -110,8 +111,8 @@ class Rollouts:
         registry: Registry,
         commands: Commands,
         clock: Clock,
-        url: Callable[[str, str], str],
-        online: Callable[[float], bool],
+        url: ManifestUrl,
+        online: Online,
     ) -> None:
         self._database, self._registry, self._commands, self._clock = database, registry, commands, clock
         self._engine = Engine(database, commands, clock, url, online)
@@ -151,7 +152,7 @@ class Rollouts:
         """
         version = await self._registry.find(request.model)
         async with self._database.begin() as session:
-            robots, unit, config, past = await self._plan(session, request, version.version)
+            robots, unit, config, past = await self._plan(session, request, version.digest)
         per_hour = past.per_hour if per_hour is None else per_hour
         if not per_hour:
             raise InputError(
@@ -168,66 +169,59 @@ class Rollouts:
             figures=finite(asdict(found)), text=str(found), warnings=_warnings(unit, len(robots)),
         )  # fmt: skip
 
-    async def create(self, request: RolloutRequest, who: str) -> RolloutInfo:
+    async def create(self, request: RolloutRequest, who: str, experiment: str = "") -> RolloutInfo:
         """Begin a rollout.
 
         Args:
             request: what is asked for.
             who: asks for it.
+            experiment: whose winner it is; it notes the rollout in the same transaction.
 
         Raises:
-            FleetError: MODEL_NOT_FOUND, NO_ROBOTS, ROLLOUT_ACTIVE, TARGET_INVALID, STAGES_INVALID, WINDOW_INVALID,
-                TIME_ZONE_UNKNOWN.
+            FleetError: MODEL_NOT_FOUND, NO_ROBOTS, ROBOT_TAKEN, ROLLOUT_ACTIVE, TARGET_INVALID, STAGES_INVALID,
+                WINDOW_INVALID, TIME_ZONE_UNKNOWN.
         """
         version, now_s = await self._registry.find(request.model), self._clock.now()
         rollout = f"r-{secrets.token_hex(4)}"
         try:
             async with self._turn, self._database.begin() as session:
-                robots, unit, config, past = await self._plan(session, request, version.version)
-                await self._check_free(session, robots)
-                line = Rollout.first_line(rollout, config).decode()
+                robots, unit, config, past = await self._plan(session, request, version.digest)
                 row = RolloutRow(
                     id=rollout, name=version.name, version=version.version, digest=version.digest, target=request.target,
                     active=f"{version.name} {request.target}", settings=request.model_dump(mode="json"),
                     stages=to_json(config.to_json()["stages"]), unit=unit.value, history=to_json(past.by_robot),
                     state=State.INSTALLING.value, paused=False, stage=0, stage_since_s=now_s, judged_stage=-1,
-                    judged_since_s=0.0, created_s=now_s, created_by=who, ended_s=0.0, lines=1, verdict={}, verdict_s=0.0,
-                    taken=await session.scalar(select(func.max(OutcomeRow.id))) or 0,
+                    judged_since_s=0.0, created_s=now_s, created_by=who, ended_s=0.0, lines=0, verdict={}, verdict_s=0.0,
+                    taken=await evidence.newest(session),
                 )  # fmt: skip
                 session.add(row)
                 await session.flush()
-                session.add(RolloutLineRow(rollout=rollout, number=0, line=line))
+                evidence.append(session, row, header_line("canary", rollout, {"config": config.to_json()}))
+                await claim(session, robots, by(row))
                 await self._engine.join(session, await self._engine.load(session, rollout))
                 detail = {"model": version.name, "version": version.version, "target": request.target}
                 self._database.log(session, who, "rollout.create", rollout, why=request.reason, **detail)
+                if experiment:
+                    (await session.get_one(ExperimentRow, experiment)).rollout = rollout
+                    self._database.log(session, who, "experiment.promote", experiment, rollout=rollout)
         except IntegrityError as e:
             raise ConflictError("ROLLOUT_ACTIVE", f"a rollout of {version.name} to {request.target} is active") from e
         return await self.show(rollout)
 
     async def _plan(
-        self, session: AsyncSession, request: RolloutRequest, version: str
-    ) -> tuple[list[RobotRow], Unit, CanaryConfig, evidence.History]:
+        self, session: AsyncSession, request: RolloutRequest, digest: str
+    ) -> tuple[list[str], Unit, CanaryConfig, evidence.History]:
         request.check()
-        meant = [r for r in await session.scalars(select(RobotRow)) if request.means(r.group, r.tags)]
-        robots = [robot for robot in meant if not runs(robot, version)]
-        if not robots:
-            why = f"every robot of {request.target} runs {version}" if meant else f"no robot is in {request.target}"
+        rows = await session.execute(select(RobotRow.name, RobotRow.group, RobotRow.tags, RobotRow.status))
+        meant: dict[str, dict[str, Any]] = {r.name: r.status for r in rows if request.means(r.group, r.tags)}
+        statuses = {name: status for name, status in meant.items() if status.get("committed_digest") != digest}
+        if not statuses:
+            why = f"every robot of {request.target} runs it already" if meant else f"no robot is in {request.target}"
             raise MissingError("NO_ROBOTS", why)
-        unit = unit_of(robots)
-        origins = {robot.name: robot.status.get("committed_version", "") for robot in robots}
+        unit = unit_of(statuses.values())
+        origins = {name: status.get("committed_version", "") for name, status in statuses.items()}
         past = await evidence.history(session, origins, self._clock.now())
-        return robots, unit, request.judge_config(unit, past.successes, past.episodes, past.latencies_s), past
-
-    async def _check_free(self, session: AsyncSession, robots: list[RobotRow]) -> None:
-        """Refuse robots that another rollout or an experiment moves: a robot runs one version."""
-        query = select(RolloutRobotRow.robot, RolloutRow.id).join(RolloutRow).where(RolloutRow.active.is_not(None))
-        names = {robot.name for robot in robots}
-        for robot, rollout in await session.execute(query):
-            if robot in names:
-                raise ConflictError("ROLLOUT_ACTIVE", f"{robot} is in rollout {rollout}, which is active")
-        for robot, holder in await claimed(session):
-            if robot in names:
-                raise ConflictError("ROBOT_TAKEN", f"{robot} takes part in {holder}; end that first")
+        return list(statuses), unit, request.judge_config(unit, past.successes, past.episodes, past.latencies_s), past
 
     # -- steering -----------------------------------------------------------------------------------------------------------
 
@@ -258,7 +252,7 @@ class Rollouts:
             judged = await self._engine.judges.open(session, row)
             if row.verdict.get("decision") == "ROLLBACK":
                 raise ConflictError("ROLLOUT_HARM", "harm was found: abort this rollout; another one may begin")
-            judged.rollout.decide(who, "advance", why, self._clock.now() - row.created_s)
+            Rollout(judged.judgement).decide(who, "advance", why, self._clock.now() - row.created_s)
             if row.judged_stage < row.stage:  # the stage is installed, and is to be judged now
                 row.state = State.INSTALLING.value
                 self._database.log(session, who, "rollout.approve", rollout, why=why)
@@ -284,9 +278,9 @@ class Rollouts:
 
     def _decide_back(self, row: RolloutRow, judged: Judged, who: str, why: str) -> None:
         now_s = self._clock.now() - row.created_s
-        judged.rollout.decide(who, "rollback", why, now_s)
+        Rollout(judged.judgement).decide(who, "rollback", why, now_s)
         if row.judged_stage >= 0:
-            row.verdict = to_json(judged.rollout.status(now_s))
+            row.verdict = to_json(judged.judgement.verdict(now_s))
 
     @asynccontextmanager
     async def _steer(self, rollout: str) -> AsyncIterator[tuple[AsyncSession, Whole, list[str]]]:
@@ -343,8 +337,7 @@ class Rollouts:
         async with self._database.begin() as session:
             if await session.get(RolloutRow, rollout) is None:
                 raise MissingError("ROLLOUT_NOT_FOUND", f"there is no rollout {rollout!r}")
-            query = select(RolloutLineRow.line).where(RolloutLineRow.rollout == rollout)
-            return list(await session.scalars(query.order_by(RolloutLineRow.number)))
+            return await evidence.log_lines(session, rollout)
 
 
 def _info(row: RolloutRow) -> RolloutInfo:

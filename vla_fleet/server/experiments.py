@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 
 from vla_fleet.experiments.design import Design, Plan
-from vla_fleet.experiments.evidence import Robot, difference
+from vla_fleet.experiments.evidence import Fate, Robot, difference
 from vla_fleet.experiments.manager import ABTestManager
 from vla_fleet.protocol import Id
 from vla_fleet.rollouts.rollouts import RolloutInfo
@@ -83,8 +83,8 @@ class Member(BaseModel):
     robot: str
     arm: str
     state: str
-    error_code: str
-    message: str
+    detail: str
+    """Why it did not keep its version, or did not go back."""
 
 
 class Report(Summary):
@@ -151,7 +151,7 @@ async def promote(request: Request, id: Id, body: Promotion, person: Operator) -
 async def show_log(request: Request, id: Id, _: Viewer) -> PlainTextResponse:
     """Give the log from which every verdict can be computed again: JSON lines."""
     lines = await _tests(request).lines(id)
-    return PlainTextResponse("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")
+    return PlainTextResponse("".join(lines), media_type="application/x-ndjson")
 
 
 def _summary(row: ExperimentRow) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _summary(row: ExperimentRow) -> dict[str, Any]:
     return {**{name: getattr(row, name) for name in names}, "unit": row.design["unit"]}
 
 
-def _report(row: ExperimentRow, robots: Sequence[ExperimentRobotRow]) -> Report:
+def _report(row: ExperimentRow, robots: Sequence[ExperimentRobotRow], fates: Mapping[str, int]) -> Report:
     figures, design = row.verdict.get("figures", {}), Design(**row.design)
     found = difference(design, figures)
     return Report(
@@ -171,8 +171,8 @@ def _report(row: ExperimentRow, robots: Sequence[ExperimentRobotRow]) -> Report:
         arms={name: _arm(version, figures.get(name)) for name, version in (("A", row.a), ("B", row.b))},
         difference=Difference(**found) if found is not None else None,
         faster=figures.get("faster"),
-        waiting=row.heard - sum(figures[name]["episodes"] for name in "AB") if figures else row.heard,
-        apart=row.apart,
+        waiting=fates.get(Fate.COUNTED, 0) - (sum(figures[name]["episodes"] for name in "AB") if figures else 0),
+        apart={name: fates[name] for name in (Fate.MIXED, Fate.WRONG_ARM, Fate.LATE) if name in fates},
         home=bool(row.ended_s) and not any(robot.state == Robot.LEAVING for robot in robots),
         robots=[Member.model_validate(robot, from_attributes=True) for robot in robots],
     )

@@ -75,7 +75,14 @@ class Rooms:
             self.database, self.registry, self.commands, self.clock, self.manifest_url, self.online
         )
         self.experiments = ABTestManager(
-            self.database, self.registry, self.directory, self.commands, self.rollouts, self.clock, self.manifest_url
+            self.database,
+            self.registry,
+            self.directory,
+            self.commands,
+            self.rollouts,
+            self.clock,
+            self.manifest_url,
+            self.online,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self.history = History(self.database)

@@ -181,6 +181,34 @@ class LogRow(Base):
     detail: Mapped[dict[str, Any]]
 
 
+class ClaimRow(Base):
+    """The rollout or experiment that decides which version a robot runs: one at a time."""
+
+    __tablename__ = "claims"
+    robot: Mapped[str] = mapped_column(String(64), ForeignKey("robots.name"), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(128), index=True)
+    """For example ``experiment e-1f2e3d4c``."""
+
+
+class JudgementLineRow(Base):
+    """A line of an evidence log, from which every verdict can be computed again. Rows are only ever added."""
+
+    __tablename__ = "judgement_lines"
+    judgement: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Id of the rollout or experiment."""
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    line: Mapped[str] = mapped_column(Text)
+
+
+class JudgedOutcomeRow(Base):
+    """What a rollout or an experiment made of an outcome."""
+
+    __tablename__ = "judged_outcomes"
+    judgement: Mapped[str] = mapped_column(String(64), primary_key=True)
+    outcome: Mapped[int] = mapped_column(_ID, ForeignKey("outcomes.id"), primary_key=True, autoincrement=False)
+    fate: Mapped[str] = mapped_column(String(16))
+
+
 class RolloutRow(Base):
     """One version on its way through the stages to a part of the fleet."""
 
@@ -235,34 +263,7 @@ class RolloutRobotRow(Base):
     """The judge knows that its own trial failed."""
 
 
-class RolloutLineRow(Base):
-    """A line of a rollout's evidence log, from which every verdict can be computed again. Rows are only ever added."""
-
-    __tablename__ = "rollout_lines"
-    rollout: Mapped[str] = mapped_column(String(64), ForeignKey("rollouts.id"), primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    line: Mapped[str] = mapped_column(Text)
-
-
-class RolloutOutcomeRow(Base):
-    """What a rollout made of an outcome."""
-
-    __tablename__ = "rollout_outcomes"
-    rollout: Mapped[str] = mapped_column(String(64), ForeignKey("rollouts.id"), primary_key=True)
-    outcome: Mapped[int] = mapped_column(_ID, ForeignKey("outcomes.id"), primary_key=True, autoincrement=False)
-    fate: Mapped[str] = mapped_column(String(16))
-
-
 # -- experiments ------------------------------------------------------------------------------------------------------------
-
-
-class ClaimRow(Base):
-    """The experiment that decides which version a robot runs: one at a time."""
-
-    __tablename__ = "claims"
-    robot: Mapped[str] = mapped_column(String(64), ForeignKey("robots.name"), primary_key=True)
-    holder: Mapped[str] = mapped_column(String(128), index=True)
-    """For example ``experiment e-1f2e3d4c``."""
 
 
 class ExperimentRow(Base):
@@ -288,17 +289,13 @@ class ExperimentRow(Base):
     """Every outcome up to this id has been looked at."""
     lines: Mapped[int] = mapped_column(default=0)
     """Of its log."""
-    heard: Mapped[int] = mapped_column(default=0)
-    """Outcomes that count, with those that wait for the other one of their pair."""
-    apart: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """Outcomes that do not count, by reason."""
     verdict: Mapped[dict[str, Any]] = mapped_column(default=dict)
     revision: Mapped[int] = mapped_column()
     __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012
 
 
 class ExperimentRobotRow(Base):
-    """A robot of an experiment, and how far its orders have come."""
+    """A robot of an experiment."""
 
     __tablename__ = "experiment_robots"
     experiment: Mapped[str] = mapped_column(String(64), ForeignKey("experiments.id"), primary_key=True)
@@ -306,20 +303,9 @@ class ExperimentRobotRow(Base):
     arm: Mapped[str] = mapped_column(String(1))
     """A or B; empty: each episode is drawn."""
     state: Mapped[str] = mapped_column(String(16))
-    step: Mapped[int] = mapped_column(default=0)
-    """Orders that are done."""
-    command: Mapped[str] = mapped_column(String(128), default="")
-    """The order that is not."""
+    orders_since_s: Mapped[float]
+    """Orders that lead to its state were given since then, by the server's clock."""
     since_s: Mapped[float] = mapped_column(default=0.0)
-    """Outcomes from then on count."""
-    error_code: Mapped[str] = mapped_column(String(128), default="")
-    message: Mapped[str] = mapped_column(Text, default="")
-
-
-class ExperimentLineRow(Base):
-    """A line of an experiment's evidence log, from which every verdict can be computed again. Rows are only ever added."""
-
-    __tablename__ = "experiment_lines"
-    experiment: Mapped[str] = mapped_column(String(64), ForeignKey("experiments.id"), primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    line: Mapped[str] = mapped_column(Text)
+    """Outcomes from then on count, by the robot's clock; 0: none yet."""
+    detail: Mapped[str] = mapped_column(Text, default="")
+    """Why it did not keep its version, or did not go back: a robot's code, or what it runs instead."""

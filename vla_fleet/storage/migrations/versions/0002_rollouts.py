@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rollouts: robots, evidence, and what became of each outcome."""
+"""Rollouts and their robots; who decides what a robot runs; evidence, and what became of each outcome."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -60,19 +60,25 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("rollout", "robot", name=op.f("pk_rollout_robots")),
     )
     op.create_table(
-        "rollout_lines",
-        sa.Column("rollout", sa.String(length=64), nullable=False),
+        "claims",
+        sa.Column("robot", sa.String(length=64), nullable=False),
+        sa.Column("holder", sa.String(length=128), nullable=False),
+        sa.ForeignKeyConstraint(["robot"], ["robots.name"], name=op.f("fk_claims_robot")),
+        sa.PrimaryKeyConstraint("robot", name=op.f("pk_claims")),
+    )
+    op.create_index(op.f("ix_claims_holder"), "claims", ["holder"])
+    op.create_table(
+        "judgement_lines",
+        sa.Column("judgement", sa.String(length=64), nullable=False),
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("line", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(["rollout"], ["rollouts.id"], name=op.f("fk_rollout_lines_rollout")),
-        sa.PrimaryKeyConstraint("rollout", "number", name=op.f("pk_rollout_lines")),
+        sa.PrimaryKeyConstraint("judgement", "number", name=op.f("pk_judgement_lines")),
     )
     op.create_table(
-        "rollout_outcomes",
-        sa.Column("rollout", sa.String(length=64), nullable=False),
+        "judged_outcomes",
+        sa.Column("judgement", sa.String(length=64), nullable=False),
         sa.Column("outcome", _ID, autoincrement=False, nullable=False),
         sa.Column("fate", sa.String(length=16), nullable=False),
-        sa.ForeignKeyConstraint(["outcome"], ["outcomes.id"], name=op.f("fk_rollout_outcomes_outcome")),
-        sa.ForeignKeyConstraint(["rollout"], ["rollouts.id"], name=op.f("fk_rollout_outcomes_rollout")),
-        sa.PrimaryKeyConstraint("rollout", "outcome", name=op.f("pk_rollout_outcomes")),
+        sa.ForeignKeyConstraint(["outcome"], ["outcomes.id"], name=op.f("fk_judged_outcomes_outcome")),
+        sa.PrimaryKeyConstraint("judgement", "outcome", name=op.f("pk_judged_outcomes")),
     )

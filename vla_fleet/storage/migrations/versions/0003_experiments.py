@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experiments, their robots and their evidence; which of them decides what a robot runs."""
+"""Experiments and their robots."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,14 +14,6 @@ _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     """Apply."""
-    op.create_table(
-        "claims",
-        sa.Column("robot", sa.String(length=64), nullable=False),
-        sa.Column("holder", sa.String(length=128), nullable=False),
-        sa.ForeignKeyConstraint(["robot"], ["robots.name"], name=op.f("fk_claims_robot")),
-        sa.PrimaryKeyConstraint("robot", name=op.f("pk_claims")),
-    )
-    op.create_index(op.f("ix_claims_holder"), "claims", ["holder"])
     op.create_table(
         "experiments",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -38,8 +30,6 @@ def upgrade() -> None:
         sa.Column("rollout", sa.String(length=64), nullable=False),
         sa.Column("taken", _ID, nullable=False),
         sa.Column("lines", sa.Integer(), nullable=False),
-        sa.Column("heard", sa.Integer(), nullable=False),
-        sa.Column("apart", sa.JSON(), nullable=False),
         sa.Column("verdict", sa.JSON(), nullable=False),
         sa.Column("revision", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_experiments")),
@@ -51,20 +41,10 @@ def upgrade() -> None:
         sa.Column("robot", sa.String(length=64), nullable=False),
         sa.Column("arm", sa.String(length=1), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
-        sa.Column("step", sa.Integer(), nullable=False),
-        sa.Column("command", sa.String(length=128), nullable=False),
+        sa.Column("orders_since_s", sa.Double(), nullable=False),
         sa.Column("since_s", sa.Double(), nullable=False),
-        sa.Column("error_code", sa.String(length=128), nullable=False),
-        sa.Column("message", sa.Text(), nullable=False),
+        sa.Column("detail", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["experiment"], ["experiments.id"], name=op.f("fk_experiment_robots_experiment")),
         sa.ForeignKeyConstraint(["robot"], ["robots.name"], name=op.f("fk_experiment_robots_robot")),
         sa.PrimaryKeyConstraint("experiment", "robot", name=op.f("pk_experiment_robots")),
-    )
-    op.create_table(
-        "experiment_lines",
-        sa.Column("experiment", sa.String(length=64), nullable=False),
-        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("line", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(["experiment"], ["experiments.id"], name=op.f("fk_experiment_lines_experiment")),
-        sa.PrimaryKeyConstraint("experiment", "number", name=op.f("pk_experiment_lines")),
     )

@@ -7,15 +7,15 @@ one order at a time, when it is online, within windows and limits. Back, it gets
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 from vla_fleet import protocol
 
 
 class Standing(str, Enum):
-    """How a robot stands in a rollout."""
+    """How a robot stands on its way."""
 
     OUTSIDE = "OUTSIDE"
     """It is not its turn, or there is nothing to undo."""
@@ -33,7 +33,7 @@ class Standing(str, Enum):
 
 @dataclass(frozen=True)
 class Given:
-    """An order that the rollout gave to a robot, and how it stands."""
+    """An order that the rollout or experiment gave to a robot, and how it stands."""
 
     order: protocol.Order
     created_s: float
@@ -58,11 +58,17 @@ class Robot:
     name: str
     origin: str = ""
     online: bool = True
-    blocked: bool = False
-    """It has rolled the version back by itself and takes it no more."""
+    managed: bool = True
+    """Its manager has been heard, so what it has committed is known."""
+    blocked: frozenset[str] = frozenset()
+    """Versions that it has rolled back by itself and takes no more."""
     busy: bool = False
     """It has an order of somebody else."""
     committed: str = ""
+    digest: str = ""
+    """Of what it has committed."""
+    trying: bool = False
+    """Something else acts than what it has committed."""
     experiment: str = ""
     status_s: float = 0.0
     """When the robot said what it has committed and for which experiment it draws, by its own clock."""
@@ -73,6 +79,10 @@ class Robot:
         found = (given for given in reversed(self.given) if given.created_s >= since_s and _same(given.order, order))
         return next(found, None)
 
+    def runs(self, update: protocol.ModelUpdate) -> bool:
+        """Whether an update would change nothing. A version number alone does not tell: another model may have the same."""
+        return self.digest == update.manifest_sha256 and not self.trying
+
 
 @dataclass(frozen=True)
 class Look:
@@ -80,6 +90,7 @@ class Look:
 
     standing: Standing
     detail: str = ""
+    """In words, or the code with which the robot failed."""
     orders: tuple[protocol.Order, ...] = ()
     robot_s: float = 0.0
     """Of an installed one: since when, by its own clock."""
@@ -103,6 +114,8 @@ class Course:
     experiment: str
     update: protocol.ModelUpdate
     reason: str = ""
+    homes: Mapping[str, protocol.ModelUpdate] = field(default_factory=dict)
+    """By version: installs it on a robot that cannot go back to it, for example because it is not on its disk any more."""
 
     def draw(self, robot: Robot, probability: float) -> tuple[protocol.Order, ...]:
         """Return what lets a robot draw the version of each episode."""
@@ -114,13 +127,25 @@ class Course:
         """Return what lets a robot run nothing else."""
         return (*self._end_of_draws(robot), self.update)
 
-    def back(self, robot: Robot) -> tuple[protocol.Order, ...]:
-        """Return what takes a robot back to where it came from; nothing if it never got there."""
+    def back(self, robot: Robot, since_s: float) -> tuple[protocol.Order, ...]:
+        """Return what takes a robot back to where it came from; ``since_s``: when the way back began.
+
+        Nothing, if it never got there or has committed a third version since: somebody else decided that.
+        """
         update = robot.last(self.update)
+        rollback = protocol.Rollback(version=robot.origin, reason=self.reason)
+        begun = robot.last(rollback, since_s)
         may_run = update is not None and (update.open or update.state == "DONE")
-        if not may_run and not any(isinstance(given.order, protocol.Rollback) for given in robot.given):
+        if begun is None and (not may_run or self._moved_on(robot, update)):
             return self._end_of_draws(robot)
-        return (*self._end_of_draws(robot), protocol.Rollback(version=robot.origin, reason=self.reason))
+        home = self.homes.get(robot.origin)
+        if begun is not None and begun.state in ("REFUSED", "FAILED") and home is not None:
+            return (*self._end_of_draws(robot), home)
+        return (*self._end_of_draws(robot), rollback)
+
+    def _moved_on(self, robot: Robot, update: Given | None) -> bool:
+        done = update is not None and update.state == "DONE" and robot.status_s > update.robot_s
+        return done and bool(robot.origin) and robot.committed not in ("", robot.origin, self.update.version)
 
     def stay(self, robot: Robot) -> tuple[protocol.Order, ...]:
         """Return what ends the draws and changes nothing else."""
@@ -152,7 +177,7 @@ def forward(robot: Robot, wanted: Sequence[protocol.Order], since_s: float, now_
         if given.state != "DONE":
             return Look(Standing.FAILED, given.error_code or given.robot_state or given.state)
     assert given is not None
-    if lost := _lost(robot, wanted[-1], given):
+    if lost := lost_by(robot, wanted[-1], given.robot_s):
         return Look(Standing.FAILED, lost)
     return Look(Standing.INSTALLED, given.robot_state, robot_s=given.robot_s)
 
@@ -177,11 +202,14 @@ def backward(robot: Robot, wanted: Sequence[protocol.Order], since_s: float, now
     return Look(Standing.BACK)
 
 
-def _lost(robot: Robot, order: protocol.Order, given: Given) -> str:
-    """Return why a robot has no longer what it was led to, for example because a person gave it another order; empty: it has."""
-    if isinstance(order, protocol.ModelUpdate) and robot.blocked:
+def lost_by(robot: Robot, order: protocol.Order, since_s: float) -> str:
+    """Return why a robot has no longer what it was led to, for example because a person gave it another order; empty: it has.
+
+    ``since_s``: when it got there, by its own clock; what it said before does not tell.
+    """
+    if isinstance(order, protocol.ModelUpdate) and order.version in robot.blocked:
         return "VERSION_BLOCKED"
-    if robot.status_s <= given.robot_s:
+    if robot.status_s <= since_s:
         return ""
     if isinstance(order, protocol.ModelUpdate) and robot.committed != order.version:
         return f"runs {robot.committed or 'nothing'}"
@@ -191,11 +219,12 @@ def _lost(robot: Robot, order: protocol.Order, given: Given) -> str:
 
 
 def _not_ordered(robot: Robot, order: protocol.Order, since_s: float, now_s: float, deadline_s: float) -> Look:
-    if robot.blocked and isinstance(order, protocol.ModelUpdate):
+    if isinstance(order, protocol.ModelUpdate) and order.version in robot.blocked:
         return Look(Standing.FAILED, "VERSION_BLOCKED")
-    if not robot.online:
+    if not (robot.online and robot.managed):
         silent = now_s - since_s >= deadline_s
-        return Look(Standing.SILENT if silent else Standing.WAITING, "offline")
+        detail = "its manager is silent" if robot.online else "offline"
+        return Look(Standing.SILENT if silent else Standing.WAITING, detail)
     if robot.busy:
         return Look(Standing.WAITING, "carries out another order")
     return Look(Standing.WAITING, "", (order,))
