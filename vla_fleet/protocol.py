@@ -127,7 +127,7 @@ class Received(_Message):
     """Every message of this robot up to ``seq`` is stored."""
 
     type: Literal["received"] = "received"
-    seq: int
+    seq: Annotated[int, Field(ge=0, le=MAX_SEQ)]
 
 
 ServerMessage = Annotated[Welcome | Command | Received, Field(discriminator="type")]

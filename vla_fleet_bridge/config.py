@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,18 +57,19 @@ def token(settings: BridgeSettings) -> str:
     """
     path = settings.folder / "token"
     try:
-        return path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        pass
-    except OSError as e:
-        raise BridgeError("STATE_DIR", f"{path}: {e.strerror}") from e
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.folder):
+            pass  # a code is used up by the first answer: what it brings must find a place
+        if path.exists() and (known := path.read_text(encoding="utf-8").strip()):
+            return known
+    except (OSError, UnicodeDecodeError) as e:
+        raise BridgeError("STATE_DIR", f"{path}: {e}") from e
     if not settings.enrolment_code:
         raise BridgeError(
             "NOT_ENROLLED", "this robot has no token; start it once with a code from `vla-fleet enroll ROBOT`"
         )
     received = _enrol(settings)
     try:
-        settings.folder.mkdir(parents=True, exist_ok=True)
         keep_token(settings, received)
     except OSError as e:
         raise BridgeError("STATE_DIR", f"{path}: {e.strerror}; the code is used up, make a new one") from e

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
+import sqlite3
 import ssl
 import threading
 import time
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
@@ -138,19 +141,28 @@ class BridgeEngine:
 
     def _call(self, work: Callable[[Any], None], value: Any) -> None:
         with suppress(RuntimeError):  # the loop is closed: the bridge was stopped
-            self._loop.call_soon_threadsafe(work, value)
+            self._loop.call_soon_threadsafe(self._take, work, value)
 
     # -- in the event loop --------------------------------------------------------------------------------------------------
 
+    def _take(self, work: Callable[[Any], None], value: Any) -> None:
+        try:
+            work(value)
+        except sqlite3.Error as e:
+            self._outbox.dropped += 1
+            log.error("STATE_DIR: a message is lost: %s: %s", self.config.outbox, e)
+
     def _take_status(self, status: protocol.Status) -> None:
         self._status, self._fresh_status = status, True
-        self._acts.on_status(status)
         self._orders.on_status(status)
         self._news.set()
+        self._acts.on_status(status)
 
     def _take_event(self, event: protocol.Event) -> None:
-        self._take_kept(event)
-        self._orders.on_event(event)
+        try:
+            self._take_kept(event)
+        finally:
+            self._orders.on_event(event)
 
     def _take_kept(self, message: protocol.Event | protocol.Outcome) -> None:
         self._outbox.put(message)
@@ -182,13 +194,13 @@ class BridgeEngine:
                 await self._connect()
             except _NewToken:
                 continue
-            except InvalidStatus as e:
-                refused = e.response.status_code in (401, 403)
-                self._say(
-                    False, "TOKEN_INVALID: the server does not know this robot; enrol it again" if refused else str(e)
-                )
-            except (OSError, TimeoutError, WebSocketException, ValueError) as e:
-                self._say(False, " ".join(str(e).split()) or type(e).__name__)
+            except (OSError, WebSocketException, ValueError) as e:
+                self._say(False, _about(e))
+            except sqlite3.Error as e:
+                self._say(False, f"STATE_DIR: {self.config.outbox}: {e}")
+            except Exception as e:  # a defect; without a line nobody could order the robot back
+                log.exception("the line is opened again")
+                self._say(False, f"{type(e).__name__}: {e}")
             failures = 0 if time.monotonic() - began > _LONGEST_RETRY_S else failures + 1
             await asyncio.sleep(retry_after_s(failures))
 
@@ -260,8 +272,10 @@ class BridgeEngine:
 
     async def _receive(self, socket: ClientConnection, progress: _Progress) -> None:
         async for frame in socket:
-            message = protocol.FROM_SERVER.validate_json(frame)
-            if isinstance(message, protocol.Received):
+            message = _readable(frame)
+            if isinstance(message, str):
+                self._orders.refuse(message)
+            elif isinstance(message, protocol.Received):
                 self._outbox.stored(message.seq)
                 progress.stored = max(progress.stored, message.seq)
                 progress.sent = max(progress.sent, progress.stored)
@@ -313,6 +327,26 @@ class _Progress:
     stored: int = 0
 
 
+def _about(error: Exception) -> str:
+    if isinstance(error, InvalidStatus) and error.response.status_code in (401, 403):
+        return "TOKEN_INVALID: the server does not know this robot; delete its state_dir/token and enrol it again"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+_ID: TypeAdapter[str] = TypeAdapter(protocol.Id)
+
+
+def _readable(frame: str | bytes) -> protocol.ServerMessage | str:
+    """Return what the server says, or the id of a command that this software cannot read; else ValueError."""
+    try:
+        return protocol.FROM_SERVER.validate_json(frame)
+    except ValidationError:
+        message = json.loads(frame)
+        if not isinstance(message, dict) or message.get("type") != "command":
+            raise
+        return _ID.validate_python(message.get("id"))
+
+
 class _NewToken(Exception):  # noqa: N818 - a way to connect again, not a defect
     """The robot has a new token."""
 
@@ -340,13 +374,12 @@ class _Acting:
             self._nothing_since_s = None
         else:
             self._nothing_since_s = since_s = self._nothing_since_s or status.time_s
-            if status.time_s - since_s < _SURE_S:
+            if abs(status.time_s - since_s) < _SURE_S:  # the robot's clock may have been set back
                 return
         now = status.active_version, status.active_digest
         if now == self._last:
             return
-        self._last = now
-        looked = since_s - self._looks_since_s > _SETTLED_S
+        looked = abs(since_s - self._looks_since_s) > _SETTLED_S
         command_id, target = self._orders.way_back
         if ordered := bool(command_id) and target == status.active_version:
             self._orders.way_back = "", ""
@@ -356,6 +389,7 @@ class _Acting:
             cause="ROLLBACK" if ordered else self._cause(status) if looked else "FOUND",
         )  # fmt: skip
         self._outbox.put_active(event)
+        self._last = now
 
     @staticmethod
     def _cause(status: protocol.Status) -> str:

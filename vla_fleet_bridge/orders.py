@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 
 from vla_fleet import protocol
 from vla_fleet.protocol import AckState
 from vla_fleet_bridge.outbox import OpenOrder, Outbox
 from vla_fleet_bridge.port import Answer, RobotPort
+
+log = logging.getLogger("vla_fleet_bridge")
 
 _ENDS = {
     "COMMITTED": AckState.DONE,
@@ -19,9 +26,21 @@ _ENDS = {
     "ROLLED_BACK": AckState.FAILED,
     "FAILED": AckState.FAILED,
 }
+_AT_REST = {"IDLE", "INSTALLED", *_ENDS}
 _BEGUN = "begun"
 _OFFER_AGAIN_S = 5.0
+_MOST_OFFERS = 12
+"""To a manager that is there and at rest; one that takes none of them up knows the order from before."""
 _RETRY_S = 2.0
+
+
+@dataclass
+class _Offers:
+    """When an update was offered [monotonic s], and how often while the manager was there and at rest."""
+
+    first_s: float
+    last_s: float = -math.inf
+    in_vain: int = 0
 
 
 class Orders:
@@ -33,7 +52,9 @@ class Orders:
         self._outbox, self._port, self._changed, self._now = outbox, port, changed, now
         self._status: protocol.Status | None = None
         self._stale = True  # something has happened since the manager's last status
+        self._heard = False  # since the last offer
         self._taken_up: set[str] = set()
+        self._offers: dict[str, _Offers] = {}
         self._wake = asyncio.Event()
         self.last_id = ""
         """The command that came last."""
@@ -47,9 +68,14 @@ class Orders:
             self._answer(command.id, AckState.ACCEPTED)
         self._wake.set()
 
+    def refuse(self, command_id: str) -> None:
+        """Answer an order that this software cannot read, for example one of a newer server."""
+        text = "this robot's software does not know such an order; update it"
+        self._answer(command_id, AckState.REFUSED, code="MESSAGE_INVALID", message=text)
+
     def on_status(self, status: protocol.Status) -> None:
         """Take in the manager's status; it tells how an update ended whose events were missed."""
-        self._status, self._stale = status, False
+        self._status, self._stale, self._heard = status, False, True
         self._wake.set()
 
     def on_event(self, event: protocol.Event) -> None:
@@ -63,15 +89,52 @@ class Orders:
     async def run(self) -> None:
         """Carry orders out until cancelled."""
         while True:
-            for order in self._outbox.open_orders():
-                if not await self._work(order):
-                    break  # what comes after it would not know what it finds
             try:
+                await self._pass()
+            except sqlite3.Error as e:
+                log.error("STATE_DIR: %s; orders wait until the outbox can be read and written", e)
+                await asyncio.sleep(_RETRY_S)
+            with suppress(TimeoutError):
                 async with asyncio.timeout(_RETRY_S):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
             self._wake.clear()
+
+    async def _pass(self) -> None:
+        """Take every order further that can be. An order waits for those before it; a rollback not for an update."""
+        waits: OpenOrder | None = None
+        orders = self._outbox.open_orders()
+        for place, order in enumerate(orders):
+            if waits is not None:
+                if not self._overtakes(order, waits):
+                    continue
+                self._give_up(orders[:place])
+            if not await self._try(order):
+                waits = order
+
+    async def _try(self, order: OpenOrder) -> bool:
+        try:
+            return await self._work(order)
+        except Exception as e:  # an order that cannot be carried out must not keep a rollback from it
+            log.error("order %s is tried again: %s", order.command.id, e, exc_info=not isinstance(e, sqlite3.Error))
+            return False
+
+    def _overtakes(self, order: OpenOrder, waits: OpenOrder) -> bool:
+        """Whether an order need not wait: it goes back, and the manager is busy or has not answered to an offer for long."""
+        if not isinstance(order.command.order, protocol.Rollback) or isinstance(waits.command.order, protocol.Rollback):
+            return False
+        offers = self._offers.get(waits.command.id)
+        return self._busy or (offers is not None and time.monotonic() - offers.first_s > _OFFER_AGAIN_S)
+
+    @property
+    def _busy(self) -> bool:
+        return self._status is not None and self._status.state not in ("", *_AT_REST)
+
+    def _give_up(self, orders: list[OpenOrder]) -> None:
+        """Close updates that were ordered before a rollback and have not begun: they must not come after it."""
+        for order in orders:
+            if isinstance(order.command.order, protocol.ModelUpdate) and not order.begun:
+                text = "a rollback was ordered before it began"
+                self._answer(order.command.id, AckState.FAILED, code="SUPERSEDED", message=text)
 
     async def _work(self, open_order: OpenOrder) -> bool:
         """Take an order further; false if the orders after it have to wait."""
@@ -104,15 +167,27 @@ class Orders:
         elif open_order.begun and status.committed_digest == order.manifest_sha256:
             self._follow(open_order, "COMMITTED", order.version, "", "committed, as the status says")
             return True
-        elif command_id not in self._taken_up and self._due(open_order):
-            self._outbox.begin_order(command_id, repr(time.time()))
-            self.way_back = "", ""
-            self._port.offer(command_id, order)
+        elif command_id not in self._taken_up and (open_order.begun or order.urgent or not self._busy):
+            return self._offer(open_order, order)
         return command_id in self._taken_up
 
-    @staticmethod
-    def _due(open_order: OpenOrder) -> bool:
-        return not open_order.begun or time.time() - float(open_order.begun) > _OFFER_AGAIN_S
+    def _offer(self, open_order: OpenOrder, order: protocol.ModelUpdate) -> bool:
+        """Offer an update if it is time to; true if that is over because the manager takes no notice of it."""
+        command_id = open_order.command.id
+        now = time.monotonic()
+        offers = self._offers.setdefault(command_id, _Offers(now))
+        if now - offers.last_s < _OFFER_AGAIN_S:
+            return False
+        if offers.in_vain >= _MOST_OFFERS:
+            text = "the manager does not say what became of it; see `vla-fleet robots ROBOT`"
+            self._answer(command_id, AckState.FAILED, code="OUTCOME_UNKNOWN", message=text)
+            return True
+        if not open_order.begun:
+            self._outbox.begin_order(command_id, _BEGUN)
+        offers.last_s, offers.in_vain = now, offers.in_vain + (self._heard and not self._busy)
+        self._heard, self.way_back = False, ("", "")
+        self._port.offer(command_id, order)
+        return False
 
     def _follow(self, open_order: OpenOrder, state: str, version: str, code: str, message: str) -> None:
         order = open_order.command.order

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import sqlite3
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_fleet import protocol
+
+log = logging.getLogger("vla_fleet_bridge")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -23,7 +26,10 @@ _ORDERS_REMEMBERED = 1000
 
 @dataclass(frozen=True)
 class OpenOrder:
-    """An order that is not done. ``begun`` is empty before it was begun, else what is needed to go on with it."""
+    """An order that is not done. ``begun`` is empty before it was begun, else what is needed to go on with it.
+
+    Of an order that is done, the file keeps the final answer in its place.
+    """
 
     command: protocol.Command
     begun: str
@@ -33,17 +39,14 @@ class Outbox:
     """A SQLite file, used by one thread.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is made. A damaged one is put aside, because without an outbox a robot has no line.
         limit: messages that are kept; beyond it events are dropped first, then acks, then outcomes, the oldest first.
     """
 
     def __init__(self, path: Path, limit: int = 100_000) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._limit = limit
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(_SCHEMA)
+        self._db = _open(path)
         self._db.execute("INSERT OR IGNORE INTO meta VALUES ('outbox_id', ?)", (secrets.token_hex(8),))
         self.id: str = self._db.execute("SELECT value FROM meta WHERE key = 'outbox_id'").fetchone()[0]
         self.size: int = self._db.execute("SELECT COUNT(*) FROM kept").fetchone()[0]
@@ -130,11 +133,17 @@ class Outbox:
     # -- orders -------------------------------------------------------------------------------------------------------------
 
     def add_order(self, command: protocol.Command) -> bool:
-        """Note an order; false if it was known already. The pass in an open order's URL is the newest one."""
+        """Note an order; false if it was known already. The pass in an open order's URL is the newest one.
+
+        The server repeats an order of which it has no final answer. If the answer was dropped, it is put again.
+        """
         row = (command.id, command.model_dump_json())
         if self._db.execute("INSERT OR IGNORE INTO orders VALUES (?, ?, '', 0)", row).rowcount:
             return True
         self._db.execute("UPDATE orders SET body = ? WHERE id = ? AND final = 0", row[::-1])
+        final = self._db.execute("SELECT begun FROM orders WHERE id = ? AND final = 1", row[:1]).fetchone()
+        if final and not self._db.execute("SELECT 1 FROM kept WHERE body = ?", final).fetchone():
+            self.put(protocol.Ack.model_validate_json(final[0]))
         return False
 
     def open_orders(self) -> list[OpenOrder]:
@@ -150,7 +159,35 @@ class Outbox:
         """Keep a word about an order; a final one closes it."""
         with self._together():
             if ack.state.final:
-                self._db.execute("UPDATE orders SET final = 1 WHERE id = ?", (ack.command_id,))
+                done = ack.model_dump_json(), ack.command_id
+                self._db.execute("UPDATE orders SET final = 1, begun = ? WHERE id = ?", done)
                 old = "SELECT rowid FROM orders WHERE final = 1 ORDER BY rowid DESC LIMIT -1 OFFSET ?"
                 self._db.execute(f"DELETE FROM orders WHERE rowid IN ({old})", (_ORDERS_REMEMBERED,))
             self.put(ack)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        return _connect(path)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as e:
+        log.error("STATE_DIR: %s: %s; it is put aside, what it held is not sent", path, e)
+        for end in ("-wal", "-shm"):
+            path.with_name(path.name + end).unlink(missing_ok=True)
+        path.replace(path.with_name(path.name + ".damaged"))
+        return _connect(path)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=FULL")
+        database.executescript(_SCHEMA)
+        if (found := database.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise sqlite3.DatabaseError(found)
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database

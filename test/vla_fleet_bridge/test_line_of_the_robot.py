@@ -10,75 +10,29 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
+from support.bridge import Robot, stub
 from support.bundles import make_bundle
 from support.fleet import FleetServer
 from support.fleet_app import FleetApp
 from support.waits import wait_for
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
-from websockets.sync.server import ServerConnection, serve
+from websockets.sync.server import ServerConnection
 
 from vla_fleet import protocol
 from vla_fleet.client import Client
 from vla_fleet.errors import MissingError
 from vla_fleet_bridge.config import BridgeSettings, keep_token, token
-from vla_fleet_bridge.engine import BridgeConfig, BridgeEngine, retry_after_s
-from vla_fleet_bridge.port import Answer
-
-
-class Robot:
-    """A manager that goes where the test says, and a bridge."""
-
-    def __init__(self, server: str, secret: str, folder: Path, **config: Any) -> None:
-        self.config = BridgeConfig(server.replace("http", "ws", 1), secret, folder / "outbox.db", **config)
-        self.rolled_back: Callable[[str], None] = lambda version: None
-        self.offers: list[tuple[str, protocol.ModelUpdate]] = []
-        self.engine = BridgeEngine(self.config, self)  # type: ignore[arg-type]
-
-    def __enter__(self) -> Robot:
-        self.engine.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.engine.stop()
-
-    def offer(self, update_id: str, order: protocol.ModelUpdate) -> None:
-        self.offers.append((update_id, order))
-
-    def rollback(self, version: str, reason: str) -> Answer:
-        self.rolled_back(version)
-        return Answer(True, "", "", version)
-
-    def acts(self, time_s: float, version: str, state: str = "COMMITTED", update_id: str = "", **more: Any) -> None:
-        digest = version and (version.replace(".", "") * 64)[:64]
-        status = protocol.Status(
-            time_s=time_s, state=state, update_id=update_id, active_version=version, active_digest=digest, **more
-        )
-        self.engine.on_status(status)
+from vla_fleet_bridge.engine import retry_after_s
 
 
 def enrolled(client: Client, name: str) -> str:
     return client.enrol(client.make_code(name))[1]
-
-
-@contextmanager
-def stub(talk: Callable[[ServerConnection], None]) -> Iterator[str]:
-    """A server that is not ours."""
-    with serve(talk, "127.0.0.1", 0) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
-        finally:
-            server.shutdown()
-            thread.join(10)
 
 
 def test_a_robot_enrols_and_talks_over_tls_with_a_certificate_that_it_was_given_and_no_other(tmp_path: Path) -> None:

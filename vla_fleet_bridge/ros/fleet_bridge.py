@@ -6,18 +6,20 @@ from __future__ import annotations
 import datetime
 import functools
 import math
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from vla_ota.msg import BridgeStatus, EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate, PolicyStatus, SwapReport
 from vla_ota.srv import PinModel, Rollback
 
 from vla_fleet import protocol
-from vla_fleet_bridge.config import BridgeSettings, keep_token, token
+from vla_fleet_bridge.config import BridgeError, BridgeSettings, keep_token, token
 from vla_fleet_bridge.engine import BridgeConfig, BridgeEngine
 from vla_fleet_bridge.port import Answer
 from vla_ros import qos
@@ -62,7 +64,10 @@ class FleetBridgeNode(Node):
         self._rollback = self.create_client(Rollback, f"{settings.ota_manager}/rollback", callback_group=group)
         self._pin = self.create_client(PinModel, f"{settings.ota_manager}/pin_model", callback_group=group)
         self._now = now
-        self._engine = BridgeEngine(config, self, self._publish_status, now)
+        try:
+            self._engine = BridgeEngine(config, self, self._publish_status, now)
+        except (OSError, sqlite3.Error) as e:
+            raise BridgeError("STATE_DIR", f"{config.outbox}: {e}") from e
         hear = self.create_subscription
         hear(ModelStatus, f"{settings.ota_manager}/status", self._on_manager, qos.LATCHED)
         hear(ModelEvent, f"{settings.ota_manager}/events", self._on_event, qos.EVENTS)
@@ -108,59 +113,42 @@ class FleetBridgeNode(Node):
         if manager is None:
             return
         version, digest, cause = self._acting(manager)
-        self._engine.on_status(
-            protocol.Status(
-                time_s=self._now(),
-                state=manager.state_name,
-                update_id=manager.update_id,
-                name=manager.name,
-                committed_version=manager.committed_version,
-                committed_digest=manager.committed_digest,
-                previous_version=manager.previous_version,
-                trial_version=manager.trial_version,
-                active_version=version,
-                active_digest=digest,
-                active_cause=cause,
-                progress=min(1.0, max(0.0, manager.progress)),
-                versions=list(manager.versions)[:256],
-                blocked=list(manager.blocked)[:256],
-                rollback_ready=manager.rollback_ready,
-                holding=policy is not None and policy.holding,
-                hold_reason=policy.hold_reason if policy is not None else "",
-                error_code=manager.error_code,
-                message=manager.message[:4096],
-                experiment=self._engine.experiment,
-            )
-        )
+        self._tell(
+            self._engine.on_status, protocol.Status, state=manager.state_name, update_id=manager.update_id,
+            name=manager.name, committed_version=manager.committed_version, committed_digest=manager.committed_digest,
+            previous_version=manager.previous_version, trial_version=manager.trial_version, active_version=version,
+            active_digest=digest, active_cause=cause, progress=min(1.0, max(0.0, manager.progress)),
+            versions=list(manager.versions)[:256], blocked=list(manager.blocked)[:256],
+            rollback_ready=manager.rollback_ready, holding=policy is not None and policy.holding,
+            hold_reason=policy.hold_reason if policy is not None else "", error_code=manager.error_code,
+            message=manager.message[:4096], experiment=self._engine.experiment,
+        )  # fmt: skip
 
     def _on_event(self, message: ModelEvent) -> None:
-        self._engine.on_event(
-            protocol.Event(
-                time_s=self._now(),  # the stamp may be simulated time
-                update_id=message.update_id,
-                from_state=message.from_state,
-                to_state=message.to_state,
-                version=message.version,
-                error_code=message.error_code,
-                message=message.message[:4096],
-            )
-        )
+        self._tell(
+            self._engine.on_event, protocol.Event, update_id=message.update_id, from_state=message.from_state,
+            to_state=message.to_state, version=message.version, error_code=message.error_code,
+            message=message.message[:4096],
+        )  # fmt: skip
 
     def _on_outcome(self, message: EpisodeOutcome) -> None:
-        self._engine.on_outcome(
-            protocol.Outcome(
-                time_s=self._now(),
-                episode_id=message.episode_id,
-                version=message.version,
-                generation=message.generation,
-                arm=message.arm,
-                success=message.success,
-                known=message.known,
-                mixed=message.mixed,
-                intervention=message.intervention,
-                duration_s=max(0.0, message.duration_s),
-            )
-        )
+        self._tell(
+            self._engine.on_outcome, protocol.Outcome, episode_id=message.episode_id, version=message.version,
+            generation=message.generation, arm=message.arm, success=message.success, known=message.known,
+            mixed=message.mixed, intervention=message.intervention, duration_s=max(0.0, message.duration_s),
+        )  # fmt: skip
+
+    def _tell(self, send: Callable[[Any], None], kind: type[BaseModel], **fields: Any) -> None:
+        """Send a message, with the time of this clock: a stamp may be simulated time. Anybody can publish what does not fit."""
+        try:
+            message = kind(time_s=self._now(), **fields)
+        except ValidationError as e:
+            first = e.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            text = f"MESSAGE_INVALID: {kind.__name__.lower()} is not sent: {where}: {first['msg']}"
+            self.get_logger().error(text, throttle_duration_sec=10.0)
+            return
+        send(message)
 
     # -- from the server to the robot (RobotPort) ---------------------------------------------------------------------------
 
