@@ -14,6 +14,7 @@ from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
 from lifecycle_msgs.msg import Transition
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import JointState
 from support.engine_rig import contract_text
 from support.policy_rig import PolicyRig
 from support.scripted import scripted_bundle
@@ -102,6 +103,22 @@ def test_ctrl_c_while_the_contract_is_being_read_starts_nothing_afterwards(ros_d
             contract.write(contract_text())
         assert rig.node.wait() == 0
         assert "control process" not in rig.node.log and "[ERROR]" not in rig.node.log, rig.node.log
+
+
+def test_an_event_that_a_cleanup_interrupts_does_not_keep_observations_from_the_next_start(
+    ros_domain: int, tmp_path: Path
+) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    topic = "type: sensor_msgs/msg/JointState"
+    reliable = contract_text().replace(topic, f"{topic}, qos: {{reliability: reliable}}")
+    (tmp_path / "contract.yaml").write_text(reliable)
+    rig = PolicyRig(ros_domain, tmp_path, module="support.interrupted_policy_node", model_path=str(tmp_path / "a"))
+    with rig:  # its robot is best effort: the event is there at once
+        wait_for(lambda: lines(rig, "activated"), "the start")
+        rig.robot._joints = rig.ros.advertise(JointState, "joint_states", qos.EVENTS)
+        assert rig.change_state(Transition.TRANSITION_DEACTIVATE) and rig.change_state(Transition.TRANSITION_CLEANUP)
+        assert rig.change_state(Transition.TRANSITION_CONFIGURE) and rig.change_state(Transition.TRANSITION_ACTIVATE)
+        rig.wait_running("1.0.0")
 
 
 def test_the_control_process_belongs_to_the_node_s_enclave_and_is_hidden(ros_domain: int, tmp_path: Path) -> None:

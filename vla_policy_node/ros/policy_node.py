@@ -14,7 +14,7 @@ from typing import Any
 
 from rclpy.action import CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
@@ -65,7 +65,6 @@ class PolicyNode(LifecycleNode):
         self._engine: PolicyEngine | None = None
         self._closing = False
         self._calls = ReentrantCallbackGroup()  # blocking services and actions
-        self._sensors = MutuallyExclusiveCallbackGroup()
         self._changed = threading.Event()
         self._published_s = 0.0
         self._outcomes: dict[str, EpisodeOutcome] = {}
@@ -230,10 +229,12 @@ class PolicyNode(LifecycleNode):
 
     def _make_interfaces(self, contract: Contract) -> None:
         keep = self._configured.append
+        # Made anew: an event that is destroyed just before it is taken keeps its group busy for ever (rclpy 7).
+        sensors = MutuallyExclusiveCallbackGroup()
         for observation in contract.observations:
             for index, source in enumerate(observation.sources):
                 receive = partial(self._on_observation, observation.key, index)
-                keep((self.destroy_subscription, self._subscribe(source, receive)))
+                keep((self.destroy_subscription, self._subscribe(source, receive, sensors)))
         heard: tuple[tuple[type[Any], str, Callable[[Any], None], QoSProfile], ...] = (
             (Bool, contract.motion.topic, self._on_motion, qos.FLAGS),
             (ModelStatus, f"{self.config.ota_manager}/status", self._on_manager, qos.EVENTS),
@@ -272,13 +273,13 @@ class PolicyNode(LifecycleNode):
     def _advertise(self, kind: type[Any], topic: str, profile: QoSProfile) -> Any:
         return self.create_publisher(kind, topic, profile, event_callbacks=self.diagnostics.publisher_events(topic))
 
-    def _subscribe(self, source: Source, callback: Callable[[Any], None]) -> Any:
+    def _subscribe(self, source: Source, callback: Callable[[Any], None], group: CallbackGroup) -> Any:
         return self.create_subscription(
             message_class(source.type),
             source.topic,
             callback,
             qos.profile(source.qos.reliability, source.qos.durability, source.qos.depth),
-            callback_group=self._sensors,
+            callback_group=group,
             event_callbacks=self.diagnostics.subscription_events(source.topic),
         )
 
