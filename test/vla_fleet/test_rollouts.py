@@ -19,6 +19,7 @@ from vla_fleet.errors import ConflictError, MissingError
 from vla_fleet.experiments.design import Design
 from vla_fleet.rollouts.rollouts import Rollouts
 from vla_fleet.rollouts.settings import RolloutRequest
+from vla_fleet.steering import loop
 
 NAMES = ("arm_0", "arm_1", "arm_2")
 
@@ -307,6 +308,24 @@ def test_one_rollout_at_a_time_moves_a_robot(fleet: RolloutFleet) -> None:
     fleet.pass_time(1.0)
     fleet.client.create_rollout(MODEL)
     assert [r["state"] for r in fleet.client.rollouts()] == ["INSTALLING", "ROLLED_BACK", "ROLLED_BACK"]
+
+
+def test_a_large_fleet_goes_back_in_parts_that_keep_the_database_free(
+    fleet: RolloutFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    robots = fleet.add(*NAMES, arms=False)
+    rollout = fleet.client.create_rollout(MODEL, stages=[stage("canary", 0.7), FULL])["id"]
+    fleet.until(rollout, "JUDGING")
+    monkeypatch.setattr(loop, "MOST_ORDERS", 1)
+    for given in (1, 2):
+        if given == 1:
+            fleet.client.steer_rollout(rollout, "abort", "it does not work")
+        else:
+            fleet.step()
+        orders = [line for line in fleet.client.log() if line["action"] == "rollback"]
+        assert len(orders) == given
+    fleet.until(rollout, "ROLLED_BACK")
+    assert all(robot.active == OLD for robot in robots)
 
 
 def test_a_robot_goes_back_to_what_it_ran_when_it_was_its_turn(fleet: RolloutFleet) -> None:

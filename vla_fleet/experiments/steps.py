@@ -24,7 +24,7 @@ from vla_fleet.experiments.design import Design, Unit
 from vla_fleet.experiments.evidence import Fate, Robot, State, conclusion, fate_of, take_in
 from vla_fleet.robots.claims import claim, claimed, release
 from vla_fleet.robots.commands import Commands
-from vla_fleet.steering import evidence, reconcile
+from vla_fleet.steering import evidence, loop, reconcile
 from vla_fleet.steering.evidence import Judged, Judges
 from vla_fleet.steering.members import ManifestUrl, Online, expire, read_robots, updates
 from vla_fleet.steering.reconcile import Course, Look, Standing
@@ -119,12 +119,12 @@ class Steps:
         """Take in how robots stand, and give the orders that come next; return to whom."""
         installs = await updates(session, row.model, (row.a, row.b), self._url)
         course = Course(row.id, installs[row.b], f"experiment {row.id} ended: {row.state}", {row.a: installs[row.a]})
-        ordered = []
+        ordered: list[str] = []
         for member, robot in members:
             look = self._look(row, member, robot, course)
             if look.standing is Standing.FAILED:
                 member.detail = look.detail
-            for order in look.orders:
+            for order in look.orders[: loop.MOST_ORDERS - len(ordered)]:
                 await self._commands.add(session, robot.name, order, holder(row))
                 ordered.append(robot.name)
             if member.state == Robot.LEAVING and look.settled:
