@@ -96,6 +96,17 @@ def test_without_automatic_rollback_a_person_decides_when_harm_was_found(fleet: 
     assert set(standings(end).values()) == {"BACK"}
 
 
+def test_while_a_person_thinks_about_harm_no_robot_gets_the_version(fleet: RolloutFleet) -> None:
+    away = fleet.add(*NAMES, old=1.0, new=0.0)[2]
+    away.disconnect()
+    wait_for(lambda: not fleet.client.robot(away.name)["online"] or fleet.do(fleet.clock.advance(1.0)), "its absence")
+    rollout = fleet.client.create_rollout(MODEL, stages=ONE_STAGE, auto_rollback=False)["id"]
+    fleet.until(rollout, "ASKING", hours=1, episodes=20)
+    fleet.connect(away.name)
+    fleet.step(5)
+    assert NEW not in away.on_disk
+
+
 def test_few_robots_with_one_version_each_cannot_be_judged_and_a_person_decides(fleet: RolloutFleet) -> None:
     robots = fleet.add(*NAMES, arms=False)
     created = fleet.client.create_rollout(MODEL, stages=STAGES)

@@ -213,6 +213,8 @@ class Engine:
     async def _order(self, session: AsyncSession, whole: Whole, looks: Sequence[tuple[Robot, Look]]) -> list[str]:
         """Give the orders that may be given now; return to whom."""
         request, now_s = whole.request, self._clock.now()
+        if whole.row.verdict.get("decision") == Decision.ROLLBACK.value:
+            return []  # a person is asked what to do about harm
         if whole.row.paused or not is_open(request.maintenance(), zone_of(request.time_zone), now_s):
             return []
         orders = Limits(request.max_concurrent, request.per_minute).allow(looks, now_s)[: loop.MOST_ORDERS]
