@@ -251,6 +251,7 @@ def test_a_robot_that_is_away_is_caught_up_and_one_that_comes_to_the_group_joins
     fleet.server.until(lambda: list(states(fleet, name).values()).count("LEFT") == 2, "two that are home")
     with pytest.raises(ConflictError, match="ROBOT_TAKEN"):
         fleet.create("episode")
+    fleet.client.retire("pick_place", B)
     fleet.connect(away)
     found = fleet.server.until(lambda: fleet.home(name), "the third")
     assert (found["state"], found["reason"]) == ("STOPPED", "admin: lunch")
