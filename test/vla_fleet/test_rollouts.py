@@ -400,14 +400,15 @@ def test_two_servers_on_one_database_give_each_order_once_and_count_each_outcome
     async def both() -> None:
         await asyncio.gather(rooms.rollouts.step(), other.step())
 
-    rollout = fleet.client.create_rollout(MODEL, stages=ONE_STAGE)["id"]
+    rollout, played = fleet.client.create_rollout(MODEL, stages=ONE_STAGE)["id"], False
     for _ in range(40):
         found = fleet.client.rollout(rollout)
         if found["state"] in ("DONE", "ASKING", "ROLLED_BACK"):
             break
         fleet.do(both())
         fleet.heard()
-        if found["state"] == "JUDGING" and not found["outcomes"]:
+        if found["state"] == "JUDGING" and not played:
+            played = True
             fleet.pass_time(1.0)
             fleet.episodes(50)
             fleet.do(both())
