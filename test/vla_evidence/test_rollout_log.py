@@ -15,7 +15,7 @@ import pytest
 from vla_evidence.canary.config import CanaryConfig, Stage
 from vla_evidence.episodes import Fate
 from vla_evidence.errors import EvidenceError, InputError, LogError
-from vla_evidence.log.records import NewLines, read_log
+from vla_evidence.log.records import NewLines, header_line, read_log
 from vla_evidence.log.replay import LoggedJudgement, replay_file
 from vla_evidence.log.rollout import Rollout, report
 from vla_evidence.verdict import Decision
@@ -68,18 +68,18 @@ def test_a_server_runs_a_rollout_restarts_in_the_middle_and_reports_it(tmp_path:
 @pytest.mark.parametrize("rule", ["evidence", "simple"])
 def test_a_log_that_a_database_keeps_is_the_same_log(tmp_path: Path, rule: str) -> None:
     config = CanaryConfig(stages=STAGES, min_episodes=1, deadline_s=50.0, rule=rule)
-    lines, log = [Rollout.first_line("pick-2", config)], NewLines()
-    server = Rollout.resume(lines, log)
+    lines, log = [header_line("canary", "pick-2", {"config": config.to_json()})], NewLines()
+    server = Rollout(LoggedJudgement.resume(lines, log))
     server.begin_stage(0, ["a"], 0.0)
     for n in range(120):
         if n % 10 == 0:  # the process is another one
             lines += log.take()
-            server = Rollout.resume(lines, log)
+            server = Rollout(LoggedJudgement.resume(lines, log))
         server.choose("a", f"e{n}", float(n) / 2)
         server.outcome(f"e{n}", True, n / 2 + 0.5)
     first = server.status(100.0)
     lines += log.take()
-    assert Rollout.resume(lines, NewLines()).status(100.0) == first
+    assert Rollout(LoggedJudgement.resume(lines, NewLines())).status(100.0) == first
     (tmp_path / "log.jsonl").write_bytes(b"".join(lines))
     replay = replay_file(tmp_path / "log.jsonl")
     assert (replay.outcomes, replay.verdicts) == (120, 1)

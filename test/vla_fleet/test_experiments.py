@@ -251,6 +251,7 @@ def test_a_robot_that_is_away_is_caught_up_and_one_that_comes_to_the_group_joins
     fleet.server.until(lambda: list(states(fleet, name).values()).count("LEFT") == 2, "two that are home")
     with pytest.raises(ConflictError, match="ROBOT_TAKEN"):
         fleet.create("episode")
+    fleet.client.retire("pick_place", B)
     fleet.connect(away)
     found = fleet.server.until(lambda: fleet.home(name), "the third")
     assert (found["state"], found["reason"]) == ("STOPPED", "admin: lunch")
@@ -272,6 +273,36 @@ def test_b_does_not_win_by_robot_if_robots_did_not_keep_it(fleet: Fleet) -> None
     assert found["state"] == "INCONCLUSIVE" and unlucky.name in found["reason"]
     assert found["decision"] == "B_BETTER"
     assert {robot.active for robot in fleet.robots} == {A}
+
+
+def test_b_does_not_win_by_robot_if_a_person_took_it_from_a_robot(fleet: Fleet) -> None:
+    fleet.add(12, {A: 0.3, B: 0.99})
+    name = fleet.create("robot", rate=0.3, difference=0.6)
+    fleet.joined(name)
+    fleet.server.advance(60.0)
+    taken = next(robot for robot in fleet.robots if robot.active == B)
+    fleet.client.rollback([taken.name], version=A)
+    fleet.server.until(lambda: states(fleet, name)[taken.name] == "FAILED", "the word of it")
+    found = fleet.to_the_end(name)
+    assert found["state"] == "INCONCLUSIVE" and taken.name in found["reason"]
+    assert [r["detail"] for r in found["robots"] if r["robot"] == taken.name] == [f"runs {A}"]
+
+
+def test_a_robot_that_never_got_b_is_left_alone_at_the_end(fleet: Fleet) -> None:
+    fleet.add(8, {})
+    make_bundle(fleet.folder / "third", version="1.2.0", seed=9)
+    fleet.client.publish(fleet.folder / "third")
+    for robot in fleet.robots:
+        robot.disconnect()
+    fleet.server.advance(60.0)
+    name = fleet.create("robot")
+    fleet.client.stop_experiment(name)
+    fleet.client.deploy("pick_place@1.2.0", [robot.name for robot in fleet.robots])
+    for robot in fleet.robots:
+        fleet.connect(robot)
+    fleet.server.until(lambda: fleet.home(name), "the end")
+    fleet.server.until(lambda: all(robot.active == "1.2.0" for robot in fleet.robots), "what a person ordered")
+    assert not any(robot.rollbacks for robot in fleet.robots)
 
 
 def test_it_ends_if_too_many_robots_do_not_keep_their_version(fleet: Fleet) -> None:
@@ -357,13 +388,22 @@ def test_the_plan_says_how_many_days_the_fleets_own_pace_takes(fleet: Fleet) -> 
         fleet.client.plan_experiment({**ask, "unit": "robot"})
 
 
-def test_the_winner_is_promoted_into_one_rollout(fleet: Fleet) -> None:
+async def crashed(*_: object) -> None:
+    raise RuntimeError("the server dies here")
+
+
+def test_the_winner_is_promoted_into_one_rollout(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet.add(3, {A: 0.3, B: 0.98}, episode_arms=True)
     name = fleet.create("episode", rate=0.3, difference=0.6)
     with pytest.raises(ConflictError, match="NOT_WON"):
         fleet.client.promote_experiment(name)
     assert fleet.to_the_end(name)["state"] == "WIN_B"
+    rollouts = fleet.server.rooms.rollouts  # type: ignore[union-attr]
+    with monkeypatch.context() as crash, pytest.raises(FleetError):
+        crash.setattr(rollouts, "show", crashed)  # right after it was created
+        fleet.client.promote_experiment(name)
     rollout = fleet.client.promote_experiment(name)
+    assert len(fleet.client.rollouts()) == 1
     assert (rollout["model"], rollout["version"], rollout["target"]) == ("pick_place", B, "group:pickers")
     assert fleet.client.promote_experiment(name)["id"] == rollout["id"]
     assert fleet.client.experiment(name)["rollout"] == rollout["id"]

@@ -221,3 +221,39 @@ def test_the_small_canary_class_widens_at_parity_and_asks_for_improvement_before
     for _ in range(2000):
         canary.record_metrics("v1.2", 0.5)
     assert not canary.should_advance("v1.2", "v1.1")[0]
+
+
+HOME = UPDATE.model_copy(update={"version": "1.0.0", "manifest_sha256": "1" * 64})
+DONE = Given(UPDATE, 1.0, 2.0, 2.0, "DONE")
+
+
+def test_a_robot_that_cannot_go_back_gets_the_version_installed_that_it_came_from() -> None:
+    course = Course("r-1", UPDATE, "why", {"1.0.0": HOME})
+    robot = Robot("arm", "1.0.0", given=(DONE,))
+    (rollback,) = backward(robot, course.back(robot, 3.0), 3.0, 3.0, 9.0).orders
+    failed = Given(rollback, 3.0, 4.0, 4.0, "FAILED", error_code="MODEL_NOT_FOUND")
+    robot = Robot("arm", "1.0.0", given=(DONE, failed))
+    assert backward(robot, course.back(robot, 3.0), 3.0, 4.0, 9.0).orders == (HOME,)
+    robot = Robot("arm", "1.0.0", given=(DONE, failed, Given(HOME, 4.0, 5.0, 5.0, "DONE")))
+    assert backward(robot, course.back(robot, 3.0), 3.0, 5.0, 9.0) == Look(Standing.BACK)
+    unknown = Robot("arm", "1.0.0", given=(DONE, failed))
+    assert backward(unknown, COURSE.back(unknown, 3.0), 3.0, 5.0, 9.0) == Look(Standing.FAILED, "MODEL_NOT_FOUND")
+
+
+def test_a_robot_that_somebody_has_given_a_third_version_is_not_taken_back() -> None:
+    for committed, status_s, orders in (("1.2.0", 3.0, 0), ("2.0.0", 3.0, 1), ("1.0.0", 3.0, 1), ("1.2.0", 1.0, 1)):
+        robot = Robot("arm", "1.0.0", committed=committed, status_s=status_s, given=(DONE,))
+        assert len(COURSE.back(robot, 4.0)) == orders, committed
+    nobody_knows = Robot("arm", "", committed="1.2.0", status_s=3.0, given=(DONE,))
+    assert len(COURSE.back(nobody_knows, 4.0)) == 1
+
+
+def test_no_order_goes_to_a_robot_of_which_nobody_knows_what_it_runs() -> None:
+    look = forward(Robot("arm", managed=False), [UPDATE], 0.0, 1.0, DEADLINE_S)
+    assert look == Look(Standing.WAITING, "its manager is silent")
+
+
+def test_a_version_number_alone_does_not_say_that_a_robot_runs_the_version() -> None:
+    assert not Robot("arm", committed="2.0.0", digest="2" * 64).runs(UPDATE)
+    assert Robot("arm", committed="2.0.0", digest=UPDATE.manifest_sha256).runs(UPDATE)
+    assert not Robot("arm", committed="2.0.0", digest=UPDATE.manifest_sha256, trying=True).runs(UPDATE)

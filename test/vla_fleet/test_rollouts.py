@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.bundles import make_bundle
 from support.rollouts import HOUR_S, MODEL, NEW, OLD, RolloutFleet
 from support.waits import wait_for
 
 from vla_evidence.log.replay import replay_file
 from vla_fleet.errors import ConflictError, MissingError
+from vla_fleet.experiments.design import Design
 from vla_fleet.rollouts.rollouts import Rollouts
+from vla_fleet.rollouts.settings import RolloutRequest
+from vla_fleet.steering import loop
 
 NAMES = ("arm_0", "arm_1", "arm_2")
 
@@ -90,6 +94,17 @@ def test_without_automatic_rollback_a_person_decides_when_harm_was_found(fleet: 
     fleet.client.steer_rollout(rollout, "abort", "I do")
     end = fleet.until(rollout, "ROLLED_BACK")
     assert set(standings(end).values()) == {"BACK"}
+
+
+def test_while_a_person_thinks_about_harm_no_robot_gets_the_version(fleet: RolloutFleet) -> None:
+    away = fleet.add(*NAMES, old=1.0, new=0.0)[2]
+    away.disconnect()
+    wait_for(lambda: not fleet.client.robot(away.name)["online"] or fleet.do(fleet.clock.advance(1.0)), "its absence")
+    rollout = fleet.client.create_rollout(MODEL, stages=ONE_STAGE, auto_rollback=False)["id"]
+    fleet.until(rollout, "ASKING", hours=1, episodes=20)
+    fleet.connect(away.name)
+    fleet.step(5)
+    assert NEW not in away.on_disk
 
 
 def test_few_robots_with_one_version_each_cannot_be_judged_and_a_person_decides(fleet: RolloutFleet) -> None:
@@ -306,6 +321,77 @@ def test_one_rollout_at_a_time_moves_a_robot(fleet: RolloutFleet) -> None:
     assert [r["state"] for r in fleet.client.rollouts()] == ["INSTALLING", "ROLLED_BACK", "ROLLED_BACK"]
 
 
+def test_a_large_fleet_goes_back_in_parts_that_keep_the_database_free(
+    fleet: RolloutFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    robots = fleet.add(*NAMES, arms=False)
+    rollout = fleet.client.create_rollout(MODEL, stages=[stage("canary", 0.7), FULL])["id"]
+    fleet.until(rollout, "JUDGING")
+    monkeypatch.setattr(loop, "MOST_ORDERS", 1)
+    for given in (1, 2):
+        if given == 1:
+            fleet.client.steer_rollout(rollout, "abort", "it does not work")
+        else:
+            fleet.step()
+        orders = [line for line in fleet.client.log() if line["action"] == "rollback"]
+        assert len(orders) == given
+    fleet.until(rollout, "ROLLED_BACK")
+    assert all(robot.active == OLD for robot in robots)
+
+
+def test_a_robot_goes_back_to_what_it_ran_when_it_was_its_turn(fleet: RolloutFleet) -> None:
+    robots = fleet.add(*NAMES, arms=False)
+    make_bundle(fleet.folder / "other", version="1.2.0", seed=5)
+    fleet.client.publish(fleet.folder / "other")
+    rollout = fleet.client.create_rollout(MODEL, stages=[stage("canary", 0.3), stage("wide", 0.7), FULL])["id"]
+    fleet.until(rollout, "JUDGING")
+    (canary,) = (robot for robot in robots if robot.active == NEW)
+    others = [robot for robot in robots if robot is not canary]
+    ids = [c["id"] for c in fleet.client.deploy("pick_place@1.2.0", [robot.name for robot in others])]
+    wait_for(lambda: all(c["final"] for c in fleet.client.commands(ids)), "what a person ordered meanwhile")
+    fleet.heard()
+    fleet.client.steer_rollout(rollout, "approve", "looks well")
+    fleet.until(rollout, "JUDGING")
+    assert [robot.active for robot in robots].count(NEW) == 2
+    fleet.client.steer_rollout(rollout, "abort", "it does not")
+    fleet.until(rollout, "ROLLED_BACK")
+    assert canary.active == OLD and {robot.active for robot in others} == {"1.2.0"}
+
+
+def test_a_robot_with_another_model_of_the_same_version_number_gets_the_version(fleet: RolloutFleet) -> None:
+    (robot,) = fleet.add("arm_0", arms=False)
+    make_bundle(fleet.folder / "other", name="other", version=NEW, seed=7)
+    fleet.client.publish(fleet.folder / "other")
+    deployed = fleet.client.deploy(f"other@{NEW}", ["arm_0"])[0]["id"]
+    wait_for(lambda: fleet.client.commands([deployed])[0]["final"], "the other model")
+    fleet.heard()
+    digest = fleet.do(fleet.rooms.registry.find(MODEL)).digest
+    assert robot.on_disk[robot.active] != digest
+    fleet.until(fleet.client.create_rollout(MODEL, stages=[FULL])["id"], "DONE")
+    assert robot.on_disk[robot.active] == digest
+
+
+def test_of_two_servers_that_begin_something_for_a_robot_at_the_same_moment_one_gets_it(fleet: RolloutFleet) -> None:
+    fleet.add(*NAMES)
+    rooms = fleet.rooms
+    others = [
+        Rollouts(rooms.database, rooms.registry, rooms.commands, fleet.clock, rooms.manifest_url, rooms.online)
+        for _ in range(2)
+    ]
+    versions = {"a": f"pick_place@{OLD}", "b": MODEL, "unit": "episode", "group": "default", "difference": 0.3}
+    design = Design(**versions, rate=0.6, per_day=100.0)
+
+    async def all_at_once() -> list[Any]:
+        asks: list[Any] = [rooms.experiments.create(design, "ada")]
+        targets = ("all", "group:default")
+        asks += [o.create(RolloutRequest(model=MODEL, target=t), "eve") for o, t in zip(others, targets, strict=True)]
+        return await asyncio.gather(*asks, return_exceptions=True)
+
+    found = fleet.do(all_at_once())
+    refused = [error for error in found if isinstance(error, Exception)]
+    assert len(refused) == 2 and all("ROBOT_TAKEN" in str(error) for error in refused), found
+
+
 def test_two_servers_on_one_database_give_each_order_once_and_count_each_outcome_once(fleet: RolloutFleet) -> None:
     robots = fleet.add(*NAMES, new=0.95)
     rooms = fleet.rooms
@@ -314,14 +400,15 @@ def test_two_servers_on_one_database_give_each_order_once_and_count_each_outcome
     async def both() -> None:
         await asyncio.gather(rooms.rollouts.step(), other.step())
 
-    rollout = fleet.client.create_rollout(MODEL, stages=ONE_STAGE)["id"]
+    rollout, played = fleet.client.create_rollout(MODEL, stages=ONE_STAGE)["id"], False
     for _ in range(40):
         found = fleet.client.rollout(rollout)
         if found["state"] in ("DONE", "ASKING", "ROLLED_BACK"):
             break
         fleet.do(both())
         fleet.heard()
-        if found["state"] == "JUDGING" and not found["outcomes"]:
+        if found["state"] == "JUDGING" and not played:
+            played = True
             fleet.pass_time(1.0)
             fleet.episodes(50)
             fleet.do(both())

@@ -11,14 +11,14 @@ from vla_evidence.canary.by_robot import History
 from vla_evidence.canary.config import CanaryConfig
 from vla_evidence.canary.scores import Scores
 from vla_evidence.episodes import Fate
-from vla_evidence.log.records import EVENT, VERDICT, NewLines, Record, Warn, header_line
+from vla_evidence.log.records import EVENT, VERDICT, Record, Warn
 from vla_evidence.log.replay import LoggedJudgement
 from vla_evidence.tables import hours_text
 from vla_evidence.verdict import Verdict
 
 
 class Rollout:
-    """One rollout. Call :meth:`open`, then :meth:`begin_stage`; ``now_s`` is the server's one steady clock [s].
+    """One rollout. Call :meth:`open` (or wrap :meth:`LoggedJudgement.resume`), then :meth:`begin_stage`; ``now_s`` is the server's one steady clock [s].
 
     Every call raises :class:`~vla_evidence.errors.InputError` if it is refused (nothing is logged then), and
     :class:`~vla_evidence.errors.LogError` with LOG_NOT_WRITTEN if the log cannot be written: open it again, and call again.
@@ -49,16 +49,6 @@ class Rollout:
         if score_history:
             settings["score_history"] = score_history
         return Rollout(LoggedJudgement.open(path, "canary", experiment, settings, warn=warn))
-
-    @staticmethod
-    def first_line(experiment: str, config: CanaryConfig) -> bytes:
-        """Return the first line of a log for :meth:`resume`."""
-        return header_line("canary", experiment, {"config": config.to_json()})
-
-    @staticmethod
-    def resume(lines: Iterable[bytes], log: NewLines, name: str = "log") -> Rollout:
-        """Go on with a log whose lines the caller keeps; ``log`` receives what is new. See :meth:`LoggedJudgement.resume`."""
-        return Rollout(LoggedJudgement.resume(lines, log, name))
 
     def begin_stage(
         self, index: int, robots: Collection[str], now_s: float, history: History | None = None

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import Enum
 from typing import Annotated, Any
 
 import typer
 
-from vla_fleet.cli.common import LOCAL, JsonOption, KeyOption, ServerOption, out, show, table, utc
+from vla_fleet.cli.common import LOCAL, JsonOption, KeyOption, ServerOption, counted, out, show, table, target_of, utc
 from vla_fleet.client import Client
 
 ab_app = typer.Typer(no_args_is_help=True, help="Test version A against version B on the fleet.")
@@ -117,9 +118,7 @@ def promote(
     as_json: JsonOption = False,
 ) -> None:
     """Begin a rollout of a B that has won."""
-    if bool(group) + bool(tag) + everyone > 1:
-        raise typer.BadParameter("a group, a tag or all", param_hint="--group")
-    target = f"group:{group}" if group else f"tag:{tag}" if tag else "all" if everyone else ""
+    target = target_of(group, tag, everyone, default="")
     with Client(server, key) as client:
         found = client.promote_experiment(name, target)
     show(found, as_json, f"{found['id']}: {found['model']} {found['version']} begins")
@@ -146,7 +145,6 @@ def _difference(found: dict[str, Any]) -> str:
 
 
 def _robots(robots: list[dict[str, Any]]) -> str:
-    counts = {state: sum(robot["state"] == state for robot in robots) for state in {r["state"] for r in robots}}
-    text = "robots: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
+    text = f"robots: {counted(Counter(robot['state'] for robot in robots))}"
     failed = [f"{robot['robot']} {robot['detail']}" for robot in robots if robot["detail"]]
     return text + (f" ({', '.join(failed)})" if failed else "")

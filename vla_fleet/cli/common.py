@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -70,6 +70,21 @@ def follow(client: Client, commands: Sequence[dict[str, Any]], wait_s: float, as
             f"{waiting} of {len(final)} have not finished after {wait_s:g} s; the orders stand. See: vla-fleet events"
         )
         raise typer.Exit(NOT_FINISHED)
+
+
+def target_of(group: str, tag: str, everyone: bool, *, default: str | None = None) -> str:
+    """Return whom a rollout is for, from its three options; ``default``: if none is given."""
+    targets = [f"group:{group}"] * bool(group) + [f"tag:{tag}"] * bool(tag) + ["all"] * everyone
+    if not targets and default is not None:
+        return default
+    if len(targets) != 1:
+        raise typer.BadParameter("say for which robots: one of --group, --tag and --all")
+    return targets[0]
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Return "2 FAILED, 3 RUNNING"."""
+    return ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
 
 
 def show(value: Any, as_json: bool, text: str) -> None:

@@ -19,10 +19,12 @@ from vla_fleet.cli.common import (
     JsonOption,
     KeyOption,
     ServerOption,
+    counted,
     err,
     out,
     show,
     table,
+    target_of,
     utc,
 )
 from vla_fleet.client import Client
@@ -69,10 +71,8 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a rollout would do in this fleet, ask, and begin it."""
-    if sum(map(bool, (group, tag, everyone))) != 1:
-        raise typer.BadParameter("say for which robots: one of --group, --tag and --all")
     body: dict[str, Any] = {
-        "model": model, "target": f"group:{group}" if group else f"tag:{tag}" if tag else "all", "reason": reason,
+        "model": model, "target": target_of(group, tag, everyone), "reason": reason,
         "stages": _stages(stage or []), "judge": judge, "advance": advance, "windows": window or [], "time_zone": time_zone,
         "max_concurrent": max_concurrent, "per_minute": per_minute, "deadline_s": deadline_h * 3600.0,
         "auto_rollback": auto_rollback,
@@ -186,8 +186,8 @@ def _words(found: dict[str, Any], all_robots: bool) -> str:
         f"{found['id']}: {found['model']} {found['version']} for {found['target']}, by {found['created_by']}",
         f"state     {_state(found)}",
         f"stage     {found['stage'] + 1} of {len(found['stages'])}: {stage['name']}, {where}",
-        f"robots    {_counted(Counter(robot['standing'] for robot in found['robots']))}",
-        f"outcomes  {_counted(found['outcomes']) or 'none yet'}",
+        f"robots    {counted(Counter(robot['standing'] for robot in found['robots']))}",
+        f"outcomes  {counted(found['outcomes']) or 'none yet'}",
     ]
     if verdict := found["verdict"]:
         lines.append(
@@ -200,10 +200,6 @@ def _words(found: dict[str, Any], all_robots: bool) -> str:
             lines.append(f"  {robot['robot']}: {robot['standing']} {robot['detail']}".rstrip())
     lines += [f"  {utc(h['time_s'])} {h['who']}: {h['action']} {h['why']}".rstrip() for h in found["history"]]
     return "\n".join(lines)
-
-
-def _counted(counts: Any) -> str:
-    return ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
 
 
 @rollout_app.command()

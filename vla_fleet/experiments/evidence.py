@@ -74,22 +74,13 @@ def fate_of(experiment: ExperimentRow, robot: ExperimentRobotRow, row: OutcomeRo
     return Fate.COUNTED if as_drawn else Fate.WRONG_ARM
 
 
-def take_in(
-    judgement: LoggedJudgement,
-    experiment: ExperimentRow,
-    members: dict[str, ExperimentRobotRow],
-    outcomes: Sequence[OutcomeRow],
-    now_s: float,
-) -> list[Fate]:
-    """Give the judge outcomes that count; return what became of each. An unknown one fails at its deadline."""
-    fates = [fate_of(experiment, members[row.robot], row) for row in outcomes]
-    for row, fate in zip(outcomes, fates, strict=True):
-        if fate is Fate.COUNTED:
-            name = f"{row.robot}/{row.episode_id}"
-            judgement.choose(row.robot, name, now_s)
-            if row.known:
-                judgement.outcome(name, row.success, now_s, row.duration_s or None)
-    return fates
+def take_in(judgement: LoggedJudgement, outcomes: Sequence[OutcomeRow], now_s: float) -> None:
+    """Give the judge outcomes that count. An unknown one fails at its deadline."""
+    for row in outcomes:
+        name = f"{row.robot}/{row.episode_id}"
+        judgement.choose(row.robot, name, now_s)
+        if row.known:
+            judgement.outcome(name, row.success, now_s, row.duration_s or None)
 
 
 def conclusion(

@@ -7,7 +7,6 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 
-import structlog
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -23,12 +22,10 @@ from vla_fleet.robots.commands import Commands
 from vla_fleet.robots.directory import Directory
 from vla_fleet.rollouts.rollouts import RolloutInfo, Rollouts
 from vla_fleet.rollouts.settings import RolloutRequest
-from vla_fleet.steering import evidence
+from vla_fleet.steering import evidence, loop
 from vla_fleet.steering.members import ManifestUrl, Online
 from vla_fleet.storage.database import Database
 from vla_fleet.storage.tables import ExperimentRobotRow, ExperimentRow, RobotRow
-
-log = structlog.get_logger("vla_fleet")
 
 _LEAST_EPISODES = 20
 """Of A, for its success rate and the fleet's pace to be read from the outcomes."""
@@ -172,18 +169,11 @@ class ABTestManager:
 
     async def run(self, every_s: float) -> None:
         """Carry experiments out until cancelled, also those that ran before a restart."""
-        while True:
-            await self.step()
-            await self._clock.sleep(every_s)
+        await loop.run(self.step, self._clock, every_s)
 
     async def step(self) -> None:
-        """Take one step of every experiment. One that fails does not keep the others from it."""
-        for name in await self._steps.open_ones():
-            try:
-                async with self._turn:
-                    await self._steps.step(name)
-            except Exception:
-                log.exception("a step of an experiment failed; it is tried again", experiment=name)
+        """Take one step of every experiment."""
+        await loop.step_each(await self._steps.open_ones(), self._steps.step, self._turn)
 
 
 def _target(design: Design) -> str:

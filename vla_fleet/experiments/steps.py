@@ -21,10 +21,10 @@ from vla_evidence.verdict import Decision
 from vla_fleet import protocol
 from vla_fleet.clock import Clock
 from vla_fleet.experiments.design import Design, Unit
-from vla_fleet.experiments.evidence import Robot, State, conclusion, take_in
+from vla_fleet.experiments.evidence import Fate, Robot, State, conclusion, fate_of, take_in
 from vla_fleet.robots.claims import claim, claimed, release
 from vla_fleet.robots.commands import Commands
-from vla_fleet.steering import evidence, reconcile
+from vla_fleet.steering import evidence, loop, reconcile
 from vla_fleet.steering.evidence import Judged, Judges
 from vla_fleet.steering.members import ManifestUrl, Online, expire, read_robots, updates
 from vla_fleet.steering.reconcile import Course, Look, Standing
@@ -119,12 +119,12 @@ class Steps:
         """Take in how robots stand, and give the orders that come next; return to whom."""
         installs = await updates(session, row.model, (row.a, row.b), self._url)
         course = Course(row.id, installs[row.b], f"experiment {row.id} ended: {row.state}", {row.a: installs[row.a]})
-        ordered = []
+        ordered: list[str] = []
         for member, robot in members:
             look = self._look(row, member, robot, course)
             if look.standing is Standing.FAILED:
                 member.detail = look.detail
-            for order in look.orders:
+            for order in look.orders[: loop.MOST_ORDERS - len(ordered)]:
                 await self._commands.add(session, robot.name, order, holder(row))
                 ordered.append(robot.name)
             if member.state == Robot.LEAVING and look.settled:
@@ -170,16 +170,19 @@ class Steps:
     ) -> None:
         """Take outcomes in, and end the experiment if it is over."""
         outcomes, now_s = await evidence.waiting(session, row, _names(row), horizon), self._clock.now()
-        judged = await self._judges.open(session, row)
         by_name = {robot.robot: robot for robot in members}
-        fates = await asyncio.to_thread(take_in, judged.judgement, row, by_name, outcomes, now_s)
+        fates = [fate_of(row, by_name[outcome.robot], outcome) for outcome in outcomes]
         await evidence.note(session, row, outcomes, [fate.value for fate in fates], horizon, now_s)
+        if row.state != State.RUNNING:
+            return
+        judged = await self._judges.open(session, row)
+        counted = [outcome for outcome, fate in zip(outcomes, fates, strict=True) if fate is Fate.COUNTED]
+        await asyncio.to_thread(take_in, judged.judgement, counted, now_s)
         self._judges.store(session, row, judged)
-        if row.state == State.RUNNING:
-            self._verdict(session, row, judged, now_s)
-            end = conclusion(row, Design(**row.design), members, now_s)
-            if end is not None:
-                await self.end(session, row, *end, who="the stop rule")
+        self._verdict(session, row, judged, now_s)
+        end = conclusion(row, Design(**row.design), members, now_s)
+        if end is not None:
+            await self.end(session, row, *end, who="the stop rule")
 
     def _verdict(self, session: AsyncSession, row: ExperimentRow, judged: Judged, now_s: float) -> None:
         """Look at the evidence. A final verdict is logged, and others at times: each minute, or each hour if nothing came."""

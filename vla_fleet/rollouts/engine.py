@@ -39,7 +39,7 @@ from vla_fleet.robots.commands import Commands
 from vla_fleet.rollouts.evidence import Stand, config_of, holders, take_in
 from vla_fleet.rollouts.settings import RolloutRequest
 from vla_fleet.rollouts.windows import is_open, zone_of
-from vla_fleet.steering import evidence
+from vla_fleet.steering import evidence, loop
 from vla_fleet.steering.evidence import Judged, Judges
 from vla_fleet.steering.members import ManifestUrl, Online, expire, read_robots, robot_of, updates
 from vla_fleet.steering.reconcile import Course, Limits, Look, Robot, Standing, arrived, backward, forward
@@ -213,9 +213,11 @@ class Engine:
     async def _order(self, session: AsyncSession, whole: Whole, looks: Sequence[tuple[Robot, Look]]) -> list[str]:
         """Give the orders that may be given now; return to whom."""
         request, now_s = whole.request, self._clock.now()
+        if whole.row.verdict.get("decision") == Decision.ROLLBACK.value:
+            return []  # a person is asked what to do about harm
         if whole.row.paused or not is_open(request.maintenance(), zone_of(request.time_zone), now_s):
             return []
-        orders = Limits(request.max_concurrent, request.per_minute).allow(looks, now_s)
+        orders = Limits(request.max_concurrent, request.per_minute).allow(looks, now_s)[: loop.MOST_ORDERS]
         for robot, order in orders:
             await self._commands.add(session, robot, order, by(whole.row))
         self._keep_origins(whole, {robot for robot, _ in orders})
@@ -352,14 +354,13 @@ class Engine:
 
     async def go_back(self, session: AsyncSession, whole: Whole) -> list[str]:
         """Give orders that lead back, and end when they are carried out."""
-        looks, robots = whole.looks(self._clock.now()), []
-        for robot, look in looks:
-            for order in look.orders:
-                await self._commands.add(session, robot.name, order, by(whole.row))
-                robots.append(robot.name)
+        looks = whole.looks(self._clock.now())
+        orders = [(robot.name, order) for robot, look in looks for order in look.orders][: loop.MOST_ORDERS]
+        for name, order in orders:
+            await self._commands.add(session, name, order, by(whole.row))
         if all(look.settled for _, look in looks):
             await self.end(session, whole, State.ROLLED_BACK, SERVER, _counted(looks))
-        return robots
+        return [name for name, _ in orders]
 
     async def stay(self, session: AsyncSession, whole: Whole, who: str, why: str) -> list[str]:
         """End a rollout where it is: robots keep what they have committed, and draw no more."""

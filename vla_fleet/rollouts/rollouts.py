@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-import structlog
 from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -31,13 +30,11 @@ from vla_fleet.robots.claims import claim
 from vla_fleet.robots.commands import Commands
 from vla_fleet.rollouts.engine import Engine, State, Whole, by, unit_of
 from vla_fleet.rollouts.settings import RolloutRequest
-from vla_fleet.steering import evidence
+from vla_fleet.steering import evidence, loop
 from vla_fleet.steering.evidence import Judged
 from vla_fleet.steering.members import ManifestUrl, Online
 from vla_fleet.storage.database import Database
 from vla_fleet.storage.tables import ExperimentRow, LogRow, RobotRow, RolloutRow
-
-log = structlog.get_logger("vla_fleet")
 
 _RUNS, _FEWEST_RUNS, _ROBOT_RUNS = 100, 20, 10_000
 """Simulated rollouts of a forecast; where robots are drawn a run takes longer the more there are, so there are fewer."""
@@ -122,20 +119,13 @@ class Rollouts:
 
     async def run(self, every_s: float) -> None:
         """Step every rollout until cancelled."""
-        while True:
-            await self.step()
-            await self._clock.sleep(every_s)
+        await loop.run(self.step, self._clock, every_s)
 
     async def step(self) -> None:
-        """Move every active rollout on once. One that fails does not keep the others from it."""
+        """Move every active rollout on once."""
         async with self._database.begin() as session:
             ids = list(await session.scalars(select(RolloutRow.id).where(RolloutRow.active.is_not(None))))
-        for rollout in ids:
-            try:
-                async with self._turn:
-                    await self._engine.step(rollout)
-            except Exception:
-                log.exception("a step of a rollout failed; it is tried again", rollout=rollout)
+        await loop.step_each(ids, self._engine.step, self._turn)
 
     # -- creating -----------------------------------------------------------------------------------------------------------
 

@@ -64,9 +64,9 @@ async def expire(session: AsyncSession, holder: str) -> None:
 async def updates(
     session: AsyncSession, model: str, versions: Iterable[str], url: ManifestUrl
 ) -> dict[str, protocol.ModelUpdate]:
-    """Return the orders that install versions of a model; a version that cannot be ordered is left out."""
+    """Return the orders that install versions of a model, retired ones too: robots go back to them. Unknown ones are left out."""
     query = select(VersionRow.version, VersionRow.digest).where(
-        VersionRow.name == model, VersionRow.version.in_(versions), VersionRow.retired_s.is_(None)
+        VersionRow.name == model, VersionRow.version.in_(versions)
     )
     return {
         version: protocol.ModelUpdate(
