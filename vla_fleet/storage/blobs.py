@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import re
@@ -15,7 +16,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
-from vla_fleet.errors import ConflictError, InputError, MissingError
+from vla_fleet.errors import ConflictError, FullError, InputError, MissingError
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -85,6 +86,11 @@ class LocalBlobs:
             aside.replace(target)
             _flush_folder(self.root)
             return size
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            text = f"blob {sha256} cannot be stored: {e.strerror}; run `vla-fleet gc`, or give the server more room"
+            raise FullError("DISK_FULL", text) from e
         finally:
             aside.unlink(missing_ok=True)
 
