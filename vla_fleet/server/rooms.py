@@ -23,6 +23,7 @@ from vla_fleet.robots.directory import Directory
 from vla_fleet.robots.history import History
 from vla_fleet.robots.inbox import Inbox
 from vla_fleet.rollouts.rollouts import Rollouts
+from vla_fleet.secret_file import write_secret
 from vla_fleet.server.keys import Keys, Role
 from vla_fleet.server.limits import Buckets
 from vla_fleet.server.metrics import Metrics
@@ -65,6 +66,7 @@ class Rooms:
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.settings, self.clock = settings, clock or SystemClock()
         self._lock = _lock(settings.data)
+        self._files_url = f"{settings.public_url.rstrip('/')}/files"
         self.database = Database(f"sqlite+aiosqlite:///{settings.data.absolute() / 'fleet.db'}", self.clock)
         self.blobs = LocalBlobs(settings.data / "blobs")
         self.bus: Bus = LocalBus()
@@ -83,7 +85,7 @@ class Rooms:
         self._tasks: list[asyncio.Task[None]] = []
         self.history = History(self.database)
         self.metrics = Metrics()
-        self.passes = Passes(self._files_key(), f"{settings.public_url.rstrip('/')}/files", self.clock)
+        self.passes = Passes(self._files_key(), self._files_url, self.clock)
         self.robot_messages = Buckets(self.clock, settings.robot_messages_s, 1000)
         self.key_requests = Buckets(self.clock, settings.key_requests_s, 2000)
         self.enrolment_failures = Buckets(self.clock, settings.enrolment_failures_s, 10)
@@ -107,7 +109,7 @@ class Rooms:
 
     def manifest_url(self, name: str, version: str) -> str:
         """Return where robots fetch a version."""
-        return f"{self.settings.public_url.rstrip('/')}/files/{name}/{version}/manifest.json"
+        return f"{self._files_url}/{name}/{version}/manifest.json"
 
     def _files_key(self) -> bytes:
         """Return the secret behind the passes; the first start makes it."""
@@ -140,14 +142,3 @@ def _lock(data: Path) -> int:
         os.close(descriptor)
         raise FleetError("DATA_IN_USE", f"{data}: another vla-fleet server works here; end it, or name another") from e
     return descriptor
-
-
-def write_secret(path: Path, secret: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.unlink(missing_ok=True)
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(secret + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)

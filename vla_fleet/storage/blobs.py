@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vla_fleet.errors import ConflictError, FullError, InputError, MissingError
+from vla_fleet.secret_file import flush_folder
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -84,7 +85,7 @@ class LocalBlobs:
             size = aside.stat().st_size
             aside.chmod(0o444)
             aside.replace(target)
-            _flush_folder(self.root)
+            flush_folder(self.root)
             return size
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -115,11 +116,3 @@ class LocalBlobs:
                 except FileNotFoundError as e:
                     raise MissingError("BLOB_MISSING", f"{path}: blob {sha256} has not been uploaded") from e
             yield folder
-
-
-def _flush_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
