@@ -16,15 +16,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
+from urllib.parse import quote
 
 import httpx
 
 from vla_checkpoint import Manifest, least_bump, parse_version, verify_bundle
 from vla_checkpoint.version import BUMPS
-from vla_fleet.errors import FleetError, InputError, MissingError
+from vla_fleet.errors import FleetError, InputError, MissingError, SignInError
 
 Json = dict[str, Any]
 _CHUNK_BYTES = 1 << 20
+_PAGE, _MOST_IDS = 1000, 500
+_HINT = "is `vla-fleet serve` running, and is --server (VLA_FLEET_SERVER) right?"
 _TRIES_WHEN_BUSY, _LONGEST_RETRY_S = 3, 10.0
 
 
@@ -40,12 +43,16 @@ class Client:
     """
 
     def __init__(self, server: str, key: str = "", transport: httpx.BaseTransport | None = None) -> None:
+        if not (key.isascii() and key.isprintable()):
+            raise SignInError("KEY_INVALID", "the API key has characters that no key has; check VLA_FLEET_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(30.0, write=None)
-        tls = not server.startswith(
-            "http:"
-        )  # else nothing is verified, and reading the authorities takes half a second
-        self._http = httpx.Client(base_url=server, headers=headers, timeout=timeout, transport=transport, verify=tls)
+        tls = not server.startswith("http:")  # reading the authorities takes half a second
+        options: Json = {"headers": headers, "timeout": timeout, "transport": transport, "verify": tls}
+        try:
+            self._http = httpx.Client(base_url=server, **options)
+        except httpx.InvalidURL as e:
+            raise FleetError("SERVER_UNREACHABLE", f"{server}: {e}; {_HINT}") from e
 
     def close(self) -> None:
         """Close the connections."""
@@ -103,7 +110,7 @@ class Client:
 
     def _publish(self, manifest: Manifest, version: str) -> Json:
         text = replace(manifest, version=version).canonical().decode()
-        return cast(Json, self._post(f"/v1/models/{manifest.name}/versions", {"manifest": text}))
+        return cast(Json, self._post(f"/v1/models/{_q(manifest.name)}/versions", {"manifest": text}))
 
     def _publish_next(self, manifest: Manifest) -> Json:
         """Publish as the next version. Manifests do not say all that the server checks: a step that it refuses is raised."""
@@ -111,7 +118,7 @@ class Client:
         if not versions:
             return self._publish(manifest, manifest.version)
         highest = versions[0]["version"]
-        text = self._request("GET", f"/files/{manifest.name}/{highest}/manifest.json").content
+        text = self._request("GET", f"/files/{_q(manifest.name)}/{_q(highest)}/manifest.json").content
         for step in BUMPS[BUMPS.index(least_bump(Manifest.parse(text), manifest)) :]:
             try:
                 return self._publish(manifest, str(parse_version(highest).next_version(step)))
@@ -129,11 +136,11 @@ class Client:
 
     def lineage(self, name: str) -> list[Json]:
         """Return where each version of a model comes from, newest first."""
-        return cast(list[Json], self._get(f"/v1/models/{name}/lineage"))
+        return cast(list[Json], self._get(f"/v1/models/{_q(name)}/lineage"))
 
     def retire(self, name: str, version: str) -> Json:
         """Take a version out of use."""
-        return cast(Json, self._request("DELETE", f"/v1/models/{name}/versions/{version}").json())
+        return cast(Json, self._json("DELETE", f"/v1/models/{_q(name)}/versions/{_q(version)}"))
 
     def collect_garbage(self, *, dry_run: bool = False) -> Json:
         """Remove files that nothing needs; with ``dry_run`` say what would go."""
@@ -145,11 +152,11 @@ class Client:
 
     def set_alias(self, name: str, alias: str, version: str, reason: str = "") -> None:
         """Let ``name@alias`` mean ``version``."""
-        self._request("PUT", f"/v1/models/{name}/aliases/{alias}", json={"version": version, "reason": reason})
+        self._request("PUT", f"/v1/models/{_q(name)}/aliases/{_q(alias)}", json={"version": version, "reason": reason})
 
     def alias_moves(self, name: str, alias: str = "") -> list[Json]:
         """Return who moved a model's aliases from where to where, and why, newest first."""
-        return cast(list[Json], self._get(f"/v1/models/{name}/aliases", alias=alias))
+        return cast(list[Json], self._get(f"/v1/models/{_q(name)}/aliases", alias=alias))
 
     def _has_blob(self, sha256: str) -> bool:
         try:
@@ -173,12 +180,17 @@ class Client:
     # -- robots -------------------------------------------------------------------------------------------------------------
 
     def robots(self) -> list[Json]:
-        """Return every robot."""
-        return cast(list[Json], self._get("/v1/robots"))
+        """Return every robot, by name."""
+        robots: list[Json] = []
+        while True:
+            page = self._get("/v1/robots", after=robots[-1]["name"] if robots else "", limit=_PAGE)
+            robots += page
+            if len(page) < _PAGE:
+                return robots
 
     def robot(self, name: str) -> Json:
         """Return one robot."""
-        return cast(Json, self._get(f"/v1/robots/{name}"))
+        return cast(Json, self._get(f"/v1/robots/{_q(name)}"))
 
     def make_code(self, robot: str, group: str = "default", tags: Sequence[str] = (), valid_s: float = 3600.0) -> str:
         """Return a code with which a robot enrols once."""
@@ -200,7 +212,7 @@ class Client:
 
     def revoke_key(self, name: str) -> None:
         """End an API key."""
-        self._request("DELETE", f"/v1/keys/{name}")
+        self._request("DELETE", f"/v1/keys/{_q(name)}")
 
     def rotate_tokens(self, robots: Sequence[str] = (), group: str = "", *, everyone: bool = False) -> list[str]:
         """Let robots trade their tokens for new ones; return their names."""
@@ -209,12 +221,12 @@ class Client:
 
     def revoke_token(self, robot: str) -> None:
         """End a robot's token and its line."""
-        self._request("DELETE", f"/v1/robots/{robot}/token")
+        self._request("DELETE", f"/v1/robots/{_q(robot)}/token")
 
     def history(self, robot: str, at_s: float | None = None, limit: int = 100) -> list[Json]:
         """Return what ran on a robot, newest first; with ``at_s`` [s since 1970 UTC] only what ran at that moment."""
         at = {} if at_s is None else {"at_s": at_s}
-        return cast(list[Json], self._get(f"/v1/robots/{robot}/history", limit=limit, **at))
+        return cast(list[Json], self._get(f"/v1/robots/{_q(robot)}/history", limit=limit, **at))
 
     def deploy(
         self, model: str, robots: Sequence[str] = (), group: str = "", *, everyone: bool = False, urgent: bool = False
@@ -238,7 +250,8 @@ class Client:
 
     def commands(self, ids: Sequence[str]) -> list[Json]:
         """Return how commands stand."""
-        return cast(list[Json], self._get("/v1/commands", id=list(ids)))
+        parts = (list(ids[first : first + _MOST_IDS]) for first in range(0, len(ids), _MOST_IDS))
+        return [command for part in parts for command in self._get("/v1/commands", id=part)]
 
     def events(self, robot: str = "", limit: int = 100) -> list[Json]:
         """Return what happened on robots, newest first."""
@@ -262,11 +275,11 @@ class Client:
 
     def plan_experiment(self, design: Json) -> Json:
         """Return what an experiment would take; ``design``: the fields of ``vla_fleet.experiments.design.Design``."""
-        return cast(Json, self._request("POST", "/v1/experiments/plan", json=design, timeout=300.0).json())
+        return cast(Json, self._json("POST", "/v1/experiments/plan", json=design, timeout=300.0))
 
     def create_experiment(self, design: Json) -> str:
         """Begin an experiment; return its id."""
-        return str(self._request("POST", "/v1/experiments", json=design, timeout=300.0).json()["id"])
+        return str(self._json("POST", "/v1/experiments", json=design, timeout=300.0)["id"])
 
     def experiments(self) -> list[Json]:
         """Return every experiment, newest first."""
@@ -274,26 +287,26 @@ class Client:
 
     def experiment(self, name: str) -> Json:
         """Return an experiment with its evidence."""
-        return cast(Json, self._get(f"/v1/experiments/{name}"))
+        return cast(Json, self._get(f"/v1/experiments/{_q(name)}"))
 
     def stop_experiment(self, name: str, reason: str = "") -> None:
         """End an experiment; its robots go back to A."""
-        self._request("POST", f"/v1/experiments/{name}/stop", json={"reason": reason})
+        self._request("POST", f"/v1/experiments/{_q(name)}/stop", json={"reason": reason})
 
     def promote_experiment(self, name: str, target: str = "") -> Json:
         """Begin a rollout of a B that has won (``target`` empty: to whom the experiment was for); return the rollout."""
-        return cast(Json, self._post(f"/v1/experiments/{name}/promote", {"target": target}))
+        return cast(Json, self._post(f"/v1/experiments/{_q(name)}/promote", {"target": target}))
 
     def experiment_log(self, name: str) -> str:
         """Return the log from which every verdict can be computed again."""
-        return self._request("GET", f"/v1/experiments/{name}/log").text
+        return self._request("GET", f"/v1/experiments/{_q(name)}/log").text
 
     # -- rollouts -----------------------------------------------------------------------------------------------------------
 
     def forecast(self, rollout: Json, per_hour: float | None = None, drop: float = 0.10) -> Json:
         """Return what a rollout would do in this fleet; the server simulates for seconds."""
         body = {"rollout": rollout, "per_hour": per_hour, "drop": drop}
-        return cast(Json, self._request("POST", "/v1/rollouts/forecast", json=body, timeout=300.0).json())
+        return cast(Json, self._json("POST", "/v1/rollouts/forecast", json=body, timeout=300.0))
 
     def create_rollout(self, model: str, target: str = "all", **settings: Any) -> Json:
         """Begin a rollout; ``settings`` are the other fields of :class:`vla_fleet.rollouts.settings.RolloutRequest`."""
@@ -305,23 +318,30 @@ class Client:
 
     def rollout(self, rollout: str) -> Json:
         """Return one rollout."""
-        return cast(Json, self._get(f"/v1/rollouts/{rollout}"))
+        return cast(Json, self._get(f"/v1/rollouts/{_q(rollout)}"))
 
     def rollout_log(self, rollout: str) -> bytes:
         """Return its evidence log, for ``vla-evidence replay``."""
-        return self._request("GET", f"/v1/rollouts/{rollout}/log").content
+        return self._request("GET", f"/v1/rollouts/{_q(rollout)}/log").content
 
     def steer_rollout(self, rollout: str, action: str, reason: str = "", **more: Any) -> Json:
         """``pause``, ``resume``, ``approve`` or ``abort`` (``keep``) a rollout."""
-        return cast(Json, self._post(f"/v1/rollouts/{rollout}/{action}", {"reason": reason, **more}))
+        return cast(Json, self._post(f"/v1/rollouts/{_q(rollout)}/{action}", {"reason": reason, **more}))
 
     # -- HTTP ---------------------------------------------------------------------------------------------------------------
 
     def _get(self, path: str, **params: Any) -> Any:
-        return self._request("GET", path, params=params).json()
+        return self._json("GET", path, params=params)
 
     def _post(self, path: str, body: Json) -> Any:
-        return self._request("POST", path, json=body).json()
+        return self._json("POST", path, json=body)
+
+    def _json(self, method: str, path: str, **options: Any) -> Any:
+        response = self._request(method, path, **options)
+        try:
+            return response.json()
+        except ValueError as e:
+            raise FleetError("SERVER_ERROR", f"{response.url} answers with something else than JSON; {_HINT}") from e
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         response = self._send(method, path, options)
@@ -338,8 +358,14 @@ class Client:
         try:
             return self._http.request(method, path, **options)
         except httpx.HTTPError as e:
-            hint = "is `vla-fleet serve` running, and is --server (VLA_FLEET_SERVER) right?"
-            raise FleetError("SERVER_UNREACHABLE", f"{self._http.base_url}: {e or type(e).__name__}; {hint}") from e
+            raise FleetError("SERVER_UNREACHABLE", f"{self._http.base_url}: {e or type(e).__name__}; {_HINT}") from e
+
+
+def _q(name: str) -> str:
+    """Return one part of a path, whatever somebody took for a name."""
+    if not name:
+        raise InputError("INPUT_INVALID", "a name or an id is empty")
+    return quote(name, safe="")
 
 
 @dataclass(frozen=True)

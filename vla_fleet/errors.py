@@ -9,7 +9,8 @@
     ├── RoleError       403  the key's role does not allow it
     ├── MissingError    404  what a request names does not exist
     ├── ConflictError   409  it contradicts what is there
-    └── BusyError       429  too many of them; ``retry_after_s`` says when it may be tried again
+    ├── BusyError       429  too many of them; ``retry_after_s`` says when it may be tried again
+    └── FullError       507  the server has no room for it
 """
 
 from __future__ import annotations
@@ -63,3 +64,9 @@ class BusyError(FleetError):
     def __init__(self, code: str, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(code, message)
         self.retry_after_s = retry_after_s
+
+
+class FullError(FleetError):
+    """The server has no room for it."""
+
+    status = 507

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 import tempfile
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import requests
 
+from vla_fleet.secret_file import write_secret
 from vla_ros.settings import setting
 
 _ANSWER_S = 30.0
@@ -48,6 +48,11 @@ class BridgeSettings:
         """``state_dir`` as a path."""
         return Path(self.state_dir).expanduser()
 
+    @property
+    def token_file(self) -> Path:
+        """Where the robot's token is kept."""
+        return self.folder / "token"
+
 
 def token(settings: BridgeSettings) -> str:
     """Return this robot's token; the first time, trade the enrolment code for it.
@@ -55,7 +60,7 @@ def token(settings: BridgeSettings) -> str:
     Raises:
         BridgeError: NOT_ENROLLED, ENROLMENT_REFUSED, SERVER_UNREACHABLE or STATE_DIR.
     """
-    path = settings.folder / "token"
+    path = settings.token_file
     try:
         settings.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=settings.folder):
@@ -70,26 +75,10 @@ def token(settings: BridgeSettings) -> str:
         )
     received = _enrol(settings)
     try:
-        keep_token(settings, received)
+        write_secret(path, received)
     except OSError as e:
         raise BridgeError("STATE_DIR", f"{path}: {e.strerror}; the code is used up, make a new one") from e
     return received
-
-
-def keep_token(settings: BridgeSettings, token: str) -> None:
-    """Keep the robot's token so that a crash leaves this one or the one before; OSError if that is impossible."""
-    path, aside = settings.folder / "token", settings.folder / ".token.new"
-    aside.unlink(missing_ok=True)
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(token + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    folder = os.open(settings.folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _enrol(settings: BridgeSettings) -> str:

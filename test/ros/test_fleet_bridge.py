@@ -14,7 +14,7 @@ from support.fleet import FleetServer
 from support.manager_rig import ManagerRig
 from support.ros import NodeProcess
 from support.waits import wait_for
-from vla_ota.msg import BridgeStatus
+from vla_ota.msg import BridgeStatus, EpisodeOutcome
 
 from vla_ros import qos
 
@@ -133,3 +133,12 @@ def test_a_robot_gets_a_new_token_and_says_how_long_it_has_had_no_line(rig: Flee
     )
     rig.server.start()
     rig.line.wait(lambda m: m.connected, what="the line again")
+
+
+def test_nothing_that_somebody_publishes_keeps_a_rollback_from_the_robot(rig: FleetRig) -> None:
+    outcomes = rig.robot.ros.advertise(EpisodeOutcome, "episode_outcome", readers=2)
+    for text, duration_s in (("x" * 10_000, 1.0), ("\u2603", float("inf")), ("e-1", float("nan"))):
+        outcomes.publish(EpisodeOutcome(episode_id=text, duration_s=duration_s))
+    command = rig.client.rollback([ROBOT], version="9.9.9")[0]["id"]
+    assert rig.ends_as(command, "FAILED")["error_code"] == "MODEL_NOT_FOUND"
+    assert "MESSAGE_INVALID: outcome is not sent: episode_id" in rig.bridge.log

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import socket
 import threading
 import time
@@ -16,7 +18,7 @@ import uvicorn
 
 from support.waits import TIMEOUT_S, wait_for
 from vla_fleet.client import Client
-from vla_fleet.clock import Clock, ManualClock, SystemClock
+from vla_fleet.clock import Clock, SystemClock
 from vla_fleet.server.app import create_app
 from vla_fleet.server.limits import Buckets
 from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
@@ -35,6 +37,35 @@ class ShiftedClock(SystemClock):
     def now(self) -> float:
         """Return the shifted time."""
         return (super().now() if self.stands_at_s is None else self.stands_at_s) + self.ahead_s
+
+
+class ManualClock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self, now_s: float = 1_800_000_000.0) -> None:
+        self._now_s = now_s
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._order = itertools.count()
+
+    def now(self) -> float:
+        """Return the simulated time [s since 1970 UTC]."""
+        return self._now_s
+
+    async def sleep(self, seconds: float) -> None:
+        """Return once :meth:`advance` has moved the clock by ``seconds``."""
+        waker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._now_s + seconds, next(self._order), waker))
+        await waker
+
+    async def advance(self, seconds: float) -> None:
+        """Move the clock on, waking every sleeper at its own time."""
+        end = self._now_s + seconds
+        while self._sleepers and self._sleepers[0][0] <= end:
+            self._now_s, _, waker = heapq.heappop(self._sleepers)
+            if not waker.done():
+                waker.set_result(None)
+            await asyncio.sleep(0)  # what was woken may go to sleep again before ``end``
+        self._now_s = end
 
 
 class ClockedServer(Generic[_C]):

@@ -113,6 +113,7 @@ def test_a_robot_is_shown_ordered_rotated_and_revoked(app: FleetApp, shell: Shel
     assert "1.0.0" in ran and "admin UPDATE" in ran and "2001-09-09 01:46:40" in ran
     assert "1.0.0" in shell.run("what-ran", "arm_1", "--at", "2001-09-09T02:00").stdout
     shell.run("what-ran", "arm_1", "--at", "2001-09-09T01:00", status=1)
+    assert shell.json("what-ran", "arm_1", "--at", "2001-09-09T01:00", status=1) == []
     shell.run("robots", "revoke", "arm_1")
     assert "revoked" in shell.run("robots").stdout
 
@@ -125,10 +126,21 @@ def test_a_robot_is_shown_ordered_rotated_and_revoked(app: FleetApp, shell: Shel
         (["rollback"], 1, "NO_ROBOTS"),
         (["deploy"], 2, "deploy --help"),
         (["publish", "x", "--bump", "huge"], 2, "auto"),
+        (["serve", "--data", "x", "--host", "0.0.0.0"], 2, "how robots reach"),
         (["models", "--lineage"], 2, "NAME --lineage"),
         (["what-ran", "arm", "--at", "noon"], 2, "write 14:02"),
         (["robots", "--key", ""], 1, "VLA_FLEET_KEY"),
         (["robots", "--server", "http://127.0.0.1:9"], 1, "vla-fleet serve"),
+        (["robots", "--server", "http://[::1"], 1, "SERVER_UNREACHABLE"),
+        (["robots", "--key", "schlüssel"], 1, "KEY_INVALID"),
+        (["robots", ""], 1, "is empty"),
+        (["rollout", "status", "../robots"], 1, "NOT_FOUND"),
+        (["ab", "status", "nothing"], 1, "EXPERIMENT_NOT_FOUND"),
+        (["alias", "nothing", "champion", "1.0.0"], 1, "MODEL_NOT_FOUND"),
+        (["retire", "nothing@1.0.0"], 1, "MODEL_NOT_FOUND"),
+        (["key", "ada", "king"], 1, "role"),
+        (["keys", "--revoke", "nobody"], 1, "KEY_NOT_FOUND"),
+        (["enroll", "a/b"], 1, "robot"),
     ],
 )
 def test_an_error_says_what_to_do_in_one_line_and_in_the_exit_status(
@@ -163,4 +175,4 @@ def test_every_command_that_answers_can_answer_in_json() -> None:
         )
 
     silent = [c.name for c in leaves(get_command(commands)) if not any("--json" in p.opts for p in c.params)]
-    assert silent == ["serve"]
+    assert silent == ["serve", "log", "log"], "an evidence log is JSON lines anyway"

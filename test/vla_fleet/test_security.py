@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from support.bundles import make_bundle
-from support.fleet import FleetServer
+from support.fleet import FleetServer, enrolled
 from support.fleet_app import FleetApp
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -120,10 +120,6 @@ def closed(opened: ClientConnection) -> tuple[int, str]:
             opened.recv(10)
     assert end.value.rcvd is not None
     return end.value.rcvd.code, end.value.rcvd.reason
-
-
-def enrolled(client: Client, name: str) -> str:
-    return client.enrol(client.make_code(name))[1]
 
 
 def test_every_route_lets_in_whom_it_should_and_nobody_else(app: FleetApp, client: Client) -> None:

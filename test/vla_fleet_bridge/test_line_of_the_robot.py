@@ -17,7 +17,7 @@ import httpx
 import pytest
 from support.bridge import Robot, stub
 from support.bundles import make_bundle
-from support.fleet import FleetServer
+from support.fleet import FleetServer, enrolled
 from support.fleet_app import FleetApp
 from support.waits import wait_for
 from websockets.exceptions import ConnectionClosed
@@ -27,12 +27,9 @@ from websockets.sync.server import ServerConnection
 from vla_fleet import protocol
 from vla_fleet.client import Client
 from vla_fleet.errors import MissingError
-from vla_fleet_bridge.config import BridgeSettings, keep_token, token
+from vla_fleet.secret_file import write_secret
+from vla_fleet_bridge.config import BridgeSettings, token
 from vla_fleet_bridge.engine import retry_after_s
-
-
-def enrolled(client: Client, name: str) -> str:
-    return client.enrol(client.make_code(name))[1]
 
 
 def test_a_robot_enrols_and_talks_over_tls_with_a_certificate_that_it_was_given_and_no_other(tmp_path: Path) -> None:
@@ -160,7 +157,7 @@ def test_a_robot_trades_its_token_for_a_new_one_and_keeps_it_over_a_restart(tmp_
         old = token(settings)
 
         def keep(new: str) -> None:
-            keep_token(settings, new)
+            write_secret(settings.token_file, new)
 
         with Robot(app.url, old, folder, keep_token=keep) as robot:
             wait_for(lambda: robot.engine.line.connected, "the line")

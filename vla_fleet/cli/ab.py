@@ -100,11 +100,13 @@ def stop(
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "",
     server: ServerOption = LOCAL,
     key: KeyOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """End an experiment; its robots go back to A."""
     with Client(server, key) as client:
         client.stop_experiment(name, reason)
-        out.print(f"{name}: {client.experiment(name)['state']}")
+        found = client.experiment(name)
+    show(found, as_json, f"{name}: {found['state']}")
 
 
 @ab_app.command()

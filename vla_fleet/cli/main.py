@@ -43,6 +43,10 @@ def serve(
     ] = False,
 ) -> None:
     """Run the server. The first start writes an admin's key to DATA/admin.key."""
+    if host in ("0.0.0.0", "::") and not public_url:
+        raise typer.BadParameter(
+            f"say how robots reach {host}, for example http://fleet.local:{port}", param_hint="--public-url"
+        )
     from vla_fleet.server.run import run  # fastapi and sqlalchemy take a second that no other command needs
 
     run(data, host, port, public_url, heartbeat_s, certificate, certificate_key, open_files)

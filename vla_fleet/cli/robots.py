@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from vla_fleet.cli.common import (
+    FAILED,
     LOCAL,
     AllOption,
     GroupOption,
@@ -189,9 +190,9 @@ def what_ran(
         (utc(r["begin_s"]), _until(r, at_s), r["version"] or "nothing", r["digest"][:12], _decided(r), _ended(r))
         for r in runs
     ]
-    if at_s is not None and not runs and not as_json:
-        out.print(f"the server knows nothing of {robot} at {utc(at_s)}")
-        raise typer.Exit(1)
+    if at_s is not None and not runs:
+        show([], as_json, f"the server knows nothing of {robot} at {utc(at_s)}")
+        raise typer.Exit(FAILED)
     table(runs, as_json, ("from", "until", "version", "digest", "by", "ended"), rows)
 
 

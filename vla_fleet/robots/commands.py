@@ -6,7 +6,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_fleet import protocol
@@ -25,6 +25,15 @@ def topic(robot: str) -> str:
     return f"robot.{robot}.commands"
 
 
+_AT_ONCE = 1000
+"""Robots of one query: databases bound the values of a statement."""
+
+
+def _open(robots: Sequence[str]) -> Select[CommandRow]:
+    query = select(CommandRow).where(CommandRow.robot.in_(robots), CommandRow.final.is_(False))
+    return query.order_by(CommandRow.number)
+
+
 class Commands:
     """Issues orders and follows them."""
 
@@ -36,7 +45,8 @@ class Commands:
     ) -> list[CommandRow]:
         """Order the same of several robots. A robot that was ordered the same and is not done gets no second command."""
         async with self._database.begin() as session:
-            rows = [await self.add(session, robot, order, who, expires_s=expires_s) for robot in robots]
+            last = await self._last_open(session, robots)
+            rows = [self._add(session, last.get(robot), robot, order, who, expires_s) for robot in robots]
             await session.flush()
         await self.hint(robots)
         return rows
@@ -45,10 +55,21 @@ class Commands:
         self, session: AsyncSession, robot: str, order: protocol.Order, who: str, *, expires_s: float = 0.0
     ) -> CommandRow:
         """Order something of a robot within a transaction; the caller gives the :meth:`hint` after it."""
+        last = await self._last_open(session, [robot])
+        return self._add(session, last.get(robot), robot, order, who, expires_s)
+
+    def _add(
+        self,
+        session: AsyncSession,
+        last: CommandRow | None,
+        robot: str,
+        order: protocol.Order,
+        who: str,
+        expires_s: float,
+    ) -> CommandRow:
         now, body = self._clock.now(), order.model_dump(mode="json")
-        open_rows = await self._open(session, robot)
-        if open_rows and open_rows[-1].order == body:
-            return open_rows[-1]
+        if last is not None and last.order == body:
+            return last
         row = CommandRow(
             id=f"c-{secrets.token_hex(8)}", robot=robot, order=body, created_s=now, created_by=who,
             expires_s=expires_s, state=WAITING, updated_s=now,
@@ -65,11 +86,13 @@ class Commands:
     async def open_for(self, robot: str) -> list[CommandRow]:
         """Return what the robot has not finished, oldest first."""
         async with self._database.begin() as session:
-            return await self._open(session, robot)
+            return list((await session.scalars(_open([robot]))).all())
 
-    async def _open(self, session: AsyncSession, robot: str) -> list[CommandRow]:
-        query = select(CommandRow).where(CommandRow.robot == robot, CommandRow.final.is_(False))
-        return list((await session.scalars(query.order_by(CommandRow.number))).all())
+    @staticmethod
+    async def _last_open(session: AsyncSession, robots: Sequence[str]) -> dict[str, CommandRow]:
+        """Return the newest open order of each robot that has one."""
+        parts = (robots[first : first + _AT_ONCE] for first in range(0, len(robots), _AT_ONCE))
+        return {row.robot: row for part in parts for row in await session.scalars(_open(part))}
 
     async def find(self, ids: Sequence[str]) -> list[CommandRow]:
         """Return commands by id."""

@@ -122,10 +122,11 @@ class Directory:
 
     # -- looking ------------------------------------------------------------------------------------------------------------
 
-    async def robots(self) -> list[RobotRow]:
-        """Return every robot, by name."""
+    async def robots(self, after: str = "", limit: int | None = None) -> list[RobotRow]:
+        """Return robots by name: those after ``after``, and at most ``limit``."""
+        query = select(RobotRow).where(RobotRow.name > after).order_by(RobotRow.name).limit(limit)
         async with self._database.begin() as session:
-            return list((await session.scalars(select(RobotRow).order_by(RobotRow.name))).all())
+            return list((await session.scalars(query)).all())
 
     async def robot(self, name: str) -> RobotRow:
         """Return one robot."""
@@ -137,13 +138,14 @@ class Directory:
 
     async def choose(self, names: Sequence[str], group: str, *, everyone: bool = False) -> list[str]:
         """Return the names of the robots that a request means; each name must exist, and somebody must be meant."""
-        robots = await self.robots()
-        known = {robot.name for robot in robots}
-        if unknown := sorted(set(names) - known):
+        async with self._database.begin() as session:
+            groups = dict((await session.execute(select(RobotRow.name, RobotRow.group).order_by(RobotRow.name))).all())
+        wanted = set(names)
+        if unknown := sorted(wanted - groups.keys()):
             raise MissingError("ROBOT_NOT_FOUND", f"no robot {unknown[0]!r} has enrolled")
         if not (names or group or everyone):
             raise InputError("NO_ROBOTS", "name robots, a group, or all of them")
-        meant = [r.name for r in robots if everyone or r.name in names or (group and r.group == group)]
+        meant = [name for name, own in groups.items() if everyone or name in wanted or (group and own == group)]
         if not meant:
             raise MissingError("NO_ROBOTS", f"no robot is in group {group!r}")
         return meant

@@ -10,7 +10,8 @@ from enum import Enum
 from typing import Annotated
 
 from fastapi import Depends, Request
-from sqlalchemy import select
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
 
 from vla_fleet.clock import Clock
 from vla_fleet.errors import ConflictError, MissingError, RoleError, SignInError
@@ -50,10 +51,13 @@ class Keys:
         """Return a new key; it is shown once. ``keep`` gets it before it is valid, so that a crash loses no valid one."""
         key = f"vf_{secrets.token_urlsafe(32)}"
         async with self._database.begin() as session:
-            if await session.scalar(select(KeyRow.name).where(KeyRow.name == name)):
-                raise ConflictError("KEY_EXISTS", f"a key named {name!r} exists, or did; choose another name")
             now = self._clock.now()
             session.add(KeyRow(key_hash=hashed(key), name=name, role=role.value, created_s=now, created_by=who))
+            try:
+                await session.flush()
+            except IntegrityError as e:
+                text = f"a key named {name!r} exists, or did; choose another name"
+                raise ConflictError("KEY_EXISTS", text) from e
             self._database.log(session, who, "key", name, role=role.value)
             keep(key)
         return key
@@ -75,13 +79,15 @@ class Keys:
             FleetError: KEY_NOT_FOUND; LAST_ADMIN: nobody could make keys any more.
         """
         async with self._database.begin() as session:
-            valid = (await session.scalars(select(KeyRow).where(KeyRow.revoked_s.is_(None)).with_for_update())).all()
-            row = next((row for row in valid if row.name == name), None)
-            if row is None:
+            # the write comes first: from then on nobody else writes (SQLite), and what is read still holds at the end
+            valid = KeyRow.revoked_s.is_(None)
+            ended = update(KeyRow).where(KeyRow.name == name, valid).values(revoked_s=self._clock.now())
+            role = await session.scalar(ended.returning(KeyRow.role))
+            if role is None:
                 raise MissingError("KEY_NOT_FOUND", f"there is no key {name!r}, or it is revoked")
-            if row.role == Role.ADMIN.value and sum(other.role == row.role for other in valid) == 1:
+            admins = select(KeyRow.name).where(KeyRow.role == Role.ADMIN.value, valid).with_for_update()
+            if role == Role.ADMIN.value and not (await session.scalars(admins)).all():
                 raise ConflictError("LAST_ADMIN", f"{name} is the last admin's key; make another one first")
-            row.revoked_s = self._clock.now()
             self._database.log(session, who, "revoke_key", name)
 
     async def person(self, key: str) -> Person:

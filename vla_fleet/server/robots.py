@@ -162,10 +162,12 @@ async def rotate(request: Request, body: Robots, person: Admin) -> list[str]:
 
 
 @router.get("/v1/robots")
-async def list_robots(request: Request, _: Viewer) -> list[RobotInfo]:
-    """List the robots."""
+async def list_robots(
+    request: Request, _: Viewer, after: protocol.Word = "", limit: Annotated[int, Query(ge=1, le=1000)] = 1000
+) -> list[RobotInfo]:
+    """List robots by name, those that come after ``after``."""
     rooms = rooms_of(request)
-    return [_robot(rooms, row) for row in await rooms.directory.robots()]
+    return [_robot(rooms, row) for row in await rooms.directory.robots(after, limit)]
 
 
 @router.get("/v1/robots/{name}")

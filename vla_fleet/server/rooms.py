@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import secrets
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Self
 from fastapi.requests import HTTPConnection
 
 from vla_fleet.clock import Clock, SystemClock
+from vla_fleet.errors import FleetError
 from vla_fleet.experiments.manager import ABTestManager
 from vla_fleet.registry.garbage import GarbageCollector
 from vla_fleet.registry.registry import Registry
@@ -21,6 +23,7 @@ from vla_fleet.robots.directory import Directory
 from vla_fleet.robots.history import History
 from vla_fleet.robots.inbox import Inbox
 from vla_fleet.rollouts.rollouts import Rollouts
+from vla_fleet.secret_file import write_secret
 from vla_fleet.server.keys import Keys, Role
 from vla_fleet.server.limits import Buckets
 from vla_fleet.server.metrics import Metrics
@@ -30,6 +33,7 @@ from vla_fleet.storage.bus import Bus, LocalBus
 from vla_fleet.storage.database import Database
 
 ADMIN_KEY, FILES_KEY = "admin.key", "files.key"
+_FILES_KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Rooms:
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.settings, self.clock = settings, clock or SystemClock()
-        settings.data.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(settings.data)
+        self._files_url = f"{settings.public_url.rstrip('/')}/files"
         self.database = Database(f"sqlite+aiosqlite:///{settings.data.absolute() / 'fleet.db'}", self.clock)
         self.blobs = LocalBlobs(settings.data / "blobs")
         self.bus: Bus = LocalBus()
@@ -87,7 +92,7 @@ class Rooms:
         self._tasks: list[asyncio.Task[None]] = []
         self.history = History(self.database)
         self.metrics = Metrics()
-        self.passes = Passes(self._files_key(), f"{settings.public_url.rstrip('/')}/files", self.clock)
+        self.passes = Passes(self._files_key(), self._files_url, self.clock)
         self.robot_messages = Buckets(self.clock, settings.robot_messages_s, 1000)
         self.key_requests = Buckets(self.clock, settings.key_requests_s, 2000)
         self.enrolment_failures = Buckets(self.clock, settings.enrolment_failures_s, 10)
@@ -107,17 +112,18 @@ class Rooms:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.database.close()
+        os.close(self._lock)
 
     def manifest_url(self, name: str, version: str) -> str:
         """Return where robots fetch a version."""
-        return f"{self.settings.public_url.rstrip('/')}/files/{name}/{version}/manifest.json"
+        return f"{self._files_url}/{name}/{version}/manifest.json"
 
     def _files_key(self) -> bytes:
         """Return the secret behind the passes; the first start makes it."""
         path = self.settings.data / FILES_KEY
-        if not path.exists():
-            write_secret(path, secrets.token_hex(32))
-        return bytes.fromhex(path.read_text())
+        if not path.exists() or path.stat().st_size < 2 * _FILES_KEY_BYTES:  # a short key could be guessed
+            write_secret(path, secrets.token_hex(_FILES_KEY_BYTES))
+        return path.read_bytes()
 
     def online(self, last_seen_s: float) -> bool:
         """Whether a robot that was seen then counts as connected."""
@@ -130,12 +136,16 @@ def rooms_of(request: HTTPConnection) -> Rooms:
     return rooms
 
 
-def write_secret(path: Path, secret: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.unlink(missing_ok=True)
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(secret + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+def _lock(data: Path) -> int:
+    """Keep the folder for this server until the descriptor is closed: two would each order the robots about."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(data / "lock", os.O_WRONLY | os.O_CREAT, 0o600)
+    except OSError as e:
+        raise FleetError("DATA_UNUSABLE", f"{data}: {e.strerror}; make the folder writable, or name another") from e
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        os.close(descriptor)
+        raise FleetError("DATA_IN_USE", f"{data}: another vla-fleet server works here; end it, or name another") from e
+    return descriptor

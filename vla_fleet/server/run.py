@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from vla_fleet import protocol
+from vla_fleet.errors import FleetError
 from vla_fleet.server.app import create_app
 from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
 from vla_fleet.server.watch import configure_log
@@ -31,25 +33,37 @@ def run(
     make_rooms: Callable[[Settings], Rooms] = Rooms,
 ) -> None:
     """Serve until SIGINT or SIGTERM. ``make_rooms`` puts the server's parts together."""
-    configure_log()
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    scheme = "https" if certificate else "http"
-    url = public_url or f"{scheme}://{host}:{listener.getsockname()[1]}"
-    settings = Settings(data=data, public_url=url, heartbeat_s=heartbeat_s, open_files=open_files)
-    app = create_app(make_rooms(settings))
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        ws="websockets-sansio",
-        ws_max_size=protocol.MAX_FRAME_BYTES,
-        ws_ping_interval=heartbeat_s,
-        ws_ping_timeout=2 * heartbeat_s,
-        ssl_certfile=certificate,
-        ssl_keyfile=certificate_key,
-        timeout_graceful_shutdown=5,
-    )
-    _Server(config, f"vla-fleet serves {url}; the admin's key is in {data / ADMIN_KEY}").run(sockets=[listener])
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as e:
+        raise FleetError("ADDRESS_UNUSABLE", f"{host}:{port}: {e}; choose another --host or --port") from e
+    with listener:
+        name = f"[{host}]" if ":" in host else host
+        url = public_url or f"{'https' if certificate else 'http'}://{name}:{listener.getsockname()[1]}"
+        settings = Settings(data=data, public_url=url, heartbeat_s=heartbeat_s, open_files=open_files)
+        _check(certificate, certificate_key)
+        config = uvicorn.Config(
+            create_app(make_rooms(settings)),
+            log_level="warning",
+            ws="websockets-sansio",
+            ws_max_size=protocol.MAX_FRAME_BYTES,
+            ws_ping_interval=heartbeat_s,
+            ws_ping_timeout=2 * heartbeat_s,
+            ssl_certfile=certificate,
+            ssl_keyfile=certificate_key,
+            timeout_graceful_shutdown=5,
+        )
+        configure_log()
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        _Server(config, f"vla-fleet serves {url}; the admin's key is in {data / ADMIN_KEY}").run(sockets=[listener])
+
+
+def _check(certificate: Path | None, key: Path | None) -> None:
+    if certificate is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        except OSError as e:  # ssl.SSLError is one
+            raise FleetError("CERTIFICATE_INVALID", f"{certificate}, {key or 'no key'}: {e}") from e
 
 
 class _Server(uvicorn.Server):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import re
@@ -15,7 +16,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
-from vla_fleet.errors import ConflictError, InputError, MissingError
+from vla_fleet.errors import ConflictError, FullError, InputError, MissingError
+from vla_fleet.secret_file import flush_folder
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -83,8 +85,13 @@ class LocalBlobs:
             size = aside.stat().st_size
             aside.chmod(0o444)
             aside.replace(target)
-            _flush_folder(self.root)
+            flush_folder(self.root)
             return size
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            text = f"blob {sha256} cannot be stored: {e.strerror}; run `vla-fleet gc`, or give the server more room"
+            raise FullError("DISK_FULL", text) from e
         finally:
             aside.unlink(missing_ok=True)
 
@@ -109,11 +116,3 @@ class LocalBlobs:
                 except FileNotFoundError as e:
                     raise MissingError("BLOB_MISSING", f"{path}: blob {sha256} has not been uploaded") from e
             yield folder
-
-
-def _flush_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -19,7 +19,8 @@ from vla_ota.msg import BridgeStatus, EpisodeOutcome, ModelEvent, ModelStatus, M
 from vla_ota.srv import PinModel, Rollback
 
 from vla_fleet import protocol
-from vla_fleet_bridge.config import BridgeError, BridgeSettings, keep_token, token
+from vla_fleet.secret_file import write_secret
+from vla_fleet_bridge.config import BridgeError, BridgeSettings, token
 from vla_fleet_bridge.engine import BridgeConfig, BridgeEngine
 from vla_fleet_bridge.port import Answer
 from vla_ros import qos
@@ -51,7 +52,7 @@ class FleetBridgeNode(Node):
             software="vla_ota",
             boot_id=uuid.uuid4().hex,
             ca_file=settings.ca_file,
-            keep_token=functools.partial(keep_token, settings),
+            keep_token=functools.partial(write_secret, settings.token_file),
         )
         self._manager: ModelStatus | None = None
         self._policy: PolicyStatus | None = None
