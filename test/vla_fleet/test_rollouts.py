@@ -411,7 +411,7 @@ def test_two_servers_on_one_database_give_each_order_once_and_count_each_outcome
             played = True
             fleet.pass_time(1.0)
             fleet.episodes(50)
-            fleet.do(both())
+            wait_for(lambda: fleet.client.rollout(rollout)["outcomes"] or fleet.do(both()), "the outcomes")
             fleet.pass_time(24 * HOUR_S)
         time.sleep(0.02)
     assert found["state"] == "DONE", found
