@@ -379,7 +379,8 @@ class _Acting:
         now = status.active_version, status.active_digest
         if now == self._last:
             return
-        looked = abs(since_s - self._looks_since_s) > _SETTLED_S
+        settled = abs(since_s - self._looks_since_s) > _SETTLED_S
+        looked = settled or self._orders.offered(status.update_id)  # what was offered just now has not acted before
         command_id, target = self._orders.way_back
         if ordered := bool(command_id) and target == status.active_version:
             self._orders.way_back = "", ""

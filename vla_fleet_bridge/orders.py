@@ -68,6 +68,10 @@ class Orders:
             self._answer(command.id, AckState.ACCEPTED)
         self._wake.set()
 
+    def offered(self, command_id: str) -> bool:
+        """Whether an update was offered since the bridge began."""
+        return command_id in self._offers
+
     def refuse(self, command_id: str) -> None:
         """Answer an order that this software cannot read, for example one of a newer server."""
         text = "this robot's software does not know such an order; update it"

@@ -124,6 +124,7 @@ def test_a_robot_is_shown_ordered_rotated_and_revoked(app: FleetApp, shell: Shel
         (["robots", "nobody"], 1, "ROBOT_NOT_FOUND"),
         (["deploy", "nothing@1.0.0", "arm"], 1, "MODEL_NOT_FOUND"),
         (["rollback"], 1, "NO_ROBOTS"),
+        (["rollback", "--group", "nobody"], 1, "no robot is in group 'nobody'"),
         (["deploy"], 2, "deploy --help"),
         (["publish", "x", "--bump", "huge"], 2, "auto"),
         (["serve", "--data", "x", "--host", "0.0.0.0"], 2, "how robots reach"),

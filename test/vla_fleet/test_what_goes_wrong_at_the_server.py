@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from support.fleet import FleetServer, enrolled
 from support.fleet_app import FleetApp
+from support.waits import wait_for
 from websockets.sync.client import connect
 
 from vla_fleet.cli.main import main
@@ -205,3 +207,31 @@ def test_a_name_stays_one_part_of_the_address_whatever_is_in_it(app: FleetApp) -
             with pytest.raises((MissingError, FleetError)):
                 client.robot(name)
         assert client.keys()[-1]["revoked_s"] is None
+
+
+def test_rollouts_and_experiments_go_on_after_the_database_was_locked(app: FleetApp, monkeypatch: Any) -> None:
+    begin, locked = app.rooms.database.begin, threading.Event()
+
+    def begin_or_fail() -> Any:
+        if not locked.is_set():
+            return begin()
+        raise OperationalError("SELECT", {}, Exception("database is locked"))
+
+    looked: list[str] = []
+    for part in (app.rooms.rollouts, app.rooms.experiments._steps):
+        name = "step" if part is app.rooms.rollouts else "take"
+        work = getattr(part, name)
+
+        async def noted(work: Any = work, name: str = name) -> None:
+            looked.append(name)
+            await work()
+
+        monkeypatch.setattr(part, name, noted)
+    monkeypatch.setattr(app.rooms.database, "begin", begin_or_fail)
+    locked.set()
+    looked.clear()
+    wait_for(lambda: {"step", "take"} <= set(looked), "a look at the locked database")
+    locked.clear()
+    looked.clear()
+    wait_for(lambda: {"step", "take"} <= set(looked), "a look after it")
+    assert all(not task.done() for task in app.rooms._tasks)

@@ -147,5 +147,5 @@ class Directory:
             raise InputError("NO_ROBOTS", "name robots, a group, or all of them")
         meant = [name for name, own in groups.items() if everyone or name in wanted or (group and own == group)]
         if not meant:
-            raise MissingError("NO_ROBOTS", f"no robot is in group {group!r}")
+            raise MissingError("NO_ROBOTS", f"no robot is in group {group!r}" if group else "no robot has enrolled")
         return meant

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import structlog
 from fastapi.requests import HTTPConnection
 
 from vla_fleet.clock import Clock, SystemClock
@@ -31,6 +32,8 @@ from vla_fleet.server.passes import Passes
 from vla_fleet.storage.blobs import LocalBlobs
 from vla_fleet.storage.bus import Bus, LocalBus
 from vla_fleet.storage.database import Database
+
+log = structlog.get_logger("vla_fleet")
 
 ADMIN_KEY, FILES_KEY = "admin.key", "files.key"
 _FILES_KEY_BYTES = 32
@@ -89,22 +92,20 @@ class Rooms:
             self.manifest_url,
             self.online,
         )
-        self._tasks: list[asyncio.Task[None]] = []
         self.history = History(self.database)
         self.metrics = Metrics()
         self.passes = Passes(self._files_key(), self._files_url, self.clock)
         self.robot_messages = Buckets(self.clock, settings.robot_messages_s, 1000)
         self.key_requests = Buckets(self.clock, settings.key_requests_s, 2000)
         self.enrolment_failures = Buckets(self.clock, settings.enrolment_failures_s, 10)
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         await self.database.migrate()
         if not await self.keys.exist():
             path = self.settings.data / ADMIN_KEY
             await self.keys.make("admin", Role.ADMIN, "first start", lambda key: write_secret(path, key))
-        self._tasks = [
-            asyncio.create_task(part.run(self.settings.step_s)) for part in (self.rollouts, self.experiments)
-        ]
+        self._tasks = [asyncio.create_task(self._keep_running(part)) for part in (self.rollouts, self.experiments)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -113,6 +114,15 @@ class Rooms:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.database.close()
         os.close(self._lock)
+
+    async def _keep_running(self, part: Rollouts | ABTestManager) -> None:
+        """Let a part go on after an error, for example a locked database: it takes robots back from a bad version."""
+        while True:
+            try:
+                await part.run(self.settings.step_s)
+            except Exception:
+                log.exception("goes on after an error", part=type(part).__name__)
+                await self.clock.sleep(self.settings.step_s)
 
     def manifest_url(self, name: str, version: str) -> str:
         """Return where robots fetch a version."""
