@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import structlog
 from fastapi.requests import HTTPConnection
 
 from vla_fleet.clock import Clock, SystemClock
@@ -33,7 +32,6 @@ from vla_fleet.storage.blobs import LocalBlobs
 from vla_fleet.storage.bus import Bus, LocalBus
 from vla_fleet.storage.database import Database
 
-log = structlog.get_logger("vla_fleet")
 
 ADMIN_KEY, FILES_KEY = "admin.key", "files.key"
 _FILES_KEY_BYTES = 32
@@ -105,7 +103,9 @@ class Rooms:
         if not await self.keys.exist():
             path = self.settings.data / ADMIN_KEY
             await self.keys.make("admin", Role.ADMIN, "first start", lambda key: write_secret(path, key))
-        self._tasks = [asyncio.create_task(self._keep_running(part)) for part in (self.rollouts, self.experiments)]
+        self._tasks = [
+            asyncio.create_task(part.run(self.settings.step_s)) for part in (self.rollouts, self.experiments)
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -114,15 +114,6 @@ class Rooms:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.database.close()
         os.close(self._lock)
-
-    async def _keep_running(self, part: Rollouts | ABTestManager) -> None:
-        """Let a part go on after an error, for example a locked database: it takes robots back from a bad version."""
-        while True:
-            try:
-                await part.run(self.settings.step_s)
-            except Exception:
-                log.exception("goes on after an error", part=type(part).__name__)
-                await self.clock.sleep(self.settings.step_s)
 
     def manifest_url(self, name: str, version: str) -> str:
         """Return where robots fetch a version."""

@@ -18,10 +18,16 @@ _REST, _LONGEST_REST_S = 2.0, 60.0
 
 
 async def run(step: Callable[[], Awaitable[None]], clock: Clock, every_s: float) -> None:
-    """Step until cancelled. After a step that took long, as one over a large fleet does, robots' lines have twice that time."""
+    """Step until cancelled, also after a step that failed, because the database was locked for example.
+
+    After a step that took long, as one over a large fleet does, robots' lines have twice that time.
+    """
     while True:
         begun_s = clock.now()
-        await step()
+        try:
+            await step()
+        except Exception:
+            log.exception("a step failed; it is tried again")
         rest_s = _REST * (clock.now() - begun_s)
         await clock.sleep(max(every_s, min(rest_s, _LONGEST_REST_S)))
 
