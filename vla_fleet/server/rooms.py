@@ -32,7 +32,6 @@ from vla_fleet.storage.blobs import LocalBlobs
 from vla_fleet.storage.bus import Bus, LocalBus
 from vla_fleet.storage.database import Database
 
-
 ADMIN_KEY, FILES_KEY = "admin.key", "files.key"
 _FILES_KEY_BYTES = 32
 
