@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ class RolloutFleet:
     def heard(self) -> None:
         """Wait until the server has stored what the robots on the line have said."""
         lines = [robot._bridge for robot in self.robots.values() if robot._bridge is not None]
+        for line in lines:  # what was said a moment ago is in the outbox
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), line._loop).result(10)
         wait_for(lambda: all(line.outbox_size == 0 and line.line.connected for line in lines), "the lines")
         for robot in self.robots.values():
             robot._tell_status()  # as a heartbeat would

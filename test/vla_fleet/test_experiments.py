@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from sqlalchemy import func, select
 from support.bundles import make_bundle
 from support.fleet import FleetServer, enrolled
 from support.fleet_app import ClockedFleet
@@ -22,6 +23,7 @@ from vla_fleet.cli.main import main
 from vla_fleet.client import Client
 from vla_fleet.clock import SystemClock
 from vla_fleet.errors import ConflictError, FleetError, InputError, MissingError, RoleError
+from vla_fleet.storage.tables import OutcomeRow
 from vla_sim.fleet.simulated_robot import Behaviour, SimulatedRobot
 
 A, B = "1.0.0", "1.1.0"
@@ -101,6 +103,16 @@ class Fleet:
     def home(self, name: str) -> dict[str, Any] | None:
         found = self.client.experiment(name)
         return found if found["home"] else None
+
+    def stored_outcomes(self) -> int:
+        assert isinstance(self.server, ClockedFleet)
+        rooms = self.server.rooms
+
+        async def count() -> int:
+            async with rooms.database.begin() as session:
+                return await session.scalar(select(func.count()).select_from(OutcomeRow)) or 0
+
+        return self.server.do(count())
 
     def replayed(self, name: str) -> Replay:
         path = self.folder / f"{name}.jsonl"
@@ -376,7 +388,7 @@ def test_the_plan_says_how_many_days_the_fleets_own_pace_takes(fleet: Fleet) -> 
     fleet.add(2, {A: 0.7}, episode_arms=True)
     for robot in fleet.robots:
         robot.episodes(48)
-    wait_for(lambda: all(robot._bridge.outbox_size == 0 for robot in fleet.robots), "what they did on the server")
+    wait_for(lambda: fleet.stored_outcomes() == 2 * 48, "what they did on the server")
     fleet.server.advance(2 * DAY_S)
     ask = {**design("episode"), "rate": None, "per_day": None, "difference": 0.2}
     plan = fleet.client.plan_experiment(ask)
