@@ -6,17 +6,14 @@ Exits with 0 if everything that the story expects has happened, with 1 and a lis
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 from vla_ota.msg import ModelStatus, PolicyStatus
 
@@ -24,6 +21,7 @@ from vla_checkpoint import load_manifest
 from vla_sim.bundle import SHIPPED_BUNDLE
 from vla_sim.checkpoint_server import Behaviour, CheckpointServer, publish_bundle
 from vla_sim.dds import DEMO_DOMAINS, NoDomainError, claim_domain
+from vla_sim.demo.command import run_command
 from vla_sim.demo.journal import Journal, WaitError
 from vla_sim.demo.picture import PictureError, draw
 from vla_sim.demo.processes import DemoError, Processes
@@ -64,44 +62,10 @@ POLICY = {
 ROBOT = {"seed": 7, "joint_rate_hz": 50.0, "camera_rate_hz": 20.0}
 
 
-class StoppedError(Exception):
-    """A signal asked the demo to end."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vla_sim.demo",
-        description="A simulated arm changes its policy over the air while it moves, and undoes a bad one by itself.",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/demo"), help="folder for report, picture, logs and store"
-    )
-    out = parser.parse_args(arguments).out.resolve()
-    try:
-        with stoppable():
-            return _run(out)
-    except StoppedError as e:
-        print(f"\nstopped by {e}; every process of the demo has been ended", flush=True)
-        return 130
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into an exception; later ones do not disturb the clean-up."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for other in numbers:
-            signal.signal(other, signal.SIG_IGN)
-        raise StoppedError(signal.Signals(number).name)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    what = "A simulated arm changes its policy over the air while it moves, and undoes a bad one by itself."
+    return run_command(_run, "python -m vla_sim.demo", what, "build/demo", arguments)
 
 
 def _run(out: Path) -> int:

@@ -3,19 +3,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.context import Context
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from vla_ota.msg import EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate, PolicyStatus, SwapReport
@@ -26,6 +20,7 @@ from vla_ros.calls import GivenUpError, wait, wait_until
 from vla_ros.stamps import to_seconds
 from vla_sim.demo.journal import Journal, RollbackReply
 from vla_sim.demo.processes import DemoError
+from vla_sim.demo.ros.background_node import BackgroundNode
 
 _EVERY_ONE = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """Latched topics, of which the driver wants every message and not the last alone."""
@@ -33,8 +28,8 @@ _MANY = QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE, durability
 _SERVICE_S = 60.0
 
 
-class DemoDriver:
-    """A node in a context and a thread of its own. Use as a context manager.
+class DemoDriver(BackgroundNode):
+    """The demo's node.
 
     Args:
         domain: ROS_DOMAIN_ID.
@@ -42,10 +37,8 @@ class DemoDriver:
     """
 
     def __init__(self, domain: int, journal: Journal) -> None:
+        super().__init__("demo_driver", domain)
         self._journal = journal
-        self._context = Context()
-        rclpy.init(context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
-        self._node = Node("demo_driver", context=self._context)
         self._worker_pid, self._worker_heard_s = 0, 0.0
         self._offers = self._node.create_publisher(ModelUpdate, "model_update", qos.OFFERS)
         self._rollback = self._node.create_client(Rollback, "ota_manager/rollback")
@@ -61,29 +54,6 @@ class DemoDriver:
         commands = "forward_position_controller/commands"
         self._node.create_subscription(Float64MultiArray, commands, self._on_command, _MANY)
         self._node.create_subscription(JointState, "joint_states", self._on_joints, qos.SENSORS)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._spin, name="demo_driver", daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> DemoDriver:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stopping.set()
-        self._executor.create_task(lambda: None)  # makes spin_once return
-        self._thread.join(5.0)
-        self._executor.shutdown(timeout_sec=0)
-        self._node.destroy_node()
-        rclpy.shutdown(context=self._context, uninstall_handlers=False)
-
-    def _spin(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                self._executor.spin_once(timeout_sec=0.5)
-        except ExternalShutdownException:
-            return
 
     # -- what it asks for ----------------------------------------------------------------------------------------------
 

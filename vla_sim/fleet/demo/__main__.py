@@ -6,7 +6,6 @@ Exits with 0 if everything that the story expects has happened, with 1 and a lis
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shutil
@@ -20,7 +19,7 @@ from rich.console import Console
 
 from vla_fleet.client import Client
 from vla_sim.dds import DEMO_DOMAINS, NoDomainError, claim_domain
-from vla_sim.demo.__main__ import StoppedError, stoppable
+from vla_sim.demo.command import run_command
 from vla_sim.demo.processes import DemoError, Processes
 from vla_sim.fleet.clock import FastClock
 from vla_sim.fleet.demo.chapters import CHAPTERS
@@ -46,20 +45,8 @@ _START_S = 90.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demonstration and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vla_sim.fleet.demo",
-        description="One server and eight robots: good versions reach them all, bad ones are found and taken back.",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/demo-fleet"), help="folder for report, picture and logs"
-    )
-    out = parser.parse_args(arguments).out.resolve()
-    try:
-        with stoppable():
-            return _run(out)
-    except StoppedError as e:
-        print(f"\nstopped by {e}; every process of the demonstration has been ended", flush=True)
-        return 130
+    what = "One server and eight robots: good versions reach them all, bad ones are found and taken back."
+    return run_command(_run, "python -m vla_sim.fleet.demo", what, "build/demo-fleet", arguments)
 
 
 def _run(out: Path) -> int:

@@ -3,22 +3,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import rclpy
-from rclpy.context import Context
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from vla_ota.msg import PolicyStatus
 
 from vla_ros.stamps import to_seconds
 from vla_sim.demo.processes import Processes
+from vla_sim.demo.ros.background_node import BackgroundNode
 from vla_sim.fleet.demo.loops import Loop
 from vla_sim.fleet.demo.versions import RATE_HZ
 from vla_sim.witness import FIFO_PRIORITY, Late, between, machines_share
@@ -74,39 +69,14 @@ def start_arm(processes: Processes, name: str, folder: Path, contract: Path, ser
         processes.start(f"{name}.{node}", module, parameters, namespace=name)
 
 
-class Arms:
+class Arms(BackgroundNode):
     """Listens to the robots' policy nodes. Use as a context manager."""
 
     def __init__(self, domain: int, names: Sequence[str]) -> None:
+        super().__init__("fleet_demo", domain)
         self._statuses: dict[str, list[PolicyStatus]] = {name: [] for name in names}
-        self._context = Context()
-        rclpy.init(context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
-        self._node = Node("fleet_demo", context=self._context)
         for name, heard in self._statuses.items():
             self._node.create_subscription(PolicyStatus, f"/{name}/policy_node/status", heard.append, _QOS)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._spin, name="fleet_demo", daemon=True)
-
-    def __enter__(self) -> Arms:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stopping.set()
-        self._executor.create_task(lambda: None)  # makes spin_once return
-        self._thread.join(5.0)
-        self._executor.shutdown(timeout_sec=0)
-        self._node.destroy_node()
-        rclpy.shutdown(context=self._context, uninstall_handlers=False)
-
-    def _spin(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                self._executor.spin_once(timeout_sec=0.5)
-        except ExternalShutdownException:
-            return
 
     def moving(self) -> dict[str, str]:
         """Return robot → version of those that move now."""
