@@ -30,15 +30,6 @@ def parse_version(text: str, path: str = "version") -> semver.Version:
         raise VersionError("VERSION_INVALID", path, f"{text!r} is not Semantic Versioning 2.0.0") from e
 
 
-def compare_versions(a: str, b: str) -> int:
-    """Return -1, 0 or 1 as ``a`` has lower, equal or higher precedence than ``b`` (build metadata does not count).
-
-    Raises:
-        VersionError: ``VERSION_INVALID``.
-    """
-    return parse_version(a).compare(parse_version(b))
-
-
 def bump_between(old: str, new: str) -> Bump:
     """Return which part a release raises; ``2.0.0-rc.1`` and then ``2.0.0`` both raise the major part of ``1.x``.
 

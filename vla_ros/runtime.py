@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import rclpy
 from rclpy.exceptions import InvalidHandle
@@ -36,13 +36,6 @@ _PASSING = ("DISK_FULL", "SERVER_UNREACHABLE", "STORE_IO", "STORE_LOCKED")
 """Why a node may not start now and may later; every other refusal with a code is a fault of its settings."""
 _WRONG_PATH = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
 """What STORE_IO comes from where no folder can be: a fault of the settings after all."""
-
-
-class ClosableNode(Protocol):
-    """A node with resources of its own (processes, threads, files)."""
-
-    def close(self) -> None:
-        """Give them back; called once, before the node is destroyed, while the other callbacks still run."""
 
 
 def run(make_node: Callable[[], Node], args: Sequence[str] | None = None, *, threads: int = 4) -> int:

@@ -40,7 +40,7 @@ class ShiftedClock(SystemClock):
 
 
 class ManualClock:
-    """A clock that moves when it is told to."""
+    """A clock that stands still until :meth:`advance` moves it."""
 
     def __init__(self, now_s: float = 1_800_000_000.0) -> None:
         self._now_s = now_s

@@ -81,7 +81,9 @@ def test_a_policy_on_trial_that_fails_gives_way_to_the_one_before_and_is_told_fo
         snapshot, report = rig.snapshot, rig.reports[-1]
         assert snapshot.error_code == error and words in snapshot.message and not snapshot.on_trial
         assert snapshot.message.startswith("1.1.0: ") and "\n" not in snapshot.message
-        with pytest.raises(SwapError, match=rf"\({error}: ") as caught:  # also whoever asks for it again is told
+        with pytest.raises(
+            SwapError, match=rf"\({error}: "
+        ) as caught:  # every later request for it gives the same code
             rig.engine.swap(SwapRequest(digest=bad.digest))
         assert caught.value.code == "WORKER_LOST"
         assert (report.from_version, report.to_version, report.warm) == ("1.1.0", "1.0.0", True)

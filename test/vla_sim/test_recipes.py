@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vla_checkpoint import CheckpointError, load_manifest, read_golden, verify_bundle
-from vla_checkpoint.version import compare_versions
+from vla_checkpoint.version import parse_version
 from vla_sim.arm import CONTROL_HZ, VELOCITY_LIMITS_RAD_S
 from vla_sim.bundle import SHIPPED_BUNDLE, load_policy, read_weights, write_weights
 from vla_sim.errors import RecipeError
@@ -68,7 +68,7 @@ def test_every_other_version_is_a_valid_bundle_in_line_with_its_base(versions: d
         verify_bundle(versions[variant.version])
         manifest = load_manifest(versions[variant.version])
         assert manifest.version == variant.version
-        assert compare_versions(base.version, manifest.version) < 0
+        assert parse_version(base.version) < parse_version(manifest.version)
         assert manifest.lineage["derived_from"] == {"version": base.version, "digest": base.digest}
         digests.add(manifest.digest)
     assert len(digests) == sum(variant.expected != "verify" for variant in VARIANTS)

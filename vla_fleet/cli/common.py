@@ -121,5 +121,5 @@ def seconds(text: str) -> float:
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError as e:
-        raise typer.BadParameter(f"{text!r} is no time; write 14:02 or 2026-11-20T14:02 (UTC)") from e
+        raise typer.BadParameter(f"{text!r} is not a time; write 14:02 or 2026-11-20T14:02 (UTC)") from e
     return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()

@@ -165,7 +165,7 @@ class State:
                 raise ValueError("a key of blocked is not its digest")
         for time_s in (*(event.time_s for event in self.history), *(block.time_s for block in self.blocked.values())):
             if not 0 <= time_s <= LATEST_S:
-                raise ValueError(f"{time_s:g} is no time")
+                raise ValueError(f"{time_s:g} is not a time")
 
     def blocks(self, name: str, version: str, digest: str) -> Block | None:
         """Return the block that covers this bundle, by digest or by name and version."""
