@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,3 +24,25 @@ def robot(tmp_path: Path, server: CheckpointServer) -> Iterator[Robot]:
     robot = Robot(tmp_path, server)
     yield robot
     robot.stop()
+
+
+@pytest.fixture
+def updated(robot: Robot) -> Robot:
+    """1.0.0 was committed, 1.1.0 is."""
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.start()
+    robot.install("1.1.0")
+    return robot
+
+
+@pytest.fixture
+def ready(robot: Robot, caplog: pytest.LogCaptureFixture) -> Robot:
+    """1.0.0 is committed and acts, 1.1.0 is in the registry, and a trial stays open."""
+    caplog.set_level(logging.INFO, "vla_ota_manager")
+    robot.settings = {"min_trial_chunks": 1000}
+    robot.adopt("1.0.0")
+    robot.publish("1.1.0")
+    robot.boot_policy()
+    robot.start()
+    return robot

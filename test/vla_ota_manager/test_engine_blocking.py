@@ -13,17 +13,6 @@ from vla_ota_manager.states import UpdateState
 S = UpdateState
 
 
-@pytest.fixture
-def ready(robot: Robot) -> Robot:
-    """1.0.0 is committed and acts, 1.1.0 is in the registry."""
-    robot.settings = {"min_trial_chunks": 1000}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.boot_policy()
-    robot.start()
-    return robot
-
-
 def log(robot: Robot) -> list[str]:
     return list(robot.policy.look()["log"])
 

@@ -16,16 +16,6 @@ from vla_sim.checkpoint_server import Behaviour
 S = UpdateState
 
 
-@pytest.fixture
-def updated(robot: Robot) -> Robot:
-    """1.0.0 was committed, 1.1.0 is."""
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
-    robot.install("1.1.0")
-    return robot
-
-
 def test_an_empty_rollback_goes_to_the_previous_version_warm_and_blocks_nothing(updated: Robot) -> None:
     before = sum(updated.server.served.values())
     reply = updated.engine.rollback(reason="it looked nervous")

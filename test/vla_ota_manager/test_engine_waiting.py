@@ -3,26 +3,12 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 from support.ota import Robot
 
 from vla_ota_manager.states import UpdateState
 
 S = UpdateState
-
-
-@pytest.fixture
-def ready(robot: Robot, caplog: pytest.LogCaptureFixture) -> Robot:
-    """1.0.0 is committed and acts, 1.1.0 is in the registry."""
-    caplog.set_level(logging.INFO, "vla_ota_manager")
-    robot.settings = {"min_trial_chunks": 1000}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.boot_policy()
-    robot.start()
-    return robot
 
 
 def say(robot: Robot, **fields: object) -> None:
