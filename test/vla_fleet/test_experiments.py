@@ -454,8 +454,9 @@ def test_a_server_that_is_killed_in_the_middle_comes_to_the_same_end_and_counts_
         found = fleet.to_the_end(name, each=6)
         assert found["state"] == "WIN_B", found["reason"]
         played = sum(robot.played for robot in fleet.robots) - before
-        assert fleet.counted(found) == played
-        assert fleet.replayed(name).outcomes == played - found["apart"].get("late", 0)
+        counted, last_round = fleet.counted(found), 3 * 6
+        assert played - last_round <= counted <= played, "those of the last round may arrive after the end"
+        assert fleet.replayed(name).outcomes == counted - found["apart"].get("late", 0)
 
 
 def test_the_command_line_plans_begins_shows_stops_and_gives_the_log(

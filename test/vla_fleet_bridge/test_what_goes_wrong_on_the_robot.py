@@ -184,6 +184,7 @@ def test_whatever_a_server_says_the_robot_comes_back_and_carries_out_what_is_ord
 
 def test_orders_go_on_when_the_disk_has_room_again(server: Server, robot: Robot) -> None:
     robot.acts(1.0, "1.1.0", state="IDLE")
+    wait_for(lambda: server.acts, "what the robot runs, so that nothing else waits to be written")
     database: Any = robot.engine._outbox._db
 
     class Full:
