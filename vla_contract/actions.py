@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from vla_contract.draft import ChannelDraft, ObservationDraft, OutputDraft, Said
 from vla_contract.matching import find_joint, relative
 from vla_contract.seen import Command, Feature, JointLimit, joint_and_field
+from vla_policy_node.contract import message_types as types
 
-MULTI_ARRAY = "std_msgs/msg/Float64MultiArray"
-_WITH_JOINTS = ("sensor_msgs/msg/JointState", "trajectory_msgs/msg/JointTrajectory")
 _MODES = {"velocity": "velocity", "effort": "effort"}
 
 
@@ -46,11 +45,14 @@ def _output(command: Command, joints: Sequence[tuple[str, str]], namespace: str)
     select = []
     for i, (joint, said) in enumerate(joints):
         found, field = find_joint(joint, command.joints), said or command.interface or "position"
-        if command.type == MULTI_ARRAY:
+        fields = types.OUTPUT_FIELDS[command.type]
+        if fields is types.ELEMENT:
             place = command.joints.index(found) if found else i
             doubt = "" if found else f"; does {command.node} want them in this order?"
             select.append(Said(f"data.{place}", f"{joint or f'number {i}'}{doubt}"))
-        elif command.type in _WITH_JOINTS:
+        elif fields is types.DATA:
+            select.append(Said("data", joint))
+        elif fields is types.JOINT_FIELD:
             select.append(Said(f"{field}.{found or joint}" if joint else None))
         else:
             select.append(Said(note=joint))

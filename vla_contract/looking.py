@@ -11,12 +11,10 @@ from vla_contract.errors import DraftError
 from vla_contract.seen import Camera, Command, JointLimit, Joints, RobotSeen, Topic
 from vla_contract.urdf import parse_limits
 from vla_doctor.seen import Endpoint, Samples, TopicSeen
-from vla_policy_node.contract.parser import OBSERVATION_TYPES, OUTPUT_FIELDS
+from vla_policy_node.contract import message_types as types
+from vla_policy_node.errors import ObservationError
+from vla_policy_node.pictures import decode_compressed, decode_raw
 
-JOINT_STATE = "sensor_msgs/msg/JointState"
-IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
-_DEPTH = ("16", "32", "mono16")
-"""Encodings that are no pictures in colour or grey begin so."""
 _NEAR_S = 0.5
 """Stamps that differ from ROS time by less may be used [s]."""
 
@@ -47,11 +45,11 @@ def look(graph: Graph, seconds: float, wanted: Sequence[str] = ()) -> tuple[Robo
     graph.discover(())
     seen = {name: graph.topic(name) for name, _ in graph.topics()}
     listeners = _listeners(seen, wanted)
-    kinds = {name: kind for name, types in graph.topics() for kind in types}
+    kinds = {name: kind for name, all_kinds in graph.topics() for kind in all_kinds}
     heard = {
         name: graph.listen(name, kind)
         for name, kind in kinds.items()
-        if kind in OBSERVATION_TYPES and name in seen and seen[name].publishers
+        if kind in types.OBSERVATION_TYPES and kind != types.STRING and name in seen and seen[name].publishers
     }
     described = [n for n, kind in kinds.items() if n.endswith("/robot_description") and kind == "std_msgs/msg/String"]
     descriptions = [graph.listen_to_status(name, kinds[name]) for name in described]
@@ -62,7 +60,7 @@ def look(graph: Graph, seconds: float, wanted: Sequence[str] = ()) -> tuple[Robo
         if name in listeners:
             continue
         topic = _topic(name, kinds[name], samples)
-        if isinstance(topic, Camera) and not topic.encoding.startswith(_DEPTH):
+        if isinstance(topic, Camera):
             cameras.append(topic)
         elif isinstance(topic, Joints):
             states.append(topic)
@@ -78,27 +76,34 @@ def look(graph: Graph, seconds: float, wanted: Sequence[str] = ()) -> tuple[Robo
 def _topic(name: str, kind: str, samples: Samples) -> Topic:
     rate, last = samples.rate_hz, samples.last
     stamped = bool(samples.ages_s) and not samples.unstamped and abs(statistics.median(samples.ages_s)) < _NEAR_S
-    if kind == JOINT_STATE:
+    if kind == types.JOINT_STATE:
         joints = tuple(last.name[: len(last.position)]) if last is not None else ()
         return Joints(name, kind, rate, stamped, joints)
-    if kind in IMAGES:
-        return Camera(name, kind, rate, stamped, *_picture(last))
-    return Topic(name, kind, rate, stamped)
+    if kind not in types.IMAGE_TYPES:
+        return Topic(name, kind, rate, stamped)
+    try:
+        size, encoding = _picture(last, compressed=kind == types.COMPRESSED_IMAGE)
+    except ObservationError:  # a depth picture, or none at all: no policy gets it
+        return Topic(name, kind, rate, stamped)
+    return Camera(name, kind, rate, stamped, size, encoding)
 
 
-def _picture(message: Any) -> tuple[tuple[int, int] | None, str]:
-    """Return height and width [px], and the encoding, of an Image."""
+def _picture(message: Any, *, compressed: bool) -> tuple[tuple[int, int] | None, str]:
+    """Return height and width [px], and the encoding; nothing of a topic that is silent. Raises ObservationError IMAGE_…."""
     if message is None:
         return None, ""
-    return (int(message.height), int(message.width)), str(message.encoding)
+    height, width = (decode_compressed if compressed else decode_raw)(message).shape[:2]
+    return (height, width), str(message.format if compressed else message.encoding)
 
 
 def _listeners(seen: Mapping[str, TopicSeen], wanted: Sequence[str]) -> dict[str, Endpoint]:
     """Return command topic → who listens; of the wanted ones, or of all."""
     found: dict[str, Endpoint] = {}
     for name, topic in sorted(seen.items()):
-        listener = next((s for s in topic.subscriptions if s.type in OUTPUT_FIELDS), None)
-        if listener is not None and not (listener.type == JOINT_STATE and topic.publishers):  # that is a measurement
+        listener = next((s for s in topic.subscriptions if s.type in types.OUTPUT_FIELDS), None)
+        if listener is not None and not (
+            listener.type == types.JOINT_STATE and topic.publishers
+        ):  # that is a measurement
             found[name] = listener
     if missing := sorted(set(wanted) - found.keys()):
         listened = ", ".join(found) or "none"

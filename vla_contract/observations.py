@@ -10,7 +10,6 @@ from vla_contract.draft import ObservationDraft, Said
 from vla_contract.matching import choices, find_joint, only_pairs, relative, timeline
 from vla_contract.seen import Camera, Feature, Joints, joint_and_field
 
-JOINT_STATE = "sensor_msgs/msg/JointState"
 STATE = "observation.state"
 _AS_JOINTS = "`select` below is as a JointState names its fields"
 _COMPRESSED = "/compressed"

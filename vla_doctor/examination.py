@@ -20,7 +20,7 @@ from vla_doctor.seen import Need, NodeSeen, Samples, TopicSeen, needs, with_defa
 from vla_doctor.settings import DoctorSettings
 from vla_ota_manager.config import OtaConfig
 from vla_policy_node.config import PolicyNodeConfig
-from vla_policy_node.contract.model import Contract, Source, load_contract
+from vla_policy_node.contract.model import Contract, load_contract
 from vla_policy_node.decoding import Decoder
 from vla_policy_node.errors import ContractError
 from vla_policy_node.worker.memory import available_bytes
@@ -173,7 +173,7 @@ def _listen_to_inputs(robot: Robot, contract: Contract | None, names: _Names) ->
     for need, source in needs(contract) if contract else []:
         name = robot.full_name(need.topic, _base(names.policy), names.namespace)
         try:
-            samples = robot.listen(name, need.type, None if source is None else _decoder(source))
+            samples = robot.listen(name, need.type, None if source is None else Decoder(source).read)
         except UnknownTypeError as e:
             package = need.type.partition("/")[0].replace("_", "-")
             what = f"{need.what} {name}"
@@ -181,12 +181,6 @@ def _listen_to_inputs(robot: Robot, contract: Contract | None, names: _Names) ->
             continue
         inputs.append(_Input(need, name, samples))
     return inputs, findings
-
-
-def _decoder(source: Source) -> Callable[[Any], object]:
-    """Return what the policy node does with a message of this source; it raises when the message is of no use."""
-    decoder = Decoder(source)
-    return decoder.image if source.resize is not None else decoder.numbers
 
 
 def _listen_to_status(robot: Robot, node: NodeSeen, kind: str) -> Samples:

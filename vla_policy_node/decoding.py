@@ -8,16 +8,12 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from vla_policy_node.contract.message_types import COMPRESSED_IMAGE, JOINT_STATE
 from vla_policy_node.contract.model import Source
 from vla_policy_node.errors import ObservationError
+from vla_policy_node.pictures import Image, PictureReader
 
 Floats: TypeAlias = npt.NDArray[np.float64]
-Image: TypeAlias = npt.NDArray[np.uint8]
-
-_IMAGE_CHANNELS = {"rgb8": [0, 1, 2], "bgr8": [2, 1, 0], "rgba8": [0, 1, 2], "bgra8": [2, 1, 0], "mono8": [0, 0, 0]}
-_BYTES_A_PIXEL = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
-_MAX_SIDE_PX = 16384
-_JOINT_STATE = "sensor_msgs/msg/JointState"
 
 
 class Decoder:
@@ -25,20 +21,22 @@ class Decoder:
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        compressed = source.type == COMPRESSED_IMAGE
+        self._picture = None if source.picture is None else PictureReader(source.picture, compressed=compressed)
         self._names: list[str] = []  # of the last JointState: its order hardly ever changes
         self._places: list[tuple[str, int]] = []
 
-    def image(self, message: Any) -> Image:
-        """Return a picture uint8 ``[H, W, 3]`` RGB of the contract's size."""
-        assert self._source.resize is not None
+    def read(self, message: Any) -> Floats | Image:
+        """Return the source's part of its feature: a picture uint8 ``[H, W, 3]``, or numbers float64 ``[len(select)]``."""
+        if self._picture is None:
+            return self._numbers(message)
         try:
-            return decode_image(message, self._source.resize)
+            return self._picture.read(message)
         except ObservationError as e:
             raise ObservationError(e.code, f"{self._source.topic}: {e.message}") from e
 
-    def numbers(self, message: Any) -> Floats:
-        """Return the selected fields, float64 ``[len(select)]``, operators applied."""
-        values = self._joints(message) if self._source.type == _JOINT_STATE else self._fields(message)
+    def _numbers(self, message: Any) -> Floats:
+        values = self._joints(message) if self._source.type == JOINT_STATE else self._fields(message)
         if not np.isfinite(values).all():
             name = self._source.select[int(np.flatnonzero(~np.isfinite(values))[0])]
             raise ObservationError("OBSERVATION_NOT_FINITE", f"{self._source.topic}: {name} is not finite")
@@ -81,31 +79,3 @@ class Decoder:
 
     def _missing(self, what: str) -> NoReturn:
         raise ObservationError("OBSERVATION_FIELD_MISSING", f"{self._source.topic}: no {what}")
-
-
-def decode_image(message: Any, size: tuple[int, int]) -> Image:
-    """Return a sensor_msgs/Image as uint8 RGB ``[*size, 3]``: rows may be padded; other sizes by nearest neighbour."""
-    encoding, height, width, step = message.encoding, message.height, message.width, message.step
-    if encoding not in _IMAGE_CHANNELS:
-        known = ", ".join(_IMAGE_CHANNELS)
-        raise ObservationError("IMAGE_ENCODING", f"encoding {encoding!r} is not supported; supported are {known}")
-    bytes_a_pixel = _BYTES_A_PIXEL[encoding]
-    if not (0 < height <= _MAX_SIDE_PX and 0 < width <= _MAX_SIDE_PX) or step < width * bytes_a_pixel:
-        raise ObservationError("IMAGE_SIZE", f"{width}x{height} px {encoding} with rows of {step} bytes")
-    data = np.frombuffer(message.data, np.uint8)
-    if data.size < (height - 1) * step + width * bytes_a_pixel:
-        raise ObservationError("IMAGE_SIZE", f"{data.size} bytes for {height} rows of {step}")
-    rows = _nearest(height, size[0])
-    columns = _nearest(width, size[1])
-    if data.size < height * step:  # the last row may come without its padding
-        data = np.concatenate([data, np.zeros(height * step - data.size, np.uint8)])
-    pixels = (
-        data[: height * step].reshape(height, step)[:, : width * bytes_a_pixel].reshape(height, width, bytes_a_pixel)
-    )
-    picture: Image = pixels[rows[:, None, None], columns[None, :, None], np.array(_IMAGE_CHANNELS[encoding])]
-    return picture
-
-
-def _nearest(have: int, want: int) -> npt.NDArray[np.int64]:
-    """Source index of each of ``want`` pixels: the one under its centre."""
-    return ((2 * np.arange(want, dtype=np.int64) + 1) * have) // (2 * want)

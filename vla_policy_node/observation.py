@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_policy_node.contract.model import Align, Contract
-from vla_policy_node.decoding import Decoder, Floats, Image
+from vla_policy_node.decoding import Decoder, Floats
 from vla_policy_node.errors import ObservationError
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.layouts import INSTRUCTION_BYTES, observation_layout
+from vla_policy_node.pictures import Image
 
 _FUTURE_TOLERANCE_NS = 500_000_000
 
@@ -55,7 +56,6 @@ class ObservationBuffer:
         self._slots = {
             (o.key, i): _Slot(Decoder(s), s.align) for o in contract.observations for i, s in enumerate(o.sources)
         }
-        self._pictures = {o.key for o in contract.observations if o.is_image}
         self._motion_ns = 0
         self._episode = 0
         self._instruction = np.zeros(INSTRUCTION_BYTES, np.uint8)
@@ -72,7 +72,7 @@ class ObservationBuffer:
         taken_ns = now_ns
         if slot.align.timeline == "header":
             taken_ns -= self._header_age(key, message, ros_now_ns)
-        value = slot.decoder.image(message) if key in self._pictures else slot.decoder.numbers(message)
+        value = slot.decoder.read(message)
         with self._lock:
             slot.value, slot.taken_ns = value, taken_ns
 

@@ -10,7 +10,7 @@ import pytest
 
 from vla_checkpoint.config import REQUIRED_KEYS, REQUIRED_STATS, parse_config
 from vla_checkpoint.errors import ConfigError
-from vla_policy_node.contract.parser import OBSERVATION_TYPES, OUTPUT_FIELDS, OUTPUT_SPELLINGS, STAMPED_TYPES
+from vla_policy_node.contract.message_types import OBSERVATION_FIELDS, OUTPUT_FIELDS, SPELLINGS, STAMPED_TYPES
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -24,7 +24,7 @@ def rows(section: str) -> dict[str, list[str]]:
 
 def test_every_command_type_is_documented_with_the_names_of_its_fields() -> None:
     documented = rows("Commands")
-    assert list(documented) == list(OUTPUT_FIELDS) == list(OUTPUT_SPELLINGS)
+    assert list(documented) == list(OUTPUT_FIELDS) and set(OUTPUT_FIELDS.values()) <= SPELLINGS.keys()
     for kind, (select, _) in documented.items():
         names = [name.replace("JOINT", "elbow") for name in re.findall(r"`([^`]+)`", select)]
         names = [name for name in names if not name.endswith("-1")]
@@ -33,7 +33,7 @@ def test_every_command_type_is_documented_with_the_names_of_its_fields() -> None
 
 def test_every_observation_type_is_documented_and_whether_it_has_a_stamp() -> None:
     documented = rows("Observations")
-    assert set(documented) == set(OBSERVATION_TYPES)
+    assert set(documented) == set(OBSERVATION_FIELDS)
     assert {kind for kind, cells in documented.items() if cells[1] == "yes"} == STAMPED_TYPES
 
 

@@ -49,6 +49,7 @@ ROOMS = {
 
 EXTRA = {
     "vla_fleet_bridge/": {"vla_fleet"},  # its protocol: ``from vla_fleet import protocol``
+    "vla_policy_node/pictures.py": {"PIL"},  # in the node: neither the control process nor a worker decodes
     # Whoever starts a worker or trains may use torch; so may policies, which run in workers.
     "vla_policy_node/worker/": {"torch"},
     "vla_policy_node/policies/": {"torch"},

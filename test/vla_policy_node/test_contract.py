@@ -101,6 +101,13 @@ CHANNEL = "safety/channels/0"
         ("actions/action/apply", [{"resize": [2, 2]}], "CONTRACT_VALUE_INVALID", "resize"),
         ("actions/action/apply", ["warp"], "CONTRACT_KEY_UNKNOWN", "warp"),
         ("actions/other", {}, "CONTRACT_VALUE_INVALID", "action"),
+        ("observations/observation.state/channel/decoder", "my.code:run", "CONTRACT_KEY_UNKNOWN", "code in a contract"),
+        ("actions/action/channel/encoder", "my.code:run", "CONTRACT_KEY_UNKNOWN", "code in a contract is not run"),
+        ("observations/observation.state/select", ["positon.a"], "CONTRACT_VALUE_INVALID", "write position.JOINT"),
+        ("observations/observation.state/select", ["position.a", "a"], "CONTRACT_VALUE_INVALID", "different"),
+        ("observations/observation.state/kind", "quaternio", "CONTRACT_VALUE_INVALID", "did you mean 'quaternion'"),
+        ("observations/observation.state/apply", [{"resize": [2, 2]}], "CONTRACT_VALUE_INVALID", "rad2deg, clamp"),
+        ("observations/observation.state/apply", ["rad2deg"] * 2, "CONTRACT_VALUE_INVALID", "twice"),
     ],
 )
 def test_a_fault_is_refused_with_its_code_and_its_place(path: str, value: Any, code: str, named: str) -> None:
@@ -244,12 +251,11 @@ def trajectory(*select: str) -> str:
     return text.replace("[data.0, data.1, data.2]", f"[{', '.join(select)}]")
 
 
-def test_a_joint_trajectory_is_spelt_as_a_joint_state_is_and_who_spells_it_as_its_message_is_told_how() -> None:
+def test_joints_are_spelt_in_each_of_rosettas_ways_and_other_ways_are_refused_with_ours() -> None:
     names = ("position.j1", "position.j2", "position.j3")
-    assert parse_contract(trajectory(*names)).outputs[0].select == names
-    for field in ("positions.j1", "points.0.positions.0", "j1"):
-        reason = str(refused(trajectory(field, *names[1:])))
-        assert field in reason and "write position.JOINT, velocity.JOINT or effort.JOINT" in reason
+    assert parse_contract(trajectory("position.j1", "positions.j2", "j3")).outputs[0].select == names
+    reason = str(refused(trajectory("points.0.positions.0", *names[1:])))
+    assert "points.0" in reason and "write position.JOINT, velocity.JOINT or effort.JOINT" in reason
 
 
 def test_the_shipped_contract_is_the_simulated_arms() -> None:

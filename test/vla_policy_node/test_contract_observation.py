@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from support.camera_messages import compressed, image
 from support.control_rig import contract_text
 from support.refusals import refused
 
 from vla_policy_node.contract.model import parse_contract
-from vla_policy_node.decoding import decode_image
 from vla_policy_node.errors import ObservationError
 from vla_policy_node.ipc.layouts import INSTRUCTION_BYTES
 from vla_policy_node.observation import ObservationBuffer
@@ -37,22 +35,6 @@ TEXT = contract_text(motion=True).replace(
 def joints(values: dict[str, float], **more: Any) -> Message:
     made = Message(name=list(values), position=array("d", values.values()), velocity=array("d"), effort=array("d"))
     return Message(**{**vars(made), **more})
-
-
-def image(height: int = 2, width: int = 3, encoding: str = "rgb8", padding: int = 0, stamp_ns: int = 0) -> Message:
-    size = {"rgb8": 3, "bgr8": 3, "mono8": 1, "rgba8": 4, "bgra8": 4}.get(encoding, 3)
-    rows = np.full((height, width * size + padding), 255, np.uint8)
-    rows[:, : width * size] = np.arange(height * width * size, dtype=np.uint8).reshape(height, -1)
-    stamp = Message(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
-    return Message(
-        height=height,
-        width=width,
-        encoding=encoding,
-        step=width * size + padding,
-        is_bigendian=0,
-        data=array("B", rows.tobytes()),
-        header=Message(stamp=stamp),
-    )
 
 
 @pytest.fixture
@@ -116,6 +98,59 @@ def test_joint_states_that_do_not_hold_what_was_promised_are_refused_and_the_old
     assert not buffer.publish(T0 + 250 * MS)
 
 
+def test_a_damaged_picture_is_refused_with_its_topic_and_the_one_before_ages() -> None:
+    raw, packed = "type: sensor_msgs/msg/Image}", "type: sensor_msgs/msg/CompressedImage}"
+    buffer = ObservationBuffer(
+        parse_contract(TEXT.replace(raw, packed).replace("timeline: header", "timeline: receive"))
+    )
+    try:
+        pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+        buffer.receive("observation.state", 0, joints({"a": 1.0, "b": 2.0}), now_ns=T0)
+        buffer.receive("observation.images.top", 0, compressed(pixels), now_ns=T0)
+        damaged = compressed(pixels)
+        del damaged.data[40:]
+        with refused("IMAGE_DAMAGED") as caught:
+            buffer.receive("observation.images.top", 0, damaged, now_ns=T0 + 50 * MS)
+        assert "image: 40 bytes" in str(caught.value)
+        assert buffer.publish(T0 + 60 * MS)
+        np.testing.assert_array_equal(record(buffer)["feature:observation.images.top"], pixels)
+        assert not buffer.publish(T0 + 61 * MS)
+    finally:
+        buffer.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message", "want"),
+    [
+        ("std_msgs/msg/Bool", "", Message(data=True), [1.0]),
+        ("std_msgs/msg/Int32", "", Message(data=-3), [-3.0]),
+        ("std_msgs/msg/Int64", "select: [data]", Message(data=7), [7.0]),
+        ("std_msgs/msg/Float32", "", Message(data=0.5), [0.5]),
+        ("std_msgs/msg/Float64", "", Message(data=0.25), [0.25]),
+        ("std_msgs/msg/Float64", "apply: [rad2deg, clamp: {min: -90, max: 90}]", Message(data=7.0), [90.0]),
+        ("std_msgs/msg/Float64", "apply: [clamp: {min: -1, max: 1}, rad2deg]", Message(data=7.0), [np.degrees(1.0)]),
+        ("std_msgs/msg/Int32MultiArray", "select: [data.2, data.0]", Message(data=[1, 2, 3]), [3.0, 1.0]),
+        ("std_msgs/msg/Float64MultiArray", "select: [left, right]", Message(data=[1.0, 2.0, 3.0]), [1.0, 2.0]),
+        ("sensor_msgs/msg/Joy", "select: [axes.1, buttons.0]", Message(axes=[0.0, -1.0], buttons=[1]), [-1.0, 1.0]),
+    ],
+)
+def test_each_kind_of_number_becomes_a_part_of_the_feature(kind: str, fields: str, message: Message, want: Any) -> None:
+    extra = f"""
+  observation.extra:
+    channel: {{topic: extra, type: {kind}}}
+    align: {{strategy: hold, timeline: receive}}
+    {fields}
+actions:"""
+    buffer = ObservationBuffer(parse_contract(contract_text().replace("\nactions:", extra)))
+    try:
+        buffer.receive("observation.state", 0, joints({"a": 0.0, "b": 0.0}), now_ns=T0)
+        buffer.receive("observation.extra", 0, message, now_ns=T0)
+        assert buffer.publish(T0)
+        np.testing.assert_array_equal(record(buffer)["feature:observation.extra"], np.float32(want))
+    finally:
+        buffer.close()
+
+
 def test_a_joint_state_whose_order_changes_is_followed(buffer: ObservationBuffer) -> None:
     for names in (("a", "b"), ("b", "a"), ("a", "b", "c")):
         values = {n: float("abc".index(n)) for n in names}
@@ -149,48 +184,3 @@ def test_episode_and_instruction_reach_the_record(buffer: ObservationBuffer) -> 
     for text in ("é" * INSTRUCTION_BYTES, "a\0b"):
         with refused("INSTRUCTION_TOO_LONG"):
             buffer.start_episode(text)
-
-
-@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8"])
-@pytest.mark.parametrize("padding", [0, 5])
-def test_pictures_of_each_encoding_come_out_as_rgb_whatever_their_row_padding(encoding: str, padding: int) -> None:
-    message = image(4, 5, encoding, padding)
-    got = decode_image(message, (4, 5))
-    size = message.step - padding
-    pixels = np.arange(4 * size, dtype=np.uint8).reshape(4, 5, -1)
-    want = np.repeat(pixels, 3, axis=2) if encoding == "mono8" else pixels[..., :3]
-    np.testing.assert_array_equal(got, want[..., ::-1] if encoding.startswith("bgr") else want)
-    del message.data[len(message.data) - padding :]  # the last row without its padding
-    np.testing.assert_array_equal(decode_image(message, (4, 5)), got)
-
-
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=50, deadline=None, database=None, derandomize=True)
-def test_resizing_takes_the_pixel_under_each_centre(height: int, width: int, rows: int, columns: int) -> None:
-    message = image(height, width, "mono8")
-    source = np.frombuffer(message.data, np.uint8).reshape(height, width)
-    got = decode_image(message, (rows, columns))[..., 0]
-    y = np.floor((np.arange(rows) + 0.5) * height / rows + 1e-9).astype(int)
-    x = np.floor((np.arange(columns) + 0.5) * width / columns + 1e-9).astype(int)
-    np.testing.assert_array_equal(got, source[np.ix_(y, x)])
-
-
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        ({"encoding": "16UC1"}, "IMAGE_ENCODING"),
-        ({"encoding": ""}, "IMAGE_ENCODING"),
-        ({"height": 3}, "IMAGE_SIZE"),
-        ({"width": 4}, "IMAGE_SIZE"),
-        ({"step": 5}, "IMAGE_SIZE"),
-        ({"height": 0}, "IMAGE_SIZE"),
-        ({"width": 10**9}, "IMAGE_SIZE"),
-        ({"data": array("B")}, "IMAGE_SIZE"),
-    ],
-)
-def test_a_picture_that_contradicts_itself_is_refused(change: dict[str, Any], code: str) -> None:
-    message = image()
-    for key, value in change.items():
-        setattr(message, key, value)
-    with refused(code):
-        decode_image(message, (2, 3))

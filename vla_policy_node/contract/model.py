@@ -42,6 +42,20 @@ class Align:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """How a camera's picture becomes a feature uint8 ``[H, W, 3]``."""
+
+    steps: tuple[tuple[str, tuple[int, ...]], ...]  # "crop" with top, left, height, width; "resize" with height, width
+    blue_first: bool = False  # the policy wants BGR
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width after the last step."""
+        height, width = self.steps[-1][1][-2:]
+        return height, width
+
+
+@dataclass(frozen=True)
 class Source:
     """One topic of an observation."""
 
@@ -49,15 +63,15 @@ class Source:
     type: str  # "package/msg/Name"
     qos: Qos
     align: Align
-    select: tuple[str, ...]  # fields such as "position.j1"; empty for images
+    select: tuple[str, ...]  # fields such as "position.j1"; empty for pictures and the instruction
     rad2deg: bool = False
-    clamp: tuple[float, float] | None = None
-    resize: tuple[int, int] | None = None  # images: [height, width]
+    clamp: tuple[float, float] | None = None  # in the feature's unit: after rad2deg
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One feature: float32 ``[S]``, its sources' values one after the other, or uint8 RGB ``[H, W, 3]``."""
+    """One feature: float32 ``[S]``, its sources' values one after the other, or uint8 ``[H, W, 3]``."""
 
     key: str
     sources: tuple[Source, ...]
@@ -65,13 +79,13 @@ class Observation:
     @property
     def is_image(self) -> bool:
         """Whether the feature is a picture."""
-        return self.sources[0].resize is not None
+        return self.sources[0].picture is not None
 
     @property
     def spec(self) -> FeatureSpec:
         """Shape and type as the policy gets it."""
-        if self.sources[0].resize is not None:
-            return FeatureSpec((*self.sources[0].resize, 3), "uint8")
+        if (picture := self.sources[0].picture) is not None:
+            return FeatureSpec((*picture.size, 3), "uint8")
         return FeatureSpec((sum(len(s.select) for s in self.sources),), "float32")
 
 
@@ -159,6 +173,7 @@ class Contract:
     robot_type: str
     rate_hz: float  # one action of a chunk a tick
     observations: tuple[Observation, ...]
+    instruction: Source | None  # a std_msgs/String; None = the instruction comes from episodes and the parameter alone
     outputs: tuple[Output, ...]
     channels: tuple[Channel, ...]
     motion: Motion

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vla_policy_node.contract import message_types as types
 from vla_policy_node.contract.model import (
     HOLDS,
     MODES,
@@ -17,6 +20,7 @@ from vla_policy_node.contract.model import (
     Motion,
     Observation,
     Output,
+    Picture,
     Qos,
     Source,
 )
@@ -24,41 +28,11 @@ from vla_policy_node.contract.strict_yaml import Section
 from vla_policy_node.contract.strict_yaml import parse as parse_yaml
 
 MIN_RATE_HZ, MAX_RATE_HZ = 1.0, 500.0
-
-IMAGE_TYPE = "sensor_msgs/msg/Image"
-OBSERVATION_TYPES = (
-    IMAGE_TYPE,
-    "sensor_msgs/msg/JointState",
-    "sensor_msgs/msg/Imu",
-    "geometry_msgs/msg/Twist",
-    "geometry_msgs/msg/TwistStamped",
-    "geometry_msgs/msg/PoseStamped",
-    "geometry_msgs/msg/WrenchStamped",
-    "nav_msgs/msg/Odometry",
-    "std_msgs/msg/Float32",
-    "std_msgs/msg/Float64",
-    "std_msgs/msg/Float32MultiArray",
-    "std_msgs/msg/Float64MultiArray",
-)
-STAMPED_TYPES = frozenset(t for t in OBSERVATION_TYPES if not t.startswith("std_msgs/")) - {"geometry_msgs/msg/Twist"}
-_JOINT_FIELD = re.compile(r"(position|velocity|effort)\.(.+)")
-_TWIST_FIELD = re.compile(r"(linear|angular)\.[xyz]")
-OUTPUT_FIELDS = {
-    "std_msgs/msg/Float64MultiArray": re.compile(r"data\.\d{1,3}"),
-    "sensor_msgs/msg/JointState": _JOINT_FIELD,
-    "trajectory_msgs/msg/JointTrajectory": _JOINT_FIELD,
-    "geometry_msgs/msg/Twist": _TWIST_FIELD,
-    "geometry_msgs/msg/TwistStamped": re.compile(r"twist\." + _TWIST_FIELD.pattern),
-}
-_JOINTS = "position.JOINT, velocity.JOINT or effort.JOINT, such as position.shoulder"
-OUTPUT_SPELLINGS = {
-    "std_msgs/msg/Float64MultiArray": "data.0 to data.N-1, each once",
-    "sensor_msgs/msg/JointState": _JOINTS,
-    "trajectory_msgs/msg/JointTrajectory": _JOINTS,
-    "geometry_msgs/msg/Twist": "linear.x, .y, .z and angular.x, .y, .z",
-    "geometry_msgs/msg/TwistStamped": "twist.linear.x, .y, .z and twist.angular.x, .y, .z",
-}
-"""How ``select`` names the fields of each command type, in words."""
+_MAX_SIDE_PX = 4096
+_DTYPES = ("float32", "float64", "int32", "int64", "bool", "string", "video")
+"""Rosetta's words for what a data set stores; a feature is float32, uint8 or text here, whatever they say."""
+_KINDS = ("continuous", "quaternion", "euler_rpy", "axis_angle", "rotation_6d", "binary")
+"""Rosetta's hints for normalisation, which is in the bundle here."""
 # Sections of rosetta that concern recording and teleoperation.
 _RECORD_ONLY = ("teleop", "tasks", "rewards", "signals", "info", "complementary_data", "adjunct", "robot_interface")
 _TOPIC = re.compile(r"[~/A-Za-z_][A-Za-z0-9_/]*")
@@ -72,7 +46,7 @@ def parse(text: str, path: Path) -> Contract:
     rate = top.number("rate_hz" if top.has("rate_hz") else "fps", MIN_RATE_HZ, MAX_RATE_HZ)
     robot_type = top.text("robot_type")
     name = top.text("name", default=robot_type)
-    observations = _observations(top.section("observations"))
+    observations, instruction = _observations(top.section("observations"))
     outputs, clamps, declared = _actions(top.section("actions"))
     top.done()
     channels = _channels(safety, observations, outputs, clamps, rate)
@@ -83,6 +57,7 @@ def parse(text: str, path: Path) -> Contract:
         robot_type=robot_type,
         rate_hz=rate,
         observations=observations,
+        instruction=instruction,
         outputs=outputs,
         channels=channels,
         motion=Motion(
@@ -103,41 +78,61 @@ def parse(text: str, path: Path) -> Contract:
     return contract
 
 
-def _observations(section: Section) -> tuple[Observation, ...]:
+def _observations(section: Section) -> tuple[tuple[Observation, ...], Source | None]:
+    """Return the features, and the topic of the instruction."""
     found = []
+    instruction: Source | None = None
     for key in section.left():
-        sources = section.sections(key)
-        parsed = tuple(_source(s) for s in sources)
-        if any(s.resize is not None for s in parsed) and len(parsed) > 1:
-            section.fail("CONTRACT_VALUE_INVALID", key, "a picture has one source")
-        found.append(Observation(key, parsed))
+        parsed = tuple(_source(s) for s in section.sections(key))
+        if len(parsed) > 1 and any(s.picture is not None or s.type == types.STRING for s in parsed):
+            section.fail("CONTRACT_VALUE_INVALID", key, "a picture has one source, and so has the instruction")
+        if parsed[0].type != types.STRING:
+            found.append(Observation(key, parsed))
+        elif instruction is not None:
+            section.fail("CONTRACT_VALUE_INVALID", key, "is a second instruction; there can be one")
+        else:
+            instruction = parsed[0]
     if not found:
         section.fail("CONTRACT_VALUE_INVALID", "", "names no observation")
-    return tuple(found)
+    return tuple(found), instruction
 
 
 def _source(section: Section) -> Source:
     channel = section.section("channel")
-    topic, kind = _topic(channel), _type(channel, OBSERVATION_TYPES)
-    qos = _qos(channel, Qos())
-    channel.text("dtype", ("float32", "float64", "video"), default="float32")  # features are float32 here, or pictures
+    topic, kind = _topic(channel), _type(channel, types.OBSERVATION_TYPES)
+    qos = _qos(channel, Qos("reliable", "volatile", 1) if kind == types.STRING else Qos())
+    channel.text("dtype", _DTYPES, default="float32")
+    _refuse_code(channel)
     channel.done()
     align = _align(section.section("align"), kind)
-    is_image = kind == IMAGE_TYPE
-    select = () if is_image else _select(section)
-    apply = _apply(section)
+    section.text("kind", _KINDS, default="continuous")
+    if kind == types.STRING:
+        section.done()
+        return Source(topic, kind, qos, align, ())
+    if kind in types.IMAGE_TYPES:
+        picture = _picture(section)
+        section.done()
+        return Source(topic, kind, qos, align, (), picture=picture)
+    select = _select(section, kind, types.OBSERVATION_FIELDS[kind])
+    degrees, clamp = _numbers(section)
     section.done()
-    if is_image and apply.get("resize") is None:
-        section.fail("CONTRACT_KEY_MISSING", "apply", "a picture needs `resize: [height, width]`")
-    if is_image != ("resize" in apply) or (is_image and len(apply) > 1):
-        section.fail("CONTRACT_VALUE_INVALID", "apply", "pictures take resize, numbers take rad2deg and clamp")
-    return Source(topic, kind, qos, align, select, "rad2deg" in apply, apply.get("clamp"), apply.get("resize"))
+    return Source(topic, kind, qos, align, select, degrees, clamp)
+
+
+def _refuse_code(channel: Section) -> None:
+    """Rosetta imports what these keys name. A contract is data here: it comes with a robot's configuration, not with its code."""
+    for key in ("decoder", "encoder"):
+        if channel.has(key):
+            text = "code in a contract is not run; let `select` name the fields, or convert in a node of your own"
+            channel.fail("CONTRACT_KEY_UNKNOWN", key, text)
 
 
 def _align(section: Section, kind: str) -> Align:
     strategy = section.text("strategy", ("hold", "asof", "drop"))
     timeline = section.text("timeline", ("header", "receive"))
-    if timeline == "header" and kind not in STAMPED_TYPES:
+    if kind == types.STRING and strategy != "hold":
+        section.fail("CONTRACT_VALUE_INVALID", "strategy", "must be hold: an instruction does not age")
+    if timeline == "header" and kind not in types.STAMPED_TYPES:
         section.fail("CONTRACT_VALUE_INVALID", "timeline", f"{kind} carries no header; use receive")
     tolerance = section.optional("tolerance_ms", lambda k: section.number(k, 0.1, 60_000.0))
     if (strategy == "asof") != (tolerance is not None):
@@ -147,41 +142,42 @@ def _align(section: Section, kind: str) -> Align:
 
 
 def _actions(section: Section) -> tuple[tuple[Output, ...], list[tuple[float, float] | None], list[str]]:
-    """Return the outputs, their clamps, and what rosetta's ``channel.safety`` says of them."""
-    if section.left() != ["action"]:
-        section.fail("CONTRACT_VALUE_INVALID", "", f"must have exactly the key `action`, has {section.left()}")
+    """Return the outputs in the file's order, their clamps, and what rosetta's ``channel.safety`` says of them."""
+    keys = section.left()
+    if not keys or not all(key == "action" or key.startswith("action.") for key in keys):
+        text = f"must have the key `action`, or several such as `action` and `action.base`; has {keys}"
+        section.fail("CONTRACT_VALUE_INVALID", "", text)
     outputs: list[Output] = []
     clamps: list[tuple[float, float] | None] = []
     declared: list[str] = []
-    for source in section.sections("action"):
+    for source in [source for key in keys for source in section.sections(key)]:
         channel = source.section("channel")
-        topic, kind = _topic(channel), _type(channel, tuple(OUTPUT_FIELDS))
+        topic, kind = _topic(channel), _type(channel, tuple(types.OUTPUT_FIELDS))
         qos = _qos(channel, Qos("reliable", "volatile", 1))
         declared.append(channel.text("safety", ("none", "hold", "zeros"), default="none"))
         channel.ignore("dtype")
+        _refuse_code(channel)
         channel.done()
         source.ignore("align")  # how a recording reads the commands back
-        select = _select(source)
-        wrong = next((s for s in select if not OUTPUT_FIELDS[kind].fullmatch(s)), None)
-        if wrong is not None:
-            text = f"{wrong!r} is not a field of a {kind} command; write {OUTPUT_SPELLINGS[kind]}"
-            source.fail("CONTRACT_VALUE_INVALID", "select", text)
-        if kind == "std_msgs/msg/Float64MultiArray" and sorted(select) != sorted(
-            f"data.{i}" for i in range(len(select))
-        ):
-            source.fail("CONTRACT_VALUE_INVALID", "select", "must name data.0 to data.N-1, each once")
-        if OUTPUT_FIELDS[kind] is _JOINT_FIELD:
-            _check_joints(source, select)
-        apply = _apply(source)
+        source.text("kind", _KINDS, default="continuous")
+        select = _select(source, kind, types.OUTPUT_FIELDS[kind])
+        _check_fields(source, select, types.OUTPUT_FIELDS[kind])
+        degrees, clamp = _numbers(source)
         source.done()
-        if "resize" in apply:
-            source.fail("CONTRACT_VALUE_INVALID", "apply", "an action cannot be resized")
         start = outputs[-1].stop if outputs else 0
-        outputs.append(Output(topic, kind, qos, select, start, "rad2deg" in apply))
-        clamps.extend([apply.get("clamp")] * len(select))
+        outputs.append(Output(topic, kind, qos, select, start, degrees))
+        clamps.extend([clamp] * len(select))
     if len({o.topic for o in outputs}) != len(outputs):
         section.fail("CONTRACT_VALUE_INVALID", "action", "two outputs have the same topic")
     return tuple(outputs), clamps, declared
+
+
+def _check_fields(section: Section, select: tuple[str, ...], fields: re.Pattern[str]) -> None:
+    """A message must be filled as a whole."""
+    if fields is types.ELEMENT and set(select) != {f"data.{i}" for i in range(len(select))}:
+        section.fail("CONTRACT_VALUE_INVALID", "select", "must name data.0 to data.N-1, each once")
+    if fields is types.JOINT_FIELD:
+        _check_joints(section, select)
 
 
 def _check_joints(section: Section, select: tuple[str, ...]) -> None:
@@ -203,12 +199,39 @@ def _channels(
 ) -> tuple[Channel, ...]:
     sections = safety.sections("channels")
     if len(sections) != outputs[-1].stop:
-        counts = f"{len(sections)} channels, but actions.action selects {outputs[-1].stop}"
+        counts = f"{len(sections)} channels, but actions select {outputs[-1].stop}"
         safety.fail("CONTRACT_VALUE_INVALID", "channels", counts)
     channels = tuple(_channel(s, observations, clamps[i], rate_hz) for i, s in enumerate(sections))
     if len({c.name for c in channels}) != len(channels):
         safety.fail("CONTRACT_VALUE_INVALID", "channels", "two channels have the same name")
+    for output in outputs:
+        for channel, field in zip(channels[output.start : output.stop], output.select, strict=True):
+            _check_command(safety, channel, output, field, observations)
     return channels
+
+
+def _check_command(
+    safety: Section, channel: Channel, output: Output, field: str, observations: tuple[Observation, ...]
+) -> None:
+    """A velocity called a position would be kept up in a hold; degrees taken for radians start the robot at a wrong place."""
+    quantity = types.quantity(output.type, field)
+    if quantity and quantity != ("position" if channel.is_position else channel.mode):
+        text = f"{channel.mode}, but {field} of {output.topic} is a {quantity}"
+        safety.fail("CONTRACT_VALUE_INVALID", f"channels.{channel.name}.mode", text)
+    if channel.measured is None or quantity != "position":
+        return
+    source = _source_of(channel.measured, observations)
+    if source.type == types.JOINT_STATE and source.rad2deg != output.rad2deg:
+        units = {True: "degrees", False: "radians"}
+        theirs, ours = units[source.rad2deg], units[output.rad2deg]
+        text = f"is in {theirs}, the command in {ours}: `apply: [rad2deg]` to both or to neither"
+        safety.fail("CONTRACT_VALUE_INVALID", f"channels.{channel.name}.measured", text)
+
+
+def _source_of(measured: tuple[str, int], observations: tuple[Observation, ...]) -> Source:
+    key, index = measured
+    fields = [s for o in observations if o.key == key for s in o.sources for _ in s.select]
+    return fields[index]
 
 
 def _channel(
@@ -272,7 +295,7 @@ def _limits(section: Section, mode: str, clamp: tuple[float, float] | None) -> C
     if clamp is not None:
         low, high = max(low, clamp[0]), min(high, clamp[1])
         if low >= high:
-            section.fail("CONTRACT_VALUE_INVALID", bounds, "nothing is left of it within actions.action.apply.clamp")
+            section.fail("CONTRACT_VALUE_INVALID", bounds, "nothing is left of it within the action's apply.clamp")
     if mode in ("velocity", "effort") and not low <= 0.0 <= high:
         section.fail("CONTRACT_VALUE_INVALID", bounds, "must include 0: that is where a stop ends")
     limits = ChannelLimits(
@@ -287,15 +310,17 @@ def _limits(section: Section, mode: str, clamp: tuple[float, float] | None) -> C
 
 
 def _find_measured(section: Section, field: str, observations: tuple[Observation, ...]) -> tuple[str, int]:
-    found = []
-    for observation in observations:
-        names = [name for source in observation.sources for name in source.select]
-        found += [(observation.key, i) for i, name in enumerate(names) if name == field]
+    names = [
+        ((observation.key, i), name, f"{source.topic}:{name}")
+        for observation in observations
+        for i, (source, name) in enumerate((s, name) for s in observation.sources for name in s.select)
+    ]
+    found = [place for place, *spellings in names if field in spellings]
     if len(found) != 1:
-        known = sorted({n for o in observations for s in o.sources for n in s.select})
-        section.fail(
-            "CONTRACT_VALUE_INVALID", "measured", f"{field!r} is selected {len(found)} times; selected are {known}"
-        )
+        known = sorted({name for _, name, _ in names})
+        text = f"{field!r} is selected {len(found)} times; selected are {known}"
+        hint = f"; write {next(full for _, name, full in names if name == field)!r}" if found else ""
+        section.fail("CONTRACT_VALUE_INVALID", "measured", text + hint)
     return found[0]
 
 
@@ -306,7 +331,7 @@ def _check_declared_safety(
     for output, word in zip(outputs, declared, strict=True):
         for channel in channels[output.start : output.stop]:
             if word != "none" and (word == "zeros") != (channel.hold == "zero_velocity"):
-                text = f"{channel.hold}, but actions.action.channel.safety says {word}"
+                text = f"{channel.hold}, but the action's channel.safety says {word}"
                 safety.fail("CONTRACT_HOLD_INVALID", f"channels.{channel.name}.hold", text)
 
 
@@ -342,37 +367,83 @@ def _qos(section: Section, default: Qos) -> Qos:
     return found
 
 
-def _select(section: Section) -> tuple[str, ...]:
+def _select(section: Section, kind: str, fields: re.Pattern[str]) -> tuple[str, ...]:
+    if fields is types.DATA and not section.has("select"):
+        return ("data",)
     names = section.items("select")
-    if not all(isinstance(n, str) and n for n in names) or len(set(names)) != len(names):
+    if not all(isinstance(n, str) and n for n in names):
+        section.fail("CONTRACT_VALUE_INVALID", "select", "must be a list of field names such as position.j1")
+    select = types.canonical(kind, names)
+    if len(set(select)) != len(select):
         section.fail("CONTRACT_VALUE_INVALID", "select", "must be a list of different field names such as position.j1")
-    return tuple(names)
+    wrong = next((name for name, field in zip(names, select, strict=True) if not fields.fullmatch(field)), None)
+    if wrong is not None:
+        text = f"{wrong!r} is not a field of a {kind} that can be selected; write {types.SPELLINGS[fields]}"
+        section.fail("CONTRACT_VALUE_INVALID", "select", text)
+    return select
 
 
-def _apply(section: Section) -> dict[str, Any]:
-    """Return the operators: ``rad2deg`` → True, ``clamp`` → (low, high), ``resize`` → (height, width)."""
+def _numbers(section: Section) -> tuple[bool, tuple[float, float] | None]:
+    """Return whether a policy sees degrees where the robot has radians, and the clamp in the policy's unit."""
+    found = _apply(section, {"rad2deg": _read_flag, "clamp": _read_clamp})
+    clamp: tuple[float, float] | None = found.get("clamp")
+    if clamp is not None and list(found) == ["clamp", "rad2deg"]:  # in the order of the file: it clamps radians
+        clamp = math.degrees(clamp[0]), math.degrees(clamp[1])
+    return "rad2deg" in found, clamp
+
+
+def _picture(section: Section) -> Picture:
+    found = _apply(section, {"crop": _read_crop, "resize": _read_resize, "bgr": _read_flag})
+    steps = tuple((name, value) for name, value in found.items() if name != "bgr")
+    if not steps:
+        section.fail("CONTRACT_KEY_MISSING", "apply", "a picture needs its size: `resize: [height, width]` or a crop")
+    return Picture(steps, "bgr" in found)
+
+
+_OPERATORS = ("rad2deg", "clamp", "crop", "resize", "bgr")
+
+
+def _apply(section: Section, readers: Mapping[str, Callable[[Section, str], Any]]) -> dict[str, Any]:
+    """Return operator → value in the file's order; each is there once at most."""
     found: dict[str, Any] = {}
-    if not section.has("apply"):
-        return found
-    for i, item in enumerate(section.items("apply")):
+    for i, item in enumerate(section.items("apply") if section.has("apply") else ()):
         at = f"apply[{i}]"
         operator = Section({item: None} if isinstance(item, str) else item, section.file, f"{section.path}.{at}")
-        name = next(iter(operator.left()), "")
+        name = next((name for name in _OPERATORS if operator.has(name)), "")
+        if name and name not in readers:
+            section.fail("CONTRACT_VALUE_INVALID", at, f"{name} cannot be used here; what can is {', '.join(readers)}")
         if name in found:
             section.fail("CONTRACT_VALUE_INVALID", at, f"{name} is there twice")
-        if operator.has("rad2deg"):
-            operator.ignore("rad2deg")
-            found["rad2deg"] = True
-        elif operator.has("clamp"):
-            clamp = operator.section("clamp")
-            found["clamp"] = (clamp.number("min", -1e9, 1e9), clamp.number("max", -1e9, 1e9))
-            clamp.done()
-            if found["clamp"][0] >= found["clamp"][1]:
-                section.fail("CONTRACT_VALUE_INVALID", at, "min is not below max")
-        elif operator.has("resize"):
-            size = operator.items("resize")
-            if len(size) != 2 or not all(type(n) is int and 1 <= n <= 4096 for n in size):
-                section.fail("CONTRACT_VALUE_INVALID", at, f"resize must be [height, width], is {size}")
-            found["resize"] = (size[0], size[1])
+        if name:
+            found[name] = readers[name](operator, name)
         operator.done()
     return found
+
+
+def _read_flag(section: Section, name: str) -> bool:
+    section.ignore(name)
+    return True
+
+
+def _read_clamp(section: Section, name: str) -> tuple[float, float]:
+    clamp = section.section(name)
+    low, high = clamp.number("min", -1e9, 1e9), clamp.number("max", -1e9, 1e9)
+    clamp.done()
+    if low >= high:
+        section.fail("CONTRACT_VALUE_INVALID", name, "min is not below max")
+    return low, high
+
+
+def _read_resize(section: Section, name: str) -> tuple[int, int]:
+    size = section.items(name)
+    if len(size) != 2 or not all(type(n) is int and 1 <= n <= _MAX_SIDE_PX for n in size):
+        section.fail("CONTRACT_VALUE_INVALID", name, f"must be [height, width] in pixels, is {size}")
+    return size[0], size[1]
+
+
+def _read_crop(section: Section, name: str) -> tuple[int, int, int, int]:
+    crop = section.section(name)
+    top, left = (crop.integer(key, 0, 16383) for key in ("top", "left"))
+    height, width = (crop.integer(key, 1, _MAX_SIDE_PX) for key in ("height", "width"))
+    crop.done()
+    return top, left, height, width

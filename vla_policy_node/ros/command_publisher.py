@@ -8,25 +8,29 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import rclpy
+from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Twist, TwistStamped
 from rclpy.context import Context
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Float32, Float32MultiArray, Float64, Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from vla_policy_node.contract import message_types as types
 from vla_policy_node.contract.model import Contract, Output
 from vla_policy_node.control.lock import TopicLock
 from vla_policy_node.errors import ControlError
 from vla_ros import qos
 
 Floats = npt.NDArray[np.float64]
+_Filled: TypeAlias = tuple[Any, Callable[[list[float]], None]]
+"""A message and what writes a command into it."""
 
 _GRAPH_PERIOD_S = 0.5
 _DISCOVERY_S = 1.0
@@ -74,9 +78,10 @@ class RosSink:
         self._watcher.start()
 
     def publish(self, values: Floats) -> None:
-        """Publish one command on every output topic."""
+        """Publish one command on every output topic; what is stamped has one stamp."""
+        stamp = self._node.get_clock().now().to_msg()
         for output in self._outputs:
-            output.publish(values)
+            output.publish(values, stamp)
 
     def intruder(self) -> str:
         """Return which other node published a command topic at the last look at the graph; empty = none."""
@@ -121,19 +126,21 @@ class _Output:
     def __init__(self, node: Node, output: Output, topic: str, period_s: float) -> None:
         self._node, self._output, self._period_s = node, output, period_s
         self._part = slice(output.start, output.stop)
-        kind, self._fill = self._message(output.type)
+        self._message, self._fill = self._make(output.type)
+        self._stamped = output.type in (types.JOINT_STATE, types.TWIST_STAMPED)  # a trajectory's 0 means at once
         self._publisher = node.create_publisher(
-            type(kind), topic, qos.profile(output.qos.reliability, output.qos.durability, output.qos.depth)
+            type(self._message), topic, qos.profile(output.qos.reliability, output.qos.durability, output.qos.depth)
         )
         self._topic = self._publisher.topic_name
-        self._kind = kind
 
-    def publish(self, values: Floats) -> None:
+    def publish(self, values: Floats, stamp: Time) -> None:
         part = values[self._part]
         if self._output.rad2deg:
             part = part * (math.pi / 180.0)
         self._fill(part.tolist())
-        self._publisher.publish(self._kind)
+        if self._stamped:
+            self._message.header.stamp = stamp
+        self._publisher.publish(self._message)
 
     def intruder(self) -> str:
         if self._node.count_publishers(self._topic) <= 1:
@@ -144,23 +151,31 @@ class _Output:
         names = {f"{i.node_namespace.rstrip('/')}/{i.node_name}" for i in infos} - {ours}
         return f"{self._topic} is published by {', '.join(sorted(names))} too" if names else ""
 
-    def _message(self, kind: str) -> tuple[Any, Callable[[list[float]], None]]:
-        """Return an empty message of the type and what fills it."""
-        if kind == "std_msgs/msg/Float64MultiArray":
-            return self._multi_array()
-        if kind == "sensor_msgs/msg/JointState":
-            return self._joint_state()
-        if kind == "trajectory_msgs/msg/JointTrajectory":
-            return self._trajectory()
-        return self._twist(stamped=kind.endswith("Stamped"))
+    def _make(self, kind: str) -> _Filled:
+        makers: dict[str, Callable[[], _Filled]] = {
+            "std_msgs/msg/Float64MultiArray": lambda: self._array(Float64MultiArray(), "d"),
+            "std_msgs/msg/Float32MultiArray": lambda: self._array(Float32MultiArray(), "f"),
+            "std_msgs/msg/Float64": lambda: self._single(Float64()),
+            "std_msgs/msg/Float32": lambda: self._single(Float32()),
+            types.JOINT_STATE: self._joint_state,
+            types.JOINT_TRAJECTORY: self._trajectory,
+            types.TWIST: lambda: self._twist(message := Twist(), message),
+            types.TWIST_STAMPED: lambda: self._twist(message := TwistStamped(), message.twist),
+        }
+        return makers[kind]()
 
-    def _multi_array(self) -> tuple[Any, Callable[[list[float]], None]]:
-        message = Float64MultiArray()
+    def _array(self, message: Any, typecode: str) -> _Filled:
         places = [int(entry.partition(".")[2]) for entry in self._output.select]
         order = np.argsort(places).tolist()
 
         def fill(values: list[float]) -> None:
-            message.data = array.array("d", [values[i] for i in order])
+            message.data = array.array(typecode, [values[i] for i in order])
+
+        return message, fill
+
+    def _single(self, message: Any) -> _Filled:
+        def fill(values: list[float]) -> None:
+            message.data = values[0]
 
         return message, fill
 
@@ -175,19 +190,18 @@ class _Output:
                 names.append(joint)
         return names, fields
 
-    def _joint_state(self) -> tuple[Any, Callable[[list[float]], None]]:
+    def _joint_state(self) -> _Filled:
         message = JointState()
         message.name, fields = self._joints()
 
         def fill(values: list[float]) -> None:
-            message.header.stamp = self._node.get_clock().now().to_msg()
             for field, places in fields.items():
                 numbers = [values[places[n]] if n in places else math.nan for n in message.name]
                 setattr(message, field, array.array("d", numbers))
 
         return message, fill
 
-    def _trajectory(self) -> tuple[Any, Callable[[list[float]], None]]:
+    def _trajectory(self) -> _Filled:
         message, point = JointTrajectory(), JointTrajectoryPoint()
         message.joint_names, fields = self._joints()
         point.time_from_start.nanosec = min(round(self._period_s * 1e9), 999_999_999)
@@ -201,15 +215,11 @@ class _Output:
 
         return message, fill
 
-    def _twist(self, *, stamped: bool) -> tuple[Any, Callable[[list[float]], None]]:
-        message = TwistStamped() if stamped else Twist()
-        twist = message.twist if stamped else message
-        places = [entry.split(".")[-2:] for entry in self._output.select]
+    def _twist(self, message: Any, twist: Twist) -> _Filled:
+        places = [(getattr(twist, vector), axis) for vector, axis in (e.split(".")[-2:] for e in self._output.select)]
 
         def fill(values: list[float]) -> None:
-            if stamped:
-                message.header.stamp = self._node.get_clock().now().to_msg()
             for (vector, axis), value in zip(places, values, strict=True):
-                setattr(getattr(twist, vector), axis, value)
+                setattr(vector, axis, value)
 
         return message, fill

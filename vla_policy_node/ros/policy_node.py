@@ -18,7 +18,7 @@ from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup,
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 from vla_ota.action import PrepareModel, RunPolicy
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, SwapReport
@@ -230,11 +230,15 @@ class PolicyNode(LifecycleNode):
     def _make_interfaces(self, contract: Contract) -> None:
         keep = self._configured.append
         # Made anew: an event that is destroyed just before it is taken keeps its group busy for ever (rclpy 7).
-        sensors = MutuallyExclusiveCallbackGroup()
+        # Two of them: the measured state does not wait until a picture is decoded.
+        pictures, numbers = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
         for observation in contract.observations:
             for index, source in enumerate(observation.sources):
                 receive = partial(self._on_observation, observation.key, index)
-                keep((self.destroy_subscription, self._subscribe(source, receive, sensors)))
+                group = pictures if observation.is_image else numbers
+                keep((self.destroy_subscription, self._subscribe(source, receive, group)))
+        if contract.instruction is not None:
+            keep((self.destroy_subscription, self._subscribe(contract.instruction, self._on_instruction, numbers)))
         heard: tuple[tuple[type[Any], str, Callable[[Any], None], QoSProfile], ...] = (
             (Bool, contract.motion.topic, self._on_motion, qos.FLAGS),
             (ModelStatus, f"{self.config.ota_manager}/status", self._on_manager, qos.EVENTS),
@@ -291,6 +295,13 @@ class PolicyNode(LifecycleNode):
             engine.observations.receive(key, index, message, ros_now_ns=self.get_clock().now().nanoseconds)
         except ObservationError as e:
             self.get_logger().error(f"{e.code}: {e}", throttle_duration_sec=5.0)
+
+    def _on_instruction(self, message: String) -> None:
+        if self._engine is not None:
+            try:
+                self._engine.set_instruction(message.data)
+            except ObservationError as e:
+                self.get_logger().error(f"{e.code}: {e}", throttle_duration_sec=5.0)
 
     def _on_motion(self, message: Bool) -> None:
         if self._engine is not None:
