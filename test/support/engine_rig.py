@@ -69,7 +69,8 @@ def contract_text(*, rate_hz: float = 50, auto_resume: bool = True, motion_requi
 class EngineRig:
     """An engine with a robot that is always where it was last told to be. ``with`` starts and closes it.
 
-    ``text``: a whole contract of its own. ``resumed``: somebody calls resume after the start, which a contract without ``auto_resume`` asks for.
+    ``text``: a whole contract of its own.
+    ``resumed``: somebody calls resume after the start, which a contract without ``auto_resume`` asks for.
     """
 
     def __init__(
