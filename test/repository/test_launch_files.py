@@ -101,3 +101,11 @@ def test_fleet_starts_a_bridge_that_keeps_its_state_with_the_policy_and_lets_the
 def test_what_no_node_could_start_with_ends_the_launch(robot: Any, argument: str, value: str) -> None:
     with pytest.raises(RuntimeError, match=f"^{argument}:="):
         launched(robot, **{argument: value})
+
+
+def test_what_a_policy_of_ones_own_needs_is_given_as_arguments(robot: Any) -> None:
+    given = {"worker_paths": "~/ws/policies /opt/more", "policy_modules": "a=b.c d=e"}
+    policy = launched(robot, **given)[0].parameters[2]
+    assert policy["worker_paths"] == [str(Path.home() / "ws" / "policies"), "/opt/more"]
+    assert policy["policy_modules"] == ["a=b.c", "d=e"]
+    assert not {"worker_paths", "policy_modules"} & launched(robot)[0].parameters[2].keys()
