@@ -71,6 +71,11 @@ ARGUMENTS = [
         description="Policy types of your own as type=module, separated by spaces; empty = what params_file says",
     ),
     DeclareLaunchArgument(
+        "worker_paths",
+        default_value="",
+        description="Folders that policies of your own are imported from, separated by spaces; empty = what params_file says",
+    ),
+    DeclareLaunchArgument(
         "manager", default_value="true", choices=TRUTH, description="Start ota_manager (false: policy alone)"
     ),
     DeclareLaunchArgument(
@@ -132,6 +137,13 @@ def _own_store(context: LaunchContext, root: str, namespace: str) -> str:
     return str(Path(root, whole.strip("/").replace("/", ".") or "no-namespace"))
 
 
+def _workers(given: dict[str, str]) -> dict[str, Any]:
+    """Return those parameters of the workers that are given."""
+    paths = [str(Path(path).expanduser()) for path in given["worker_paths"].split()]
+    parameters = {**given, "policy_modules": given["policy_modules"].split(), "worker_paths": paths}
+    return {name: value for name, value in parameters.items() if value}
+
+
 def _stay_down(event: ProcessExited, context: LaunchContext) -> EmitEvent | None:
     """End the respawning of a node that has refused to start: launch itself would start it again for ever."""
     if event.returncode != REFUSED or not isinstance(event.action, Node) or event.action.node_package != "vla_ota":
@@ -156,10 +168,7 @@ def robot(context: LaunchContext) -> list[Action]:
     manager: dict[str, Any] = {**stored}
     if given("model_path"):
         policy["model_path"] = manager["factory_bundle"] = given("model_path")
-    if given("worker_python"):
-        policy["worker_python"] = given("worker_python")
-    if given("policy_modules"):
-        policy["policy_modules"] = given("policy_modules").split()
+    policy |= _workers({name: given(name) for name in ("worker_python", "policy_modules", "worker_paths")})
     if given("allowed_sources"):
         manager["allowed_sources"] = given("allowed_sources").split()
     elif given("fleet"):

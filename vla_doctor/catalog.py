@@ -35,6 +35,18 @@ RULES = {
         "The robot contract cannot be read or does not say what it must; the text names file and key.",
         "correct that key in {file}; the commented example is config/sim_arm.contract.yaml",
     ),
+    # -- a recorded list of topics (--topics)
+    "TOPICS_UNREADABLE": Rule(
+        "FAIL",
+        "The recorded list of topics cannot be read.",
+        "record it on the robot: ros2 topic list -t > topics.txt",
+    ),
+    "NAMESPACE_DIFFERS": Rule(
+        "FAIL",
+        "The list has the contract's topics, all of them, in another namespace than the policy's.",
+        "start the policy there (ros2 launch … namespace:={namespace}, doctor --namespace {namespace}), "
+        "or write full names into the contract",
+    ),
     # -- topics that the policy needs
     "MESSAGE_TYPE_UNKNOWN": Rule(
         "FAIL",

@@ -23,6 +23,9 @@ class DoctorSettings:
     """What to look at."""
 
     contract: str = setting("", "Robot contract (YAML); empty = the one that policy_node runs with", path=True)
+    topics: str = setting(
+        "", "Check the contract against this list instead of a robot: the output of ros2 topic list -t", path=True
+    )
     store_dir: str = setting("", "Store of ota_manager; empty = the one that the nodes run with", path=True)
     policy_node: str = setting("policy_node", "Name of the policy node, in the doctor's namespace")
     ota_manager: str = setting("ota_manager", "Name of the manager, in the doctor's namespace")

@@ -48,6 +48,11 @@ def vla_checkpoint() -> None:
     _run("vla_checkpoint.cli", interrupted=130)
 
 
+def vla_contract() -> None:
+    """Entry point of ``vla-contract``."""
+    _run("vla_contract.cli", interrupted=130)
+
+
 def vla_evidence() -> None:
     """Entry point of ``vla-evidence``."""
     _run("vla_evidence.cli", interrupted=130)

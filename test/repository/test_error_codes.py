@@ -43,7 +43,8 @@ NOT_CODES = {
     "causes and decisions": "ADVANCE ASK COMMIT CONTINUE NO_DIFFERENCE_SHOWN ROLLBACK UPDATE",
     "kinds of pictures": "JPEG PNG RGB RGBA",
     "words of LeRobot": "ACTION IDENTITY MEAN_STD MIN_MAX QUANTILES STATE VISUAL",
-    "words of command lines": "BUNDLE DIR FILE HEX HZ JSON UTC VERSION",
+    "words of command lines": "BUNDLE DIR FILE HEX HZ JSON NS TOPIC UTC VERSION",
+    "what stands in a contract's draft where a value is open": "TODO",
     "why a wait of the policy port was given up": "TIMEOUT",
     "states of experiments and of their robots": "AB INCONCLUSIVE JOINING LEAVING LEFT NO_DIFFERENCE STOPPED WIN_A WIN_B",
     "orders to robots, their states, and what acts": "ACCEPTED ACTIVE ASSIGN DONE FOUND GET_STATUS MODEL_UPDATE PIN RUNNING"

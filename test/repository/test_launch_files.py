@@ -1,70 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the launch files decide by themselves: stores, refusals, respawning.
-
-``launch`` comes with a ROS 2 installation and is not on PyPI. Here its actions are stand-ins that only keep what they are given.
-"""
+"""What the launch files decide by themselves: stores, refusals, respawning."""
 
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.launch_stand_in import Node, stand_in_for_launch
 
 from vla_fleet_bridge.config import BridgeSettings
 from vla_ros.start import REFUSED
 
 TOP = Path(__file__).resolve().parents[2]
-MODULES = [
-    "launch", "launch.actions", "launch.event_handlers", "launch.events", "launch.events.process", "launch.substitutions",
-    "launch_ros", "launch_ros.actions", "launch_ros.parameter_descriptions", "launch_ros.utilities",
-]  # fmt: skip
-
-
-class Given:
-    """Any class of ``launch``: keeps its arguments."""
-
-    def __init__(self, *values: Any, **named: Any) -> None:
-        self.values, self.named = values, named
-        self.__dict__.update(named)
-
-
-class Node(Given):
-    node_package = "vla_ota"
-
-
-class LaunchConfiguration(Given):
-    def perform(self, context: Any) -> str:
-        return str(context.launch_configurations[self.values[0]])
-
-
-def prefix_namespace(base: str | None, name: str | None) -> str | None:
-    if base is None or (name or "").startswith("/"):
-        return name
-    return f"{base}/{name}".rstrip("/") if name else base
-
-
-class StandIn(ModuleType):
-    Node, LaunchConfiguration = Node, LaunchConfiguration
-    prefix_namespace = staticmethod(prefix_namespace)
-    make_namespace_absolute = staticmethod(lambda name: name if not name or name.startswith("/") else f"/{name}")
-    matches_action = staticmethod(lambda action: action)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Given
 
 
 @pytest.fixture
 def robot(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module robot.launch.py."""
-    for name in MODULES:
-        monkeypatch.setitem(sys.modules, name, StandIn(name))
-    monkeypatch.setattr("ament_index_python.packages.get_package_share_directory", lambda package: str(TOP))
+    stand_in_for_launch(monkeypatch)
     spec = importlib.util.spec_from_file_location("robot_launch", TOP / "launch" / "robot.launch.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -145,3 +101,11 @@ def test_fleet_starts_a_bridge_that_keeps_its_state_with_the_policy_and_lets_the
 def test_what_no_node_could_start_with_ends_the_launch(robot: Any, argument: str, value: str) -> None:
     with pytest.raises(RuntimeError, match=f"^{argument}:="):
         launched(robot, **{argument: value})
+
+
+def test_what_a_policy_of_ones_own_needs_is_given_as_arguments(robot: Any) -> None:
+    given = {"worker_paths": "~/ws/policies /opt/more", "policy_modules": "a=b.c d=e"}
+    policy = launched(robot, **given)[0].parameters[2]
+    assert policy["worker_paths"] == [str(Path.home() / "ws" / "policies"), "/opt/more"]
+    assert policy["policy_modules"] == ["a=b.c", "d=e"]
+    assert not {"worker_paths", "policy_modules"} & launched(robot)[0].parameters[2].keys()

@@ -69,11 +69,18 @@ def contract_text(*, rate_hz: float = 50, auto_resume: bool = True, motion_requi
 class EngineRig:
     """An engine with a robot that is always where it was last told to be. ``with`` starts and closes it.
 
+    ``text``: a whole contract of its own.
     ``resumed``: somebody calls resume after the start, which a contract without ``auto_resume`` asks for.
     """
 
     def __init__(
-        self, folder: Path, *, contract: dict[str, Any] | None = None, resumed: bool = True, **config: Any
+        self,
+        folder: Path,
+        *,
+        contract: dict[str, Any] | None = None,
+        text: str = "",
+        resumed: bool = True,
+        **config: Any,
     ) -> None:
         self._resumed = resumed
         self.record = folder / "commands.bin"
@@ -92,7 +99,7 @@ class EngineRig:
         }
         self.engine = PolicyEngine(
             PolicyNodeConfig(**{**settings, **config}),
-            parse_contract(contract_text(**(contract or {}))),
+            parse_contract(text or contract_text(**(contract or {}))),
             sink={"kind": "record", "path": str(self.record)},
             listener=self,
         )

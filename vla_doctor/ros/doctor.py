@@ -27,9 +27,10 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rclpy.utilities import remove_ros_args
 
 from vla_doctor.examination import examine
-from vla_doctor.findings import exit_status, report, report_json
+from vla_doctor.findings import Finding, exit_status, report, report_json
 from vla_doctor.seen import Endpoint, Samples, TopicSeen
 from vla_doctor.settings import DoctorSettings, parse_arguments
+from vla_doctor.wiring import examine_list
 from vla_ros import qos
 from vla_ros.interfaces import message_class
 from vla_ros.parameters import ParameterError, declare, refuse_unknown
@@ -102,6 +103,10 @@ class Doctor(Node):
         subscriptions = [_endpoint(info) for info in self.get_subscriptions_info_by_topic(name)]
         others = tuple(s for s in subscriptions if s.node != own)
         return TopicSeen(name, tuple(publishers), others, samples or Samples())
+
+    def topics(self) -> list[tuple[str, list[str]]]:
+        """Return every topic with its message types."""
+        return list(self.get_topic_names_and_types())
 
     def topics_of_type(self, kind: str, *, published: bool) -> list[str]:
         """Return topics of a type that somebody publishes (or subscribes to)."""
@@ -235,7 +240,7 @@ def run(argv: list[str]) -> int:
         rclpy.init(args=argv)
         doctor = Doctor(arguments, namespace)
         settings = doctor.settings
-        findings = examine(doctor, settings)
+        findings = _examine_list(doctor) if settings.topics else examine(doctor, settings)
     except (KeyboardInterrupt, ExternalShutdownException):
         return 130
     except ParameterError as e:
@@ -250,6 +255,12 @@ def run(argv: list[str]) -> int:
         rclpy.try_shutdown()
     sys.stdout.write((report_json if settings.json else report)(findings) + "\n")
     return exit_status(findings)
+
+
+def _examine_list(doctor: Doctor) -> list[Finding]:
+    """Check a recorded list of topics; names are expanded and remapped as the policy node's are."""
+    node = doctor.settings.policy_node.rpartition("/")[2]
+    return examine_list(lambda topic, ns: doctor.full_name(topic, node, ns), doctor.namespace, doctor.settings)
 
 
 def _usage(reason: str) -> int:

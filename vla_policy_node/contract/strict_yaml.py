@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
+from vla_policy_node.contract.open_values import TODO, meaning
 from vla_policy_node.errors import ContractError
 
 MAX_BYTES = 64 * 1024
@@ -88,7 +89,10 @@ class Section:
             # A misspelt key is the likelier fault: name it first.
             self._refuse_unknown(only_close_to=key)
             self.fail("CONTRACT_KEY_MISSING", key, "is missing")
-        return self._data.pop(key)
+        value = self._data.pop(key)
+        if value == TODO or (isinstance(value, list) and TODO in value):
+            self.fail("CONTRACT_TODO", key, f"is still to be filled in: {meaning(key)}")
+        return value
 
     def section(self, key: str) -> Section:
         """Take a mapping."""
