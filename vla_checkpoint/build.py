@@ -32,6 +32,7 @@ def build_manifest(
     rate_hz: float,
     kind: Kind = "full",
     base: BaseRef | None = None,
+    requires: Mapping[str, str] | None = None,
     lineage: Mapping[str, Any] | None = None,
     created: str | None = None,
     progress: Progress | None = None,
@@ -51,6 +52,7 @@ def build_manifest(
         rate_hz: actions per second.
         kind: ``full`` or ``adapter``.
         base: the bundle an adapter belongs on.
+        requires: distribution → PEP 440 specifier, what a worker's interpreter needs.
         lineage: any JSON object.
         created: UTC ``YYYY-MM-DDTHH:MM:SSZ``; now if ``None``.
         progress: called with the bytes done since the last call.
@@ -72,6 +74,7 @@ def build_manifest(
         tensors={},
         kind=kind,
         base=base,
+        requires=requires or {},
         lineage=lineage or {},
     )
     _reparse(draft, folder)  # refuse bad arguments and names before hashing gigabytes

@@ -4,7 +4,8 @@
 * one tensor ``[N, …]`` for each input feature, under its name: state float32 ``[N, S]``, pictures uint8 ``[N, H, W, C]``
 * ``action`` float32 ``[N, H, A]`` in physical units
 * metadata ``instructions`` (JSON list of N strings) and ``tolerance`` (JSON number or list of A numbers: the largest allowed
-  absolute difference per channel, in the channel's unit)
+  absolute difference per channel, in the channel's unit); for a policy that draws random numbers also ``seed`` (JSON integer),
+  which a replay sets before each observation
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from vla_checkpoint.config import ACTION, PolicyConfig
 from vla_checkpoint.errors import GoldenError, JsonError
 from vla_checkpoint.files import PathLike, write_atomically
 from vla_checkpoint.header import Header, read_header
-from vla_checkpoint.strict_json import is_number, parse_json
+from vla_checkpoint.strict_json import is_int, is_number, parse_json
 from vla_checkpoint.tensors import numpy_dtype, read_array
 
 GOLDEN_NAME = "golden.safetensors"
@@ -42,6 +43,8 @@ class Golden:
     """N instructions."""
     tolerance: npt.NDArray[np.float32]
     """``[A]``: largest allowed absolute difference per channel, in its unit."""
+    seed: int | None = None
+    """Of random numbers, set before each observation."""
 
     def __len__(self) -> int:
         return len(self.instructions)
@@ -74,8 +77,8 @@ def read_golden(path: PathLike) -> Golden:
     expected = observations.pop(ACTION).astype(np.float32, copy=False)
     if not observations:
         raise GoldenError("GOLDEN_FORMAT", path, "no observations")
-    instructions, tolerance = _read_metadata(header, path, count, channels)
-    return Golden(observations, expected, instructions, tolerance)
+    instructions, tolerance, seed = _read_metadata(header, path, count, channels)
+    return Golden(observations, expected, instructions, tolerance, seed)
 
 
 def check_golden(golden: Golden, config: PolicyConfig, path: PathLike = GOLDEN_NAME) -> None:
@@ -106,6 +109,7 @@ def write_golden(
     action: npt.NDArray[np.float32],
     instructions: list[str] | tuple[str, ...],
     tolerance: float | npt.NDArray[np.floating[Any]] | list[float],
+    seed: int | None = None,
 ) -> None:
     """Write a golden file and read it back; the same arguments give the same bytes.
 
@@ -115,6 +119,7 @@ def write_golden(
         action: ``[N, H, A]``, physical units.
         instructions: N strings.
         tolerance: one number, or A of them, in the channels' units.
+        seed: of random numbers, for a policy that draws some.
 
     Raises:
         FileError: it cannot be written.
@@ -124,6 +129,8 @@ def write_golden(
     tensors[ACTION] = np.ascontiguousarray(action, dtype=np.float32)
     listed = tolerance if isinstance(tolerance, (int, float)) else [float(t) for t in tolerance]
     metadata = {"instructions": json.dumps(list(instructions)), "tolerance": json.dumps(listed)}
+    if seed is not None:
+        metadata["seed"] = json.dumps(seed)
     write_atomically(Path(path), _with_sorted_header(safetensors.numpy.save(tensors, metadata)))
     try:
         read_golden(path)
@@ -134,10 +141,12 @@ def write_golden(
 
 def _read_metadata(
     header: Header, path: PathLike, count: int, channels: int
-) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
-    values = {}
-    for key in ("instructions", "tolerance"):
+) -> tuple[tuple[str, ...], npt.NDArray[np.float32], int | None]:
+    values: dict[str, Any] = {"seed": None}
+    for key in ("instructions", "tolerance", "seed"):
         if key not in header.metadata:
+            if key == "seed":
+                continue
             raise GoldenError("GOLDEN_FORMAT", path, f"metadata lacks {key!r}")
         try:
             values[key] = parse_json(header.metadata[key].encode(), path)
@@ -155,7 +164,10 @@ def _read_metadata(
     listed = isinstance(tolerance, list) and len(tolerance) == channels
     if not listed or not all(is_number(t) and 0 <= t < 1e30 for t in tolerance):
         raise GoldenError("GOLDEN_FORMAT", path, f"tolerance must be a number >= 0, or {channels} of them")
-    return tuple(instructions), np.asarray(tolerance, dtype=np.float32)
+    seed = values["seed"]
+    if seed is not None and not (is_int(seed) and 0 <= seed < 1 << 32):
+        raise GoldenError("GOLDEN_FORMAT", path, "seed must be an integer from 0 to 4294967295")
+    return tuple(instructions), np.asarray(tolerance, dtype=np.float32), seed
 
 
 def _with_sorted_header(data: bytes) -> bytes:

@@ -4,6 +4,8 @@
 * Canonical JSON (RFC 8785), exactly: other bytes with the same meaning are refused, so that one bundle has one digest.
 * Closed: an unknown key is refused; what a future version adds comes with a new ``schema`` number. ``lineage`` is the free place
   (any JSON object: parents, data sets, training run).
+* ``requires``, the one key that may be absent, says which releases of which distributions a worker's interpreter must have:
+  ``{"lerobot": ">=0.4,<0.5"}`` (names and version specifiers of PEP 508 and PEP 440).
 * ``files`` lists every file of the folder but ``manifest.json`` itself; ``tensors`` every tensor of every weight file.
 """
 
@@ -33,14 +35,19 @@ MODES: tuple[Mode, ...] = ("absolute", "relative", "velocity", "effort")
 Kind = Literal["full", "adapter"]
 KINDS: tuple[Kind, ...] = ("full", "adapter")
 MAX_RATE_HZ = 10_000.0
+_MAX_REQUIRES = 16
 
 _KEYS = (
     "schema", "name", "version", "kind", "base", "policy_type", "robot_type", "action", "created", "lineage", "files", "tensors",
 )  # fmt: skip
+_OPTIONAL = ("requires",)
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?")  # a folder's name on every file system
 _ROBOT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 _CREATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _HEX = re.compile(r"[0-9a-f]{64}")
+_DISTRIBUTION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+_CLAUSE = r"(?:~=|===?|!=|<=?|>=?) ?[0-9]{1,9}(?:\.[0-9]{1,9}){0,5}(?:(?:a|b|rc|\.post|\.dev)[0-9]{1,9})?(?:\.\*)?"
+_SPECIFIER = re.compile(rf"{_CLAUSE}(?:, ?{_CLAUSE}){{0,7}}")
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,8 @@ class Manifest:
     base: BaseRef | None = None
     """The base of an adapter; ``None`` if and only if ``kind`` is ``full``."""
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    requires: Mapping[str, str] = field(default_factory=dict)
+    """Distribution → version specifier (PEP 440) that the worker's interpreter must satisfy."""
     schema: int = SCHEMA
 
     @staticmethod
@@ -150,6 +159,7 @@ class Manifest:
             "lineage": dict(self.lineage),
             "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in self.files],
             "tensors": {file: dict(tensors) for file, tensors in self.tensors.items()},
+            **({"requires": dict(self.requires)} if self.requires else {}),
         }
 
 
@@ -202,7 +212,7 @@ class _Parser:
         return manifest
 
     def _manifest(self, document: Any) -> Manifest:
-        values = self._object(document, "the top level", _KEYS)
+        values = self._object(document, "the top level", _KEYS, _OPTIONAL)
         kind = self._choice(values["kind"], "kind", KINDS)
         base = None if values["base"] is None else self._base(values["base"])
         if (kind == "adapter") != (base is not None):
@@ -220,6 +230,7 @@ class _Parser:
             action=self._action(values["action"]),
             created=self._created(values["created"]),
             lineage=MappingProxyType(values["lineage"]),
+            requires=self._requires(values["requires"]) if "requires" in values else {},
             files=files,
             tensors=self._tensors(values["tensors"], {entry.path for entry in files}),
         )
@@ -289,10 +300,18 @@ class _Parser:
             self._field("created", f"{text} is not a date and time")
         return text
 
-    def _object(self, value: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    def _requires(self, value: Any) -> Mapping[str, str]:
+        if not isinstance(value, dict) or not 0 < len(value) <= _MAX_REQUIRES:
+            self._field("requires", f"must be an object of 1 to {_MAX_REQUIRES} distributions, or absent")
+        for name, specifier in value.items():
+            self._match(name, "requires", _DISTRIBUTION)
+            self._match(specifier, f"requires.{name}", _SPECIFIER)
+        return MappingProxyType(value)
+
+    def _object(self, value: Any, where: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
         if not isinstance(value, dict):
             self._field(where, "must be an object")
-        wrong = sorted(value.keys() ^ set(keys))
+        wrong = sorted((value.keys() - set(optional)) ^ set(keys))
         if wrong:
             verb = "is missing" if wrong[0] in keys else "is not a known key"
             self._field(where, f"{wrong[0][:80]!r} {verb}")

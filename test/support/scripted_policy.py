@@ -12,7 +12,8 @@ Keys of config.json:
   ``reset_raises_at`` (n-th reset)
 * preparation: ``load_sleep_s``, ``load_crash``, ``load_raise``, ``load_no_memory``, ``warm_up_nan``, ``golden_error`` [physical
   unit], ``spec`` (replaces parts of the true one), ``child_process`` (leaves a ``sleep`` behind)
-* output: ``echo`` (what was observed), ``print_resets``, ``print_lines`` (so many a call)
+* output: ``noise`` [physical unit] (from numpy's global generator), ``echo`` (what was observed), ``print_resets``,
+  ``print_lines`` (so many a call)
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class ScriptedPolicy:
         chunk = self._sinusoid(0.0 if instruction == "golden" else time.monotonic())
         if instruction == "golden":
             chunk += np.float32(config.get("golden_error", 0.0))
+        if config.get("noise"):
+            chunk += np.float32(config["noise"]) * np.random.standard_normal(chunk.shape).astype(np.float32)
         if call == config.get("jump_at_call") or call >= config.get("jump_from_call", np.inf):
             chunk += np.float32(config["jump"])
         if call == config.get("nan_at_call") or (call < 0 and config.get("warm_up_nan") and instruction != "golden"):

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,9 @@ def replay(
     action: FloatArray,
     instructions: Sequence[str],
     tolerance: Sequence[float],
-) -> None:
-    """Infer every golden observation and compare.
+    seed: int | None = None,
+) -> float:
+    """Infer every golden observation and compare; return the largest absolute difference, of whatever channel, in its unit.
 
     Args:
         policy: reset before each observation.
@@ -31,26 +34,73 @@ def replay(
         action: expected, ``[N, H, A]``, physical units.
         instructions: N texts.
         tolerance: ``[A]``, largest allowed absolute difference per channel, in its unit.
+        seed: of random numbers, set before each observation; ``None``: not set.
 
     Raises :class:`WorkerError` ``GOLDEN_MISMATCH`` that names observation, step and channel.
     """
-    allowed = np.asarray(tolerance, dtype=np.float64)
-    for n, instruction in enumerate(instructions):
-        try:
+    allowed, largest = np.asarray(tolerance, dtype=np.float64), 0.0
+    try:
+        for n, chunk in enumerate(_answers(policy, observations, instructions, seed)):
+            largest = max(largest, _compare(n, chunk, action[n], allowed))
+    except ChunkError as e:
+        raise WorkerError("GOLDEN_MISMATCH", f"{e.error}: {e.reason}") from e
+    return largest
+
+
+def record(
+    policy: Policy,
+    observations: Mapping[str, Array],
+    action: FloatArray,
+    instructions: Sequence[str],
+    seed: int | None = None,
+) -> None:
+    """Infer every observation and write the chunks into ``action``; arguments as for :func:`replay`.
+
+    Raises :class:`WorkerError` with the error of a chunk.
+    """
+    try:
+        for n, chunk in enumerate(_answers(policy, observations, instructions, seed)):
+            action[n] = chunk
+    except ChunkError as e:
+        raise WorkerError(e.error, e.reason) from e
+
+
+def _answers(
+    policy: Policy, observations: Mapping[str, Array], instructions: Sequence[str], seed: int | None
+) -> Iterator[FloatArray]:
+    """Yield the chunk of each observation, in the same way for a recording and for its replay."""
+    try:
+        for n, instruction in enumerate(instructions):
             reset(policy)
-            chunk = infer(policy, {name: array[n] for name, array in observations.items()}, instruction)
-        except ChunkError as e:
-            raise WorkerError("GOLDEN_MISMATCH", f"golden observation {n}: {e.error}: {e.reason}") from e
-        if chunk.shape != action[n].shape:
-            raise WorkerError(
-                "GOLDEN_MISMATCH", f"golden observation {n}: chunk {chunk.shape}, expected {action[n].shape}"
-            )
-        difference = np.abs(chunk.astype(np.float64) - action[n])
-        excess = difference - allowed
-        if not np.all(excess <= 0):  # written so that NaN fails
-            step, channel = np.unravel_index(int(np.argmax(excess)), excess.shape)
-            raise WorkerError(
-                "GOLDEN_MISMATCH",
-                f"golden observation {n}, step {step}, channel {channel}: differs by {difference[step, channel]:.6g}, "
-                f"allowed {allowed[channel]:.6g}",
-            )
+            if seed is not None:
+                _seed(seed)
+            yield infer(policy, {name: array[n] for name, array in observations.items()}, instruction)
+    finally:
+        if seed is not None:  # what the robot does next is not always the same
+            _seed(None)
+
+
+def _seed(seed: int | None) -> None:
+    """Set the generators that policies draw from; ``None``: from the system's entropy."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch = sys.modules.get("torch")
+    if torch is not None and seed is None:
+        torch.seed()
+    elif torch is not None:
+        torch.manual_seed(seed)
+
+
+def _compare(n: int, chunk: FloatArray, expected: FloatArray, allowed: npt.NDArray[np.float64]) -> float:
+    if chunk.shape != expected.shape:
+        raise WorkerError("GOLDEN_MISMATCH", f"golden observation {n}: chunk {chunk.shape}, expected {expected.shape}")
+    difference = np.abs(chunk.astype(np.float64) - expected)
+    excess = difference - allowed
+    if not np.all(excess <= 0):  # written so that NaN fails
+        step, channel = np.unravel_index(int(np.argmax(excess)), excess.shape)
+        raise WorkerError(
+            "GOLDEN_MISMATCH",
+            f"golden observation {n}, step {step}, channel {channel}: differs by {difference[step, channel]:.6g}, "
+            f"allowed {allowed[channel]:.6g}",
+        )
+    return float(difference.max())
