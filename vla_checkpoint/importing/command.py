@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset", default="", metavar="DIR", help="its data set, a folder or org/name; default: as train_config.json"
     )  # fmt: skip
     parser.add_argument(
-        "--execute", type=int, metavar="N", help="actions of a chunk to execute; default: the checkpoint's, or half if that is all"
+        "--execute", type=int, metavar="N", help="actions of a chunk to execute; default: the checkpoint's, or half if all"
     )  # fmt: skip
     parser.add_argument(
         "--lerobot-version",
