@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X.Y.Z",
         help="release that wrote it; default: guessed from its files",
     )
+    parser.add_argument("--merge", action="store_true", help="merge this LoRA adapter into the bundle of --base")
     parser.set_defaults(contract="", read_robot=None)
 
 
@@ -64,6 +65,10 @@ def run(options: argparse.Namespace, progress: Progress | None) -> dict[str, Any
         raise ImportFolderError(
             "IMPORT_MISMATCH", options.contract, "says --robot-type, --rate-hz and --channel: leave them out"
         )
+    if options.merge and options.base is None:
+        raise ImportFolderError(
+            "IMPORT_INCOMPLETE", folder, "--merge needs the bundle that the adapter was trained on: --base DIR"
+        )
     training = read_training(folder)
     dataset = _dataset(options.dataset, training)
     who = identify(out, options.name, options.version, typed if robot is None else robot.target, dataset)
@@ -77,7 +82,8 @@ def run(options: argparse.Namespace, progress: Progress | None) -> dict[str, Any
         robot_type=who.robot_type,
         channels=who.channels,
         rate_hz=who.rate_hz,
-        base=base_ref(options.base),
+        base=None if options.merge else base_ref(options.base),
+        merge_into=options.base if options.merge else None,
         execute=options.execute,
         requires={"lerobot": release} if release else None,
         lineage={**training.lineage, **(options.lineage or {})},

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 
 from vla_checkpoint.build import build_manifest
-from vla_checkpoint.bundle import Bundle, open_bundle
+from vla_checkpoint.bundle import Bundle, open_bundle, verify_bundle
 from vla_checkpoint.config import ACTION, PolicyConfig, load_config
 from vla_checkpoint.errors import CheckpointError, FileError, ImportFolderError
 from vla_checkpoint.files import PathLike, Progress, write_atomically
 from vla_checkpoint.folder import forbidden_name, list_folder
 from vla_checkpoint.header import read_header
+from vla_checkpoint.importing.merge import merge_adapter
 from vla_checkpoint.importing.settle import settle
 from vla_checkpoint.importing.source import find_source, link_roots, origin_of
 from vla_checkpoint.importing.training import TRAIN_CONFIG_NAME
@@ -62,6 +63,7 @@ def import_folder(
     channels: Sequence[Channel],
     rate_hz: float,
     base: BaseRef | None = None,
+    merge_into: PathLike | None = None,
     execute: int | None = None,
     requires: Mapping[str, str] | None = None,
     lineage: Mapping[str, Any] | None = None,
@@ -80,6 +82,7 @@ def import_folder(
         channels: of the action, in order.
         rate_hz: actions per second.
         base: the bundle that an adapter belongs on; needed for adapters only.
+        merge_into: that bundle's folder, to make a full bundle of both instead.
         execute: actions of a chunk to execute; ``None``: see :func:`vla_checkpoint.importing.settle.settle`.
         requires: distribution → PEP 440 specifier, what a worker's interpreter needs.
         lineage: any JSON object; the origin that the folder's name shows is added.
@@ -100,13 +103,14 @@ def import_folder(
         raise FileError("FILE_NOT_WRITTEN", out, e.strerror or str(e)) from e
     try:
         left_out = _copy(folder, aside)
+        merged = {} if merge_into is None else merge_adapter(aside, verify_bundle(merge_into))
         notes = settle(aside, execute)
         names = list_folder(aside).keys()
         config = load_config(aside)
         is_adapter = ADAPTER_WEIGHTS_NAME in names
         if is_adapter != (base is not None):
             reason = (
-                "an adapter needs its base: give --base"
+                "an adapter needs its base: give --base, and --merge to make one full bundle of both"
                 if is_adapter
                 else "a base was given, but this is not an adapter"
             )
@@ -124,7 +128,7 @@ def import_folder(
             kind="adapter" if is_adapter else "full",
             base=base,
             requires=requires,
-            lineage={**origin_of(folder), **(lineage or {})},
+            lineage={**origin_of(folder), **merged, **(lineage or {})},
             created=created,
             progress=progress,
         )
