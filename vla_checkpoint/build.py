@@ -32,8 +32,8 @@ def build_manifest(
     rate_hz: float,
     kind: Kind = "full",
     base: BaseRef | None = None,
-    requires: Mapping[str, str] | None = None,
     lineage: Mapping[str, Any] | None = None,
+    requires: Mapping[str, str] | None = None,
     created: str | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
@@ -52,8 +52,8 @@ def build_manifest(
         rate_hz: actions per second.
         kind: ``full`` or ``adapter``.
         base: the bundle an adapter belongs on.
-        requires: distribution → PEP 440 specifier, what a worker's interpreter needs.
         lineage: any JSON object.
+        requires: distribution → versions of the interpreter that runs the policy, as ``>=0.4,<0.5``.
         created: UTC ``YYYY-MM-DDTHH:MM:SSZ``; now if ``None``.
         progress: called with the bytes done since the last call.
         cancel: true stops.
@@ -74,8 +74,8 @@ def build_manifest(
         tensors={},
         kind=kind,
         base=base,
-        requires=requires or {},
         lineage=lineage or {},
+        requires=requires or {},
     )
     _reparse(draft, folder)  # refuse bad arguments and names before hashing gigabytes
     check_paths(sorted(files), folder / MANIFEST_NAME)

@@ -4,13 +4,16 @@
 * one tensor ``[N, …]`` for each input feature, under its name: state float32 ``[N, S]``, pictures uint8 ``[N, H, W, C]``
 * ``action`` float32 ``[N, H, A]`` in physical units
 * metadata ``instructions`` (JSON list of N strings) and ``tolerance`` (JSON number or list of A numbers: the largest allowed
-  absolute difference per channel, in the channel's unit); for a policy that draws random numbers also ``seed`` (JSON integer),
-  which a replay sets before each observation
+  absolute difference per channel, in the channel's unit)
+* metadata ``seed`` (JSON integer, optional): what a policy that draws random numbers is seeded with before each observation
+
+Each observation is the first one of an episode: a policy with a history of observations sees it repeated.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +28,11 @@ from vla_checkpoint.config import ACTION, PolicyConfig
 from vla_checkpoint.errors import GoldenError, JsonError
 from vla_checkpoint.files import PathLike, write_atomically
 from vla_checkpoint.header import Header, read_header
-from vla_checkpoint.strict_json import is_int, is_number, parse_json
+from vla_checkpoint.strict_json import is_number, parse_json
 from vla_checkpoint.tensors import numpy_dtype, read_array
 
 GOLDEN_NAME = "golden.safetensors"
+_MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Golden:
     tolerance: npt.NDArray[np.float32]
     """``[A]``: largest allowed absolute difference per channel, in its unit."""
     seed: int | None = None
-    """Of random numbers, set before each observation."""
+    """What the policy's random numbers begin with at each observation; ``None``: it draws none."""
 
     def __len__(self) -> int:
         return len(self.instructions)
@@ -77,8 +81,8 @@ def read_golden(path: PathLike) -> Golden:
     expected = observations.pop(ACTION).astype(np.float32, copy=False)
     if not observations:
         raise GoldenError("GOLDEN_FORMAT", path, "no observations")
-    instructions, tolerance, seed = _read_metadata(header, path, count, channels)
-    return Golden(observations, expected, instructions, tolerance, seed)
+    instructions, tolerance = _read_metadata(header, path, count, channels)
+    return Golden(observations, expected, instructions, tolerance, _read_seed(header, path))
 
 
 def check_golden(golden: Golden, config: PolicyConfig, path: PathLike = GOLDEN_NAME) -> None:
@@ -119,7 +123,7 @@ def write_golden(
         action: ``[N, H, A]``, physical units.
         instructions: N strings.
         tolerance: one number, or A of them, in the channels' units.
-        seed: of random numbers, for a policy that draws some.
+        seed: with which the chunks were made, 0 to 2**32 - 1; ``None``: the policy draws no random numbers.
 
     Raises:
         FileError: it cannot be written.
@@ -141,12 +145,10 @@ def write_golden(
 
 def _read_metadata(
     header: Header, path: PathLike, count: int, channels: int
-) -> tuple[tuple[str, ...], npt.NDArray[np.float32], int | None]:
-    values: dict[str, Any] = {"seed": None}
-    for key in ("instructions", "tolerance", "seed"):
+) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
+    values = {}
+    for key in ("instructions", "tolerance"):
         if key not in header.metadata:
-            if key == "seed":
-                continue
             raise GoldenError("GOLDEN_FORMAT", path, f"metadata lacks {key!r}")
         try:
             values[key] = parse_json(header.metadata[key].encode(), path)
@@ -164,10 +166,16 @@ def _read_metadata(
     listed = isinstance(tolerance, list) and len(tolerance) == channels
     if not listed or not all(is_number(t) and 0 <= t < 1e30 for t in tolerance):
         raise GoldenError("GOLDEN_FORMAT", path, f"tolerance must be a number >= 0, or {channels} of them")
-    seed = values["seed"]
-    if seed is not None and not (is_int(seed) and 0 <= seed < 1 << 32):
-        raise GoldenError("GOLDEN_FORMAT", path, "seed must be an integer from 0 to 4294967295")
-    return tuple(instructions), np.asarray(tolerance, dtype=np.float32), seed
+    return tuple(instructions), np.asarray(tolerance, dtype=np.float32)
+
+
+def _read_seed(header: Header, path: PathLike) -> int | None:
+    text = header.metadata.get("seed")
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > _MAX_SEED:
+        raise GoldenError("GOLDEN_FORMAT", path, f"seed must be an integer from 0 to {_MAX_SEED}")
+    return int(text)
 
 
 def _with_sorted_header(data: bytes) -> bytes:

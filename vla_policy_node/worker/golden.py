@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +32,7 @@ def replay(
         action: expected, ``[N, H, A]``, physical units.
         instructions: N texts.
         tolerance: ``[A]``, largest allowed absolute difference per channel, in its unit.
-        seed: of random numbers, set before each observation; ``None``: not set.
+        seed: given to the policy before each observation.
 
     Raises :class:`WorkerError` ``GOLDEN_MISMATCH`` that names observation, step and channel.
     """
@@ -69,26 +67,9 @@ def _answers(
     policy: Policy, observations: Mapping[str, Array], instructions: Sequence[str], seed: int | None
 ) -> Iterator[FloatArray]:
     """Yield the chunk of each observation, in the same way for a recording and for its replay."""
-    try:
-        for n, instruction in enumerate(instructions):
-            reset(policy)
-            if seed is not None:
-                _seed(seed)
-            yield infer(policy, {name: array[n] for name, array in observations.items()}, instruction)
-    finally:
-        if seed is not None:  # what the robot does next is not always the same
-            _seed(None)
-
-
-def _seed(seed: int | None) -> None:
-    """Set the generators that policies draw from; ``None``: from the system's entropy."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch = sys.modules.get("torch")
-    if torch is not None and seed is None:
-        torch.seed()
-    elif torch is not None:
-        torch.manual_seed(seed)
+    for n, instruction in enumerate(instructions):
+        reset(policy, seed)
+        yield infer(policy, {name: array[n] for name, array in observations.items()}, instruction)
 
 
 def _compare(n: int, chunk: FloatArray, expected: FloatArray, allowed: npt.NDArray[np.float64]) -> float:
