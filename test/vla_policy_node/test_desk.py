@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from support.bundles import plain_stats, write_folder, write_json
 from support.engine_rig import contract_text
+from support.lerobot_files import write_dataset
 from support.scripted import POLICY_MODULES, TEST_FOLDER, scripted_bundle
 
 from vla_checkpoint import load_manifest, open_bundle, verify_bundle
@@ -172,6 +173,44 @@ def test_golden_takes_observations_from_a_numpy_archive(tmp_path: Path, capsys: 
     np.savez(tmp_path / "pickle.npz", state=np.array([{"a": 1}], dtype=object))
     assert run("golden", tmp_path / "b", *WORKER, "--observations", tmp_path / "pickle.npz") == 1
     assert "GOLDEN_FORMAT: " in capsys.readouterr().err
+
+
+LEROBOT_DATASET = """
+import numpy as np
+class LeRobotDataset:  # gives what LeRobot 0.4.4's class gives, frame by frame
+    def __init__(self, repo_id, root):
+        assert (root / "meta" / "info.json").is_file()
+    def __len__(self):
+        return 20
+    def __getitem__(self, i):
+        picture = np.full((3, 4, 6), i / 255.0, np.float32)
+        picture[0] = 1.0
+        return {"observation.state": np.float32([i, -i]), "observation.images.top": picture, "task": f"task {i}"}
+"""
+
+
+def test_golden_takes_observations_from_a_data_set_through_lerobot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "site" / "lerobot" / "datasets"
+    package.mkdir(parents=True)
+    (package / "lerobot_dataset.py").write_text(LEROBOT_DATASET)
+    data = write_dataset(tmp_path / "data")
+    camera = "observation.images.top"
+    scripted_bundle(tmp_path / "b", **STILL, images={camera: (4, 6)})
+    command = ["golden", tmp_path / "b", *WORKER, "--dataset", data, "--frames", 3]
+    assert run(*command) == 1
+    assert capsys.readouterr().err.startswith("DATASET_UNREADABLE: ")
+    assert run(*command, "--worker-path", tmp_path / "site") == 0
+    golden = open_bundle(tmp_path / "b").golden()
+    assert golden is not None
+    drawn = golden.observations["observation.state"][:, 0]
+    assert len(set(drawn)) == 3
+    assert golden.instructions == tuple(f"task {i:.0f}" for i in drawn)
+    assert golden.observations[camera].shape == (3, 4, 6, 3)
+    assert [picture[0, 0].tolist() for picture in golden.observations[camera]] == [[255, i, i] for i in drawn]
+    assert run("golden", tmp_path / "b", *WORKER, "--dataset", tmp_path / "none") == 1
+    assert capsys.readouterr().err.startswith("IMPORT_DATASET: ")
 
 
 def test_a_published_bundle_is_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from vla_checkpoint import cli
-from vla_checkpoint.bundle import open_bundle
+from vla_checkpoint.bundle import Bundle, open_bundle
+from vla_checkpoint.errors import ImportFolderError
+from vla_checkpoint.importing.dataset import find_dataset
 from vla_policy_node.desk.check import check
 from vla_policy_node.desk.fit import read_robot
 from vla_policy_node.desk.golden import make_golden, random_observations, read_observations
-from vla_policy_node.desk.run import interpreter_versions
+from vla_policy_node.desk.run import interpreter_versions, write_frames
 from vla_policy_node.worker.api import WorkerConfig
 from vla_ros.plain import printable
 
@@ -38,6 +43,9 @@ def _extend(commands: cli.Commands) -> None:
     source = golden.add_mutually_exclusive_group()
     source.add_argument(
         "--observations", type=Path, metavar="FILE", help="observations, a .npz with an array [N, …] a feature"
+    )
+    source.add_argument(
+        "--dataset", metavar="DIR", help="LeRobot data set, a folder or org/name, read by the LeRobot of --python"
     )
     golden.add_argument("--instruction", default="", help="for every observation that has none")
     golden.add_argument("--frames", type=_count, default=8, metavar="N", help="observations, default 8")
@@ -78,12 +86,7 @@ def _golden(options: argparse.Namespace) -> dict[str, Any]:
     bundle = open_bundle(options.dir)
     config = _config(options)
     versions = interpreter_versions(config, options.python)
-    if options.observations is not None:
-        observations, instructions = read_observations(options.observations, options.frames)
-        origin = str(options.observations)
-    else:
-        observations, instructions = random_observations(bundle, options.frames, options.seed), []
-        origin = f"random within the statistics, seed {options.seed}"
+    observations, instructions, origin = _observations(options, bundle, config)
     count = len(next(iter(observations.values())))
     proof = make_golden(
         bundle.path,
@@ -101,6 +104,27 @@ def _golden(options: argparse.Namespace) -> dict[str, Any]:
         "replay": f"a second worker differs by {proof.difference:.3g} at most",
         "difference": proof.difference,
     }
+
+
+def _observations(
+    options: argparse.Namespace, bundle: Bundle, config: WorkerConfig
+) -> tuple[dict[str, npt.NDArray[Any]], list[str], str]:
+    """Return observations, their instructions if they have any, and where they come from."""
+    if options.observations is not None:
+        return *read_observations(options.observations, options.frames), str(options.observations)
+    if options.dataset is None:
+        origin = f"random within the statistics, seed {options.seed}"
+        return random_observations(bundle, options.frames, options.seed), [], origin
+    folder = find_dataset(options.dataset)
+    if folder is None:
+        raise ImportFolderError(
+            "IMPORT_DATASET", options.dataset, "no meta/info.json in it, nor in LeRobot's folder of that name"
+        )
+    features = list(bundle.config.input_features)
+    with tempfile.TemporaryDirectory(prefix="vla_golden_") as aside:
+        out = Path(aside, "frames.npz")
+        write_frames(config, options.python, folder, options.frames, options.seed, out, features)
+        return *read_observations(out, options.frames), f"of {folder}"
 
 
 def _check(options: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,7 @@ for name in sys.argv[1:]:
 print(json.dumps(found))
 """
 _TIMEOUT_S = 60.0
+_FRAMES_TIMEOUT_S = 600.0
 
 
 def interpreter_versions(config: WorkerConfig, python: str) -> dict[str, str]:
@@ -40,15 +41,42 @@ def interpreter_versions(config: WorkerConfig, python: str) -> dict[str, str]:
     Raises:
         CheckpointError: ``WORKER_START_FAILED``.
     """
-    environment = worker_environment(os.environ, config.paths)
-    command = [python, "-c", _VERSIONS, *_DISTRIBUTIONS]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
-        versions: dict[str, str] = json.loads(done.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError) as e:
-        last = (getattr(e, "stderr", "") or "").strip().splitlines()[-1:]
-        raise CheckpointError("WORKER_START_FAILED", python, last[0] if last else str(e)) from e
+    text = _run(config, python, ["-c", _VERSIONS, *_DISTRIBUTIONS], _TIMEOUT_S, ("WORKER_START_FAILED", python))
+    versions: dict[str, str] = json.loads(text)
     return versions
+
+
+def write_frames(
+    config: WorkerConfig, python: str, folder: Path, count: int, seed: int, out: Path, features: Sequence[str]
+) -> None:
+    """Let LeRobot in the workers' interpreter write frames of a data set to ``out`` (see ``frames.py``).
+
+    Raises:
+        CheckpointError: ``DATASET_UNREADABLE`` with what LeRobot said last.
+    """
+    arguments = ["-m", "vla_policy_node.desk.frames", str(folder.resolve()), str(count), str(seed), str(out), *features]
+    _run(config, python, arguments, _FRAMES_TIMEOUT_S, ("DATASET_UNREADABLE", str(folder)))
+
+
+def _run(
+    config: WorkerConfig, python: str, arguments: Sequence[str], timeout_s: float, refusal: tuple[str, str]
+) -> str:
+    """Return what a program in the workers' interpreter prints; ``refusal``: code and path if it fails."""
+    environment = worker_environment(os.environ, config.paths, config.threads)
+    try:
+        done = subprocess.run(
+            [python, *arguments],
+            env=environment,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as e:
+        last = (getattr(e, "stderr", "") or "").strip().splitlines()[-1:]
+        raise CheckpointError(*refusal, last[0] if last else str(e)) from e
+    return done.stdout
 
 
 @contextmanager
