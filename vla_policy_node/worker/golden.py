@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,12 @@ def replay(
     Raises :class:`WorkerError` ``GOLDEN_MISMATCH`` that names observation, step and channel.
     """
     allowed, largest = np.asarray(tolerance, dtype=np.float64), 0.0
-    try:
-        for n, chunk in enumerate(_answers(policy, observations, instructions, seed)):
-            largest = max(largest, _compare(n, chunk, action[n], allowed))
-    except ChunkError as e:
-        raise WorkerError("GOLDEN_MISMATCH", f"{e.error}: {e.reason}") from e
+    for n, instruction in enumerate(instructions):
+        try:
+            chunk = _answer(policy, observations, n, instruction, seed)
+        except ChunkError as e:
+            raise WorkerError("GOLDEN_MISMATCH", f"golden observation {n}: {e.error}: {e.reason}") from e
+        largest = max(largest, _compare(n, chunk, action[n], allowed))
     return largest
 
 
@@ -52,24 +53,22 @@ def record(
     instructions: Sequence[str],
     seed: int | None = None,
 ) -> None:
-    """Infer every observation and write the chunks into ``action``; arguments as for :func:`replay`.
+    """Infer every observation as :func:`replay` does, and write the chunks into ``action``.
 
     Raises :class:`WorkerError` with the error of a chunk.
     """
-    try:
-        for n, chunk in enumerate(_answers(policy, observations, instructions, seed)):
-            action[n] = chunk
-    except ChunkError as e:
-        raise WorkerError(e.error, e.reason) from e
-
-
-def _answers(
-    policy: Policy, observations: Mapping[str, Array], instructions: Sequence[str], seed: int | None
-) -> Iterator[FloatArray]:
-    """Yield the chunk of each observation, in the same way for a recording and for its replay."""
     for n, instruction in enumerate(instructions):
-        reset(policy, seed)
-        yield infer(policy, {name: array[n] for name, array in observations.items()}, instruction)
+        try:
+            action[n] = _answer(policy, observations, n, instruction, seed)
+        except ChunkError as e:
+            raise WorkerError(e.error, f"observation {n}: {e.reason}") from e
+
+
+def _answer(
+    policy: Policy, observations: Mapping[str, Array], n: int, instruction: str, seed: int | None
+) -> FloatArray:
+    reset(policy, seed)
+    return infer(policy, {name: array[n] for name, array in observations.items()}, instruction)
 
 
 def _compare(n: int, chunk: FloatArray, expected: FloatArray, allowed: npt.NDArray[np.float64]) -> float:
