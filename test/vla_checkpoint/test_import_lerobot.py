@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,16 @@ def test_a_checkpoint_of_another_project_is_refused_with_the_way_to_convert_it(
     refused = imported(tmp_path / "src", status=1)
     assert refused["code"] == code
     assert "docs/checkpoints.md" in refused["reason"] or "save_file" in refused["reason"]
+
+
+@pytest.mark.parametrize("name", ["policy.pt2", "policy.pt"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_program_is_refused_without_being_loaded(tmp_path: Path, imported: Any, name: str, alone: bool) -> None:
+    (tmp_path / "src").mkdir()
+    with zipfile.ZipFile(tmp_path / "src" / name, "w") as archive:  # TorchScript's layout
+        archive.writestr("policy/code/__torch__.py", "class Policy(Module): ...")
+        archive.writestr("policy/data.pkl", b"")
+    assert imported(tmp_path / "src" / name if alone else tmp_path / "src", status=1)["code"] == "IMPORT_PROGRAM"
 
 
 # -- what the data set says ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ _INSIDE = (".", "pretrained_model", "checkpoints/last/pretrained_model", "last/p
 """Where a checkpoint lies in a folder: the folder itself, LeRobot's step, training run, and ``checkpoints`` folder."""
 _WEIGHTS = (WEIGHTS_NAME, INDEX_NAME, ADAPTER_WEIGHTS_NAME)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_PROGRAM = (
+    "a program of torch.export or TorchScript, which may run any code when it is loaded; export the weights to model.safetensors "
+    "and name the module that builds the policy in policy_modules: see docs/adr/0017-programs-are-not-loaded.md"
+)
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "_sharding")
 
 
@@ -33,12 +38,14 @@ def find_source(source: PathLike) -> Path:
 
     Raises:
         ImportFolderError: ``IMPORT_SOURCE``, or the code of another project's checkpoint: ``IMPORT_OPENPI``,
-            ``IMPORT_OPENVLA``, ``IMPORT_JAX``, ``IMPORT_PICKLE``.
+            ``IMPORT_OPENVLA``, ``IMPORT_JAX``, ``IMPORT_PROGRAM``, ``IMPORT_PICKLE``.
     """
     path = Path(source)
     if not path.exists():
         raise ImportFolderError("IMPORT_SOURCE", os.fspath(source), _not_there(os.fspath(source)))
     if not path.is_dir():
+        if _is_program(path):
+            raise ImportFolderError("IMPORT_PROGRAM", path, _PROGRAM)
         raise ImportFolderError("IMPORT_SOURCE", path, "a file; name the folder that holds config.json and the weights")
     path = _snapshot_of(path) if _CACHE_FOLDER.fullmatch(path.resolve().name) else path
     for inside in _INSIDE:
@@ -128,6 +135,9 @@ def _foreign(folder: Path) -> Iterator[tuple[Path, str, str]]:
                 ),
             )
     if not any((folder / name).exists() for name in _WEIGHTS):
+        for found in sorted(folder.glob("*.*")):
+            if _is_program(found):
+                yield found, "IMPORT_PROGRAM", _PROGRAM
         for found in [path for pattern in _PICKLES for path in sorted(folder.glob(pattern))]:
             yield (
                 found,
@@ -137,6 +147,17 @@ def _foreign(folder: Path) -> Iterator[tuple[Path, str, str]]:
                     "torch.load with weights_only=True, and write model.safetensors with safetensors.torch.save_file"
                 ),
             )
+
+
+def _is_program(path: Path) -> bool:
+    """Whether a file is an archive of ``torch.export`` or TorchScript, by its name or what is in it; nothing is unpickled."""
+    if path.suffix in (".pt2", ".torchscript", ".ptl"):
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _is_openvla(folder: Path) -> bool:
