@@ -111,15 +111,12 @@ def _is_version(text: str) -> bool:
 
 def _compare(target: Target, dataset: Dataset) -> None:
     if abs(target.rate_hz - dataset.rate_hz) > 1e-6 * dataset.rate_hz:
-        _refuse(dataset, f"recorded at {dataset.rate_hz:g} Hz, {target.said_by}: {target.rate_hz:g} Hz")
+        _refuse(dataset, f"recorded at {dataset.rate_hz:g} Hz; {target.said_by}: {target.rate_hz:g} Hz")
     ours, theirs = [c.name for c in target.channels], list(dataset.action)
     if not theirs or _plain(ours) == _plain(theirs):
         return
-    if sorted(_plain(ours)) == sorted(_plain(theirs)):
-        _refuse(
-            dataset, f"actions are {', '.join(theirs)}, {target.said_by} has them in another order: {', '.join(ours)}"
-        )
-    _refuse(dataset, f"actions are {', '.join(theirs)}, {target.said_by} has {', '.join(ours)}")
+    how = "another order" if sorted(_plain(ours)) == sorted(_plain(theirs)) else "other names"
+    _refuse(dataset, f"actions are {', '.join(theirs)}; {target.said_by}, {how}: {', '.join(ours)}")
 
 
 def _plain(names: Sequence[str]) -> list[str]:
