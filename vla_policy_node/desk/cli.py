@@ -61,8 +61,8 @@ def _extend(commands: cli.Commands) -> None:
 
     for sub in (golden, checker):
         sub.add_argument(
-            "--python", default=sys.executable, metavar="FILE", help="the robot's worker_python; default: this one"
-        )
+            "--python", type=_program, default=sys.executable, metavar="FILE", help="the robot's worker_python; default: this one"
+        )  # fmt: skip
         sub.add_argument("--device", default="cpu", help="as its device, default cpu")
         sub.add_argument(
             "--policy-module", action="append", type=_module, default=[], metavar="TYPE=MODULE", help="as its policy_modules"
@@ -140,6 +140,11 @@ def _check_text(report: dict[str, Any]) -> str:
         lines.append(f"{'ok' if item['ok'] else 'FAILED':7}{item['what'] + ':':13}{printable(code + item['text'])}")
     failed = sum(not item["ok"] for item in report["checks"])
     return "\n".join([*lines, f"{failed} of {len(lines)} failed" if failed else "fit to be published for this robot"])
+
+
+def _program(text: str) -> str:
+    """Absolute, for workers start in another folder; links stay, for a virtual environment is known by its own."""
+    return str(Path(text).absolute()) if "/" in text else text
 
 
 def _count(text: str) -> int:
