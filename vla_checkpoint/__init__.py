@@ -14,7 +14,7 @@ from vla_checkpoint.digest import sha256_bytes, sha256_file
 from vla_checkpoint.errors import CancelledCheckError, CheckpointError
 from vla_checkpoint.golden import Golden, read_golden, write_golden
 from vla_checkpoint.header import read_header
-from vla_checkpoint.importer import import_folder
+from vla_checkpoint.importing.folder import import_folder
 from vla_checkpoint.manifest import (
     ActionSpec,
     BaseRef,

@@ -20,7 +20,7 @@ _NOT_ARCHITECTURE = frozenset({
     "n_action_steps", "normalization_mapping", "temporal_ensemble_coeff", "rtc_config", "num_inference_steps", "num_steps",
     "device", "use_amp", "compile_model", "compile_mode", "gradient_checkpointing", "freeze_vision_encoder", "train_expert_only",
     "train_state_proj", "pretrained_path", "pretrained_backbone_weights", "load_vlm_weights", "push_to_hub", "repo_id", "private",
-    "tags", "license",
+    "pretrained_revision", "tags", "license", "use_peft",
 })  # fmt: skip
 _NOT_ARCHITECTURE_PREFIXES = ("optimizer_", "scheduler_")
 _PATCH_METHODS = ("adapter", "fine_tune", "merge")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vla-checkpoint inspect | verify | manifest | import``: bundles, for people and scripts.
 
+The executable also has what needs a robot contract or a worker (``vla_policy_node.desk``).
+
 Exit codes: 0 accepted, 1 rejected (``CODE: file: reason`` on stderr, or an object on stdout with ``--json``), 2 wrong usage.
 """
 
@@ -12,7 +14,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vla_checkpoint.build import build_manifest
@@ -20,19 +22,31 @@ from vla_checkpoint.bundle import Bundle, open_bundle, verify_bundle
 from vla_checkpoint.config import load_config
 from vla_checkpoint.errors import CheckpointError
 from vla_checkpoint.files import Progress
-from vla_checkpoint.importer import import_folder
-from vla_checkpoint.manifest import MODES, BaseRef, Channel, Mode, load_manifest, write_manifest
+from vla_checkpoint.importing import command
+from vla_checkpoint.manifest import MODES, Channel, Mode, load_manifest, write_manifest
 from vla_checkpoint.stats import constant_channels
 from vla_ros.plain import printable
 
 ACCEPTED, REJECTED = 0, 1
+NO_GOLDEN = (
+    "golden: none, so nothing proves that a robot acts as the policy did where it was trained: vla-checkpoint golden"
+)
+
+Commands = Any
+"""What ``argparse`` returns from ``add_subparsers``; ``choices`` has the parsers."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, extend: Callable[[Commands], None] = lambda commands: None) -> int:
+    """Run the command line; return the exit code.
+
+    Args:
+        arguments: as ``sys.argv[1:]``, the default.
+        extend: adds commands. Their ``run(options)`` returns the report as JSON values; ``"ok": False`` in it is a rejection.
+            Their ``text(report)`` turns it into lines.
+    """
+    options = _parser(extend).parse_args(arguments)
     status, text = _outcome(options)
-    stream = sys.stderr if status == REJECTED and not options.json else sys.stdout
+    stream = sys.stderr if status == REJECTED and not (options.json or options.report) else sys.stdout
     try:
         print(text, file=stream, flush=True)
     except BrokenPipeError:  # `| head`: the reader has seen enough
@@ -46,7 +60,11 @@ def _outcome(options: argparse.Namespace) -> tuple[int, str]:
     except CheckpointError as e:
         report = {"ok": False, "code": e.code, "path": e.path, "reason": e.reason}
         return REJECTED, json.dumps(report) if options.json else str(e)
-    return ACCEPTED, json.dumps({"ok": True, **result}, indent=1) if options.json else _text(result)
+    status = ACCEPTED if result.setdefault("ok", True) else REJECTED
+    if options.json:
+        return status, json.dumps(result, indent=1)
+    result.pop("ok")
+    return status, options.text(result)
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
@@ -67,7 +85,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "created": manifest.created,
         "rate_hz": manifest.action.rate_hz,
         "channels": [f"{c.name} [{c.unit}] {c.mode}" for c in manifest.action.channels],
-        "chunk": f"{config.chunk_size} actions, {config.n_action_steps} executed",
+        "chunk": f"{config.chunk_size} actions, {config.n_action_steps} executed, from {_count(config.n_obs_steps)}",
         "inputs": [f"{key} {feature.type} {list(feature.shape)}" for key, feature in config.input_features.items()],
         "normalized": [f"{key} {mode}" for key, (_, mode) in config.normalized_features().items()],
         "weight_files": list(bundle.weight_files),
@@ -77,9 +95,17 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "bytes": manifest.total_bytes,
         "files": len(manifest.files),
         "golden": bundle.has_golden,
-        "notes": [f"action channel {name} never moves: its statistics have no spread" for name in constant],
+        "requires": dict(manifest.requires),
+        "notes": [
+            *(f"action channel {name} never moves: its statistics have no spread" for name in constant),
+            *([] if bundle.has_golden else [NO_GOLDEN]),
+        ],
         "lineage": dict(manifest.lineage),
     }
+
+
+def _count(observations: int) -> str:
+    return f"{observations} observation{'s' * (observations > 1)}"
 
 
 def _inspect(options: argparse.Namespace) -> dict[str, Any]:
@@ -107,7 +133,7 @@ def _manifest(options: argparse.Namespace) -> dict[str, Any]:
         channels=options.channel,
         rate_hz=options.rate_hz,
         kind="full" if options.base is None else "adapter",
-        base=_base(options.base),
+        base=command.base_ref(options.base),
         lineage=options.lineage,
         created=options.created,
         progress=_progress(None),
@@ -122,27 +148,9 @@ def _manifest(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _import(options: argparse.Namespace) -> dict[str, Any]:
-    report = import_folder(
-        options.dir,
-        options.out,
-        name=options.name,
-        version=options.version,
-        robot_type=options.robot_type,
-        channels=options.channel,
-        rate_hz=options.rate_hz,
-        base=_base(options.base),
-        lineage=options.lineage,
-        created=options.created,
-        progress=_progress(None),
-    )
-    return {**describe_bundle(open_bundle(options.out)), "left_out": dict(report.left_out)}
-
-
-def _base(folder: str | None) -> BaseRef | None:
-    if folder is None:
-        return None
-    manifest = load_manifest(folder)
-    return BaseRef(manifest.name, manifest.version, manifest.digest)
+    made = command.run(options, _progress(None))
+    described = describe_bundle(made.pop("bundle"))
+    return {**described, **made, "notes": [*made["notes"], *described["notes"]]}
 
 
 def _progress(total: int | None) -> Progress | None:
@@ -160,7 +168,8 @@ def _progress(total: int | None) -> Progress | None:
     return show
 
 
-def _text(result: dict[str, Any]) -> str:
+def text_of(result: dict[str, Any]) -> str:
+    """Return a report as lines, ``key: value``."""
     lines = []
     for key, value in result.items():
         if isinstance(value, list):
@@ -200,8 +209,8 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vla-checkpoint", description="Inspect, verify and make policy bundles.")
+def _parser(extend: Callable[[Commands], None]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vla-checkpoint", description="Make, inspect and prove policy bundles.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     inspect = commands.add_parser("inspect", help="parse a bundle and say what it is (reads no weights)")
@@ -215,27 +224,30 @@ def _parser() -> argparse.ArgumentParser:
     manifest = commands.add_parser("manifest", help="check a folder and write its manifest.json")
     manifest.set_defaults(run=_manifest)
 
-    importer = commands.add_parser("import", help="make a bundle of a LeRobot folder or a local Hugging Face snapshot")
-    importer.add_argument("--out", required=True, metavar="DIR", help="bundle to create")
+    importer = commands.add_parser(
+        "import", help="make a bundle of a LeRobot checkpoint or a local Hugging Face snapshot"
+    )
+    command.add_arguments(importer)
     importer.set_defaults(run=_import)
 
-    for command in (manifest, importer):
-        command.add_argument("--name", required=True, help="model name, lower case")
-        command.add_argument("--version", required=True, help="Semantic Versioning 2.0.0")
-        command.add_argument("--robot-type", required=True, help="robot type of the robot contract")
-        command.add_argument("--rate-hz", required=True, type=_rate, metavar="HZ", help="actions per second")
-        command.add_argument(
-            "--channel", required=True, action="append", type=_channel, metavar="NAME:UNIT:MODE",
+    for sub, required in ((manifest, True), (importer, False)):
+        sub.add_argument("--name", required=required, default="", help="model name, lower case")
+        sub.add_argument("--version", required=required, default="", help="Semantic Versioning 2.0.0")
+        sub.add_argument("--robot-type", required=required, default="", help="robot type of the robot contract")
+        sub.add_argument("--rate-hz", required=required, type=_rate, metavar="HZ", help="actions per second")
+        sub.add_argument(
+            "--channel", required=required, action="append", type=_channel, metavar="NAME:UNIT:MODE",
             help=f"one number of an action, in order; mode: {', '.join(MODES)}; repeat it",
         )  # fmt: skip
-        command.add_argument("--base", metavar="DIR", help="bundle that this adapter belongs on")
-        command.add_argument(
-            "--lineage", type=_json_object, metavar="JSON", help="where it comes from, any JSON object"
-        )
-        command.add_argument("--created", metavar="UTC", help="YYYY-MM-DDTHH:MM:SSZ; default: now")
-    for command in (inspect, verify, manifest, importer):
-        command.add_argument("dir", metavar="DIR", help="the folder")
-        command.add_argument("--json", action="store_true", help="print one JSON object")
+        sub.add_argument("--base", metavar="DIR", help="bundle that this adapter belongs on")
+        sub.add_argument("--lineage", type=_json_object, metavar="JSON", help="where it comes from, any JSON object")
+        sub.add_argument("--created", metavar="UTC", help="YYYY-MM-DDTHH:MM:SSZ; default: now")
+    extend(commands)
+    for sub in commands.choices.values():
+        sub.add_argument("dir", metavar="DIR", help="the folder")
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        if sub.get_default("text") is None:
+            sub.set_defaults(text=text_of, report=False)
     return parser
 
 

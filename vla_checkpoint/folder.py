@@ -15,7 +15,8 @@ from vla_checkpoint.paths import MANIFEST_NAME
 
 # Formats that are pickles or may hold one, and code: loading either runs what somebody else wrote.
 FORBIDDEN_SUFFIXES = frozenset({
-    ".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5", ".keras", ".msgpack",
+    ".pt", ".pt2", ".pth", ".ptl", ".torchscript", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5",
+    ".keras", ".msgpack",
     ".py", ".pyc", ".pyo", ".so", ".dll", ".dylib", ".sh", ".exe",
 })  # fmt: skip
 

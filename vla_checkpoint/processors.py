@@ -6,12 +6,16 @@
 "normalize_observation_keys"?: [key]}``; its state file holds tensors such as ``action.mean``. That file's name carries a
 step number that differs by policy and release, so it is found by ``state_file`` and never by name.
 
+A step is found by ``registry_name`` among LeRobot's own, or else by ``class``: LeRobot imports whatever module that names. So
+only LeRobot's own classes are accepted there.
+
 LeRobot normalises by these files alone and passes what they leave out through unchanged, whatever ``config.json`` says. So they
 have to say the same.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +37,8 @@ PROCESSOR_NAMES = (PREPROCESSOR_NAME, POSTPROCESSOR_NAME)
 
 _EPS = 1e-8
 """What LeRobot adds to a standard deviation, with every policy that it has."""
+
+_OWN_CLASS = re.compile(r"lerobot\.(?:processor|policies)\.[A-Za-z0-9_.]*Processor(?:Step)?")
 
 FloatStats = dict[str, dict[str, npt.NDArray[np.float64]]]
 
@@ -121,6 +127,10 @@ def _find_step(path: Path, role: str, names: Collection[str]) -> _Step | None:
         state_file = step.get("state_file")
         if state_file is not None and (not isinstance(state_file, str) or state_file not in names):
             raise StatsError("STATS_STATE_FILE", path, f"steps[{i}]: state file {str(state_file)[:80]!r} is not there")
+        if "registry_name" not in step and not _OWN_CLASS.fullmatch(str(step.get("class"))):
+            name = str(step.get("class"))[:80]
+            reason = f"steps[{i}]: class {name!r} is none of LeRobot's processors; LeRobot would import and run it"
+            raise StatsError("PROCESSOR_CLASS", path, reason)
         its_role = _role(step)
         if its_role is None:
             continue

@@ -27,7 +27,9 @@ def parse_version(text: str, path: str = "version") -> semver.Version:
     try:
         return semver.Version.parse(text)
     except ValueError as e:
-        raise VersionError("VERSION_INVALID", path, f"{text!r} is not Semantic Versioning 2.0.0") from e
+        hint = " (a training step belongs into the lineage)" if text.isdigit() else ""
+        reason = f"{text!r} is not Semantic Versioning 2.0.0: three numbers, such as 1.0.0{hint}"
+        raise VersionError("VERSION_INVALID", path, reason) from e
 
 
 def bump_between(old: str, new: str) -> Bump:

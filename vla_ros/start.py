@@ -45,7 +45,7 @@ def doctor() -> None:
 
 def vla_checkpoint() -> None:
     """Entry point of ``vla-checkpoint``."""
-    _run("vla_checkpoint.cli", interrupted=130)
+    _run("vla_policy_node.desk.cli", interrupted=130)
 
 
 def vla_contract() -> None:

@@ -12,6 +12,7 @@ Keys of config.json:
   ``reset_raises_at`` (n-th reset)
 * preparation: ``load_sleep_s``, ``load_crash``, ``load_raise``, ``load_no_memory``, ``warm_up_nan``, ``golden_error`` [physical
   unit], ``spec`` (replaces parts of the true one), ``child_process`` (leaves a ``sleep`` behind)
+* random numbers: ``noise`` [physical unit]
 * output: ``echo`` (what was observed), ``print_resets``, ``print_lines`` (so many a call)
 """
 
@@ -50,6 +51,10 @@ class ScriptedPolicy:
         self.spec = dataclasses.replace(spec, **config.get("spec", {}))
         self._calls = 0  # of any kind
         self.resets = 0
+        self._random = np.random.default_rng()
+
+    def seed(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
 
     def reset(self) -> None:
         self.resets += 1
@@ -73,6 +78,8 @@ class ScriptedPolicy:
         chunk = self._sinusoid(0.0 if instruction == "golden" else time.monotonic())
         if instruction == "golden":
             chunk += np.float32(config.get("golden_error", 0.0))
+        if config.get("noise"):
+            chunk += np.float32(config["noise"]) * self._random.standard_normal(chunk.shape, np.float32)
         if call == config.get("jump_at_call") or call >= config.get("jump_from_call", np.inf):
             chunk += np.float32(config["jump"])
         if call == config.get("nan_at_call") or (call < 0 and config.get("warm_up_nan") and instruction != "golden"):

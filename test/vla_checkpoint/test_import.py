@@ -141,7 +141,7 @@ def test_pickles_code_and_hidden_files_are_left_out_and_reported(tmp_path: Path)
 def test_a_folder_whose_weights_are_pickles_is_refused(tmp_path: Path) -> None:
     lerobot_04(tmp_path / "src")
     (tmp_path / "src" / "model.safetensors").rename(tmp_path / "src" / "pytorch_model.bin")
-    assert refused(tmp_path / "src", tmp_path / "out") == "BUNDLE_WEIGHTS"
+    assert refused(tmp_path / "src", tmp_path / "out") == "IMPORT_PICKLE"
 
 
 def test_what_cannot_become_a_valid_bundle_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -208,4 +208,3 @@ def test_the_source_is_not_changed(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in (tmp_path / "src").iterdir()}
     import_folder(tmp_path / "src", tmp_path / "out", **OPTIONS)
     assert {path.name: path.read_bytes() for path in (tmp_path / "src").iterdir()} == before
-    assert json.loads((tmp_path / "out" / "train_config.json").read_text()) == {"steps": 1000}

@@ -343,3 +343,26 @@ def test_two_sources_must_agree(folder: Path) -> None:
     load(folder)
     write_processors(folder, {**PLAIN, "action": {**plain_stats(2), "mean": [0.1, 0.0]}})
     assert code_of(folder) == "STATS_CONFLICT"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("lerobot.policies.smolvla.processor_smolvla.SmolVLANewLineProcessor", ""),
+        ("lerobot.processor.DeviceProcessorStep", ""),
+        ("os.system", "PROCESSOR_CLASS"),
+        ("lerobot_extras.processor.EvilProcessor", "PROCESSOR_CLASS"),
+        (None, "PROCESSOR_CLASS"),
+    ],
+)
+def test_a_processor_step_of_foreign_code_is_refused(folder: Path, name: str | None, code: str) -> None:
+    """LeRobot imports and calls whatever ``class`` names."""
+    (folder / "stats.json").unlink()
+    write_processors(folder, PLAIN)
+    document = json.loads((folder / "policy_preprocessor.json").read_text())
+    document["steps"].append({"class": name, "config": {}})
+    write_json(folder / "policy_preprocessor.json", document)
+    if code:
+        assert code_of(folder) == code
+    else:
+        load(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from support.refusals import refused
 from support.scripted import TEST_FOLDER
 from support.worker_robot import STATE, WorkerRobot, thread_levels
 
+from vla_checkpoint import open_bundle
+from vla_policy_node.desk.cli import main
 from vla_policy_node.policies.base import FeatureSpec
 from vla_policy_node.worker.environment import PACKAGE_ROOT
 
@@ -50,3 +53,14 @@ def test_a_torch_policy_is_prepared_and_infers(bundles: Path) -> None:
 def test_a_torch_policy_that_answers_otherwise_than_its_golden_chunks_is_refused(bundles: Path) -> None:
     with WorkerRobot(FEATURES, imports=(), spare=False) as robot, refused("GOLDEN_MISMATCH"):
         robot.pool.prepare(bundles / "wrong")
+
+
+def test_a_torch_policy_records_golden_chunks_that_another_process_repeats(bundles: Path, tmp_path: Path) -> None:
+    """From the bundle whose golden chunks are another policy's: they are replaced by its own."""
+    bundle = tmp_path / "b"
+    shutil.copytree(bundles / "wrong", bundle)
+    assert main(["golden", str(bundle), "--frames", "2", "--instruction", "red block", "--tolerance", "1e-4"]) == 0
+    golden = open_bundle(bundle).golden()
+    assert golden is not None
+    assert golden.instructions == ("red block",) * 2
+    assert golden.observations[CAMERA].shape == (2, 32, 32, 3) and golden.action.std() > 0

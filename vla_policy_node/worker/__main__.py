@@ -38,7 +38,7 @@ from vla_policy_node.ipc.channel import Channel, ChannelClosedError, ChannelFull
 from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.policies.base import Policy
 from vla_policy_node.worker import loading
-from vla_policy_node.worker.golden import replay
+from vla_policy_node.worker.golden import record, replay
 from vla_policy_node.worker.inference import FEATURE, WARM_UP_INFERENCES, ChunkError, InferenceLoop, infer, reset
 
 _PR_SET_PDEATHSIG = 1
@@ -91,6 +91,7 @@ class Worker:
         spec = generation.policy.spec
         features = {name: [feature.dtype, list(feature.shape)] for name, feature in spec.observation.items()}
         ready = {"features": features, "uses_instruction": bool(spec.uses_instruction), "inference_ms": inference_ms}
+        ready["golden_difference"] = generation.golden_difference
         self._send({"type": "ready", **ready, "seconds": self.watch.seconds}, block=True)
         loop.run()
         raise AssertionError("the inference loop does not end")
@@ -208,6 +209,7 @@ class Loaded:
             fields = [f for f in self.observation.layout.fields if f.name.startswith(FEATURE)]
             features = {f.name.removeprefix(FEATURE): (f.dtype, f.shape) for f in fields}
             loading.check_spec(self.policy.spec, plan["spec"], features)
+        self.golden_difference = 0.0
         if plan["golden"] is not None:
             self._replay(worker)
 
@@ -230,7 +232,11 @@ class Loaded:
         with worker.watch("golden"):
             worker.progress("GOLDEN", 0.0)
             observations = {name: self._golden[name] for name in self.policy.spec.observation}
-            replay(self.policy, observations, self._golden["action"], self._instructions, golden["tolerance"])
+            arguments = (self.policy, observations, self._golden["action"], self._instructions)
+            if golden["record"]:
+                record(*arguments, golden["seed"])
+            else:
+                self.golden_difference = replay(*arguments, golden["tolerance"], golden["seed"])
 
 
 def _map(fd: int, size: int) -> mmap.mmap:

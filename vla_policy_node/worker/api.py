@@ -64,6 +64,8 @@ class Timings:
     """Median of the warm-up inferences but the first [ms]."""
     spare_used: bool = False
     """Whether a spare worker was waiting."""
+    golden_difference: float = 0.0
+    """Largest absolute difference of a golden chunk, of whatever channel, in its unit; 0 without golden file."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,8 +22,9 @@ def replay(
     action: FloatArray,
     instructions: Sequence[str],
     tolerance: Sequence[float],
-) -> None:
-    """Infer every golden observation and compare.
+    seed: int | None = None,
+) -> float:
+    """Infer every golden observation and compare; return the largest absolute difference, of whatever channel, in its unit.
 
     Args:
         policy: reset before each observation.
@@ -31,26 +32,55 @@ def replay(
         action: expected, ``[N, H, A]``, physical units.
         instructions: N texts.
         tolerance: ``[A]``, largest allowed absolute difference per channel, in its unit.
+        seed: given to the policy before each observation.
 
     Raises :class:`WorkerError` ``GOLDEN_MISMATCH`` that names observation, step and channel.
     """
-    allowed = np.asarray(tolerance, dtype=np.float64)
+    allowed, largest = np.asarray(tolerance, dtype=np.float64), 0.0
     for n, instruction in enumerate(instructions):
         try:
-            reset(policy)
-            chunk = infer(policy, {name: array[n] for name, array in observations.items()}, instruction)
+            chunk = _answer(policy, observations, n, instruction, seed)
         except ChunkError as e:
             raise WorkerError("GOLDEN_MISMATCH", f"golden observation {n}: {e.error}: {e.reason}") from e
-        if chunk.shape != action[n].shape:
-            raise WorkerError(
-                "GOLDEN_MISMATCH", f"golden observation {n}: chunk {chunk.shape}, expected {action[n].shape}"
-            )
-        difference = np.abs(chunk.astype(np.float64) - action[n])
-        excess = difference - allowed
-        if not np.all(excess <= 0):  # written so that NaN fails
-            step, channel = np.unravel_index(int(np.argmax(excess)), excess.shape)
-            raise WorkerError(
-                "GOLDEN_MISMATCH",
-                f"golden observation {n}, step {step}, channel {channel}: differs by {difference[step, channel]:.6g}, "
-                f"allowed {allowed[channel]:.6g}",
-            )
+        largest = max(largest, _compare(n, chunk, action[n], allowed))
+    return largest
+
+
+def record(
+    policy: Policy,
+    observations: Mapping[str, Array],
+    action: FloatArray,
+    instructions: Sequence[str],
+    seed: int | None = None,
+) -> None:
+    """Infer every observation as :func:`replay` does, and write the chunks into ``action``.
+
+    Raises :class:`WorkerError` with the error of a chunk.
+    """
+    for n, instruction in enumerate(instructions):
+        try:
+            action[n] = _answer(policy, observations, n, instruction, seed)
+        except ChunkError as e:
+            raise WorkerError(e.error, f"observation {n}: {e.reason}") from e
+
+
+def _answer(
+    policy: Policy, observations: Mapping[str, Array], n: int, instruction: str, seed: int | None
+) -> FloatArray:
+    reset(policy, seed)
+    return infer(policy, {name: array[n] for name, array in observations.items()}, instruction)
+
+
+def _compare(n: int, chunk: FloatArray, expected: FloatArray, allowed: npt.NDArray[np.float64]) -> float:
+    if chunk.shape != expected.shape:
+        raise WorkerError("GOLDEN_MISMATCH", f"golden observation {n}: chunk {chunk.shape}, expected {expected.shape}")
+    difference = np.abs(chunk.astype(np.float64) - expected)
+    excess = difference - allowed
+    if not np.all(excess <= 0):  # written so that NaN fails
+        step, channel = np.unravel_index(int(np.argmax(excess)), excess.shape)
+        raise WorkerError(
+            "GOLDEN_MISMATCH",
+            f"golden observation {n}, step {step}, channel {channel}: differs by {difference[step, channel]:.6g}, "
+            f"allowed {allowed[channel]:.6g}",
+        )
+    return float(difference.max())

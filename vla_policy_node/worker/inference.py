@@ -59,10 +59,12 @@ def infer(policy: Policy, observation: Mapping[str, Array], instruction: str) ->
     return chunk
 
 
-def reset(policy: Policy) -> None:
-    """Let a policy forget its episode; raises :class:`ChunkError` whatever it does instead."""
+def reset(policy: Policy, seed: int | None = None) -> None:
+    """Let a policy forget its episode, and seed it if it draws random numbers; raises :class:`ChunkError` otherwise."""
     try:
         policy.reset()
+        if seed is not None and hasattr(policy, "seed"):
+            policy.seed(seed)
     except (Exception, SystemExit) as e:
         raise ChunkError("POLICY_FAILED", traceback.format_exc(limit=-8)) from e
 

@@ -20,10 +20,30 @@ import numpy as np
 from vla_checkpoint.bundle import Bundle
 from vla_checkpoint.golden import Golden
 from vla_policy_node.ipc.arena import Arena, Field, Layout
+from vla_policy_node.policies.base import FloatArray
 from vla_policy_node.worker.api import WorkerConfig
 
 ALIGNMENT = 64
 """Of each tensor in the weights' arena [bytes]: any element type, and a cache line."""
+
+
+class Recording:
+    """Golden observations whose chunks are the policy's own: a worker writes them where it would compare them."""
+
+    def __init__(self, golden: Golden) -> None:
+        """Lay them out; ``golden.action`` gives the shape of the answers."""
+        self.golden = golden
+        self.fd = golden_memory(golden)
+
+    def action(self) -> FloatArray:
+        """Return what a worker that became READY wrote: ``[N, H, A]``."""
+        layout = _layout(self.golden)
+        recorded: FloatArray = layout.views(memoryview(mmap.mmap(self.fd, layout.size)))["action"].copy()
+        return recorded
+
+    def close(self) -> None:
+        """Give the memory back."""
+        os.close(self.fd)
 
 
 @dataclass(frozen=True)
@@ -33,10 +53,13 @@ class Plan:
     document: Mapping[str, Any]
     weights_bytes: int
     golden: Golden | None
+    recording: Recording | None = None
 
 
-def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena) -> Plan:
+def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena, recording: Recording | None = None) -> Plan:
     """Lay a bundle's tensors out in an arena and write down everything a worker needs to know.
+
+    ``recording``: observations to answer, in place of the bundle's golden ones to replay.
 
     Raises :class:`vla_checkpoint.CheckpointError` for an unusable golden file.
     """
@@ -57,7 +80,7 @@ def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena) -> Plan:
             )
             offset += -(-info.nbytes // ALIGNMENT) * ALIGNMENT
         weights.append({"path": name, "tensors": tensors})
-    golden = bundle.golden()
+    golden = bundle.golden() if recording is None else recording.golden
     others = [{"path": f.path, "sha256": f.sha256} for f in bundle.manifest.files if f.path not in bundle.weight_files]
     document = {
         "bundle_dir": str(bundle.path),
@@ -78,9 +101,9 @@ def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena) -> Plan:
             "slots": observation.slots,
             "max_age_s": config.observation_max_age_s,
         },
-        "golden": None if golden is None else _describe(golden),
+        "golden": None if golden is None else {**_describe(golden), "record": recording is not None},
     }
-    return Plan(document, offset, golden)
+    return Plan(document, offset, golden, recording)
 
 
 def plan_memory(plan: Plan) -> int:
@@ -115,4 +138,5 @@ def _describe(golden: Golden) -> dict[str, Any]:
         "layout": _layout(golden).to_json(),
         "instructions": list(golden.instructions),
         "tolerance": [float(t) for t in golden.tolerance],
+        "seed": golden.seed,
     }

@@ -23,7 +23,7 @@ from vla_policy_node.policies.base import FeatureSpec, PolicySpec
 from vla_policy_node.worker.api import MAX_GENERATIONS, Generation, PrepareError, Timings, WorkerConfig, WorkerEvent
 from vla_policy_node.worker.child import Child
 from vla_policy_node.worker.memory import WeightArena, WeightArenas
-from vla_policy_node.worker.plan import Plan, golden_memory, make_plan, plan_memory
+from vla_policy_node.worker.plan import Plan, Recording, golden_memory, make_plan, plan_memory
 from vla_policy_node.worker.watcher import Watcher
 
 Progress = Callable[[str, float], None]
@@ -98,6 +98,7 @@ class WorkerPool:
         on_progress: Progress = lambda state, fraction: None,
         cancelled: Callable[[], bool] = lambda: False,
         timeout_s: float | None = None,
+        recording: Recording | None = None,
     ) -> Generation:
         """Load a bundle in a worker of its own and prove it; blocks until it is READY.
 
@@ -107,6 +108,7 @@ class WorkerPool:
             on_progress: called on this thread.
             cancelled: asked every 50 ms; true ends the preparation.
             timeout_s: longest preparation [s]; ``None`` = ``load_timeout_s``.
+            recording: gets the policy's answers; the bundle's golden observations are then not replayed.
 
         Raises:
             PrepareError: the worker is gone by then and its memory is back.
@@ -117,7 +119,7 @@ class WorkerPool:
         try:
             on_progress("QUEUED", 0.0)
             self._raise_if_over(cancelled, deadline_s)
-            bundle, plan = self._open(bundle_dir, digest)
+            bundle, plan = self._open(bundle_dir, digest, recording)
             self._raise_if_over(cancelled, deadline_s)
             resident, spare_used = self._begin(bundle, plan)
             try:
@@ -172,14 +174,14 @@ class WorkerPool:
 
     # -- preparing, on the caller's thread
 
-    def _open(self, bundle_dir: Path, digest: str) -> tuple[Bundle, Plan]:
+    def _open(self, bundle_dir: Path, digest: str, recording: Recording | None) -> tuple[Bundle, Plan]:
         try:
             bundle = open_bundle(bundle_dir, expected_digest=digest or None)
             if bundle.manifest.kind != "full":
                 raise PrepareError(
                     "KIND_UNSUPPORTED", f"{bundle_dir}: an {bundle.manifest.kind} bundle cannot act without its base"
                 )
-            return bundle, make_plan(bundle, self._config, self._observation)
+            return bundle, make_plan(bundle, self._config, self._observation, recording)
         except CheckpointError as e:
             raise PrepareError(e.code, str(e)) from e
         except MemoryError as e:
@@ -223,7 +225,8 @@ class WorkerPool:
 
     def _send_load(self, resident: _Resident, plan: Plan) -> None:
         fields, handle_fds = resident.handle.to_message()
-        memory = [plan_memory(plan), golden_memory(plan.golden)]
+        golden = golden_memory(plan.golden) if plan.recording is None else os.dup(plan.recording.fd)
+        memory = [plan_memory(plan), golden]
         fds = [memory[0], resident.weights.fd, self._observation.fd, *handle_fds, memory[1]]
         try:
             resident.child.channel.send({"type": "load", "handle": fields}, fds)
@@ -268,6 +271,7 @@ class WorkerPool:
             golden_s=seconds.get("golden", 0.0),
             warm_up_s=seconds["warm_up"],
             inference_ms=message["inference_ms"],
+            golden_difference=message["golden_difference"],
             spare_used=spare_used,
         )
         spec = PolicySpec(features, handle.horizon, handle.execute, handle.action_dim, message["uses_instruction"])

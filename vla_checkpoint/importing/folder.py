@@ -3,7 +3,7 @@
 
 Weights are copied as they are. LeRobot <= 0.3 keeps statistics as buffers among the weights: they are written to ``stats.json``
 too. LeRobot >= 0.4 keeps them in processor files, which a bundle may hold. A snapshot's links into ``blobs/`` become plain files.
-What a bundle must not hold (pickles, code, hidden files) is left out and reported.
+What a bundle must not hold (pickles, code, hidden files, the training run's configuration) is left out and reported.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,16 @@ from typing import Any
 import numpy as np
 
 from vla_checkpoint.build import build_manifest
-from vla_checkpoint.config import ACTION, CONFIG_NAME, PolicyConfig, load_config
+from vla_checkpoint.bundle import Bundle, open_bundle, verify_bundle
+from vla_checkpoint.config import ACTION, PolicyConfig, load_config
 from vla_checkpoint.errors import CheckpointError, FileError, ImportFolderError
 from vla_checkpoint.files import PathLike, Progress, write_atomically
 from vla_checkpoint.folder import forbidden_name, list_folder
 from vla_checkpoint.header import read_header
+from vla_checkpoint.importing.merge import merge_adapter
+from vla_checkpoint.importing.settle import settle
+from vla_checkpoint.importing.source import find_source, link_roots, origin_of
+from vla_checkpoint.importing.training import TRAIN_CONFIG_NAME
 from vla_checkpoint.manifest import BaseRef, Channel, Manifest, write_manifest
 from vla_checkpoint.paths import MANIFEST_NAME
 from vla_checkpoint.processors import PROCESSOR_NAMES
@@ -34,7 +38,8 @@ from vla_checkpoint.shards import ADAPTER_WEIGHTS_NAME, find_weight_files
 from vla_checkpoint.stats import STAT_NAMES, STATS_NAME
 from vla_checkpoint.tensors import numpy_dtype, read_array
 
-_SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})$")
+Accept = Callable[[Bundle], Sequence[str]]
+"""Looks at the finished bundle before it appears; returns notes, or raises a CheckpointError to refuse it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class ImportReport:
     manifest: Manifest
     left_out: Mapping[str, str]
     """Relative path in the source → why it is not in the bundle."""
+    notes: Sequence[str]
+    """What was changed, and what of the checkpoint is not used."""
 
 
 def import_folder(
@@ -56,14 +63,18 @@ def import_folder(
     channels: Sequence[Channel],
     rate_hz: float,
     base: BaseRef | None = None,
+    merge_into: PathLike | None = None,
+    execute: int | None = None,
+    requires: Mapping[str, str] | None = None,
     lineage: Mapping[str, Any] | None = None,
     created: str | None = None,
+    accept: Accept = lambda bundle: (),
     progress: Progress | None = None,
 ) -> ImportReport:
     """Copy a foreign checkpoint folder into the new bundle ``out``; ``out`` appears when it is complete, or not at all.
 
     Args:
-        source: folder with ``config.json`` and weights, or a LeRobot checkpoint folder with ``pretrained_model`` in it.
+        source: what :func:`vla_checkpoint.importing.source.find_source` takes.
         out: folder to create.
         name: of the model.
         version: Semantic Versioning.
@@ -71,14 +82,18 @@ def import_folder(
         channels: of the action, in order.
         rate_hz: actions per second.
         base: the bundle that an adapter belongs on; needed for adapters only.
+        merge_into: that bundle's folder, to make a full bundle of both instead.
+        execute: actions of a chunk to execute; ``None``: see :func:`vla_checkpoint.importing.settle.settle`.
+        requires: distribution → PEP 440 specifier, what a worker's interpreter needs.
         lineage: any JSON object; the origin that the folder's name shows is added.
         created: UTC ``YYYY-MM-DDTHH:MM:SSZ``; now if ``None``.
+        accept: asked before the bundle appears.
         progress: called with the bytes hashed since the last call.
 
     Raises:
         CheckpointError: the folder is not usable, or the bundle would not be valid; ``out`` is then not there.
     """
-    folder, out = _find_folder(Path(source)), Path(out)
+    folder, out = find_source(source), Path(out)
     if out.exists():
         raise ImportFolderError("IMPORT_DESTINATION", out, "exists already")
     try:
@@ -88,12 +103,14 @@ def import_folder(
         raise FileError("FILE_NOT_WRITTEN", out, e.strerror or str(e)) from e
     try:
         left_out = _copy(folder, aside)
+        merged = {} if merge_into is None else merge_adapter(aside, verify_bundle(merge_into))
+        notes = settle(aside, execute)
         names = list_folder(aside).keys()
         config = load_config(aside)
         is_adapter = ADAPTER_WEIGHTS_NAME in names
         if is_adapter != (base is not None):
             reason = (
-                "an adapter needs its base: give --base"
+                "an adapter needs its base: give --base, and --merge to make one full bundle of both"
                 if is_adapter
                 else "a base was given, but this is not an adapter"
             )
@@ -110,30 +127,25 @@ def import_folder(
             rate_hz=rate_hz,
             kind="adapter" if is_adapter else "full",
             base=base,
-            lineage={**_origin(folder), **(lineage or {})},
+            requires=requires,
+            lineage={**origin_of(folder), **merged, **(lineage or {})},
             created=created,
             progress=progress,
         )
         write_manifest(aside, manifest)
+        notes += accept(open_bundle(aside))
         _publish(aside, out)
     except CheckpointError as e:
         raise _as_asked_for(e, aside, folder, out) from e
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return ImportReport(manifest, left_out)
-
-
-def _find_folder(source: Path) -> Path:
-    for folder in (source, source / "pretrained_model"):
-        if (folder / CONFIG_NAME).is_file():
-            return folder.resolve()
-    raise ImportFolderError("IMPORT_SOURCE", source, f"no {CONFIG_NAME} in it, nor in a pretrained_model folder in it")
+    return ImportReport(manifest, left_out, notes)
 
 
 def _copy(folder: Path, out: Path) -> dict[str, str]:
     """Copy what a bundle may hold; return the rest with the reason."""
     left_out: dict[str, str] = {}
-    roots = (folder, folder.parent.parent / "blobs") if _SNAPSHOT.search(folder.as_posix()) else (folder,)
+    roots = link_roots(folder)
     try:
         for here, folders, files in os.walk(folder, onerror=_raise):
             relative = Path(here).relative_to(folder)
@@ -168,6 +180,8 @@ def _not_wanted(name: str, path: str) -> str | None:
         return "a hidden file"
     if path == MANIFEST_NAME:
         return "a new manifest is made"
+    if path == TRAIN_CONFIG_NAME:
+        return "holds paths of the training machine; its origin is in the lineage"
     return forbidden_name(name)
 
 
@@ -189,14 +203,6 @@ def _write_buffer_stats(folder: Path, names: Collection[str], config: PolicyConf
             stats.setdefault(feature, {})[name] = array.tolist()
     if stats:
         write_atomically(folder / STATS_NAME, json.dumps(stats, indent=1).encode())
-
-
-def _origin(folder: Path) -> dict[str, str]:
-    """Return the origin in a Hugging Face cache folder's name; never a path of this machine."""
-    match = _SNAPSHOT.search(folder.as_posix())
-    if match is None:
-        return {}
-    return {"repository": f"{match[1]}/{match[2]}", "revision": match[3]}
 
 
 def _as_asked_for(error: CheckpointError, aside: Path, folder: Path, out: Path) -> CheckpointError:
