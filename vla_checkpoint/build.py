@@ -33,6 +33,7 @@ def build_manifest(
     kind: Kind = "full",
     base: BaseRef | None = None,
     lineage: Mapping[str, Any] | None = None,
+    requires: Mapping[str, str] | None = None,
     created: str | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
@@ -52,6 +53,7 @@ def build_manifest(
         kind: ``full`` or ``adapter``.
         base: the bundle an adapter belongs on.
         lineage: any JSON object.
+        requires: distribution → versions of the interpreter that runs the policy, as ``>=0.4,<0.5``.
         created: UTC ``YYYY-MM-DDTHH:MM:SSZ``; now if ``None``.
         progress: called with the bytes done since the last call.
         cancel: true stops.
@@ -73,6 +75,7 @@ def build_manifest(
         kind=kind,
         base=base,
         lineage=lineage or {},
+        requires=requires or {},
     )
     _reparse(draft, folder)  # refuse bad arguments and names before hashing gigabytes
     check_paths(sorted(files), folder / MANIFEST_NAME)

@@ -66,11 +66,11 @@ class PolicyConfig:
     normalization_mapping: Mapping[str, str]
     """Feature type → mode, a key of :data:`REQUIRED_STATS`; a type that is absent is not normalised."""
     chunk_size: int
-    """H: actions in a chunk (for policies without the key, such as diffusion: ``n_action_steps``, which is what they return)."""
+    """H: actions in a chunk, the first of them meant for the newest observation's moment."""
     n_action_steps: int
     """Actions executed before the next chunk takes over, 1 to H."""
     n_obs_steps: int
-    """Observations that a chunk is made from; a bundle whose policy needs more than 1 is refused (``HISTORY_UNSUPPORTED``)."""
+    """Observations that a chunk is made from, one period apart; the last of them is the newest."""
     raw: Mapping[str, Any]
     """The whole document."""
 
@@ -131,8 +131,9 @@ class _Reader:
             self._invalid("output_features", f"must have {ACTION!r} with a shape of one dimension")
         if inputs.keys() & outputs.keys():
             self._invalid("input_features", "a feature is both input and output")
+        n_obs_steps = self._count("n_obs_steps") if "n_obs_steps" in self._document else 1
         n_action_steps = self._count("n_action_steps")
-        chunk_size = self._count("chunk_size") if "chunk_size" in self._document else n_action_steps
+        chunk_size = self._chunk_size(n_obs_steps, n_action_steps)
         if n_action_steps > chunk_size:
             self._invalid("n_action_steps", f"{n_action_steps} exceeds chunk_size, {chunk_size}")
         return PolicyConfig(
@@ -142,9 +143,20 @@ class _Reader:
             normalization_mapping=self._normalization(),
             chunk_size=chunk_size,
             n_action_steps=n_action_steps,
-            n_obs_steps=self._count("n_obs_steps") if "n_obs_steps" in self._document else 1,
+            n_obs_steps=n_obs_steps,
             raw=MappingProxyType(dict(self._document)),
         )
+
+    def _chunk_size(self, n_obs_steps: int, n_action_steps: int) -> int:
+        """LeRobot's ``chunk_size``; of diffusion's ``horizon`` the actions from the newest observation on; else all are executed."""
+        if "chunk_size" in self._document:
+            return self._count("chunk_size")
+        if "horizon" not in self._document:
+            return n_action_steps
+        horizon = self._count("horizon") - n_obs_steps + 1  # it begins at the oldest observation
+        if horizon < 1:
+            self._invalid("horizon", f"no action is left after {n_obs_steps} observations")
+        return horizon
 
     def _features(self, key: str) -> Mapping[str, Feature]:
         value = self._get(key)

@@ -5,11 +5,15 @@
 * ``action`` float32 ``[N, H, A]`` in physical units
 * metadata ``instructions`` (JSON list of N strings) and ``tolerance`` (JSON number or list of A numbers: the largest allowed
   absolute difference per channel, in the channel's unit)
+* metadata ``seed`` (JSON integer, optional): what a policy that draws random numbers is seeded with before each observation
+
+Each observation is the first one of an episode: a policy with a history of observations sees it repeated.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +32,7 @@ from vla_checkpoint.strict_json import is_number, parse_json
 from vla_checkpoint.tensors import numpy_dtype, read_array
 
 GOLDEN_NAME = "golden.safetensors"
+_MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Golden:
     """N instructions."""
     tolerance: npt.NDArray[np.float32]
     """``[A]``: largest allowed absolute difference per channel, in its unit."""
+    seed: int | None = None
+    """What the policy's random numbers begin with at each observation; ``None``: it draws none."""
 
     def __len__(self) -> int:
         return len(self.instructions)
@@ -75,7 +82,7 @@ def read_golden(path: PathLike) -> Golden:
     if not observations:
         raise GoldenError("GOLDEN_FORMAT", path, "no observations")
     instructions, tolerance = _read_metadata(header, path, count, channels)
-    return Golden(observations, expected, instructions, tolerance)
+    return Golden(observations, expected, instructions, tolerance, _read_seed(header, path))
 
 
 def check_golden(golden: Golden, config: PolicyConfig, path: PathLike = GOLDEN_NAME) -> None:
@@ -106,6 +113,7 @@ def write_golden(
     action: npt.NDArray[np.float32],
     instructions: list[str] | tuple[str, ...],
     tolerance: float | npt.NDArray[np.floating[Any]] | list[float],
+    seed: int | None = None,
 ) -> None:
     """Write a golden file and read it back; the same arguments give the same bytes.
 
@@ -115,6 +123,7 @@ def write_golden(
         action: ``[N, H, A]``, physical units.
         instructions: N strings.
         tolerance: one number, or A of them, in the channels' units.
+        seed: with which the chunks were made, 0 to 2**32 - 1; ``None``: the policy draws no random numbers.
 
     Raises:
         FileError: it cannot be written.
@@ -124,6 +133,8 @@ def write_golden(
     tensors[ACTION] = np.ascontiguousarray(action, dtype=np.float32)
     listed = tolerance if isinstance(tolerance, (int, float)) else [float(t) for t in tolerance]
     metadata = {"instructions": json.dumps(list(instructions)), "tolerance": json.dumps(listed)}
+    if seed is not None:
+        metadata["seed"] = json.dumps(seed)
     write_atomically(Path(path), _with_sorted_header(safetensors.numpy.save(tensors, metadata)))
     try:
         read_golden(path)
@@ -156,6 +167,15 @@ def _read_metadata(
     if not listed or not all(is_number(t) and 0 <= t < 1e30 for t in tolerance):
         raise GoldenError("GOLDEN_FORMAT", path, f"tolerance must be a number >= 0, or {channels} of them")
     return tuple(instructions), np.asarray(tolerance, dtype=np.float32)
+
+
+def _read_seed(header: Header, path: PathLike) -> int | None:
+    text = header.metadata.get("seed")
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > _MAX_SEED:
+        raise GoldenError("GOLDEN_FORMAT", path, f"seed must be an integer from 0 to {_MAX_SEED}")
+    return int(text)
 
 
 def _with_sorted_header(data: bytes) -> bytes:

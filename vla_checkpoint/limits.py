@@ -39,3 +39,5 @@ CHANNELS = 256
 """Action channels."""
 GOLDEN_BYTES = 256_000_000
 """Size of ``golden.safetensors``, which is read into memory whole [bytes]."""
+REQUIREMENTS = 16
+"""Distributions that a bundle may ask of the interpreter that runs it."""

@@ -4,6 +4,8 @@
 * Canonical JSON (RFC 8785), exactly: other bytes with the same meaning are refused, so that one bundle has one digest.
 * Closed: an unknown key is refused; what a future version adds comes with a new ``schema`` number. ``lineage`` is the free place
   (any JSON object: parents, data sets, training run).
+* ``requires`` may be left out: what the workers' interpreter must have, distribution → versions, such as
+  ``{"lerobot": ">=0.4,<0.5"}``.
 * ``files`` lists every file of the folder but ``manifest.json`` itself; ``tensors`` every tensor of every weight file.
 """
 
@@ -37,10 +39,14 @@ MAX_RATE_HZ = 10_000.0
 _KEYS = (
     "schema", "name", "version", "kind", "base", "policy_type", "robot_type", "action", "created", "lineage", "files", "tensors",
 )  # fmt: skip
+_OPTIONAL_KEYS = ("requires",)
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?")  # a folder's name on every file system
 _ROBOT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 _CREATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _HEX = re.compile(r"[0-9a-f]{64}")
+_DISTRIBUTION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+_CLAUSE = r"(?:>=|<=|==|!=|>|<)[0-9]{1,9}(?:\.[0-9]{1,9}){0,4}"
+_VERSIONS = re.compile(rf"{_CLAUSE}(?:,{_CLAUSE}){{0,7}}")
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,8 @@ class Manifest:
     base: BaseRef | None = None
     """The base of an adapter; ``None`` if and only if ``kind`` is ``full``."""
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    requires: Mapping[str, str] = field(default_factory=dict)
+    """Distribution → versions that fit, as ``>=0.4,<0.5``, of the interpreter that runs the policy."""
     schema: int = SCHEMA
 
     @staticmethod
@@ -150,6 +158,7 @@ class Manifest:
             "lineage": dict(self.lineage),
             "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in self.files],
             "tensors": {file: dict(tensors) for file, tensors in self.tensors.items()},
+            **({"requires": dict(self.requires)} if self.requires else {}),
         }
 
 
@@ -202,7 +211,7 @@ class _Parser:
         return manifest
 
     def _manifest(self, document: Any) -> Manifest:
-        values = self._object(document, "the top level", _KEYS)
+        values = self._object(document, "the top level", _KEYS, _OPTIONAL_KEYS)
         kind = self._choice(values["kind"], "kind", KINDS)
         base = None if values["base"] is None else self._base(values["base"])
         if (kind == "adapter") != (base is not None):
@@ -220,6 +229,7 @@ class _Parser:
             action=self._action(values["action"]),
             created=self._created(values["created"]),
             lineage=MappingProxyType(values["lineage"]),
+            requires=self._requires(values.get("requires", {})),
             files=files,
             tensors=self._tensors(values["tensors"], {entry.path for entry in files}),
         )
@@ -281,6 +291,14 @@ class _Parser:
                     self._refuse("MANIFEST_FIELD", f"{file}: the digest of {tensor!r} is not 64 hexadecimal digits")
         return MappingProxyType({file: MappingProxyType(tensors) for file, tensors in value.items()})
 
+    def _requires(self, value: Any) -> Mapping[str, str]:
+        if not isinstance(value, dict) or len(value) > limits.REQUIREMENTS:
+            self._field("requires", f"must be an object of at most {limits.REQUIREMENTS} distributions")
+        for name, versions in value.items():
+            self._match(name, "requires", _DISTRIBUTION)
+            self._match(versions, f"requires.{name}", _VERSIONS)
+        return MappingProxyType(value)
+
     def _created(self, value: Any) -> str:
         text = self._match(value, "created", _CREATED)
         try:
@@ -289,10 +307,12 @@ class _Parser:
             self._field("created", f"{text} is not a date and time")
         return text
 
-    def _object(self, value: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    def _object(
+        self, value: Any, where: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
         if not isinstance(value, dict):
             self._field(where, "must be an object")
-        wrong = sorted(value.keys() ^ set(keys))
+        wrong = sorted((value.keys() - set(optional)) ^ set(keys))
         if wrong:
             verb = "is missing" if wrong[0] in keys else "is not a known key"
             self._field(where, f"{wrong[0][:80]!r} {verb}")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from vla_policy_node.errors import WorkerError
 from vla_policy_node.policies.base import FloatArray, Policy
+from vla_policy_node.worker.history import repeated
 from vla_policy_node.worker.inference import ChunkError, infer, reset
 
 Array = npt.NDArray[Any]
@@ -22,23 +23,26 @@ def replay(
     action: FloatArray,
     instructions: Sequence[str],
     tolerance: Sequence[float],
+    seed: int | None = None,
 ) -> None:
     """Infer every golden observation and compare.
 
     Args:
-        policy: reset before each observation.
+        policy: reset before each observation, so that each is the first of an episode.
         observations: feature → ``[N, …]``.
         action: expected, ``[N, H, A]``, physical units.
         instructions: N texts.
         tolerance: ``[A]``, largest allowed absolute difference per channel, in its unit.
+        seed: given to the policy before each observation.
 
     Raises :class:`WorkerError` ``GOLDEN_MISMATCH`` that names observation, step and channel.
     """
     allowed = np.asarray(tolerance, dtype=np.float64)
     for n, instruction in enumerate(instructions):
         try:
-            reset(policy)
-            chunk = infer(policy, {name: array[n] for name, array in observations.items()}, instruction)
+            reset(policy, seed)
+            shown = repeated({name: array[n] for name, array in observations.items()}, policy.spec.history)
+            chunk = infer(policy, shown, instruction)
         except ChunkError as e:
             raise WorkerError("GOLDEN_MISMATCH", f"golden observation {n}: {e.error}: {e.reason}") from e
         if chunk.shape != action[n].shape:
