@@ -55,10 +55,11 @@ class LeRobotPolicy:
             for i in range(self.spec.history):
                 frame = {k: v[i] if self.spec.history > 1 else v for k, v in observation.items()}
                 batch = self._preprocess(prepare_observation_for_inference(frame, self._device, instruction))
-                if self._has_queues:  # as its select_action does; the first of them fills the queues
+                batch.pop(ACTION, None)  # the preprocessor adds an empty one
+                if self._has_queues:  # as select_action does; the first observation fills the queues
                     if self._cameras:
                         batch[OBS_IMAGES] = torch.stack([batch[camera] for camera in self._cameras], dim=-4)
-                    populate_queues(self._policy._queues, batch, exclude_keys=[ACTION])
+                    populate_queues(self._policy._queues, batch)
             actions = self._postprocess(self._policy.predict_action_chunk(batch))
             chunk: FloatArray = actions[0].float().cpu().numpy()
             return np.ascontiguousarray(chunk)
