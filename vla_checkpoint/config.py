@@ -148,7 +148,7 @@ class _Reader:
         )
 
     def _chunk_size(self, n_obs_steps: int, n_action_steps: int) -> int:
-        """LeRobot's ``chunk_size``; of diffusion's ``horizon`` the actions from the newest observation on; else all are executed."""
+        """LeRobot's ``chunk_size``; of diffusion's ``horizon`` what lies after the newest observation; else all are executed."""
         if "chunk_size" in self._document:
             return self._count("chunk_size")
         if "horizon" not in self._document:

@@ -307,9 +307,7 @@ class _Parser:
             self._field("created", f"{text} is not a date and time")
         return text
 
-    def _object(
-        self, value: Any, where: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()
-    ) -> dict[str, Any]:
+    def _object(self, value: Any, where: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
         if not isinstance(value, dict):
             self._field(where, "must be an object")
         wrong = sorted((value.keys() - set(optional)) ^ set(keys))

@@ -1,7 +1,7 @@
 """Runs in LeRobot's own interpreter: makes small real checkpoints with LeRobot's classes, and what LeRobot itself does with them.
 
 ``python made_by_lerobot.py OUT BURNT`` writes OUT/<case>/pretrained_model (LeRobot's ``save_pretrained``) and OUT/<case>/run.npz:
-observations ``[T, …]`` of an episode, LeRobot's own actions ``[T, A]`` for them by its ``predict_action`` (one ``select_action`` a
+observations ``[T, …]`` of an episode, LeRobot's own actions ``[T, A]`` for them by ``predict_action`` (one ``select_action`` a
 step), and ``golden`` ``[H, A]``, a whole chunk for the first observation. Random numbers begin with SEED before the golden chunk,
 then BURNT chunks are drawn that nobody looks at, as the worker does between golden replay and the first request.
 """

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import safetensors.numpy
-from support.refusals import refused
 from support.worker_robot import WorkerRobot
 
 from vla_checkpoint import Channel, write_golden

@@ -24,7 +24,8 @@ LATENESS_BOUNDS_MS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 def observation_layout(features: Mapping[str, FeatureSpec], channels: int) -> Layout:
     """Node → control and workers: the newest observation, at most as old as the contract allows.
 
-    ``stamp_ns`` when the oldest part of it was received; ``written_ns`` when the record was made; ``valid`` 1 if every feature is there and fresh;
+    ``stamp_ns`` when the oldest part of it was received; ``written_ns`` when the record was made; ``valid`` 1 if every feature is
+    there and fresh;
     ``measured`` float64 ``[channels]`` position per command channel (NaN = not known), ``measured_ns`` when it was
     received; ``motion_ns``: until when motion is permitted, renewed with every fresh ``motion_enabled`` (0 = nothing was said
     yet, -1 = false was said: see ``contract.Motion.permits``).

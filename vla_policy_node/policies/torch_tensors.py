@@ -73,8 +73,8 @@ def assign_strictly(module: torch.nn.Module, tensors: Mapping[str, TensorView]) 
 def load_strictly(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Make ``state``'s tensors the module's own, without a copy; every name and shape must match exactly.
 
-    Raises :class:`PolicyWeightsError` with the names that differ, or that of a buffer that is in no checkpoint and was left on the
-    meta device: the first inference would fail.
+    Raises :class:`PolicyWeightsError` with the names that differ, or those of buffers that are in no checkpoint and were left on
+    the meta device: the first inference would fail.
     """
     try:
         module.load_state_dict(dict(state), strict=True, assign=True)

@@ -236,9 +236,7 @@ class Loaded:
             worker.progress("GOLDEN", 0.0)
             observations = {name: self._golden[name] for name in self.policy.spec.observation}
             expected = self._golden["action"]
-            replay(
-                self.policy, observations, expected, self._instructions, golden["tolerance"], seed=golden["seed"]
-            )
+            replay(self.policy, observations, expected, self._instructions, golden["tolerance"], seed=golden["seed"])
 
 
 def _map(fd: int, size: int) -> mmap.mmap:

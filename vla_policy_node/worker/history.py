@@ -25,7 +25,7 @@ def repeated(observation: Mapping[str, Array], count: int) -> Mapping[str, Array
 def look_back(
     arena: Arena, names: Sequence[str], count: int, period_s: float
 ) -> tuple[dict[str, Array], list[dict[str, Array]]] | None:
-    """Return the newest record (without other features), and the fields ``names`` of ``count`` records, oldest first; the last one is the newest.
+    """Return the newest record, and the fields ``names`` of ``count`` records, oldest first; the last of them is the newest.
 
     The others are those written nearest to whole periods before it. Records of another episode, and incomplete ones, do not
     count: where too few are left, the oldest is repeated, as LeRobot fills its queues at an episode's start. ``None``: there is

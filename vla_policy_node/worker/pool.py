@@ -192,7 +192,9 @@ class WorkerPool:
         count, rate_hz = bundle.config.n_obs_steps, bundle.manifest.action.rate_hz
         if count > (HISTORY if rate_hz <= OBSERVATION_HZ else 1):
             limit = f"up to {HISTORY} observations are kept, at {OBSERVATION_HZ:g} Hz at most"
-            raise PrepareError("HISTORY_UNSUPPORTED", f"the policy needs {count} observations at {rate_hz:g} Hz: {limit}")
+            raise PrepareError(
+                "HISTORY_UNSUPPORTED", f"the policy needs {count} observations at {rate_hz:g} Hz: {limit}"
+            )
 
     def _begin(self, bundle: Bundle, plan: Plan) -> tuple[_Resident, bool]:
         """Give the plan to the spare worker, or to a new one."""

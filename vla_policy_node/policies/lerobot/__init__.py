@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LeRobot's policies (:data:`vla_policy_node.worker.loading.LEROBOT_TYPES`) through LeRobot's own classes, in a worker that has it.
+"""LeRobot's policies (``vla_policy_node.worker.loading.LEROBOT_TYPES``) through LeRobot's own classes, in a worker that has it.
 
-Written against LeRobot 0.4.4. What LeRobot does on a robot (``lerobot.utils.control_utils.predict_action``) is done here in the same
+Written against LeRobot 0.4.4. What LeRobot does on a robot (``lerobot.utils.control_utils.predict_action``) is done here in its
 order: picture to ``[0, 1]``, preprocessor, network, postprocessor. Instead of one action the whole chunk is returned.
 """
 

@@ -111,7 +111,9 @@ def _local(bundle_dir: Path, name: str) -> str:
     """Return the bundle's own folder of that name; else the name, as the Hugging Face cache knows it."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise PolicyAssetError(f"{name!r} lies outside the bundle: name a folder of the bundle, or a Hugging Face model")
+        raise PolicyAssetError(
+            f"{name!r} lies outside the bundle: name a folder of the bundle, or a Hugging Face model"
+        )
     return str(bundle_dir / path) if (bundle_dir / path).is_dir() else name
 
 
@@ -121,14 +123,18 @@ def _from_bundle_or_cache(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        where = "is not whole in the bundle nor in this machine's Hugging Face cache, and nothing is downloaded on a robot"
-        raise PolicyAssetError(f"{name} {where}: put its files into the bundle under that name, and import again") from e
+        where = (
+            "is not whole in the bundle nor in this machine's Hugging Face cache, and nothing is downloaded on a robot"
+        )
+        raise PolicyAssetError(
+            f"{name} {where}: put its files into the bundle under that name, and import again"
+        ) from e
 
 
 class _Unfilled(TorchFunctionMode):
     """Leaves new parameters as they were allocated: memory that is never touched is never used, and all are replaced.
 
-    Unlike the meta device it leaves alone what is no parameter and so in no checkpoint: buffers that are not saved, noise schedules.
+    Unlike the meta device it leaves alone what is no parameter, and may be in no checkpoint: buffers, noise schedules.
     """
 
     _RANDOM = (torch.Tensor.normal_, torch.Tensor.uniform_)
