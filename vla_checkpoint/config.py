@@ -16,6 +16,8 @@ from vla_checkpoint.strict_json import is_int, load_object
 
 CONFIG_NAME = "config.json"
 ACTION = "action"
+_VQBET_CHUNK = "action_chunk_size"
+"""VQ-BeT's word for ``chunk_size``; it executes all of it unless a bundle says otherwise by ``n_action_steps``."""
 
 REQUIRED_KEYS = ("type", "input_features", "output_features", "normalization_mapping", "n_action_steps")
 """Keys of ``config.json`` without which no policy is accepted."""
@@ -132,7 +134,8 @@ class _Reader:
         if inputs.keys() & outputs.keys():
             self._invalid("input_features", "a feature is both input and output")
         n_obs_steps = self._count("n_obs_steps") if "n_obs_steps" in self._document else 1
-        n_action_steps = self._count("n_action_steps")
+        executed = "n_action_steps" in self._document or _VQBET_CHUNK not in self._document
+        n_action_steps = self._count("n_action_steps" if executed else _VQBET_CHUNK)
         chunk_size = self._chunk_size(n_obs_steps, n_action_steps)
         if n_action_steps > chunk_size:
             self._invalid("n_action_steps", f"{n_action_steps} exceeds chunk_size, {chunk_size}")
@@ -151,6 +154,8 @@ class _Reader:
         """LeRobot's ``chunk_size``; of diffusion's ``horizon`` what lies after the newest observation; else all are executed."""
         if "chunk_size" in self._document:
             return self._count("chunk_size")
+        if _VQBET_CHUNK in self._document:
+            return self._count(_VQBET_CHUNK)
         if "horizon" not in self._document:
             return n_action_steps
         horizon = self._count("horizon") - n_obs_steps + 1  # it begins at the oldest observation

@@ -21,8 +21,18 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+from lerobot.policies.vqbet.configuration_vqbet import VQBeTConfig
 from lerobot.utils.control_utils import predict_action
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    PreTrainedTokenizerFast,
+    SmolVLMConfig,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
 
 SEED = 7
 CHUNKS = 4
@@ -30,6 +40,7 @@ JOINTS = 6
 STATE, ACTION = "observation.state", "action"
 TOP, WRIST = "observation.images.top", "observation.images.wrist_left"
 SIZE = (48, 64)
+BACKBONE = "tiny/smolvlm"
 
 
 def features(*cameras: str) -> dict[str, Any]:
@@ -48,6 +59,36 @@ def act(*cameras: str) -> ACTConfig:
 def diffusion(*cameras: str) -> DiffusionConfig:
     sizes = {"down_dims": (32, 64), "diffusion_step_embed_dim": 32, "num_inference_steps": 5, "crop_shape": (40, 56)}
     return DiffusionConfig(**features(*cameras), **sizes, n_obs_steps=2, horizon=16, n_action_steps=8)
+
+
+def vqbet() -> VQBeTConfig:
+    gpt = {"gpt_input_dim": 32, "gpt_output_dim": 32, "gpt_n_layer": 2, "gpt_n_head": 2, "gpt_hidden_dim": 32}
+    vae = {"vqvae_n_embed": 8, "vqvae_embedding_dim": 32, "vqvae_enc_hidden_dim": 32}
+    return VQBeTConfig(**features(TOP), **gpt, **vae, crop_shape=(40, 56))
+
+
+def smolvla() -> SmolVLAConfig:
+    sizes = {"num_vlm_layers": 2, "resize_imgs_with_padding": (64, 64), "expert_width_multiplier": 0.5, "num_steps": 3}
+    return SmolVLAConfig(**features(TOP, WRIST), **sizes, vlm_model_name=BACKBONE, chunk_size=20, n_action_steps=8)
+
+
+def write_backbone(folder: Path) -> None:
+    """A language model of the family that SmolVLA is built on, as its folder in the Hugging Face cache: tiny, and no weights."""
+    names = ["fake_image_token", "image_token", "global_image_token", "end_of_utterance_token"]
+    extra = dict(
+        zip(names, ["<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>"], strict=True)
+    )
+    words = ["<unk>", "<pad>", *extra.values(), *["put", "the", "block", "into", "box"]]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", extra_special_tokens=extra
+    )
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {**small, "model_type": "llama", "vocab_size": 64, "num_key_value_heads": 2, "head_dim": 8}
+    vision = {**small, "image_size": 64, "patch_size": 16}
+    SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=2, image_token_id=3).save_pretrained(folder)
+    SmolVLMProcessor(SmolVLMImageProcessor(), fast, SmolVLMVideoProcessor()).save_pretrained(folder)
 
 
 def statistics(config: Any, rng: np.random.Generator) -> dict[str, dict[str, torch.Tensor]]:
@@ -74,7 +115,9 @@ def executed(config: Any) -> int:
 
 
 def chunk_size(config: Any) -> int:
-    return config.horizon - config.n_obs_steps + 1 if config.type == "diffusion" else config.chunk_size
+    if config.type == "diffusion":
+        return config.horizon - config.n_obs_steps + 1
+    return config.action_chunk_size if config.type == "vqbet" else config.chunk_size
 
 
 def act_once(policy: Any, processors: Any, observation: dict[str, np.ndarray]) -> np.ndarray:
@@ -85,7 +128,7 @@ def act_once(policy: Any, processors: Any, observation: dict[str, np.ndarray]) -
 
 def run_with_lerobot(folder: Path, config: Any, processors: Any, observed: dict[str, np.ndarray], burnt: int) -> Any:
     """LeRobot's actions of the episode, and the whole first chunk."""
-    whole = dataclasses.replace(config, n_action_steps=chunk_size(config))
+    whole = config if config.type == "vqbet" else dataclasses.replace(config, n_action_steps=chunk_size(config))
     first = {k: v[0] for k, v in observed.items()}
     torch.manual_seed(SEED)
     policy = get_policy_class(config.type).from_pretrained(folder, config=whole)
@@ -107,6 +150,9 @@ def run_with_lerobot(folder: Path, config: Any, processors: Any, observed: dict[
 def make(out: Path, config: Any, burnt: int, *, dtype: torch.dtype = torch.float32, old: bool = False) -> None:
     rng = np.random.default_rng(SEED)
     folder = out / "pretrained_model"
+    if config.type == "smolvla":  # LeRobot finds it from here, and we as a folder of the bundle
+        write_backbone(folder / BACKBONE)
+        os.chdir(folder)
     torch.manual_seed(SEED)
     policy = get_policy_class(config.type)(config)
     with torch.no_grad():
@@ -142,12 +188,14 @@ def write_old_layout(folder: Path, stats: dict[str, dict[str, torch.Tensor]]) ->
 
 
 def main() -> None:
-    out, burnt = Path(sys.argv[1]), int(sys.argv[2])
+    out, burnt = Path(sys.argv[1]).resolve(), int(sys.argv[2])
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     make(out / "act", act(TOP), burnt)
     make(out / "act_bf16", act(TOP, WRIST), burnt, dtype=torch.bfloat16)
     make(out / "act_old", act(TOP, WRIST), burnt, old=True)
     make(out / "diffusion", diffusion(TOP, WRIST), burnt)
+    make(out / "vqbet", vqbet(), burnt)
+    make(out / "smolvla", smolvla(), burnt)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pytest
 import safetensors.numpy
 from support.worker_robot import WorkerRobot
 
-from vla_checkpoint import Channel, write_golden
+from vla_checkpoint import Channel, build_manifest, load_manifest, write_golden, write_manifest
 from vla_checkpoint.importer import import_folder
 from vla_policy_node.policies.base import FeatureSpec
+from vla_policy_node.worker.api import PrepareError
 from vla_policy_node.worker.environment import worker_environment
 from vla_policy_node.worker.inference import WARM_UP_INFERENCES
 
@@ -110,12 +112,77 @@ def shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize("case", ["act", "act_bf16", "act_old", "diffusion"])
+def sign(bundle: Path, requires: dict[str, str] | None = None) -> None:
+    """Make the manifest fit what was changed in a bundle."""
+    old = load_manifest(bundle)
+    manifest = build_manifest(
+        bundle, name=old.name, version=old.version, policy_type=old.policy_type, robot_type=old.robot_type,
+        channels=old.action.channels, rate_hz=old.action.rate_hz, requires=requires,
+    )  # fmt: skip
+    write_manifest(bundle, manifest)
+
+
+def shared_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("RssShmem")).split()[1])
+
+
+@pytest.mark.parametrize("case", ["act", "act_bf16", "act_old", "diffusion", "vqbet", "smolvla"])
 def test_a_worker_gives_lerobots_own_actions(
-    made: dict[str, Made], case: str, robot: WorkerRobot, tmp_path: Path, record_property: Any
+    made: dict[str, Made], case: str, robot: WorkerRobot, tmp_path: Path
 ) -> None:
+    """To the last bit: both use one thread, the same kernels and the same random numbers."""
     difference = largest_difference(robot, import_made(made[case], tmp_path / "b"), made[case])
     print(f"{case}: largest difference {difference:g} deg over {len(made[case].actions)} actions")
-    record_property("largest_difference", difference)
     assert np.ptp(made[case].actions) > 1.0  # they move, so that equality means something
     assert difference == 0.0
+
+
+def test_shards_are_read_where_lerobot_reads_one_file_and_float32_weights_are_not_copied(
+    made: dict[str, Made], robot: WorkerRobot, tmp_path: Path
+) -> None:
+    case = replace(made["act"], folder=shutil.copytree(made["act"].folder, tmp_path / "a"))
+    size = (case.folder / "model.safetensors").stat().st_size
+    shard(case.folder)
+    assert largest_difference(robot, import_made(case, tmp_path / "b"), case) == 0.0
+    # The arena is let go of when no tensor lies in it.
+    assert shared_bytes(robot.pool.generations()[0].pid) > 0.95 * size
+
+
+def drop_a_tensor(bundle: Path) -> None:
+    weights = safetensors.numpy.load_file(bundle / "model.safetensors")
+    del weights["model.action_head.bias"]
+    safetensors.numpy.save_file(weights, bundle / "model.safetensors")
+
+
+def add_a_key_of_a_later_release(bundle: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps(config | {"pretrained_revision": "main"}))
+
+
+@pytest.mark.parametrize(
+    ("case", "damage", "requires", "code", "named"),
+    [
+        ("act", drop_a_tensor, {}, "POLICY_WEIGHTS_MISMATCH", "model.action_head.bias"),
+        ("act", add_a_key_of_a_later_release, {}, "POLICY_CONFIG_INVALID", "pretrained_revision"),
+        ("act", lambda bundle: None, {"lerobot": ">=0.6"}, "REQUIREMENT_UNMET", "has 0.4.4"),
+        ("smolvla", lambda bundle: shutil.rmtree(bundle / "tiny"), {}, "POLICY_ASSET_MISSING", "tiny/smolvlm"),
+    ],
+)
+def test_what_cannot_act_as_in_lerobot_is_refused_by_name(
+    made: dict[str, Made],
+    robot: WorkerRobot,
+    tmp_path: Path,
+    case: str,
+    damage: Callable[[Path], object],
+    requires: dict[str, str],
+    code: str,
+    named: str,
+) -> None:
+    bundle = import_made(made[case], tmp_path / "b")
+    damage(bundle)
+    sign(bundle, requires)
+    with pytest.raises(PrepareError) as caught:
+        robot.pool.prepare(bundle)
+    assert caught.value.code == code
+    assert named in caught.value.message
