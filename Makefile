@@ -1,6 +1,6 @@
 # Two commands are enough: `make demo` and `make test`. Each makes its own set-up and is quick the second time.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev setup-demo setup-analysis demo demo-fleet test lint bench bench-fleet bench-evidence clean
+.PHONY: help setup setup-dev setup-demo setup-analysis demo demo-fleet test test-lerobot lint bench bench-fleet bench-evidence clean
 RUN := scripts/run
 # Tests side by side. With more than cores the run is shorter, and tests that wait for discovery are nearer to their bounds.
 JOBS ?= $(shell nproc)
@@ -30,6 +30,10 @@ test: setup-dev ## the whole test suite on real ROS 2: files side by side, then 
 	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
 	@$(RUN) python -m pytest -q -m alone
 
+test-lerobot: setup-dev ## real LeRobot checkpoints in the workers, equal to LeRobot's own actions (makes .venv-lerobot: 8 GB)
+	@scripts/setup_lerobot.sh
+	@$(RUN) python -m pytest -q test/lerobot
+
 lint: setup-dev ## ruff and mypy
 	@$(RUN) ruff check --output-format concise .
 	@$(RUN) ruff format --check -q .
@@ -45,4 +49,4 @@ bench-evidence: setup ## error rates of the statistical judges beside a threshol
 	@$(RUN) python -m benchmarks.evidence --out build/bench
 
 clean: ## forget the environment and the build
-	rm -rf .venv build install log
+	rm -rf .venv .venv-lerobot build install log

@@ -103,7 +103,8 @@ class FreePolicy:
     def _observe(self) -> None:
         now_ns = time.monotonic_ns()
         measured = waves(np.array([now_ns / 1e9]), self._joints)[0]
-        record = {"stamp_ns": now_ns, "valid": 1, "measured": measured, "measured_ns": now_ns, "motion_ns": 0}
+        record = {"stamp_ns": now_ns, "written_ns": now_ns, "valid": 1}
+        record |= {"measured": measured, "measured_ns": now_ns, "motion_ns": 0}
         self.observation.write({**record, "instruction": 0, "episode": 1, "feature:observation.state": measured})
 
     def _serve(self) -> None:

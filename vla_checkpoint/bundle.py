@@ -174,9 +174,6 @@ def _check_config(path: Path, config: PolicyConfig, manifest: Manifest) -> None:
     if config.type != manifest.policy_type:
         reason = f"type is {config.type!r}, the manifest's policy_type {manifest.policy_type!r}"
         raise ConfigError("CONFIG_MISMATCH", path, reason)
-    if config.n_obs_steps > 1:  # a policy is asked with the newest observation alone: it would answer, and wrongly
-        reason = f"n_obs_steps is {config.n_obs_steps}: policies with a history of observations are not supported yet"
-        raise ConfigError("HISTORY_UNSUPPORTED", path, reason)
     channels = len(manifest.action.channels)
     if config.action_dim != channels:
         reason = f"actions have {config.action_dim} numbers, the manifest {channels} channels"

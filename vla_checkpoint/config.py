@@ -16,6 +16,8 @@ from vla_checkpoint.strict_json import is_int, load_object
 
 CONFIG_NAME = "config.json"
 ACTION = "action"
+_VQBET_CHUNK = "action_chunk_size"
+"""VQ-BeT's word for ``chunk_size``; it executes all of it unless a bundle says otherwise by ``n_action_steps``."""
 
 REQUIRED_KEYS = ("type", "input_features", "output_features", "normalization_mapping", "n_action_steps")
 """Keys of ``config.json`` without which no policy is accepted."""
@@ -66,11 +68,11 @@ class PolicyConfig:
     normalization_mapping: Mapping[str, str]
     """Feature type → mode, a key of :data:`REQUIRED_STATS`; a type that is absent is not normalised."""
     chunk_size: int
-    """H: actions in a chunk (for policies without the key, such as diffusion: ``n_action_steps``, which is what they return)."""
+    """H: actions in a chunk, the first of them meant for the newest observation's moment."""
     n_action_steps: int
     """Actions executed before the next chunk takes over, 1 to H."""
     n_obs_steps: int
-    """Observations that a chunk is made from; a bundle whose policy needs more than 1 is refused (``HISTORY_UNSUPPORTED``)."""
+    """Observations that a chunk is made from, one period apart; the last of them is the newest."""
     raw: Mapping[str, Any]
     """The whole document."""
 
@@ -131,8 +133,10 @@ class _Reader:
             self._invalid("output_features", f"must have {ACTION!r} with a shape of one dimension")
         if inputs.keys() & outputs.keys():
             self._invalid("input_features", "a feature is both input and output")
-        n_action_steps = self._count("n_action_steps")
-        chunk_size = self._count("chunk_size") if "chunk_size" in self._document else n_action_steps
+        n_obs_steps = self._count("n_obs_steps") if "n_obs_steps" in self._document else 1
+        executed = "n_action_steps" in self._document or _VQBET_CHUNK not in self._document
+        n_action_steps = self._count("n_action_steps" if executed else _VQBET_CHUNK)
+        chunk_size = self._chunk_size(n_obs_steps, n_action_steps)
         if n_action_steps > chunk_size:
             self._invalid("n_action_steps", f"{n_action_steps} exceeds chunk_size, {chunk_size}")
         return PolicyConfig(
@@ -142,9 +146,22 @@ class _Reader:
             normalization_mapping=self._normalization(),
             chunk_size=chunk_size,
             n_action_steps=n_action_steps,
-            n_obs_steps=self._count("n_obs_steps") if "n_obs_steps" in self._document else 1,
+            n_obs_steps=n_obs_steps,
             raw=MappingProxyType(dict(self._document)),
         )
+
+    def _chunk_size(self, n_obs_steps: int, n_action_steps: int) -> int:
+        """LeRobot's ``chunk_size``; of diffusion's ``horizon`` what lies after the newest observation; else all are executed."""
+        if "chunk_size" in self._document:
+            return self._count("chunk_size")
+        if _VQBET_CHUNK in self._document:
+            return self._count(_VQBET_CHUNK)
+        if "horizon" not in self._document:
+            return n_action_steps
+        horizon = self._count("horizon") - n_obs_steps + 1  # it begins at the oldest observation
+        if horizon < 1:
+            self._invalid("horizon", f"no action is left after {n_obs_steps} observations")
+        return horizon
 
     def _features(self, key: str) -> Mapping[str, Feature]:
         value = self._get(key)

@@ -33,6 +33,7 @@ from vla_policy_node.generations.generations import Generations
 from vla_policy_node.generations.recovery import Recovery
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import Report, SwapRequest
+from vla_policy_node.ipc.layouts import OBSERVATION_HZ
 from vla_policy_node.journal import Journal
 from vla_policy_node.observation import ObservationBuffer, encode_instruction
 from vla_policy_node.scores import ChunkScorer
@@ -48,7 +49,6 @@ FATAL_HOLDS = ("NAN", POLICY_FAILED)
 HARD_LIMIT_HOLDS = ("LIMIT", "NAN")
 _CHUNK_FAULTS = (POLICY_FAILED, "WRONG_SHAPE")
 _POLL_S = 0.02
-_OBSERVATION_HZ = 50.0
 _CONTROL_SILENT_S = 1.0
 _ANSWER_S = 2.0
 _ENABLE_S = 6.0  # it looks for other publishers first
@@ -357,9 +357,11 @@ class PolicyEngine:
 
     def _observe(self) -> None:
         """Hand the newest observation over, as often as the loop ticks but not for every camera frame."""
-        period_s = 1.0 / min(self.contract.rate_hz, _OBSERVATION_HZ)
-        while not self._stop.wait(period_s):
+        period_s = 1.0 / min(self.contract.rate_hz, OBSERVATION_HZ)
+        due_s = time.monotonic()
+        while not self._stop.wait(max(0.0, due_s - time.monotonic())):
             self.observations.publish()
+            due_s = max(due_s + period_s, time.monotonic())  # policies with a history look back by whole periods
 
     def _supervise(self) -> None:
         while not self._stop.is_set():
@@ -443,7 +445,7 @@ class PolicyEngine:
             active.generation.kill()  # LOST follows
 
     def _on_worker(self, event: WorkerEvent) -> None:
-        if event.kind == "LOG":
+        if event.kind in ("LOG", "SPARE_READY"):
             LOG.info("worker %d: %s", event.pid, event.message)
         elif event.kind == "CHUNK_ERROR" and event.generation is not None and event.code != "OBSERVATION_STALE":
             # The control process holds, and says so.

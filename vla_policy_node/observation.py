@@ -15,7 +15,7 @@ from vla_policy_node.contract.model import Align, Contract
 from vla_policy_node.decoding import Decoder, Floats
 from vla_policy_node.errors import ObservationError
 from vla_policy_node.ipc.arena import Arena
-from vla_policy_node.ipc.layouts import INSTRUCTION_BYTES, observation_layout
+from vla_policy_node.ipc.layouts import INSTRUCTION_BYTES, OBSERVATION_HZ, OBSERVATION_SLOTS, observation_layout
 from vla_policy_node.pictures import Image
 
 _FUTURE_TOLERANCE_NS = 500_000_000
@@ -50,7 +50,8 @@ class ObservationBuffer:
 
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
-        self.arena = Arena.create(observation_layout(contract.features, len(contract.channels)), name="vla_observation")
+        layout = observation_layout(contract.features, len(contract.channels))
+        self.arena = Arena.create(layout, OBSERVATION_SLOTS, name="vla_observation")
         self._lock = threading.Lock()
         self._closed = False
         self._slots = {
@@ -80,8 +81,11 @@ class ObservationBuffer:
         """``motion_enabled`` has come: true permits motion until the contract's timeout, false forbids it until a true."""
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
         with self._lock:
+            soon_ns = now_ns + int(2e9 * max(self.contract.period_s, 1 / OBSERVATION_HZ))
+            outlasted = self._motion_ns > soon_ns  # the next record renews it: each takes the place of one in a history
             self._motion_ns = now_ns + int(self.contract.motion.timeout_s * 1e9) if enabled else -1
-            self._write(now_ns)
+            if not (enabled and outlasted):
+                self._write(now_ns)
 
     def motion_permitted(self, now_ns: int | None = None) -> bool:
         """Whether motion is permitted (see :meth:`Motion.permits`)."""
@@ -162,6 +166,7 @@ class ObservationBuffer:
                 measured_ns = min(measured_ns, slot.taken_ns)
         record: dict[str, Any] = {
             "stamp_ns": min(slot.taken_ns for slot in self._slots.values()),
+            "written_ns": now_ns,
             "valid": int(valid),
             "measured": measured,
             "measured_ns": measured_ns,

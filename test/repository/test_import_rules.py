@@ -53,6 +53,7 @@ EXTRA = {
     # Whoever starts a worker or trains may use torch; so may policies, which run in workers.
     "vla_policy_node/worker/": {"torch"},
     "vla_policy_node/policies/": {"torch"},
+    "vla_policy_node/policies/lerobot/": {"draccus", "lerobot"},
     "vla_sim/train.py": {"torch"},
     # Analysis at a desk: within functions, never when the module is imported (tested below).
     "vla_evidence/analysis.py": {"tqdm"},

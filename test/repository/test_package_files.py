@@ -8,6 +8,8 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import tomllib
+
 TOP = Path(__file__).resolve().parents[2]
 
 
@@ -52,12 +54,15 @@ def test_every_source_file_carries_its_licence() -> None:
         assert path.read_text().startswith("# SPDX-License-Identifier: Apache-2.0"), path
 
 
-def test_colcon_runs_every_folder_of_tests() -> None:
+def test_make_test_and_colcon_run_every_folder_of_tests() -> None:
     listed = re.search(
         r"foreach\(folder IN ITEMS ([\w ]+)\)\s+ament_add_pytest_test", (TOP / "CMakeLists.txt").read_text()
     )
     assert listed
-    assert sorted(listed[1].split()) == sorted({path.parent.name for path in TOP.glob("test/*/test_*.py")})
+    folders = {path.parent.name for path in TOP.glob("test/*/test_*.py")} - {"lerobot"}  # it has a target of its own
+    assert sorted(listed[1].split()) == sorted(folders)
+    settings = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert settings["testpaths"] == [f"test/{folder}" for folder in sorted(folders)]
 
 
 def test_what_the_readme_shows_of_the_ros2_command_line_is_in_the_transcript() -> None:

@@ -48,6 +48,7 @@ def make_bundle(
     golden: Golden | None = None,
     base: BaseRef | None = None,
     lineage: Mapping[str, Any] | None = None,
+    requires: Mapping[str, str] | None = None,
     files: Mapping[str, bytes] | None = None,
     created: str = "2026-11-20T08:00:00Z",
     seed: int = 0,
@@ -74,7 +75,7 @@ def make_bundle(
     )  # fmt: skip
     manifest = build_manifest(
         path, name=name, version=version, policy_type=policy_type, robot_type=robot_type, channels=channels, rate_hz=rate_hz,
-        kind="full" if base is None else "adapter", base=base, lineage=lineage, created=created,
+        kind="full" if base is None else "adapter", base=base, lineage=lineage, requires=requires, created=created,
     )  # fmt: skip
     write_manifest(path, manifest)
     return manifest
@@ -117,7 +118,12 @@ def write_folder(
     _write_weights(path, tensors if tensors is not None else random_tensors(size, seed), shards, adapter)
     if golden is not None:
         write_golden(
-            path / "golden.safetensors", golden.observations, golden.action, golden.instructions, golden.tolerance
+            path / "golden.safetensors",
+            golden.observations,
+            golden.action,
+            golden.instructions,
+            golden.tolerance,
+            golden.seed,
         )
     for relative, data in (files or {}).items():
         (path / relative).parent.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,7 @@ class Robot:
             self.observation.write(
                 {
                     "stamp_ns": now,
+                    "written_ns": now,
                     "valid": 1,
                     "measured": self.measured,
                     "measured_ns": now,

@@ -12,6 +12,7 @@ Keys of config.json:
   ``reset_raises_at`` (n-th reset)
 * preparation: ``load_sleep_s``, ``load_crash``, ``load_raise``, ``load_no_memory``, ``warm_up_nan``, ``golden_error`` [physical
   unit], ``spec`` (replaces parts of the true one), ``child_process`` (leaves a ``sleep`` behind)
+* input: ``n_obs_steps``, the observations it is shown at a time; ``repeats`` (action ``i`` is observation ``i``'s state)
 * random numbers: ``noise`` [physical unit]
 * output: ``echo`` (what was observed), ``print_resets``, ``print_lines`` (so many a call)
 """
@@ -47,7 +48,7 @@ class ScriptedPolicy:
             shape = (*feature["shape"][1:], feature["shape"][0]) if visual else tuple(feature["shape"])
             features[name] = FeatureSpec(shape, "uint8" if visual else "float32")
         size = config["output_features"]["action"]["shape"][0]
-        spec = PolicySpec(features, config["chunk_size"], config["n_action_steps"], size)
+        spec = PolicySpec(features, config["chunk_size"], config["n_action_steps"], size, history=config["n_obs_steps"])
         self.spec = dataclasses.replace(spec, **config.get("spec", {}))
         self._calls = 0  # of any kind
         self.resets = 0
@@ -68,7 +69,8 @@ class ScriptedPolicy:
         call = self._calls - config["calls_before_ready"]
         self._calls += 1
         for name, feature in self.spec.observation.items():
-            assert observation[name].shape == feature.shape and observation[name].dtype == feature.dtype
+            shape = feature.shape if self.spec.history == 1 else (self.spec.history, *feature.shape)
+            assert observation[name].shape == shape and observation[name].dtype == feature.dtype
         time.sleep(config.get("sleep_s", 0.0))
         for _ in range(config.get("print_lines", 0)):
             print(f"call {call}", flush=True)
@@ -80,6 +82,8 @@ class ScriptedPolicy:
             chunk += np.float32(config.get("golden_error", 0.0))
         if config.get("noise"):
             chunk += np.float32(config["noise"]) * self._random.standard_normal(chunk.shape, np.float32)
+        if config.get("repeats"):
+            chunk[: self.spec.history] = observation[STATE]
         if call == config.get("jump_at_call") or call >= config.get("jump_from_call", np.inf):
             chunk += np.float32(config["jump"])
         if call == config.get("nan_at_call") or (call < 0 and config.get("warm_up_nan") and instruction != "golden"):

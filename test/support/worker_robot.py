@@ -13,7 +13,13 @@ import numpy as np
 
 from support.scripted import worker_config
 from vla_policy_node.ipc.arena import Arena
-from vla_policy_node.ipc.layouts import CHUNK_ERRORS, INSTRUCTION_BYTES, observation_layout, request_layout
+from vla_policy_node.ipc.layouts import (
+    CHUNK_ERRORS,
+    INSTRUCTION_BYTES,
+    OBSERVATION_SLOTS,
+    observation_layout,
+    request_layout,
+)
 from vla_policy_node.ipc.layouts import chunk_layout as chunk_layout_of
 from vla_policy_node.policies.base import FeatureSpec
 from vla_policy_node.worker.api import Generation, WorkerEvent
@@ -27,7 +33,7 @@ class WorkerRobot:
 
     def __init__(self, features: Mapping[str, FeatureSpec] | None = None, **config: Any) -> None:
         self.features = dict(features or {STATE: FeatureSpec((2,), "float32")})
-        self.observation = Arena.create(observation_layout(self.features, 2), 4)
+        self.observation = Arena.create(observation_layout(self.features, 2), OBSERVATION_SLOTS)
         self.events: list[WorkerEvent] = []
         self._changed = threading.Condition()
         self._requests: dict[int, Arena] = {}
@@ -67,14 +73,23 @@ class WorkerRobot:
         return self.wait_for(lambda e: e.kind == "SPARE_READY" and e.pid != not_pid, timeout_s).pid
 
     def observe(
-        self, *, age_s: float = 0.0, valid: int = 1, instruction: str = "", episode: int = 0, **state: Any
+        self,
+        *,
+        age_s: float = 0.0,
+        valid: int = 1,
+        instruction: str = "",
+        episode: int = 0,
+        written_ns: int | None = None,
+        **features: Any,
     ) -> None:
-        """Write an observation: ``state`` (2 numbers), zeros for everything else."""
+        """Write an observation: ``state`` (2 numbers) and other features by their names, zeros for the rest."""
         text = instruction.encode()[:INSTRUCTION_BYTES]
         values: dict[str, Any] = {f"feature:{name}": np.zeros(f.shape, f.dtype) for name, f in self.features.items()}
-        values[f"feature:{STATE}"] = np.asarray(state.get("state", (0.0, 0.0)), np.float32)
+        for name, value in features.items():
+            values[f"feature:{STATE if name == 'state' else name}"] = np.asarray(value)
         values |= {
             "stamp_ns": time.monotonic_ns() - int(age_s * 1e9),
+            "written_ns": time.monotonic_ns() if written_ns is None else written_ns,
             "valid": valid,
             "measured": np.zeros(2),
             "measured_ns": 0,

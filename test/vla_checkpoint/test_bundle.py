@@ -25,7 +25,6 @@ from support.bundles import (
     plain_golden,
     plain_stats,
     random_tensors,
-    sign_again,
     write_folder,
     write_json,
 )
@@ -401,18 +400,6 @@ def test_a_policy_of_7_billion_parameters_has_room_six_times(tmp_path: Path) -> 
     for name in ("shards", "single"):
         verify_bundle(tmp_path / name)
         assert (tmp_path / name / "manifest.json").stat().st_size > 950_000
-
-
-@pytest.mark.parametrize("check", [open_bundle, verify_bundle])
-def test_a_policy_that_needs_a_history_of_observations_is_refused(
-    tmp_path: Path, check: Callable[[Path], object]
-) -> None:
-    assert code_of(lambda: make_bundle(tmp_path / "a", n_obs_steps=2)) == "HISTORY_UNSUPPORTED"
-    make_bundle(tmp_path / "b")
-    config = json.loads((tmp_path / "b" / "config.json").read_text())
-    write_json(tmp_path / "b" / "config.json", {**config, "n_obs_steps": 5})
-    sign_again(tmp_path / "b")
-    assert code_of(lambda: check(tmp_path / "b")) == "HISTORY_UNSUPPORTED"
 
 
 def test_names_that_no_server_can_be_asked_for_are_refused_before_anything_is_hashed(tmp_path: Path) -> None:

@@ -46,6 +46,15 @@ def test_round_trip(tmp_path: Path) -> None:
         assert np.array_equal(golden.observations[name], array)
 
 
+def test_the_seed_of_a_policy_that_draws_random_numbers_is_kept(tmp_path: Path) -> None:
+    for seed in (None, 0, 2**32 - 1):
+        write_golden(tmp_path / "g", observations(), chunks(), ["a"] * 3, 0.5, seed)
+        assert read_golden(tmp_path / "g").seed == seed
+    for wrong in (-1, 2**32, 1.5):
+        with refused("GOLDEN_FORMAT"):
+            write_golden(tmp_path / "g", observations(), chunks(), ["a"] * 3, 0.5, wrong)  # type: ignore[arg-type]
+
+
 def test_one_tolerance_serves_every_channel(tmp_path: Path) -> None:
     write_golden(tmp_path / "g", observations(), chunks(), ["a"] * 3, 0.5)
     assert read_golden(tmp_path / "g").tolerance.tolist() == [0.5, 0.5]

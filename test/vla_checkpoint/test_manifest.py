@@ -104,6 +104,13 @@ def test_what_is_no_manifest_is_refused(data: bytes) -> None:
     assert refused(data).code in ("MANIFEST_SCHEMA", "MANIFEST_FIELD")
 
 
+def test_what_a_bundle_needs_is_kept_and_nothing_needed_is_not_written() -> None:
+    needs = {"lerobot": ">=0.4,<0.5", "torch": ">=2.2"}
+    assert Manifest.parse(changed("requires", needs)).requires == needs
+    assert "requires" not in document()
+    assert refused(changed("requires", {})).code == "MANIFEST_NOT_CANONICAL"
+
+
 def test_an_unknown_schema_is_refused_by_its_own_code() -> None:
     for value in (2, 0, True, "1", 1.5):
         assert refused(changed("schema", value)).code == "MANIFEST_SCHEMA"
@@ -137,6 +144,9 @@ def test_every_key_is_required_and_no_other_is_known(key: str) -> None:
         ("files.0.sha256", HEX.upper()), ("files.0.sha256", HEX[:-1]), ("files.0.sha256", None),
         ("files.0.path", 1), ("files.0.mode", 1),
         ("tensors", []),
+        ("requires", []), ("requires", {"lerobot": ""}), ("requires", {"lerobot": "0.4"}), ("requires", {"": ">=1"}),
+        ("requires", {"lerobot": ">=0.4,"}), ("requires", {"lerobot": ">=0.4 <0.5"}), ("requires", {"a/b": ">=1"}),
+        ("requires", {f"p{i}": ">=1" for i in range(17)}),
     ],
 )  # fmt: skip
 def test_a_field_out_of_its_domain_is_refused_by_name(where: str, value: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from support.bundles import plain_stats, write_folder, write_json, write_processors
+from support.refusals import refused
 
 from vla_checkpoint import CheckpointError, load_config
 from vla_checkpoint.config import PolicyConfig
@@ -62,8 +63,16 @@ def test_what_lerobot_writes_is_read(folder: Path) -> None:
 
 
 def test_a_policy_without_chunk_size_returns_what_it_executes(folder: Path) -> None:
-    edit(folder / "config.json", {"chunk_size": ..., "horizon": 16})
+    edit(folder / "config.json", {"chunk_size": ...})
     assert load(folder)[0].chunk_size == 8
+
+
+def test_a_diffusion_policys_chunk_is_what_its_horizon_leaves_after_the_newest_observation(folder: Path) -> None:
+    edit(folder / "config.json", {"chunk_size": ..., "horizon": 16, "n_obs_steps": 2})
+    assert load(folder)[0].chunk_size == 15
+    edit(folder / "config.json", {"horizon": 2, "n_obs_steps": 3})
+    with refused("CONFIG_FIELD_INVALID"):
+        load(folder)
 
 
 @pytest.mark.parametrize(

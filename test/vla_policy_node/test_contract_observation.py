@@ -165,6 +165,21 @@ def test_a_header_without_a_stamp_or_from_the_future_is_refused(buffer: Observat
             buffer.receive("observation.images.top", 0, image(stamp_ns=stamp_ns), ros_now_ns=5_000_000 * MS, now_ns=T0)
 
 
+def test_a_renewed_permission_takes_no_record_of_the_history(buffer: ObservationBuffer) -> None:
+    """motion_enabled may come far more often than observations are handed over."""
+    buffer.set_motion(True, T0)
+    first = buffer.arena.newest
+    for i in range(20):
+        buffer.set_motion(True, T0 + 5 * i * MS)
+    assert buffer.arena.newest == first
+    assert buffer.motion_permitted(T0 + 95 * MS + 500 * MS)
+    buffer.publish(T0 + 100 * MS)
+    assert record(buffer)["motion_ns"] == T0 + 95 * MS + 500 * MS and record(buffer)["written_ns"] == T0 + 100 * MS
+    soon = T0 + 595 * MS - 10 * MS  # it would end before the record after the next
+    buffer.set_motion(True, soon)
+    assert record(buffer)["motion_ns"] == soon + 500 * MS
+
+
 def test_motion_is_permitted_until_its_timeout_only(buffer: ObservationBuffer) -> None:
     feed(buffer)
     buffer.publish(T0)

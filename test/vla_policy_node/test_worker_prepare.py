@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import os
+import platform
 import signal
 import sys
 import threading
@@ -13,14 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from support.bundles import flip_last_byte
 from support.refusals import refused
 from support.scripted import scripted_bundle
 from support.worker_robot import STATE, WorkerRobot, gone, thread_levels
 
-from vla_checkpoint import BaseRef
+from vla_checkpoint import BaseRef, build_manifest, load_manifest, write_manifest
 from vla_policy_node.policies.base import FeatureSpec
 from vla_policy_node.worker.api import PrepareError
+from vla_policy_node.worker.loading import version_fits
 
 
 def flip_weight(bundle: Path) -> None:
@@ -135,6 +139,66 @@ def test_an_unknown_policy_type_is_told_with_the_interpreter_and_what_to_set(tmp
         robot.pool.prepare(tmp_path / "a")
     for text in (sys.executable, "policy_modules (act=MODULE)", "worker_python"):
         assert text in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "fits"),
+    [
+        ("0.4.4", ">=0.4,<0.5", True),
+        ("0.5.0", ">=0.4,<0.5", False),
+        ("0.10.0", ">=0.9", True),  # numbers, not letters
+        ("2.10.0+cu128", "==2.10", True),
+        ("0.4", "!=0.4.0", False),
+        ("0.4.4", ">0.4.4", False),
+        ("0.4.4", "<=0.4.4,>0.4", True),
+    ],
+)
+def test_versions_are_compared_by_their_numbers(version: str, wanted: str, fits: bool) -> None:
+    assert version_fits(version, wanted) is fits
+
+
+def test_a_bundle_that_needs_another_version_is_refused_with_what_is_there(tmp_path: Path) -> None:
+    here = importlib.metadata.version("numpy")
+    scripted_bundle(tmp_path / "fits", requires={"numpy": ">=1.0"})
+    scripted_bundle(tmp_path / "newer", requires={"numpy": f">{here}"})
+    scripted_bundle(tmp_path / "absent", requires={"no-such-thing": ">=0.4,<0.5"})
+    with WorkerRobot(spare=False) as robot:
+        robot.assert_works(robot.pool.prepare(tmp_path / "fits"))
+        for name, has in (("newer", here), ("absent", "none")):
+            with pytest.raises(PrepareError) as caught:
+                robot.pool.prepare(tmp_path / name)
+            assert caught.value.code == "REQUIREMENT_UNMET"
+            assert sys.executable in caught.value.message and f"has {has}" in caught.value.message
+
+
+def test_a_worker_reports_its_interpreters_versions(tmp_path: Path) -> None:
+    with WorkerRobot() as robot:
+        event = robot.wait_for(lambda e: e.kind == "SPARE_READY")
+        assert f"python {platform.python_version()}" in event.message
+        assert f"torch {importlib.metadata.version('torch')}" in event.message
+
+
+def test_tied_tensors_arrive_under_each_of_their_names(tmp_path: Path) -> None:
+    """As safetensors' save_model leaves them: one is kept, and the file's metadata name the others."""
+    scripted_bundle(tmp_path / "a", offset=0.25, phase=0.25, amplitude=0.0, golden=False)
+    weights = safetensors.numpy.load_file(tmp_path / "a" / "model.safetensors")
+    del weights["offset"]
+    safetensors.numpy.save_file(weights, tmp_path / "a" / "model.safetensors", {"offset": "phase", "format": "pt"})
+    old = load_manifest(tmp_path / "a")
+    write_manifest(
+        tmp_path / "a",
+        build_manifest(
+            tmp_path / "a",
+            name=old.name,
+            version=old.version,
+            policy_type=old.policy_type,
+            robot_type=old.robot_type,
+            channels=old.action.channels,
+            rate_hz=old.action.rate_hz,
+        ),
+    )
+    with WorkerRobot(spare=False) as robot:
+        assert np.allclose(robot.chunk(robot.pool.prepare(tmp_path / "a"))["actions"], 0.25)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,13 @@ from vla_policy_node.policies.base import FeatureSpec
 
 INSTRUCTION_BYTES = 1024
 
+OBSERVATION_HZ = 50.0
+"""The node hands observations over at the control rate, but not faster than this: a record holds whole pictures [Hz]."""
+HISTORY = 6
+"""Observations that a policy may look back on, at control rates up to ``OBSERVATION_HZ`` (LeRobot's VQ-BeT: 5, diffusion: 2)."""
+OBSERVATION_SLOTS = HISTORY + 4
+"""Of the observation arena: two for records between two periods (motion, episode), two while a reader copies."""
+
 LATENESS_BOUNDS_MS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Upper bounds of the lateness histogram's bins; the last bin is open."""
 
@@ -17,13 +24,15 @@ LATENESS_BOUNDS_MS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 def observation_layout(features: Mapping[str, FeatureSpec], channels: int) -> Layout:
     """Node → control and workers: the newest observation, at most as old as the contract allows.
 
-    ``stamp_ns`` when the oldest part of it was received; ``valid`` 1 if every feature is there and fresh;
+    ``stamp_ns`` when the oldest part of it was received; ``written_ns`` when the record was made; ``valid`` 1 if every feature is
+    there and fresh;
     ``measured`` float64 ``[channels]`` position per command channel (NaN = not known), ``measured_ns`` when it was
     received; ``motion_ns``: until when motion is permitted, renewed with every fresh ``motion_enabled`` (0 = nothing was said
     yet, -1 = false was said: see ``contract.Motion.permits``).
     """
     fixed = [
         Field("stamp_ns", "int64"),
+        Field("written_ns", "int64"),
         Field("valid", "uint8"),
         Field("measured", "float64", (channels,)),
         Field("measured_ns", "int64"),

@@ -9,7 +9,10 @@ memory carries physical units only. The module of a policy type offers
 * optionally ``preload(device: str) -> None``: slow first-time work (lazy imports, a device's context) that a waiting worker does
   ahead of any bundle.
 
-Both, and the golden replay, run in a worker's low-priority thread. From then on :meth:`Policy.predict_chunk` and
+A policy that draws random numbers offers ``seed(seed: int) -> None`` beside :class:`Policy`'s methods: what it draws from then on
+depends on nothing else. Golden replay calls it before an observation whose expected chunk was made with that seed.
+
+``load``, ``preload`` and the golden replay run in a worker's low-priority thread. From then on :meth:`Policy.predict_chunk` and
 :meth:`Policy.reset` are called from one other thread of that process; so what belongs to a thread (``torch.inference_mode``) is
 entered in ``predict_chunk``, not in ``load``.
 """
@@ -57,6 +60,9 @@ class PolicySpec:
     execute: int  # actions meant to be executed before the next chunk takes over, 1 <= execute <= H
     action_dim: int  # A
     uses_instruction: bool = True
+    history: int = 1
+    """Observations that a chunk is made from. Above 1, each feature comes as ``[history, …]``: one period apart, newest last, and
+    all of one episode (at its start the oldest one is repeated)."""
 
 
 class Policy(Protocol):

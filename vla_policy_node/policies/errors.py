@@ -4,6 +4,7 @@
 * :class:`PolicyError`
     * :class:`PolicyConfigError` ``POLICY_CONFIG_INVALID``: config.json or stats.json does not describe such a policy
     * :class:`PolicyWeightsError` ``POLICY_WEIGHTS_MISMATCH``: the tensors are not the module's (name, shape or dtype)
+    * :class:`PolicyAssetError` ``POLICY_ASSET_MISSING``: a tokenizer or processor is neither in the bundle nor on this machine
     * :class:`PolicyInputError` ``POLICY_INPUT_INVALID``: an observation does not have the policy's shape
 """
 
@@ -26,6 +27,12 @@ class PolicyWeightsError(PolicyError):
     """The bundle's tensors are not exactly the module's."""
 
     code = "POLICY_WEIGHTS_MISMATCH"
+
+
+class PolicyAssetError(PolicyError):
+    """A tokenizer, or another part that is no tensor, would have to be fetched; the text names it."""
+
+    code = "POLICY_ASSET_MISSING"
 
 
 class PolicyInputError(PolicyError):

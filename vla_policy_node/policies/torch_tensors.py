@@ -67,10 +67,19 @@ def assign_strictly(module: torch.nn.Module, tensors: Mapping[str, TensorView]) 
 
     Raises :class:`PolicyWeightsError` with the names that differ.
     """
+    load_strictly(module, as_state_dict(tensors))
+
+
+def load_strictly(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Make ``state``'s tensors the module's own, without a copy; every name and shape must match exactly.
+
+    Raises :class:`PolicyWeightsError` with the names that differ, or those of buffers that are in no checkpoint and were left on
+    the meta device: the first inference would fail.
+    """
     try:
-        module.load_state_dict(as_state_dict(tensors), strict=True, assign=True)
+        module.load_state_dict(dict(state), strict=True, assign=True)
     except RuntimeError as error:
         raise PolicyWeightsError(str(error)) from error
-    left = [name for name, tensor in module.state_dict(keep_vars=True).items() if tensor.is_meta]
+    left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if left:
         raise PolicyWeightsError(f"no weights for {left}")

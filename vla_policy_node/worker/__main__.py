@@ -39,6 +39,7 @@ from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.policies.base import Policy
 from vla_policy_node.worker import loading
 from vla_policy_node.worker.golden import record, replay
+from vla_policy_node.worker.history import repeated
 from vla_policy_node.worker.inference import FEATURE, WARM_UP_INFERENCES, ChunkError, InferenceLoop, infer, reset
 
 _PR_SET_PDEATHSIG = 1
@@ -86,6 +87,7 @@ class Worker:
             chunks=handle.attach_chunks(),
             eventfd=handle.eventfd,
             max_age_s=generation.plan["observation"]["max_age_s"],
+            period_s=generation.plan["observation"]["period_s"],
             report=self._report_fault,
         )
         spec = generation.policy.spec
@@ -112,7 +114,7 @@ class Worker:
             thread = threading.get_native_id()
             os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + begin["nice"]))
             self._import_ahead(begin)
-            self._send({"type": "spare"}, block=True)
+            self._send({"type": "spare", "versions": loading.versions()}, block=True)
             loaded.set_result(Loaded(self, *self._inbox.get()))
         except WorkerError as e:
             loaded.set_exception(e)
@@ -197,6 +199,7 @@ class Loaded:
         with watch("load"):
             progress("LOADING", 0.0)
             module = loading.find_policy_module(plan["policy_type"], plan["policy_modules"])
+            loading.check_requirements(plan["requires"])
             arena = memoryview(_map(weights_fd, plan["weights_bytes"]))
             tensors = loading.read_weights(bundle_dir, plan["weights"], arena, lambda f: progress("LOADING", f))
         with watch("digest"):
@@ -215,13 +218,15 @@ class Loaded:
 
     def example(self) -> tuple[dict[str, npt.NDArray[Any]], str]:
         """An observation to warm up with: a golden one, else the robot's newest, else zeros."""
-        features = self.policy.spec.observation
-        if self._golden:
-            return {name: self._golden[name][0] for name in features}, self._instructions[0]
+        features, instruction = self.policy.spec.observation, ""
         newest = self.observation.read(["valid", *(FEATURE + name for name in features)])
-        if newest is not None and newest[1]["valid"]:
-            return {name: newest[1][FEATURE + name] for name in features}, ""
-        return {name: np.zeros(feature.shape, feature.dtype) for name, feature in features.items()}, ""
+        if self._golden:
+            shown, instruction = {name: self._golden[name][0] for name in features}, self._instructions[0]
+        elif newest is not None and newest[1]["valid"]:
+            shown = {name: newest[1][FEATURE + name] for name in features}
+        else:
+            shown = {name: np.zeros(feature.shape, feature.dtype) for name, feature in features.items()}
+        return dict(repeated(shown, self.policy.spec.history)), instruction
 
     def _replay(self, worker: Worker) -> None:
         golden = self.plan["golden"]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from vla_policy_node.errors import WorkerError
 from vla_policy_node.policies.base import FloatArray, Policy
+from vla_policy_node.worker.history import repeated
 from vla_policy_node.worker.inference import ChunkError, infer, reset
 
 Array = npt.NDArray[Any]
@@ -27,7 +28,7 @@ def replay(
     """Infer every golden observation and compare; return the largest absolute difference, of whatever channel, in its unit.
 
     Args:
-        policy: reset before each observation.
+        policy: reset before each observation, so that each is the first of an episode.
         observations: feature → ``[N, …]``.
         action: expected, ``[N, H, A]``, physical units.
         instructions: N texts.
@@ -68,7 +69,7 @@ def _answer(
     policy: Policy, observations: Mapping[str, Array], n: int, instruction: str, seed: int | None
 ) -> FloatArray:
     reset(policy, seed)
-    return infer(policy, {name: array[n] for name, array in observations.items()}, instruction)
+    return infer(policy, repeated({name: array[n] for name, array in observations.items()}, policy.spec.history), instruction)
 
 
 def _compare(n: int, chunk: FloatArray, expected: FloatArray, allowed: npt.NDArray[np.float64]) -> float:

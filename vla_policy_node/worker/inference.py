@@ -16,6 +16,7 @@ import numpy.typing as npt
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.layouts import CHUNK_ERRORS
 from vla_policy_node.policies.base import FloatArray, Policy
+from vla_policy_node.worker.history import look_back
 
 Array = npt.NDArray[Any]
 WARM_UP_INFERENCES = 4
@@ -82,11 +83,12 @@ class InferenceLoop:
         chunks: Arena,
         eventfd: int,
         max_age_s: float,
+        period_s: float,
         report: Callable[[str, str], None],
     ) -> None:
         self._policy, self._generation = policy, generation
         self._observation, self._requests, self._chunks, self._eventfd = observation, requests, chunks, eventfd
-        self._max_age_ns = int(max_age_s * 1e9)
+        self._max_age_ns, self._period_s = int(max_age_s * 1e9), period_s
         self._report = report
         self._features = {FEATURE + name: name for name in policy.spec.observation}
         self._no_actions = np.full((policy.spec.horizon, policy.spec.action_dim), np.nan, np.float32)
@@ -151,18 +153,18 @@ class InferenceLoop:
         return record is None or bool(record[1]["reset"])
 
     def _look(self) -> tuple[int, dict[str, Array], str, int]:
-        record = self._observation.read(["stamp_ns", "valid", "instruction", "episode", *self._features])
-        if record is None or not record[1]["valid"]:
+        history = self._policy.spec.history
+        look = look_back(self._observation, tuple(self._features), history, self._period_s)
+        if look is None or not look[0]["valid"]:
             raise ChunkError("OBSERVATION_STALE", "no complete observation")
-        values = record[1]
+        values, frames = look
         stamp_ns = int(values["stamp_ns"])
         age_ns = time.monotonic_ns() - stamp_ns
         if age_ns > self._max_age_ns:
             raise ChunkError("OBSERVATION_STALE", f"the newest observation is {age_ns / 1e9:.3f} s old")
         instruction = values["instruction"].tobytes().rstrip(b"\0").decode(errors="replace")
-        return (
-            stamp_ns,
-            {name: values[field] for field, name in self._features.items()},
-            instruction,
-            int(values["episode"]),
-        )
+        features = {
+            name: np.stack([frame[field] for frame in frames]) if history > 1 else values[field]
+            for field, name in self._features.items()
+        }
+        return stamp_ns, features, instruction, int(values["episode"])

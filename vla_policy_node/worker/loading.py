@@ -11,7 +11,10 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import itertools
+import operator
 import os
+import platform
 import re
 import sys
 import time
@@ -26,8 +29,14 @@ from vla_policy_node.errors import WorkerError
 from vla_policy_node.policies.base import Policy, PolicySpec, TensorView
 
 READ_BYTES = 16 << 20  # progress is reported after each
+LEROBOT_TYPES = ("act", "diffusion", "vqbet", "smolvla", "pi0", "pi05")
+"""Policy types of ``vla_policy_node.policies.lerobot``, where LeRobot is installed."""
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _CODE = re.compile(r"[A-Z][A-Z0-9_]{2,63}")
+_RELEASE = re.compile(r"[0-9]+(?:\.[0-9]+)*")
+_COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
+    ">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,
+}  # fmt: skip
 
 Fraction = Callable[[float], None]
 """Called with the share that is done, 0 to 1."""
@@ -47,17 +56,68 @@ def find_policy_module(policy_type: str, modules: Mapping[str, str]) -> str:
     # The type comes from a file: only a plain name may become part of a module's name.
     if _TYPE.fullmatch(policy_type) and importlib.util.find_spec(builtin) is not None:
         return builtin
+    needs = ""
+    if policy_type in LEROBOT_TYPES:
+        if importlib.util.find_spec("lerobot") is not None:
+            return "vla_policy_node.policies.lerobot"
+        needs = ", which has no lerobot"
     raise WorkerError(
         "POLICY_TYPE_UNKNOWN",
-        f"no module for policy type {policy_type!r} in the workers' interpreter, {sys.executable}: name the module in "
-        f"policy_modules ({policy_type}=MODULE), or the interpreter that has it in worker_python",
+        f"no module for policy type {policy_type!r} in the workers' interpreter, {sys.executable}{needs}: name the module "
+        f"in policy_modules ({policy_type}=MODULE), or the interpreter that has it in worker_python",
     )
+
+
+def check_requirements(requires: Mapping[str, str]) -> None:
+    """Compare the versions that a bundle asks for with what this interpreter has.
+
+    Raises :class:`WorkerError` ``REQUIREMENT_UNMET``.
+    """
+    for name, wanted in requires.items():
+        found = installed_version(name)
+        if found is None or not version_fits(found, wanted):
+            raise WorkerError(
+                "REQUIREMENT_UNMET",
+                f"the bundle needs {name} {wanted}; the workers' interpreter, {sys.executable}, has {found or 'none'}",
+            )
+
+
+def versions() -> dict[str, str]:
+    """Return what a reader of the log wants to know of this interpreter: its own version, and those of torch and LeRobot."""
+    found = {name: installed_version(name) for name in ("torch", "lerobot")}
+    return {"python": platform.python_version()} | {name: v for name, v in found.items() if v is not None}
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def version_fits(version: str, wanted: str) -> bool:
+    """Whether ``version`` meets every clause of ``wanted``, such as ``>=0.4,<0.5``; only the leading numbers count."""
+    for clause in wanted.split(","):
+        compare = _COMPARE[clause.rstrip("0123456789.")]
+        number = clause.lstrip("<>=!")
+        pairs = itertools.zip_longest(_release(version), _release(number), fillvalue=0)
+        have, want = zip(*pairs, strict=True)
+        if not compare(have, want):
+            return False
+    return True
+
+
+def _release(version: str) -> list[int]:
+    """``2.10.0+cu128`` → [2, 10, 0]."""
+    match = _RELEASE.match(version)
+    return [int(n) for n in match[0].split(".")] if match else [0]
 
 
 def read_weights(
     bundle_dir: Path, files: list[dict[str, Any]], arena: memoryview, fraction: Fraction
 ) -> dict[str, TensorView]:
-    """Read every tensor to its offset in ``arena`` and return them by name.
+    """Read every tensor to its offset in ``arena`` and return them by name, tied ones by each of their names.
 
     Raises :class:`WorkerError` ``LOAD_FAILED`` when a file is missing or too short.
     """
@@ -78,6 +138,7 @@ def read_weights(
                     done += count
                     fraction(done / total)
                 tensors[tensor["name"]] = TensorView(tensor["dtype"], tuple(tensor["shape"]), view)
+        tensors.update({alias: tensors[name] for alias, name in file["aliases"].items()})
     return tensors
 
 
@@ -131,7 +192,7 @@ def check_spec(
 
     Args:
         spec: of the built policy.
-        expected: ``horizon``, ``execute`` and ``action_dim`` as the bundle's files have them.
+        expected: ``horizon``, ``execute``, ``action_dim`` and ``history`` as the bundle's files have them.
         features: the node's observation, feature → (dtype, shape).
 
     Raises :class:`WorkerError` ``SPEC_MISMATCH`` (configuration) or ``OBSERVATION_MISMATCH`` (robot).

@@ -19,6 +19,7 @@ import numpy as np
 
 from vla_checkpoint.bundle import Bundle
 from vla_checkpoint.golden import Golden
+from vla_checkpoint.header import Header
 from vla_policy_node.ipc.arena import Arena, Field, Layout
 from vla_policy_node.policies.base import FloatArray
 from vla_policy_node.worker.api import WorkerConfig
@@ -79,7 +80,7 @@ def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena, recordin
                 }
             )
             offset += -(-info.nbytes // ALIGNMENT) * ALIGNMENT
-        weights.append({"path": name, "tensors": tensors})
+        weights.append({"path": name, "tensors": tensors, "aliases": _aliases(bundle.headers[name])})
     golden = bundle.golden() if recording is None else recording.golden
     others = [{"path": f.path, "sha256": f.sha256} for f in bundle.manifest.files if f.path not in bundle.weight_files]
     document = {
@@ -92,7 +93,9 @@ def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena, recordin
             "horizon": bundle.config.chunk_size,
             "execute": bundle.config.n_action_steps,
             "action_dim": len(bundle.manifest.action.channels),
+            "history": bundle.config.n_obs_steps,
         },
+        "requires": dict(bundle.manifest.requires),
         "weights": weights,
         "weights_bytes": offset,
         "files": others,
@@ -100,10 +103,16 @@ def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena, recordin
             "layout": observation.layout.to_json(),
             "slots": observation.slots,
             "max_age_s": config.observation_max_age_s,
+            "period_s": 1.0 / bundle.manifest.action.rate_hz,
         },
         "golden": None if golden is None else {**_describe(golden), "record": recording is not None},
     }
     return Plan(document, offset, golden, recording)
+
+
+def _aliases(header: Header) -> dict[str, str]:
+    """Return the other names of tied tensors, name → tensor, as safetensors' ``save_model`` leaves them in the metadata."""
+    return {k: v for k, v in header.metadata.items() if v in header.tensors and k not in header.tensors}
 
 
 def plan_memory(plan: Plan) -> int:

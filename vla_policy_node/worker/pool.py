@@ -18,7 +18,7 @@ from vla_checkpoint.errors import CheckpointError
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.channel import ChannelClosedError
 from vla_policy_node.ipc.generation import CHUNK_SLOTS, REQUEST_SLOTS, GenerationHandle
-from vla_policy_node.ipc.layouts import chunk_layout, request_layout
+from vla_policy_node.ipc.layouts import HISTORY, OBSERVATION_HZ, chunk_layout, request_layout
 from vla_policy_node.policies.base import FeatureSpec, PolicySpec
 from vla_policy_node.worker.api import MAX_GENERATIONS, Generation, PrepareError, Timings, WorkerConfig, WorkerEvent
 from vla_policy_node.worker.child import Child
@@ -181,11 +181,22 @@ class WorkerPool:
                 raise PrepareError(
                     "KIND_UNSUPPORTED", f"{bundle_dir}: an {bundle.manifest.kind} bundle cannot act without its base"
                 )
+            self._check_history(bundle)
             return bundle, make_plan(bundle, self._config, self._observation, recording)
         except CheckpointError as e:
             raise PrepareError(e.code, str(e)) from e
         except MemoryError as e:
             raise PrepareError("OUT_OF_MEMORY", f"{bundle_dir}: no memory left while reading it") from e
+
+    @staticmethod
+    def _check_history(bundle: Bundle) -> None:
+        """Refuse a policy that looks back on more than the node keeps: it would be shown something else, and be wrong."""
+        count, rate_hz = bundle.config.n_obs_steps, bundle.manifest.action.rate_hz
+        if count > (HISTORY if rate_hz <= OBSERVATION_HZ else 1):
+            limit = f"up to {HISTORY} observations are kept, at {OBSERVATION_HZ:g} Hz at most"
+            raise PrepareError(
+                "HISTORY_UNSUPPORTED", f"the policy needs {count} observations at {rate_hz:g} Hz: {limit}"
+            )
 
     def _begin(self, bundle: Bundle, plan: Plan) -> tuple[_Resident, bool]:
         """Give the plan to the spare worker, or to a new one."""
@@ -274,7 +285,14 @@ class WorkerPool:
             golden_difference=message["golden_difference"],
             spare_used=spare_used,
         )
-        spec = PolicySpec(features, handle.horizon, handle.execute, handle.action_dim, message["uses_instruction"])
+        spec = PolicySpec(
+            features,
+            handle.horizon,
+            handle.execute,
+            handle.action_dim,
+            message["uses_instruction"],
+            bundle.config.n_obs_steps,
+        )
         generation = Generation(handle, bundle.manifest, spec, timings, child.pid, lambda: child.alive, child.kill)
         with self._lock:
             # From here on the watcher reports a death; one that it saw before is in the inbox.
@@ -375,7 +393,8 @@ class WorkerPool:
                 is_spare = child is self._spare
                 self._spare_backoff_s = _SPARE_BACKOFF_S[0]
             if is_spare:
-                self._emit("SPARE_READY", "a spare worker is ready", child.pid)
+                has = ", ".join(f"{name} {version}" for name, version in message["versions"].items())
+                self._emit("SPARE_READY", f"a spare worker is ready: {has}", child.pid)
         elif kind == "chunk_error":
             with self._lock:
                 resident = self._residents.get(child)
