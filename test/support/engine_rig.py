@@ -21,6 +21,7 @@ from vla_policy_node.engine import PolicyEngine, Score, Snapshot
 from vla_policy_node.episodes import Outcome
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import Report
+from vla_policy_node.shadow.follower import ShadowActions
 
 CONTRACT = """
 name: two_joints
@@ -80,6 +81,7 @@ class EngineRig:
         self.scores: list[Score] = []
         self.outcomes: list[Outcome] = []
         self.reports: list[Report] = []
+        self.shadow_actions: list[ShadowActions] = []
         self.motion: bool | None = None  # what motion_enabled says; None = nobody publishes it
         self.feeding = True
         settings: dict[str, Any] = {
@@ -89,6 +91,7 @@ class EngineRig:
             "worker_imports": (),
             "inference_timeout_s": 2.0,
             "load_timeout_s": 60.0,
+            "shadow_chunks": 0,  # tests of the shadow set it
         }
         self.engine = PolicyEngine(
             PolicyNodeConfig(**{**settings, **config}),
@@ -142,6 +145,10 @@ class EngineRig:
     def on_report(self, report: Report) -> None:
         """Keep it."""
         self.reports.append(report)
+
+    def on_shadow_actions(self, shown: ShadowActions) -> None:
+        """Keep it."""
+        self.shadow_actions.append(shown)
 
     # What tests ask
     @property

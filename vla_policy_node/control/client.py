@@ -59,7 +59,7 @@ class ControlClient:
 
     ``observation`` is the arena that the node writes (``observation_layout``). ``sink`` says where commands go:
     ``{"kind": "ros", "node_name", "namespace", "domain_id", "topics": {contract topic: resolved name}, "arguments": for ROS}``
-    or, for tests and dry runs, ``{"kind": "record", "path"}``. ``on_event`` is called on the client's own thread with each
+    ``{"kind": "nowhere"}`` for a policy in shadow, or, for tests, ``{"kind": "record", "path"}``. ``on_event`` is called on the client's own thread with each
     event (see ``control/events.py``), at last with ``{"type": "EXITED", "returncode"}``.
     """
 

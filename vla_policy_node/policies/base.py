@@ -9,9 +9,9 @@ memory carries physical units only. The module of a policy type offers
 * optionally ``preload(device: str) -> None``: slow first-time work (lazy imports, a device's context) that a waiting worker does
   ahead of any bundle.
 
-Both, and the golden replay, run in a worker's low-priority thread. From then on :meth:`Policy.predict_chunk` and
-:meth:`Policy.reset` are called from one other thread of that process; so what belongs to a thread (``torch.inference_mode``) is
-entered in ``predict_chunk``, not in ``load``.
+Both, and the golden replay, run in a worker's low-priority thread; the warm-up runs in its main thread, the shadow in another
+low-priority one, and whatever acts in the main thread again. They come one after the other, never two at once; what belongs to a
+thread (``torch.inference_mode``) is entered in :meth:`Policy.predict_chunk`, not in ``load``.
 """
 
 from __future__ import annotations
