@@ -71,6 +71,12 @@ ARGUMENTS = [
         description="Policy types of your own as type=module, separated by spaces; empty = what params_file says",
     ),
     DeclareLaunchArgument(
+        "shadow_only",
+        default_value="false",
+        choices=TRUTH,
+        description="Command nothing; publish what the policy would do on policy_node/shadow_actions. false = what params_file says",
+    ),
+    DeclareLaunchArgument(
         "manager", default_value="true", choices=TRUTH, description="Start ota_manager (false: policy alone)"
     ),
     DeclareLaunchArgument(
@@ -156,6 +162,8 @@ def robot(context: LaunchContext) -> list[Action]:
     manager: dict[str, Any] = {**stored}
     if given("model_path"):
         policy["model_path"] = manager["factory_bundle"] = given("model_path")
+    if truth("shadow_only"):
+        policy["shadow_only"] = True
     if given("worker_python"):
         policy["worker_python"] = given("worker_python")
     if given("policy_modules"):

@@ -144,7 +144,7 @@ class UpdatePipeline:
 
         Returns whether it had to wait.
         """
-        waited = False
+        had_to_wait = False
         while True:
             self._acquirer.refuse_expired(record.update)
             if self._ctx.interrupted():
@@ -154,7 +154,7 @@ class UpdatePipeline:
                 raise PolicyError("POLICY_ABSENT", waited, "policy_node")
             hindrance = self._ctx.gate.hindrance(motion=motion)
             if not hindrance:
-                return waited
-            waited = True
+                return had_to_wait
+            had_to_wait = True
             self._ctx.show(f"{ref_of(record)} waits for {hindrance}")
             self._ctx.wait(0.2)

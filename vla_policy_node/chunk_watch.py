@@ -16,7 +16,6 @@ from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.ipc.layouts import chunk_layout
 from vla_policy_node.scores import Chunk, ChunkScorer
 
-
 ChunkListener = Callable[[GenerationHandle, Mapping[str, npt.NDArray[Any]]], None]
 """Called with a generation and the record (``ipc.layouts.chunk_layout``) of a chunk of it."""
 

@@ -53,7 +53,10 @@ class PolicyNodeConfig:
     reload_window_s: float = setting(600.0, "Clean time after which earlier losses are forgotten [s]", 1.0, 86400.0)
 
     shadow_chunks: int = setting(
-        20, "Chunks of the robot's own observations that a new version must pass before it may act; 0 = no shadow", 0, 10000
+        10,
+        "Chunks of the robot's own observations that a new version must pass before it may act; 0 = no shadow",
+        0,
+        10000,
     )
     shadow_divergence_limit: float = setting(
         5.0,

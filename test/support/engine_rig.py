@@ -84,6 +84,7 @@ class EngineRig:
         self.shadow_actions: list[ShadowActions] = []
         self.motion: bool | None = None  # what motion_enabled says; None = nobody publishes it
         self.feeding = True
+        self.driven: tuple[float, float] | None = None  # where something else holds the robot
         settings: dict[str, Any] = {
             "bundle_roots": (str(folder),),
             "policy_modules": tuple(f"{k}={v}" for k, v in POLICY_MODULES.items()),
@@ -124,6 +125,8 @@ class EngineRig:
             status = self.engine.snapshot().control
             if status is not None and np.all(np.isfinite(status.command)):
                 position = status.command
+            if self.driven is not None:
+                position = np.array(self.driven)
             if self.feeding:
                 joints = SimpleNamespace(name=["j1", "j2"], position=list(position), velocity=[], effort=[])
                 self.engine.observations.receive("observation.state", 0, joints)

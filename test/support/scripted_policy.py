@@ -6,7 +6,8 @@ machine's monotonic clock: chunks fit together, also across generations with the
 
 Keys of config.json:
 
-* inference (call 0 is the first one after warm-up): ``sleep_s``, ``live_sleep_s`` (from call 0 on), ``crash_at_call``, ``exit_at_call``, ``hang_at_call``,
+* inference (call 0 is the first one after warm-up): ``sleep_s``, ``live_sleep_s`` (from call 0 on), ``crash_at_call``,
+  ``exit_at_call``, ``hang_at_call``,
   ``spin_at_call`` (hangs with the interpreter's lock held), ``raise_at_call``, ``raise_always``, ``nan_at_call``,
   ``wrong_shape_at_call``, ``float64_at_call``, ``jump_at_call`` or ``jump_from_call`` with ``jump`` [physical unit],
   ``reset_raises_at`` (n-th reset)

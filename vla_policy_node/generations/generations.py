@@ -147,8 +147,8 @@ class Generations:
         span = f"prepare-{uuid.uuid4().hex}"
         self._control.begin_span(span)
         try:
-            shadowed = shadow is not None and self._config.shadow_chunks > 0
-            with shadow.stage(on_progress, cancelled) if shadowed else contextlib.nullcontext() as stage:
+            shadow = shadow if self._config.shadow_chunks else None
+            with shadow.stage(on_progress, cancelled) if shadow else contextlib.nullcontext() as stage:
                 generation = self._pool.prepare(
                     path,
                     digest=manifest.digest,

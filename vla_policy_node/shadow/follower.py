@@ -62,15 +62,17 @@ class Follower:
     def chunk(self, handle: GenerationHandle, fields: Mapping[str, npt.NDArray[Any]]) -> ShadowActions:
         """Return a chunk as it would be commanded; it is compared when its time is over."""
         observed_ns = int(fields["observation_ns"])
-        base = np.where(self._relative, self._at(np.array([observed_ns]))[0], 0.0)
+        base = np.where(self._relative, self._at(np.array([observed_ns], np.float64))[0], 0.0)
         actions = fields["actions"].astype(np.float64) + base
         shown = ShadowActions(handle.version, handle.id, handle.execute, observed_ns, actions)
         self._waiting.append(shown)
         return shown
 
     def difference(self) -> tuple[int, Floats]:
-        """Return how many chunks were compared, the last 50 at most, and the mean absolute difference ``[C]`` in each
-        channel's unit; NaN for what is no position."""
+        """Return how many chunks were compared (the last 50 at most), and the mean absolute difference ``[C]``.
+
+        Each channel's in its unit; NaN for what is no position.
+        """
         differences = list(self._differences)
         if not differences:
             return 0, np.full(len(self._positions), np.nan)
@@ -82,14 +84,14 @@ class Follower:
     def _compare(self, shown: ShadowActions) -> None:
         if shown.observed_ns < self._times[0]:
             return  # it was not looked at long enough
-        times = shown.observed_ns + self._period_ns * np.arange(shown.execute)
-        difference = np.abs(shown.actions[: shown.execute] - self._at(times)).mean(axis=0)
+        times = shown.observed_ns + self._period_ns * np.arange(shown.execute, dtype=np.float64)
+        difference: Floats = np.abs(shown.actions[: shown.execute] - self._at(times)).mean(axis=0)
         self._differences.append(np.where(self._positions, difference, np.nan))
 
-    def _at(self, times_ns: Floats | npt.NDArray[np.int64]) -> Floats:
+    def _at(self, times_ns: Floats) -> Floats:
         """Return the measured positions at so many times, ``[n, C]``, on straight lines between measurements."""
         if not self._times:
             return np.full((len(times_ns), len(self._positions)), np.nan)
         measured, at = np.array(self._measured), np.array(self._times)
-        channels = [np.interp(times_ns, at, measured[:, c]) for c in range(measured.shape[1])]
+        channels: list[Floats] = [np.interp(times_ns, at, measured[:, c]) for c in range(measured.shape[1])]
         return np.stack(channels, axis=1)

@@ -11,8 +11,8 @@ executed part, per channel ``c``, in units of the largest step that the contract
     own_c        = ‖incumbent - incumbent one chunk earlier‖, for the same ticks, one a pair of chunks
     divergence_c = difference_c / (third quartile of own_c + FLOOR)
 
-A candidate diverges if ``divergence_c`` exceeds the limit for more than ``TOLERATED_SHARE`` of the chunks, in any channel: one bad
-observation refuses nobody. ``FLOOR`` is what counts as no difference at all.
+A candidate diverges if ``divergence_c`` exceeds the limit for more than ``TOLERATED_SHARE`` of the chunks, in any channel: one
+bad observation refuses nobody. ``FLOOR`` is what counts as no difference at all.
 """
 
 from __future__ import annotations
@@ -126,6 +126,6 @@ class ShadowJudge:
         if self._slow > self._tolerated:
             raise PrepareError(
                 "SHADOW_TOO_SLOW",
-                f"in shadow {self._slow} of {self.chunks} chunks came too late, the last after {latency_s * 1e3:.0f} ms: a chunk has "
-                f"{self._spec.horizon} actions, {needed} would be needed",
+                f"in shadow {self._slow} of {self.chunks} chunks came too late, the last after {latency_s * 1e3:.0f} ms: "
+                f"a chunk has {self._spec.horizon} actions, {needed} would be needed",
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A candidate in shadow: it is asked what the acting generation was asked, on the same observation, in the acting one's pauses."""
+"""A candidate in shadow: it is asked what the acting generation was asked, on the same observation, in that one's pauses."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ class Stage:
 
         ``limits``: those of its bundle (``Contract.bundle_limits``).
 
-        Raises PrepareError SHADOW_DIVERGED, SHADOW_LIMIT, SHADOW_TOO_SLOW, SHADOW_FAILED, SHADOW_INCOMPLETE, WORKER_DIED, CANCELLED.
+        Raises PrepareError SHADOW_DIVERGED, SHADOW_LIMIT, SHADOW_TOO_SLOW, SHADOW_FAILED, SHADOW_INCOMPLETE, WORKER_DIED,
+        CANCELLED.
         """
         node, channels = self._node, self._node.contract.channels
         tightened = [c.limits.tightened(own) for c, own in zip(channels, limits, strict=True)]
@@ -150,7 +151,9 @@ def are_comparable(incumbent: Manifest, candidate: Manifest) -> bool:
 
 
 def _changed() -> PrepareError:
-    return PrepareError("SHADOW_INCOMPLETE", "another policy has begun to act: there is nothing to compare with any more")
+    return PrepareError(
+        "SHADOW_INCOMPLETE", "another policy has begun to act: there is nothing to compare with any more"
+    )
 
 
 class _Session:

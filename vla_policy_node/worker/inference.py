@@ -167,8 +167,10 @@ class InferenceLoop:
         return record is None or bool(record[1]["reset"])
 
     def _queued_ns(self) -> int:
-        """How long this thread has waited for a processor so far, counted in shadow only: at its raised nice level it waits longer
-        than it would if it acted. 0 on a kernel that does not count it."""
+        """Return how long this thread has waited for a processor so far; 0 if it acts, or the kernel does not count that.
+
+        In shadow, at a raised nice level, it waits longer than it would if it acted.
+        """
         with contextlib.suppress(OSError):
             if self._in_shadow:
                 return int(Path("/proc/thread-self/schedstat").read_text().split()[1])

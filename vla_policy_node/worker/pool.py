@@ -276,7 +276,14 @@ class WorkerPool:
         )
         spec = PolicySpec(features, handle.horizon, handle.execute, handle.action_dim, message["uses_instruction"])
         generation = Generation(
-            handle, bundle.manifest, spec, timings, child.pid, lambda: child.alive, child.kill, lambda: _end_shadow(child)
+            handle,
+            bundle.manifest,
+            spec,
+            timings,
+            child.pid,
+            lambda: child.alive,
+            child.kill,
+            lambda: _end_shadow(child),
         )
         with self._lock:
             # From here on the watcher reports a death; one that it saw before is in the inbox.
