@@ -74,7 +74,7 @@ ARGUMENTS = [
         "shadow_only",
         default_value="false",
         choices=TRUTH,
-        description="Command nothing; publish what the policy would do on policy_node/shadow_actions. false = what params_file says",
+        description="Command nothing; publish what the policy would do. false = what params_file says",
     ),
     DeclareLaunchArgument(
         "manager", default_value="true", choices=TRUTH, description="Start ota_manager (false: policy alone)"
@@ -162,8 +162,7 @@ def robot(context: LaunchContext) -> list[Action]:
     manager: dict[str, Any] = {**stored}
     if given("model_path"):
         policy["model_path"] = manager["factory_bundle"] = given("model_path")
-    if truth("shadow_only"):
-        policy["shadow_only"] = True
+    policy |= {"shadow_only": True} if truth("shadow_only") else {}
     if given("worker_python"):
         policy["worker_python"] = given("worker_python")
     if given("policy_modules"):

@@ -46,8 +46,8 @@ class Variant:
     version: str
     summary: str
     expected: str
-    """What a robot should do with it: accept, verify (refuse by reading), golden (refuse by replay), shadow (refuse by what it wants
-    on live observations) or trial (roll back)."""
+    """What a robot should do with it: accept, verify (refuse by reading), golden (refuse by replay), shadow (refuse by what it
+    wants on live observations) or trial (roll back)."""
     change: Change
     own_golden: bool = True
     """False: it keeps the golden file of the base."""

@@ -1,8 +1,8 @@
 """The real robot software in one piece: simulated arm, trained policy, policy node and manager, each a process of its own, with
 the Fast DDS profile as it is shipped.
 
-A first install and an update prove themselves and are committed while the arm works; a version that wants something else in shadow
-is rejected; one that behaves badly is undone by the robot without a download; an acting worker that is killed is replaced.
+A first install and an update prove themselves and are committed while the arm works; a version that wants something else in
+shadow is rejected; one that behaves badly is undone by the robot without a download; an acting worker that is killed is replaced.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Candidates of their own: the policy with noise in its weights, and trained again
 order or place. Every ``--chunks`` chunks in a row are one shadow.
 
     python -m vla_sim.train --out build/retrained/seed_1 --seed 1
-    python -m vla_sim.shadow_study --trained build/retrained/seed_1
+    python -m benchmarks.shadow --trained build/retrained/seed_1
 """
 
 from __future__ import annotations
