@@ -33,6 +33,7 @@ class _Quiet:
     def on_score(self, score: Any) -> None: ...
     def on_outcome(self, outcome: Any, active: Any) -> None: ...
     def on_report(self, report: Any) -> None: ...
+    def on_shadow_actions(self, shown: Any) -> None: ...
 
 
 class ObservedEngine(PolicyEngine):
@@ -84,6 +85,7 @@ class Program:
             policy_modules=("bench_transformer=benchmarks.transformer",),
             instruction="reach the red block",
             fifo_priority=10 if settings["fifo"] else 0,
+            shadow_chunks=0,  # the others have none
         )
         robot_contract = contract(settings["rate_hz"], _JOINTS)
         sink = {"kind": "record", "path": settings["record"]}

@@ -76,6 +76,12 @@ ARGUMENTS = [
         description="Folders that policies of your own are imported from, separated by spaces; empty = what params_file says",
     ),
     DeclareLaunchArgument(
+        "shadow_only",
+        default_value="false",
+        choices=TRUTH,
+        description="Command nothing; publish what the policy would do. false = what params_file says",
+    ),
+    DeclareLaunchArgument(
         "manager", default_value="true", choices=TRUTH, description="Start ota_manager (false: policy alone)"
     ),
     DeclareLaunchArgument(
@@ -169,6 +175,7 @@ def robot(context: LaunchContext) -> list[Action]:
     if given("model_path"):
         policy["model_path"] = manager["factory_bundle"] = given("model_path")
     policy |= _workers({name: given(name) for name in ("worker_python", "policy_modules", "worker_paths")})
+    policy |= {"shadow_only": True} if truth("shadow_only") else {}
     if given("allowed_sources"):
         manager["allowed_sources"] = given("allowed_sources").split()
     elif given("fleet"):

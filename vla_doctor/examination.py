@@ -163,6 +163,8 @@ def _contract(settings: DoctorSettings, policy: NodeSeen) -> tuple[Contract | No
         contract = load_contract(file)
     except ContractError as e:
         return None, [problem("CONTRACT_BROKEN", "contract", f"{e.code}: {e}", file=file)]
+    if (policy.parameters or {}).get("shadow_only"):
+        contract = contract.in_shadow()
     parts = f"{len(contract.observations)} observations, {len(contract.channels)} channels, {contract.rate_hz:g} Hz"
     return contract, [ok("contract", f"{file}: {contract.name}, {parts}")]
 
@@ -207,6 +209,8 @@ def _judge_topics(
         alike = robot.topics_of_type(entry.need.type, published=True)
         seen = robot.topic(entry.name, entry.samples)
         findings += topics.check_input(entry.need, seen, policy, until_s, alike)
+    if (policy.parameters or {}).get("shadow_only"):
+        return [*findings, ok("commands", f"{policy.name} commands nothing: shadow_only")]
     for output in contract.outputs if contract else ():
         name = robot.full_name(output.topic, _base(names.policy), names.namespace)
         alike = robot.topics_of_type(output.type, published=False)

@@ -90,17 +90,22 @@ class PolicyGate:
             if result.error_code != "NOT_PREPARED" and (request.trial or result.error_code not in _CRASHED):
                 return replace(result, warm=warm and result.warm)
         self._show(f"policy_node loads {ref}")
-        prepared = self.prepare(ref, lambda _state, _progress: self._report(), interrupted)
+        prepared = self.prepare(ref, lambda _state, _progress: self._report(), interrupted, skip_shadow=True)
         if not prepared.success:
             raise PolicyError(prepared.error_code, prepared.message, f"prepare {ref}", prepared.fault)
         if request.cause != "ROLLBACK" and not self.permitted():  # that may have taken minutes
             return SwapResult(False, "CANCELLED", "update_permitted has been withdrawn", fault=Fault.PERSON)
         return replace(self._swap(ref, request, interrupted), warm=False)
 
-    def prepare(self, ref: Ref, on_progress: OnProgress, interrupted: Callable[[], bool]) -> PrepareResult:
-        """Let the policy node load and check a version on disk beside the running one."""
+    def prepare(
+        self, ref: Ref, on_progress: OnProgress, interrupted: Callable[[], bool], *, skip_shadow: bool
+    ) -> PrepareResult:
+        """Let the policy node load and check a version on disk beside the running one.
+
+        ``skip_shadow``: for what is urgent, has acted before, or is the way back.
+        """
         path, timeout_s = self._store.path_of(ref), self._config.prepare_timeout_s
-        return self._port.prepare(path, ref.digest, on_progress, interrupted, timeout_s)
+        return self._port.prepare(path, ref.digest, on_progress, interrupted, timeout_s, skip_shadow=skip_shadow)
 
     def _swap(self, ref: Ref, request: SwapRequest, interrupted: Callable[[], bool]) -> SwapResult:
         self._store.fs.point("port.before_swap")

@@ -130,9 +130,16 @@ class PolicyPort(Protocol):
         ...
 
     def prepare(
-        self, bundle_path: Path, digest: str, on_progress: OnProgress, cancelled: Cancelled, timeout_s: float
+        self,
+        bundle_path: Path,
+        digest: str,
+        on_progress: OnProgress,
+        cancelled: Cancelled,
+        timeout_s: float,
+        *,
+        skip_shadow: bool,
     ) -> PrepareResult:
-        """Load a bundle beside the running one, check it and warm it up."""
+        """Load a bundle beside the running one, check it, warm it up and let it go through its shadow."""
         ...
 
     def swap(self, request: SwapRequest, cancelled: Cancelled) -> SwapResult:

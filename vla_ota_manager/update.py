@@ -112,20 +112,22 @@ class UpdatePipeline:
         self._wait_until_possible(record, deadline, motion=False)
         with self._ctx.transition(_S.PREPARING):
             pass
-        while not (result := self._prepare(ref)).success:
+        while not (result := self._prepare(ref, skip_shadow=record.update.urgent)).success:
             if result.fault is Fault.BUNDLE:
                 raise RefusedError(result.error_code, f"policy_node refuses it: {result.message}", str(ref))
             if result.fault is not Fault.BUSY or time.monotonic() > deadline:
                 raise PolicyError(result.error_code, result.message, "prepare_model")
             self._ctx.show_asked(f"policy_node: {result.error_code} {result.message}")
             pause(_ASK_AGAIN_S, self._ctx.interrupted)
-            self._wait_until_possible(record, deadline, motion=False)
+            # In shadow it is compared with what acts, and nothing acts while motion is disabled.
+            if self._wait_until_possible(record, deadline, motion=result.error_code == "SHADOW_INCOMPLETE"):
+                deadline = time.monotonic() + self._config.policy_wait_s
         self._wait_until_possible(record, time.monotonic() + self._config.policy_wait_s)
         with self._ctx.transition(_S.SWAPPING) as draft:
             draft.trial = TrialRecord(ref, record.update.update_id, first_install=draft.committed is None)
 
-    def _prepare(self, ref: Ref) -> PrepareResult:
-        result = self._ctx.gate.prepare(ref, self._on_prepare, self._ctx.interrupted)
+    def _prepare(self, ref: Ref, *, skip_shadow: bool) -> PrepareResult:
+        result = self._ctx.gate.prepare(ref, self._on_prepare, self._ctx.interrupted, skip_shadow=skip_shadow)
         if self._ctx.interrupted():
             raise CancelledError("CANCELLED", "stopped on request")
         return result
@@ -137,8 +139,12 @@ class UpdatePipeline:
         self._ctx.live.progress = progress
         self._ctx.show(f"policy_node: {name}")
 
-    def _wait_until_possible(self, record: UpdateRecord, deadline: float, *, motion: bool = True) -> None:
-        """Wait for a policy node that lives, for permission to change what it runs and, to swap, for motion to be enabled."""
+    def _wait_until_possible(self, record: UpdateRecord, deadline: float, *, motion: bool = True) -> bool:
+        """Wait for a policy node that lives, for permission to change what it runs and, if asked, for motion to be enabled.
+
+        Returns whether it had to wait.
+        """
+        had_to_wait = False
         while True:
             self._acquirer.refuse_expired(record.update)
             if self._ctx.interrupted():
@@ -148,6 +154,7 @@ class UpdatePipeline:
                 raise PolicyError("POLICY_ABSENT", waited, "policy_node")
             hindrance = self._ctx.gate.hindrance(motion=motion)
             if not hindrance:
-                return
+                return had_to_wait
+            had_to_wait = True
             self._ctx.show(f"{ref_of(record)} waits for {hindrance}")
             self._ctx.wait(0.2)

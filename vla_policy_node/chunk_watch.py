@@ -6,19 +6,25 @@ from __future__ import annotations
 import os
 import statistics
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy.typing as npt
 
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.ipc.layouts import chunk_layout
 from vla_policy_node.scores import Chunk, ChunkScorer
 
+ChunkListener = Callable[[GenerationHandle, Mapping[str, npt.NDArray[Any]]], None]
+"""Called with a generation and the record (``ipc.layouts.chunk_layout``) of a chunk of it."""
+
 
 class ChunkWatch:
     """Follows one generation at a time. Called from one thread."""
 
-    def __init__(self, scorer: ChunkScorer) -> None:
-        self._scorer = scorer
+    def __init__(self, scorer: ChunkScorer, on_chunk: ChunkListener) -> None:
+        self._scorer, self._on_chunk = scorer, on_chunk
         self._handle: GenerationHandle | None = None
         self._chunks: Arena | None = None
         self._seen = 0
@@ -58,6 +64,7 @@ class ChunkWatch:
             if not acting:
                 self._scorer.reset()
                 continue
+            self._on_chunk(self._handle, fields)
             yield self._scorer.score(
                 Chunk(int(fields["generation"]), int(fields["tick"]), self._handle.execute, fields["actions"])
             )

@@ -52,6 +52,22 @@ class PolicyNodeConfig:
     )
     reload_window_s: float = setting(600.0, "Clean time after which earlier losses are forgotten [s]", 1.0, 86400.0)
 
+    shadow_chunks: int = setting(
+        10,
+        "Chunks of the robot's own observations that a new version must pass before it may act; 0 = no shadow",
+        0,
+        10000,
+    )
+    shadow_divergence_limit: float = setting(
+        5.0,
+        "How far a new version may differ in shadow from what acts, as a multiple of how far that differs from itself",
+        0.1,
+        1000.0,
+    )
+    shadow_only: bool = setting(
+        False, "Command nothing: publish what the policy would do on ~/shadow_actions, beside what drives the robot"
+    )
+
     fifo_priority: int = setting(
         10, "SCHED_FIFO priority of the control process where allowed; 0 = leave the scheduler alone", 0, 90
     )

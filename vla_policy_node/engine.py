@@ -27,17 +27,21 @@ from vla_policy_node.chunk_watch import ChunkWatch
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.client import ControlClient, ControlStatus
+from vla_policy_node.control.sinks import NOWHERE
 from vla_policy_node.episodes import Episode, EpisodeError, Episodes, Outcome
 from vla_policy_node.errors import ControlError, PolicyNodeError, duration
 from vla_policy_node.generations.generations import Generations
 from vla_policy_node.generations.recovery import Recovery
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import Report, SwapRequest
+from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.ipc.layouts import OBSERVATION_HZ
 from vla_policy_node.journal import Journal
 from vla_policy_node.observation import ObservationBuffer, encode_instruction
 from vla_policy_node.scores import ChunkScorer
-from vla_policy_node.worker.api import WorkerConfig, WorkerEvent
+from vla_policy_node.shadow.follower import Follower, ShadowActions
+from vla_policy_node.shadow.session import Shadow
+from vla_policy_node.worker.api import Generation, WorkerConfig, WorkerEvent
 from vla_policy_node.worker.pool import Progress, WorkerPool
 from vla_ros.plain import plain
 
@@ -76,6 +80,7 @@ class Snapshot:
     standby: Resident | None
     prepared: Resident | None
     on_trial: bool
+    shadow_only: bool
     control: ControlStatus | None
     control_alive: bool
     motion_permitted: bool
@@ -102,6 +107,9 @@ class Listener(Protocol):
     def on_report(self, report: Report) -> None:
         """A swap is over, its second of watching included."""
 
+    def on_shadow_actions(self, shown: ShadowActions) -> None:
+        """A shadow-only node's policy has made a chunk."""
+
 
 def worker_config(config: PolicyNodeConfig, contract: Contract) -> WorkerConfig:
     """Return what the pool needs of the node's settings. Raises ValueError for a policy module that is not type=module."""
@@ -126,6 +134,8 @@ class PolicyEngine:
     def __init__(
         self, config: PolicyNodeConfig, contract: Contract, *, sink: Mapping[str, Any], listener: Listener
     ) -> None:
+        if config.shadow_only:  # without permission, and without a way to the robot
+            contract, sink = contract.in_shadow(), {"kind": NOWHERE}
         self.config, self.contract, self._listener = config, contract, listener
         self.boot_id = uuid.uuid4().hex
         self.observations = ObservationBuffer(contract)
@@ -152,8 +162,11 @@ class PolicyEngine:
             on_report=listener.on_report,
             on_active_lost=lambda resident, lease, why: self._recovery.worker_lost(resident, lease, why),
         )
+        self._shadow = Shadow(config, contract, self.observations.arena, self._active_generation, self._control.status)
         scale = np.array([c.limits.rate * contract.period_s for c in contract.channels])
-        self._watch = ChunkWatch(ChunkScorer(scale, config.reversal_deadband))
+        self._watch = ChunkWatch(ChunkScorer(scale, config.reversal_deadband), self._on_chunk)
+        self.follower = Follower(contract, self.observations.arena) if config.shadow_only else None
+        """What a shadow-only node's policy wanted and the robot did; ``None`` if it is not one."""
         self._episodes = Episodes()
         self._episode_lock = threading.Lock()
         self._episode_number = 0
@@ -269,19 +282,38 @@ class PolicyEngine:
 
     # -- generations -----------------------------------------------------------------------------------------------
 
-    def prepare(self, bundle_path: str, digest: str, on_progress: Progress, cancelled: Callable[[], bool]) -> Resident:
+    def prepare(
+        self,
+        bundle_path: str,
+        digest: str,
+        on_progress: Progress,
+        cancelled: Callable[[], bool],
+        *,
+        skip_shadow: bool = False,
+    ) -> Resident:
         """Load a bundle beside the running one; see :meth:`Generations.prepare`."""
         return self.generations.prepare(
-            bundle_path, digest, on_progress=on_progress, cancelled=lambda: cancelled() or self._stop.is_set()
+            bundle_path,
+            digest,
+            on_progress=on_progress,
+            cancelled=lambda: cancelled() or self._stop.is_set(),
+            shadow=None if skip_shadow else self._shadow,
         )
 
     def swap(self, request: SwapRequest) -> tuple[Resident, Report | None]:
         """Activate a generation; see :meth:`Generations.swap`."""
         resident, report = self.generations.swap(
-            request, motion_allowed=self.observations.motion_permitted, cancelled=self._stop.is_set
+            request,
+            motion_allowed=self.observations.motion_permitted,
+            cancelled=self._stop.is_set,
+            shadow=self._shadow,
         )
         self._error = ("", "")
         return resident, report
+
+    def _active_generation(self) -> Generation | None:
+        active = self.generations.residents.active
+        return None if active is None else active.generation
 
     def resume(self) -> str:
         """End a latched hold. Returns why that was refused, empty if it was not. Raises ControlError."""
@@ -384,7 +416,13 @@ class PolicyEngine:
             with contextlib.suppress(EpisodeError):  # ended this moment
                 self.end_episode("", success=False, known=False)
 
+    def _on_chunk(self, handle: GenerationHandle, fields: Mapping[str, Any]) -> None:
+        if self.follower is not None:
+            self._listener.on_shadow_actions(self.follower.chunk(handle, fields))
+
     def _follow(self) -> None:
+        if self.follower is not None:
+            self.follower.look()
         active = self.generations.residents.active
         self._watch.follow(active.generation.handle if active is not None else None)
         episode = self._episodes.open
@@ -491,6 +529,7 @@ class PolicyEngine:
             standby=standby,
             prepared=prepared,
             on_trial=on_trial,
+            shadow_only=self.config.shadow_only,
             control=status,
             control_alive=alive and not silent,
             motion_permitted=self.observations.motion_permitted(),

@@ -46,7 +46,8 @@ class Variant:
     version: str
     summary: str
     expected: str
-    """What a robot should do with it: accept, verify (refuse by reading), golden (refuse by replay) or trial (roll back)."""
+    """What a robot should do with it: accept, verify (refuse by reading), golden (refuse by replay), shadow (refuse by what it
+    wants on live observations) or trial (roll back)."""
     change: Change
     own_golden: bool = True
     """False: it keeps the golden file of the base."""
@@ -126,6 +127,7 @@ VARIANTS = (
         spoil_and_sign=scale_spread("observation.state", 0.0),
     ),
     Variant("1.1.5", "another data set's statistics", "golden", scale_spread("action", 1.6), own_golden=False),
+    Variant("1.1.6", "another data set's statistics, golden of its own", "shadow", scale_spread("action", 1.6)),
     Variant("1.2.0", "plausible and bad: valid, golden of its own weights", "trial", derail),
     Variant("1.2.1", "the same weights, golden of the good policy", "golden", derail, own_golden=False),
     Variant("1.3.0", "another good one", "accept", relative_noise(0.001, seed=130)),

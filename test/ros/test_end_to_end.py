@@ -1,8 +1,8 @@
 """The real robot software in one piece: simulated arm, trained policy, policy node and manager, each a process of its own, with
 the Fast DDS profile as it is shipped.
 
-A first install and an update prove themselves and are committed while the arm works; a version that behaves badly is undone by
-the robot without a download; an acting worker that is killed is replaced.
+A first install and an update prove themselves and are committed while the arm works; a version that wants something else in
+shadow is rejected; one that behaves badly is undone by the robot without a download; an acting worker that is killed is replaced.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vla_sim.dds import claim_domain
 from vla_sim.recipes import VARIANTS, make_all
 
 CONTRACT = Path(__file__).resolve().parents[2] / "config" / "sim_arm.contract.yaml"
-VERSIONS = ("1.1.0", "1.2.0")
+VERSIONS = ("1.1.0", "1.1.6", "1.2.0")
 AS_SHIPPED = {dds_profile.VARIABLE: str(dds_profile.SHIPPED)}
 PATIENCE_S = 60.0
 VERDICTS = ("SCORES_WORSE", "SUCCESS_WORSE", "HARD_LIMIT")
@@ -62,6 +62,7 @@ class Robot:
             "vla_sim.ros.sim_robot": {"seed": 7, "joint_rate_hz": 50.0, "camera_rate_hz": 20.0},
             "vla_policy_node.ros.policy_node": {
                 "contract": str(CONTRACT), "store_dir": str(store), "status_period_s": 0.2, "reversal_deadband": 0.05,
+                "shadow_chunks": 3,
             },
             "vla_ota_manager.ros.manager_node": {
                 **MANAGER, "store_dir": str(store), "allowed_sources": [self.server.base], "robot_type": "sim_arm",
@@ -75,7 +76,7 @@ class Robot:
         self._offers = self.ros.advertise(ModelUpdate, "model_update", qos.OFFERS)
         self.policy.wait(lambda m: m.control_rate_hz > 0, PATIENCE_S, "the policy node")
 
-    def update(self, version: str) -> ModelEvent:
+    def update(self, version: str, *, urgent: bool = False) -> ModelEvent:
         """Offer a version and wait for the end of its update."""
         update = ModelUpdate(
             update_id=f"to-{version}",
@@ -83,12 +84,17 @@ class Robot:
             version=version,
             manifest_url=self.server.url(self._paths[version]),
             manifest_sha256=self._digests[version],
+            urgent=urgent,
         )
         self._offers.publish(update)
         ends = ("COMMITTED", "REJECTED", "FAILED", "ROLLED_BACK")
         return self.events.wait(
             lambda m: m.update_id == update.update_id and m.to_state in ends, PATIENCE_S, f"the end of {version}"
         )
+
+    def states(self, version: str) -> list[str]:
+        """Return the states that the update to a version has gone through."""
+        return [m.to_state for m in self.events.messages if m.update_id == f"to-{version}"]
 
     def wait_success(self, version: str) -> None:
         """Wait until an episode of a version succeeds, from now on."""
@@ -130,10 +136,18 @@ def test_an_arm_is_given_policies_in_motion_undoes_a_bad_one_and_survives_the_lo
     report = robot.reports.wait(lambda m: m.to_version == "1.1.0")
     assert (report.from_version, report.cause, report.warm) == ("1.0.0", "UPDATE", False)
     assert report.load_s > 0 and report.swap_latency_s > 0
+    assert "SHADOW" in robot.states("1.1.0") and (report.shadow_chunks, report.shadow_compared) == (3, 3)
+    assert report.shadow_divergence < 1.0 and report.shadow_s > 0
     status = robot.model.wait(lambda m: m.committed_version == "1.1.0")
     assert status.previous_version == "1.0.0"
 
-    bad = robot.update("1.2.0")
+    other = robot.update("1.1.6")
+    assert (other.to_state, other.error_code) in [("REJECTED", "SHADOW_DIVERGED"), ("REJECTED", "SHADOW_LIMIT")]
+    assert robot.states("1.1.6")[-2:] == ["SHADOW", "REJECTED"]
+    robot.wait_running("1.1.0")
+
+    bad = robot.update("1.2.0", urgent=True)
+    assert "SHADOW" not in robot.states("1.2.0")
     trial = next(m for m in robot.events.messages if m.update_id == bad.update_id and m.to_state == "TRIAL")
     assert (bad.to_state, bad.error_code in VERDICTS) == ("ROLLED_BACK", True), f"{bad.error_code} {bad.message}"
     back = robot.reports.wait(lambda m: m.from_version == "1.2.0")

@@ -21,6 +21,7 @@ from vla_policy_node.engine import PolicyEngine, Score, Snapshot
 from vla_policy_node.episodes import Outcome
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import Report
+from vla_policy_node.shadow.follower import ShadowActions
 
 CONTRACT = """
 name: two_joints
@@ -87,8 +88,10 @@ class EngineRig:
         self.scores: list[Score] = []
         self.outcomes: list[Outcome] = []
         self.reports: list[Report] = []
+        self.shadow_actions: list[ShadowActions] = []
         self.motion: bool | None = None  # what motion_enabled says; None = nobody publishes it
         self.feeding = True
+        self.driven: tuple[float, float] | None = None  # where something else holds the robot
         settings: dict[str, Any] = {
             "bundle_roots": (str(folder),),
             "policy_modules": tuple(f"{k}={v}" for k, v in POLICY_MODULES.items()),
@@ -96,6 +99,7 @@ class EngineRig:
             "worker_imports": (),
             "inference_timeout_s": 2.0,
             "load_timeout_s": 60.0,
+            "shadow_chunks": 0,  # tests of the shadow set it
         }
         self.engine = PolicyEngine(
             PolicyNodeConfig(**{**settings, **config}),
@@ -128,6 +132,8 @@ class EngineRig:
             status = self.engine.snapshot().control
             if status is not None and np.all(np.isfinite(status.command)):
                 position = status.command
+            if self.driven is not None:
+                position = np.array(self.driven)
             if self.feeding:
                 joints = SimpleNamespace(name=["j1", "j2"], position=list(position), velocity=[], effort=[])
                 self.engine.observations.receive("observation.state", 0, joints)
@@ -149,6 +155,10 @@ class EngineRig:
     def on_report(self, report: Report) -> None:
         """Keep it."""
         self.reports.append(report)
+
+    def on_shadow_actions(self, shown: ShadowActions) -> None:
+        """Keep it."""
+        self.shadow_actions.append(shown)
 
     # What tests ask
     @property

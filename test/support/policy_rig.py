@@ -63,6 +63,7 @@ def policy_parameters(folder: Path, **parameters: Any) -> dict[str, Any]:
         "inference_timeout_s": 2.0,
         "load_timeout_s": 60.0,
         "status_period_s": 0.2,
+        "shadow_chunks": 0,  # tests of the shadow set it
         **parameters,
     }
 

@@ -40,7 +40,7 @@ class SimulatedPolicy:
             "cause": "", "holding": "", "running": True, "absent": False, "log": [],
             "unconfigured": "", "error": ["", "", 0.0], "motion": True, "asked": 0,
             "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
-            "crashed": {}, "crashes_at_swap": "", "episode": "", "fails_to_prepare": {},
+            "crashed": {}, "crashes_at_swap": "", "episode": "", "fails_to_prepare": {}, "shadowed": [],
         }  # fmt: skip
         if not path.exists():
             path.write_text("{}")
@@ -98,7 +98,14 @@ class SimulatedPolicy:
         )
 
     def prepare(
-        self, bundle_path: Path, digest: str, on_progress: OnProgress, cancelled: Cancelled, timeout_s: float
+        self,
+        bundle_path: Path,
+        digest: str,
+        on_progress: OnProgress,
+        cancelled: Cancelled,
+        timeout_s: float,
+        *,
+        skip_shadow: bool,
     ) -> PrepareResult:
         document = self.look()
         if document["absent"] or document["unconfigured"]:
@@ -122,6 +129,8 @@ class SimulatedPolicy:
         manifest = load_manifest(bundle_path)
         with self.edit() as document:
             document["log"].append(f"prepare {manifest.version}")
+            if not skip_shadow:
+                document["shadowed"].append(manifest.version)
             if not self._resident(document, digest):
                 document["prepared"] = {"digest": digest, "version": manifest.version}
             document["crashed"].pop(digest, None)

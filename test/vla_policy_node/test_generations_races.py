@@ -95,7 +95,7 @@ class PlayedPool:
         handle = GenerationHandle(number, manifest.version, manifest.digest, 16, 8, 2, 8, 8, -1, -1, -1)
         spec = PolicySpec({"observation.state": FeatureSpec((2,), "float32")}, 16, 8, 2)
         timings = Timings(load_s=1.0)
-        return Generation(handle, manifest, spec, timings, 0, lambda: number in self.alive, lambda: None)
+        return Generation(handle, manifest, spec, timings, 0, lambda: number in self.alive, lambda: None, lambda: None)
 
     def release(self, generation: Generation) -> None:
         self.alive.discard(generation.id)

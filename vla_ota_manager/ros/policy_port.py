@@ -150,14 +150,20 @@ class RosPolicyPort:
     # -- what it is asked ---------------------------------------------------------------------------------------------------
 
     def prepare(
-        self, bundle_path: Path, digest: str, on_progress: OnProgress, cancelled: Cancelled, timeout_s: float
+        self,
+        bundle_path: Path,
+        digest: str,
+        on_progress: OnProgress,
+        cancelled: Cancelled,
+        timeout_s: float,
+        *,
+        skip_shadow: bool,
     ) -> PrepareResult:
-        """Load a bundle beside the running one, check it and warm it up."""
+        """Load a bundle beside the running one, check it, warm it up and let it go through its shadow."""
         over = threading.Event()
+        goal = PrepareModel.Goal(bundle_path=str(bundle_path), digest=digest, skip_shadow=skip_shadow)
         try:
-            result = self._run_prepare(
-                bundle_path, digest, on_progress, over, self._give_up(cancelled, timeout_s), cancelled
-            )
+            result = self._run_prepare(goal, on_progress, over, self._give_up(cancelled, timeout_s), cancelled)
         except GivenUpError as e:
             late = "PREPARE_TIMEOUT", f"not prepared within {timeout_s:g} s", Fault.ROBOT
             return PrepareResult(False, *self._given_up(e.reason, late))
@@ -170,8 +176,7 @@ class RosPolicyPort:
 
     def _run_prepare(
         self,
-        bundle_path: Path,
-        digest: str,
+        goal: PrepareModel.Goal,
         on_progress: OnProgress,
         over: threading.Event,
         give_up: Callable[[], str],
@@ -182,7 +187,6 @@ class RosPolicyPort:
                 on_progress(message.feedback.state, float(message.feedback.progress))
 
         def send() -> Any:
-            goal = PrepareModel.Goal(bundle_path=str(bundle_path), digest=digest)
             sent = self._prepare.send_goal_async(goal, feedback_callback=on_feedback)
             sent.add_done_callback(lambda future: self._cancel_late(future, over))
             return sent

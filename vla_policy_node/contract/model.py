@@ -9,7 +9,7 @@ One YAML file a robot. ``observations`` and ``actions`` have the shape that rose
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,11 +233,19 @@ class Contract:
             elif have.shape != tuple(want.shape) or have.dtype != want.dtype:
                 needs = f"{want.dtype}{list(want.shape)}, the robot gives {have.dtype}{list(have.shape)}"
                 self._refuse("OBSERVATION_MISMATCH", f"{key}: the policy needs {needs}")
-        latency = int(latency_s * self.rate_hz) + 1
-        needed = max(spec.execute, 1) + self.blend_ticks + latency
+        needed = self.actions_needed(spec, latency_s)
         if spec.horizon < needed:
+            latency = needed - max(spec.execute, 1) - self.blend_ticks
             parts = f"{spec.execute} executed, {self.blend_ticks} blended, {latency} while the next chunk is made"
             self._refuse("HORIZON_TOO_SHORT", f"a chunk has {spec.horizon} actions; {needed} are needed: {parts}")
+
+    def actions_needed(self, spec: PolicySpec, latency_s: float) -> int:
+        """Return how long a chunk must be so that the next one is there before it ends."""
+        return max(spec.execute, 1) + self.blend_ticks + int(latency_s * self.rate_hz) + 1
+
+    def in_shadow(self) -> Contract:
+        """Return the contract of a robot that something else drives: the policy needs no permission, and nobody's resume."""
+        return replace(self, motion=Motion(required=False, timeout_s=self.motion.timeout_s), auto_resume=True)
 
     def bundle_limits(self, wanted: Any) -> list[dict[str, float]]:
         """Check the limits that a bundle asks for and return them, one mapping a channel (empty: the contract's alone).

@@ -58,9 +58,10 @@ class ControlClient:
     """Owns the control process. Methods may be called from any thread; they send and return, answers come as events.
 
     ``observation`` is the arena that the node writes (``observation_layout``). ``sink`` says where commands go:
-    ``{"kind": "ros", "node_name", "namespace", "domain_id", "topics": {contract topic: resolved name}, "arguments": for ROS}``
-    or, for tests and dry runs, ``{"kind": "record", "path"}``. ``on_event`` is called on the client's own thread with each
-    event (see ``control/events.py``), at last with ``{"type": "EXITED", "returncode"}``.
+    ``{"kind": "ros", "node_name", "namespace", "domain_id", "topics": {contract topic: resolved name}, "arguments": for ROS}``,
+    ``{"kind": "nowhere"}`` for a policy in shadow, or, for tests and dry runs, ``{"kind": "record", "path"}``. ``on_event`` is
+    called on the client's own thread with each event (see ``control/events.py``), at last with
+    ``{"type": "EXITED", "returncode"}``.
     """
 
     def __init__(

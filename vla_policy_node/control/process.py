@@ -12,7 +12,7 @@ from typing import Any
 from vla_policy_node.contract.model import parse_contract
 from vla_policy_node.control.realtime import freeze_garbage_collector, lock_memory, take_fifo_for_process
 from vla_policy_node.control.runner import Runner
-from vla_policy_node.control.sinks import CommandSink, open_sink
+from vla_policy_node.control.sinks import NOWHERE, CommandSink, open_sink
 from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.ipc.arena import Arena, ArenaError, Layout
 from vla_policy_node.ipc.channel import Channel, ChannelClosedError
@@ -54,6 +54,8 @@ def _configure(channel: Channel) -> tuple[Runner, CommandSink, dict[str, Any]]:
         raise ControlError("CONTROL_CONFIGURATION", "no configuration came")
     config, fds = received
     contract = parse_contract(config["contract"], config["contract_path"])
+    if config["sink"]["kind"] == NOWHERE:
+        contract = contract.in_shadow()
     layout = Layout.from_json(config["observation"]["layout"])
     observation = Arena.attach(layout, config["observation"]["slots"], fds[0])
     status = Arena.attach(control_status_layout(len(contract.channels)), config["status_slots"], fds[1])

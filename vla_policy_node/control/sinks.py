@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where commands go: to the robot, or into a file."""
+"""Where commands go: to the robot, into a file, or nowhere."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from vla_policy_node.errors import ControlError
 
 Floats = npt.NDArray[np.float64]
 
+NOWHERE = "nowhere"
+"""Kind of the sink of a policy that is in shadow: it alone needs neither permission nor resume."""
 _STAMP = struct.Struct("<q")
 
 
@@ -62,6 +64,23 @@ class RecordSink:
         os.close(self._fd)
 
 
+class NoSink:
+    """Commands nothing: the policy is in shadow, and something else may command the robot."""
+
+    def publish(self, values: Floats) -> None:
+        """See CommandSink."""
+
+    def check(self) -> None:
+        """Whoever commands the robot may."""
+
+    def intruder(self) -> str:
+        """Whoever commands the robot may."""
+        return ""
+
+    def close(self) -> None:
+        """See CommandSink."""
+
+
 def read_record(path: str | Path, channels: int) -> tuple[npt.NDArray[np.int64], Floats]:
     """Return what a RecordSink wrote: stamps [ns] ``[n]`` and commands ``[n, C]``."""
     row = np.dtype([("stamp", "<i8"), ("command", "<f8", (channels,))])
@@ -72,6 +91,8 @@ def read_record(path: str | Path, channels: int) -> tuple[npt.NDArray[np.int64],
 def open_sink(spec: Mapping[str, Any], contract: Contract) -> CommandSink:
     """Open the sink that the node asked for. Raises ControlError (COMMAND_TOPIC_LOCKED, SINK_FAILED, SINK_UNKNOWN)."""
     kind = spec.get("kind")
+    if kind == NOWHERE:
+        return NoSink()
     if kind == "record":
         return RecordSink(str(spec["path"]))
     if kind == "ros":

@@ -26,6 +26,8 @@ from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.generations.lease import TrialLease
 from vla_policy_node.generations.residents import Resident, Residents
 from vla_policy_node.generations.swapping import ROLLBACK, WORKER_LOST, Pending, Report, SwapError, SwapRequest
+from vla_policy_node.shadow.judge import ShadowReport
+from vla_policy_node.shadow.session import Shadow
 from vla_policy_node.worker.api import MAX_GENERATIONS, PrepareError
 from vla_policy_node.worker.pool import Progress, WorkerPool
 
@@ -102,10 +104,11 @@ class Generations:
         on_progress: Progress = lambda state, fraction: None,
         cancelled: Callable[[], bool] = lambda: False,
         wait: bool = False,
+        shadow: Shadow | None = None,
     ) -> Resident:
-        """Load, check and warm up a bundle; nothing changes for the robot. Blocks.
+        """Load, check and warm up a bundle, and let it go through its shadow; nothing changes for the robot. Blocks.
 
-        ``wait``: until another preparation is over, rather than be refused.
+        ``wait``: until another preparation is over, rather than be refused. ``shadow``: ``None`` = without it.
 
         Raises SwapError, ContractError, CheckpointError or PrepareError, each with a code.
         """
@@ -118,7 +121,7 @@ class Generations:
                 return resident
             self._contract.check_manifest(manifest)
             self._make_room()
-            return self._load(path, manifest, on_progress, cancelled)
+            return self._load(path, manifest, on_progress, cancelled, shadow)
 
     @contextlib.contextmanager
     def _only_preparation(self, wait: bool, cancelled: Callable[[], bool]) -> Iterator[None]:
@@ -132,23 +135,39 @@ class Generations:
         finally:
             self._preparing.release()
 
-    def _load(self, path: Path, manifest: Manifest, on_progress: Progress, cancelled: Callable[[], bool]) -> Resident:
+    def _load(
+        self,
+        path: Path,
+        manifest: Manifest,
+        on_progress: Progress,
+        cancelled: Callable[[], bool],
+        shadow: Shadow | None,
+    ) -> Resident:
         limits = self._contract.bundle_limits(load_config(path).raw.get("action_limits", {}))
         span = f"prepare-{uuid.uuid4().hex}"
         self._control.begin_span(span)
         try:
-            generation = self._pool.prepare(path, digest=manifest.digest, on_progress=on_progress, cancelled=cancelled)
-            try:
-                latency_s = generation.timings.inference_ms / 1e3
-                self._contract.check_bundle(manifest, generation.spec, latency_s=latency_s)
-                self._control.add_generation(generation.handle, latency_s=latency_s, limits=limits)
-            except BaseException:
-                self._pool.release(generation)
-                raise
+            shadow = shadow if self._config.shadow_chunks else None
+            with shadow.stage(on_progress, cancelled) if shadow else contextlib.nullcontext() as stage:
+                generation = self._pool.prepare(
+                    path,
+                    digest=manifest.digest,
+                    on_progress=on_progress if stage is None else stage.loading,
+                    cancelled=cancelled,
+                    shadow=None if stage is None else stage.arena,
+                )
+                try:
+                    latency_s = generation.timings.inference_ms / 1e3
+                    self._contract.check_bundle(manifest, generation.spec, latency_s=latency_s)
+                    seen = ShadowReport() if stage is None else stage.run(generation, limits)
+                    self._control.add_generation(generation.handle, latency_s=latency_s, limits=limits)
+                except BaseException:
+                    self._pool.release(generation)
+                    raise
         except BaseException:
             self._end_span(span)
             raise
-        resident = Resident(generation, path)
+        resident = Resident(generation, path, seen)
         with self._lock:
             self.residents.prepared = resident
             self._spans[resident.id] = span
@@ -217,8 +236,11 @@ class Generations:
         *,
         motion_allowed: Callable[[], bool] = lambda: True,
         cancelled: Callable[[], bool] = lambda: False,
+        shadow: Shadow | None = None,
     ) -> tuple[Resident, Report | None]:
         """Do what SwapModel asks; blocks until the new generation acts. ``None``: it did already.
+
+        ``shadow``: what an update goes through that is loaded for it; a rollback never does.
 
         Raises what :meth:`prepare` raises, and SwapError.
         """
@@ -229,7 +251,8 @@ class Generations:
         if resident is None:
             if not asked.bundle_path:
                 raise self._missing(asked.digest)
-            resident = self.prepare(asked.bundle_path, asked.digest, cancelled=cancelled)
+            shadow = None if asked.cause == ROLLBACK else shadow
+            resident = self.prepare(asked.bundle_path, asked.digest, cancelled=cancelled, shadow=shadow)
         if not self._swapping.acquire(blocking=False):
             raise SwapError("SWAP_IN_PROGRESS", "another swap is under way")
         try:

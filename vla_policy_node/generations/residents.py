@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from vla_policy_node.shadow.judge import ShadowReport
 from vla_policy_node.worker.api import Generation
 
 
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """A generation and the folder it was loaded from (for a reload)."""
+    """A generation, the folder it was loaded from (for a reload), and what its shadow has shown."""
 
     generation: Generation
     path: Path
+    shadow: ShadowReport = field(default_factory=ShadowReport)
 
     @property
     def id(self) -> int:

@@ -12,6 +12,7 @@ from vla_policy_node.control.client import AT
 from vla_policy_node.control.swap import UPDATE, WAYS_BACK
 from vla_policy_node.errors import PolicyNodeError, duration
 from vla_policy_node.generations.residents import Resident
+from vla_policy_node.shadow.judge import ShadowReport
 from vla_policy_node.worker.api import Timings
 
 ROLLBACK, LEASE_EXPIRED, WORKER_LOST = WAYS_BACK
@@ -67,7 +68,7 @@ class Report:
     at: str = ""
     warm: bool = False
     timings: Timings = field(default_factory=Timings)
-    shadow_s: float = 0.0
+    shadow: ShadowReport = field(default_factory=ShadowReport)
     swap_latency_s: float = 0.0
     missed: int = 0
     starved: int = 0
@@ -128,6 +129,7 @@ class Pending:
             at=self.at,
             warm=self.warm,
             timings=Timings() if self.warm else self.target.generation.timings,
+            shadow=ShadowReport() if self.warm else self.target.shadow,
             swap_latency_s=float(event.get("latency_s", 0.0)),
             seam_jump=float(event.get("seam_jump") or 0.0),
             seam_channel=str(event.get("seam_channel") or ""),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -60,3 +61,11 @@ class GenerationHandle:
     def attach_requests(self) -> Arena:
         """Map the request arena. The arena owns ``request_fd`` from then on and closes it in :meth:`Arena.close`."""
         return Arena.attach(request_layout(), self.request_slots, self.request_fd)
+
+    def attached(self) -> tuple[Arena, Arena]:
+        """Map the request and the chunk arena once more, each with a descriptor of its own."""
+        chunks = chunk_layout(self.horizon, self.action_dim)
+        return (
+            Arena.attach(request_layout(), self.request_slots, os.dup(self.request_fd)),
+            Arena.attach(chunks, self.chunk_slots, os.dup(self.chunk_fd)),
+        )

@@ -29,6 +29,16 @@ def loop(engine: PolicyEngine | None, refusal: tuple[str, str]) -> Report:
     return Report(OK, status.mode.lower().replace("_", " "), values)
 
 
+def shadow(engine: PolicyEngine | None) -> Report:
+    """Return how far what the policy of a shadow-only node wanted is from what the robot did."""
+    if engine is None or engine.follower is None:
+        return Report(OK, "off: the policy commands the robot")
+    compared, difference = engine.follower.difference()
+    values = {f"{c.name} [{c.unit}]": f"{d:.4g}" for c, d in zip(engine.contract.channels, difference, strict=True)}
+    text = f"mean difference from what was measured, over {compared} chunks" if compared else "nothing compared yet"
+    return Report(OK, f"the policy commands nothing; {text}", values)
+
+
 def policy(engine: PolicyEngine | None) -> Report:
     """Return which generations are in memory and whether one acts."""
     if engine is None:

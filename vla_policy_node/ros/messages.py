@@ -6,12 +6,15 @@ from __future__ import annotations
 from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, PolicyStatus, SwapReport
+from vla_ota.msg import ShadowActions as ShadowActionsMessage
 
+from vla_policy_node.contract.model import Contract
 from vla_policy_node.engine import Score, Snapshot
 from vla_policy_node.episodes import Outcome
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import Report
 from vla_policy_node.holds import explain
+from vla_policy_node.shadow.follower import ShadowActions
 
 _STATES = {
     "INACTIVE": PolicyStatus.STATE_INACTIVE,
@@ -65,7 +68,11 @@ def swap_report(value: Report, stamp: Time) -> SwapReport:
         digest_s=value.timings.digest_s,
         golden_s=value.timings.golden_s,
         warm_up_s=value.timings.warm_up_s,
-        shadow_s=value.shadow_s,
+        shadow_s=value.shadow.seconds,
+        shadow_chunks=value.shadow.chunks,
+        shadow_compared=value.shadow.compared,
+        shadow_divergence=value.shadow.divergence,
+        shadow_channel=value.shadow.channel,
         swap_latency_s=value.swap_latency_s,
         missed_ticks=value.missed,
         starved_ticks=value.starved,
@@ -74,6 +81,20 @@ def swap_report(value: Report, stamp: Time) -> SwapReport:
         typical_step=value.typical_step,
         seam_channel=value.seam_channel,
         tick_histogram=list(value.histogram),
+    )
+
+
+def shadow_actions(value: ShadowActions, contract: Contract, stamp: Time) -> ShadowActionsMessage:
+    """Return the message of a chunk in shadow; ``stamp``: of its observation."""
+    return ShadowActionsMessage(
+        header=Header(stamp=stamp),
+        version=value.version,
+        generation=value.generation,
+        channels=[c.name for c in contract.channels],
+        units=[c.unit for c in contract.channels],
+        period_s=contract.period_s,
+        execute=value.execute,
+        actions=value.actions.ravel().tolist(),
     )
 
 
@@ -89,6 +110,7 @@ def status(value: Snapshot, rate_hz: float, stamp: Time) -> PolicyStatus:
         header=Header(stamp=stamp),
         boot_id=value.boot_id,
         generation=value.active.id if value.active else 0,
+        shadow_only=value.shadow_only,
         on_trial=value.on_trial,
         motion_enabled=value.motion_permitted,
         control_rate_hz=rate_hz,

@@ -21,7 +21,7 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 from vla_ota.action import PrepareModel, RunPolicy
-from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, SwapReport
+from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, ShadowActions, SwapReport
 from vla_ota.srv import EndEpisode, StartEpisode, SwapModel
 
 from vla_policy_node.config import PolicyNodeConfig
@@ -34,6 +34,7 @@ from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import Report, SwapRequest
 from vla_policy_node.ros import diagnostics, messages
 from vla_policy_node.ros.run_policy import require, run_policy
+from vla_policy_node.shadow.follower import ShadowActions as ShadowChunk
 from vla_ros import qos
 from vla_ros.action_server import DestroyableActionServer
 from vla_ros.diagnostics import Diagnostics
@@ -74,6 +75,9 @@ class PolicyNode(LifecycleNode):
         self.diagnostics = Diagnostics(self, self._robot_type)
         self.diagnostics.add("control loop", lambda: diagnostics.loop(self._engine, self._refusal))
         self.diagnostics.add("policy", lambda: diagnostics.policy(self._engine))
+        if self.config.shadow_only:
+            self.diagnostics.add("shadow", lambda: diagnostics.shadow(self._engine))
+            self._shadow_actions = self._advertise(ShadowActions, "~/shadow_actions", qos.EVENTS)
         # Plain publishers: a lifecycle publisher would drop the status of a node that is not active.
         self._status = self._advertise(PolicyStatus, "~/status", qos.LATCHED)
         self._reports = self._advertise(SwapReport, "~/swap_report", qos.LATCHED)
@@ -239,10 +243,11 @@ class PolicyNode(LifecycleNode):
                 keep((self.destroy_subscription, self._subscribe(source, receive, group)))
         if contract.instruction is not None:
             keep((self.destroy_subscription, self._subscribe(contract.instruction, self._on_instruction, numbers)))
-        heard: tuple[tuple[type[Any], str, Callable[[Any], None], QoSProfile], ...] = (
-            (Bool, contract.motion.topic, self._on_motion, qos.FLAGS),
+        heard: list[tuple[type[Any], str, Callable[[Any], None], QoSProfile]] = [
             (ModelStatus, f"{self.config.ota_manager}/status", self._on_manager, qos.EVENTS),
-        )
+        ]
+        if not self.config.shadow_only:
+            heard.append((Bool, contract.motion.topic, self._on_motion, qos.FLAGS))
         for message, topic, callback, profile in heard:
             # A group of its own each: neither the stop nor the lease waits until a picture is decoded.
             group = MutuallyExclusiveCallbackGroup()
@@ -397,7 +402,11 @@ class PolicyNode(LifecycleNode):
             engine = self._require_engine()
             request = goal.request
             resident = engine.prepare(
-                request.bundle_path, request.digest, on_progress, lambda: goal.is_cancel_requested
+                request.bundle_path,
+                request.digest,
+                on_progress,
+                lambda: goal.is_cancel_requested,
+                skip_shadow=request.skip_shadow,
             )
             self._preparations_refused.over()
             timings = resident.generation.timings
@@ -405,6 +414,7 @@ class PolicyNode(LifecycleNode):
             result.version, result.digest, result.generation = resident.version, resident.digest, resident.id
             result.load_s, result.digest_s = timings.load_s, timings.digest_s
             result.golden_s, result.warm_up_s = timings.golden_s, timings.warm_up_s
+            result.shadow_s, result.message = resident.shadow.seconds, str(resident.shadow)
             goal.succeed()
         except EXPECTED_ERRORS as e:
             result.error_code, result.message = _code_of(e), str(e)
@@ -437,6 +447,12 @@ class PolicyNode(LifecycleNode):
     def on_report(self, report: Report) -> None:
         """Publish what a swap cost."""
         self._reports.publish(self._report_message(report))
+
+    def on_shadow_actions(self, shown: ShadowChunk) -> None:
+        """Publish what a shadow-only node's policy would do."""
+        age_s = (time.monotonic_ns() - shown.observed_ns) / 1e9
+        stamp = ago(self.get_clock().now(), age_s)
+        self._shadow_actions.publish(messages.shadow_actions(shown, self._require_engine().contract, stamp))
 
     def _report_message(self, report: Report) -> SwapReport:
         return messages.swap_report(report, ago(self.get_clock().now(), time.monotonic() - report.acted_s))

@@ -5,6 +5,7 @@ Threads, because Linux keeps a nice level for each thread and takes privilege to
 
 * main: at the node's own level; waits until everything is loaded, warms the policy up, then infers, for ever;
 * loader: at a raised level; imports, reads, checks, builds the policy and replays the golden observations, then ends;
+* shadow: at a raised level; infers in place of main as long as the bundle is in shadow;
 * channel: ends the process the moment the node's end closes. Should the policy hold the interpreter's lock just then, the
   kernel does it (``PR_SET_PDEATHSIG``).
 """
@@ -60,6 +61,8 @@ class Worker:
         self._reported_s = 0.0
         self._unreported = 0
         self._progress = ("", -1.0)
+        self._nice = 0
+        self._acts = threading.Event()  # the shadow is over
         self.watch = loading.Stopwatch()
 
     def run(self) -> NoReturn:
@@ -89,20 +92,36 @@ class Worker:
             max_age_s=generation.plan["observation"]["max_age_s"],
             period_s=generation.plan["observation"]["period_s"],
             report=self._report_fault,
+            shadow=generation.shadow,
         )
         spec = generation.policy.spec
         features = {name: [feature.dtype, list(feature.shape)] for name, feature in spec.observation.items()}
         ready = {"features": features, "uses_instruction": bool(spec.uses_instruction), "inference_ms": inference_ms}
         ready["golden_difference"] = generation.golden_difference
         self._send({"type": "ready", **ready, "seconds": self.watch.seconds}, block=True)
+        if generation.shadow is not None:
+            thread = threading.Thread(target=self._shadow, args=(loop,), name="shadow", daemon=True)
+            thread.start()
+            thread.join()
         loop.run()
         raise AssertionError("the inference loop does not end")
+
+    def _shadow(self, loop: InferenceLoop) -> None:
+        """Answer what is asked in shadow, behind whatever acts."""
+        self._be_nice()
+        loop.run_in_shadow(self._acts.is_set)
+
+    def _be_nice(self) -> None:
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + self._nice))
 
     def _listen(self) -> None:
         try:
             while True:
                 message = self._channel.receive(None)
-                if message is not None:
+                if message is not None and message[0].get("type") == "act":
+                    self._acts.set()
+                elif message is not None:
                     self._inbox.put(message)
         except ChannelClosedError:
             pass
@@ -111,8 +130,8 @@ class Worker:
     def _load(self, loaded: Future[Loaded]) -> None:
         try:
             begin, _ = self._inbox.get()
-            thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + begin["nice"]))
+            self._nice = begin["nice"]
+            self._be_nice()
             self._import_ahead(begin)
             self._send({"type": "spare", "versions": loading.versions()}, block=True)
             loaded.set_result(Loaded(self, *self._inbox.get()))
@@ -186,6 +205,7 @@ class Loaded:
 
     def __init__(self, worker: Worker, message: dict[str, Any], fds: list[int]) -> None:
         watch, progress = worker.watch, worker.progress
+        shadow_fd = fds.pop() if message["shadow"] else None
         plan_fd, weights_fd, observation_fd, *handle_fds, golden_fd = fds
         with os.fdopen(plan_fd, "rb") as file:
             file.seek(0)
@@ -193,7 +213,9 @@ class Loaded:
         plan, bundle_dir = self.plan, Path(self.plan["bundle_dir"])
         self.handle = GenerationHandle.from_message(message["handle"], handle_fds)
         view = plan["observation"]
-        self.observation = Arena.attach(Layout.from_json(view["layout"]), view["slots"], observation_fd)
+        layout = Layout.from_json(view["layout"])
+        self.observation = Arena.attach(layout, view["slots"], observation_fd)
+        self.shadow = None if shadow_fd is None else Arena.attach(layout, message["shadow"], shadow_fd)
         self._golden, self._instructions = _map_golden(plan["golden"], golden_fd), [""]
 
         with watch("load"):

@@ -39,7 +39,7 @@ class WorkerConfig:
     observation_max_age_s: float = 1.0
     """An older observation is answered with OBSERVATION_STALE [s]."""
     nice: int = 10
-    """Nice level of imports, loading and golden replay, 0 to 19. Inference runs at the node's own level."""
+    """Nice level of imports, loading, golden replay and shadow, 0 to 19. Otherwise inference runs at the node's own level."""
     spare: bool = True
     """Keep a worker waiting with its imports done."""
     spare_delay_s: float = 5.0
@@ -79,6 +79,7 @@ class Generation:
     pid: int
     _alive: Callable[[], bool]
     _kill: Callable[[], None]
+    _end_shadow: Callable[[], None]
 
     @property
     def id(self) -> int:
@@ -93,6 +94,10 @@ class Generation:
     def kill(self) -> None:
         """End its process at once; a LOST event follows."""
         self._kill()
+
+    def end_shadow(self) -> None:
+        """From now on it answers at the node's own level and on the robot's newest observation."""
+        self._end_shadow()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -99,6 +100,7 @@ class WorkerPool:
         cancelled: Callable[[], bool] = lambda: False,
         timeout_s: float | None = None,
         recording: Recording | None = None,
+        shadow: Arena | None = None,
     ) -> Generation:
         """Load a bundle in a worker of its own and prove it; blocks until it is READY.
 
@@ -109,6 +111,7 @@ class WorkerPool:
             cancelled: asked every 50 ms; true ends the preparation.
             timeout_s: longest preparation [s]; ``None`` = ``load_timeout_s``.
             recording: gets the policy's answers; the bundle's golden observations are then not replayed.
+            shadow: what it observes, at a raised nice level, until :meth:`Generation.end_shadow`; laid out as the robot's arena.
 
         Raises:
             PrepareError: the worker is gone by then and its memory is back.
@@ -121,7 +124,7 @@ class WorkerPool:
             self._raise_if_over(cancelled, deadline_s)
             bundle, plan = self._open(bundle_dir, digest, recording)
             self._raise_if_over(cancelled, deadline_s)
-            resident, spare_used = self._begin(bundle, plan)
+            resident, spare_used = self._begin(bundle, plan, shadow)
             try:
                 generation = self._finish(resident, bundle, spare_used, on_progress, cancelled, deadline_s)
             except BaseException:
@@ -198,7 +201,7 @@ class WorkerPool:
                 "HISTORY_UNSUPPORTED", f"the policy needs {count} observations at {rate_hz:g} Hz: {limit}"
             )
 
-    def _begin(self, bundle: Bundle, plan: Plan) -> tuple[_Resident, bool]:
+    def _begin(self, bundle: Bundle, plan: Plan, shadow: Arena | None) -> tuple[_Resident, bool]:
         """Give the plan to the spare worker, or to a new one."""
         weights = self._weights.take(plan.weights_bytes)
         try:
@@ -228,19 +231,20 @@ class WorkerPool:
             resident = _Resident(child, weights, handle, chunks, requests)
             self._residents[child] = resident
         try:
-            self._send_load(resident, plan)
+            self._send_load(resident, plan, shadow)
         except BaseException:
             self._end(resident)
             raise
         return resident, spare_used
 
-    def _send_load(self, resident: _Resident, plan: Plan) -> None:
+    def _send_load(self, resident: _Resident, plan: Plan, shadow: Arena | None) -> None:
         fields, handle_fds = resident.handle.to_message()
         golden = golden_memory(plan.golden) if plan.recording is None else os.dup(plan.recording.fd)
         memory = [plan_memory(plan), golden]
         fds = [memory[0], resident.weights.fd, self._observation.fd, *handle_fds, memory[1]]
+        message = {"type": "load", "handle": fields, "shadow": 0 if shadow is None else shadow.slots}
         try:
-            resident.child.channel.send({"type": "load", "handle": fields}, fds)
+            resident.child.channel.send(message, fds if shadow is None else [*fds, shadow.fd])
         except ChannelClosedError as e:
             raise PrepareError("WORKER_DIED", "the worker ended before it was given a bundle") from e
         finally:
@@ -293,7 +297,16 @@ class WorkerPool:
             message["uses_instruction"],
             bundle.config.n_obs_steps,
         )
-        generation = Generation(handle, bundle.manifest, spec, timings, child.pid, lambda: child.alive, child.kill)
+        generation = Generation(
+            handle,
+            bundle.manifest,
+            spec,
+            timings,
+            child.pid,
+            lambda: child.alive,
+            child.kill,
+            lambda: _end_shadow(child),
+        )
         with self._lock:
             # From here on the watcher reports a death; one that it saw before is in the inbox.
             if not child.alive:
@@ -459,3 +472,8 @@ class WorkerPool:
             self._on_event(WorkerEvent(kind, message, pid, generation, code))
         except Exception:
             traceback.print_exc()  # the listener's fault must not cost the bookkeeping
+
+
+def _end_shadow(child: Child) -> None:
+    with contextlib.suppress(ChannelClosedError):  # it has ended: that is reported as any other end
+        child.channel.send({"type": "act"})

@@ -58,8 +58,8 @@ def committed(version: str, from_version: str, path: Sequence[str] = UPDATE_PATH
     return check
 
 
-def refused(version: str, keeps: str) -> Check:
-    """The version was rejected with a code and never acted, and the robot went on with another one."""
+def refused(version: str, keeps: str, codes: Sequence[str] = ()) -> Check:
+    """The version was rejected with a code (one of ``codes``, if given) and never acted; the robot went on with another one."""
 
     def check(evidence: Evidence) -> list[str]:
         events = _events(evidence, version)
@@ -70,6 +70,7 @@ def refused(version: str, keeps: str) -> Check:
             {
                 f"{version} was rejected without code or reason": not (events[-1].error_code and events[-1].message),
                 f"{version} was rejected and acted all the same": acted,
+                f"{version} was rejected for {events[-1].error_code}": codes and events[-1].error_code not in codes,
             }
         )
 

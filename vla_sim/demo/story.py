@@ -60,10 +60,11 @@ class Stage:
     start_manager: Callable[[], None]
     look: Callable[[], Evidence]
 
-    def offer(self, version: str) -> str:
+    def offer(self, version: str, *, urgent: bool = False) -> str:
         """Offer a version that is on the server."""
         published = self.versions[version]
-        return self.driver.offer(MODEL, version, self.server.url(published.manifest_path), published.digest)
+        url = self.server.url(published.manifest_path)
+        return self.driver.offer(MODEL, version, url, published.digest, urgent=urgent)
 
     def wait_end(self, update_id: str, version: str) -> None:
         """Wait until an update has ended, and until the reports of its swaps are there."""
@@ -105,11 +106,11 @@ class Chapter:
     expect: Check
 
 
-def update_to(version: str) -> Callable[[Stage], None]:
-    """Offer a version and wait until its update has ended, however it does."""
+def update_to(version: str, *, urgent: bool = False) -> Callable[[Stage], None]:
+    """Offer a version and wait until its update has ended, however it does. ``urgent``: without a shadow."""
 
     def act(stage: Stage) -> None:
-        stage.wait_end(stage.offer(version), version)
+        stage.wait_end(stage.offer(version, urgent=urgent), version)
 
     return act
 
@@ -189,8 +190,13 @@ CHAPTERS = (
     Chapter("An update in motion: 1.1.0", update_to("1.1.0"), committed("1.1.0", "1.0.0")),
     Chapter("A corrupted version is offered: 1.1.1", update_to("1.1.1"), refused("1.1.1", "1.1.0")),
     Chapter(
-        "A version that behaves badly: 1.2.0; the robot goes back by itself",
-        update_to("1.2.0"),
+        "A sound file with another data set's statistics: 1.1.6; its shadow gives it away",
+        update_to("1.1.6"),
+        refused("1.1.6", "1.1.0", ("SHADOW_DIVERGED", "SHADOW_LIMIT")),
+    ),
+    Chapter(
+        "A version that behaves badly, urgent and so without a shadow: 1.2.0; the robot goes back by itself",
+        update_to("1.2.0", urgent=True),
         undone_by_itself("1.2.0", "1.1.0"),
     ),
     Chapter(
@@ -210,5 +216,5 @@ CHAPTERS = (
         lambda evidence: [*undisturbed(evidence), *ends_with("1.4.0")(evidence)],
     ),
 )
-VERSIONS = ("1.0.0", "1.1.0", "1.1.1", "1.2.0", "1.3.0", "1.4.0")
+VERSIONS = ("1.0.0", "1.1.0", "1.1.1", "1.1.6", "1.2.0", "1.3.0", "1.4.0")
 """What the chapters offer; the first is the base of the others."""

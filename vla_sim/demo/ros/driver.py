@@ -57,12 +57,17 @@ class DemoDriver(BackgroundNode):
 
     # -- what it asks for ----------------------------------------------------------------------------------------------
 
-    def offer(self, name: str, version: str, manifest_url: str, digest: str) -> str:
+    def offer(self, name: str, version: str, manifest_url: str, digest: str, *, urgent: bool = False) -> str:
         """Offer a version to the robot; return the update's id. Raises DemoError if no manager listens."""
         self._wait_until(lambda: self._offers.get_subscription_count() > 0, "a subscription to model_update")
         update_id = f"demo-{version}-{uuid.uuid4().hex[:8]}"
         message = ModelUpdate(
-            update_id=update_id, name=name, version=version, manifest_url=manifest_url, manifest_sha256=digest
+            update_id=update_id,
+            name=name,
+            version=version,
+            manifest_url=manifest_url,
+            manifest_sha256=digest,
+            urgent=urgent,
         )
         message.header.stamp = self._node.get_clock().now().to_msg()
         self._journal.add(message)

@@ -35,6 +35,7 @@ _MANAGER = {
     "backoff_s": 0.2,
 }
 _POLICY = {
+    "shadow_chunks": 3,
     "status_period_s": 0.5,
     "load_timeout_s": 90.0,
     "reversal_deadband": 0.05,
