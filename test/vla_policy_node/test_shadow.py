@@ -61,11 +61,12 @@ def test_a_version_that_wants_what_the_acting_one_wants_passes_and_may_act(tmp_p
         assert max(thread_levels(prepared.generation.pid).values()) == min(levels.values())  # it acts at its own level
 
 
+@pytest.mark.parametrize("history", [1, 3])
 def test_it_is_asked_about_the_observations_that_the_acting_policy_was_asked_about(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, history: int
 ) -> None:
     for version in ("1.0.0", "1.1.0"):
-        scripted_bundle(tmp_path / version, version, echo=True, **SHORT)
+        scripted_bundle(tmp_path / version, version, echo=True, n_obs_steps=history, **SHORT)
     with caplog.at_level("INFO"), EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0"), shadow_chunks=4) as rig:
         rig.wait_running()
         prepared = prepare(rig, tmp_path / "1.1.0")

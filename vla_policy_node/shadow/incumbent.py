@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,11 +14,12 @@ import numpy.typing as npt
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.generation import GenerationHandle
+from vla_policy_node.ipc.layouts import OBSERVATION_SLOTS
 
 Floats = npt.NDArray[np.float64]
 Record = dict[str, npt.NDArray[Any]]
 
-_KEPT = 8  # observations while an answer is awaited; the worker reads one of the first
+_KEPT = 8 + OBSERVATION_SLOTS  # observations while an answer is awaited; the worker reads one of the first
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,7 @@ class Seen:
     """An observation, and what the incumbent made of it (``None``: there is no incumbent)."""
 
     record: Record
+    earlier: Sequence[Record] = ()  # what the node wrote before it, oldest first, for a candidate with a history
     tick: int = 0  # plan tick that action 0 is meant for
     actions: Floats | None = None  # [H, C], relative channels made absolute
 
@@ -52,8 +55,10 @@ class Feed(Protocol):
 class Incumbent:
     """What the acting generation was asked and has just answered: it pauses. Writes nothing that the generation reads."""
 
-    def __init__(self, contract: Contract, handle: GenerationHandle, observation: Arena) -> None:
+    def __init__(self, contract: Contract, handle: GenerationHandle, observation: Arena, history: int) -> None:
+        """``history``: observations that the candidate looks back on."""
         self._contract, self._observation, self.execute = contract, observation, handle.execute
+        self._back = 1 if history == 1 else observation.slots - 2
         self._requests, self._chunks = handle.attached()
         self._asked, self._answered = self._requests.newest, self._chunks.newest
         self._kept: dict[int, Record] = {}  # sequence number in the observation's arena -> copy
@@ -64,7 +69,8 @@ class Incumbent:
         if self._requests.newest != self._asked:
             self._asked, self._waits = self._requests.newest, True
             self._kept.clear()
-            self._keep(self._observation.newest - 1)  # perhaps the newest came since the worker looked
+            for back in range(self._back, 0, -1):  # perhaps the newest came since the worker looked
+                self._keep(self._observation.newest - back)
         if self._waits:
             self._keep(self._observation.newest)
         if self._chunks.newest == self._answered:
@@ -76,10 +82,11 @@ class Incumbent:
         self._waits = False
         chunk = read[1]
         stamp_ns = int(chunk["observation_ns"])
-        record = next((r for r in self._kept.values() if int(r["stamp_ns"]) == stamp_ns), None)
-        if record is None or int(chunk["error"]):
+        shown = next((s for s, r in self._kept.items() if int(r["stamp_ns"]) == stamp_ns), None)
+        if shown is None or int(chunk["error"]):
             return None
-        return Seen(record, int(chunk["tick"]), made_absolute(self._contract, chunk["actions"], record))
+        record, earlier = self._kept[shown], [self._kept[s] for s in sorted(self._kept) if s < shown]
+        return Seen(record, earlier, int(chunk["tick"]), made_absolute(self._contract, chunk["actions"], record))
 
     def _keep(self, sequence: int) -> None:
         if sequence > 0 and sequence not in self._kept and len(self._kept) < _KEPT:
@@ -96,8 +103,9 @@ class Incumbent:
 class Nobody:
     """In place of an incumbent: the robot's newest observation, once in the time in which a chunk would be executed."""
 
-    def __init__(self, contract: Contract, execute: int, observation: Arena) -> None:
+    def __init__(self, contract: Contract, execute: int, observation: Arena, history: int) -> None:
         self._observation, self.execute, self._period_s = observation, execute, execute * contract.period_s
+        self._back = 0 if history == 1 else observation.slots - 2
         self._max_age_ns = int(contract.observation_max_age_s * 1e9)
         self._next_s = 0.0
 
@@ -109,7 +117,8 @@ class Nobody:
         if read is None or not read[1]["valid"] or time.monotonic_ns() - int(read[1]["stamp_ns"]) > self._max_age_ns:
             return None
         self._next_s = time.monotonic() + self._period_s
-        return Seen(read[1])
+        earlier = (self._observation.read(seq=s) for s in range(max(1, read[0] - self._back), read[0]))
+        return Seen(read[1], [r[1] for r in earlier if r is not None])
 
     def close(self) -> None:
         """Nothing to forget."""

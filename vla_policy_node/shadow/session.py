@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from vla_checkpoint.manifest import Manifest
@@ -18,7 +19,7 @@ from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.client import ControlStatus
 from vla_policy_node.control.limits import Limiter
 from vla_policy_node.ipc.arena import Arena, ArenaError
-from vla_policy_node.ipc.layouts import CHUNK_ERRORS
+from vla_policy_node.ipc.layouts import CHUNK_ERRORS, OBSERVATION_SLOTS
 from vla_policy_node.shadow.incumbent import Feed, Incumbent, Nobody, Seen, made_absolute
 from vla_policy_node.shadow.judge import ShadowJudge, ShadowReport
 from vla_policy_node.worker.api import Generation, PrepareError
@@ -26,6 +27,7 @@ from vla_policy_node.worker.pool import Progress
 
 _LOAD_SHARE = 0.5  # of the whole preparation's progress
 _POLL_S = 0.002
+_NO_EPISODE = np.uint64(2**64 - 1)
 _PATIENCE_S = 5.0
 _PATIENCE_HORIZONS = 3.0  # for each chunk
 
@@ -73,7 +75,7 @@ class Stage:
 
     def __init__(self, shadow: Shadow, on_progress: Progress, cancelled: Callable[[], bool]) -> None:
         self._node, self._on_progress, self._cancelled = shadow, on_progress, cancelled
-        self.arena = Arena.create(shadow.observation.layout, 2, "vla_shadow")
+        self.arena = Arena.create(shadow.observation.layout, OBSERVATION_SLOTS + 1, "vla_shadow")
         """What the candidate observes (see ``WorkerPool.prepare``)."""
 
     def __enter__(self) -> Stage:
@@ -114,9 +116,9 @@ class Stage:
     def _feed(self, active: Generation | None, candidate: Generation) -> Feed:
         contract, observation = self._node.contract, self._node.observation
         if active is None:
-            return Nobody(contract, candidate.spec.execute, observation)
+            return Nobody(contract, candidate.spec.execute, observation, candidate.spec.history)
         try:
-            return Incumbent(contract, active.handle, observation)
+            return Incumbent(contract, active.handle, observation, candidate.spec.history)
         except (ArenaError, OSError) as e:  # its descriptors were closed this moment
             raise _changed() from e
 
@@ -198,7 +200,10 @@ class _Session:
             self.judge.incumbent(before.actions[shift : shift + overlap], seen.actions[:overlap])
 
     def _ask(self, seen: Seen) -> None:
-        self._arena.write(dict(seen.record))
+        if seen.earlier:
+            self._arena.write({**seen.record, "episode": _NO_EPISODE})  # what was asked about before is no history of this
+        for record in (*seen.earlier, seen.record):
+            self._arena.write(dict(record))
         self._request += 1
         self._requests.write({"request": self._request, "tick": seen.tick, "reset": 0})
         os.eventfd_write(self._eventfd, 1)
