@@ -32,11 +32,14 @@ from std_msgs.msg import (
 from support.camera_messages import compressed, image
 from support.control_rig import contract_text
 from support.control_ros import Peer, robot_for
-from support.mixed_robot import Part, mixed_contract
+from support.mixed_robot import ARM, BASE, GRIPPER, Part, mixed_contract
+from support.refusals import refused
 
 from vla_policy_node.contract.message_types import OBSERVATION_TYPES, OUTPUT_FIELDS, STAMPED_TYPES, STRING
 from vla_policy_node.contract.model import parse_contract
+from vla_policy_node.control.lock import TopicLock
 from vla_policy_node.observation import ObservationBuffer
+from vla_policy_node.ros.command_publisher import RosSink
 from vla_ros.interfaces import message_class
 
 
@@ -47,7 +50,7 @@ def peer(ros_domain: int) -> Iterator[Peer]:
     made.close()
 
 
-BASE = "zero_velocity"
+DRIVES = "zero_velocity"
 PARTS = {
     "std_msgs/msg/Float64MultiArray": Part("f64s", "", ["data.1", "data.0"]),
     "std_msgs/msg/Float32MultiArray": Part("f32s", "", ["data.0", "data.1"]),
@@ -55,8 +58,10 @@ PARTS = {
     "std_msgs/msg/Float32": Part("f32", "", ["data"], "measured"),
     "sensor_msgs/msg/JointState": Part("joints", "", ["position.x", "position.y"], degrees=True),
     "trajectory_msgs/msg/JointTrajectory": Part("path", "", ["positions.x", "y"]),
-    "geometry_msgs/msg/Twist": Part("twist", "", ["linear.x", "angular.z"], BASE, key="action.base"),
-    "geometry_msgs/msg/TwistStamped": Part("stamped", "", ["twist.linear.x", "twist.angular.z"], BASE, key="action.b"),
+    "geometry_msgs/msg/Twist": Part("twist", "", ["linear.x", "angular.z"], DRIVES, key="action.base"),
+    "geometry_msgs/msg/TwistStamped": Part(
+        "stamped", "", ["twist.linear.x", "twist.angular.z"], DRIVES, key="action.b"
+    ),
 }
 READ = {
     "f64s": lambda m: list(m.data),
@@ -122,6 +127,19 @@ def test_one_action_is_published_in_every_type_at_once(tmp_path: Path, ros_domai
     }
     assert len(stamps["joints"] & stamps["stamped"]) >= 2  # of one tick
     assert {(m.header.stamp.sec, m.header.stamp.nanosec) for m in got["path"]} == {(0, 0)}  # at once
+
+
+def test_one_of_its_topics_that_is_taken_keeps_the_whole_robot_out_and_the_others_free(ros_domain: int) -> None:
+    contract = parse_contract(mixed_contract(ARM, GRIPPER, BASE))
+    spec = {"node_name": "control", "namespace": "/arm", "domain_id": ros_domain}
+    taken = TopicLock(ros_domain, "grip")
+    try:
+        with refused("COMMAND_TOPIC_LOCKED") as caught:
+            RosSink(spec, contract)
+        assert "grip" in str(caught.value)
+        TopicLock(ros_domain, "arm").close()
+    finally:
+        taken.close()
 
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (4, 6, 3), np.uint8)
