@@ -26,15 +26,21 @@ class Problem:
 
 
 def check(file: str) -> list[Problem]:
-    """Return what keeps a contract from being used: everything that is still TODO, else what the parser says."""
+    """Return what keeps a contract from being used: what the parser says, and everything that is still TODO."""
     try:
         load_contract(file)
     except ContractError as e:
-        if e.code != "CONTRACT_TODO":
-            text = e.message.removeprefix(f"{file}: ")
-            return [Problem(_line_of(file, text.partition(":")[0]), e.code, text)]
-    else:
-        return []
+        wrong = [error for error in (e, *e.others) if error.code != "CONTRACT_TODO"]
+        return [_problem(file, error) for error in wrong] + _open_values(file)
+    return []
+
+
+def _problem(file: str, error: ContractError) -> Problem:
+    text = error.message.removeprefix(f"{file}: ")
+    return Problem(_line_of(file, text.partition(":")[0]), error.code, text)
+
+
+def _open_values(file: str) -> list[Problem]:
     return [
         Problem(line, "CONTRACT_TODO", f"{path}: {meaning(_key(path))}")
         for path, line, value in _scalars(file)

@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("init: say what to look at: --from-topics, --from-dataset DIR, or both")
     try:
         return int(options.run(options))
+    except KeyboardInterrupt:
+        return 130
     except DraftError as e:
         print(f"{e.code}: {e}", file=sys.stderr)
         return 1

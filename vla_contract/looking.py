@@ -14,6 +14,7 @@ from vla_doctor.seen import Endpoint, Samples, TopicSeen
 from vla_policy_node.contract import message_types as types
 from vla_policy_node.errors import ObservationError
 from vla_policy_node.pictures import decode_compressed, decode_raw
+from vla_ros.interfaces import UnknownTypeError
 
 _NEAR_S = 0.5
 """Stamps that differ from ROS time by less may be used [s]."""
@@ -43,14 +44,10 @@ def look(graph: Graph, seconds: float, wanted: Sequence[str] = ()) -> tuple[Robo
         DraftError: COMMANDS_UNKNOWN: nobody listens to a wanted topic.
     """
     graph.discover(())
-    seen = {name: graph.topic(name) for name, _ in graph.topics()}
-    listeners = _listeners(seen, wanted)
     kinds = {name: kind for name, all_kinds in graph.topics() for kind in all_kinds}
-    heard = {
-        name: graph.listen(name, kind)
-        for name, kind in kinds.items()
-        if kind in types.OBSERVATION_TYPES and kind != types.STRING and name in seen and seen[name].publishers
-    }
+    seen = {name: graph.topic(name) for name in kinds}
+    listeners = _listeners(seen, wanted)
+    heard = {name: samples for name, kind in kinds.items() if (samples := _listen(graph, kind, seen[name])) is not None}
     described = [n for n, kind in kinds.items() if n.endswith("/robot_description") and kind == "std_msgs/msg/String"]
     descriptions = [graph.listen_to_status(name, kinds[name]) for name in described]
     graph.wait(seconds)
@@ -67,10 +64,26 @@ def look(graph: Graph, seconds: float, wanted: Sequence[str] = ()) -> tuple[Robo
         else:
             others.append(topic)
     limits: dict[str, JointLimit] = {}
-    for samples in descriptions:
-        if samples.last is not None:
-            limits.update(parse_limits(samples.last.data.encode()))
+    for name, samples in zip(described, descriptions, strict=True):
+        limits.update(_limits(name, samples))
     return RobotSeen(tuple(cameras), tuple(states), tuple(others), tuple(commands)), limits
+
+
+def _listen(graph: Graph, kind: str, topic: TopicSeen) -> Samples | None:
+    """Listen to what an observation could be made of; the instruction is none that a robot measures."""
+    if kind not in types.OBSERVATION_TYPES or kind == types.STRING or not topic.publishers:
+        return None
+    try:
+        return graph.listen(topic.name, kind)
+    except UnknownTypeError:  # its package is not installed here
+        return None
+
+
+def _limits(name: str, samples: Samples) -> Mapping[str, JointLimit]:
+    try:
+        return {} if samples.last is None else parse_limits(samples.last.data.encode())
+    except DraftError as e:
+        raise DraftError(e.code, f"{name}: {e}") from e
 
 
 def _topic(name: str, kind: str, samples: Samples) -> Topic:

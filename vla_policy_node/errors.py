@@ -55,6 +55,9 @@ class PolicyNodeError(Exception):
 class ContractError(PolicyNodeError):
     """The robot contract is malformed, or a bundle does not fit it."""
 
+    others: tuple[ContractError, ...] = ()
+    """What else is wrong, as far as the parser got."""
+
 
 class ObservationError(PolicyNodeError):
     """A message does not hold what the contract promises of its topic."""

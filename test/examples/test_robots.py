@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from support.camera_messages import compressed
+from support.doctor_robot import run_doctor
 from support.engine_rig import EngineRig
 from support.launch_stand_in import stand_in_for_launch
 from support.scripted import scripted_bundle
@@ -196,6 +197,16 @@ def test_a_wrong_wiring_is_found_at_a_desk_with_what_to_do(
     found = problems(doctor(robot, listed))
     assert {finding.code for finding in found} == {code}
     assert all(named in finding.remedy for finding in found[:1])
+
+
+def test_ros2_run_doctor_takes_the_list_and_needs_no_robot(ros_domain: int) -> None:
+    given = ["--contract", str(contract_file("so101")), "--topics", str(EXAMPLES / "so101" / "topics.txt")]
+    verdict = run_doctor(ros_domain, *given, "--namespace", "/follower")
+    assert verdict.exit_status == 0 and any(f["what"].endswith("/follower/joint_states") for f in verdict.findings)
+    elsewhere = run_doctor(ros_domain, *given)
+    assert elsewhere.exit_status == 1 and elsewhere.one("NAMESPACE_DIFFERS")
+    remapped = run_doctor(ros_domain, *given, "--namespace", "/follower", ros=["-r", "joint_states:=states"])
+    assert "/follower/joint_states" in remapped.one("TOPIC_MISSING")["remedy"]
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "/joint_states\n", "[INFO] daemon\n/a [b/msg/C]\n"])

@@ -221,6 +221,17 @@ def test_check_names_what_is_wrong_beside_what_is_open(tmp_path: Path, capsys: p
     line = next(i for i, row in enumerate(text.splitlines(), 1) if "hold: last_command" in row)
     shown = capsys.readouterr().out
     assert f"arm.yaml:{line}: CONTRACT_VALUE_INVALID: safety.channels[0].hold: " in shown
+    text = text.replace("measured: position.j2", "measured: elbow").replace("hold: last_command", "hold: TODO")
+    file.write_text(text.replace("name: j3", "nam: j3"))
+    assert main(["check", str(file)]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("CONTRACT_TODO: safety.channels[0].hold") == 1  # said once, taken by all
+    file.write_text(text.replace("hold: TODO", "hold: measured").replace("name: j3", "nam: j3"))
+    assert main(["check", str(file)]) == 1
+    shown = capsys.readouterr().out
+    assert (
+        "channels[1].measured" in shown and "channels[2].nam: " in shown and "2 to be filled in or corrected" in shown
+    )
     file.write_text("a: [")
     assert main(["check", str(file)]) == 1 and "CONTRACT_SYNTAX" in capsys.readouterr().out
 

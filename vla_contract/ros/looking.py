@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import rclpy
+from rclpy.executors import ExternalShutdownException
 
 from vla_contract.looking import look
 from vla_contract.seen import JointLimit, RobotSeen
@@ -18,6 +19,8 @@ def look_at_robot(seconds: float, wanted: Sequence[str]) -> tuple[RobotSeen, Map
     graph = Doctor({}, "")
     try:
         return look(graph, seconds, wanted)
+    except ExternalShutdownException as e:  # rclpy has taken the signal
+        raise KeyboardInterrupt from e
     finally:
         graph.close()
         rclpy.try_shutdown()

@@ -24,7 +24,7 @@ from vla_policy_node.contract.model import (
     Qos,
     Source,
 )
-from vla_policy_node.contract.strict_yaml import Section
+from vla_policy_node.contract.strict_yaml import Section, each
 from vla_policy_node.contract.strict_yaml import parse as parse_yaml
 
 MIN_RATE_HZ, MAX_RATE_HZ = 1.0, 500.0
@@ -82,8 +82,7 @@ def _observations(section: Section) -> tuple[tuple[Observation, ...], Source | N
     """Return the features, and the topic of the instruction."""
     found = []
     instruction: Source | None = None
-    for key in section.left():
-        parsed = tuple(_source(s) for s in section.sections(key))
+    for key, parsed in each(section.left(), lambda key: (key, tuple(_source(s) for s in section.sections(key)))):
         if len(parsed) > 1 and any(s.picture is not None or s.type == types.STRING for s in parsed):
             section.fail("CONTRACT_VALUE_INVALID", key, "a picture has one source, and so has the instruction")
         if parsed[0].type != types.STRING:
@@ -201,7 +200,7 @@ def _channels(
     if len(sections) != outputs[-1].stop:
         counts = f"{len(sections)} channels, but actions select {outputs[-1].stop}"
         safety.fail("CONTRACT_VALUE_INVALID", "channels", counts)
-    channels = tuple(_channel(s, observations, clamps[i], rate_hz) for i, s in enumerate(sections))
+    channels = tuple(each(enumerate(sections), lambda item: _channel(item[1], observations, clamps[item[0]], rate_hz)))
     if len({c.name for c in channels}) != len(channels):
         safety.fail("CONTRACT_VALUE_INVALID", "channels", "two channels have the same name")
     for output in outputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -16,6 +16,7 @@ from vla_policy_node.errors import ContractError
 MAX_BYTES = 64 * 1024
 MAX_ITEMS = 256
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -184,6 +185,21 @@ class Section:
                     self.fail("CONTRACT_KEY_UNKNOWN", key, f"is not a key here{_hint(key, [only_close_to])}")
             else:
                 self.fail("CONTRACT_KEY_UNKNOWN", key, f"is not a key here{_hint(key, self._known)}")
+
+
+def each(items: Iterable[S], take: Callable[[S], T]) -> list[T]:
+    """Take every item. Raises the error of the first that fails; it carries those of the others."""
+    found: list[T] = []
+    errors: list[ContractError] = []
+    for item in items:
+        try:
+            found.append(take(item))
+        except ContractError as e:
+            errors.append(e)
+    if errors:
+        errors[0].others = tuple(errors[1:])
+        raise errors[0]
+    return found
 
 
 def _hint(word: str, known: Sequence[str]) -> str:
