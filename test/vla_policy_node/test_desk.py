@@ -15,7 +15,9 @@ from support.lerobot_files import write_dataset
 from support.scripted import POLICY_MODULES, TEST_FOLDER, scripted_bundle
 
 from vla_checkpoint import load_manifest, open_bundle, verify_bundle
+from vla_policy_node.contract.model import load_contract
 from vla_policy_node.desk.cli import main
+from vla_policy_node.desk.units import doubtful_units
 
 WORKER = ["--worker-path", TEST_FOLDER, *(f"--policy-module={k}={v}" for k, v in POLICY_MODULES.items())]
 STILL: dict[str, Any] = {"amplitude": 0.0, "offset": [0.2, -0.1], "golden": False}
@@ -115,6 +117,13 @@ def test_a_mistake_of_degrees_and_radians_is_seen_in_the_statistics(
     assert [note.startswith(doubt) for note in notes] == [True] * bool(doubt)
     checked = report(capsys, "check", out, "--contract", contract)
     assert codes(checked)["units"] == ("UNITS_DOUBTFUL" if doubt else "")
+
+
+def test_without_extremes_two_deviations_about_the_mean_are_taken_and_the_state_is_judged_too(contract: Path) -> None:
+    """LeRobot <= 0.3 keeps mean and deviation alone."""
+    stats = {"observation.state": {"mean": np.array([10.0, 0.0]), "std": np.array([5.0, 1.0])}}
+    (text,) = doubtful_units(stats, load_contract(contract))
+    assert text.startswith("j1: state in the data 0…20, contract limits -2…2 [rad]")
 
 
 # -- golden --------------------------------------------------------------------------------------------------------
