@@ -18,8 +18,7 @@ import pytest
 import safetensors.numpy
 from support.worker_robot import WorkerRobot
 
-from vla_checkpoint import Channel, build_manifest, load_manifest, write_golden, write_manifest
-from vla_checkpoint.importer import import_folder
+from vla_checkpoint import Channel, build_manifest, import_folder, load_manifest, write_golden, write_manifest
 from vla_policy_node.policies.base import FeatureSpec
 from vla_policy_node.worker.api import PrepareError
 from vla_policy_node.worker.environment import worker_environment

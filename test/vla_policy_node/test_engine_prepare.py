@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -140,3 +142,21 @@ class _Outcome:
         thread = threading.Thread(target=work)
         thread.start()
         return thread
+
+
+def test_a_policy_with_a_history_acts_on_what_the_robot_has_just_seen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted_bundle(tmp_path / "a", n_obs_steps=3, echo=True)
+    with caplog.at_level(logging.INFO, "vla_policy_node"), EngineRig(tmp_path, model_path=str(tmp_path / "a")) as rig:
+
+        def shown() -> list[list[float]]:
+            """First joint of each observation, a row for each chunk."""
+            found = re.findall(r"call \d+ '' \[\[(.*?), .*?\], \[(.*?), .*?\], \[(.*?), .*?\]\]", caplog.text)
+            return [[float(position) for position in row] for row in found]
+
+        rig.wait_running()
+        # It moves at up to 0.4 rad/s: half of the chunks, at the least, are made in motion.
+        rig.wait_for(lambda: len([row for row in shown() if len(set(row)) == 3]) >= 3, "three chunks made in motion")
+    moved = [row for row in shown() if len(set(row)) == 3]
+    assert all(max(row) - min(row) < 0.1 for row in moved), moved  # of the last moments, not of long ago

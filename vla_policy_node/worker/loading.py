@@ -58,7 +58,7 @@ def find_policy_module(policy_type: str, modules: Mapping[str, str]) -> str:
         return builtin
     needs = ""
     if policy_type in LEROBOT_TYPES:
-        if importlib.util.find_spec("lerobot") is not None:
+        if installed_version("lerobot") is not None:  # find_spec would take any folder of that name
             return "vla_policy_node.policies.lerobot"
         needs = ", which has no lerobot"
     raise WorkerError(

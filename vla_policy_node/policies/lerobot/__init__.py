@@ -66,7 +66,7 @@ class LeRobotPolicy:
 
 
 def preload(device: str) -> None:
-    """Ahead of a bundle: LeRobot imports each policy's classes when it builds the first one."""
+    """Ahead of a bundle: the device's context (LeRobot itself came with this module)."""
     torch.zeros(1, device=device)
 
 
