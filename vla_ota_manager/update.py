@@ -115,13 +115,16 @@ class UpdatePipeline:
         while not (result := self._prepare(ref, skip_shadow=record.update.urgent)).success:
             if result.fault is Fault.BUNDLE:
                 raise RefusedError(result.error_code, f"policy_node refuses it: {result.message}", str(ref))
-            if result.fault is not Fault.BUSY or time.monotonic() > deadline:
+            if result.fault is not Fault.BUSY:
                 raise PolicyError(result.error_code, result.message, "prepare_model")
             self._ctx.show_asked(f"policy_node: {result.error_code} {result.message}")
             pause(_ASK_AGAIN_S, self._ctx.interrupted)
             # In shadow it is compared with what acts, and nothing acts while motion is disabled.
-            if self._wait_until_possible(record, deadline, motion=result.error_code == "SHADOW_INCOMPLETE"):
+            in_shadow = result.error_code == "SHADOW_INCOMPLETE"
+            if self._wait_until_possible(record, deadline, motion=in_shadow) and in_shadow:
                 deadline = time.monotonic() + self._config.policy_wait_s
+            elif time.monotonic() > deadline:
+                raise PolicyError(result.error_code, result.message, "prepare_model")
         self._wait_until_possible(record, time.monotonic() + self._config.policy_wait_s)
         with self._ctx.transition(_S.SWAPPING) as draft:
             draft.trial = TrialRecord(ref, record.update.update_id, first_install=draft.committed is None)

@@ -49,6 +49,29 @@ def test_it_waits_for_motion_as_long_as_a_person_takes_and_goes_on_then(ready: R
     ready.reach(S.COMMITTED)
 
 
+def test_a_shadow_that_saw_nothing_because_motion_is_off_is_waited_for_as_long_as_a_person_takes(ready: Robot) -> None:
+    ready.stop()
+    ready.settings = {"policy_wait_s": 0.0, "swap_timeout_s": 5.0}
+    say(ready, motion=False, fails_to_prepare={"1.1.0": ["SHADOW_INCOMPLETE"]})
+    ready.start()
+    ready.offer("1.1.0")
+    ready.until(lambda: "waits for motion" in ready.engine.status().message)
+    assert ready.policy.look()["prepared"] is None
+    say(ready, motion=True)
+    ready.reach(S.COMMITTED)
+
+
+def test_an_update_has_a_shadow_and_an_urgent_one_and_a_way_back_have_none(ready: Robot) -> None:
+    ready.install("1.1.0")
+    ready.install("1.2.0", urgent=True)
+    with ready.policy.edit() as document:
+        document["standby"] = None
+    assert ready.engine.rollback("1.1.0").success  # which has to be loaded
+    document = ready.policy.look()
+    assert document["log"].count("prepare 1.1.0") == 2 and "prepare 1.2.0" in document["log"]
+    assert [version for version in document["shadowed"] if version != "1.0.0"] == ["1.1.0"]
+
+
 def test_motion_that_goes_off_while_a_boundary_is_waited_for_is_waited_for_without_asking(ready: Robot) -> None:
     say(ready, swap_s=1000.0)
     ready.offer("1.1.0")
