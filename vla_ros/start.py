@@ -12,10 +12,10 @@ from typing import NoReturn
 REFUSED = os.EX_CONFIG
 """Exit status (78) of a program that its next start would refuse in the same way; the launch files do not start it again."""
 
-_FROM_PIP = ("rfc8785", "safetensors", "semver")
+_FROM_PIP = ("mcap", "rfc8785", "safetensors", "semver")
 """What every robot needs and rosdep does not have (semver: not in version 3)."""
 _ONLY_FOR_SOME = ("mujoco", "pydantic", "torch", "websockets")
-_FROM_ROSDEP = ("numpy", "requests", "scipy", "yaml")
+_FROM_ROSDEP = ("PIL", "numpy", "requests", "scipy", "yaml")
 
 
 def policy_node() -> None:
@@ -33,6 +33,11 @@ def fleet_bridge() -> None:
     _run("vla_fleet_bridge.ros.fleet_bridge", interrupted=0)
 
 
+def recorder() -> None:
+    """Entry point of ``ros2 run vla_ota recorder``."""
+    _run("vla_recorder.ros.recorder", interrupted=0)
+
+
 def sim_robot() -> None:
     """Entry point of ``ros2 run vla_ota sim_robot``."""
     _run("vla_sim.ros.sim_robot", interrupted=0)
@@ -46,6 +51,11 @@ def doctor() -> None:
 def vla_checkpoint() -> None:
     """Entry point of ``vla-checkpoint``."""
     _run("vla_checkpoint.cli", interrupted=130)
+
+
+def vla_replay() -> None:
+    """Entry point of ``vla-replay``."""
+    _run("vla_policy_node.replay.ros.cli", interrupted=130)
 
 
 def vla_evidence() -> None:
