@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The black box: the last seconds in memory, on disk when something happens, and some seconds after it.
 
-One thread calls :class:`BlackBox`; a thread of its own writes each file, so that a slow disk costs no message. Causes that come while a
-file is being written extend it.
+One thread calls :class:`BlackBox`; a thread of its own writes each file, so that a slow disk costs no message. Causes that come
+while a file is being written extend it.
 """
 
 from __future__ import annotations

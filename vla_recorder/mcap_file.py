@@ -71,14 +71,14 @@ class McapFile:
     def flush(self, *, to_disk: bool = False) -> None:
         """Hand everything so far to the kernel; ``to_disk``: it survives a power loss too."""
         with _wrapped(self._part):
-            self._writer.flush()
+            self._writer.flush()  # type: ignore[no-untyped-call]
             if to_disk:
                 os.fsync(self._stream.fileno())
 
     def finish(self) -> None:
         """Write the index, make all of it durable and give the file its name."""
         with _wrapped(self._part):
-            self._writer.finish()
+            self._writer.finish()  # type: ignore[no-untyped-call]
             self._stream.flush()
             os.fsync(self._stream.fileno())
             self._stream.close()

@@ -8,7 +8,7 @@ from typing import Any
 from vla_recorder.blackbox import Cause
 
 ORDINARY_HOLDS = frozenset({"NO_POLICY", "STARTUP", "NO_EPISODE", "MOTION_REENABLED"})
-"""Holds that belong to a normal day: a start, a robot without a task. They are no fault, and would push out recordings of faults."""
+"""Holds that belong to a normal day: a start, a robot without a task. Their recordings would push out those of faults."""
 UNCONFIGURED, INACTIVE, RUNNING, HOLDING, MOTION_DISABLED, ERROR = range(6)
 """``vla_ota/PolicyStatus``: STATE_*."""
 _BACK = ("ROLLBACK", "LEASE_EXPIRED", "WORKER_LOST")
@@ -35,7 +35,7 @@ class Triggers:
         if first:
             return None
         if self._reason and self._reason != reason_before and self._reason not in ORDINARY_HOLDS:
-            return Cause(f"hold-{self._reason.lower()}", f"the robot holds: {message.message or self._reason}")
+            return Cause(f"hold-{self._reason.lower()}", f"the robot holds, {self._reason}: {message.message}")
         if message.state == ERROR != before:
             return Cause("control-lost", f"the control process was lost: {message.message}")
         if message.state == MOTION_DISABLED != before and before in (RUNNING, HOLDING):

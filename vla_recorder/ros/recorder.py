@@ -119,7 +119,11 @@ class RecorderNode(Node):
             reliability = "reliable" if latched else "best_effort"
             picture = source.type in _PICTURES
             profile = qos.profile(reliability, source.qos.durability, 1 if picture else _DEPTH)
-            how = {"latched": latched, "picture": picture, "period_ns": image_ns if picture else state_ns}
+            how: dict[str, Any] = {
+                "latched": latched,
+                "picture": picture,
+                "period_ns": image_ns if picture else state_ns,
+            }
             self._subscribe(source.topic, source.type, profile, required=True, **how)
         best_effort = qos.profile("best_effort", "volatile", _DEPTH)
         for output in contract.outputs:
@@ -155,14 +159,6 @@ class RecorderNode(Node):
             message, name, lambda data: None, profile, callback_group=self._never, raw=True
         )
         self._inputs[name] = _Input(recorded, message, subscription, **how)
-
-    def _compress(self, name: str, data: bytes) -> bytes | None:
-        message = deserialize_message(data, Image)
-        picture = jpeg(message, self._settings.jpeg_quality)
-        if picture is None:
-            self._unusable[name] = self._unusable.get(name, 0) + 1
-            return None
-        return bytes(serialize_message(CompressedImage(header=message.header, format="jpeg", data=picture)))
 
     # -- taking -------------------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,7 @@ from vla_ros.interfaces import UnknownTypeError
 
 _BETWEEN = "=" * 80
 _FIELD = re.compile(r"^\s*((?:[a-zA-Z]\w*/)?[a-zA-Z]\w*)(?:<=\d+)?(?:\[[^\]]*\])?\s+[a-zA-Z]")
-_PRIMITIVES = frozenset(
-    "bool byte char float32 float64 int8 uint8 int16 uint16 int32 uint32 int64 uint64 string wstring".split()
-)
+_PRIMITIVES = re.compile(r"bool|byte|char|w?string|float(32|64)|u?int(8|16|32|64)")
 
 
 @functools.cache
@@ -52,6 +50,6 @@ def _used(name: str, text: str) -> list[str]:
     found = []
     for line in text.splitlines():
         field = _FIELD.match(line)
-        if field and field[1] not in _PRIMITIVES:
+        if field and not _PRIMITIVES.fullmatch(field[1]):
             found.append(_short(field[1]) if "/" in field[1] else f"{name.partition('/')[0]}/{field[1]}")
     return found
