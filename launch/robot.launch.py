@@ -186,12 +186,10 @@ def robot(context: LaunchContext) -> list[Action]:
             ros_arguments=["--log-level", given("log_level"), *enclave],
         )
 
+    box = {"contract": given("contract"), "recording_dir": str(Path(store, "recordings"))}
+    optional = (("manager", "ota_manager", manager), ("recorder", "recorder", box))
     actions: list[Action] = [node("policy_node", policy)]
-    if truth("manager"):
-        actions.append(node("ota_manager", manager))
-    if truth("recorder"):
-        box = {"contract": given("contract"), "recording_dir": str(Path(store, "recordings"))}
-        actions.append(node("recorder", box))
+    actions += [node(name, own) for argument, name, own in optional if truth(argument)]
     if given("fleet"):
         bridge = {
             "server": given("fleet"),

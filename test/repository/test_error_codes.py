@@ -42,6 +42,7 @@ NOT_CODES = {
     "states of a preparation": "BUILD DIGEST GOLDEN LOADING QUEUED READY WARM_UP",
     "causes and decisions": "ADVANCE ASK COMMIT CONTINUE NO_DIFFERENCE_SHOWN ROLLBACK UPDATE",
     "words of LeRobot": "ACTION IDENTITY MEAN_STD MIN_MAX QUANTILES STATE VISUAL",
+    "words of Pillow, and its package": "BGR BGRX JPEG PIL RGB RGBX",
     "words of command lines": "BUNDLE DIR FILE HEX HZ JSON UTC VERSION",
     "why a wait of the policy port was given up": "TIMEOUT",
     "states of experiments and of their robots": "AB INCONCLUSIVE JOINING LEAVING LEFT NO_DIFFERENCE STOPPED WIN_A WIN_B",

@@ -26,7 +26,7 @@ ROOMS = {
     "vla_policy_node": {"numpy", "safetensors", "yaml", "vla_checkpoint", "vla_ros"},
     "vla_recorder": {"PIL", "mcap", "vla_policy_node.contract", "vla_ros"},
     "vla_ota_manager": {"numpy", "requests", "urllib3", "vla_checkpoint", "vla_evidence", "vla_ros"},
-    "vla_doctor": {"numpy", "yaml", "vla_checkpoint", "vla_ota_manager", "vla_policy_node", "vla_ros"},
+    "vla_doctor": {"numpy", "yaml", "vla_checkpoint", "vla_ota_manager", "vla_policy_node", "vla_recorder", "vla_ros"},
     "vla_fleet": {
         "alembic",
         "fastapi",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Monday's question: what did it see? The recorder beside a real policy node and a simulated arm, and its file through two bundles."""
+"""What did it see? The recorder beside a real policy node and a simulated arm, and its file through two bundles."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ class Happened:
 
 def workers_of(node: NodeProcess) -> list[int]:
     found = subprocess.run(
-        ["pgrep", "-f", "vla_policy_node.worker", "-P", str(node.process.pid)], check=False, capture_output=True, text=True
+        ["pgrep", "-f", "vla_policy_node.worker", "-P", str(node.process.pid)],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     return [int(pid) for pid in found.stdout.split()]
 
@@ -114,7 +117,9 @@ def test_the_recording_of_a_hold_holds_what_the_robot_saw_before_it_and_the_hold
     assert len(before["/boxed/joint_states"]) > 10 * seconds
     assert len(before["/boxed/forward_position_controller/commands"]) > 10 * seconds
     assert {s.generation for s in before["/boxed/anomaly_score"]} == {1}  # which generation's actions these were
-    assert before["/boxed/motion_enabled"][-1].data and before["/boxed/policy_node/swap_report"][0].to_version == "1.0.0"
+    assert (
+        before["/boxed/motion_enabled"][-1].data and before["/boxed/policy_node/swap_report"][0].to_version == "1.0.0"
+    )
     assert before["/boxed/policy_node/status"][-1].state == PolicyStatus.STATE_RUNNING
     pictures = before["/boxed/camera/image_raw/compressed"]
     assert 0.5 * seconds < len(pictures) < 3 * seconds
@@ -126,7 +131,12 @@ def replayed(happened: Happened, *arguments: str, ok: bool = True) -> tuple[str,
     command = [sys.executable, "-m", "vla_policy_node.replay.ros.cli", str(happened.path), "--contract", str(CONTRACT)]
     out = happened.folder / f"out-{len(list(happened.folder.glob('out-*')))}"
     done = subprocess.run(
-        [*command, *arguments, "--out", str(out)], cwd=TOP, capture_output=True, text=True, timeout=2 * _LOAD_S, check=False
+        [*command, *arguments, "--out", str(out)],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        timeout=2 * _LOAD_S,
+        check=False,
     )
     assert (done.returncode == 0) is ok and "Traceback" not in done.stderr, done.stderr
     return (done.stdout, json.loads((out / "replay.json").read_text())) if ok else (done.stderr, {})
@@ -158,7 +168,9 @@ def test_a_planted_difference_is_shown_in_its_channel_with_its_size_and_in_the_p
     _, document = replayed(happened, "--a", str(SHIPPED_BUNDLE), "--b", str(planted), "--against", "commands")
     bundles, of_commands, of_planted = document["comparisons"]
     for channel, expected in zip(bundles["channels"], (0.0, PLANTED_RAD, 0.0), strict=True):
-        assert channel["mean"] == pytest.approx(expected, abs=1e-6) and channel["largest"] == pytest.approx(expected, abs=1e-6)
+        assert channel["mean"] == pytest.approx(expected, abs=1e-6) and channel["largest"] == pytest.approx(
+            expected, abs=1e-6
+        )
     assert [b["version"] for b in document["bundles"]] == ["1.0.0", "1.0.1"]
     # What acted then is nearer to what was commanded than what did not.
     assert of_planted["channels"][1]["mean"] > of_commands["channels"][1]["mean"]

@@ -20,12 +20,12 @@ _ROW_INCHES = 1.7
 
 
 def draw(replayed: Replayed, channels: Sequence[Channel], comparison: Comparison, path: Path) -> None:
-    """Write the picture as PNG. Raises PolicyNodeError PLOT_UNAVAILABLE without matplotlib."""
+    """Write the picture as PNG. Raises PolicyNodeError ANALYSIS_MISSING without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as e:
-        raise PolicyNodeError("PLOT_UNAVAILABLE", f"{e}: pip install matplotlib") from e
+        raise PolicyNodeError("ANALYSIS_MISSING", f"{e}: pip install matplotlib, or leave out --out") from e
     rows = len(channels)
     figure = Figure(figsize=(11.0, 1.2 + _ROW_INCHES * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
