@@ -59,6 +59,7 @@ def _run(options: argparse.Namespace) -> str:
         paths=tuple(options.worker_path),
         policy_modules=modules,
         device=options.device,
+        imports=(),  # each policy imports what it needs
         spare=False,
         inference_timeout_s=_INFERENCE_S,
     )
