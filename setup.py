@@ -11,7 +11,17 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["vla_*"]),
     package_data={"vla_sim": ["bundles/**/*"]},
-    install_requires=["numpy>=1.26", "pyyaml", "requests", "rfc8785", "safetensors", "scipy", "semver>=3"],
+    install_requires=[
+        "mcap",
+        "numpy>=1.26",
+        "pillow",
+        "pyyaml",
+        "requests",
+        "rfc8785",
+        "safetensors",
+        "scipy",
+        "semver>=3",
+    ],
     extras_require={
         "torch": ["torch>=2.4"],
         "sim": ["mujoco>=3", "torch>=2.4"],

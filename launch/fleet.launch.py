@@ -21,6 +21,7 @@ COMMON = (
     "policy_modules",
     "allowed_sources",
     "manager",
+    "recorder",
     "use_sim_time",
     "respawn",
     "log_level",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One robot: policy_node and ota_manager, in one namespace.
+"""One robot: policy_node, ota_manager and recorder, in one namespace.
 
 ros2 launch vla_ota robot.launch.py contract:=/path/to/my_arm.contract.yaml namespace:=arm_1
 """
@@ -83,6 +83,9 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument(
         "manager", default_value="true", choices=TRUTH, description="Start ota_manager (false: policy alone)"
+    ),
+    DeclareLaunchArgument(
+        "recorder", default_value="true", choices=TRUTH, description="Start recorder, the black box (false: none)"
     ),
     DeclareLaunchArgument(
         "fleet", default_value="", description="Fleet server, wss://host[:port]; starts fleet_bridge. Empty = no fleet"
@@ -199,9 +202,10 @@ def robot(context: LaunchContext) -> list[Action]:
             ros_arguments=["--log-level", given("log_level"), *enclave],
         )
 
+    box = {"contract": given("contract"), "recording_dir": str(Path(store, "recordings"))}
+    optional = (("manager", "ota_manager", manager), ("recorder", "recorder", box))
     actions: list[Action] = [node("policy_node", policy)]
-    if truth("manager"):
-        actions.append(node("ota_manager", manager))
+    actions += [node(name, own) for argument, name, own in optional if truth(argument)]
     if given("fleet"):
         bridge = {
             "server": given("fleet"),

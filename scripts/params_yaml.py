@@ -16,6 +16,7 @@ from vla_fleet_bridge.config import BridgeSettings
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.ros.settings import NodeConfig
 from vla_policy_node.config import PolicyNodeConfig
+from vla_recorder.settings import RecorderSettings
 from vla_ros.settings import explain
 from vla_sim.settings import SimSettings
 
@@ -29,6 +30,7 @@ HEADER = """\
 NODES: dict[str, tuple[type[Any], ...]] = {
     "policy_node": (PolicyNodeConfig,),
     "ota_manager": (OtaConfig, NodeConfig),
+    "recorder": (RecorderSettings,),
     "fleet_bridge": (BridgeSettings,),
     "sim_robot": (SimSettings,),
 }
@@ -44,6 +46,7 @@ BY_LAUNCH = {
     "server",
     "enrolment_code",
     "state_dir",
+    "recording_dir",
 }
 
 

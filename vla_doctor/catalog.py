@@ -221,6 +221,11 @@ RULES = {
         "A version on disk is not what its manifest says: it cannot be loaded. The manager's /diagnostics name the files.",
         "send an update to that version again: it is repaired, and only what is damaged is fetched; check the disk (dmesg)",
     ),
+    "RECORDINGS_NO_ROOM": Rule(
+        "WARN",
+        "The recorder has no room to write: the next hold leaves no recording.",
+        "make room on the disk of {folder}, or lower min_free_bytes of recorder, or name another recording_dir",
+    ),
     "SOURCES_EMPTY": Rule(
         "WARN",
         "`allowed_sources` is empty: every update is refused.",

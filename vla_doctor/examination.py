@@ -24,10 +24,12 @@ from vla_policy_node.contract.model import Contract, load_contract
 from vla_policy_node.decoding import Decoder
 from vla_policy_node.errors import ContractError
 from vla_policy_node.worker.memory import available_bytes
+from vla_recorder.settings import RecorderSettings
 from vla_ros.interfaces import UnknownTypeError
 
 _LOOKS = 2
 """How often the graph is looked at, where it grows meanwhile."""
+_RECORDER = "recorder"
 _FIRST_MESSAGE_S = 3.0
 """Longest wait for the first message of a topic that somebody publishes [s]."""
 
@@ -60,6 +62,7 @@ class _Names:
     namespace: str
     policy: str
     manager: str
+    recorder: str
 
 
 @dataclass
@@ -116,6 +119,7 @@ def _look(robot: Robot, settings: DoctorSettings) -> tuple[list[Finding], NodeSe
     findings += nodes.check_policy_node(policy, listened_s=listened_s, before_start=early)
     findings += nodes.check_manager(manager, listened_s=listened_s, before_start=early)
     findings += nodes.check_agreement(policy, manager, contract)
+    findings += nodes.check_recorder(_ask(robot, names.recorder, RecorderSettings))
     largest = max((i.samples.largest_bytes for i in inputs), default=0)
     findings += machine.check_middleware(robot.rmw, os.environ, largest)
     return findings, policy, manager, contract
@@ -135,7 +139,8 @@ def _locate(robot: Robot, settings: DoctorSettings) -> tuple[_Names, list[Findin
         elif elsewhere:
             choices = ", ".join(elsewhere)
             findings.append(problem("NAMESPACE_UNCLEAR", "namespace", f"{base} runs in {choices}", choices=choices))
-    return _Names(namespace, _join(namespace, base), _join(namespace, settings.ota_manager)), findings
+    others = (_join(namespace, name) for name in (base, settings.ota_manager, _RECORDER))
+    return _Names(namespace, *others), findings
 
 
 def _base(name: str) -> str:
@@ -217,7 +222,10 @@ def _judge_topics(
         commanding = policy.lifecycle == "active"
         namespace, _, node = names.policy.rpartition("/")
         control = f"{namespace}/_{node}_control"
-        findings += topics.check_output(output, robot.topic(name), control, commanding=commanding, alike=alike)
+        seen = robot.topic(name)
+        others = tuple(s for s in seen.subscriptions if s.node != names.recorder)  # it only looks on
+        seen = dataclasses.replace(seen, subscriptions=others)
+        findings += topics.check_output(output, seen, control, commanding=commanding, alike=alike)
     return findings
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 from vla_doctor.findings import Finding, ok, problem
@@ -10,6 +12,7 @@ from vla_doctor.seen import NodeSeen, with_defaults
 from vla_ota_manager.config import OtaConfig
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.holds import HOLDS
+from vla_recorder.settings import RecorderSettings
 
 UNCONFIGURED, INACTIVE, RUNNING, HOLDING, MOTION_DISABLED, ERROR = range(6)
 """``vla_ota/PolicyStatus``: STATE_*."""
@@ -99,6 +102,28 @@ def _manager_state(status: Any) -> str:
     if status.blocked:
         parts.append(f"blocked {' '.join(status.blocked)}")
     return ", ".join(parts)
+
+
+def check_recorder(node: NodeSeen) -> list[Finding]:
+    """Judge the black box. A robot may do without one."""
+    what = f"node {node.name}"
+    if not node.count:
+        return [ok(what, "does not run: what leads to a hold is not kept")]
+    found = []
+    if node.count > 1:
+        found.append(problem("NODE_TWICE", what, f"{node.count} nodes of this name"))
+    if node.parameters is None:
+        return [*found, problem("NODE_UNANSWERING", what, "does not answer to get_parameters")]
+    settings = with_defaults(RecorderSettings, node.parameters)
+    folder = Path(settings["recording_dir"]).expanduser()
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as e:
+        return [*found, problem("RECORDINGS_NO_ROOM", what, f"{folder}: {e.strerror}", folder=folder)]
+    if free < settings["min_free_bytes"] + settings["max_memory_bytes"]:
+        text = f"{folder}: {free >> 20} MiB are free, {settings['min_free_bytes'] >> 20} must stay"
+        found.append(problem("RECORDINGS_NO_ROOM", what, text, folder=folder))
+    return found or [ok(what, f"records into {folder}")]
 
 
 def check_agreement(policy: NodeSeen, manager: NodeSeen, contract: Contract | None) -> list[Finding]:

@@ -12,10 +12,10 @@ from typing import NoReturn
 REFUSED = os.EX_CONFIG
 """Exit status (78) of a program that its next start would refuse in the same way; the launch files do not start it again."""
 
-_FROM_PIP = ("rfc8785", "safetensors", "semver")
+_FROM_PIP = ("mcap", "rfc8785", "safetensors", "semver")
 """What every robot needs and rosdep does not have (semver: not in version 3)."""
 _ONLY_FOR_SOME = ("mujoco", "pydantic", "torch", "websockets")
-_FROM_ROSDEP = ("numpy", "requests", "scipy", "yaml")
+_FROM_ROSDEP = ("PIL", "numpy", "requests", "scipy", "yaml")
 
 
 def policy_node() -> None:
@@ -31,6 +31,11 @@ def ota_manager() -> None:
 def fleet_bridge() -> None:
     """Entry point of ``ros2 run vla_ota fleet_bridge``."""
     _run("vla_fleet_bridge.ros.fleet_bridge", interrupted=0)
+
+
+def recorder() -> None:
+    """Entry point of ``ros2 run vla_ota recorder``."""
+    _run("vla_recorder.ros.recorder", interrupted=0)
 
 
 def sim_robot() -> None:
@@ -51,6 +56,11 @@ def vla_checkpoint() -> None:
 def vla_contract() -> None:
     """Entry point of ``vla-contract``."""
     _run("vla_contract.cli", interrupted=130)
+
+
+def vla_replay() -> None:
+    """Entry point of ``vla-replay``."""
+    _run("vla_policy_node.replay.ros.cli", interrupted=130)
 
 
 def vla_evidence() -> None:

@@ -45,6 +45,7 @@ NOT_CODES = {
     "words of LeRobot": "ACTION IDENTITY MEAN_STD MIN_MAX QUANTILES STATE VISUAL",
     "words of command lines": "BUNDLE DIR FILE HEX HZ JSON NS TOPIC UTC VERSION",
     "what stands in a contract's draft where a value is open": "TODO",
+    "words of Pillow, and its package": "BGR BGRX JPEG PIL RGB RGBX",
     "why a wait of the policy port was given up": "TIMEOUT",
     "states of experiments and of their robots": "AB INCONCLUSIVE JOINING LEAVING LEFT NO_DIFFERENCE STOPPED WIN_A WIN_B",
     "orders to robots, their states, and what acts": "ACCEPTED ACTIVE ASSIGN DONE FOUND GET_STATUS MODEL_UPDATE PIN RUNNING"

@@ -25,8 +25,9 @@ ROOMS = {
     "vla_evidence": {"numpy", "scipy"},
     "vla_ros": {"numpy"},
     "vla_policy_node": {"numpy", "safetensors", "yaml", "vla_checkpoint", "vla_ros"},
+    "vla_recorder": {"PIL", "mcap", "vla_policy_node.contract", "vla_ros"},
     "vla_ota_manager": {"numpy", "requests", "urllib3", "vla_checkpoint", "vla_evidence", "vla_ros"},
-    "vla_doctor": {"numpy", "yaml", "vla_checkpoint", "vla_ota_manager", "vla_policy_node", "vla_ros"},
+    "vla_doctor": {"numpy", "yaml", "vla_checkpoint", "vla_ota_manager", "vla_policy_node", "vla_recorder", "vla_ros"},
     "vla_fleet": {
         "alembic",
         "fastapi",
@@ -54,6 +55,9 @@ EXTRA = {
     "vla_policy_node/worker/": {"torch"},
     "vla_policy_node/policies/": {"torch"},
     "vla_policy_node/policies/lerobot/": {"draccus", "lerobot"},
+    # Replay of a recording at a desk: reads MCAP, draws what differs.
+    "vla_policy_node/replay/": {"PIL", "mcap"},
+    "vla_policy_node/replay/plot.py": {"matplotlib"},
     "vla_sim/train.py": {"torch"},
     # Analysis at a desk: within functions, never when the module is imported (tested below).
     "vla_evidence/analysis.py": {"tqdm"},

@@ -37,7 +37,8 @@ def launched(robot: Any, **given: str) -> list[Any]:
 
 def store(robot: Any, **given: str) -> str:
     """The one store that every node is given."""
-    stores = {node.parameters[2]["store_dir"] for node in launched(robot, **given)}
+    policy, manager, recorder = (node.parameters[2] for node in launched(robot, **given))
+    stores = {policy["store_dir"], manager["store_dir"], str(Path(recorder["recording_dir"]).parent)}
     assert len(stores) == 1
     return str(stores.pop())
 
@@ -69,14 +70,15 @@ def test_a_node_that_refuses_to_start_is_not_started_again_and_one_that_dies_is(
 def test_each_node_is_put_into_its_enclave_if_one_is_named(robot: Any) -> None:
     assert not [node for node in launched(robot) if "--enclave" in node.ros_arguments]
     named = [node.ros_arguments[-2:] for node in launched(robot, enclave="/vla_ota/")]
-    assert named == [["--enclave", "/vla_ota/policy_node"], ["--enclave", "/vla_ota/ota_manager"]]
+    assert named == [["--enclave", f"/vla_ota/{name}"] for name in ("policy_node", "ota_manager", "recorder")]
 
 
 def test_fleet_starts_a_bridge_that_keeps_its_state_with_the_policy_and_lets_the_manager_fetch_from_there(
     robot: Any,
 ) -> None:
-    assert len(launched(robot)) == 2
-    _, manager, bridge = launched(robot, namespace="arm", fleet="wss://fleet.example:8443", fleet_code="c0de")
+    assert [node.name for node in launched(robot)] == ["policy_node", "ota_manager", "recorder"]
+    assert [node.name for node in launched(robot, recorder="false")] == ["policy_node", "ota_manager"]
+    _, manager, _, bridge = launched(robot, namespace="arm", fleet="wss://fleet.example:8443", fleet_code="c0de")
     own = bridge.parameters[2]
     assert bridge.executable == bridge.name == "fleet_bridge" and bridge.namespace == "arm" and bridge.respawn
     assert own == {

@@ -50,9 +50,11 @@ def test_the_policy_for_sros2_allows_what_each_node_does_and_no_more(ros_domain:
     contract, store = str(TOP / "config" / "sim_arm.contract.yaml"), str(tmp_path / "store")
     shared = {"store_dir": store, "use_sim_time": True}  # with it they also listen to /clock
     policy = {"contract": contract, "worker_imports": [""], **shared}
+    recorder = {"contract": contract, "recording_dir": str(tmp_path / "recordings"), "use_sim_time": True}
     with (
         NodeProcess("vla_policy_node.ros.policy_node", ros_domain, tmp_path, parameters=policy),
         NodeProcess("vla_ota_manager.ros.manager_node", ros_domain, tmp_path, parameters=shared),
+        NodeProcess("vla_recorder.ros.recorder", ros_domain, tmp_path, parameters=recorder),
         RosHarness(ros_domain) as ros,
     ):
         for name, rules in profiles.items():

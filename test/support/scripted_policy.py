@@ -15,6 +15,7 @@ Keys of config.json:
   unit], ``spec`` (replaces parts of the true one), ``child_process`` (leaves a ``sleep`` behind)
 * input: ``n_obs_steps``, the observations it is shown at a time; ``repeats`` (action ``i`` is observation ``i``'s state)
 * random numbers: ``noise`` [physical unit]
+* ``from_state``: the sinusoid begins at t = 0 and is added to the observed state: the same observation gets the same answer
 * output: ``echo`` (what was observed), ``print_resets``, ``print_lines`` (so many a call)
 """
 
@@ -78,7 +79,10 @@ class ScriptedPolicy:
         self._misbehave(call)
         if config.get("echo"):  # tests see what the policy was given
             print(f"call {call} {instruction!r} {observation[STATE].tolist()}", flush=True)
-        chunk = self._sinusoid(0.0 if instruction == "golden" else time.monotonic())
+        still = instruction == "golden" or config.get("from_state")
+        chunk = self._sinusoid(0.0 if still else time.monotonic())
+        if config.get("from_state"):
+            chunk += np.asarray(observation[STATE], np.float32)
         if instruction == "golden":
             chunk += np.float32(config.get("golden_error", 0.0))
         if config.get("noise"):

@@ -27,7 +27,7 @@ from vla_ros.action_server import DestroyableActionServer
 from vla_ros.runtime import process_arguments, run
 from vla_ros.start import REFUSED
 
-NODES = ("policy_node", "ota_manager", "sim_robot")
+NODES = ("policy_node", "ota_manager", "recorder", "sim_robot")
 
 
 def executable(name: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -91,7 +91,7 @@ def test_a_missing_python_module_is_named_with_the_pip_line_that_brings_it(name:
     gone = "raise ModuleNotFoundError(\"No module named 'rfc8785'\", name='rfc8785')"
     status, text = outcome(executable(name, **instead_of(tmp_path, "rfc8785", gone)))
     assert (status, len(text.splitlines())) == (REFUSED, 1)
-    assert f"[{name}]: MODULE_MISSING: No module named 'rfc8785' ({sys.executable}): pip install rfc8785 " in text
+    assert f"[{name}]: MODULE_MISSING: No module named 'rfc8785' ({sys.executable}): pip install mcap rfc8785 " in text
 
 
 def test_a_fast_dds_profile_that_is_not_there_is_refused(ros_domain: int) -> None:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of the recordings, bounded: the oldest ones go to make room, and some space of the disk stays free."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+
+from vla_recorder.errors import RecorderError, io_error
+from vla_recorder.mcap_file import PART, recover
+
+LOG = logging.getLogger("vla_recorder")
+
+_NAME = re.compile(r"\d{8}T\d{6}Z_[a-z_-]+(\.\d+)?\.mcap")
+
+
+class Shelf:
+    """Recordings of one robot. Thread-safe. Files of other names are left alone, and are not counted.
+
+    Args:
+        folder: made if missing.
+        max_bytes: most that the recordings take together [bytes].
+        min_free_bytes: space of the file system that stays free [bytes].
+
+    Raises RecorderError RECORDING_IO if there can be no such folder.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, min_free_bytes: int) -> None:
+        self.folder, self._max_bytes, self._min_free_bytes = folder, max_bytes, min_free_bytes
+        self._lock = threading.Lock()
+        self._given = folder  # the last name given: its file may not be there yet
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise io_error(e, folder) from e
+
+    def recover(self) -> None:
+        """Complete what a killed recorder left behind; what cannot be completed is removed and logged."""
+        for part in sorted(self.folder.glob(f"*.mcap{PART}")):
+            if not _NAME.fullmatch(part.name.removesuffix(PART)):
+                continue
+            try:
+                whole = recover(part)
+                LOG.warning("%s was not finished: %s", part.name, "recovered" if whole else "it held nothing")
+            except RecorderError as e:
+                LOG.error("%s was not finished, and is removed: %s", part.name, e)
+                part.unlink(missing_ok=True)
+
+    def new_path(self, cause: str) -> Path:
+        """Return a free name for a recording that begins now. ``cause``: lower-case letters, - and _."""
+        stem = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}_{cause}"
+        names = (stem, *(f"{stem}.{i}" for i in range(1, 1000)))
+        paths = (self.folder / f"{name}.mcap" for name in names)
+        taken = {self._given, *self.folder.iterdir()}
+        self._given = next(p for p in paths if p not in taken and p.with_name(p.name + PART) not in taken)
+        return self._given
+
+    def recordings(self) -> list[Path]:
+        """Return the complete recordings, oldest first."""
+        found = [(p.stat().st_mtime_ns, p) for p in self.folder.glob("*.mcap") if _NAME.fullmatch(p.name)]
+        return [path for _, path in sorted(found)]
+
+    @property
+    def bytes(self) -> int:
+        """What the complete recordings take together [bytes]."""
+        return sum(path.stat().st_size for path in self.recordings())
+
+    @property
+    def free_bytes(self) -> int:
+        """Space that is free beyond what must stay free; negative: none is [bytes]."""
+        return shutil.disk_usage(self.folder).free - self._min_free_bytes
+
+    def make_room(self, needed: int, written: int = 0) -> None:
+        """Remove the oldest recordings until ``needed`` more bytes fit beside the ``written`` ones of a recording in the making.
+
+        Raises RecorderError DISK_FULL: they do not fit, though no other recording is left.
+        """
+        with self._lock:
+            try:
+                recordings = self.recordings()
+                total = sum(path.stat().st_size for path in recordings)
+                while total + written + needed > self._max_bytes or self.free_bytes < needed:
+                    if not recordings:
+                        raise RecorderError("DISK_FULL", f"{self.folder}: {self._why_not(needed, written)}")
+                    oldest = recordings.pop(0)
+                    total -= oldest.stat().st_size
+                    oldest.unlink()
+                    LOG.info("%s is removed to make room", oldest.name)
+            except OSError as e:
+                raise io_error(e, self.folder) from e
+
+    def _why_not(self, needed: int, written: int) -> str:
+        if self.free_bytes < needed:
+            free = self.free_bytes + self._min_free_bytes
+            return f"{free} bytes are free, {self._min_free_bytes} must stay, and {needed} are needed"
+        return f"a recording of {written + needed} bytes is more than max_disk_bytes, {self._max_bytes}"
