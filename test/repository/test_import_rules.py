@@ -21,7 +21,7 @@ ROS = {
 
 ROOMS = {
     "vla_checkpoint": {"numpy", "safetensors", "rfc8785", "semver", "vla_ros.plain"},
-    "vla_evidence": {"numpy", "scipy"},
+    "vla_evidence": {"numpy", "scipy", "vla_ros.drawing"},
     "vla_ros": {"numpy"},
     "vla_policy_node": {"numpy", "safetensors", "yaml", "vla_checkpoint", "vla_ros"},
     "vla_ota_manager": {"numpy", "requests", "urllib3", "vla_checkpoint", "vla_evidence", "vla_ros"},

@@ -79,6 +79,15 @@ class WeightArenas:
             arena.busy = True
             return arena
 
+    def holds_two(self) -> bool:
+        """Whether two generations are in memory, or another one as large as the one there fits beside it."""
+        with self._lock:
+            busy, free = ([a.size for a in self._arenas if a.busy is state] for state in (True, False))
+        if len(busy) != 1:
+            return len(busy) > 1
+        growth = max(0, busy[0] - max(free, default=0))
+        return bool(free) and growth + self._reserve_bytes <= available_bytes()
+
     def give_back(self, arena: WeightArena) -> None:
         """Call when the process that mapped it has ended."""
         with self._lock:

@@ -144,6 +144,10 @@ class WorkerPool:
             found = [r.generation for r in self._residents.values() if r.generation is not None and not r.released]
         return sorted(found, key=lambda g: g.id)
 
+    def holds_two(self) -> bool:
+        """Whether there is memory for a second generation beside the one that is loaded; false while none is."""
+        return self._weights.holds_two()
+
     def ensure_spare(self) -> None:
         """Start the spare now rather than after ``spare_delay_s`` (a swap is over)."""
         self._schedule_spare(0.0)
