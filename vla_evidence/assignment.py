@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which version a robot or an episode runs. The hash is the robot's own, in :mod:`vla_ros.drawing`; here are pairs and cohorts."""
+"""Which version a robot or an episode runs. The hash is in :mod:`vla_ros.drawing`; here are pairs and cohorts."""
 
 from __future__ import annotations
 

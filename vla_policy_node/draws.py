@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two generations an episode: while ota_manager names an experiment, each episode's version is drawn, and acts from its start.
 
-Nothing is loaded for it. Both versions are in memory or nothing is drawn: the episode then runs with what acts, belongs to no arm,
-and the status says why. B acts on a lease that ota_manager's status renews, as in a trial (``generations/lease.py``).
+Nothing is loaded for it. Both versions are in memory or nothing is drawn: the episode then runs with what acts, is of no arm, and
+the status says why. B acts on a lease that ota_manager's status renews, as in a trial (``generations/lease.py``).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.client import ControlClient, ControlStatus
 from vla_policy_node.draws import Assignment, Draws
 from vla_policy_node.episodes import Episode, EpisodeError, Episodes, Outcome
-from vla_policy_node.errors import ControlError, PolicyNodeError, duration
+from vla_policy_node.errors import ControlError, duration
 from vla_policy_node.generations.generations import Generations
 from vla_policy_node.generations.lease import TrialLease
 from vla_policy_node.generations.recovery import Recovery

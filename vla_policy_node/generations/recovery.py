@@ -56,7 +56,7 @@ class Recovery:
         self._closing = threading.Event()
 
     def lease_expired(self, lease: TrialLease) -> None:
-        """The manager fell silent in a trial: what acted before acts again, at the next chunk boundary. Or an experiment is over."""
+        """The manager fell silent in a trial: what acted before acts again. Or an experiment is over."""
         self._submit(lambda: self._after_lease(lease))
 
     def worker_lost(self, resident: Resident, lease: TrialLease | None, why: str) -> None:

@@ -107,7 +107,7 @@ class Pending:
 
     @property
     def may_hurry(self) -> bool:
-        """Whether it still waits for a boundary that a robot which stands still does not need: a way back, or an episode's draw."""
+        """Whether it waits for a boundary that a robot which stands still does not need: a way back, or an episode's draw."""
         return (self.cause not in (UPDATE, EXPERIMENT) and self.at in ("CHUNK", "REST")) or (
             self.cause == EXPERIMENT and self.at == "EPISODE"
         )
