@@ -17,6 +17,7 @@
     │   └── StateError       STATE_CORRUPT STATE_TOO_NEW
     ├── PolicyError          POLICY_ABSENT PREPARE_FAILED PREPARE_TIMEOUT SWAP_FAILED SWAP_TIMEOUT, and the policy node's own
     ├── CommandError         NO_TRIAL NO_PREVIOUS ON_TRIAL EXPECTATION_FAILED ENGINE_STOPPED COMMAND_TIMEOUT TOO_MANY_GOALS
+    │                        EXPERIMENT_INVALID EXPERIMENT_LEFT TRIAL_RUNNING
     └── CancelledError       CANCELLED
 
 Why a version was rolled back is no error but travels as a code too: HARD_LIMIT HEARTBEAT_LOST SCORES_WORSE SUCCESS_WORSE
