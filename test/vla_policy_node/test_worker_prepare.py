@@ -18,7 +18,6 @@ from support.refusals import refused
 from support.scripted import scripted_bundle
 from support.worker_robot import STATE, WorkerRobot, gone, thread_levels
 
-from vla_checkpoint import BaseRef
 from vla_policy_node.policies.base import FeatureSpec
 from vla_policy_node.worker.api import PrepareError
 
@@ -193,12 +192,6 @@ def test_another_digest_than_the_wanted_one_is_refused(tmp_path: Path) -> None:
     scripted_bundle(tmp_path / "a")
     with WorkerRobot(spare=False) as robot, refused("DIGEST_BUNDLE"):
         robot.pool.prepare(tmp_path / "a", digest="0" * 64)
-
-
-def test_an_adapter_bundle_alone_is_refused(tmp_path: Path) -> None:
-    scripted_bundle(tmp_path / "a", base=BaseRef("pick_place", "1.0.0", "0" * 64))
-    with WorkerRobot(spare=False) as robot, refused("KIND_UNSUPPORTED"):
-        robot.pool.prepare(tmp_path / "a")
 
 
 @pytest.mark.parametrize("where", ["load", "golden", "warm_up"])

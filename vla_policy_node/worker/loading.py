@@ -81,6 +81,14 @@ def read_weights(
     return tensors
 
 
+def view_weights(entries: list[dict[str, Any]], arena: memoryview) -> dict[str, TensorView]:
+    """Return tensors that lie in ``arena`` already, by name."""
+    return {
+        t["name"]: TensorView(t["dtype"], tuple(t["shape"]), arena[t["offset"] : t["offset"] + t["nbytes"]])
+        for t in entries
+    }
+
+
 def check_tensors(files: list[dict[str, Any]], tensors: Mapping[str, TensorView], threads: int) -> None:
     """Compare each tensor's SHA-256, taken where it will be used, with the manifest's.
 

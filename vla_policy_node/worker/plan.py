@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from vla_checkpoint.adapter import LowRank
 from vla_checkpoint.bundle import Bundle
 from vla_checkpoint.golden import Golden
 from vla_policy_node.ipc.arena import Arena, Field, Layout
+from vla_policy_node.worker.adapter import Adapted
 from vla_policy_node.worker.api import WorkerConfig
 
 ALIGNMENT = 64
@@ -30,16 +32,16 @@ ALIGNMENT = 64
 class Plan:
     """A plan and how much room its weights take."""
 
-    document: Mapping[str, Any]
+    document: dict[str, Any]
     weights_bytes: int
+    """Of the bundle's own weights; of an adapter: of its base's."""
+    changed_bytes: int
+    """Of the base's weights that an adapter changes; 0: it is no adapter."""
     golden: Golden | None
 
 
-def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena) -> Plan:
-    """Lay a bundle's tensors out in an arena and write down everything a worker needs to know.
-
-    Raises :class:`vla_checkpoint.CheckpointError` for an unusable golden file.
-    """
+def lay_out(bundle: Bundle) -> tuple[list[dict[str, Any]], int]:
+    """Return where each tensor of a full bundle lies in an arena, by file, and the bytes that takes."""
     weights, offset = [], 0
     for name in bundle.weight_files:
         tensors = []
@@ -57,6 +59,27 @@ def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena) -> Plan:
             )
             offset += -(-info.nbytes // ALIGNMENT) * ALIGNMENT
         weights.append({"path": name, "tensors": tensors})
+    return weights, offset
+
+
+def lay_out_changes(changes: Mapping[str, LowRank]) -> tuple[list[dict[str, Any]], int]:
+    """Return where each tensor that an adapter changes lies in an arena of its own, and the bytes that takes."""
+    tensors, offset = [], 0
+    for name, change in changes.items():
+        info = change.base
+        entry = {"name": name, "dtype": info.dtype, "shape": list(info.shape), "nbytes": info.nbytes, "offset": offset}
+        tensors.append(entry)
+        offset += -(-info.nbytes // ALIGNMENT) * ALIGNMENT
+    return tensors, offset
+
+
+def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena, adapted: Adapted | None = None) -> Plan:
+    """Lay a bundle's tensors out in an arena and write down everything a worker needs to know.
+
+    ``adapted``: what an adapter changes, and of which base. Raises CheckpointError for an unusable golden file.
+    """
+    weights, offset = lay_out(bundle if adapted is None else adapted.base)
+    changed, changed_bytes = lay_out_changes({} if adapted is None else adapted.changes)
     golden = bundle.golden()
     others = [{"path": f.path, "sha256": f.sha256} for f in bundle.manifest.files if f.path not in bundle.weight_files]
     document = {
@@ -72,6 +95,10 @@ def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena) -> Plan:
         },
         "weights": weights,
         "weights_bytes": offset,
+        "weights_dir": str(bundle.path if adapted is None else adapted.base.path),
+        "weights_are_there": False,
+        "changed": changed,
+        "changed_bytes": changed_bytes,
         "files": others,
         "observation": {
             "layout": observation.layout.to_json(),
@@ -80,7 +107,7 @@ def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena) -> Plan:
         },
         "golden": None if golden is None else _describe(golden),
     }
-    return Plan(document, offset, golden)
+    return Plan(document, offset, changed_bytes, golden)
 
 
 def plan_memory(plan: Plan) -> int:

@@ -20,6 +20,7 @@ from vla_policy_node.ipc.channel import ChannelClosedError
 from vla_policy_node.ipc.generation import CHUNK_SLOTS, REQUEST_SLOTS, GenerationHandle
 from vla_policy_node.ipc.layouts import chunk_layout, request_layout
 from vla_policy_node.policies.base import FeatureSpec, PolicySpec
+from vla_policy_node.worker.adapter import Adapted, find_base, write_changes
 from vla_policy_node.worker.api import MAX_GENERATIONS, Generation, PrepareError, Timings, WorkerConfig, WorkerEvent
 from vla_policy_node.worker.child import Child
 from vla_policy_node.worker.memory import WeightArena, WeightArenas
@@ -42,6 +43,8 @@ class _Resident:
 
     child: Child
     weights: WeightArena
+    base: WeightArena | None
+    """What an adapter shares with others on its base."""
     handle: GenerationHandle
     chunks: Arena
     requests: Arena
@@ -117,11 +120,14 @@ class WorkerPool:
         try:
             on_progress("QUEUED", 0.0)
             self._raise_if_over(cancelled, deadline_s)
-            bundle, plan = self._open(bundle_dir, digest)
+            bundle, adapted, plan = self._open(bundle_dir, digest)
             self._raise_if_over(cancelled, deadline_s)
-            resident, spare_used = self._begin(bundle, plan)
+            resident, spare_used, merge_s = self._begin(bundle, adapted, plan)
             try:
-                generation = self._finish(resident, bundle, spare_used, on_progress, cancelled, deadline_s)
+                generation = self._finish(resident, bundle, spare_used, merge_s, on_progress, cancelled, deadline_s)
+                (resident.weights if adapted is None else resident.base or resident.weights).holds = (
+                    bundle.digest if adapted is None else adapted.base.digest
+                )
             except BaseException:
                 self._end(resident)
                 raise
@@ -176,27 +182,44 @@ class WorkerPool:
 
     # -- preparing, on the caller's thread
 
-    def _open(self, bundle_dir: Path, digest: str) -> tuple[Bundle, Plan]:
+    def _open(self, bundle_dir: Path, digest: str) -> tuple[Bundle, Adapted | None, Plan]:
         try:
             bundle = open_bundle(bundle_dir, expected_digest=digest or None)
-            if bundle.manifest.kind != "full":
-                raise PrepareError(
-                    "KIND_UNSUPPORTED", f"{bundle_dir}: an {bundle.manifest.kind} bundle cannot act without its base"
-                )
-            return bundle, make_plan(bundle, self._config, self._observation)
+            adapted = find_base(bundle)
+            return bundle, adapted, make_plan(bundle, self._config, self._observation, adapted)
         except CheckpointError as e:
             raise PrepareError(e.code, str(e)) from e
         except MemoryError as e:
             raise PrepareError("OUT_OF_MEMORY", f"{bundle_dir}: no memory left while reading it") from e
 
-    def _begin(self, bundle: Bundle, plan: Plan) -> tuple[_Resident, bool]:
-        """Give the plan to the spare worker, or to a new one."""
-        weights = self._weights.take(plan.weights_bytes)
+    def _take_memory(
+        self, bundle: Bundle, adapted: Adapted | None, plan: Plan
+    ) -> tuple[WeightArena, WeightArena | None]:
+        """Return the arena of a generation, and that of its base; what an adapter changes is in the first one then."""
+        if adapted is None:
+            return self._weights.take(plan.weights_bytes), None
+        weights = self._weights.take(plan.changed_bytes)
+        base: WeightArena | None = None
+        try:
+            base = self._weights.take_base(adapted.base.digest, plan.weights_bytes)
+            there = bool(base.holds)
+            plan.document["weights_are_there"] = there
+            write_changes(bundle, adapted, plan.document, base.fd if there else None, weights.fd, self._config.nice)
+        except BaseException:
+            self._weights.give_back(weights, base)
+            raise
+        return weights, base
+
+    def _begin(self, bundle: Bundle, adapted: Adapted | None, plan: Plan) -> tuple[_Resident, bool, float]:
+        """Give the plan to the spare worker, or to a new one; return also how long merging an adapter took [s]."""
+        begun_s = time.monotonic()
+        weights, base = self._take_memory(bundle, adapted, plan)
+        merge_s = time.monotonic() - begun_s if adapted is not None else 0.0
         try:
             self._policy_type = bundle.manifest.policy_type
             child, spare_used = self._watcher.call(self._take_child)
         except BaseException:
-            self._weights.give_back(weights)
+            self._weights.give_back(weights, base)
             raise
         horizon, execute, action_dim = (int(plan.document["spec"][key]) for key in ("horizon", "execute", "action_dim"))
         chunks = Arena.create(chunk_layout(horizon, action_dim), CHUNK_SLOTS, "vla_ota_chunks")
@@ -216,19 +239,20 @@ class WorkerPool:
                 request_fd=requests.fd,
                 eventfd=os.eventfd(0),
             )
-            resident = _Resident(child, weights, handle, chunks, requests)
+            resident = _Resident(child, weights, base, handle, chunks, requests)
             self._residents[child] = resident
         try:
             self._send_load(resident, plan)
         except BaseException:
             self._end(resident)
             raise
-        return resident, spare_used
+        return resident, spare_used, merge_s
 
     def _send_load(self, resident: _Resident, plan: Plan) -> None:
         fields, handle_fds = resident.handle.to_message()
         memory = [plan_memory(plan), golden_memory(plan.golden)]
-        fds = [memory[0], resident.weights.fd, self._observation.fd, *handle_fds, memory[1]]
+        weights = [resident.weights.fd] if resident.base is None else [resident.base.fd, resident.weights.fd]
+        fds = [memory[0], weights[0], self._observation.fd, *handle_fds, memory[1], *weights[1:]]
         try:
             resident.child.channel.send({"type": "load", "handle": fields}, fds)
         except ChannelClosedError as e:
@@ -242,6 +266,7 @@ class WorkerPool:
         resident: _Resident,
         bundle: Bundle,
         spare_used: bool,
+        merge_s: float,
         on_progress: Progress,
         cancelled: Callable[[], bool],
         deadline_s: float,
@@ -261,13 +286,15 @@ class WorkerPool:
             elif kind == "exit":
                 raise PrepareError("WORKER_DIED", f"worker {resident.child.pid} {message['text']} while loading")
             elif kind == "ready":
-                return self._admit(resident, bundle, message, spare_used)
+                return self._admit(resident, bundle, message, spare_used, merge_s)
 
-    def _admit(self, resident: _Resident, bundle: Bundle, message: dict[str, Any], spare_used: bool) -> Generation:
+    def _admit(
+        self, resident: _Resident, bundle: Bundle, message: dict[str, Any], spare_used: bool, merge_s: float
+    ) -> Generation:
         features = {name: FeatureSpec(tuple(shape), dtype) for name, (dtype, shape) in message["features"].items()}
         handle, child, seconds = resident.handle, resident.child, message["seconds"]
         timings = Timings(
-            load_s=seconds["load"],
+            load_s=seconds["load"] + merge_s,
             digest_s=seconds["digest"],
             golden_s=seconds.get("golden", 0.0),
             warm_up_s=seconds["warm_up"],
@@ -391,7 +418,7 @@ class WorkerPool:
         with self._lock:
             resident = self._residents.get(child)
             if resident is not None:
-                self._weights.give_back(resident.weights)
+                self._weights.give_back(resident.weights, resident.base)
                 lost = None if resident.released or self._closed else resident.generation
                 if resident.released:
                     del self._residents[child]
