@@ -24,7 +24,8 @@ from vla_checkpoint.strict_json import is_int, is_number, load_object
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-_FLOATS = ("F32", "F16", "BF16")
+_FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""As numpy reads them; numpy has no BF16, only its bits."""
 _PLAIN: tuple[Any, ...] = (None, False, [], {}, "none")
 _FOREIGN_KEYS = (
     "alora_invocation_tokens", "alpha_pattern", "arrow_config", "bias", "corda_config", "layer_replication", "lora_bias",
@@ -58,16 +59,16 @@ def merged(weight: npt.NDArray[Any], a: npt.NDArray[Any], b: npt.NDArray[Any], s
 def to_array(data: memoryview | bytes, info: TensorInfo) -> npt.NDArray[Any]:
     """Return a tensor's bytes as an array; BF16 as float32 (exact)."""
     if info.dtype == "BF16":
-        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").reshape(info.shape)
-    return np.frombuffer(data, {"F32": "<f4", "F16": "<f2"}[info.dtype]).reshape(info.shape)
+        return (np.frombuffer(data, _FLOATS[info.dtype]).astype("<u4") << 16).view("<f4").reshape(info.shape)
+    return np.frombuffer(data, _FLOATS[info.dtype]).reshape(info.shape)
 
 
 def to_bytes(array: FloatArray, dtype: str) -> bytes:
     """Return float32 numbers as the bytes of F32, F16 or BF16, rounded to the nearest even."""
     if dtype == "BF16":
         bits = np.ascontiguousarray(array, "<f4").view("<u4")
-        return bytes(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes())
-    return bytes(array.astype({"F32": "<f4", "F16": "<f2"}[dtype]).tobytes())
+        return bytes(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(_FLOATS[dtype]).tobytes())
+    return bytes(array.astype(_FLOATS[dtype]).tobytes())
 
 
 def low_rank_changes(bundle_dir: PathLike, adapter: Header, base: Mapping[str, TensorInfo]) -> dict[str, LowRank]:
