@@ -80,7 +80,8 @@ class Assign(_Message):
     """Draw the version of each episode anew from two versions that the robot holds, until the experiment ends.
 
     The robot draws with :func:`vla_evidence.assignment.arm` from experiment, robot and episode id, and names the arm (``A`` or
-    ``B``) in the episode's outcome. A robot whose status does not say ``episode_arms`` keeps and reports the assignment only.
+    ``B``) in the episode's outcome; of an episode that could not be drawn it names none. Only for robots whose status says
+    ``episode_arms``. A is the version that the robot has committed.
     """
 
     type: Literal["ASSIGN"] = "ASSIGN"
@@ -171,7 +172,7 @@ class Status(_Message):
     error_code: Word = ""
     message: Text = ""
     experiment: Word = ""
-    """Of the assignment that the robot keeps."""
+    """For which the robot draws the version of each episode."""
     episode_arms: bool = False
     """The robot can run another version in each episode."""
     active_cause: Word = ""

@@ -125,16 +125,6 @@ class BridgeEngine:
         return self._outbox.dropped
 
     @property
-    def assignment(self) -> protocol.Assign | None:
-        """The experiment that the robot takes part in; None: none."""
-        return self._outbox.assignment
-
-    @property
-    def experiment(self) -> str:
-        """Name of that experiment, or nothing."""
-        return self.assignment.experiment if self.assignment is not None else ""
-
-    @property
     def last_command_id(self) -> str:
         """The command that came last."""
         return self._orders.last_id
@@ -227,6 +217,7 @@ class BridgeEngine:
             if welcome.protocol != protocol.PROTOCOL:
                 text = f"the server chose protocol {welcome.protocol}; this robot speaks {protocol.PROTOCOL}"
                 raise ValueError(f"PROTOCOL_UNKNOWN: {text}")
+            self._outbox.keep_robot(welcome.robot)
             self._say(True, f"connected as {welcome.robot}")
             self._take_token(welcome.token)
             await self._talk(socket, max(_LEAST_HEARTBEAT_S, welcome.heartbeat_s))

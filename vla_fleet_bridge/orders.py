@@ -32,6 +32,8 @@ _OFFER_AGAIN_S = 5.0
 _MOST_OFFERS = 12
 """To a manager that is there and at rest; one that takes none of them up knows the order from before."""
 _RETRY_S = 2.0
+_NOT_YET = ("TRIAL_RUNNING", "COMMAND_TIMEOUT")
+"""Codes of an assignment that will be carried out when something else is over."""
 
 
 @dataclass
@@ -208,7 +210,8 @@ class Orders:
         if not open_order.begun:
             if status is None or not status.state or self._stale:
                 return False
-            target = target or (status.committed_version if status.trial_version else status.previous_version)
+            tried = status.trial_version or status.experiment
+            target = target or (status.committed_version if tried else status.previous_version)
             self._outbox.begin_order(command.id, f"{_BEGUN} {target}")
             self._answer(command.id, AckState.RUNNING, "ROLLING_BACK", target)
         self.way_back = command.id, target
@@ -220,13 +223,9 @@ class Orders:
     # -- ASSIGN -------------------------------------------------------------------------------------------------------------
 
     async def _assign(self, command_id: str, order: protocol.Assign) -> bool:
-        kept = self._outbox.assignment
-        if not order.versions and kept is not None and kept.experiment != order.experiment:
-            return self._finish(command_id, Answer(True, "", f"takes part in {kept.experiment} by now"))
-        answer = await asyncio.to_thread(self._port.assign, order)
-        if answer.success:
-            self._outbox.keep_assignment(order if order.versions else None)
-        return self._finish(command_id, answer)
+        """Hand it to the manager, which keeps it. It may be handed over again while both versions are not loaded yet."""
+        answer = await asyncio.to_thread(self._port.assign, order, self._outbox.robot)
+        return answer.error_code not in _NOT_YET and self._finish(command_id, answer)
 
     # -- answers ------------------------------------------------------------------------------------------------------------
 

@@ -52,8 +52,8 @@ class Outbox:
         self.size: int = self._db.execute("SELECT COUNT(*) FROM kept").fetchone()[0]
         self.dropped = 0
         """Messages that were dropped because the outbox was full, since the start."""
-        self.assignment = self._assignment()
-        """The experiment that the robot takes part in."""
+        self.robot = self._meta("robot")
+        """This robot's name at the server, which draws are salted with; empty: it has not been welcomed yet."""
 
     def close(self) -> None:
         """Close the file."""
@@ -89,29 +89,29 @@ class Outbox:
             if room <= 0:
                 return
 
-    # -- experiment ---------------------------------------------------------------------------------------------------------
+    # -- who this is --------------------------------------------------------------------------------------------------------
 
-    def keep_assignment(self, order: protocol.Assign | None) -> None:
-        """Keep the experiment that the robot takes part in; None: none."""
-        self._db.execute("DELETE FROM meta WHERE key = 'assignment'")
-        if order is not None:
-            self._db.execute("INSERT INTO meta VALUES ('assignment', ?)", (order.model_dump_json(),))
-        self.assignment = order
+    def keep_robot(self, name: str) -> None:
+        """Keep this robot's name: an order may be carried out when there is no line."""
+        if name != self.robot:
+            self.robot = name
+            try:
+                self._db.execute("INSERT OR REPLACE INTO meta VALUES ('robot', ?)", (name,))
+            except sqlite3.Error as e:  # ends no line: it is told again at the next one
+                log.error("STATE_DIR: this robot's name is not kept: %s", e)
 
-    def _assignment(self) -> protocol.Assign | None:
-        row = self._db.execute("SELECT value FROM meta WHERE key = 'assignment'").fetchone()
-        return protocol.Assign.model_validate_json(row[0]) if row is not None else None
+    def _meta(self, key: str) -> str:
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return str(row[0]) if row is not None else ""
 
     # -- what acts ----------------------------------------------------------------------------------------------------------
 
     @property
     def active(self) -> tuple[str, str] | None:
         """Version and digest of the last event ``ACTIVE``; None: there was none."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = 'active'").fetchone()
-        if row is None:
-            return None
-        version, _, digest = row[0].partition(" ")
-        return version, digest
+        found = self._meta("active")
+        version, space, digest = found.partition(" ")
+        return (version, digest) if space else None
 
     def put_active(self, event: protocol.Event) -> None:
         """Keep an event ``ACTIVE``, and that it was the last one."""

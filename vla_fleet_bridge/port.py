@@ -34,6 +34,6 @@ class RobotPort(Protocol):
         """Keep a version on disk, or no longer."""
         ...
 
-    def assign(self, order: protocol.Assign) -> Answer:
-        """Take part in an experiment, or (no versions) no longer; the bridge keeps an assignment that was taken on."""
+    def assign(self, order: protocol.Assign, robot: str) -> Answer:
+        """Take part in an experiment under this name, or (no versions) no longer; the manager keeps it."""
         ...

@@ -135,9 +135,10 @@ class Acquirer:
         ):
             if wanted and wanted != found:
                 raise RefusedError(code, f"the manifest says {found!r}, {wanted!r} is wanted", field)
-        if manifest.kind != "full":
+        base = manifest.base
+        if base is not None and not self._store.has(Ref(base.name, base.version, base.digest)):
             raise RefusedError(
-                "KIND_UNSUPPORTED", f"{manifest.kind!r} bundles are not installed by this version", "kind"
+                "BASE_MISSING", f"is {base.name} {base.version} ({base.digest}): install it first", "base"
             )
         if config.channels:
             found_channels = [(channel.name, f"{channel.name}:{channel.unit}") for channel in manifest.action.channels]

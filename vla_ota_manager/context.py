@@ -77,6 +77,8 @@ class Context:
         self._cancel: tuple[str, str, str] | None = None
         self.urgent_work = 0
         """Operator's commands that wait for the engine's thread."""
+        self.calls: Callable[[], bool] = lambda: False
+        """Whether something else needs the engine's thread now."""
 
     # -- from other threads -------------------------------------------------------------------------------------------------
 
@@ -114,7 +116,7 @@ class Context:
     def interrupted(self) -> bool:
         """Whether a blocking step has to end: the engine stops, a person wants something, or the update is cancelled."""
         self.last_beat = time.monotonic()
-        return self.stopping.is_set() or self.urgent_work > 0 or self.cancelled() is not None
+        return self.stopping.is_set() or self.urgent_work > 0 or self.cancelled() is not None or self.calls()
 
     def halted(self) -> bool:
         """Whether a step that no command may interrupt has to end: only when the engine stops."""
@@ -270,6 +272,7 @@ class Context:
             error_code, message = unsaved.code, f"{message}; not on the disk yet: {unsaved}"
         record, trial = state.update, state.trial
         on_trial = trial is not None and trial.phase is UpdateState.TRIAL
+        experiment = state.running_experiment
         subject = record.ref if record is not None and record.ref is not None else state.committed
         name = subject.name if subject is not None else ""
         total = record.bytes_total if record is not None else live.bytes_done
@@ -294,6 +297,10 @@ class Context:
             blocked=tuple(newest_first([block.ref.version for block in state.blocked.values()])),
             damaged=tuple(newest_first([path.name for path in self.scrubber.damaged])),
             pinned=tuple(newest_first([ref.version for ref in state.pinned])),
+            experiment=experiment.experiment if experiment else "",
+            experiment_robot=experiment.robot if experiment else "",
+            experiment_digests=self._drawn(state),
+            experiment_probability=experiment.probability if experiment else 0.0,
             trust=self.trust.name,
             rollback_ready=self._rollback_ready(state, snapshot),
             error_code=error_code,
@@ -306,8 +313,15 @@ class Context:
             status, state=UpdateState.REJECTED, update_id=update_id, error_code=error.code, message=error.message
         )
 
+    def _drawn(self, state: State) -> tuple[str, ...]:
+        """Return A and B while they may act by turns."""
+        experiment = state.running_experiment
+        draws = experiment is not None and state.trial is None and state.rollback is None and self.gate.permitted()
+        return (experiment.a.digest, experiment.b.digest) if experiment is not None and draws else ()
+
     def _rollback_ready(self, state: State, snapshot: PolicySnapshot | None) -> int:
-        target = state.committed if state.trial is not None else state.previous
+        tried = state.trial is not None or state.running_experiment is not None
+        target = state.committed if tried else state.previous
         if target is None or not self.store.has(target):
             return _ROLLBACK_NONE
         if snapshot is not None and snapshot.is_resident(target.digest):

@@ -22,6 +22,7 @@ from vla_ota_manager.acquire import Acquirer
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.context import Context, Live, log
 from vla_ota_manager.errors import OfferError, OtaError, PolicyError, StoreError
+from vla_ota_manager.experiment import ExperimentRunner
 from vla_ota_manager.fetch.fetcher import Fetcher
 from vla_ota_manager.fetch.trust import Sha256Trust, Trust
 from vla_ota_manager.operator_commands import Operator, RollbackRequest
@@ -31,6 +32,7 @@ from vla_ota_manager.records import (
     CommitReply,
     EpisodeResult,
     Event,
+    ExperimentRequest,
     ListReply,
     Ref,
     Reply,
@@ -96,7 +98,9 @@ class UpdateEngine:
         self._pipeline = UpdatePipeline(self._ctx, self._acquirer)
         self._trials = TrialRunner(self._ctx)
         self._prefetcher = Prefetcher(self._ctx, self._acquirer, self._trials.look)
-        self._operator = Operator(self._ctx, self._trials)
+        self._experiments = ExperimentRunner(self._ctx)
+        self._ctx.calls = self._experiments.calls
+        self._operator = Operator(self._ctx, self._trials, self._experiments)
         self._calibration = CalibrationKeeper(self._ctx)
         self._commands: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._commands_lock = threading.Lock()
@@ -204,6 +208,12 @@ class UpdateEngine:
         """Commit the version on trial now."""
         reply: CommitReply | Reply = self._command(lambda: self._operator.commit(expected_version, reason), timeout_s)
         return reply if isinstance(reply, CommitReply) else CommitReply(False, reply.error_code, reply.message)
+
+    def assign_experiment(self, request: ExperimentRequest, timeout_s: float = 120.0) -> Reply:
+        """Take part in an experiment by episode and wait until both versions are loaded; or no longer. May be repeated."""
+        deadline = time.monotonic() + timeout_s
+        reply: Reply = self._command(lambda: self._experiments.assign(request), timeout_s)
+        return self._experiments.wait(request.experiment, deadline) if reply.success and request.versions else reply
 
     def pin(self, version: str = "", *, unpin: bool = False) -> ListReply:
         """Keep a version (empty: the committed one) on disk whatever retention says, or no longer."""
@@ -374,6 +384,7 @@ class UpdateEngine:
     def _step(self) -> None:
         self._save_late()
         self._run_commands()
+        self._experiments.step(rests=self.store.state.update is None and self.store.state.trial is None)
         if self.store.state.rollback is not None:
             self._operator.resume_rollback()
         elif self.store.state.trial is not None:
@@ -385,7 +396,7 @@ class UpdateEngine:
         elif self.store.state.update is not None:
             self._calibration.save()
             self._pipeline.run()
-        elif self.store.state.queue:
+        elif self.store.state.queue and not self._waits_for_experiment():
             self._begin_update()
         else:
             self._idle()
@@ -404,6 +415,18 @@ class UpdateEngine:
             update = state.queue.pop(0)
             state.update = UpdateRecord(update, bytes_downloaded=state.downloaded(update.update_id))
             self._ctx.live = Live()
+
+    def _waits_for_experiment(self) -> bool:
+        """Whether the next update would let another version act while an experiment runs. An urgent one ends it."""
+        experiment, update = self.store.state.running_experiment, self.store.state.queue[0]
+        if experiment is None or not update.activate:
+            return False
+        what = update.version or update.update_id
+        if update.urgent:
+            self._experiments.end("SUPERSEDED", f"the urgent update {what} takes its place")
+            return False
+        self._ctx.show(f"{what} waits until experiment {experiment.experiment} ends")
+        return True
 
     def _replace_trial(self) -> None:
         """Let an urgent update of another version end the running trial once it could be prepared; others wait."""
@@ -440,6 +463,9 @@ class UpdateEngine:
         committed, snapshot = self.store.state.committed, self._ctx.gate.policy()
         if committed is None or snapshot is None or time.monotonic() < self._next_activation:
             return
+        experiment = self.store.state.running_experiment
+        if experiment is not None and snapshot.active_digest == experiment.b.digest:
+            return  # by a draw
         acts, way_back = snapshot.active_digest == committed.digest, self.store.unsaved is not None
         # Only a way back is committed without being saved, and a way back waits for no permission.
         hindrance = "" if way_back else self._ctx.gate.hindrance(permitted=acts or self._ctx.gate.permitted())

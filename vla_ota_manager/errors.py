@@ -7,7 +7,7 @@
     ├── ConfigError          PARAMETER_INVALID
     ├── OfferError           OFFER_INVALID OFFER_REPEATED OFFER_QUEUE_FULL NO_SUCH_UPDATE UNCANCELLABLE
     ├── RefusedError         UPDATE_EXPIRED VERSION_BLOCKED VERSION_CONFLICT NAME_MISMATCH VERSION_MISMATCH
-    │                        ROBOT_TYPE_MISMATCH CHANNELS_MISMATCH KIND_UNSUPPORTED BUNDLE_TOO_LARGE; and the policy node's own
+    │                        ROBOT_TYPE_MISMATCH CHANNELS_MISMATCH BASE_MISSING BUNDLE_TOO_LARGE; and the policy node's own
     │                        codes when it refuses a bundle
     ├── TrustError           MANIFEST_UNTRUSTED MANIFEST_DIGEST_MISMATCH
     ├── FetchError           TOO_MANY_REDIRECTS HTTP_STATUS NOT_FOUND CONNECTION_FAILED STALLED TRUNCATED CONTENT_RANGE_INVALID
@@ -17,6 +17,7 @@
     │   └── StateError       STATE_CORRUPT STATE_TOO_NEW
     ├── PolicyError          POLICY_ABSENT PREPARE_FAILED PREPARE_TIMEOUT SWAP_FAILED SWAP_TIMEOUT, and the policy node's own
     ├── CommandError         NO_TRIAL NO_PREVIOUS ON_TRIAL EXPECTATION_FAILED ENGINE_STOPPED COMMAND_TIMEOUT TOO_MANY_GOALS
+    │                        EXPERIMENT_INVALID EXPERIMENT_LEFT TRIAL_RUNNING
     └── CancelledError       CANCELLED
 
 Why a version was rolled back is no error but travels as a code too: HARD_LIMIT HEARTBEAT_LOST SCORES_WORSE SUCCESS_WORSE

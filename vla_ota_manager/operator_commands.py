@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vla_ota_manager.context import Context
 from vla_ota_manager.errors import CommandError, OtaError, RefusedError, StoreError
+from vla_ota_manager.experiment import ExperimentRunner
 from vla_ota_manager.port import SwapResult
 from vla_ota_manager.records import CommitReply, Event, ListReply, ModelEntry, Ref, RollbackReply
 from vla_ota_manager.states import PIPELINE, UpdateState
@@ -36,10 +37,10 @@ class RollbackRequest:
 class Operator:
     """Commands. ``rollback``, ``resume_rollback`` and ``commit`` run in the engine's thread, the others in any."""
 
-    def __init__(self, context: Context, trials: TrialRunner) -> None:
+    def __init__(self, context: Context, trials: TrialRunner, experiments: ExperimentRunner) -> None:
         self._ctx = context
         self._store = context.store
-        self._trials = trials
+        self._trials, self._experiments = trials, experiments
 
     # -- rollback -----------------------------------------------------------------------------------------------------------
 
@@ -52,7 +53,8 @@ class Operator:
         state = self._store.state
         if state.rollback is not None:
             return state.rollback.target
-        return state.committed if state.trial is not None else state.previous
+        tried = state.trial is not None or state.running_experiment is not None
+        return state.committed if tried else state.previous
 
     def rollback(self, request: RollbackRequest) -> RollbackReply:
         """Go back to a version on disk. Blocks nothing, and no permission is asked for."""
@@ -63,6 +65,7 @@ class Operator:
             message = e.message if e.code != "NO_PREVIOUS" else f"{e.message}{self._withdraw()}"
             return RollbackReply(False, e.code, message, from_version, "")
         self._cancel_update()
+        self._experiments.end("OPERATOR_ROLLBACK", request.reason or "an operator asked for a rollback")
         if self._acts_for_good(target):
             took = time.monotonic() - request.asked_at
             return RollbackReply(True, "", f"{target.version} acts already", from_version, target.version, took, True)

@@ -44,6 +44,11 @@ class PolicySnapshot:
     after the swap and is empty until then."""
     last_swap_stamp_s: float = math.inf
     """First action after that swap, by the clock that stamps scores [s]: what acted before has an older report as well."""
+    experiment: str = ""
+    """For which it draws the version of each episode."""
+    draw_error_code: str = ""
+    """Why it does not, or did not for the last episode: code, and in words."""
+    draw_message: str = ""
     error_code: str = ""
     """What went wrong there last, also if the status no longer says so."""
     error_text: str = ""

@@ -138,6 +138,16 @@ class Ref:
 
 
 @dataclass(frozen=True)
+class ExperimentRequest:
+    """What AssignExperiment carries; see ``srv/AssignExperiment.srv``."""
+
+    experiment: str
+    robot: str = ""
+    versions: tuple[str, ...] = ()
+    probability: float = 0.5
+
+
+@dataclass(frozen=True)
 class Event:
     """One transition, as ModelEvent carries it. ``time_s``: seconds since 1970 UTC; ``name``: of the model, empty = not known."""
 
@@ -180,6 +190,10 @@ class Status:
     blocked: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
     pinned: tuple[str, ...] = ()
+    experiment: str = ""
+    experiment_robot: str = ""
+    experiment_digests: tuple[str, ...] = ()
+    experiment_probability: float = 0.0
     trust: str = "none"
     rollback_ready: int = 0
     error_code: str = ""

@@ -28,9 +28,11 @@ from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.client import ControlClient, ControlStatus
 from vla_policy_node.control.sinks import NOWHERE
+from vla_policy_node.draws import Assignment, Draws
 from vla_policy_node.episodes import Episode, EpisodeError, Episodes, Outcome
-from vla_policy_node.errors import ControlError, PolicyNodeError, duration
+from vla_policy_node.errors import ControlError, duration
 from vla_policy_node.generations.generations import Generations
+from vla_policy_node.generations.lease import TrialLease
 from vla_policy_node.generations.recovery import Recovery
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import Report, SwapRequest
@@ -87,6 +89,10 @@ class Snapshot:
     loading: bool
     inference_ms: float
     episode_id: str
+    arm: str
+    experiment: str
+    episode_arms: bool
+    draw_error: tuple[str, str]
     instruction: str
     error_code: str
     message: str
@@ -160,15 +166,16 @@ class PolicyEngine:
             self._pool,
             on_change=listener.on_change,
             on_report=listener.on_report,
-            on_active_lost=lambda resident, lease, why: self._recovery.worker_lost(resident, lease, why),
+            on_active_lost=self._on_active_lost,
         )
         self._shadow = Shadow(config, contract, self.observations.arena, self._active_generation, self._control.status)
+        self.draws = Draws(self.generations, config.trial_lease_s, config.inference_timeout_s)
         scale = np.array([c.limits.rate * contract.period_s for c in contract.channels])
         self._watch = ChunkWatch(ChunkScorer(scale, config.reversal_deadband), self._on_chunk)
         self.follower = Follower(contract, self.observations.arena) if config.shadow_only else None
         """What a shadow-only node's policy wanted and the robot did; ``None`` if it is not one."""
         self._episodes = Episodes()
-        self._episode_lock = threading.Lock()
+        self._opening, self._episode_lock = threading.Lock(), threading.Lock()
         self._episode_number = 0
         self._instruction = config.instruction
         self._recovery = Recovery(
@@ -331,27 +338,38 @@ class PolicyEngine:
             return ""
         return f"{answer.get('error_code', '')}: {answer.get('message', '')}"
 
-    def on_manager_status(self, trial_digest: str, committed_digest: str) -> None:
-        """The manager has spoken: its trial's lease goes on, or ends in a commit."""
-        self.generations.on_manager_status(trial_digest, committed_digest)
+    def on_manager_status(self, trial_digest: str, committed_digest: str, assignment: Assignment | None = None) -> None:
+        """The manager has spoken: its trial's lease goes on, or ends in a commit; so does that of an experiment's B."""
+        self.draws.on_manager_status(assignment)
+        drawn_digest = "" if assignment is None else assignment.digests[1]
+        self.generations.on_manager_status(trial_digest, committed_digest, drawn_digest)
 
     # -- episodes --------------------------------------------------------------------------------------------------
 
     def start_episode(self, episode_id: str, instruction: str, timeout_s: float) -> Episode:
-        """Open an episode. Raises PolicyNodeError: EpisodeError, INSTRUCTION_TOO_LONG, DURATION_INVALID, CONTROL_…."""
+        """Open an episode, with the version that is drawn for it if there is an experiment.
+
+        Raises PolicyNodeError: EpisodeError, INSTRUCTION_TOO_LONG, DURATION_INVALID, CONTROL_….
+        """
         timeout_s = duration("timeout_s", timeout_s, self.config.episode_timeout_s)
-        with self._episode_lock:
-            episode = self._episodes.start(episode_id, instruction or self._instruction, timeout_s, time.monotonic())
-            try:
-                self._episode_number = self.observations.start_episode(episode.instruction)
-                if self.config.require_episode:
-                    self._control.set_episode_missing(False)
-            except PolicyNodeError:
-                self._episodes.open = None
-                raise
-        self._events.put(self._watch.reset)
+        instruction = instruction or self._instruction
+        encode_instruction(instruction)
+        with self._opening:
+            name = self._episodes.name(episode_id)
+            draw = self.draws.draw(name, lambda: self._begin_episode(instruction))
+            with self._episode_lock:
+                episode = self._episodes.start(name, instruction, timeout_s, time.monotonic(), draw.arm)
+            if draw.swapped:
+                self._recovery.count_swap(self._episode_number)
         self._listener.on_change()
         return episode
+
+    def _begin_episode(self, instruction: str) -> None:
+        """Let the robot begin: it is not open yet, for what is drawn for it may need a moment to act."""
+        self._episode_number = self.observations.start_episode(instruction)
+        if self.config.require_episode:
+            self._control.set_episode_missing(False)
+        self._events.put(self._watch.reset)
 
     def end_episode(self, episode_id: str, *, success: bool, known: bool = True, intervention: bool = False) -> Outcome:
         """Close the open episode and tell its outcome. Raises EpisodeError."""
@@ -469,6 +487,11 @@ class PolicyEngine:
             self._resume_answers.put(event)
         self._listener.on_change()
 
+    def _on_active_lost(self, resident: Resident, lease: TrialLease | None, why: str) -> None:
+        if lease is not None and lease.drawn and not lease.failed:
+            self.draws.stop("WORKER_LOST", f"{resident.version}: {why}")
+        self._recovery.worker_lost(resident, lease, why)
+
     def _on_hold(self, event: dict[str, Any]) -> None:
         reason, message = str(event.get("reason", "")), str(event.get("message") or "")
         self._watch.reset()
@@ -478,6 +501,11 @@ class PolicyEngine:
         if reason in HARD_LIMIT_HOLDS:
             self._report_error(reason, message or "an action broke a hard limit")
             self._emit_score("hard_limit", 1.0, active, self._episodes.open)
+            lease = self.generations.lease
+            if lease is not None and lease.drawn and lease.generation == active.id:
+                why = f"{active.version}: {message or reason}"
+                self.draws.stop("HARD_LIMIT", why)
+                lease.end(why, failed=True)
         if reason in FATAL_HOLDS:
             self._condemned[active.id] = reason, message
             active.generation.kill()  # LOST follows
@@ -536,6 +564,10 @@ class PolicyEngine:
             loading=self._loading,
             inference_ms=self._watch.inference_ms,
             episode_id=episode.episode_id if episode else "",
+            arm=episode.arm if episode else "",
+            experiment=self.draws.experiment,
+            episode_arms=active is not None and self._pool.holds_two(),
+            draw_error=self.draws.error,
             instruction=episode.instruction if episode else self._instruction,
             error_code=error[0],
             message=error[1],

@@ -24,6 +24,7 @@ class Episode:
     instruction: str
     started_s: float
     timeout_s: float
+    arm: str = ""  # of the experiment that drew its version; empty = none did
     generations: set[int] = field(default_factory=set)  # that acted during it
 
 
@@ -38,6 +39,7 @@ class Outcome:
     intervention: bool
     mixed: bool
     duration_s: float
+    arm: str = ""
 
 
 class Episodes:
@@ -46,14 +48,18 @@ class Episodes:
     def __init__(self) -> None:
         self.open: Episode | None = None
 
-    def start(self, episode_id: str, instruction: str, timeout_s: float, now_s: float) -> Episode:
-        """Open an episode. Raises :class:`EpisodeError`."""
+    def name(self, episode_id: str) -> str:
+        """Return the name of an episode that may be opened now; a made-up one for an empty name. Raises :class:`EpisodeError`."""
         if self.open is not None:
             raise EpisodeError("EPISODE_OPEN", f"episode {self.open.episode_id!r} is open: end it first")
         name = episode_id or uuid.uuid4().hex[:12]
         if not _NAME.fullmatch(name):
             raise EpisodeError("EPISODE_ID_INVALID", "an episode_id has 1 to 128 characters of A-Z a-z 0-9 . _ : -")
-        self.open = Episode(name, instruction, now_s, timeout_s)
+        return name
+
+    def start(self, episode_id: str, instruction: str, timeout_s: float, now_s: float, arm: str = "") -> Episode:
+        """Open an episode. Raises :class:`EpisodeError`."""
+        self.open = Episode(self.name(episode_id), instruction, now_s, timeout_s, arm)
         return self.open
 
     def acted(self, generation: int) -> None:
@@ -78,6 +84,7 @@ class Episodes:
             intervention=intervention,
             mixed=len(episode.generations) > 1,
             duration_s=now_s - episode.started_s,
+            arm=episode.arm,
         )
 
     def overdue(self, now_s: float) -> bool:

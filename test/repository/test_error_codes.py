@@ -40,14 +40,14 @@ NOT_CODES = {
     "events between processes": "CHUNK_ERROR DISABLED ENABLED ENABLE_FAILED EXITED HOLD LOG LOST MOTION_ENABLED REFUSED RESUMED"
     " RESUME_ACCEPTED RESUME_REFUSED SPAN SPARE_READY STARTED START_FAILED SWAPPED",
     "states of a preparation": "BUILD DIGEST GOLDEN LOADING QUEUED READY WARM_UP",
-    "causes and decisions": "ADVANCE ASK COMMIT CONTINUE NO_DIFFERENCE_SHOWN ROLLBACK UPDATE",
+    "causes and decisions": "ADVANCE ASK COMMIT CONTINUE EXPERIMENT NO_DIFFERENCE_SHOWN ROLLBACK UPDATE",
     "kinds of pictures": "JPEG PNG RGB RGBA",
     "words of LeRobot": "ACTION IDENTITY MEAN_STD MIN_MAX QUANTILES STATE VISUAL",
     "words of command lines": "BUNDLE DIR FILE HEX HZ JSON NS TOPIC UTC VERSION",
     "what stands in a contract's draft where a value is open": "TODO",
     "words of Pillow, and its package": "BGR BGRX JPEG PIL RGB RGBX",
     "why a wait of the policy port was given up": "TIMEOUT",
-    "states of experiments and of their robots": "AB INCONCLUSIVE JOINING LEAVING LEFT NO_DIFFERENCE STOPPED WIN_A WIN_B",
+    "states of experiments and of their robots": "AB ENDED INCONCLUSIVE JOINING LEAVING LEFT NO_DIFFERENCE STOPPED WIN_A WIN_B",
     "orders to robots, their states, and what acts": "ACCEPTED ACTIVE ASSIGN DONE FOUND GET_STATUS MODEL_UPDATE PIN RUNNING"
     " WAITING",
     "states of a rollout, and how a robot stands in it": "ABORTED ASKING BACK INSTALLING JUDGING ORDERED OUTSIDE SILENT",

@@ -22,7 +22,7 @@ ROS = {
 ROOMS = {
     "vla_checkpoint": {"numpy", "safetensors", "rfc8785", "semver", "vla_ros.plain"},
     "vla_contract": {"yaml", "vla_checkpoint", "vla_doctor", "vla_policy_node", "vla_ros"},
-    "vla_evidence": {"numpy", "scipy"},
+    "vla_evidence": {"numpy", "scipy", "vla_ros.drawing"},
     "vla_ros": {"numpy"},
     "vla_policy_node": {"numpy", "safetensors", "yaml", "vla_checkpoint", "vla_ros"},
     "vla_recorder": {"PIL", "mcap", "vla_policy_node.contract", "vla_ros"},

@@ -102,7 +102,8 @@ class Robot:
 
         def on_status(status: Status) -> None:
             self.statuses.append(status)
-            policy.hear_manager(status.trial_digest, status.committed_digest)
+            digests = status.experiment_digests
+            policy.hear_manager(status.trial_digest, status.committed_digest, status.experiment, digests)
 
         engine.setdefault("filesystem", Filesystem())
         self.engine = UpdateEngine(self.config, policy, on_status=on_status, on_event=self.events.append, **engine)

@@ -145,4 +145,7 @@ def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Po
         if (view.dtype, view.shape) != ("F32", (size,)):
             raise PolicyWeightsError(f"tensor {name!r} is {view.dtype} {view.shape}")
         weights[name] = np.frombuffer(view.data, np.float32).reshape(view.shape)
+    if "mix.weight" in tensors:  # what adapters change: each channel's offset grows by its row's sum
+        mix = np.frombuffer(tensors["mix.weight"].data, np.float32).reshape(tensors["mix.weight"].shape)
+        weights["offset"] = weights["offset"] + mix.sum(axis=1)
     return ScriptedPolicy(config, weights)

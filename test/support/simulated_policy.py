@@ -41,6 +41,8 @@ class SimulatedPolicy:
             "unconfigured": "", "error": ["", "", 0.0], "motion": True, "asked": 0,
             "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
             "crashed": {}, "crashes_at_swap": "", "episode": "", "fails_to_prepare": {}, "shadowed": [],
+            "experiment": "",
+            "digests": [], "draw_error": ["", ""],
         }  # fmt: skip
         if not path.exists():
             path.write_text("{}")
@@ -93,6 +95,9 @@ class SimulatedPolicy:
             running=document["running"],
             motion_enabled=document["motion"],
             episode_id=document["episode"],
+            experiment=document["experiment"],
+            draw_error_code=document["draw_error"][0],
+            draw_message=document["draw_error"][1],
             last_swap_cause=document["cause"],
             last_swap_stamp_s=document.get("stamp_s", active.get("since", math.inf)),
         )
@@ -194,16 +199,38 @@ class SimulatedPolicy:
 
     # -- what the world does to it ------------------------------------------------------------------------------------------
 
-    def hear_manager(self, trial_digest: str, committed_digest: str) -> None:
-        """A ModelStatus has arrived: it renews the lease of the trial it names, and ends it at the commit."""
+    def hear_manager(
+        self, trial_digest: str, committed_digest: str, experiment: str = "", digests: tuple[str, ...] = ()
+    ) -> None:
+        """A ModelStatus has arrived: it renews the lease of what it names, and ends it at the commit or with the experiment."""
         with self.edit() as document:
+            if [experiment if digests else "", list(digests)] != [document["experiment"], document["digests"]]:
+                document["draw_error"] = ["", ""]
+            document["experiment"], document["digests"] = experiment if digests else "", list(digests)
             lease, active = document["lease"], document["active"]
             if lease is None or active is None:
                 return
-            if trial_digest == active["digest"]:
+            if lease.get("drawn") and active["digest"] not in digests:
+                document["lease"] = None
+                self._activate(document, lease["fallback"], "LEASE_EXPIRED")
+            elif active["digest"] in (trial_digest, *digests[1:]):
                 lease["until"] = time.monotonic() + lease["lease_s"]
             elif committed_digest == active["digest"]:
                 document["lease"] = None
+
+    def draw(self, version: str) -> None:
+        """An episode begins for which this version was drawn."""
+        with self.edit() as document:
+            digest = next(
+                d for d in document["digests"] if (self._resident(document, d) or {}).get("version") == version
+            )
+            resident, active = self._resident(document, digest), document["active"]
+            assert resident is not None
+            if active["digest"] != digest:
+                self._activate(document, resident, "EXPERIMENT")
+                until = time.monotonic() + 60.0
+                lease = {"lease_s": 60.0, "until": until, "fallback": active, "drawn": True}
+                document["lease"] = lease if digest == document["digests"][1] else None
 
     def go_wrong(self, code: str, text: str) -> None:
         """The status says that something has gone wrong."""

@@ -21,7 +21,7 @@ from support.refusals import refused
 from support.scripted import scripted_bundle
 from support.worker_robot import STATE, WorkerRobot, gone, thread_levels
 
-from vla_checkpoint import BaseRef, build_manifest, load_manifest, write_manifest
+from vla_checkpoint import build_manifest, load_manifest, write_manifest
 from vla_policy_node.policies.base import FeatureSpec
 from vla_policy_node.worker.api import PrepareError
 from vla_policy_node.worker.loading import version_fits
@@ -257,12 +257,6 @@ def test_another_digest_than_the_wanted_one_is_refused(tmp_path: Path) -> None:
     scripted_bundle(tmp_path / "a")
     with WorkerRobot(spare=False) as robot, refused("DIGEST_BUNDLE"):
         robot.pool.prepare(tmp_path / "a", digest="0" * 64)
-
-
-def test_an_adapter_bundle_alone_is_refused(tmp_path: Path) -> None:
-    scripted_bundle(tmp_path / "a", base=BaseRef("pick_place", "1.0.0", "0" * 64))
-    with WorkerRobot(spare=False) as robot, refused("KIND_UNSUPPORTED"):
-        robot.pool.prepare(tmp_path / "a")
 
 
 @pytest.mark.parametrize("where", ["load", "golden", "warm_up"])

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from vla_ota.msg import BridgeStatus, EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate, PolicyStatus, SwapReport
-from vla_ota.srv import PinModel, Rollback
+from vla_ota.srv import AssignExperiment, PinModel, Rollback
 
 from vla_fleet import protocol
 from vla_fleet.secret_file import write_secret
@@ -63,6 +63,8 @@ class FleetBridgeNode(Node):
         self._offers = self.create_publisher(ModelUpdate, "model_update", qos.OFFERS)
         group = MutuallyExclusiveCallbackGroup()
         self._rollback = self.create_client(Rollback, f"{settings.ota_manager}/rollback", callback_group=group)
+        name = f"{settings.ota_manager}/assign_experiment"
+        self._assign = self.create_client(AssignExperiment, name, callback_group=MutuallyExclusiveCallbackGroup())
         self._pin = self.create_client(PinModel, f"{settings.ota_manager}/pin_model", callback_group=group)
         self._now = now
         try:
@@ -122,7 +124,8 @@ class FleetBridgeNode(Node):
             versions=list(manager.versions)[:256], blocked=list(manager.blocked)[:256],
             rollback_ready=manager.rollback_ready, holding=policy is not None and policy.holding,
             hold_reason=policy.hold_reason if policy is not None else "", error_code=manager.error_code,
-            message=manager.message[:4096], experiment=self._engine.experiment,
+            message=manager.message[:4096], experiment=manager.experiment,
+            episode_arms=policy is not None and policy.episode_arms,
         )  # fmt: skip
 
     def _on_event(self, message: ModelEvent) -> None:
@@ -177,9 +180,13 @@ class FleetBridgeNode(Node):
         reply = self._ask(self._pin, PinModel.Request(version=version, unpin=unpin), _SERVICE_S)
         return reply if isinstance(reply, Answer) else _answer(reply, version)
 
-    def assign(self, order: protocol.Assign) -> Answer:
+    def assign(self, order: protocol.Assign, robot: str) -> Answer:
         """Take part in an experiment, or no longer."""
-        return Answer(True, "", "kept; this robot's policy node cannot hold two generations an episode yet")
+        request = AssignExperiment.Request(
+            experiment=order.experiment, robot=robot, versions=list(order.versions), probability=order.probability
+        )
+        reply = self._ask(self._assign, request, _ROLLBACK_S)
+        return reply if isinstance(reply, Answer) else _answer(reply, "")
 
     def _ask(self, client: Any, request: Any, timeout_s: float) -> Any:
         deadline = time.monotonic() + timeout_s

@@ -33,7 +33,7 @@ from vla_ros.log_forwarding import forward_log
 from vla_ros.parameters import declare, on_live_change, refuse_unknown
 from vla_ros.runtime import main as run_main
 
-THREADS = 7 + MAX_ROLLBACKS + MAX_GOALS
+THREADS = 8 + MAX_ROLLBACKS + MAX_GOALS
 """Of the executor: what may block (the services, the goals, the timers) never keeps a topic waiting."""
 
 

@@ -13,10 +13,10 @@ from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.node import Node
 from vla_ota.action import InstallModel
-from vla_ota.srv import CommitModel, ListModels, PinModel, Rollback, UnblockModel
+from vla_ota.srv import AssignExperiment, CommitModel, ListModels, PinModel, Rollback, UnblockModel
 
 from vla_ota_manager.engine import UpdateEngine
-from vla_ota_manager.records import RollbackReply, Update, UpdateOutcome
+from vla_ota_manager.records import ExperimentRequest, RollbackReply, Update, UpdateOutcome
 from vla_ota_manager.ros.messages import from_entry
 from vla_ota_manager.states import UpdateState
 from vla_ros.plain import plain
@@ -32,9 +32,9 @@ _SEND_S = 0.1
 
 
 class Services:
-    """``~/rollback``, ``~/commit_model``, ``~/pin_model``, ``~/unblock_model``, ``~/list_models``.
+    """``~/rollback``, ``~/assign_experiment``, ``~/commit_model``, ``~/pin_model``, ``~/unblock_model``, ``~/list_models``.
 
-    They block a thread each: rollbacks up to ``MAX_ROLLBACKS``, commits one, the others one together.
+    They block a thread each: rollbacks up to ``MAX_ROLLBACKS``, assignments one, commits one, the others one together.
     """
 
     def __init__(self, node: Node, engine: UpdateEngine) -> None:
@@ -42,6 +42,7 @@ class Services:
         self._rollbacks = threading.Semaphore(MAX_ROLLBACKS)
         waiting, quick = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
         self._serve(Rollback, "rollback", self._rollback, ReentrantCallbackGroup())
+        self._serve(AssignExperiment, "assign_experiment", self._assign, MutuallyExclusiveCallbackGroup())
         self._serve(CommitModel, "commit_model", self._commit, waiting)
         self._serve(PinModel, "pin_model", self._pin, quick)
         self._serve(UnblockModel, "unblock_model", self._unblock, quick)
@@ -79,6 +80,11 @@ class Services:
         reply = self._engine.commit(request.expected_version, plain(request.reason))
         response.committed_version = reply.committed_version or self._engine.status().committed_version
         return _answer(reply, response)
+
+    def _assign(self, request: AssignExperiment.Request, response: AssignExperiment.Response) -> str:
+        versions = tuple(request.versions)
+        asked = ExperimentRequest(request.experiment, request.robot, versions, request.probability)
+        return _answer(self._engine.assign_experiment(asked), response)
 
     def _pin(self, request: PinModel.Request, response: PinModel.Response) -> str:
         reply = self._engine.pin(request.version, unpin=request.unpin)

@@ -67,6 +67,22 @@ class RollbackRecord:
 
 
 @dataclass
+class ExperimentRecord:
+    """An experiment by episode in which this robot takes part, or took part last."""
+
+    experiment: str
+    robot: str
+    """This robot's name in it."""
+    a: Ref
+    b: Ref
+    probability: float
+    """Of B."""
+    code: str = ""
+    """Why it is over on this robot: code, and in words. Empty: it runs."""
+    reason: str = ""
+
+
+@dataclass
 class Block:
     """A version that a verdict rolled back."""
 
@@ -102,6 +118,7 @@ class State:
     trial: TrialRecord | None = None
     update: UpdateRecord | None = None
     rollback: RollbackRecord | None = None
+    experiment: ExperimentRecord | None = None
     activation_due: bool = False
     """The policy node has not yet confirmed that it runs ``committed`` without a lease."""
     queue: list[Update] = field(default_factory=list)
@@ -167,6 +184,11 @@ class State:
             if not 0 <= time_s <= LATEST_S:
                 raise ValueError(f"{time_s:g} is not a time")
 
+    @property
+    def running_experiment(self) -> ExperimentRecord | None:
+        """The experiment whose draws policy_node carries out."""
+        return self.experiment if self.experiment is not None and not self.experiment.code else None
+
     def blocks(self, name: str, version: str, digest: str) -> Block | None:
         """Return the block that covers this bundle, by digest or by name and version."""
         for key, block in self.blocked.items():
@@ -185,6 +207,8 @@ class State:
         refs += [record.ref for record in (self.trial, self.update) if record is not None]
         if self.rollback is not None:
             refs.append(self.rollback.target)
+        if self.running_experiment is not None:
+            refs += [self.running_experiment.a, self.running_experiment.b]
         return [ref for ref in refs if ref is not None]
 
     def to_bytes(self) -> bytes:
@@ -209,6 +233,7 @@ class State:
         if schema > SCHEMA:
             raise StateError("STATE_TOO_NEW", f"schema {schema!r}; this version knows {SCHEMA}", "state.json")
         try:
+            document.setdefault("experiment", None)  # earlier releases had none
             state: State = decode(State, document, "")
             state.settle()
             state.check()

@@ -58,6 +58,8 @@ class Installed:
     size_bytes: int
     installed_s: float
     robot_type: str
+    base: str = ""
+    """Digest of the bundle that it is an adapter on; empty: it is none."""
 
 
 class Store:
@@ -357,6 +359,8 @@ class Store:
         needed = {ref.digest for state in (self._state, self._saved) for ref in state.references()}
         needed |= {update.manifest_sha256 for update in self._state.queue}
         versions = self.installed()
+        kept = [entry for n, entry in enumerate(versions) if n < keep_versions or entry.ref.digest in needed]
+        needed |= {entry.base for entry in kept}
         doomed = [entry.ref for entry in versions[keep_versions:] if entry.ref.digest not in needed]
         known = {entry.path for entry in versions} | {self.path_of(ref) for ref in self._state.references()}
         for path in self.folders():
@@ -431,7 +435,8 @@ class Store:
             if manifest is None or any((path / entry.path).stat().st_size != entry.size for entry in manifest.files):
                 return None
             installed_s = (path / "manifest.json").stat().st_mtime
-            return Installed(_ref(manifest), path, manifest.total_bytes, installed_s, manifest.robot_type)
+            base = manifest.base.digest if manifest.base is not None else ""
+            return Installed(_ref(manifest), path, manifest.total_bytes, installed_s, manifest.robot_type, base)
         except OSError:
             return None
 

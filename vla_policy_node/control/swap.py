@@ -16,8 +16,10 @@ from vla_policy_node.control.queue import Chunk
 Floats = npt.NDArray[np.float64]
 
 UPDATE = "UPDATE"
+EXPERIMENT = "EXPERIMENT"
+"""The version was drawn for the episode that begins."""
 WAYS_BACK = ("ROLLBACK", "LEASE_EXPIRED", "WORKER_LOST")
-"""Causes of a swap to what acted before, or in place of what was lost; the only other one is UPDATE."""
+"""Causes of a swap to what acted before, or in place of what was lost; the others are UPDATE and EXPERIMENT."""
 _UNUSABLE = "the new generation's first chunk could not be used"
 
 

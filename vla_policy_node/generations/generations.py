@@ -22,6 +22,7 @@ from vla_checkpoint.manifest import Manifest, load_manifest
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.client import ControlClient
+from vla_policy_node.control.swap import EXPERIMENT
 from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.generations.lease import TrialLease
 from vla_policy_node.generations.residents import Resident, Residents
@@ -311,9 +312,59 @@ class Generations:
         finally:
             self._swapping.release()
 
+    def resident(self, digest: str) -> Resident:
+        """Return a generation in memory. Raises SwapError, which says since when it is not."""
+        with self._lock:
+            found = self.residents.find(digest)
+        if found is None:
+            raise self._missing(digest)
+        return found
+
+    def let_act_in_episode(
+        self,
+        resident: Resident,
+        *,
+        instead_of: Resident,
+        lease_s: float,
+        timeout_s: float,
+        begin: Callable[[], None],
+    ) -> bool:
+        """Let what was drawn for an episode act from its start, which ``begin`` makes; blocks. False: it acts already.
+
+        ``lease_s``: it acts only while the manager speaks of it; 0 = for good. Raises SwapError: what acts goes on; ``begin``
+        may not have been called.
+        """
+        if not self._swapping.acquire(blocking=False):
+            raise SwapError("SWAP_IN_PROGRESS", "another swap is under way")
+        try:
+            with self._lock:
+                active = self.residents.active
+                if active is resident:
+                    if lease_s:
+                        self._renew_lease(resident, lease_s, drawn=True)
+                    return False
+                if active is not instead_of:
+                    raise SwapError(
+                        "EXPECTATION_FAILED",
+                        f"{active.version if active else 'nothing'} acts, which is neither version",
+                    )
+            self._activate(resident, "EPISODE", EXPERIMENT, timeout_s, trial=lease_s > 0, lease_s=lease_s, begin=begin)
+            return True
+        finally:
+            self._swapping.release()
+
     def _activate(
-        self, resident: Resident, at: str, cause: str, timeout_s: float, *, trial: bool, lease_s: float
+        self,
+        resident: Resident,
+        at: str,
+        cause: str,
+        timeout_s: float,
+        *,
+        trial: bool,
+        lease_s: float,
+        begin: Callable[[], None] = lambda: None,
     ) -> Report:
+        """Let a generation act from the next boundary on; ``begin`` is called once that is asked for."""
         with self._lock:
             if resident not in self.residents.all():
                 raise self._missing(resident.digest)
@@ -325,6 +376,7 @@ class Generations:
         if not prepared:
             self._control.begin_span(span)
         self._ask(pending)
+        begin()
         end_s = time.monotonic() + timeout_s + _ANSWER_S
         while not pending.done.wait(_POLL_S) and time.monotonic() < end_s:
             if pending.may_hurry and not self._moves():
@@ -390,7 +442,11 @@ class Generations:
         code = str(event.get("error_code") or "SWAP_FAILED")
         if pending is None:
             return
-        if pending.may_hurry and code in _STOOD_STILL:
+        if (
+            pending.may_hurry
+            and code in _STOOD_STILL
+            and not (pending.cause == EXPERIMENT and code == "GENERATION_LOST")
+        ):
             self._ask_now(pending)
         else:
             pending.fail(code, str(event.get("message") or "the swap did not happen"))
@@ -434,27 +490,35 @@ class Generations:
         self.lease = None
         if pending.trial:
             fallback = self.residents.standby
-            self.lease = TrialLease(active.id, active.digest, fallback, pending.lease_s, time.monotonic())
+            drawn, now_s = pending.cause == EXPERIMENT, time.monotonic()
+            self.lease = TrialLease(active.id, active.digest, fallback, pending.lease_s, now_s, drawn)
 
-    def _renew_lease(self, active: Resident, lease_s: float) -> None:
-        """The manager asked for a trial of what acts already: it has come back to it."""
+    def _renew_lease(self, active: Resident, lease_s: float, *, drawn: bool = False) -> None:
+        """The manager asked for a trial of what acts already: it has come back to it. ``drawn``: an experiment did."""
         now = time.monotonic()
-        if self.lease is not None:
+        if self.lease is not None and not self.lease.failed:
             self.lease.renew(now, lease_s)
-        else:
-            self.lease = TrialLease(active.id, active.digest, self.residents.standby, lease_s, now)
+            self.lease.drawn = drawn
+        elif self.lease is None:
+            self.lease = TrialLease(active.id, active.digest, self.residents.standby, lease_s, now, drawn)
         self._on_change()
 
-    def on_manager_status(self, trial_digest: str, committed_digest: str) -> None:
-        """Take what the manager says: it renews the lease of the trial it speaks of, and ends that of what it committed."""
+    def on_manager_status(self, trial_digest: str, committed_digest: str, drawn_digest: str = "") -> None:
+        """Take what the manager says: it renews the lease of the trial it speaks of, and ends that of what it committed.
+
+        ``drawn_digest``: of the version under test in an experiment. When it is no longer named, its lease ends.
+        """
         with self._lock:
             lease = self.lease
             if lease is None:
                 return
             if committed_digest == lease.digest:
                 self.lease = None
-            elif trial_digest == lease.digest:
+            elif lease.digest in (trial_digest, drawn_digest if lease.drawn else ""):
                 lease.renew(time.monotonic())
+                return
+            elif lease.drawn and not lease.over:
+                lease.end("the experiment is over")
                 return
             else:
                 return
@@ -497,7 +561,11 @@ class Generations:
         self._pool.release(resident.generation)  # at once: its process has ended
         self._on_change()
         for pending in overtaken:  # what was to come is loaded and comes now: nothing else could be sooner
-            self._hurry(pending)
+            if pending.cause == EXPERIMENT:  # what is under test must not stand in for what was lost
+                with contextlib.suppress(ControlError):
+                    self._control.cancel_activation(pending.swap_id)
+            else:
+                self._hurry(pending)
         if was_active:
             self._on_active_lost(resident, lease, why)
         return resident

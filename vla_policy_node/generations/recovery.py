@@ -56,7 +56,7 @@ class Recovery:
         self._closing = threading.Event()
 
     def lease_expired(self, lease: TrialLease) -> None:
-        """The manager fell silent in a trial: what acted before acts again, at the next chunk boundary."""
+        """The manager fell silent in a trial: what acted before acts again. Or an experiment is over."""
         self._submit(lambda: self._after_lease(lease))
 
     def worker_lost(self, resident: Resident, lease: TrialLease | None, why: str) -> None:
@@ -124,28 +124,37 @@ class Recovery:
         count = self._swaps[1] if self._swaps[0] == episode else 0
         return not episode or count < self._config.auto_swaps_per_episode
 
-    def _count_swap(self, episode: int) -> None:
+    def count_swap(self, episode: int) -> None:
+        """An automatic swap has happened in an episode: what was drawn for it acts."""
         self._swaps = (episode, (self._swaps[1] if self._swaps[0] == episode else 0) + 1)
 
     def _swap(self, resident: Resident, cause: str, *, instead_of: int, at: str = "NOW") -> None:
         episode = self._current_episode()
         if self._generations.activate_now(resident, cause, instead_of=instead_of, at=at) is not None:
-            self._count_swap(episode)
+            self.count_swap(episode)
 
     # -- lease -----------------------------------------------------------------------------------------------------
 
     def _after_lease(self, lease: TrialLease) -> None:
         if not self._generations.lease_over(lease):
             return
-        silent = f"the manager was silent for {lease.lease_s:g} s in a trial"
+        silent = lease.over or f"the manager was silent for {lease.lease_s:g} s in a trial"
         if lease.fallback is None:
             self._report_error("LEASE_EXPIRED", f"{silent}, and nothing acted before: the trial goes on")
             return
-        if not self._has_swap_left():
+        if (
+            lease.over and not lease.failed and self._current_episode()
+        ):  # nothing is wrong: the episode comes to its end
+            self._deferred = self._current_episode(), lambda: self._after_lease(lease)
+            return
+        if not lease.failed and not self._has_swap_left():  # what has failed holds, and must not act again
             self._report_error("AUTO_SWAP_LIMIT", f"{silent}: going back when the episode is over")
             self._deferred = self._current_episode(), lambda: self._after_lease(lease)
             return
-        self._report_error("LEASE_EXPIRED", f"{silent}: going back to {lease.fallback.version}")
+        if lease.over:
+            LOG.info("%s: going back to %s", lease.over, lease.fallback.version)
+        else:
+            self._report_error("LEASE_EXPIRED", f"{silent}: going back to {lease.fallback.version}")
         try:
             self._swap(self._in_memory(lease.fallback), LEASE_EXPIRED, instead_of=lease.generation, at="CHUNK")
         except EXPECTED_ERRORS:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vla_policy_node.control.client import AT
-from vla_policy_node.control.swap import UPDATE, WAYS_BACK
+from vla_policy_node.control.swap import EXPERIMENT, UPDATE, WAYS_BACK
 from vla_policy_node.errors import PolicyNodeError, duration
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.shadow.judge import ShadowReport
@@ -108,8 +108,10 @@ class Pending:
 
     @property
     def may_hurry(self) -> bool:
-        """Whether it is a way back that still waits for a boundary: a robot that stands still has none to wait for."""
-        return self.cause != UPDATE and self.at in ("CHUNK", "REST")
+        """Whether it waits for a boundary that a robot which stands still does not need: a way back, or an episode's draw."""
+        return (self.cause not in (UPDATE, EXPERIMENT) and self.at in ("CHUNK", "REST")) or (
+            self.cause == EXPERIMENT and self.at == "EPISODE"
+        )
 
     def fail(self, code: str, message: str) -> None:
         """It will not happen: its caller gets this error."""

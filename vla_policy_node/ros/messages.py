@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
-from vla_ota.msg import AnomalyScore, EpisodeOutcome, PolicyStatus, SwapReport
+from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, SwapReport
 from vla_ota.msg import ShadowActions as ShadowActionsMessage
 
 from vla_policy_node.contract.model import Contract
+from vla_policy_node.draws import Assignment
 from vla_policy_node.engine import Score, Snapshot
 from vla_policy_node.episodes import Outcome
 from vla_policy_node.generations.residents import Resident
@@ -43,6 +44,7 @@ def outcome(value: Outcome, active: Resident | None, stamp: Time) -> EpisodeOutc
         episode_id=value.episode_id,
         version=active.version if active else "",
         generation=active.id if active else 0,
+        arm=value.arm,
         mixed=value.mixed,
         success=value.success,
         known=value.known,
@@ -50,6 +52,14 @@ def outcome(value: Outcome, active: Resident | None, stamp: Time) -> EpisodeOutc
         instruction=value.instruction,
         duration_s=value.duration_s,
     )
+
+
+def assignment(message: ModelStatus) -> Assignment | None:
+    """Return the experiment that ota_manager names; ``None``: nothing is to be drawn."""
+    if len(message.experiment_digests) != 2:
+        return None
+    a, b = message.experiment_digests
+    return Assignment(message.experiment, message.experiment_robot, (a, b), message.experiment_probability)
 
 
 def swap_report(value: Report, stamp: Time) -> SwapReport:
@@ -116,6 +126,11 @@ def status(value: Snapshot, rate_hz: float, stamp: Time) -> PolicyStatus:
         control_rate_hz=rate_hz,
         inference_ms=value.inference_ms,
         episode_id=value.episode_id,
+        arm=value.arm,
+        experiment=value.experiment,
+        episode_arms=value.episode_arms,
+        draw_error_code=value.draw_error[0],
+        draw_message=value.draw_error[1],
         instruction=value.instruction,
         error_code=value.error_code,
         message=value.message or ("loading the policy" if value.loading else ""),

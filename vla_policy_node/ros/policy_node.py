@@ -314,7 +314,8 @@ class PolicyNode(LifecycleNode):
 
     def _on_manager(self, message: ModelStatus) -> None:
         if self._engine is not None:
-            self._engine.on_manager_status(message.trial_digest, message.committed_digest)
+            assignment = messages.assignment(message)
+            self._engine.on_manager_status(message.trial_digest, message.committed_digest, assignment)
 
     def _set_live(self, name: str, value: Any) -> None:
         if name == "instruction" and self._engine is not None:
@@ -357,8 +358,11 @@ class PolicyNode(LifecycleNode):
         try:
             engine = self._require_engine()
             episode = self._open_episode(engine, request.episode_id, request.instruction, request.timeout_s)
-            response.success, response.episode_id = True, episode.episode_id
-            active = engine.snapshot().active
+            response.success, response.episode_id, response.arm = True, episode.episode_id, episode.arm
+            snapshot = engine.snapshot()
+            active, (code, text) = snapshot.active, snapshot.draw_error
+            if code and not episode.arm:
+                response.message = f"of no arm: {code}: {text}"
             if active is not None:
                 response.version, response.generation = active.version, active.id
         except PolicyNodeError as e:

@@ -206,7 +206,8 @@ class Loaded:
     def __init__(self, worker: Worker, message: dict[str, Any], fds: list[int]) -> None:
         watch, progress = worker.watch, worker.progress
         shadow_fd = fds.pop() if message["shadow"] else None
-        plan_fd, weights_fd, observation_fd, *handle_fds, golden_fd = fds
+        plan_fd, weights_fd, observation_fd, *others = fds
+        handle_fds, golden_fd, changed_fds = others[:3], others[3], others[4:]
         with os.fdopen(plan_fd, "rb") as file:
             file.seek(0)
             self.plan: dict[str, Any] = json.load(file)
@@ -222,12 +223,22 @@ class Loaded:
             progress("LOADING", 0.0)
             module = loading.find_policy_module(plan["policy_type"], plan["policy_modules"])
             loading.check_requirements(plan["requires"])
-            arena = memoryview(_map(weights_fd, plan["weights_bytes"]))
-            tensors = loading.read_weights(bundle_dir, plan["weights"], arena, lambda f: progress("LOADING", f))
+            there = plan["weights_are_there"]  # an adapter's base, which others read
+            arena = memoryview(_map(weights_fd, plan["weights_bytes"], writable=not there))
+            if there:
+                tensors = loading.view_weights([t for file in plan["weights"] for t in file["tensors"]], arena)
+            else:
+                folder = Path(plan["weights_dir"])
+                tensors = loading.read_weights(folder, plan["weights"], arena, lambda f: progress("LOADING", f))
         with watch("digest"):
             progress("DIGEST", 0.0)
-            loading.check_tensors(plan["weights"], tensors, plan["threads"])
+            if not there:
+                loading.check_tensors(plan["weights"], tensors, plan["threads"])
             loading.check_files(bundle_dir, plan["files"])
+        for fd in changed_fds:
+            changed = memoryview(_map(fd, plan["changed_bytes"], writable=False))
+            tensors.update(loading.view_weights(plan["changed"], changed))
+        loading.add_aliases(plan["weights"], tensors)
         with watch("load"):
             progress("BUILD", 0.0)
             self.policy: Policy = loading.build_policy(module, bundle_dir, tensors, plan["device"])
@@ -266,10 +277,11 @@ class Loaded:
                 self.golden_difference = replay(*arguments, golden["tolerance"], golden["seed"])
 
 
-def _map(fd: int, size: int) -> mmap.mmap:
+def _map(fd: int, size: int, *, writable: bool = True) -> mmap.mmap:
     """Map shared memory with its pages in place, and close the descriptor (the mapping stays)."""
+    flags, access = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0), mmap.PROT_READ
     try:
-        return mmap.mmap(fd, size, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+        return mmap.mmap(fd, size, flags, access | mmap.PROT_WRITE if writable else access)
     finally:
         os.close(fd)
 

@@ -117,7 +117,7 @@ def _release(version: str) -> list[int]:
 def read_weights(
     bundle_dir: Path, files: list[dict[str, Any]], arena: memoryview, fraction: Fraction
 ) -> dict[str, TensorView]:
-    """Read every tensor to its offset in ``arena`` and return them by name, tied ones by each of their names.
+    """Read every tensor to its offset in ``arena`` and return them by name.
 
     Raises :class:`WorkerError` ``LOAD_FAILED`` when a file is missing or too short.
     """
@@ -138,8 +138,21 @@ def read_weights(
                     done += count
                     fraction(done / total)
                 tensors[tensor["name"]] = TensorView(tensor["dtype"], tuple(tensor["shape"]), view)
-        tensors.update({alias: tensors[name] for alias, name in file["aliases"].items()})
     return tensors
+
+
+def view_weights(entries: list[dict[str, Any]], arena: memoryview) -> dict[str, TensorView]:
+    """Return tensors that lie in ``arena`` already, by name."""
+    return {
+        t["name"]: TensorView(t["dtype"], tuple(t["shape"]), arena[t["offset"] : t["offset"] + t["nbytes"]])
+        for t in entries
+    }
+
+
+def add_aliases(files: list[dict[str, Any]], tensors: dict[str, TensorView]) -> None:
+    """Give tied tensors their other names."""
+    for file in files:
+        tensors.update({alias: tensors[name] for alias, name in file["aliases"].items()})
 
 
 def check_tensors(files: list[dict[str, Any]], tensors: Mapping[str, TensorView], threads: int) -> None:

@@ -34,11 +34,13 @@ def _meminfo(key: str) -> int:
 
 
 class WeightArena:
-    """One memfd for the weights of one generation at a time."""
+    """One memfd for the weights of one full bundle, or for those that an adapter changes."""
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("vla_ota_weights", os.MFD_CLOEXEC)
-        self.busy = False
+        self.users = 0
+        self.holds = ""
+        """Digest of the full bundle whose weights are in it, complete and checked; empty: none are."""
 
     @property
     def size(self) -> int:
@@ -47,42 +49,71 @@ class WeightArena:
 
 
 class WeightArenas:
-    """As many arenas as generations may be in memory at a time."""
+    """One for each generation that may be in memory at a time, and one for the base that adapters share."""
 
     def __init__(self, count: int, reserve_bytes: int) -> None:
-        self._arenas = [WeightArena() for _ in range(count)]
+        self._arenas = [WeightArena() for _ in range(count + 1)]
+        self._count, self._taken = count, 0
         self._reserve_bytes = reserve_bytes
         self._lock = threading.Lock()
 
     def take(self, size: int) -> WeightArena:
-        """Return a free arena of at least ``size`` bytes, the one that needs to grow least.
+        """Return a free arena of at least ``size`` bytes for a generation of its own, the one that needs to grow least.
 
         Raises :class:`PrepareError` ``NO_FREE_SLOT`` or ``OUT_OF_MEMORY``; memory is checked before it is used, because
         afterwards the kernel would kill any process to get it.
         """
-        size = max(_PAGE, size)
         with self._lock:
-            free = [arena for arena in self._arenas if not arena.busy]
-            if not free:
-                raise PrepareError("NO_FREE_SLOT", f"{len(self._arenas)} generations are in memory; release one first")
-            arena = min(free, key=lambda a: (max(0, size - a.size), a.size))
-            growth = max(0, size - arena.size)
-            available = available_bytes()
-            if growth + self._reserve_bytes > available:
-                raise PrepareError(
-                    "OUT_OF_MEMORY",
-                    f"a second generation needs {growth >> 20} MiB more for its weights, and {self._reserve_bytes >> 20} MiB "
-                    f"must stay free; {available >> 20} MiB are available",
-                )
-            if growth:
-                os.ftruncate(arena.fd, size)
-            arena.busy = True
+            if self._taken >= self._count:
+                raise PrepareError("NO_FREE_SLOT", f"{self._count} generations are in memory; release one first")
+            arena = self._free(size)
+            self._taken += 1
             return arena
 
-    def give_back(self, arena: WeightArena) -> None:
-        """Call when the process that mapped it has ended."""
+    def take_base(self, digest: str, size: int) -> WeightArena:
+        """Return the arena that holds a base (``holds`` says so), or a free one for it. Raises as :meth:`take`."""
         with self._lock:
-            arena.busy = False
+            held = next((arena for arena in self._arenas if arena.holds == digest), None)
+            if held is None:
+                return self._free(size)
+            held.users += 1
+            return held
+
+    def _free(self, size: int) -> WeightArena:
+        size = max(_PAGE, size)
+        free = [arena for arena in self._arenas if not arena.users]
+        if not free:
+            raise PrepareError("NO_FREE_SLOT", "every arena is in use; release a generation first")
+        arena = min(free, key=lambda a: (max(0, size - a.size), bool(a.holds), a.size))
+        growth = max(0, size - arena.size)
+        available = available_bytes()
+        if growth + self._reserve_bytes > available:
+            raise PrepareError(
+                "OUT_OF_MEMORY",
+                f"a second generation needs {growth >> 20} MiB more for its weights, and {self._reserve_bytes >> 20} MiB "
+                f"must stay free; {available >> 20} MiB are available",
+            )
+        if growth:
+            os.ftruncate(arena.fd, size)
+        arena.users, arena.holds = 1, ""
+        return arena
+
+    def holds_two(self) -> bool:
+        """Whether two generations are in memory, or another one as large as the one there fits beside it."""
+        with self._lock:
+            used, free = ([a.size for a in self._arenas if bool(a.users) is state] for state in (True, False))
+            taken = self._taken
+        if taken != 1:
+            return taken > 1
+        growth = max(0, max(used) - max(free, default=0))
+        return growth + self._reserve_bytes <= available_bytes()
+
+    def give_back(self, arena: WeightArena, base: WeightArena | None = None) -> None:
+        """Call when the process that mapped them has ended. ``base``: what it shared."""
+        with self._lock:
+            self._taken -= 1
+            for used in (arena, *([] if base is None else [base])):
+                used.users -= 1
 
     def close(self) -> None:
         """Free the memory (as soon as no process maps it any more)."""

@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from vla_checkpoint.adapter import LowRank
 from vla_checkpoint.bundle import Bundle
 from vla_checkpoint.golden import Golden
 from vla_checkpoint.header import Header
 from vla_policy_node.ipc.arena import Arena, Field, Layout
 from vla_policy_node.policies.base import FloatArray
+from vla_policy_node.worker.adapter import Adapted
 from vla_policy_node.worker.api import WorkerConfig
 
 ALIGNMENT = 64
@@ -51,19 +53,17 @@ class Recording:
 class Plan:
     """A plan and how much room its weights take."""
 
-    document: Mapping[str, Any]
+    document: dict[str, Any]
     weights_bytes: int
+    """Of the bundle's own weights; of an adapter: of its base's."""
+    changed_bytes: int
+    """Of the base's weights that an adapter changes; 0: it is no adapter."""
     golden: Golden | None
     recording: Recording | None = None
 
 
-def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena, recording: Recording | None = None) -> Plan:
-    """Lay a bundle's tensors out in an arena and write down everything a worker needs to know.
-
-    ``recording``: observations to answer, in place of the bundle's golden ones to replay.
-
-    Raises :class:`vla_checkpoint.CheckpointError` for an unusable golden file.
-    """
+def lay_out(bundle: Bundle) -> tuple[list[dict[str, Any]], int]:
+    """Return where each tensor of a full bundle lies in an arena, by file, and the bytes that takes."""
     weights, offset = [], 0
     for name in bundle.weight_files:
         tensors = []
@@ -81,6 +81,42 @@ def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena, recordin
             )
             offset += -(-info.nbytes // ALIGNMENT) * ALIGNMENT
         weights.append({"path": name, "tensors": tensors, "aliases": _aliases(bundle.headers[name])})
+    return weights, offset
+
+
+def lay_out_changes(changes: Mapping[str, LowRank]) -> tuple[list[dict[str, Any]], int]:
+    """Return where each tensor that an adapter changes lies in an arena of its own, and the bytes that takes."""
+    tensors, offset = [], 0
+    for name, change in changes.items():
+        info = change.base
+        entry = {"name": name, "dtype": info.dtype, "shape": list(info.shape), "nbytes": info.nbytes, "offset": offset}
+        tensors.append(entry)
+        offset += -(-info.nbytes // ALIGNMENT) * ALIGNMENT
+    return tensors, offset
+
+
+def make_plan(
+    bundle: Bundle,
+    config: WorkerConfig,
+    observation: Arena,
+    *,
+    adapted: Adapted | None = None,
+    recording: Recording | None = None,
+) -> Plan:
+    """Lay a bundle's tensors out in an arena and write down everything a worker needs to know.
+
+    Args:
+        bundle: what is loaded.
+        config: of the worker.
+        observation: the arena that it reads.
+        adapted: what an adapter changes, and of which base.
+        recording: observations to answer, in place of the bundle's golden ones to replay.
+
+    Raises:
+        CheckpointError: the golden file is unusable.
+    """
+    weights, offset = lay_out(bundle if adapted is None else adapted.base)
+    changed, changed_bytes = lay_out_changes({} if adapted is None else adapted.changes)
     golden = bundle.golden() if recording is None else recording.golden
     others = [{"path": f.path, "sha256": f.sha256} for f in bundle.manifest.files if f.path not in bundle.weight_files]
     document = {
@@ -98,6 +134,10 @@ def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena, recordin
         "requires": dict(bundle.manifest.requires),
         "weights": weights,
         "weights_bytes": offset,
+        "weights_dir": str(bundle.path if adapted is None else adapted.base.path),
+        "weights_are_there": False,
+        "changed": changed,
+        "changed_bytes": changed_bytes,
         "files": others,
         "observation": {
             "layout": observation.layout.to_json(),
@@ -107,7 +147,7 @@ def make_plan(bundle: Bundle, config: WorkerConfig, observation: Arena, recordin
         },
         "golden": None if golden is None else {**_describe(golden), "record": recording is not None},
     }
-    return Plan(document, offset, golden, recording)
+    return Plan(document, offset, changed_bytes, golden, recording)
 
 
 def _aliases(header: Header) -> dict[str, str]:

@@ -21,6 +21,7 @@ from vla_policy_node.ipc.channel import ChannelClosedError
 from vla_policy_node.ipc.generation import CHUNK_SLOTS, REQUEST_SLOTS, GenerationHandle
 from vla_policy_node.ipc.layouts import HISTORY, OBSERVATION_HZ, chunk_layout, request_layout
 from vla_policy_node.policies.base import FeatureSpec, PolicySpec
+from vla_policy_node.worker.adapter import Adapted, find_base, write_changes
 from vla_policy_node.worker.api import MAX_GENERATIONS, Generation, PrepareError, Timings, WorkerConfig, WorkerEvent
 from vla_policy_node.worker.child import Child
 from vla_policy_node.worker.memory import WeightArena, WeightArenas
@@ -43,6 +44,8 @@ class _Resident:
 
     child: Child
     weights: WeightArena
+    base: WeightArena | None
+    """What an adapter shares with others on its base."""
     handle: GenerationHandle
     chunks: Arena
     requests: Arena
@@ -122,11 +125,14 @@ class WorkerPool:
         try:
             on_progress("QUEUED", 0.0)
             self._raise_if_over(cancelled, deadline_s)
-            bundle, plan = self._open(bundle_dir, digest, recording)
+            bundle, adapted, plan = self._open(bundle_dir, digest, recording)
             self._raise_if_over(cancelled, deadline_s)
-            resident, spare_used = self._begin(bundle, plan, shadow)
+            resident, spare_used, merge_s = self._begin(bundle, adapted, plan, shadow)
             try:
-                generation = self._finish(resident, bundle, spare_used, on_progress, cancelled, deadline_s)
+                generation = self._finish(resident, bundle, spare_used, merge_s, on_progress, cancelled, deadline_s)
+                (resident.weights if adapted is None else resident.base or resident.weights).holds = (
+                    bundle.digest if adapted is None else adapted.base.digest
+                )
             except BaseException:
                 self._end(resident)
                 raise
@@ -148,6 +154,10 @@ class WorkerPool:
         with self._lock:
             found = [r.generation for r in self._residents.values() if r.generation is not None and not r.released]
         return sorted(found, key=lambda g: g.id)
+
+    def holds_two(self) -> bool:
+        """Whether there is memory for a second generation beside the one that is loaded; false while none is."""
+        return self._weights.holds_two()
 
     def ensure_spare(self) -> None:
         """Start the spare now rather than after ``spare_delay_s`` (a swap is over)."""
@@ -177,15 +187,15 @@ class WorkerPool:
 
     # -- preparing, on the caller's thread
 
-    def _open(self, bundle_dir: Path, digest: str, recording: Recording | None) -> tuple[Bundle, Plan]:
+    def _open(
+        self, bundle_dir: Path, digest: str, recording: Recording | None
+    ) -> tuple[Bundle, Adapted | None, Plan]:
         try:
             bundle = open_bundle(bundle_dir, expected_digest=digest or None)
-            if bundle.manifest.kind != "full":
-                raise PrepareError(
-                    "KIND_UNSUPPORTED", f"{bundle_dir}: an {bundle.manifest.kind} bundle cannot act without its base"
-                )
             self._check_history(bundle)
-            return bundle, make_plan(bundle, self._config, self._observation, recording)
+            adapted = find_base(bundle)
+            plan = make_plan(bundle, self._config, self._observation, adapted=adapted, recording=recording)
+            return bundle, adapted, plan
         except CheckpointError as e:
             raise PrepareError(e.code, str(e)) from e
         except MemoryError as e:
@@ -201,14 +211,36 @@ class WorkerPool:
                 "HISTORY_UNSUPPORTED", f"the policy needs {count} observations at {rate_hz:g} Hz: {limit}"
             )
 
-    def _begin(self, bundle: Bundle, plan: Plan, shadow: Arena | None) -> tuple[_Resident, bool]:
-        """Give the plan to the spare worker, or to a new one."""
-        weights = self._weights.take(plan.weights_bytes)
+    def _take_memory(
+        self, bundle: Bundle, adapted: Adapted | None, plan: Plan
+    ) -> tuple[WeightArena, WeightArena | None]:
+        """Return the arena of a generation, and that of its base; what an adapter changes is in the first one then."""
+        if adapted is None:
+            return self._weights.take(plan.weights_bytes), None
+        weights = self._weights.take(plan.changed_bytes)
+        base: WeightArena | None = None
+        try:
+            base = self._weights.take_base(adapted.base.digest, plan.weights_bytes)
+            there = bool(base.holds)
+            plan.document["weights_are_there"] = there
+            write_changes(bundle, adapted, plan.document, base.fd if there else None, weights.fd, self._config.nice)
+        except BaseException:
+            self._weights.give_back(weights, base)
+            raise
+        return weights, base
+
+    def _begin(
+        self, bundle: Bundle, adapted: Adapted | None, plan: Plan, shadow: Arena | None
+    ) -> tuple[_Resident, bool, float]:
+        """Give the plan to the spare worker, or to a new one; return also how long merging an adapter took [s]."""
+        begun_s = time.monotonic()
+        weights, base = self._take_memory(bundle, adapted, plan)
+        merge_s = time.monotonic() - begun_s if adapted is not None else 0.0
         try:
             self._policy_type = bundle.manifest.policy_type
             child, spare_used = self._watcher.call(self._take_child)
         except BaseException:
-            self._weights.give_back(weights)
+            self._weights.give_back(weights, base)
             raise
         horizon, execute, action_dim = (int(plan.document["spec"][key]) for key in ("horizon", "execute", "action_dim"))
         chunks = Arena.create(chunk_layout(horizon, action_dim), CHUNK_SLOTS, "vla_ota_chunks")
@@ -228,20 +260,21 @@ class WorkerPool:
                 request_fd=requests.fd,
                 eventfd=os.eventfd(0),
             )
-            resident = _Resident(child, weights, handle, chunks, requests)
+            resident = _Resident(child, weights, base, handle, chunks, requests)
             self._residents[child] = resident
         try:
             self._send_load(resident, plan, shadow)
         except BaseException:
             self._end(resident)
             raise
-        return resident, spare_used
+        return resident, spare_used, merge_s
 
     def _send_load(self, resident: _Resident, plan: Plan, shadow: Arena | None) -> None:
         fields, handle_fds = resident.handle.to_message()
         golden = golden_memory(plan.golden) if plan.recording is None else os.dup(plan.recording.fd)
+        weights = [resident.weights.fd] if resident.base is None else [resident.base.fd, resident.weights.fd]
         memory = [plan_memory(plan), golden]
-        fds = [memory[0], resident.weights.fd, self._observation.fd, *handle_fds, memory[1]]
+        fds = [memory[0], weights[0], self._observation.fd, *handle_fds, golden, *weights[1:]]
         message = {"type": "load", "handle": fields, "shadow": 0 if shadow is None else shadow.slots}
         try:
             resident.child.channel.send(message, fds if shadow is None else [*fds, shadow.fd])
@@ -256,6 +289,7 @@ class WorkerPool:
         resident: _Resident,
         bundle: Bundle,
         spare_used: bool,
+        merge_s: float,
         on_progress: Progress,
         cancelled: Callable[[], bool],
         deadline_s: float,
@@ -275,13 +309,15 @@ class WorkerPool:
             elif kind == "exit":
                 raise PrepareError("WORKER_DIED", f"worker {resident.child.pid} {message['text']} while loading")
             elif kind == "ready":
-                return self._admit(resident, bundle, message, spare_used)
+                return self._admit(resident, bundle, message, spare_used, merge_s)
 
-    def _admit(self, resident: _Resident, bundle: Bundle, message: dict[str, Any], spare_used: bool) -> Generation:
+    def _admit(
+        self, resident: _Resident, bundle: Bundle, message: dict[str, Any], spare_used: bool, merge_s: float
+    ) -> Generation:
         features = {name: FeatureSpec(tuple(shape), dtype) for name, (dtype, shape) in message["features"].items()}
         handle, child, seconds = resident.handle, resident.child, message["seconds"]
         timings = Timings(
-            load_s=seconds["load"],
+            load_s=seconds["load"] + merge_s,
             digest_s=seconds["digest"],
             golden_s=seconds.get("golden", 0.0),
             warm_up_s=seconds["warm_up"],
@@ -423,7 +459,7 @@ class WorkerPool:
         with self._lock:
             resident = self._residents.get(child)
             if resident is not None:
-                self._weights.give_back(resident.weights)
+                self._weights.give_back(resident.weights, resident.base)
                 lost = None if resident.released or self._closed else resident.generation
                 if resident.released:
                     del self._residents[child]

@@ -86,6 +86,7 @@ class SimulatedRobot:
         """Episodes since the start."""
         self._trial = ""
         self._assignment: protocol.Assign | None = None
+        self._kept: Path | None = None
         self._status = protocol.Status(time_s=now(), state="IDLE", episode_arms=episode_arms)
         self._unsent: list[protocol.Event | protocol.Outcome] = []
         self._mutex = threading.RLock()
@@ -101,8 +102,10 @@ class SimulatedRobot:
             for message in self._unsent:
                 self._tell(message)
             self._unsent.clear()
-            self._assignment = bridge.assignment
-            self._tell_status(experiment=bridge.experiment)
+            self._kept = folder / "assignment.json"
+            if self._assignment is None and self._kept.exists():
+                self._assignment = protocol.Assign.model_validate_json(self._kept.read_bytes())
+            self._tell_status(experiment=self._assignment.experiment if self._assignment is not None else "")
         bridge.start()
         return bridge
 
@@ -224,13 +227,19 @@ class SimulatedRobot:
             return Answer(False, "MODEL_NOT_FOUND", f"{version} is not on disk")
         return Answer(True, "", f"{version} is {'no longer ' if unpin else ''}pinned", version)
 
-    def assign(self, order: protocol.Assign) -> Answer:
-        """Take an assignment on; the bridge keeps it."""
+    def assign(self, order: protocol.Assign, robot: str) -> Answer:
+        """Take an assignment on, and keep it."""
         with self._mutex:
+            if not order.versions and self._assignment is not None and self._assignment.experiment != order.experiment:
+                return Answer(True, "", f"takes part in {self._assignment.experiment} by now")
             missing = [version for version in order.versions if version not in self.on_disk]
             if self._episode_arms and missing:
                 return Answer(False, "MODEL_NOT_FOUND", f"{missing[0]} is not on disk")
             self._assignment = order if order.versions else None
+            if self._kept is not None and order.versions:
+                self._kept.write_text(order.model_dump_json())
+            elif self._kept is not None:
+                self._kept.unlink(missing_ok=True)
             self._tell_status(experiment=order.experiment if order.versions else "")
             return Answer(True, "", "each episode is drawn" if self._episode_arms else "kept")
 

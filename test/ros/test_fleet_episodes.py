@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An experiment by episode on a real robot: server, bridge, ota_manager and policy_node are the real ones, over real sockets."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from support.fleet import FleetServer
+from support.robot_rig import RobotRig
+from support.ros import NodeProcess
+from support.waits import wait_for
+
+from vla_evidence.assignment import arm
+from vla_fleet.client import Client
+
+ROBOT, A, B = "arm_1", "1.0.0", "1.1.0"
+
+
+def start_bridge(stack: ExitStack, server: FleetServer, rig: RobotRig, code: str = "") -> NodeProcess:
+    parameters = {
+        "server": server.url.replace("http", "ws", 1),
+        "state_dir": str(rig.folder / "bridge"),
+        "enrolment_code": code,
+    }
+    log = rig.folder / "log"
+    return stack.enter_context(NodeProcess("vla_fleet_bridge.ros.fleet_bridge", rig.domain, log, parameters=parameters))
+
+
+def counted(client: Client, experiment: str) -> int:
+    """Return how many episodes the server has counted."""
+    found = client.experiment(experiment)
+    assert not found["apart"], f"episodes that were not as drawn: {found['apart']}"
+    return int(sum(one["episodes"] for one in found["arms"].values()) + found["waiting"])
+
+
+def test_both_arms_act_on_one_robot_the_server_counts_them_and_the_end_leaves_a(
+    ros_domain: int, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(FleetServer(tmp_path / "fleet"))
+        client = stack.enter_context(server.client())
+        sources = {"allowed_sources": [f"{server.url}/files/"]}
+        rig = stack.enter_context(RobotRig(ros_domain, tmp_path / "robot", manager=sources))
+        rig.start_policy()
+        rig.start_manager()
+        bridge = start_bridge(stack, server, rig, client.make_code(ROBOT))
+        wait_for(lambda: client.robot(ROBOT)["status"].get("state"), "the manager's status at the server")
+        for version in (A, B):
+            rig.publish(version)
+            client.publish(tmp_path / "robot" / "bundles" / version)
+        first = client.deploy(f"pick_place@{A}", [ROBOT])[0]["id"]
+        wait_for(lambda: client.commands([first])[0]["state"] == "DONE", "the first version")
+        wait_for(lambda: client.robot(ROBOT)["status"].get("episode_arms"), "room for two versions")
+
+        design = {"a": f"pick_place@{A}", "b": f"pick_place@{B}", "unit": "episode", "robots": [ROBOT]}
+        experiment = client.create_experiment({**design, "rate": 0.6, "difference": 0.3, "per_day": 1000.0})
+        drawing = rig.wait_policy(
+            lambda m: m.experiment == experiment and m.prepared_version == B, "both versions loaded"
+        )
+        assert drawing.active_version == A and drawing.episode_arms
+        wait_for(lambda: client.experiment(experiment)["robots"][0]["state"] == "RUNNING", "the robot taking part")
+        state = rig.state()["experiment"]
+        assert (state["experiment"], state["robot"], state["code"]) == (experiment, ROBOT, "")
+
+        def play(count: int) -> list[str]:
+            """Run episodes; return the arms of those that the robot drew, each as the server draws it."""
+            arms = []
+            for _ in range(count):
+                outcome = rig.episode(True)
+                assert not outcome.mixed and outcome.version == {"A": A, "B": B}[outcome.arm]
+                assert outcome.arm == "AB"[arm(experiment, ROBOT, outcome.episode_id, 0.5)]
+                arms.append(outcome.arm)
+            return arms
+
+        arms = play(10)
+        while len({*arms}) < 2:
+            arms += play(1)
+        wait_for(lambda: counted(client, experiment) == len(arms), "every episode at the server")
+        runs = client.history(ROBOT)
+        assert {run["version"] for run in runs} == {A, B} and "EXPERIMENT" in {run["cause"] for run in runs}
+
+        bridge.kill()  # the manager keeps the assignment, and either node may restart
+        assert rig.manager is not None
+        rig.manager.kill()
+        rig.start_manager()
+        rig.wait_status(lambda m: m.experiment == experiment, "the experiment after the restart")
+        rig.wait_policy(lambda m: m.experiment == experiment, "the draws after the restart")
+        start_bridge(stack, server, rig)
+        arms += play(4)
+        wait_for(lambda: counted(client, experiment) == len(arms), "every episode at the server")
+        by_arm = client.experiment(experiment)["arms"]
+        assert min(by_arm[name]["episodes"] for name in "AB") > 0
+
+        client.stop_experiment(experiment, "a test")
+        wait_for(lambda: client.experiment(experiment)["robots"][0]["state"] == "LEFT", "the robot sent home")
+        rig.wait_acting(A)
+        status = rig.wait_status(lambda m: m.active_version == A, "A at the manager")
+        assert status.experiment == "" and status.committed_version == A and not status.blocked
+        assert rig.episode(True).arm == "" and rig.current() == A

@@ -1,0 +1,117 @@
+"""An adapter acts on its base's weights where they lie: right numbers, memory for its own alone, else a refusal with a code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.bundles import make_bundle
+from support.refusals import refused
+from support.scripted import scripted_bundle
+from support.worker_robot import WorkerRobot
+
+from vla_checkpoint import Manifest
+from vla_checkpoint.manifest import BaseRef
+from vla_policy_node.worker.api import Generation
+from vla_policy_node.worker.inference import WARM_UP_INFERENCES
+
+RANK, SCALE = 4, 2.0  # of the LoRA that ``make_bundle`` writes: r 4, lora_alpha 8
+BALLAST = np.random.default_rng(1).standard_normal((512, 512)).astype(np.float32)
+MORE = {"mix.weight": np.zeros((2, 2), np.float32), "ballast.weight": BALLAST}
+
+
+def base_bundle(folder: Path) -> Manifest:
+    return scripted_bundle(folder / "1.0.0", horizon=16, amplitude=0.0, offset=(0.1, 0.2), more_tensors=MORE)
+
+
+def adapter_bundle(folder: Path, version: str, base: Manifest, seed: int, **config: Any) -> np.ndarray:
+    """Write an adapter on ``mix``; return the offsets with which it acts."""
+    rng = np.random.default_rng(seed)
+    a, b = (rng.normal(scale=0.1, size=shape).astype(np.float32) for shape in ((RANK, 2), (2, RANK)))
+    names = "base_model.model.mix.lora_A.weight", "base_model.model.mix.lora_B.weight"
+    document = {"peft_type": "LORA", "r": RANK, "lora_alpha": SCALE * RANK, **config}
+    make_bundle(
+        folder / version, version=version, rate_hz=50.0, base=BaseRef(base.name, base.version, base.digest),
+        tensors=dict(zip(names, (a, b), strict=True)), files={"adapter_config.json": json.dumps(document).encode()},
+        calls_before_ready=WARM_UP_INFERENCES, ignored_tensors=sorted(MORE), script_rate_hz=50.0,
+    )  # fmt: skip
+    return np.array([0.1, 0.2]) + SCALE * (b.astype(np.float64) @ a).sum(axis=1)
+
+
+def offsets(robot: WorkerRobot, generation: Generation) -> np.ndarray:
+    found: np.ndarray = robot.chunk(generation)["actions"][0]
+    return found
+
+
+def spoil(folder: Path, name: str = "model.safetensors") -> None:
+    """Change the last bytes of a file on the disk."""
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[-8:] = bytes(byte ^ 1 for byte in data[-8:])
+    path.write_bytes(data)
+
+
+def test_adapters_share_the_base_in_memory_and_only_they_are_read_and_kept(tmp_path: Path) -> None:
+    base = base_bundle(tmp_path)
+    first, second = (adapter_bundle(tmp_path, version, base, seed) for version, seed in (("1.0.1", 1), ("1.0.2", 2)))
+    with WorkerRobot(spare=False) as robot:
+        full = robot.pool.prepare(tmp_path / "1.0.0")
+        whole = sum(arena.size for arena in robot.pool._weights._arenas)
+        spoil(tmp_path / "1.0.0")  # of its files nothing but header and manifest is looked at any more
+        one = robot.pool.prepare(tmp_path / "1.0.1")
+        assert np.allclose(offsets(robot, one), first, atol=1e-6) and np.allclose(offsets(robot, full), (0.1, 0.2))
+        robot.pool.release(full)
+        two = robot.pool.prepare(tmp_path / "1.0.2")
+        assert np.allclose(offsets(robot, two), second, atol=1e-6) and np.allclose(
+            offsets(robot, one), first, atol=1e-6
+        )
+        grown = sum(arena.size for arena in robot.pool._weights._arenas) - whole
+        assert whole > BALLAST.nbytes and grown < BALLAST.nbytes / 10
+        with refused("NO_FREE_SLOT"):
+            robot.pool.prepare(tmp_path / "1.0.1")
+
+
+def test_an_adapter_brings_its_base_into_memory_if_nobody_has_and_a_damaged_base_is_refused(tmp_path: Path) -> None:
+    base = base_bundle(tmp_path)
+    acts = adapter_bundle(tmp_path, "1.0.1", base, 1, use_rslora=True, lora_alpha=SCALE * RANK**0.5)
+    with WorkerRobot(spare=False) as robot:
+        one = robot.pool.prepare(tmp_path / "1.0.1")
+        assert np.allclose(offsets(robot, one), acts, atol=1e-6)
+        robot.pool.release(one)
+    spoil(tmp_path / "1.0.0")
+    with WorkerRobot(spare=False) as robot, refused("DIGEST_TENSOR"):
+        robot.pool.prepare(tmp_path / "1.0.1")
+
+
+@pytest.mark.parametrize(
+    ("config", "code"),
+    [
+        ({"use_dora": True}, "ADAPTER_UNSUPPORTED"),
+        ({"peft_type": "IA3"}, "ADAPTER_UNSUPPORTED"),
+        ({"init_lora_weights": "pissa"}, "ADAPTER_UNSUPPORTED"),
+        ({"r": 8}, "ADAPTER_MISMATCH"),
+    ],
+)
+def test_more_than_a_plain_lora_is_refused_by_name(tmp_path: Path, config: dict[str, Any], code: str) -> None:
+    adapter_bundle(tmp_path, "1.0.1", base_bundle(tmp_path), 1, **config)
+    with WorkerRobot(spare=False) as robot:
+        with refused(code):
+            robot.pool.prepare(tmp_path / "1.0.1")
+        robot.assert_works(robot.pool.prepare(tmp_path / "1.0.0"))
+
+
+def test_an_adapter_without_its_base_or_with_damaged_matrices_is_refused(tmp_path: Path) -> None:
+    base = base_bundle(tmp_path)
+    adapter_bundle(tmp_path, "1.0.1", base, 1)
+    spoil(tmp_path / "1.0.1", "adapter_model.safetensors")
+    with WorkerRobot(spare=False) as robot:
+        with refused("DIGEST_TENSOR"):
+            robot.pool.prepare(tmp_path / "1.0.1")
+        (tmp_path / "1.0.0").rename(tmp_path / "elsewhere")
+        with refused("BASE_MISSING"):
+            robot.pool.prepare(tmp_path / "1.0.1")
+        robot.pool.prepare(tmp_path / "elsewhere")
+        robot.pool.prepare(tmp_path / "elsewhere")  # both places are free
