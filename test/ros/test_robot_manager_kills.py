@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 from support.robot_rig import RobotRig
-from vla_ota.srv import Rollback
 
 from vla_sim.checkpoint_server import Behaviour
 from vla_sim.dds import claim_domain
@@ -82,27 +81,3 @@ def test_a_trial_whose_manager_stays_dead_ends_where_it_began(robot: RobotRig) -
     ended = robot.wait_update(update_id, "ROLLED_BACK")
     assert (ended.error_code, list(ended.blocked), ended.committed_version) == ("TRIAL_ATTEMPTS", ["2.0.0"], base)
     robot.check(base)
-
-
-def test_a_trial_that_was_left_before_that_could_be_written_down_is_not_entered_again(robot: RobotRig) -> None:
-    """As on a disk that is full at that moment: policy_node has gone back, and state.json still says TRIAL."""
-    base = robot.committed
-    manager = robot.start_manager()
-    robot.publish("3.5.0")
-    update_id = robot.offer("3.5.0")
-    robot.wait_update(update_id, "TRIAL")
-    robot.wait_acting("3.5.0")
-    before = (robot.store / "state.json").read_bytes()
-    reply = robot.ros.call(Rollback, "ota_manager/rollback", Rollback.Request(expected_from_version="3.5.0"))
-    assert reply.success and reply.to_version == base
-    robot.reports.wait(lambda m: m.from_version == "3.5.0" and m.cause == "ROLLBACK")
-    manager.kill()
-    (robot.store / "state.json").write_bytes(before)
-    robot.wait_acting(base)
-    robot.forget()
-    robot.robot.record.clear()
-    robot.start_manager()
-    ended = robot.wait_update(update_id, "ROLLED_BACK")
-    assert (ended.error_code, ended.committed_version) == ("SWAPPED_AWAY", base) and "3.5.0" not in ended.blocked
-    robot.wait_acting(base)
-    robot.check(base, never=("3.5.0",))

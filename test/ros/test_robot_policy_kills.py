@@ -109,24 +109,6 @@ def test_a_respawned_policy_node_starts_from_current_without_the_manager_and_hol
     moving.check(base)
 
 
-def test_a_policy_node_killed_during_a_rollback_ends_it(moving: RobotRig) -> None:
-    base = moving.committed
-    moving.start_manager(rollback_at="REST", min_success_rate=0.9)  # it never rests
-    moving.publish("4.0.0")
-    update_id = moving.offer("4.0.0")
-    moving.wait_update(update_id, "TRIAL")
-    moving.episodes_until(False, "ROLLING_BACK", update_id)
-    moving.wait_acting("4.0.0")
-    kill_policy(moving)
-    assert moving.saved == "ROLLING_BACK"
-    moving.start_policy()
-    start(moving, base)
-    ended = moving.wait_update(update_id, "ROLLED_BACK")
-    assert (ended.error_code, list(ended.blocked)) == ("SUCCESS_WORSE", ["4.0.0"])
-    moving.check(base)
-    assert moving.manager is not None and moving.manager.stop() == 0  # its parameters were for this test
-
-
 def test_a_policy_node_killed_in_the_trial_of_a_first_install_is_given_it_again(
     ros_domain: int, tmp_path: Path
 ) -> None:
@@ -149,19 +131,6 @@ def test_a_policy_node_killed_in_the_trial_of_a_first_install_is_given_it_again(
         rig.wait_update(update_id, "COMMITTED")
         rig.wait_acting("1.0.0")
         rig.check("1.0.0")
-
-
-def test_a_policy_node_killed_while_it_prepares_prepares_again_and_the_update_goes_on(moving: RobotRig) -> None:
-    moving.publish("3.0.0", load_sleep_s=3.0)
-    update_id = moving.offer("3.0.0")
-    moving.status.wait(lambda m: m.state_name == "PREPARING" and "LOADING" in m.message, what="a preparation under way")
-    base = moving.committed
-    kill_policy(moving)
-    moving.start_policy()
-    start(moving, base)
-    moving.prove(update_id)
-    moving.wait_settled("3.0.0")
-    moving.check("3.0.0")
 
 
 def test_both_nodes_killed_at_once_in_a_trial_come_back_with_what_is_committed_and_the_trial_goes_on(

@@ -140,7 +140,10 @@ def test_a_malformed_offer_is_refused_and_shown(robot: Robot) -> None:
     robot.adopt("1.0.0")
     robot.publish("1.1.0")
     robot.start()
-    for fields in ({"update_id": "a b"}, {"manifest_sha256": "xyz"}, {"name": "../x"}, {"expires_s": float("nan")}):
+    for fields in (
+        {"update_id": "a b"}, {"update_id": ""}, {"manifest_sha256": "xyz"}, {"name": "../x"}, {"version": "1.2"},
+        {"manifest_url": ""}, {"expires_s": float("nan")},
+    ):  # fmt: skip
         reply = robot.engine.offer(dataclasses.replace(robot.update("1.1.0"), **fields))
         assert (reply.success, reply.error_code) == (False, "OFFER_INVALID")
     assert robot.engine.status().error_code == "OFFER_INVALID"
