@@ -359,7 +359,7 @@ def test_a_long_log_is_replayed_in_bounded_memory(tmp_path: Path) -> None:
     header = log.read_text().splitlines()[0]
     with log.open("w") as file:
         file.write(header + "\n")
-        for number in range(20_000):
+        for number in range(4_000):
             episode = {"episode": f"0/{number}", "now_s": 10 * number}
             version = arm_in_pair("grip-7", "arm-0", number)[1]
             for record in (
