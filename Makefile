@@ -28,7 +28,7 @@ demo-fleet: setup-dev ## a fleet of eight: rollouts, rollbacks and an A/B test o
 
 test: setup-dev ## the whole test suite on real ROS 2: files side by side, then what counts ticks by itself
 	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
-	@$(RUN) python -m pytest -q -m alone $$(grep -rlw 'witness\|alone' test --include 'test_*.py')
+	@$(RUN) python -m pytest -q -m alone $$(grep -rlE 'witness: Witness|mark.alone' test --include 'test_*.py')
 
 lint: setup-dev ## ruff and mypy
 	@$(RUN) ruff check --output-format concise .
