@@ -28,7 +28,7 @@ demo-fleet: setup-dev ## a fleet of eight: rollouts, rollbacks and an A/B test o
 
 test: setup-dev ## the whole test suite on real ROS 2: files side by side, then what counts ticks by itself
 	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
-	@$(RUN) python -m pytest -q -m alone
+	@$(RUN) python -m pytest -q -m alone $$(grep -rlE 'witness: Witness|mark.alone' test --include 'test_*.py')
 
 test-lerobot: setup-dev ## real LeRobot checkpoints in the workers, equal to LeRobot's own actions (makes .venv-lerobot: 8 GB)
 	@scripts/setup_lerobot.sh

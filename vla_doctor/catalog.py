@@ -231,11 +231,6 @@ RULES = {
         "`allowed_sources` is empty: every update is refused.",
         "set allowed_sources of ota_manager to your server's URL prefix, for example ['https://models.example.org/']",
     ),
-    "TRUST_NONE": Rule(
-        "WARN",
-        "Nothing vouches for what is installed.",
-        "configure a trust root, or at least send manifest_sha256 with every update",
-    ),
     "ROBOT_TYPE_DIFFERS": Rule(
         "FAIL",
         "The manager accepts bundles for another robot type than the contract's.",

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 
 from vla_doctor.catalog import RULES
+from vla_ros.plain import plain
 
 _WIDEST = 48
 """Column of the findings: longer names push theirs to the right [characters]."""
@@ -50,13 +51,13 @@ class Finding:
 
 def ok(what: str, text: str) -> Finding:
     """Return a finding that all is well."""
-    return Finding(Level.OK, "", _one_line(what), _one_line(text), "")
+    return Finding(Level.OK, "", plain(what), plain(text), "")
 
 
 def problem(code: str, what: str, text: str, **names: object) -> Finding:
     """Return a problem of the catalogue; ``names`` fill its remedy."""
     rule = RULES[code]
-    return Finding(Level[rule.level], code, _one_line(what), _one_line(text), _one_line(rule.remedy.format(**names)))
+    return Finding(Level[rule.level], code, plain(what), plain(text), plain(rule.remedy.format(**names)))
 
 
 def report(findings: Sequence[Finding]) -> str:
@@ -85,7 +86,3 @@ def worst(findings: Sequence[Finding]) -> Level:
 def exit_status(findings: Sequence[Finding]) -> int:
     """Return 1 if anything failed, else 0."""
     return int(worst(findings) is Level.FAIL)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -85,8 +85,6 @@ def check_manager(node: NodeSeen, *, listened_s: float, before_start: bool) -> l
         found.append(problem("SOURCES_EMPTY", what, "allowed_sources is empty"))
     status = _status(node)
     if status is not None:
-        if status.trust in ("", "none"):
-            found.append(problem("TRUST_NONE", what, "trust is 'none'"))
         if status.error_code:
             found.append(problem("MANAGER_LAST_ERROR", what, f"{status.error_code}: {status.message}"))
         if status.damaged:

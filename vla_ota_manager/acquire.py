@@ -26,9 +26,9 @@ from vla_checkpoint import (
 from vla_checkpoint.files import read_bytes
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import CancelledError, FetchError, OtaError, RefusedError, StoreError
+from vla_ota_manager.fetch import trust
 from vla_ota_manager.fetch.fetcher import Fetcher, Received
 from vla_ota_manager.fetch.source import Url, join_url, parse_url
-from vla_ota_manager.fetch.trust import Trust
 from vla_ota_manager.records import Ref, Update
 from vla_ota_manager.states import UpdateState
 from vla_ota_manager.store.damage import find_damage
@@ -59,11 +59,8 @@ class Callbacks:
 class Acquirer:
     """Does one step for any record. Keeps only which update has repaired its bundle already."""
 
-    def __init__(
-        self, config: OtaConfig, store: Store, fetcher: Fetcher, trust: Trust, wall_clock: Callable[[], float]
-    ) -> None:
-        self._config, self._store, self._fetcher, self._trust = config, store, fetcher, trust
-        self._wall_clock = wall_clock
+    def __init__(self, config: OtaConfig, store: Store, fetcher: Fetcher, wall_clock: Callable[[], float]) -> None:
+        self._config, self._store, self._fetcher, self._wall_clock = config, store, fetcher, wall_clock
         self._repaired = ("", "")
 
     def step(self, record: UpdateRecord, callbacks: Callbacks) -> tuple[UpdateRecord, str]:
@@ -80,7 +77,7 @@ class Acquirer:
     def _check(self, record: UpdateRecord, callbacks: Callbacks) -> tuple[UpdateRecord, str]:
         update = record.update
         self.refuse_expired(update)
-        self._trust.check_offer(update)
+        trust.check_offer(update)
         url = parse_url(update.manifest_url)
         data = self._manifest_on_disk(update.manifest_sha256)
         received = Received()
@@ -88,7 +85,7 @@ class Acquirer:
             self._fetcher.check(url)
             callbacks.show(f"fetching {redacted(url.text)}")
             data = self._fetcher.manifest(url, received, callbacks.interrupted)
-        self._trust.check_manifest(update, data)
+        trust.check_manifest(update, data)
         manifest = Manifest.parse(data)
         self.refuse_unsuitable(update, manifest)
         ref = Ref(manifest.name, manifest.version, manifest.digest)

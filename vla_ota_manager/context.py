@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import OtaError, StoreError
+from vla_ota_manager.fetch import trust
 from vla_ota_manager.fetch.fetcher import Fetcher
-from vla_ota_manager.fetch.trust import Trust
 from vla_ota_manager.policy_gate import PolicyGate
 from vla_ota_manager.port import PolicyPort, PolicySnapshot
 from vla_ota_manager.records import EpisodeResult, Event, Score, Status, Update
@@ -57,13 +57,12 @@ class Context:
         store: Store,
         port: PolicyPort,
         fetcher: Fetcher,
-        trust: Trust,
         on_status: Callable[[Status], None],
         on_event: Callable[[Event], None],
         wall_clock: Callable[[], float] = time.time,
         stamp_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.config, self.store, self.port, self.fetcher, self.trust = config, store, port, fetcher, trust
+        self.config, self.store, self.port, self.fetcher = config, store, port, fetcher
         self.wall_clock, self.stamp_clock = wall_clock, stamp_clock
         self.stopping = threading.Event()
         self.live = Live()
@@ -301,7 +300,7 @@ class Context:
             experiment_robot=experiment.robot if experiment else "",
             experiment_digests=self._drawn(state),
             experiment_probability=experiment.probability if experiment else 0.0,
-            trust=self.trust.name,
+            trust=trust.NAME,
             rollback_ready=self._rollback_ready(state, snapshot),
             error_code=error_code,
             message=message,

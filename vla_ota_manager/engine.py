@@ -24,7 +24,6 @@ from vla_ota_manager.context import Context, Live, log
 from vla_ota_manager.errors import OfferError, OtaError, PolicyError, StoreError
 from vla_ota_manager.experiment import ExperimentRunner
 from vla_ota_manager.fetch.fetcher import Fetcher
-from vla_ota_manager.fetch.trust import Sha256Trust, Trust
 from vla_ota_manager.operator_commands import Operator, RollbackRequest
 from vla_ota_manager.port import PolicyPort, SwapRequest, SwapResult
 from vla_ota_manager.prefetch import Prefetcher
@@ -66,7 +65,6 @@ class UpdateEngine:
         on_status: called with every change of the status and at least every ``status_period_s`` while the engine is well. In a
             trial these are what renews the lease. Called from the engine's thread; must not block.
         on_event: called with every transition, likewise; also in the caller's thread of ``offer`` and ``cancel``.
-        trust: who vouches for manifests; default: the SHA-256 in the offer.
         filesystem: how the store is written.
         wall_clock: seconds since 1970 UTC, for expiry and history.
         stamp_clock: the clock that stamps scores (ROS time) [s]; used when a swap reports no stamp.
@@ -82,7 +80,6 @@ class UpdateEngine:
         *,
         on_status: Callable[[Status], None] = lambda status: None,
         on_event: Callable[[Event], None] = lambda event: None,
-        trust: Trust | None = None,
         filesystem: Filesystem | None = None,
         wall_clock: Callable[[], float] = time.time,
         stamp_clock: Callable[[], float] = time.time,
@@ -92,9 +89,8 @@ class UpdateEngine:
         blob_dir = Path(config.blob_dir) if config.blob_dir else None
         self.store = Store(Path(config.store_dir), filesystem or Filesystem(), blob_dir)
         fetcher = Fetcher(config, self.store.blobs, rng)
-        trust = trust or Sha256Trust()
-        self._ctx = Context(config, self.store, port, fetcher, trust, on_status, on_event, wall_clock, stamp_clock)
-        self._acquirer = Acquirer(config, self.store, fetcher, trust, wall_clock)
+        self._ctx = Context(config, self.store, port, fetcher, on_status, on_event, wall_clock, stamp_clock)
+        self._acquirer = Acquirer(config, self.store, fetcher, wall_clock)
         self._pipeline = UpdatePipeline(self._ctx, self._acquirer)
         self._trials = TrialRunner(self._ctx)
         self._prefetcher = Prefetcher(self._ctx, self._acquirer, self._trials.look)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.bundles import make_bundle
 from support.fleet import FleetServer
+from support.kept import KEPT
 from support.manager_rig import ManagerRig
 from support.ros import NodeProcess
 from support.waits import wait_for
@@ -31,27 +32,33 @@ class FleetRig:
         self.robot = stack.enter_context(ManagerRig(domain, folder / "robot", parameters=parameters))
         self.line = self.robot.ros.subscribe(BridgeStatus, "fleet_bridge/status", qos.LATCHED)
         self.robot.start()
-        self._folder, self._domain, self._stack = folder, domain, stack
+        self.folder, self._domain, self._stack = folder, domain, stack
         self.bridge = self.start_bridge(self.client.make_code(ROBOT))
 
     def start_bridge(self, code: str = "") -> NodeProcess:
         """Start the bridge and wait until it is connected."""
         parameters = {
             "server": self.server.url.replace("http", "ws", 1),
-            "state_dir": str(self._folder / "bridge"),
+            "state_dir": str(self.folder / "bridge"),
             "enrolment_code": code,
         }
         self.line.clear()
         bridge = self._stack.enter_context(
-            NodeProcess("vla_fleet_bridge.ros.fleet_bridge", self._domain, self._folder / "log", parameters=parameters)
+            NodeProcess("vla_fleet_bridge.ros.fleet_bridge", self._domain, self.folder / "log", parameters=parameters)
         )
+        KEPT.add(bridge.process.pid)
         self.line.wait(lambda m: m.connected, what="the line")
         wait_for(lambda: self.client.robot(ROBOT)["status"].get("state"), "the manager's status at the server")
         return bridge
 
+    def start_server(self) -> None:
+        """Start a server that was killed."""
+        self.server.start()
+        KEPT.add(self.server.pid)
+
     def publish(self, version: str) -> None:
         """Publish a version on the fleet server."""
-        folder = self._folder / "bundles" / version
+        folder = self.folder / "bundles" / version
         make_bundle(folder, version=version, seed=zlib.crc32(version.encode()))
         self.client.publish(folder)
 
@@ -74,10 +81,10 @@ class FleetRig:
         return found
 
 
-@pytest.fixture
-def rig(ros_domain: int, tmp_path: Path) -> Iterator[FleetRig]:
+@pytest.fixture(scope="module")
+def rig(shared_domain: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetRig]:
     with ExitStack() as stack:
-        yield FleetRig(ros_domain, tmp_path, stack)
+        yield FleetRig(shared_domain, tmp_path_factory.mktemp("fleet"), stack)
 
 
 def test_a_deployment_is_done_when_the_robot_has_committed_and_a_rollback_when_it_is_back(rig: FleetRig) -> None:
@@ -105,21 +112,21 @@ def test_a_deployment_is_done_when_the_robot_has_committed_and_a_rollback_when_i
 
 
 def test_a_deployment_ends_as_it_would_have_though_server_and_bridge_are_killed_on_the_way(rig: FleetRig) -> None:
-    rig.install("1.0.0")
-    rig.publish("1.1.0")
-    command = rig.client.deploy("pick_place@1.1.0", [ROBOT])[0]["id"]
+    rig.publish("1.2.0")
+    swaps = len(rig.robot.policy.swaps)
+    command = rig.client.deploy("pick_place@1.2.0", [ROBOT])[0]["id"]
     rig.robot.wait_update(command, "TRIAL")
     rig.server.kill()
     rig.bridge.kill()
     rig.robot.prove(command)  # the robot needs neither
-    rig.server.start()
-    rig.start_bridge()
+    rig.start_server()
+    rig.bridge = rig.start_bridge()
     assert rig.ends_as(command, "DONE")["robot_state"] == "COMMITTED"
-    assert len([swap for swap in rig.robot.policy.swaps if swap.trial]) == 2, "it was carried out once"
+    assert len([swap for swap in rig.robot.policy.swaps[swaps:] if swap.trial]) == 1, "it was carried out once"
 
 
-def test_a_robot_gets_a_new_token_and_says_how_long_it_has_had_no_line(rig: FleetRig, tmp_path: Path) -> None:
-    path = tmp_path / "bridge" / "token"
+def test_a_robot_gets_a_new_token_and_says_how_long_it_has_had_no_line(rig: FleetRig) -> None:
+    path = rig.folder / "bridge" / "token"
     old = path.read_text()
     rig.client.rotate_tokens([ROBOT])
     wait_for(lambda: path.read_text() != old and not rig.client.robot(ROBOT)["rotating"], "the new token")
@@ -131,7 +138,7 @@ def test_a_robot_gets_a_new_token_and_says_how_long_it_has_had_no_line(rig: Flee
         lambda m: m.since == away.since and m.message.split(":")[:3] != away.message.split(":")[:3],
         what="a longer time",
     )
-    rig.server.start()
+    rig.start_server()
     rig.line.wait(lambda m: m.connected, what="the line again")
 
 

@@ -11,7 +11,6 @@ import pytest
 from action_msgs.msg import GoalStatus
 from rcl_interfaces.msg import Log
 from support.manager_rig import ManagerRig
-from support.waits import wait_for
 from vla_ota.action import InstallModel
 from vla_ota.srv import CommitModel, ListModels, PinModel, Rollback, UnblockModel
 
@@ -49,15 +48,6 @@ def test_an_empty_rollback_goes_to_the_previous_version_and_blocks_nothing(rig: 
     assert sum(rig.server.served.values()) == sent
 
 
-def test_a_rollback_to_a_named_version_on_disk(rig: ManagerRig) -> None:
-    before = rig.policy.active[1]
-    other = "1.1.0" if before == "1.0.0" else "1.0.0"
-    request = Rollback.Request(version=other, reason="exercise", expected_from_version=before)
-    reply = rig.ros.call(Rollback, "ota_manager/rollback", request)
-    assert reply.success and (reply.from_version, reply.to_version) == (before, other)
-    assert rig.policy.active[1] == other
-
-
 def test_a_refused_command_is_a_warning_in_the_log_and_one_that_is_done_is_none(rig: ManagerRig) -> None:
     log = rig.ros.subscribe(Log, "/rosout", qos.LATCHED)
     assert not rig.ros.call(PinModel, "ota_manager/pin_model", PinModel.Request(version="7.7.7\x1b[31m")).success
@@ -86,7 +76,6 @@ def test_two_rollbacks_at_once_go_back_one_version(ros_domain: int, tmp_path: Pa
     ("request_fields", "code"),
     [
         ({"version": "7.7.7"}, "MODEL_NOT_FOUND"),
-        ({"version": "../../etc"}, "MODEL_NOT_FOUND"),
         ({"version": "1.0.0", "expected_from_version": "7.7.7"}, "EXPECTATION_FAILED"),
     ],
 )
@@ -152,17 +141,6 @@ def test_install_model_can_end_at_trial_and_a_person_can_commit(rig: ManagerRig)
     rig.status.wait(lambda m: m.committed_version == "1.3.0")
 
 
-def test_a_rollback_during_a_trial_returns_to_the_committed_version(rig: ManagerRig) -> None:
-    committed = rig.policy.active[1]
-    digest = rig.publish("1.4.0")
-    rig.status.clear()
-    rig.wait_event(rig.offer("1.4.0", digest), "TRIAL")
-    reply = rig.ros.call(Rollback, "ota_manager/rollback")
-    assert reply.success and (reply.from_version, reply.to_version) == ("1.4.0", committed)
-    status = rig.status.wait(lambda m: m.state_name == "ROLLED_BACK" and m.active_version == committed)
-    assert "1.4.0" not in status.blocked and not status.trial_version
-
-
 def test_install_model_is_cancelled_during_the_download_and_the_download_is_kept(rig: ManagerRig) -> None:
     rig.publish("1.5.0", size=2_000_000)
     path = f"/blobs/sha256/{rig.weights('1.5.0')}"
@@ -185,19 +163,6 @@ def test_install_model_is_cancelled_during_the_download_and_the_download_is_kept
     assert 0 < result.bytes_downloaded < 2_000_000
 
 
-def test_install_model_is_cancelled_during_the_preparation_and_so_is_the_preparation(rig: ManagerRig) -> None:
-    rig.publish("1.6.0")
-    rig.policy.prepare_s, before = 15.0, rig.policy.cancelled
-    try:
-        sent = rig.ros.send_goal(InstallModel, "ota_manager/install_model", goal(rig, "1.6.0"))
-        sent.feedback.wait(lambda m: m.state == "PREPARING")
-        assert sent.cancel()
-        assert sent.result().state == "CANCELLED"
-        wait_for(lambda: rig.policy.cancelled == before + 1, "the cancelled preparation")
-    finally:
-        rig.policy.prepare_s = 0.05
-
-
 def test_install_model_cannot_be_cancelled_once_it_acts(rig: ManagerRig) -> None:
     rig.publish("1.7.0")
     sent = rig.ros.send_goal(InstallModel, "ota_manager/install_model", goal(rig, "1.7.0"))
@@ -211,8 +176,6 @@ def test_install_model_cannot_be_cancelled_once_it_acts(rig: ManagerRig) -> None
     ("fields", "code"),
     [
         ({"manifest_url": ""}, "OFFER_INVALID"),
-        ({"manifest_url": "ftp://127.0.0.1/manifest.json"}, "URL_INVALID"),
-        ({"manifest_sha256": "beef"}, "OFFER_INVALID"),
         ({"manifest_sha256": "0" * 64}, "MANIFEST_DIGEST_MISMATCH"),
         ({"version": "7.7.7"}, "VERSION_MISMATCH"),
     ],

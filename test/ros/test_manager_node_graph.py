@@ -126,7 +126,7 @@ def test_a_number_counts_as_the_source_that_the_parameter_names(robots: tuple[Ma
     before = len(left.status.messages)
     wait_for(lambda: len(left.status.messages) > before + 3, "some more statuses")
     status = left.status.last
-    assert (status.state_name, status.trial_version) == ("TRIAL", "1.5.0")  # a monitor that fails convicts nobody
+    assert (status.state_name, status.trial_version) == ("TRIAL", "1.5.0")  # a monitor that fails rejects nothing
 
     def counted() -> bool:
         numbers.publish(Float64(data=0.1))

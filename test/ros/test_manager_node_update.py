@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from builtin_interfaces.msg import Time
@@ -15,7 +11,6 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import Log
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
-from support.bundles import flip_last_byte
 from support.manager_rig import ManagerRig
 from support.waits import wait_for
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus
@@ -108,82 +103,14 @@ def untouched(rig: ManagerRig) -> Iterator[None]:
     assert (rig.policy.active, len(rig.policy.swaps), len(rig.policy.prepared_paths)) == (active, swaps, prepared)
 
 
-MALFORMED: dict[str, dict[str, Any]] = {
-    "id": {"update_id": "has a space"},
-    "empty id": {"update_id": ""},
-    "version": {"version": "1.2"},
-    "digest": {"manifest_sha256": "xyz"},
-    "name": {"name": "../../etc"},
-    "url": {"manifest_url": ""},
-}
-
-
-@pytest.mark.parametrize("fields", MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_malformed_offer_is_rejected_with_its_field(rig: ManagerRig, untouched: None, fields: dict[str, Any]) -> None:
-    refuse(rig, rig.offer(**{"version": "1.2.0", "digest": "0" * 64, **fields}), "OFFER_INVALID")
-    assert (
-        next(iter(fields)) in next(e for e in reversed(rig.events.messages) if e.error_code == "OFFER_INVALID").message
-    )
-
-
-def test_a_digest_that_is_not_the_manifests_is_rejected(rig: ManagerRig, untouched: None) -> None:
-    rig.publish("1.3.0")
-    refuse(rig, rig.offer("1.3.0", "0" * 64), "MANIFEST_DIGEST_MISMATCH")
-
-
-def test_an_offer_without_a_digest_is_rejected_when_nobody_signs(rig: ManagerRig, untouched: None) -> None:
-    rig.publish("1.3.1")
-    refuse(rig, rig.offer("1.3.1", ""), "MANIFEST_UNTRUSTED")
-
-
-def test_a_source_that_is_not_allowed_is_rejected(rig: ManagerRig, untouched: None) -> None:
-    refuse(rig, rig.offer("1.3.0", "0" * 64, manifest_url="http://127.0.0.1:9/x/manifest.json"), "SOURCE_NOT_ALLOWED")
-
-
-def test_a_file_outside_the_sources_is_rejected(rig: ManagerRig, untouched: None, tmp_path: Path) -> None:
-    url = (tmp_path / "manifest.json").as_uri()
-    refuse(rig, rig.offer("1.3.0", "0" * 64, manifest_url=url), "SOURCE_NOT_ALLOWED")
+def test_a_malformed_offer_is_rejected_with_its_field(rig: ManagerRig, untouched: None) -> None:
+    refuse(rig, rig.offer("1.2.0", "0" * 64, name="../../etc"), "OFFER_INVALID")
+    assert "name" in next(e for e in reversed(rig.events.messages) if e.error_code == "OFFER_INVALID").message
 
 
 def test_an_expired_offer_is_rejected(rig: ManagerRig, untouched: None) -> None:
     digest = rig.publish("1.4.0")
     refuse(rig, rig.offer("1.4.0", digest, expires=Time(sec=int(time.time()) - 10)), "UPDATE_EXPIRED")
-
-
-def test_another_version_than_promised_is_rejected(rig: ManagerRig, untouched: None) -> None:
-    digest = rig.publish("1.5.0")
-    refuse(rig, rig.offer("1.5.1", digest, manifest_url=rig.url("1.5.0")), "VERSION_MISMATCH")
-
-
-def test_another_model_than_promised_is_rejected(rig: ManagerRig, untouched: None) -> None:
-    digest = rig.publish("1.5.2")
-    refuse(rig, rig.offer("1.5.2", digest, name="stack_cups"), "NAME_MISMATCH")
-
-
-def test_corrupted_weights_are_rejected(rig: ManagerRig, untouched: None) -> None:
-    digest = rig.publish("1.6.0")
-    weights = rig.server.root / "blobs" / "sha256" / rig.weights("1.6.0")
-    flip_last_byte(weights)
-    refuse(rig, rig.offer("1.6.0", digest), "BLOB_DIGEST_MISMATCH")
-
-
-def test_a_bundle_whose_tensors_are_not_the_manifests_is_rejected_though_every_file_fits(
-    rig: ManagerRig, untouched: None
-) -> None:
-    rig.publish("1.7.0")
-    path = rig.server.root / "pick_place" / "1.7.0" / "manifest.json"
-    manifest = json.loads(path.read_bytes())
-    tensors = next(iter(manifest["tensors"].values()))
-    tensors[next(iter(tensors))] = "0" * 64
-    path.write_text(json.dumps(manifest, sort_keys=True, separators=(",", ":")))
-    update_id = rig.offer("1.7.0", hashlib.sha256(path.read_bytes()).hexdigest())
-    event = rig.wait_event(update_id, "REJECTED")
-    assert event.from_state == "VERIFYING" and event.error_code and event.message
-
-
-def test_a_bundle_for_another_robot_is_rejected(rig: ManagerRig, untouched: None) -> None:
-    digest = rig.publish("1.7.1", robot_type="other_arm")
-    refuse(rig, rig.offer("1.7.1", digest), "ROBOT_TYPE_MISMATCH")
 
 
 def test_an_update_id_is_acted_on_once(rig: ManagerRig) -> None:
@@ -209,12 +136,6 @@ def test_a_token_and_a_password_in_an_offers_url_are_neither_published_nor_logge
     said = [*rig.status.messages, *rig.events.messages, *logged.messages, rig.manager.log]
     said += rig.ros.call(ListModels, "ota_manager/list_models").history
     assert "SECRET" not in "\n".join(map(str, said))
-
-
-def test_a_missing_model_fails_and_the_next_offer_works(rig: ManagerRig, untouched: None) -> None:
-    update_id = rig.offer("9.9.9", "0" * 64)
-    event = rig.events.wait(lambda m: m.update_id == update_id and m.to_state in ("REJECTED", "FAILED"))
-    assert event.error_code == "NOT_FOUND"
 
 
 def test_the_parameter_update_permitted_forbids_swaps_while_the_node_runs(rig: ManagerRig) -> None:

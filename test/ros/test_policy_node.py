@@ -19,7 +19,7 @@ from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import Trigger
 from support.engine_rig import contract_text
 from support.policy_rig import PolicyRig
-from support.ros import NodeProcess, RosHarness
+from support.ros import RosHarness
 from support.scripted import scripted_bundle
 from support.waits import wait_for
 from vla_ota.action import PrepareModel, RunPolicy
@@ -28,7 +28,6 @@ from vla_ota.srv import EndEpisode, StartEpisode
 
 from vla_ros import qos
 from vla_ros.fault import Fault
-from vla_ros.start import REFUSED
 from vla_sim.dds import claim_domain
 from vla_sim.witness import Witness
 
@@ -231,12 +230,6 @@ def test_without_a_usable_contract_the_node_stays_unconfigured_and_says_why(ros_
         assert status.error_code == "CONTRACT_KEY_UNKNOWN" and "hold_on" in status.message
 
 
-def test_a_wrong_parameter_ends_the_node_with_one_clear_line(ros_domain: int, tmp_path: Path) -> None:
-    with NodeProcess("vla_policy_node.ros.policy_node", ros_domain, tmp_path, parameters={"worker_threads": 0}) as node:
-        assert node.wait() == REFUSED
-        assert "PARAMETER_INVALID" in node.log and "worker_threads" in node.log and "Traceback" not in node.log
-
-
 def test_motion_disabled_stops_commands_and_they_do_not_come_back_before_resume(
     ros_domain: int, tmp_path: Path
 ) -> None:
@@ -331,13 +324,6 @@ def test_a_node_that_was_killed_and_started_again_holds_until_resume_and_begins_
         rig.resume()
         rig.wait_running("1.0.0")
         assert rig.robot.commands[0] == pytest.approx((0.7, -0.4), abs=4.0 / 50 + 1e-6)  # a tick at the velocity limit
-
-
-def test_with_simulated_time_that_stands_still_the_node_starts_and_reports(ros_domain: int, tmp_path: Path) -> None:
-    scripted_bundle(tmp_path / "a", "1.0.0")
-    with PolicyRig(ros_domain, tmp_path, use_sim_time=True, model_path=str(tmp_path / "a")) as rig:
-        rig.wait_running("1.0.0")
-        rig.wait_status(lambda m: m.ticks > 0, "another status")
 
 
 def control_process(rig: PolicyRig) -> int:

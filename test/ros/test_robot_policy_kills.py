@@ -18,7 +18,10 @@ from vla_sim.dds import claim_domain
 
 @pytest.fixture(scope="module")
 def robot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RobotRig]:
-    """A robot without auto_resume that has installed 1.0.0 and is at work; in the end both nodes end cleanly."""
+    """A robot without auto_resume that has installed 1.0.0 and is at work; in the end both nodes end cleanly.
+
+    Its policy node is killed in the trial of that first install: nothing is committed, so it is given the version again.
+    """
     contract = {"auto_resume": False}
     folder = tmp_path_factory.mktemp("robot")
     with claim_domain() as domain, RobotRig(domain, folder, contract=contract, kept=True) as rig:
@@ -31,6 +34,14 @@ def robot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RobotRig]:
         assert held.hold_reason == "STARTUP" and not rig.robot.record, (
             "a robot that was started moves when a person says so"
         )
+        assert rig.policy is not None
+        rig.policy.kill()
+        assert rig.current() == "", "nothing is committed, so nothing is started from"
+        rig.start_policy()
+        rig.wait_policy(
+            lambda m: m.boot_id != held.boot_id and m.active_version == "1.0.0" and m.on_trial, "the trial again"
+        )
+        assert not rig.robot.record
         assert rig.resume().success
         rig.wait_update(update_id, "COMMITTED")
         rig.wait_settled("1.0.0")
@@ -109,61 +120,6 @@ def test_a_respawned_policy_node_starts_from_current_without_the_manager_and_hol
     moving.check(base)
 
 
-def test_a_policy_node_killed_during_a_rollback_ends_it(moving: RobotRig) -> None:
-    base = moving.committed
-    moving.start_manager(rollback_at="REST", min_success_rate=0.9)  # it never rests
-    moving.publish("4.0.0")
-    update_id = moving.offer("4.0.0")
-    moving.wait_update(update_id, "TRIAL")
-    moving.episodes_until(False, "ROLLING_BACK", update_id)
-    moving.wait_acting("4.0.0")
-    kill_policy(moving)
-    assert moving.saved == "ROLLING_BACK"
-    moving.start_policy()
-    start(moving, base)
-    ended = moving.wait_update(update_id, "ROLLED_BACK")
-    assert (ended.error_code, list(ended.blocked)) == ("SUCCESS_WORSE", ["4.0.0"])
-    moving.check(base)
-    assert moving.manager is not None and moving.manager.stop() == 0  # its parameters were for this test
-
-
-def test_a_policy_node_killed_in_the_trial_of_a_first_install_is_given_it_again(
-    ros_domain: int, tmp_path: Path
-) -> None:
-    with RobotRig(ros_domain, tmp_path, contract={"auto_resume": False}) as rig:
-        rig.start_policy()
-        rig.start_manager()
-        rig.publish("1.0.0")
-        update_id = rig.offer("1.0.0")
-        rig.wait_update(update_id, "TRIAL")
-        boot_id = rig.wait_policy(lambda m: m.active_version == "1.0.0" and m.on_trial, "the trial").boot_id
-        assert rig.policy is not None
-        rig.policy.kill()
-        assert rig.current() == "", "nothing is committed, so nothing is started from"
-        rig.start_policy()
-        rig.wait_policy(
-            lambda m: m.boot_id != boot_id and m.active_version == "1.0.0" and m.on_trial, "the trial again"
-        )
-        assert not rig.robot.record
-        assert rig.resume().success
-        rig.wait_update(update_id, "COMMITTED")
-        rig.wait_acting("1.0.0")
-        rig.check("1.0.0")
-
-
-def test_a_policy_node_killed_while_it_prepares_prepares_again_and_the_update_goes_on(moving: RobotRig) -> None:
-    moving.publish("3.0.0", load_sleep_s=3.0)
-    update_id = moving.offer("3.0.0")
-    moving.status.wait(lambda m: m.state_name == "PREPARING" and "LOADING" in m.message, what="a preparation under way")
-    base = moving.committed
-    kill_policy(moving)
-    moving.start_policy()
-    start(moving, base)
-    moving.prove(update_id)
-    moving.wait_settled("3.0.0")
-    moving.check("3.0.0")
-
-
 def test_both_nodes_killed_at_once_in_a_trial_come_back_with_what_is_committed_and_the_trial_goes_on(
     moving: RobotRig,
 ) -> None:
@@ -204,9 +160,7 @@ def test_a_version_that_breaks_a_hard_limit_is_rolled_back_at_once_and_the_robot
     moving.check(base)
 
 
-def test_a_lost_worker_is_loaded_again_and_a_lost_control_process_is_told_and_commands_nothing(
-    moving: RobotRig,
-) -> None:
+def test_a_lost_worker_is_loaded_again_and_the_robot_holds_until_resume(moving: RobotRig) -> None:
     base = moving.committed
     worker = moving.worker_pid()
     before = moving.policy_status.last.generation
@@ -219,19 +173,4 @@ def test_a_lost_worker_is_loaded_again_and_a_lost_control_process_is_told_and_co
     moving.wait_acting(base)
     report = moving.reports.wait(lambda m: m.cause == "WORKER_LOST" and m.from_version == base)
     assert report.to_version == base
-
-    assert moving.policy is not None
-    (control,) = [
-        pid
-        for pid in processes_of(moving.policy.process.pid)
-        if b"vla_policy_node.control" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    os.kill(control, signal.SIGKILL)
-    status = moving.wait_policy(lambda m: m.state == PolicyStatus.STATE_ERROR, "STATE_ERROR")
-    assert status.error_code == "CONTROL_LOST" and "restart" in status.message
-    sent = len(moving.robot.record)
-    moving.policy.kill()
-    moving.start_policy()
-    start(moving, base)
-    assert len(moving.robot.record) > sent
     moving.check(base)

@@ -379,13 +379,12 @@ class RobotRig:
         assert manifest.digest == self.digests[manifest.version]
         return manifest.version
 
-    def check(self, committed: str, *, never: tuple[str, ...] = (), refetched: tuple[str, ...] = ()) -> None:
+    def check(self, committed: str, *, never: tuple[str, ...] = ()) -> None:
         """Fail unless everything that always holds has held so far.
 
         Args:
             committed: version that ``current`` must name.
             never: versions that must never have acted.
-            refetched: paths on the server that may have been fetched again.
         """
         assert self.current() == committed
         self._check_commands(never)
@@ -393,7 +392,7 @@ class RobotRig:
         assert acted.isdisjoint(never), acted
         asked: dict[str, list[int]] = {}
         for path, headers in list(self.server.requests):
-            if path.startswith("/blobs/") and path not in refetched:
+            if path.startswith("/blobs/"):
                 start = headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-")
                 asked.setdefault(path, []).append(int(start))
         again = {path: starts for path, starts in asked.items() if any(np.diff(starts) <= 0)}

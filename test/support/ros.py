@@ -242,10 +242,6 @@ class RosHarness:
                 return self.wait_future(client.call_async(request), f"a reply of {name}", timeout_s / attempts)
         return self.wait_future(client.call_async(request), f"a reply of {name}", timeout_s / attempts)
 
-    def has_service(self, name: str) -> bool:
-        """Whether a service of this full name is known in the graph."""
-        return any(service == name for service, _ in self.node.get_service_names_and_types())
-
     def send_goal(self, action_type: type, name: str, goal: Any, timeout_s: float = TIMEOUT_S) -> Goal:
         """Send a goal, as soon as the server is there, and return it, accepted or not."""
         client = self._clients.get(name)

@@ -116,25 +116,6 @@ class StandInPolicyNode:
             )
             time.sleep(0.001)
 
-    def publish_outcomes(self, success: bool, count: int) -> None:
-        """Go through so many episodes of the active generation."""
-        for _ in range(count):
-            self.episode_id = uuid.uuid4().hex
-            self.publish_status()
-            self._outcome.publish(
-                EpisodeOutcome(
-                    header=self._header(),
-                    episode_id=self.episode_id,
-                    version=self.active[1],
-                    generation=self.generation,
-                    success=success,
-                    known=True,
-                    duration_s=1.0,
-                )
-            )
-            self.episode_id = ""
-            self.publish_status()
-
     def publish_status(self) -> None:
         """Publish the status as it is now."""
         if self.silent:

@@ -124,7 +124,7 @@ def test_conditions_that_change_for_both_are_no_difference_though_one_is_faster(
     assert found <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 60)
 
 
-def test_robots_that_never_run_are_no_part_of_the_comparison_and_are_told() -> None:
+def test_robots_that_never_run_are_not_compared_and_the_verdict_says_so() -> None:
     """5 of 50 robots run B, and of the others 30 never run: while they were left out without a word, 36 % of tests erred."""
     assert unpaired_claims(20, 6, 5, 400, 20, lambda which, number: which == B or number % 3 == 0, lambda _: 0.8) == 0.0
     judge = UnpairedABJudge(40, arms={f"r{i}": (A, B)[i % 2] for i in range(10)}, looks=4)
@@ -199,7 +199,7 @@ def test_unpaired_with_a_known_fleet() -> None:
     assert caught.value.code == "INPUT_ARM"
 
 
-def test_too_few_robots_are_told_that_episodes_do_not_help() -> None:
+def test_with_too_few_robots_the_verdict_says_that_episodes_do_not_help() -> None:
     judge = UnpairedABJudge(400, arms={"a": A, "b": B, "c": A, "d": B})
     for i in range(400):
         judge.record("abcd"[i % 4], i % 2 == 1)

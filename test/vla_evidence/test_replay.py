@@ -52,7 +52,7 @@ def canary_log(path: Path, by_robot: bool = False, canary: float = 0.4, episodes
     rng = np.random.default_rng(2)
     settings = {"stages": ROBOT_STAGES} if by_robot else {}
     config = CanaryConfig(history=(870, 1000), latency_limit_s=4.0, deadline_s=600.0, **settings)
-    rollout = Rollout.open(path, "pick-1.2.0", config, {"tce": rng.normal(size=200).tolist()})
+    rollout = Rollout.begin(path, "pick-1.2.0", config, {"tce": rng.normal(size=200).tolist()})
     rollout.begin_stage(0, FLEET, 0.0, {robot: (90, 100) for robot in FLEET} if by_robot else None)
     decisions = []
     for number in range(episodes):
@@ -63,7 +63,7 @@ def canary_log(path: Path, by_robot: bool = False, canary: float = 0.4, episodes
             scores = {"tce": rng.normal(size=2).tolist()}
             rollout.outcome(name, success, now_s + 30.0, float(rng.uniform(1, 5)), scores)
         if number % 40 == 39:
-            decisions.append(rollout.status(now_s + 31.0).decision.value)
+            decisions.append(rollout.verdict(now_s + 31.0).decision.value)
     rollout.close()
     return decisions
 
@@ -359,7 +359,7 @@ def test_a_long_log_is_replayed_in_bounded_memory(tmp_path: Path) -> None:
     header = log.read_text().splitlines()[0]
     with log.open("w") as file:
         file.write(header + "\n")
-        for number in range(20_000):
+        for number in range(4_000):
             episode = {"episode": f"0/{number}", "now_s": 10 * number}
             version = arm_in_pair("grip-7", "arm-0", number)[1]
             for record in (

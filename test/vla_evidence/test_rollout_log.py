@@ -27,7 +27,7 @@ CONFIG = CanaryConfig(stages=STAGES, min_episodes=1, deadline_s=50.0)
 
 
 def rollout(path: Path) -> Rollout:
-    return Rollout.open(path, "pick-2", CONFIG)
+    return Rollout.begin(path, "pick-2", CONFIG)
 
 
 def test_a_server_runs_a_rollout_restarts_in_the_middle_and_reports_it(tmp_path: Path) -> None:
@@ -50,12 +50,12 @@ def test_a_server_runs_a_rollout_restarts_in_the_middle_and_reports_it(tmp_path:
         assert second.outcome(f"e{n}", True, 44.0) is Fate.COUNTED
     second.robots_changed(45.0, joined=["c"])
     assert second.choose("c", "c0", 50.0) in (0, 1)
-    assert second.status(60.0).decision is Decision.HOLD
+    assert second.verdict(60.0).decision is Decision.HOLD
     with pytest.raises(InputError, match="a person must decide"):
         second.begin_stage(1, ["a", "b", "c"], 61.0)
     second.decide("anna", "advance", "the customer waits", 62.0)
     assert second.begin_stage(1, ["a", "b", "c"], 63.0) == ("a", "b", "c")
-    second.status(64.0)
+    second.verdict(64.0)
     second.close()
     with log.open("rb") as stream:
         said = report(read_log(stream))
@@ -69,17 +69,17 @@ def test_a_server_runs_a_rollout_restarts_in_the_middle_and_reports_it(tmp_path:
 def test_a_log_that_a_database_keeps_is_the_same_log(tmp_path: Path, rule: str) -> None:
     config = CanaryConfig(stages=STAGES, min_episodes=1, deadline_s=50.0, rule=rule)
     lines, log = [header_line("canary", "pick-2", {"config": config.to_json()})], NewLines()
-    server = Rollout(LoggedJudgement.resume(lines, log))
+    server = Rollout.resume(lines, log)
     server.begin_stage(0, ["a"], 0.0)
     for n in range(120):
         if n % 10 == 0:  # the process is another one
             lines += log.take()
-            server = Rollout(LoggedJudgement.resume(lines, log))
+            server = Rollout.resume(lines, log)
         server.choose("a", f"e{n}", float(n) / 2)
         server.outcome(f"e{n}", True, n / 2 + 0.5)
-    first = server.status(100.0)
+    first = server.verdict(100.0)
     lines += log.take()
-    assert Rollout(LoggedJudgement.resume(lines, NewLines())).status(100.0) == first
+    assert Rollout.resume(lines, NewLines()).verdict(100.0) == first
     (tmp_path / "log.jsonl").write_bytes(b"".join(lines))
     replay = replay_file(tmp_path / "log.jsonl")
     assert (replay.outcomes, replay.verdicts) == (120, 1)
@@ -92,7 +92,7 @@ def test_an_advance_lets_the_next_stage_begin(tmp_path: Path) -> None:
     for n in range(30):
         server.choose("a", f"e{n}", float(n))
         server.outcome(f"e{n}", True, n + 0.5)
-    assert server.status(100.0).decision is Decision.ADVANCE
+    assert server.verdict(100.0).decision is Decision.ADVANCE
     server.begin_stage(1, ["a"], 100.0)
     assert server.choose("a", "last", 101.0) == 1
     server.close()
@@ -136,11 +136,11 @@ def test_after_a_full_disk_the_log_is_whole_and_whoever_opens_it_again_goes_on(
     version = server.choose("r", "e", 1.0)
     before = log.read_bytes()
     with full_disk(log, 20), pytest.raises(LogError) as caught:
-        _ = server.status(1e6) if by_verdict else server.outcome("e", True, 2.0)
+        _ = server.verdict(1e6) if by_verdict else server.outcome("e", True, 2.0)
     assert caught.value.code == "LOG_NOT_WRITTEN" and log.read_bytes() == before
     for again in (
         lambda: server.outcome("e", True, 2.0),
-        lambda: server.status(3.0),
+        lambda: server.verdict(3.0),
         lambda: server.choose("r", "f", 3.0),
     ):
         with pytest.raises(LogError, match="open it again") as caught:
@@ -156,11 +156,11 @@ def test_after_a_full_disk_the_log_is_whole_and_whoever_opens_it_again_goes_on(
 
 
 def test_scores_and_outcomes_may_come_as_numpy_values(tmp_path: Path) -> None:
-    server = Rollout.open(tmp_path / "log.jsonl", "x", CONFIG, {"tce": np.zeros(100)})  # type: ignore[dict-item]
+    server = Rollout.begin(tmp_path / "log.jsonl", "x", CONFIG, {"tce": np.zeros(100)})  # type: ignore[dict-item]
     server.begin_stage(0, ["r"], 0.0)
     server.choose("r", "e", 2.0)
     fate = server.outcome("e", np.True_, np.float64(3.0), scores={"tce": np.zeros(2)})  # type: ignore[arg-type]
-    assert fate is Fate.COUNTED and server.status(4.0).figures["open"] == 0
+    assert fate is Fate.COUNTED and server.verdict(4.0).figures["open"] == 0
     server.close()
     assert replay_file(tmp_path / "log.jsonl").outcomes == 1
 
@@ -183,9 +183,9 @@ def test_whatever_no_log_can_hold_has_a_code(tmp_path: Path, value: Any) -> None
         lambda: server.begin_stage(value, ["r"], 2.0),
         lambda: server.begin_stage(1, ["r"], 2.0, {"r": value}),
         lambda: server.decide("anna", "advance", value, 2.0),
-        lambda: server.status(value),
+        lambda: server.verdict(value),
     ):
         with pytest.raises((EvidenceError, TypeError)):
             call()
-    server.status(3.0)
+    server.verdict(3.0)
     server.close()

@@ -52,8 +52,6 @@ def test_an_exercise_gives_a_sentence_tables_figures_and_plots(
 def test_an_exercise_is_the_same_for_the_same_seed(ab_report: object, canary_report: object) -> None:
     assert ab.run(SMALL_AB).text == ab_report.text  # type: ignore[attr-defined]
     assert canary.run(SMALL_CANARY).text == canary_report.text  # type: ignore[attr-defined]
-    other = canary.Settings(robots=10, per_hour=20.0, runs=20, seed=4)
-    assert canary.run(other).text != canary_report.text  # type: ignore[attr-defined]
 
 
 def test_a_drop_that_is_not_always_found_is_said_to_be_so(tmp_path: Path) -> None:

@@ -189,13 +189,6 @@ def test_by_robot_harm_ends_it_early_and_sends_every_robot_back_to_a(fleet: Flee
     assert {robot.active for robot in fleet.robots} == {A}
 
 
-def test_by_episode_harm_ends_it_early(fleet: Fleet) -> None:
-    fleet.add(4, {A: 0.95, B: 0.2}, episode_arms=True)
-    found = fleet.to_the_end(fleet.create("episode", rate=0.9))
-    assert found["state"] == "WIN_A", found["reason"]
-    assert sum(arm["episodes"] for arm in found["arms"].values()) < found["plan"]["at_most"]
-
-
 def test_an_equal_b_does_not_win_and_the_test_ends_when_all_that_was_planned_is_in(fleet: Fleet) -> None:
     fleet.add(2, {A: 0.7, B: 0.7}, episode_arms=True)
     found = fleet.to_the_end(fleet.create("episode", rate=0.6, difference=0.3), each=60)
@@ -270,23 +263,6 @@ def test_a_robot_that_is_away_is_caught_up_and_one_that_comes_to_the_group_joins
     assert away.episodes(1)[0].arm == ""
 
 
-def test_b_does_not_win_by_robot_if_robots_did_not_keep_it(fleet: Fleet) -> None:
-    fleet.add(12, {A: 0.3, B: 0.99})
-    unlucky = fleet.robots[0]
-    for robot in fleet.robots:
-        robot.disconnect()
-    name = fleet.create("robot", rate=0.3, difference=0.6)
-    drawn = [robot["robot"] for robot in fleet.client.experiment(name)["robots"] if robot["arm"] == "B"]
-    unlucky = next(robot for robot in fleet.robots if robot.name in drawn)
-    unlucky.ends[B] = "ROLLED_BACK", "SUCCESS_WORSE"
-    for robot in fleet.robots:
-        fleet.connect(robot)
-    found = fleet.to_the_end(name)
-    assert found["state"] == "INCONCLUSIVE" and unlucky.name in found["reason"]
-    assert found["decision"] == "B_BETTER"
-    assert {robot.active for robot in fleet.robots} == {A}
-
-
 def test_b_does_not_win_by_robot_if_a_person_took_it_from_a_robot(fleet: Fleet) -> None:
     fleet.add(12, {A: 0.3, B: 0.99})
     name = fleet.create("robot", rate=0.3, difference=0.6)
@@ -325,18 +301,6 @@ def test_it_ends_if_too_many_robots_do_not_keep_their_version(fleet: Fleet) -> N
     found = fleet.server.until(lambda: fleet.home(name), "the end")
     assert found["state"] == "INCONCLUSIVE"
     assert found["reason"].endswith("of 4 robots that were drawn for B did not keep the version (ROBOT_TYPE_MISMATCH)")
-
-
-def test_a_robot_that_was_away_all_the_time_installs_nothing_of_an_experiment_that_is_over(fleet: Fleet) -> None:
-    fleet.add(2, {}, episode_arms=True)
-    away = fleet.robots[0]
-    away.disconnect()
-    name = fleet.create("episode")
-    fleet.server.until(lambda: "RUNNING" in states(fleet, name).values(), "the robot that is there")
-    fleet.client.stop_experiment(name)
-    fleet.connect(away)
-    fleet.server.until(lambda: fleet.home(name), "both at home")
-    assert list(away.on_disk) == [A]
 
 
 def states(fleet: Fleet, name: str) -> dict[str, str]:

@@ -46,7 +46,7 @@ def session() -> Iterator[requests.Session]:
 def test_every_answer_is_one_that_the_document_promises(
     app: FleetApp, session: requests.Session, operation: Any
 ) -> None:
-    @settings(max_examples=8, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=4, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy())
     def check(case: Any) -> None:
         key = {"Authorization": f"Bearer {app.key}"}

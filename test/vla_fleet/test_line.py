@@ -66,7 +66,7 @@ def hello(**fields: Any) -> str:
     return json.dumps({"type": "hello", "protocols": [1], "outbox_id": "box", **fields})
 
 
-def test_an_update_that_the_robot_refuses_or_rolls_back_is_told_as_that(
+def test_an_update_that_the_robot_refuses_or_rolls_back_is_reported_as_that(
     server: FleetServer, client: Client, name: str, tmp_path: Path
 ) -> None:
     robot = SimulatedRobot(name)

@@ -206,6 +206,6 @@ def test_bad_requests_are_refused_with_a_code_and_a_reason(
     assert answer.json()["error_code"] and answer.json()["message"]
 
 
-def test_a_server_that_is_not_there_is_told_as_that() -> None:
+def test_a_server_that_is_not_there_is_an_error_with_a_code() -> None:
     with Client("http://127.0.0.1:9", "key") as nowhere, pytest.raises(FleetError, match="SERVER_UNREACHABLE"):
         nowhere.models()

@@ -421,15 +421,6 @@ def test_two_servers_on_one_database_give_each_order_once_and_count_each_outcome
     assert replayed(fleet, rollout) and found["outcomes"]["counted"] == 150
 
 
-def test_the_simple_rule_widens_at_parity_and_asks_without_an_improvement(fleet: RolloutFleet) -> None:
-    fleet.add(*NAMES, new=1.0, old=1.0)
-    stages = [stage("canary", 0.5, margin=None), stage("wide", 0.5, margin=None), FULL]
-    rollout = fleet.client.create_rollout(MODEL, stages=stages, judge="simple")["id"]
-    asked = fleet.until(rollout, "ASKING", "DONE", "ROLLED_BACK", hours=24, episodes=40)
-    assert (asked["state"], asked["stage"]) == ("ASKING", 1) and "an improvement" in asked["verdict"]["missing"][0]
-    assert replayed(fleet, rollout) > 1
-
-
 def test_a_forecast_simulates_the_judge_in_this_fleet_before_anything_begins(fleet: RolloutFleet) -> None:
     fleet.add(*NAMES)
     fleet.episodes(30)

@@ -261,7 +261,7 @@ def test_one_code_lets_one_robot_in_however_many_try_at_once(app: FleetApp, clie
     assert sorted(answers) == [201, 401, 401, 401, 401]
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> None:
+def test_too_many_requests_are_refused_with_the_time_to_wait(tmp_path: Path) -> None:
     with FleetApp(tmp_path / "fleet", key_requests_s=0.1) as app, app.client() as client:
         app.clock.stands_at_s = 2e9
         guest = {"Authorization": f"Bearer {client.make_key('guest', 'viewer')}"}

@@ -174,7 +174,7 @@ def test_a_key_of_passes_that_was_lost_in_a_crash_is_made_again(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("body", [b"<html>sign in</html>", b""])
-def test_a_proxy_that_answers_instead_of_the_server_is_told_as_that(body: bytes) -> None:
+def test_a_proxy_that_answers_instead_of_the_server_is_an_error_with_a_code(body: bytes) -> None:
     class Portal(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)

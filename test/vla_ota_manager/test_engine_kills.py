@@ -156,7 +156,7 @@ def test_killed_at_every_crash_point_the_update_completes_and_no_blob_is_fetched
     assert runs.run(Job(**{**job.__dict__, "crash_log": str(log)})) == 0
     passed = Counter(log.read_text().split())
     assert {"fetch.chunk", "install.before_rename", "port.after_swap", "current.before_rename"} <= set(passed)
-    points = [(name, nth) for name, count in passed.items() for nth in sorted({1, (count + 1) // 2, count})]
+    points = [(name, nth) for name, count in passed.items() for nth in sorted({1, count})]
     reached = in_parallel(several, lambda own, name, nth: kill_and_go_on(fleet, own, name, nth), points)
     fleet.server.be_good()
     assert sum(reached) >= 0.9 * len(points)  # how often the last state is written in a run is not fixed
@@ -220,7 +220,7 @@ def test_killed_at_every_crash_point_of_a_repair_what_was_intact_stays_and_the_r
     assert current_version(folder) == "1.0.0"
     passed = Counter(log.read_text().split())
     assert {"blob.rescue.before_link", "mend.stray.half_removed", "mend.file.before_rename"} <= set(passed)
-    points = [(name, nth) for name, count in passed.items() for nth in sorted({1, (count + 1) // 2, count})]
+    points = [(name, nth) for name, count in passed.items() for nth in sorted({1, count})]
     lost, intact = (damaged.manifest.file(name) for name in (damaged.LOST, damaged.INTACT))
     assert lost is not None and intact is not None
 
@@ -330,6 +330,7 @@ def test_killed_at_every_crash_point_a_broken_urgent_update_leaves_the_trial_as_
     urgent = Urgent(fleet, urgent_manifest, corrupt=True)
     points = urgent.points(runs)
     assert {"fetch.chunk", "partial.release.before_unlink"} <= {name for name, _ in points}
+    points = points[::2]  # nothing of it takes the trial's place: few of the points differ
 
     def work(own: EngineRuns, name: str, nth: int) -> bool:
         where = f"after a kill at {name}:{nth}"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -103,11 +104,13 @@ def check_whole(robot: Robot, version: str) -> None:
         assert blob.samefile(folder / entry.path)
 
 
-@pytest.mark.parametrize("version", ["1.0.0", "1.1.0"], ids=["committed", "installed"])
-@pytest.mark.parametrize("restart", [False, True], ids=["running", "restarted"])
-@pytest.mark.parametrize("kind", DAMAGE)
+CASES = [*zip(DAMAGE, itertools.cycle(("1.0.0", "1.1.0")), itertools.cycle((False, False, True, True)))]
+"""Each kind of damage once: of what is committed and of what is installed, while the manager runs and before it starts."""
+
+
+@pytest.mark.parametrize(("kind", "version", "restart"), CASES)
 def test_a_damaged_version_that_is_offered_again_is_repaired_and_only_what_is_damaged_is_fetched(
-    robot: Robot, kind: str, restart: bool, version: str
+    robot: Robot, kind: str, version: str, restart: bool
 ) -> None:
     damage, lost = DAMAGE[kind]
     robot.adopt("1.0.0")

@@ -14,7 +14,7 @@ S = UpdateState
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def test_damage_is_found_and_told_before_it_is_needed_and_no_longer_after_the_repair(robot: Robot) -> None:
+def test_damage_is_reported_before_the_version_is_needed_and_no_longer_after_the_repair(robot: Robot) -> None:
     robot.settings = {"scrub_period_s": 0.1}
     robot.adopt("1.0.0")
     robot.publish("1.1.0")
@@ -38,7 +38,7 @@ def test_damage_is_found_and_told_before_it_is_needed_and_no_longer_after_the_re
     assert robot.engine.status().rollback_ready == 1
 
 
-def test_damage_that_is_there_at_the_start_is_told(robot: Robot) -> None:
+def test_damage_that_is_there_at_the_start_is_reported(robot: Robot) -> None:
     robot.adopt("1.0.0")
     flip_last_byte(robot.store_dir / "models/pick_place/1.0.0" / CONFIG)
     (robot.store_dir / "models/pick_place/0.9.0").mkdir()

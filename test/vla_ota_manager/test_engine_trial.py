@@ -111,7 +111,7 @@ def test_bad_scores_against_the_calibrated_incumbent_roll_back(robot: Robot) -> 
     check_rolled_back(robot, "SCORES_WORSE", blocked=True)
 
 
-def test_a_commit_of_what_nothing_could_have_convicted_is_a_warning_and_says_so_first(
+def test_a_commit_of_what_nothing_could_have_rejected_is_a_warning_and_says_so_first(
     robot: Robot, caplog: pytest.LogCaptureFixture
 ) -> None:
     robot.adopt("1.0.0")
@@ -177,7 +177,7 @@ def test_a_version_that_is_loaded_again_by_somebody_stays_on_trial_on_a_lease(on
     check_rolled_back(on_trial, "HARD_LIMIT", blocked=True)
 
 
-def test_a_worker_that_is_started_again_in_a_trial_convicts_as_well(on_trial: Robot) -> None:
+def test_a_worker_that_is_started_again_in_a_trial_rejects_the_version(on_trial: Robot) -> None:
     on_trial.until(lambda: "chunks" in on_trial.engine.status().trial_message)
     with on_trial.policy.edit() as document:
         document["count"] += 1

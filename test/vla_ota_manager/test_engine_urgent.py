@@ -85,19 +85,8 @@ def with_a_manifest_of_megabytes(robot: Robot) -> dict:
         (not_published, S.FAILED, "NOT_FOUND"),
         (of_another_robot, S.REJECTED, "ROBOT_TYPE_MISMATCH"),
         (with_a_manifest_of_megabytes, S.REJECTED, "MANIFEST_TOO_LARGE"),
-        (lambda robot: {"manifest_sha256": "0" * 64}, S.REJECTED, "MANIFEST_DIGEST_MISMATCH"),
-        (lambda robot: {"manifest_url": "http://127.0.0.1:1/manifest.json"}, S.REJECTED, "SOURCE_NOT_ALLOWED"),
-        (lambda robot: {"expires_s": 1.0}, S.REJECTED, "UPDATE_EXPIRED"),
     ],
-    ids=[
-        "corrupt",
-        "not published",
-        "of another robot",
-        "a large manifest",
-        "another manifest",
-        "from elsewhere",
-        "expired",
-    ],
+    ids=["corrupt", "not published", "of another robot", "a large manifest"],
 )
 def test_a_broken_urgent_update_does_not_cost_the_robot_its_trial(
     on_trial: Robot, breaks: Callable[[Robot], dict], end: UpdateState, code: str

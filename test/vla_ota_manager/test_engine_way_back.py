@@ -263,7 +263,7 @@ def test_what_may_be_the_machines_fault_is_tried_three_times(updated: Robot, fai
     assert updated.policy.look()["active"]["version"] == version and updated.current_version() == version
 
 
-def test_while_nothing_can_be_loaded_it_is_asked_for_again_and_each_version_told_once(updated: Robot) -> None:
+def test_while_nothing_can_be_loaded_it_is_asked_for_again_and_each_version_is_named_once(updated: Robot) -> None:
     update_id = try_third(updated)
     mend = damage(updated, "1.1.0")
     damage(updated, "1.0.0")

@@ -30,7 +30,7 @@ def committed(robot: Robot, version: str) -> bool:
     return robot.engine.status().committed_version == version
 
 
-def test_the_factory_bundle_is_what_a_convicted_first_update_goes_back_to(factory: Robot) -> None:
+def test_the_factory_bundle_is_what_a_rejected_first_update_goes_back_to(factory: Robot) -> None:
     factory.settings["min_trial_chunks"] = 1000
     factory.start()
     factory.until(lambda: committed(factory, "1.0.0"))
@@ -84,7 +84,7 @@ def test_it_is_looked_at_only_while_nothing_is_committed(factory: Robot) -> None
     ],
     ids=["damaged", "no manifest", "another robot", "not there"],
 )
-def test_a_bad_factory_bundle_is_told_with_its_code_and_updates_work_without(
+def test_a_bad_factory_bundle_is_reported_with_its_code_and_updates_work_without(
     factory: Robot, harm, settings: dict, code: str
 ) -> None:
     harm(factory.folder / "factory")

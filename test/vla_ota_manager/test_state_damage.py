@@ -162,7 +162,7 @@ def check_usable(store: Store) -> None:
 def test_whatever_is_damaged_what_is_read_can_be_saved_and_listed(templates: dict[str, Template], phase: str) -> None:
     template = templates[phase]
 
-    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(damages(template))
     def holds(data: bytes) -> None:
         template.put(data)
@@ -180,7 +180,7 @@ def test_whatever_is_damaged_what_is_read_can_be_saved_and_listed(templates: dic
 def test_whatever_is_damaged_the_engine_starts_and_works(templates: dict[str, Template], phase: str) -> None:
     template = templates[phase]
 
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
     @given(damages(template))
     def holds(data: bytes) -> None:
         template.put(data)

@@ -106,7 +106,7 @@ def test_what_arrives_before_the_first_look_counts_as_exposure() -> None:
     assert judge.verdict().progress == 10 / CONFIG.min_trial_episodes
 
 
-def test_failed_tasks_convict_where_scores_look_fine() -> None:
+def test_failed_tasks_reject_a_version_whose_scores_look_fine() -> None:
     rng = random.Random(1)
     decision, code, taken = run_trial(judge_of(incumbent(rng)), rng, 0.0, 0.0)
     assert (decision, code) == (Decision.ROLLBACK, "SUCCESS_WORSE")
@@ -199,7 +199,7 @@ def test_a_manager_that_slept_itself_does_not_take_that_for_silence_of_the_polic
 
 
 @pytest.mark.parametrize("reason", ["STARVED", "OBSERVATION_STALE", "OPERATOR", "MOTION_REENABLED", "NO_EPISODE"])
-def test_holds_that_say_nothing_about_the_version_do_not_convict(reason: str) -> None:
+def test_holds_that_say_nothing_about_the_version_do_not_reject_it(reason: str) -> None:
     judge = judge_of()
     judge.observe(snapshot(holding=True, hold_latched=True, hold_reason=reason), 1.0)
     assert judge.verdict().decision is Decision.CONTINUE
@@ -248,7 +248,7 @@ def test_stamps_decide_only_where_the_source_gives_no_generation() -> None:
         {"value": 1.0, "source": ""},
     ],
 )
-def test_a_failing_monitor_convicts_nobody_and_only_the_policy_node_says_hard_limit(foreign: dict) -> None:
+def test_a_failing_monitor_rejects_no_version_and_only_the_policy_node_says_hard_limit(foreign: dict) -> None:
     judge = judge_of(incumbent(random.Random(0)))
     for _ in range(300):
         judge.add(score(**foreign))
@@ -268,7 +268,7 @@ def test_episodes_of_mixed_generations_or_unknown_end_count_for_nobody_an_interv
     assert judge.verdict().code == "SUCCESS_WORSE"
 
 
-def test_an_uncalibrated_source_cannot_convict_and_is_named() -> None:
+def test_an_uncalibrated_source_cannot_reject_and_is_named() -> None:
     judge = judge_of(incumbent(random.Random(0), blocks=20, episodes=0))
     for _ in range(190):
         judge.add(score(1e6))
@@ -285,7 +285,7 @@ def test_an_uncalibrated_source_cannot_convict_and_is_named() -> None:
         (incumbent(random.Random(0), blocks=0, episodes=0), "success (incumbent: 0 of 0 episodes)"),
     ],
 )
-def test_a_commit_says_first_what_could_not_have_convicted_the_version(calibration: Calibration, loud: str) -> None:
+def test_a_commit_says_first_what_could_not_have_rejected_the_version(calibration: Calibration, loud: str) -> None:
     judge, rng = judge_of(calibration), random.Random(1)
     assert run_trial(judge, rng, 0.0, 0.9)[0] is Decision.COMMIT
     verdict = judge.verdict()
@@ -293,7 +293,7 @@ def test_a_commit_says_first_what_could_not_have_convicted_the_version(calibrati
     assert verdict.message.startswith(f"committed WITHOUT A JUDGEMENT of {loud}; ") == bool(loud)
 
 
-def test_only_the_sources_that_are_named_may_convict() -> None:
+def test_only_the_sources_that_are_named_may_reject() -> None:
     config = OtaConfig(store_dir="/unused", block_chunks=2, score_sources=("reversal",))
     judge = judge_of(incumbent(random.Random(0), episodes=0), config)
     for _ in range(100):

@@ -21,7 +21,8 @@ from vla_sim.witness import Witness
 VELOCITY, RATE_HZ = 4.0, 50.0  # of the rig's contract
 LONGEST_STEP = VELOCITY / RATE_HZ + 1e-6
 
-pytestmark = pytest.mark.alone  # every test here looks at the commands of real ticks
+alone = pytest.mark.alone
+"""Of a test that looks at the commands of real ticks."""
 
 
 def bundles(folder: Path, *versions: str, **behaviour: object) -> dict[str, str]:
@@ -73,6 +74,7 @@ def test_swaps_in_motion_cost_no_tick_and_their_reports_add_up(tmp_path: Path, w
         no_gap(rig, start)
 
 
+@alone
 def test_commands_go_from_one_generation_to_the_other_and_never_back(tmp_path: Path) -> None:
     old, new, blend_ticks = 0.0, 0.12, 2  # the rig's contract blends over two ticks
     scripted_bundle(tmp_path / "old", "1.0.0", amplitude=0.0, offset=old)
@@ -109,6 +111,7 @@ def test_what_prepare_loaded_is_told_once_in_the_report_of_the_swap_that_follows
         assert first.timings == prepared.generation.timings and again.timings.load_s == 0.0
 
 
+@alone
 def test_each_boundary_is_kept(tmp_path: Path) -> None:
     digests = bundles(tmp_path, "1.0.0", "1.1.0", horizon=40, execute=20, frequency_hz=[0.0, 0.0], amplitude=0.0)
     with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:
@@ -155,6 +158,7 @@ def test_an_episode_that_begins_right_after_the_request_is_its_boundary(
             rig.engine.end_episode("", success=True)
 
 
+@alone
 def test_a_boundary_that_does_not_come_leaves_the_old_one_acting_and_the_new_one_ready(tmp_path: Path) -> None:
     digests = bundles(tmp_path, "1.0.0", "1.1.0")
     with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:
@@ -171,6 +175,7 @@ def test_a_boundary_that_does_not_come_leaves_the_old_one_acting_and_the_new_one
         assert report.starved == 0
 
 
+@alone
 def test_requests_that_cannot_be_followed_are_refused_with_their_code(tmp_path: Path) -> None:
     digests = bundles(tmp_path / "in", "1.0.0", "1.1.0")
     bundles(tmp_path / "out", "2.0.0")

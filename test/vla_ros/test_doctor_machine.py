@@ -91,7 +91,7 @@ def test_a_module_that_cannot_be_imported_is_named_with_the_pip_line(tmp_path: P
     assert "no_such_thing_at_all" in found[0].text and f"{sys.executable} -m pip install half_broken" in found[0].remedy
 
 
-def test_an_interpreter_that_hangs_is_ended_and_told(tmp_path: Path) -> None:
+def test_an_interpreter_that_hangs_is_ended_and_reported(tmp_path: Path) -> None:
     (tmp_path / "sleeper.py").write_text("import time; time.sleep(60)")
     parameters = {"worker_paths": (str(tmp_path), str(tmp_path / "gone"))}
     probe = worker.probe_worker(parameters, ("sleeper",), timeout_s=1.5)

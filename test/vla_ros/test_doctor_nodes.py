@@ -43,14 +43,14 @@ def test_a_policy_node_whose_policy_cannot_be_loaded_fails_with_the_reason() -> 
     assert "POLICY_TYPE_UNKNOWN: no module for 'act'" in found.text and NAME in found.remedy
 
 
-def test_a_robot_before_its_first_update_is_told_to_get_one_first() -> None:
+def test_before_the_first_update_the_remedy_is_an_update() -> None:
     why = {"error_code": "NO_POLICY", "message": "the store is empty"}
     found = only(examine(state=PolicyStatus.STATE_HOLDING, hold_reason="STARTUP", hold_latched=True, **why))
     assert (found.level.word, found.code) == ("warn", "POLICY_HOLDING")
     assert found.text.startswith("NO_POLICY: ") and found.remedy.startswith("send a first update")
 
 
-def test_a_robot_without_a_policy_is_told_so_also_while_motion_is_disabled() -> None:
+def test_a_missing_policy_is_reported_also_while_motion_is_disabled() -> None:
     assert only(examine(state=PolicyStatus.STATE_MOTION_DISABLED)).text.startswith("NO_POLICY: ")
 
 

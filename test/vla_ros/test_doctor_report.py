@@ -25,11 +25,11 @@ def test_a_failure_strikes_the_eye_and_says_what_to_do() -> None:
 
 
 def test_only_a_failure_makes_the_exit_status_one() -> None:
-    warned = [ok("a", "b"), problem("TRUST_NONE", "node", "no trust")]
+    warned = [ok("a", "b"), problem("SOURCES_EMPTY", "node", "no source")]
     assert exit_status([]) == exit_status(warned) == 0
     assert exit_status([*warned, problem("POLICY_ERROR", "node", "ended")]) == 1
     document = json.loads(report_json(warned))
-    assert document["level"] == "warn" and document["findings"][1]["code"] == "TRUST_NONE"
+    assert document["level"] == "warn" and document["findings"][1]["code"] == "SOURCES_EMPTY"
 
 
 def test_every_rule_is_used_by_a_check_and_every_code_has_a_rule() -> None:

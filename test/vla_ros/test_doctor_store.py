@@ -83,7 +83,7 @@ def test_blobs_on_another_file_system_fail(store: Path) -> None:
     assert check(store, blob_dir="/dev/shm") == ["STORE_LAYOUT"]
 
 
-def test_too_little_room_is_told_before_an_update_needs_it(store: Path) -> None:
+def test_too_little_room_is_reported_before_an_update_needs_it(store: Path) -> None:
     assert check(store, min_free_bytes=1 << 62) == ["DISK_SHORT"]
     for _ in range(20):  # others write to this disk meanwhile, and delete
         usage = os.statvfs(store)
@@ -125,7 +125,7 @@ def test_a_committed_bundle_that_does_not_fit_the_contract_fails(store: Path, co
     assert "CHANNELS_MISMATCH" in found[0].text  # two joints; the arm has three
 
 
-def test_a_state_that_is_damaged_too_new_or_gone_is_told(store: Path) -> None:
+def test_a_state_that_is_damaged_too_new_or_gone_is_reported(store: Path) -> None:
     state = store / "state.json"
     state.write_bytes(state.read_bytes()[:-20])
     assert check(store) == ["STATE_CORRUPT"]
@@ -136,7 +136,7 @@ def test_a_state_that_is_damaged_too_new_or_gone_is_told(store: Path) -> None:
     assert check(store) == ["STATE_MISSING"]
 
 
-def test_interrupted_downloads_that_nobody_resumes_are_told(store: Path) -> None:
+def test_interrupted_downloads_that_nobody_resumes_are_reported(store: Path) -> None:
     (store / "partial" / ("ab" * 32)).write_bytes(b"half")
     assert check(store) == ["PARTIALS_LEFT"]
 

@@ -68,13 +68,12 @@ def test_help_lists_every_parameter_and_starts_nothing(name: str) -> None:
     assert listed and not [parameter for parameter in listed if f"\n  {parameter} (" not in text]
 
 
-@pytest.mark.parametrize("name", NODES)
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("name", "arguments", "words"),
     [
-        (["--contract=x"], "ARGUMENTS_INVALID: --contract=x: give parameters as --ros-args -p"),
-        (["--ros-args", "-p", "nonsense"], "ARGUMENTS_INVALID"),
-        (["--ros-args", "-r", "__ns:=/arm_1", "-p", "no_such_parameter:=1"], "PARAMETER_INVALID: no_such_parameter"),
+        ("policy_node", ["--contract=x"], "ARGUMENTS_INVALID: --contract=x: give parameters as --ros-args -p"),
+        ("sim_robot", ["--ros-args", "-p", "nonsense"], "ARGUMENTS_INVALID"),
+        *((name, ["--ros-args", "-r", "__ns:=/arm_1", "-p", "none:=1"], "PARAMETER_INVALID: none") for name in NODES),
     ],
 )
 def test_an_argument_that_means_nothing_is_refused_in_one_line_for_good(
@@ -100,8 +99,15 @@ def test_a_fast_dds_profile_that_is_not_there_is_refused(ros_domain: int) -> Non
     assert "ARGUMENTS_INVALID: FASTRTPS_DEFAULT_PROFILES_FILE=/nowhere/fastdds.xml" in text
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", NODES)
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("policy_node", signal.SIGINT),
+        ("policy_node", signal.SIGTERM),
+        ("ota_manager", signal.SIGINT),
+        ("sim_robot", signal.SIGTERM),
+    ],
+)
 def test_a_signal_during_the_imports_ends_a_node_quietly_with_status_0(name: str, number: int, tmp_path: Path) -> None:
     slow = f"import pathlib, time; pathlib.Path({str(tmp_path / 'begun')!r}).touch(); time.sleep(60)"
     process = executable(name, **instead_of(tmp_path, "numpy", slow))

@@ -44,7 +44,7 @@ def test_the_servos_follow_a_ramp_about_one_period_behind(arm: Arm) -> None:
     assert np.sign(state.velocity).tolist() == np.sign(speed).tolist()
 
 
-def test_at_rest_it_stays_where_it_is_told(arm: Arm) -> None:
+def test_at_rest_it_stays_where_it_was_commanded(arm: Arm) -> None:
     for _ in range(CONTROL_HZ):
         arm.step_control_period()
     assert arm.state().position == pytest.approx(HOME_RAD, abs=1e-3)

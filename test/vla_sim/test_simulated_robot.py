@@ -125,7 +125,7 @@ def test_an_assignment_draws_each_episode_survives_a_restart_and_ends_only_by_it
     assert {(o.arm, o.version) for o in again.episodes(10)} == {("", A)}
 
 
-def test_what_happens_offline_is_told_at_the_next_connection_on_the_robots_own_clock(tmp_path: Path) -> None:
+def test_what_happens_offline_is_reported_at_the_next_connection_on_the_robots_own_clock(tmp_path: Path) -> None:
     clock = [1000.0]
     robot = SimulatedRobot("arm", now=lambda: clock[0])
     robot.offer("u1", update(A))

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from vla_evidence.episodes import Fate
 from vla_evidence.errors import EvidenceError, InputError, LogError, check_time
@@ -154,15 +154,16 @@ class LoggedJudgement:
         self.judge, self.log = judge, log
         self._behind = False  # the judge knows what the log does not
 
-    @staticmethod
+    @classmethod
     def open(
+        cls,
         path: str | os.PathLike[str],
         kind: str,
         experiment: str,
         settings: Mapping[str, Any],
         *,
         warn: Warn | None = None,
-    ) -> LoggedJudgement:
+    ) -> Self:
         """Begin a log in a file, or go on where it ends.
 
         Args:
@@ -182,10 +183,10 @@ class LoggedJudgement:
         except BaseException:
             log.close()
             raise
-        return LoggedJudgement(judge, log)
+        return cls(judge, log)
 
-    @staticmethod
-    def resume(lines: Iterable[bytes], log: NewLines, name: str = "log") -> LoggedJudgement:
+    @classmethod
+    def resume(cls, lines: Iterable[bytes], log: NewLines, name: str = "log") -> Self:
         """Go on with a log that somebody else keeps; its first line is of :func:`~vla_evidence.log.records.header_line`.
 
         Args:
@@ -196,7 +197,7 @@ class LoggedJudgement:
         Raises:
             LogError: as :func:`replay_file`.
         """
-        return LoggedJudgement(_replay(read_lines(lines, name), name, None)[0], log)
+        return cls(_replay(read_lines(lines, name), name, None)[0], log)
 
     def choose(self, robot: str, episode: str, now_s: float) -> int:
         """Draw which version an episode runs, log and return it. The same again is answered without another record.
@@ -264,7 +265,7 @@ class LoggedJudgement:
         """Close the log."""
         self.log.close()
 
-    def __enter__(self) -> LoggedJudgement:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

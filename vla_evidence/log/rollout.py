@@ -4,93 +4,59 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, Self
 
 from vla_evidence.canary.by_robot import History
 from vla_evidence.canary.config import CanaryConfig
 from vla_evidence.canary.scores import Scores
-from vla_evidence.episodes import Fate
-from vla_evidence.log.records import EVENT, VERDICT, Record, Warn
+from vla_evidence.log.records import EVENT, VERDICT, Record
 from vla_evidence.log.replay import LoggedJudgement
 from vla_evidence.tables import hours_text
-from vla_evidence.verdict import Verdict
 
 
-class Rollout:
-    """One rollout. Call :meth:`open` (or wrap :meth:`LoggedJudgement.resume`), then :meth:`begin_stage`; ``now_s`` is the server's one steady clock [s].
+class Rollout(LoggedJudgement):
+    """One rollout. Call :meth:`begin` or :meth:`resume`, then :meth:`begin_stage`; ``now_s`` is the server's one steady clock [s].
 
     Every call raises :class:`~vla_evidence.errors.InputError` if it is refused (nothing is logged then), and
     :class:`~vla_evidence.errors.LogError` with LOG_NOT_WRITTEN if the log cannot be written: open it again, and call again.
     """
 
-    def __init__(self, judgement: LoggedJudgement) -> None:
-        self._judgement = judgement
-
-    @staticmethod
-    def open(
-        path: str | os.PathLike[str],
-        experiment: str,
-        config: CanaryConfig,
-        score_history: Scores | None = None,
-        *,
-        warn: Warn | None = None,
-    ) -> Rollout:
-        """Begin a rollout's log, or go on where it ends.
+    @classmethod
+    def begin(
+        cls, path: str | os.PathLike[str], experiment: str, config: CanaryConfig, score_history: Scores | None = None
+    ) -> Self:
+        """Begin a rollout's log in a file, or go on where it ends.
 
         Args:
             path: of the log.
             experiment: its name, which salts every draw.
             config: of the judge; the same as before.
             score_history: the incumbent's scores by source, from which limits are made.
-            warn: receives the warning of a torn last line, which is cut off.
         """
         settings: dict[str, Any] = {"config": config.to_json()}
         if score_history:
             settings["score_history"] = score_history
-        return Rollout(LoggedJudgement.open(path, "canary", experiment, settings, warn=warn))
+        return cls.open(path, "canary", experiment, settings)
 
     def begin_stage(
         self, index: int, robots: Collection[str], now_s: float, history: History | None = None
     ) -> tuple[str, ...]:
         """Begin a stage in this fleet; return the robots that hold the new version in it."""
         more = {} if history is None else {"history": {robot: list(counts) for robot, counts in history.items()}}
-        return tuple(self._judgement.event("begin_stage", stage=index, robots=sorted(robots), now_s=now_s, **more))
+        return tuple(self.event("begin_stage", stage=index, robots=sorted(robots), now_s=now_s, **more))
 
     def knows(self, robot: str, episode: str) -> bool:
         """Whether this episode of this robot was chosen before."""
-        return self._judgement.judge.knows(episode, robot)
-
-    def choose(self, robot: str, episode: str, now_s: float) -> int:
-        """Return which version an episode runs: 0 the incumbent, 1 the canary. Calling again gives the same answer."""
-        return self._judgement.choose(robot, episode, now_s)
-
-    def outcome(
-        self,
-        episode: str,
-        success: bool,
-        now_s: float,
-        latency_s: float | None = None,
-        scores: Mapping[str, Any] | None = None,
-    ) -> Fate:
-        """An episode ended; return whether its outcome was counted, late, repeated or of an unknown episode."""
-        return self._judgement.outcome(episode, success, now_s, latency_s, scores)
-
-    def status(self, now_s: float) -> Verdict:
-        """Return what is to be done."""
-        return self._judgement.verdict(now_s)
+        return self.judge.knows(episode, robot)
 
     def robots_changed(self, now_s: float, *, joined: Iterable[str] = (), failed: Iterable[str] = ()) -> None:
         """Robots joined the fleet, or their own trial of the new version failed."""
-        self._judgement.event("robots_changed", now_s=now_s, joined=sorted(joined), failed=sorted(failed))
+        self.event("robots_changed", now_s=now_s, joined=sorted(joined), failed=sorted(failed))
 
     def decide(self, person: str, action: str, reason: str, now_s: float) -> None:
         """A person decides: "advance" lets any later stage begin without the judge's ADVANCE, "rollback" ends the rollout."""
-        self._judgement.event("decided", person=person, action=action, reason=reason, now_s=now_s)
-
-    def close(self) -> None:
-        """Close the log."""
-        self._judgement.close()
+        self.event("decided", person=person, action=action, reason=reason, now_s=now_s)
 
 
 def report(records: Iterable[tuple[int, Record]]) -> str:

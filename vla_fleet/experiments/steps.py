@@ -17,6 +17,7 @@ from sqlalchemy.orm.attributes import flag_modified
 
 from vla_evidence.ab.judge import ABJudge
 from vla_evidence.log.records import to_json
+from vla_evidence.log.replay import LoggedJudgement
 from vla_evidence.verdict import Decision
 from vla_fleet import protocol
 from vla_fleet.clock import Clock
@@ -48,7 +49,7 @@ class Steps:
 
     def __init__(self, database: Database, commands: Commands, clock: Clock, url: ManifestUrl, online: Online) -> None:
         self._database, self._commands, self._clock, self._url, self._online = database, commands, clock, url, online
-        self._judges = Judges()
+        self._judges = Judges(LoggedJudgement)
         self._last_verdicts: dict[str, tuple[float, int]] = {}
         """When one was logged, and how long the log was then."""
 
@@ -184,7 +185,9 @@ class Steps:
         if end is not None:
             await self.end(session, row, *end, who="the stop rule")
 
-    def _verdict(self, session: AsyncSession, row: ExperimentRow, judged: Judged, now_s: float) -> None:
+    def _verdict(
+        self, session: AsyncSession, row: ExperimentRow, judged: Judged[LoggedJudgement], now_s: float
+    ) -> None:
         """Look at the evidence. A final verdict is logged, and others at times: each minute, or each hour if nothing came."""
         last_s, lines = self._last_verdicts.get(row.id, (0.0, 0))
         every_s = _IDLE_VERDICT_EVERY_S if lines == row.lines else _VERDICT_EVERY_S

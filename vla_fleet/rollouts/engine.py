@@ -144,7 +144,7 @@ class Engine:
         online: Online,
     ) -> None:
         self._database, self._commands, self._clock, self._url, self._online = database, commands, clock, url, online
-        self.judges = Judges()
+        self.judges = Judges(Rollout)
 
     async def step(self, rollout: str) -> None:
         """Move one rollout on."""
@@ -245,7 +245,7 @@ class Engine:
         self._keep_origins(whole, silent)
         return sorted(silent)
 
-    async def _take_in(self, session: AsyncSession, whole: Whole, judged: Judged) -> bool:
+    async def _take_in(self, session: AsyncSession, whole: Whole, judged: Judged[Rollout]) -> bool:
         """Give the judge what robots did; return whether there was anything."""
         row, now_s = whole.row, self._clock.now()
         if row.judged_stage < 0:
@@ -257,18 +257,17 @@ class Engine:
         )
         outcomes = await evidence.waiting(session, row, who, whole.horizon)
         stand = Stand(row, stage, Unit(row.unit), holders(row.id, fleet, stage), whole.course.update)
-        rollout = Rollout(judged.judgement)
-        fates = await asyncio.to_thread(take_in, rollout, stand, outcomes, robots, now_s - row.created_s)
+        fates = await asyncio.to_thread(take_in, judged.judgement, stand, outcomes, robots, now_s - row.created_s)
         await evidence.note(session, row, outcomes, [fate.value for fate in fates], whole.horizon, now_s)
         failed = [m for m in whole.members if not m.row.reported_failed and _failed_by_itself(m.robot, whole.course)]
         if failed:
-            rollout.robots_changed(now_s - row.created_s, failed=[m.robot.name for m in failed])
+            judged.judgement.robots_changed(now_s - row.created_s, failed=[m.robot.name for m in failed])
             for member in failed:
                 member.row.reported_failed = True
         return bool(outcomes or failed)
 
     async def _judge(
-        self, whole: Whole, judged: Judged, news: bool, looks: Sequence[tuple[Robot, Look]], now_s: float
+        self, whole: Whole, judged: Judged[Rollout], news: bool, looks: Sequence[tuple[Robot, Look]], now_s: float
     ) -> Decision | None:
         """Ask the judge, if it may know something new; None: not asked."""
         row = whole.row
@@ -286,7 +285,7 @@ class Engine:
         return verdict.decision
 
     def _begin_judging(
-        self, session: AsyncSession, whole: Whole, judged: Judged, looks: Sequence[tuple[Robot, Look]]
+        self, session: AsyncSession, whole: Whole, judged: Judged[Rollout], looks: Sequence[tuple[Robot, Look]]
     ) -> None:
         row, now_s = whole.row, self._clock.now()
         if not arrived(looks):
@@ -301,10 +300,10 @@ class Engine:
         row.verdict, row.verdict_s = {}, now_s
         self._set(session, row, State.JUDGING, SERVER, f"{whole.stage.name}: {_counted(looks)}")
 
-    def _begin(self, whole: Whole, judged: Judged, now_s: float) -> None:
+    def _begin(self, whole: Whole, judged: Judged[Rollout], now_s: float) -> None:
         row = whole.row
         past = {name: tuple(counts) for name, counts in row.history.items()} if row.stage == 0 else None
-        Rollout(judged.judgement).begin_stage(row.stage, whole.fleet(row.stage), now_s - row.created_s, past)
+        judged.judgement.begin_stage(row.stage, whole.fleet(row.stage), now_s - row.created_s, past)
         row.judged_stage, row.judged_since_s = row.stage, now_s
 
     def _wait(self, session: AsyncSession, whole: Whole, decision: Decision) -> None:
@@ -312,7 +311,9 @@ class Engine:
         if whole.row.state != state.value:
             self._set(session, whole.row, state, SERVER, str(whole.row.verdict["message"]))
 
-    async def next_stage(self, session: AsyncSession, whole: Whole, judged: Judged, who: str, why: str) -> None:
+    async def next_stage(
+        self, session: AsyncSession, whole: Whole, judged: Judged[Rollout], who: str, why: str
+    ) -> None:
         """Begin to install the next stage."""
         row = whole.row
         row.stage, row.stage_since_s = row.stage + 1, self._clock.now()

@@ -242,7 +242,7 @@ class Rollouts:
             judged = await self._engine.judges.open(session, row)
             if row.verdict.get("decision") == "ROLLBACK":
                 raise ConflictError("ROLLOUT_HARM", "harm was found: abort this rollout; another one may begin")
-            Rollout(judged.judgement).decide(who, "advance", why, self._clock.now() - row.created_s)
+            judged.judgement.decide(who, "advance", why, self._clock.now() - row.created_s)
             if row.judged_stage < row.stage:  # the stage is installed, and is to be judged now
                 row.state = State.INSTALLING.value
                 self._database.log(session, who, "rollout.approve", rollout, why=why)
@@ -266,9 +266,9 @@ class Rollouts:
                 robots += await self._engine.begin_back(session, whole, who, why)
         return await self.show(rollout)
 
-    def _decide_back(self, row: RolloutRow, judged: Judged, who: str, why: str) -> None:
+    def _decide_back(self, row: RolloutRow, judged: Judged[Rollout], who: str, why: str) -> None:
         now_s = self._clock.now() - row.created_s
-        Rollout(judged.judgement).decide(who, "rollback", why, now_s)
+        judged.judgement.decide(who, "rollback", why, now_s)
         if row.judged_stage >= 0:
             row.verdict = to_json(judged.judgement.verdict(now_s))
 

@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -29,6 +29,7 @@ _HISTORY = 5000
 _FEW = 1000
 """Robots; the newest outcomes of a whole larger fleet are enough of each."""
 _LOOK_BACK_S, _SHORTEST_S = 14 * 86400.0, 3600.0
+_Judgement = TypeVar("_Judgement", bound=LoggedJudgement)
 
 
 class Row(Protocol):
@@ -40,31 +41,32 @@ class Row(Protocol):
 
 
 @dataclass
-class Judged:
+class Judged(Generic[_Judgement]):
     """A judgement, with what it has added to its log since it was stored."""
 
-    judgement: LoggedJudgement
+    judgement: _Judgement
     new: NewLines
     lines: int
     """How many are stored."""
 
 
-class Judges:
-    """Keeps judgements; any that is not here is made anew from its log."""
+class Judges(Generic[_Judgement]):
+    """Keeps judgements of one kind; any that is not here is made anew from its log."""
 
-    def __init__(self) -> None:
-        self._known: dict[str, Judged] = {}
+    def __init__(self, kind: type[_Judgement]) -> None:
+        self._kind = kind
+        self._known: dict[str, Judged[_Judgement]] = {}
 
-    async def open(self, session: AsyncSession, row: Row) -> Judged:
+    async def open(self, session: AsyncSession, row: Row) -> Judged[_Judgement]:
         """Return a judgement as the stored log leaves it."""
         judged = self._known.get(row.id)
         if judged is None or judged.lines != row.lines:
             lines, new = [line.encode() for line in await log_lines(session, row.id)], NewLines()
-            judgement = await asyncio.to_thread(LoggedJudgement.resume, lines, new, row.id)
+            judgement = await asyncio.to_thread(self._kind.resume, lines, new, row.id)
             judged = self._known[row.id] = Judged(judgement, new, len(lines))
         return judged
 
-    def store(self, session: AsyncSession, row: Row, judged: Judged) -> None:
+    def store(self, session: AsyncSession, row: Row, judged: Judged[_Judgement]) -> None:
         """Append what the judge has added; the caller commits it or calls :meth:`forget`."""
         for line in judged.new.take():
             append(session, row, line)

@@ -32,22 +32,3 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("digest", sa.String(length=128), nullable=False, server_default=""))
         batch_op.add_column(sa.Column("cause", sa.String(length=128), nullable=False, server_default=""))
         batch_op.create_index("ix_events_update", ["update_id"])
-
-
-def downgrade() -> None:
-    """Undo."""
-    with op.batch_alter_table("events") as batch_op:
-        batch_op.drop_index("ix_events_update")
-        batch_op.drop_column("cause")
-        batch_op.drop_column("digest")
-    with op.batch_alter_table("robots") as batch_op:
-        batch_op.drop_index(op.f("ix_robots_next_token_hash"))
-        batch_op.drop_column("revoked")
-        batch_op.drop_column("rotate")
-        batch_op.drop_column("next_token_hash")
-    with op.batch_alter_table("api_keys") as batch_op:
-        batch_op.drop_column("revoked_s")
-        batch_op.drop_column("created_by")
-    with op.batch_alter_table("versions") as batch_op:
-        batch_op.drop_column("retired_s")
-    op.drop_table("blobs")

@@ -1,15 +1,22 @@
-"""A manager that is killed costs the robot nothing: it goes on moving, and the next one ends the update.
+"""A manager that is killed costs the robot nothing: it goes on moving, and the next one ends the update. And of a trial each
+episode counts once.
 
 Every other point at which it can die is killed without ROS, in ``test/vla_ota_manager/test_engine_kills.py``.
 """
 
 from __future__ import annotations
 
+import math
+import threading
+import time
+import uuid
 from collections.abc import Iterator
 
 import pytest
 from support.robot_rig import RobotRig
-from vla_ota.srv import Rollback
+from support.waits import wait_for
+from vla_ota.msg import EpisodeOutcome
+from vla_ota.srv import EndEpisode, Rollback, StartEpisode
 
 from vla_sim.checkpoint_server import Behaviour
 from vla_sim.dds import claim_domain
@@ -84,25 +91,55 @@ def test_a_trial_whose_manager_stays_dead_ends_where_it_began(robot: RobotRig) -
     robot.check(base)
 
 
-def test_a_trial_that_was_left_before_that_could_be_written_down_is_not_entered_again(robot: RobotRig) -> None:
-    """As on a disk that is full at that moment: policy_node has gone back, and state.json still says TRIAL."""
+OPEN = {"min_trial_episodes": 1000, "min_success_rate": 0.9, "score_sources": ["none"]}
+"""A trial that stays open, and ends as soon as a few failures count."""
+
+
+def spoof(robot: RobotRig, generation: int, version: str, stop: threading.Event) -> None:
+    """Publish failures of episodes that were never opened, until told to stop."""
+    publisher = robot.ros.advertise(EpisodeOutcome, "episode_outcome")
+    while not stop.wait(0.1):
+        for known in ({"generation": generation, "version": version}, {}):
+            publisher.publish(EpisodeOutcome(episode_id=uuid.uuid4().hex, known=True, duration_s=math.nan, **known))
+
+
+def test_each_episode_of_the_new_generation_counts_once_however_short_and_no_other_one(robot: RobotRig) -> None:
+    """Episodes of milliseconds one after the other, over the swap: those of the old generation fail, those of the new succeed."""
     base = robot.committed
-    manager = robot.start_manager()
-    robot.publish("3.5.0")
-    update_id = robot.offer("3.5.0")
-    robot.wait_update(update_id, "TRIAL")
-    robot.wait_acting("3.5.0")
-    before = (robot.store / "state.json").read_bytes()
-    reply = robot.ros.call(Rollback, "ota_manager/rollback", Rollback.Request(expected_from_version="3.5.0"))
+    robot.start_manager(**OPEN)
+    robot.wait_status(lambda m: m.active_version == base, "the manager hearing the policy node")
+    robot.publish("4.0.0")
+    update_id = robot.offer("4.0.0")
+    stop, spoofer, succeeded = threading.Event(), None, 0
+    pause_s = 0.3  # until it is swapped in: each episode begins with a chunk of its own, and a boundary needs one
+
+    def episode() -> None:
+        nonlocal spoofer, succeeded
+        time.sleep(0.0 if spoofer else pause_s)
+        opened = robot.ros.call(StartEpisode, "policy_node/start_episode", StartEpisode.Request(episode_id="same"))
+        new = opened.version == "4.0.0"
+        closed = robot.ros.call(EndEpisode, "policy_node/end_episode", EndEpisode.Request(success=new))
+        assert opened.success and closed.success
+        succeeded += new and closed.outcome.known and not closed.outcome.mixed
+        if new and spoofer is None:
+            spoofer = threading.Thread(target=spoof, args=(robot, opened.generation, "4.0.0", stop))
+            spoofer.start()
+
+    def enough() -> bool:
+        episode()
+        return succeeded >= 60
+
+    try:
+        wait_for(enough, "sixty episodes of 4.0.0")
+        status = robot.wait_status(lambda m: f"{succeeded}/1000 episodes" in m.trial_message, f"{succeeded} episodes")
+    finally:
+        stop.set()
+        if spoofer is not None:
+            spoofer.join()
+    assert status.state_name == "TRIAL" and status.update_id == update_id and "4.0.0" not in status.blocked
+    told = robot.diagnostics.wait(
+        lambda m: any("SCORE_INVALID" in s.message for s in m.status), what="the spoofed ones"
+    )
+    assert any("opened no episode" in s.message for s in told.status)
+    reply = robot.ros.call(Rollback, "ota_manager/rollback", Rollback.Request(expected_from_version="4.0.0"))
     assert reply.success and reply.to_version == base
-    robot.reports.wait(lambda m: m.from_version == "3.5.0" and m.cause == "ROLLBACK")
-    manager.kill()
-    (robot.store / "state.json").write_bytes(before)
-    robot.wait_acting(base)
-    robot.forget()
-    robot.robot.record.clear()
-    robot.start_manager()
-    ended = robot.wait_update(update_id, "ROLLED_BACK")
-    assert (ended.error_code, ended.committed_version) == ("SWAPPED_AWAY", base) and "3.5.0" not in ended.blocked
-    robot.wait_acting(base)
-    robot.check(base, never=("3.5.0",))
