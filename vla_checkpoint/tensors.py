@@ -31,6 +31,11 @@ def read_array(path: PathLike, info: TensorInfo) -> npt.NDArray[np.generic]:
     with open_regular(path) as file:
         file.seek(info.start)
         read_exactly(file, path, memoryview(data))
+    return from_bytes(data, info)
+
+
+def from_bytes(data: bytes | bytearray, info: TensorInfo) -> npt.NDArray[np.generic]:
+    """Return a tensor's bytes as an array; as :func:`read_array`."""
     if info.dtype == "BF16":
         upper = np.frombuffer(data, dtype="<u2").astype("<u4") << 16
         return upper.view("<f4").reshape(info.shape)
@@ -38,3 +43,12 @@ def read_array(path: PathLike, info: TensorInfo) -> npt.NDArray[np.generic]:
     if name is None:
         raise TypeError(f"numpy has no type for {info.dtype}")
     return np.frombuffer(data, dtype=name).reshape(info.shape)
+
+
+def to_bytes(array: npt.NDArray[np.float32], dtype: str) -> bytes:
+    """Return numbers as the bytes of F32, F16 or BF16, rounded to nearest even."""
+    if dtype != "BF16":
+        return array.astype("<f2" if dtype == "F16" else "<f4").tobytes()
+    bits = np.ascontiguousarray(array, "<f4").view("<u4")
+    rounded: bytes = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
+    return rounded

@@ -174,7 +174,7 @@ def test_statistics_are_the_adapters_or_else_the_bases(tmp_path: Path) -> None:
 def test_an_adapter_that_is_more_than_a_lora_is_refused_by_name(tmp_path: Path, changes: Any, named: str) -> None:
     make_base(tmp_path / "base")
     make_adapter(tmp_path / "src", **changes)
-    with refused("MERGE_UNSUPPORTED") as caught:
+    with refused("ADAPTER_UNSUPPORTED") as caught:
         merge(tmp_path)
     assert named in str(caught.value) and not (tmp_path / "out").exists()
 
@@ -191,7 +191,7 @@ def test_an_adapter_that_is_more_than_a_lora_is_refused_by_name(tmp_path: Path, 
 def test_a_tensor_that_the_formula_has_no_place_for_is_refused_by_name(tmp_path: Path, more: Any, named: str) -> None:
     make_base(tmp_path / "base")
     make_adapter(tmp_path / "src", {**LORA, **more}, modules_to_save=["head"])
-    with refused("MERGE_UNSUPPORTED") as caught:
+    with refused("ADAPTER_UNSUPPORTED") as caught:
         merge(tmp_path)
     assert named in str(caught.value)
 
@@ -223,7 +223,7 @@ def test_an_adapter_of_another_base_is_refused_by_name(
 ) -> None:
     make_base(tmp_path / "base")
     make_adapter(tmp_path / "src", tensors, config, **changes)
-    with refused("MERGE_MISMATCH") as caught:
+    with refused("ADAPTER_MISMATCH") as caught:
         merge(tmp_path)
     assert named in str(caught.value)
 

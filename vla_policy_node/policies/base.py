@@ -12,9 +12,9 @@ memory carries physical units only. The module of a policy type offers
 A policy that draws random numbers offers ``seed(seed: int) -> None`` beside :class:`Policy`'s methods: what it draws from then on
 depends on nothing else. Golden replay calls it before an observation whose expected chunk was made with that seed.
 
-``load``, ``preload`` and the golden replay run in a worker's low-priority thread; the warm-up runs in its main thread, the shadow in
-another low-priority one, and whatever acts in the main thread again. They come one after the other, never two at once; what belongs
-to a thread (``torch.inference_mode``) is entered in :meth:`Policy.predict_chunk`, not in ``load``.
+``load``, ``preload`` and the golden replay run in a worker's low-priority thread; the warm-up runs in its main thread, the shadow
+in another low-priority one, and whatever acts in the main thread again. They come one after the other, never two at once; what
+belongs to a thread (``torch.inference_mode``) is entered in :meth:`Policy.predict_chunk`, not in ``load``.
 """
 
 from __future__ import annotations

@@ -201,7 +201,9 @@ class _Session:
 
     def _ask(self, seen: Seen) -> None:
         if seen.earlier:
-            self._arena.write({**seen.record, "episode": _NO_EPISODE})  # what was asked about before is no history of this
+            self._arena.write(
+                {**seen.record, "episode": _NO_EPISODE}
+            )  # what was asked about before is no history of this
         for record in (*seen.earlier, seen.record):
             self._arena.write(dict(record))
         self._request += 1

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vla_checkpoint.adapter import LowRank, low_rank_changes, merged, to_array, to_bytes
+from vla_checkpoint.adapter import Change, changes_of
 from vla_checkpoint.bundle import Bundle, open_bundle
 from vla_checkpoint.errors import CheckpointError
 from vla_checkpoint.header import TensorInfo
+from vla_checkpoint.tensors import from_bytes, to_bytes
 from vla_policy_node.worker.api import PrepareError
 
 
@@ -33,7 +34,7 @@ class Adapted:
     """What an adapter changes, by the base's tensor."""
 
     base: Bundle
-    changes: Mapping[str, LowRank]
+    changes: Mapping[str, Change]
 
 
 def find_base(bundle: Bundle) -> Adapted | None:
@@ -54,7 +55,7 @@ def find_base(bundle: Bundle) -> Adapted | None:
         raise PrepareError("BASE_MISSING", text)
     weights = {info.name: info for name in base.weight_files for info in base.headers[name].tensors.values()}
     header = bundle.headers[bundle.weight_files[0]]
-    return Adapted(base, low_rank_changes(bundle.path, header, weights))
+    return Adapted(base, changes_of(bundle.path, header, weights))
 
 
 def write_changes(
@@ -88,23 +89,23 @@ def _write(bundle: Bundle, adapted: Adapted, plan: Mapping[str, Any], base_fd: i
     places = {entry["name"]: entry["offset"] for entry in plan["changed"]}
     shared = None if base_fd is None else mmap.mmap(base_fd, plan["weights_bytes"], prot=mmap.PROT_READ)
 
-    def matrix(info: TensorInfo) -> npt.NDArray[Any]:
+    def read(info: TensorInfo) -> npt.NDArray[Any]:
         data = _read(path, info.start, info.nbytes)
         if hashlib.sha256(data).hexdigest() != digests[info.name]:
             raise PrepareError("DIGEST_TENSOR", f"{path}: tensor {info.name!r} is not the one the manifest lists")
-        return to_array(data, info)
+        return from_bytes(data, info)
+
+    def read_base(info: TensorInfo) -> npt.NDArray[Any]:
+        file, entry = homes[info.name]
+        if shared is None:
+            return from_bytes(_read(file, entry["start"], entry["nbytes"]), info)
+        return from_bytes(shared[entry["offset"] : entry["offset"] + entry["nbytes"]], info)
 
     for tensor, change in adapted.changes.items():
-        file, entry = homes[tensor]
-        if shared is None:
-            data = _read(file, entry["start"], entry["nbytes"])
-        else:
-            data = shared[entry["offset"] : entry["offset"] + entry["nbytes"]]
-        weight, a, b = to_array(data, change.base), matrix(change.a), matrix(change.b)
-        result = merged(weight.T if change.transposed else weight, a, b, change.scale)
+        result = change.apply(read_base, read)
         if not np.isfinite(result).all():
             raise PrepareError("LOAD_FAILED", f"{path}: {tensor!r} is not finite with the adapter")
-        os.pwrite(fd, to_bytes(result.T if change.transposed else result, change.base.dtype), places[tensor])
+        os.pwrite(fd, to_bytes(result, change.base.dtype), places[tensor])
 
 
 def _read(path: Path, start: int, size: int) -> bytes:

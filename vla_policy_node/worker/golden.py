@@ -69,7 +69,9 @@ def _answer(
     policy: Policy, observations: Mapping[str, Array], n: int, instruction: str, seed: int | None
 ) -> FloatArray:
     reset(policy, seed)
-    return infer(policy, repeated({name: array[n] for name, array in observations.items()}, policy.spec.history), instruction)
+    return infer(
+        policy, repeated({name: array[n] for name, array in observations.items()}, policy.spec.history), instruction
+    )
 
 
 def _compare(n: int, chunk: FloatArray, expected: FloatArray, allowed: npt.NDArray[np.float64]) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_checkpoint.adapter import LowRank
+from vla_checkpoint.adapter import Change
 from vla_checkpoint.bundle import Bundle
 from vla_checkpoint.golden import Golden
 from vla_checkpoint.header import Header
@@ -84,7 +84,7 @@ def lay_out(bundle: Bundle) -> tuple[list[dict[str, Any]], int]:
     return weights, offset
 
 
-def lay_out_changes(changes: Mapping[str, LowRank]) -> tuple[list[dict[str, Any]], int]:
+def lay_out_changes(changes: Mapping[str, Change]) -> tuple[list[dict[str, Any]], int]:
     """Return where each tensor that an adapter changes lies in an arena of its own, and the bytes that takes."""
     tensors, offset = [], 0
     for name, change in changes.items():

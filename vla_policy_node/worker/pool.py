@@ -187,9 +187,7 @@ class WorkerPool:
 
     # -- preparing, on the caller's thread
 
-    def _open(
-        self, bundle_dir: Path, digest: str, recording: Recording | None
-    ) -> tuple[Bundle, Adapted | None, Plan]:
+    def _open(self, bundle_dir: Path, digest: str, recording: Recording | None) -> tuple[Bundle, Adapted | None, Plan]:
         try:
             bundle = open_bundle(bundle_dir, expected_digest=digest or None)
             self._check_history(bundle)
