@@ -6,8 +6,8 @@ and normalisation are known without its base. The base is the manifest's ``base`
 machine it was trained on and is not followed.
 
 A LoRA is merged as PEFT's ``merge_and_unload`` does: ``W + s·(B·A)`` with ``A`` ``[r, in]``, ``B`` ``[out, r]``, and ``W``
-``[out, in]`` (``[in, out]`` with ``fan_in_fan_out``). The scale ``s`` is ``alpha/r`` (Hu et al., arXiv 2106.09685), or ``alpha/√r`` with
-``use_rslora`` (Kalajdzievski, arXiv 2312.03732). What this formula does not cover is refused by name: an adapter that is merged
+``[out, in]`` (``[in, out]`` with ``fan_in_fan_out``). The scale ``s`` is ``alpha/r`` (Hu et al., arXiv 2106.09685), or
+``alpha/√r`` with ``use_rslora`` (Kalajdzievski, arXiv 2312.03732). What this formula does not cover is refused by name: an adapter that is merged
 wrongly acts, and wrongly.
 """
 

@@ -140,7 +140,9 @@ class ExperimentRunner:
         if time.monotonic() < self._next_try:
             return
         self._ctx.show(f"experiment {record.experiment}: policy_node loads {missing}")
-        result = self._ctx.gate.prepare(missing, lambda _state, _progress: self._ctx.report(), self._ctx.interrupted)
+        result = self._ctx.gate.prepare(
+            missing, lambda _state, _progress: self._ctx.report(), self._ctx.interrupted, skip_shadow=missing == record.a
+        )
         self._next_try = time.monotonic() + _RETRY_S
         if result.success:
             self._failures = 0

@@ -131,7 +131,7 @@ class Recorded:
             value = SimpleNamespace(
                 name=value.joint_names, position=first.positions, velocity=first.velocities, effort=first.effort
             )
-        for channel, number in enumerate(decoder.numbers(value), output.start):
+        for channel, number in enumerate(np.ravel(decoder.read(value)), output.start):
             self.commands[channel].append((message.received_ns, float(number)))
 
 

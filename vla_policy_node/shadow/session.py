@@ -27,7 +27,7 @@ from vla_policy_node.worker.pool import Progress
 
 _LOAD_SHARE = 0.5  # of the whole preparation's progress
 _POLL_S = 0.002
-_NO_EPISODE = np.uint64(2**64 - 1)
+_NO_EPISODE = np.array(2**64 - 1, np.uint64)
 _PATIENCE_S = 5.0
 _PATIENCE_HORIZONS = 3.0  # for each chunk
 
