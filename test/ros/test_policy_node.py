@@ -15,7 +15,7 @@ from action_msgs.msg import GoalStatus
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import GetState
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import Trigger
 from support.engine_rig import contract_text
 from support.policy_rig import PolicyRig
@@ -42,11 +42,18 @@ def rig(ros_domain: int, tmp_path: Path) -> Iterator[PolicyRig]:
         yield running
 
 
+TASK = """
+  task:
+    channel: {topic: task_prompt, type: std_msgs/msg/String}
+    align: {strategy: hold, timeline: receive}"""
+
+
 @pytest.fixture(scope="module")
 def shared_rig(tmp_path_factory: pytest.TempPathFactory, shared_domain: int) -> Iterator[PolicyRig]:
     """One robot that runs 1.0.0, for tests that change nothing; in the end its node ends cleanly."""
     folder = tmp_path_factory.mktemp("shared")
     scripted_bundle(folder / "a", "1.0.0")
+    (folder / "contract.yaml").write_text(contract_text().replace("observations:", "observations:" + TASK))
     with PolicyRig(shared_domain, folder, model_path=str(folder / "a")) as running:
         running.wait_running("1.0.0")
         yield running
@@ -149,6 +156,29 @@ def test_an_episode_is_opened_closed_and_published(shared_rig: PolicyRig) -> Non
     assert shared_rig.outcomes.wait(lambda m: m.episode_id == "e1").known
     none = ros.call(EndEpisode, "policy_node/end_episode")
     assert (none.success, none.error_code) == (False, "NO_EPISODE")
+
+
+def test_the_instruction_may_come_by_a_topic_and_an_episode_keeps_its_own(lent_rig: PolicyRig) -> None:
+    ros = lent_rig.ros
+    prompt = ros.advertise(String, "task_prompt")
+
+    def say(text: str) -> None:
+        prompt.publish(String(data=text))
+
+    try:
+        for text in ("fold the cloth", "x" * 2000, "wipe the table"):  # the long one is dropped
+            say(text)
+        lent_rig.wait_status(lambda m: m.instruction == "wipe the table", "the newest instruction")
+        ros.call(StartEpisode, "policy_node/start_episode", StartEpisode.Request(episode_id="t1", instruction="stack"))
+        say("put it back")
+        during = lent_rig.wait_status(lambda m: m.episode_id == "t1", "episode t1")
+        assert during.instruction == "stack"
+        closed = ros.call(EndEpisode, "policy_node/end_episode", EndEpisode.Request(success=True))
+        assert closed.outcome.instruction == "stack"
+        lent_rig.wait_status(lambda m: m.instruction == "put it back", "the instruction after the episode")
+    finally:
+        say("")
+        lent_rig.wait_status(lambda m: m.instruction == "", "no instruction")
 
 
 def test_run_policy_ends_with_what_end_episode_said_or_with_cancel(shared_rig: PolicyRig) -> None:

@@ -78,8 +78,8 @@ safety:
 """
 
 
-def contract(**changes: Any) -> Contract:
-    return parse_contract(contract_text(**changes), Path("rig.yaml"))
+def contract(*, text: str = "", **changes: Any) -> Contract:
+    return parse_contract(text or contract_text(**changes), Path("rig.yaml"))
 
 
 class Worker:
@@ -136,7 +136,10 @@ class Worker:
 
 
 class Rig:
-    """A loop under a clock that is set by hand. The robot follows each command at once unless ``frozen``."""
+    """A loop under a clock that is set by hand. The robot follows each command at once unless ``frozen``.
+
+    ``text``: its contract, if it is not ``contract_text``.
+    """
 
     def __init__(self, **changes: Any) -> None:
         self.contract = contract(**changes)
@@ -146,7 +149,7 @@ class Rig:
         self.commands = Commands(self.loop, self.spans, lambda: None)
         self.workers: dict[int, Worker] = {}
         self.now_ns, self.tick_number = 1_000_000_000_000, 0
-        self.measured = np.zeros(2)
+        self.measured = np.zeros(len(self.contract.channels))
         self.fresh, self.frozen, self.episode = True, False, 0
         self.valid = True
         self.motion_ns = 0
@@ -160,7 +163,7 @@ class Rig:
 
     def add(self, generation: int, policy: Any = (0.0, 0.0), limits: Any = None, **shape: int) -> Worker:
         """Load a generation whose policy gives ``policy`` (constant action, chunk, error name, or function of the plan tick)."""
-        worker = self.workers[generation] = Worker(generation, **shape)
+        worker = self.workers[generation] = Worker(generation, **{"dim": len(self.contract.channels), **shape})
         self.policies[generation] = policy if callable(policy) else lambda plan: policy
         fields, fds = worker.handle.to_message()
         message = {"type": "add_generation", "handle": fields, "latency_s": 0.02, "limits": limits}
@@ -212,7 +215,7 @@ class Rig:
             if made is None:
                 self.workers[generation].answered = int(request["request"])  # never answers
             elif isinstance(made, str):
-                self.workers[generation].answer((0.0, 0.0), request=request, error=made)
+                self.workers[generation].answer(0.0, request=request, error=made)
             else:
                 self.workers[generation].answer(made, request=request)
 

@@ -26,7 +26,8 @@ class Robot:
     def __init__(self, folder: Path, **changes: Any) -> None:
         self.contract = contract(**changes)
         self.path = folder / "commands"
-        self.observation = Arena.create(observation_layout(self.contract.features, 2))
+        self._channels = len(self.contract.channels)
+        self.observation = Arena.create(observation_layout(self.contract.features, self._channels))
         self.events: list[dict[str, Any]] = []
         self.client = ControlClient(
             self.contract,
@@ -35,7 +36,7 @@ class Robot:
             on_event=self.events.append,
         )
         self.workers: dict[int, tuple[Worker, Any]] = {}
-        self.measured = np.zeros(2)
+        self.measured = np.zeros(self._channels)
         self.motion_s = 10.0
         self.episode = 1
         self._over = threading.Event()
@@ -45,13 +46,13 @@ class Robot:
         self._thread.start()
         return self.client.start(30.0)
 
-    def add(self, generation: int, policy: Any = (0.0, 0.0)) -> Worker:
-        worker = Worker(generation)
+    def add(self, generation: int, policy: Any = 0.0) -> Worker:
+        worker = Worker(generation, dim=self._channels)
         self.workers[generation] = (worker, policy)
         self.client.add_generation(worker.handle, latency_s=0.02)
         return worker
 
-    def run(self, policy: Any = (0.0, 0.0)) -> None:
+    def run(self, policy: Any = 0.0) -> None:
         self.start()
         self.add(1, policy)
         self.client.activate(1, "NOW", "first", 5.0)
@@ -76,7 +77,7 @@ class Robot:
         return found
 
     def commands(self) -> tuple[Any, Any]:
-        return read_record(self.path, 2)
+        return read_record(self.path, self._channels)
 
     def close(self) -> None:
         self.client.close()

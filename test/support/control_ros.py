@@ -14,7 +14,6 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from support.control_robot import Robot
-from vla_policy_node.contract.model import parse_contract
 from vla_policy_node.control.client import ControlClient
 
 TOPICS = {"commands": "/arm/commands"}
@@ -45,8 +44,7 @@ class Peer:
 
 def robot_for(folder: Path, domain: int, text: str, **spec: Any) -> Robot:
     """A Robot whose commands go to ROS."""
-    robot = Robot(folder)
-    robot.contract = parse_contract(text)
+    robot = Robot(folder, text=text)
     sink = {"kind": "ros", "node_name": "policy_control", "namespace": "/arm", "domain_id": domain, **spec}
     robot.client.close()
     robot.client = ControlClient(robot.contract, robot.observation, sink=sink, on_event=robot.events.append)

@@ -188,62 +188,156 @@ def test_no_damage_to_a_contract_gets_another_exception_out_of_the_parser(noise:
         assert e.code and e.message
 
 
-def test_a_rosetta_file_is_read_with_our_section_beside_its_own() -> None:
-    text = """
-robot_type: so_101
+ROSETTA = """
+robot_type: mobile_arm
 robot_interface: ros2
 fps: 30
 x-qos: &qos {reliability: best_effort, history: keep_last, depth: 10}
 observations:
   observation.images.top:
-    channel: {topic: /top/image_raw, type: sensor_msgs/msg/Image, qos: *qos}
+    channel: {topic: /top/image_raw/compressed, type: sensor_msgs/msg/CompressedImage, qos: *qos}
     align: {strategy: hold, timeline: header}
     apply: [resize: [32, 48]]
+  observation.images.wrist:
+    channel: {topic: /wrist/image_raw, type: sensor_msgs/msg/Image, qos: *qos, dtype: video}
+    align: {strategy: hold, timeline: header}
+    apply: [resize: [32, 32]]
   observation.state:
     - channel: {topic: /arm/joint_states, type: sensor_msgs/msg/JointState, qos: *qos}
       align: {strategy: hold, timeline: header}
       select: [position.shoulder]
       apply: [rad2deg]
+    - channel: {topic: /gripper/joint_states, type: sensor_msgs/msg/JointState, qos: *qos}
+      align: {strategy: hold, timeline: header}
+      select: [finger]
     - channel: {topic: /odom, type: nav_msgs/msg/Odometry, dtype: float64}
       align: {strategy: asof, timeline: header, tolerance_ms: 50}
       select: [twist.twist.linear.x, twist.twist.angular.z]
+  observation.imu:
+    channel: {topic: /imu, type: sensor_msgs/msg/Imu, dtype: float64, qos: *qos}
+    align: {strategy: asof, timeline: header, tolerance_ms: 10}
+    select: [orientation.x, orientation.y, orientation.z, orientation.w]
+    kind: quaternion
+  observation.battery:
+    channel: {topic: /battery, type: std_msgs/msg/Float64MultiArray, decoder: "cells:decode", dtype: float32}
+    align: {strategy: drop, timeline: receive}
+    select: [cell0, cell1]
 actions:
   action:
     - channel: {topic: /arm/commands, type: sensor_msgs/JointState, safety: hold}
       align: {strategy: hold, timeline: header}
       select: [position.shoulder]
       apply: [rad2deg, clamp: {min: -50, max: 90}]
-    - channel: {topic: /cmd_vel, type: geometry_msgs/msg/Twist, safety: zeros}
+    - channel: {topic: /gripper/command, type: std_msgs/msg/Float64, encoder: "gripper:encode", safety: hold}
       align: {strategy: hold, timeline: receive}
-      select: [linear.x, angular.z]
+      select: [data]
+      kind: binary
+  action.base:
+    channel: {topic: /cmd_vel, type: geometry_msgs/msg/TwistStamped, safety: zeros}
+    align: {strategy: hold, timeline: receive}
+    select: [twist.linear.x, twist.angular.z]
+    apply: [clamp: {min: -0.4, max: 0.4}]
 tasks: {task: {channel: {topic: /task_prompt, type: std_msgs/msg/String}}}
+teleop:
+  input:
+    - {target: /arm/commands, channel: {topic: /leader, type: sensor_msgs/msg/JointState}, select: [position.shoulder]}
+  events: {channel: {topic: /joy, type: sensor_msgs/msg/Joy}, select: {success: buttons.0}}
+rewards: {next.reward: {channel: {topic: /reward, type: std_msgs/msg/Float64, dtype: float64}}}
 adjunct: [{channel: {topic: /tf, type: tf2_msgs/msg/TFMessage}}]
 x-safety:
   motion_enabled: {required: true, timeout_s: 0.3}
   observation_max_age_ms: 100
   channels:
-    - {name: shoulder, unit: deg, mode: absolute, measured: position.shoulder, hold: measured, max_decel: 500,
+    - &joint {name: shoulder, unit: deg, mode: absolute, measured: position.shoulder, hold: measured, max_decel: 500,
        hold_timeout_s: 1, rest_step: 0.1, limits: {position: [-90, 80], velocity: 90, step: 10}}
+    - <<: *joint
+      name: gripper
+      measured: position.finger
     - &base {name: vx, unit: m/s, mode: velocity, hold: zero_velocity, max_decel: 2, hold_timeout_s: 1, rest_step: 0.01,
        downstream_timeout_ms: 250, limits: {velocity: [-0.5, 0.5], acceleration: 1, step: 0.3}}
     - <<: *base
       name: wz
       unit: rad/s
 """
+"""Every key that rosetta's own example contracts have."""
+
+
+def test_a_rosetta_file_is_read_with_our_section_beside_its_own_but_its_code_is_not_run() -> None:
+    text = ROSETTA
+    for key, code in (("decoder", "cells:decode"), ("encoder", "gripper:encode")):
+        reason = str(refused(text))
+        assert f"channel.{key}: code in a contract is not run" in reason
+        text = text.replace(f', {key}: "{code}"', "")
     parsed = parse_contract(text)
-    assert (parsed.robot_type, parsed.rate_hz, parsed.motion.required) == ("so_101", 30.0, True)
+    assert (parsed.robot_type, parsed.rate_hz, parsed.motion.required) == ("mobile_arm", 30.0, True)
     assert parsed.features == {
         "observation.images.top": FeatureSpec((32, 48, 3), "uint8"),
-        "observation.state": FeatureSpec((3,), "float32"),
+        "observation.images.wrist": FeatureSpec((32, 32, 3), "uint8"),
+        "observation.state": FeatureSpec((4,), "float32"),
+        "observation.imu": FeatureSpec((4,), "float32"),
+        "observation.battery": FeatureSpec((2,), "float32"),
     }
     assert [(o.topic, o.start, o.stop, o.rad2deg) for o in parsed.outputs] == [
         ("/arm/commands", 0, 1, True),
-        ("/cmd_vel", 1, 3, False),
+        ("/gripper/command", 1, 2, False),
+        ("/cmd_vel", 2, 4, False),
     ]
-    shoulder = parsed.channels[0]
+    shoulder, gripper, vx, _ = parsed.channels
     assert (shoulder.limits.low, shoulder.limits.high) == (-50.0, 80.0)  # the tighter of clamp and limit
-    assert shoulder.measured == ("observation.state", 0)
-    assert parsed.observations[1].sources[1].align.tolerance_ms == 50.0
+    assert (vx.limits.low, vx.limits.high) == (-0.4, 0.4)
+    assert (shoulder.measured, gripper.measured) == (("observation.state", 0), ("observation.state", 1))
+    assert parsed.observations[2].sources[2].align.tolerance_ms == 50.0
+    assert parsed.observations[4].sources[0].select == ("data.0", "data.1")
+    assert parsed.instruction is None  # `tasks` labels recordings
+
+
+def observing(entry: str) -> str:
+    return contract_text().replace("\nactions:", f"\n  extra:\n    {entry}\nactions:")
+
+
+PROMPT = "channel: {topic: prompt, type: std_msgs/msg/String}\n    align: {strategy: hold, timeline: receive}"
+CAMERA = (
+    "channel: {topic: image, type: sensor_msgs/msg/Image}\n    align: {strategy: hold, timeline: header}\n    apply:"
+)
+
+
+def test_a_text_is_the_instruction_and_no_feature() -> None:
+    parsed = parse_contract(observing(PROMPT))
+    assert parsed.instruction is not None and parsed.instruction.topic == "prompt"
+    assert (parsed.instruction.qos.reliability, set(parsed.features)) == ("reliable", {"observation.state"})
+
+
+def test_a_picture_is_cut_and_resized_in_the_order_of_the_file() -> None:
+    crop = "crop: {top: 1, left: 2, height: 30, width: 40}"
+    for entry, steps, size in (
+        (f"[{crop}, resize: [8, 9], bgr]", ["crop", "resize"], (8, 9)),
+        (f"[resize: [64, 64], {crop}]", ["resize", "crop"], (30, 40)),
+        (f"[{crop}]", ["crop"], (30, 40)),
+    ):
+        picture = parse_contract(observing(f"{CAMERA} {entry}")).observations[1].sources[0].picture
+        assert picture is not None and [name for name, _ in picture.steps] == steps
+        assert (picture.size, picture.blue_first) == (size, "bgr" in entry)
+
+
+@pytest.mark.parametrize(
+    ("entry", "code", "named"),
+    [
+        (PROMPT.replace("strategy: hold", "strategy: asof, tolerance_ms: 9"), "CONTRACT_VALUE_INVALID", "does not age"),
+        (PROMPT.replace("receive", "header"), "CONTRACT_VALUE_INVALID", "no header"),
+        (f"{PROMPT}\n  more:\n    {PROMPT}", "CONTRACT_VALUE_INVALID", "second instruction"),
+        (f"{PROMPT}\n    select: [data]", "CONTRACT_KEY_UNKNOWN", "extra.select"),
+        (CAMERA.removesuffix("apply:"), "CONTRACT_KEY_MISSING", "resize: [height, width]"),
+        (f"{CAMERA} [bgr]", "CONTRACT_KEY_MISSING", "resize: [height, width]"),
+        (f"{CAMERA} [rad2deg]", "CONTRACT_VALUE_INVALID", "crop, resize, bgr"),
+        (f"{CAMERA} [resize: [0, 8]]", "CONTRACT_VALUE_INVALID", "apply[0].resize"),
+        (f"{CAMERA} [crop: {{top: 0, left: 0, height: 8}}]", "CONTRACT_KEY_MISSING", "crop.width"),
+        (f"{CAMERA} [crop: {{top: -1, left: 0, height: 8, width: 8}}]", "CONTRACT_VALUE_INVALID", "crop.top"),
+        (f"{CAMERA} [resise: [8, 8]]", "CONTRACT_KEY_UNKNOWN", "did you mean 'resize'"),
+    ],
+)
+def test_a_picture_or_an_instruction_that_is_not_said_in_full_is_refused(entry: str, code: str, named: str) -> None:
+    error = refused(observing(entry))
+    assert error.code == code and named in error.message, error.message
 
 
 def trajectory(*select: str) -> str:

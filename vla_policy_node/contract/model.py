@@ -143,7 +143,7 @@ class Channel:
     max_decel: float  # how fast a hold brings the channel to rest [unit/s^2]; velocity and effort: [unit/s]
     hold_timeout_s: float  # publishing stops when a hold lasts longer
     start_tolerance: float  # the first command after a hold lies this near to the measured value
-    rest_step: float  # a command that changes by less in a tick is at rest
+    rest_step: float  # a command that changes by less in a tick is at rest; a velocity that is less
     measured: tuple[str, int] | None  # (observation key, index) of the measured value; positions must have it
 
     @property

@@ -373,7 +373,7 @@ def _select(section: Section, kind: str, fields: re.Pattern[str]) -> tuple[str, 
     if not all(isinstance(n, str) and n for n in names):
         section.fail("CONTRACT_VALUE_INVALID", "select", "must be a list of field names such as position.j1")
     select = types.canonical(kind, names)
-    if len(set(select)) != len(select):
+    if not len(set(names)) == len(set(select)) == len(names):
         section.fail("CONTRACT_VALUE_INVALID", "select", "must be a list of different field names such as position.j1")
     wrong = next((name for name, field in zip(names, select, strict=True) if not fields.fullmatch(field)), None)
     if wrong is not None:

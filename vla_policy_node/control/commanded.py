@@ -27,6 +27,7 @@ class Commanded:
         self._rest_step = np.array([c.rest_step for c in channels])
         self._start_tolerance = np.array([c.start_tolerance for c in channels])
         self._positions = np.array([c.is_position for c in channels])
+        self._velocities = np.array([c.mode == "velocity" for c in channels])
 
     def all_known(self, measured: Floats) -> bool:
         """Whether every position is measured (NaN = not known)."""
@@ -49,7 +50,8 @@ class Commanded:
     def put(self, command: Floats, now_ns: int) -> None:
         """Remember a command that is published now. There must be one before, or a start."""
         assert self.value is not None
-        rests = bool((np.abs(command - self.value) <= self._rest_step).all())
+        motion = np.where(self._velocities, command, command - self.value)  # a velocity that does not change is motion
+        rests = bool((np.abs(motion) <= self._rest_step).all())
         self.resting_ticks = self.resting_ticks + 1 if rests else 0
         self._before, self.value, self._at_ns = self.value, command, now_ns
         self.history.add(command)

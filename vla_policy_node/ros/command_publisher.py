@@ -72,6 +72,7 @@ class RosSink:
             _Output(self._node, output, topic, contract.period_s)
             for output, topic in zip(contract.outputs, topics, strict=True)
         ]
+        self._stamped = any(output.stamped for output in self._outputs)
         self._intruder = ""
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch_graph, name="graph", daemon=True)
@@ -79,7 +80,7 @@ class RosSink:
 
     def publish(self, values: Floats) -> None:
         """Publish one command on every output topic; what is stamped has one stamp."""
-        stamp = self._node.get_clock().now().to_msg()
+        stamp = self._node.get_clock().now().to_msg() if self._stamped else None
         for output in self._outputs:
             output.publish(values, stamp)
 
@@ -127,18 +128,18 @@ class _Output:
         self._node, self._output, self._period_s = node, output, period_s
         self._part = slice(output.start, output.stop)
         self._message, self._fill = self._make(output.type)
-        self._stamped = output.type in (types.JOINT_STATE, types.TWIST_STAMPED)  # a trajectory's 0 means at once
+        self.stamped = output.type in (types.JOINT_STATE, types.TWIST_STAMPED)  # a trajectory's 0 means at once
         self._publisher = node.create_publisher(
             type(self._message), topic, qos.profile(output.qos.reliability, output.qos.durability, output.qos.depth)
         )
         self._topic = self._publisher.topic_name
 
-    def publish(self, values: Floats, stamp: Time) -> None:
+    def publish(self, values: Floats, stamp: Time | None) -> None:
         part = values[self._part]
         if self._output.rad2deg:
             part = part * (math.pi / 180.0)
         self._fill(part.tolist())
-        if self._stamped:
+        if self.stamped:
             self._message.header.stamp = stamp
         self._publisher.publish(self._message)
 
