@@ -33,7 +33,7 @@ def draft_outputs(names: Sequence[str], count: int, commands: Sequence[Command],
             return [_output(c, [j for j, of in zip(joints, chosen, strict=True) if of is c], namespace) for c in order]
     unnamed = [c for c in commands if not c.joints]
     if len(commands) == 1 and unnamed:
-        return [_output(unnamed[0], joints or [("", "")] * count, namespace)]
+        return [_output(unnamed[0], joints or [("", "")] * max(count, 1), namespace)]
     return [_open(joints, count, commands)]
 
 

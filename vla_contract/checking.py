@@ -21,9 +21,6 @@ class Problem:
     code: str
     text: str  # key path, and what is wrong there
 
-    def __str__(self) -> str:
-        return self.text
-
 
 def check(file: str) -> list[Problem]:
     """Return what keeps a contract from being used: what the parser says, and everything that is still TODO."""

@@ -98,11 +98,7 @@ def _channels(channels: Sequence[ChannelDraft]) -> list[str]:
 
 def _channel(channel: ChannelDraft, anchor: str) -> list[str]:
     bounds, rate = _LIMITS.get(channel.mode.value or "", ("position", "velocity"))
-    lines = (
-        [f"    - &{anchor}{'':<{_COLUMN - 8 - len(anchor) - 1}} # what others take with `<<: *{anchor}`"]
-        if anchor
-        else []
-    )
+    lines = [f"{f'    - &{anchor}':<{_COLUMN}}# what others take with `<<: *{anchor}`"] if anchor else []
     own = _own(channel, [("unit", channel.unit), ("mode", channel.mode)])
     lines += own if anchor else [own[0].replace("      ", "    - ", 1), *own[1:]]
     lines.append(f"      limits: &{anchor}_limits" if anchor else "      limits:")

@@ -380,8 +380,8 @@ def page() -> str:
 `ros2 run vla_ota doctor` prints a line a check, `ok|warn|FAIL  what  finding  -> what to do`, and ends with 1 if one failed.
 It publishes nothing and writes nothing but an unnamed file that is gone when it is closed (to see that the store can be flushed).
 Run it on the robot's computer, as the user of the nodes, with their environment: it sees its own limits, clock and folders.
-At a desk, `doctor --contract FILE --topics topics.txt` checks topics, types and namespace alone, against what
-`ros2 topic list -t` said on the robot; `examples/` has such a list beside each robot's contract.
+At a desk `doctor --contract FILE --topics topics.txt` checks topics, types and namespace alone, against what `ros2 topic list -t`
+said on the robot; `examples/` has such a list beside each robot's contract.
 This page is written by `python -m vla_doctor.catalog`.
 
 | code | | meaning | what to do |

@@ -140,6 +140,17 @@ def test_a_robot_alone_gives_its_topics_and_a_dataset_alone_its_features(tmp_pat
     assert [c["mode"] for c in document["safety"]["channels"]] == ["absolute"] * 3
 
 
+def test_numbers_without_names_are_counted_and_left_open(tmp_path: Path) -> None:
+    unnamed = {"dtype": "float32", "shape": [2], "names": None}
+    seen = dataset(tmp_path, features={"action": unnamed, "observation.state": unnamed})
+    document = drafted(ROBOT, seen, {})
+    assert document["observations"]["observation.state"]["select"] == ["TODO", "TODO"]
+    assert [channel["name"] for channel in document["safety"]["channels"]] == ["TODO", "TODO"]
+    base = RobotSeen(commands=(Command("/cmd_vel", "geometry_msgs/msg/Twist", "/base"),))
+    (output,) = drafted(base, None, {})["actions"]["action"]
+    assert output["channel"]["topic"] == "cmd_vel" and output["select"] == ["TODO"]
+
+
 def test_topics_of_the_policys_namespace_are_named_relative_to_it(tmp_path: Path) -> None:
     states = (replace(JOINT_STATES, name="/left/joint_states"),)
     document = drafted(replace(ROBOT, states=states), dataset(tmp_path), {}, "/left")

@@ -22,7 +22,7 @@ _MEANINGS = {
     "measured": "the selected observation field that measures this channel, such as position.shoulder",
     "limits": "bounds of this channel; a position has position, velocity and step",
     "position": "[low, high] that may ever be commanded: inside the joint's stops and clear of what the robot could hit",
-    "velocity": "fastest change of the command a second that is safe where this robot stands",
+    "velocity": "fastest change of the command a second that is safe where this robot stands; of a velocity channel: [low, high]",
     "acceleration": "fastest change of the commanded velocity a second",
     "effort": "[low, high] that may ever be commanded",
     "effort_rate": "fastest change of the commanded effort a second",
