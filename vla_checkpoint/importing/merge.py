@@ -36,7 +36,7 @@ from vla_checkpoint.tensors import read_array
 
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-_FLOATS = ("F32", "F16", "BF16")
+_FLOATS = frozenset({"F32", "F16", "BF16"})
 _OFF: tuple[Any, ...] = (None, False, [], {}, "none")
 _FOREIGN_KEYS = (
     "alora_invocation_tokens", "arrow_config", "bias", "corda_config", "layer_replication", "lora_bias", "target_parameters",
@@ -134,7 +134,7 @@ def _read_adapter(folder: Path) -> _Adapter:
     for key, info in header.tensors.items():
         name = key.removeprefix(_PREFIX)
         if info.dtype not in _FLOATS:
-            _refuse("MERGE_UNSUPPORTED", path, f"{key!r} is {info.dtype}, not one of {', '.join(_FLOATS)}")
+            _refuse("MERGE_UNSUPPORTED", path, f"{key!r} is {info.dtype}, not one of {', '.join(sorted(_FLOATS))}")
         if name.endswith(_A):
             module = name.removesuffix(_A)
             pairs[f"{module}.weight"] = _pair(path, header, key, module, config)
@@ -203,7 +203,7 @@ def _merge_tensor(base_file: Path, info: TensorInfo, adapter: _Adapter) -> bytes
     if pair is None and whole is None:
         return None
     if info.dtype not in _FLOATS:
-        _refuse("MERGE_UNSUPPORTED", base_file, f"{info.name!r} is {info.dtype}, not one of {', '.join(_FLOATS)}")
+        _refuse("MERGE_UNSUPPORTED", base_file, f"{info.name!r} is {info.dtype}, not one of {', '.join(sorted(_FLOATS))}")
     merged = _read(base_file, info) if whole is None else _read(adapter.path, whole)
     if pair is not None:
         delta = (_read(adapter.path, pair.b) @ _read(adapter.path, pair.a)) * np.float32(pair.scale)
