@@ -203,7 +203,9 @@ def _merge_tensor(base_file: Path, info: TensorInfo, adapter: _Adapter) -> bytes
     if pair is None and whole is None:
         return None
     if info.dtype not in _FLOATS:
-        _refuse("MERGE_UNSUPPORTED", base_file, f"{info.name!r} is {info.dtype}, not one of {', '.join(sorted(_FLOATS))}")
+        _refuse(
+            "MERGE_UNSUPPORTED", base_file, f"{info.name!r} is {info.dtype}, not one of {', '.join(sorted(_FLOATS))}"
+        )
     merged = _read(base_file, info) if whole is None else _read(adapter.path, whole)
     if pair is not None:
         delta = (_read(adapter.path, pair.b) @ _read(adapter.path, pair.a)) * np.float32(pair.scale)
