@@ -32,7 +32,7 @@ from vla_checkpoint.strict_json import is_int, is_number, load_object
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-_FLOATS = ("F32", "F16", "BF16")
+_FLOATS = frozenset({"F32", "F16", "BF16"})
 _OFF: tuple[Any, ...] = (None, False, [], {}, "none")
 _FOREIGN_KEYS = (
     "alora_invocation_tokens", "arrow_config", "bias", "corda_config", "layer_replication", "lora_bias", "target_parameters",
@@ -91,7 +91,7 @@ def changes_of(folder: PathLike, adapter: Header, base: Mapping[str, TensorInfo]
     for key, info in adapter.tensors.items():
         name = key.removeprefix(_PREFIX)
         if info.dtype not in _FLOATS:
-            _refuse("ADAPTER_UNSUPPORTED", path, f"{key!r} is {info.dtype}, not one of {', '.join(_FLOATS)}")
+            _refuse("ADAPTER_UNSUPPORTED", path, f"{key!r} is {info.dtype}, not one of {', '.join(sorted(_FLOATS))}")
         if name.endswith(_B):
             if key.removesuffix(_B) + _A not in adapter.tensors:
                 _refuse("ADAPTER_MISMATCH", path, f"{key!r} has no lora_A")
@@ -130,7 +130,7 @@ def _weight(path: Path, base: Mapping[str, TensorInfo], name: str) -> TensorInfo
     if weight is None:
         _refuse("ADAPTER_MISMATCH", path, f"it changes {name!r}, which the base does not have")
     if weight.dtype not in _FLOATS:
-        _refuse("ADAPTER_UNSUPPORTED", path, f"the base's {name!r} is {weight.dtype}, not one of {', '.join(_FLOATS)}")
+        _refuse("ADAPTER_UNSUPPORTED", path, f"the base's {name!r} is {weight.dtype}, not one of {', '.join(sorted(_FLOATS))}")
     return weight
 
 

@@ -231,6 +231,13 @@ def test_what_comes_from_elsewhere_or_is_not_used_is_noted(tmp_path: Path, impor
     assert all(text in notes for text in ("ResNet18_Weights.IMAGENET1K_V1", "some-org/vlm", "rtc_config"))
 
 
+def test_a_language_model_that_lies_in_the_checkpoint_is_not_missed(tmp_path: Path, imported: Any) -> None:
+    folder = training_run(tmp_path / "run", vlm_model_name="some-org/vlm")
+    (folder / "some-org" / "vlm").mkdir(parents=True)
+    (folder / "some-org" / "vlm" / "tokenizer.json").write_text("{}")
+    assert not any("some-org/vlm" in note for note in imported(tmp_path / "run")["notes"])
+
+
 def test_the_lineage_says_where_it_comes_from_and_no_path_of_the_training_machine_is_in_the_bundle(
     tmp_path: Path, imported: Any
 ) -> None:

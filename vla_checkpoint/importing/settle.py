@@ -55,7 +55,7 @@ def settle(folder: Path, execute: int | None) -> list[str]:
 def _settle_config(path: Path, execute: int | None) -> list[str]:
     document = load_object(path)
     config = parse_config(document, path)
-    notes = notes_on(config, list(_step_configs(path.parent)))
+    notes = notes_on(path.parent, config, list(_step_configs(path.parent)))
     changed: dict[str, Any] = {}
     chosen, note = (execute, "") if execute is not None else choose_execute(config)
     if note:

@@ -94,10 +94,11 @@ def releases_like(version: str) -> str | None:
     return None if match is None else f">={match[1]}.{match[2]},<{match[1]}.{int(match[2]) + 1}"
 
 
-def notes_on(config: PolicyConfig, step_configs: Collection[Mapping[str, Any]]) -> list[str]:
+def notes_on(folder: Path, config: PolicyConfig, step_configs: Collection[Mapping[str, Any]]) -> list[str]:
     """Return what a checkpoint asks for and a robot does not do, or needs from elsewhere, one sentence each.
 
     Args:
+        folder: the checkpoint; language models and tokenizers may lie in it under their hub names.
         config: of the policy.
         step_configs: the ``config`` objects of its processors' steps.
     """
@@ -111,7 +112,8 @@ def notes_on(config: PolicyConfig, step_configs: Collection[Mapping[str, Any]]) 
     wanted = {raw.get(key) for key in ("vlm_model_name", "tokenizer_name", "text_tokenizer_name", "base_model_path")}
     wanted |= {step.get(key) for step in step_configs for key in ("tokenizer_name", "action_tokenizer_name")}
     notes += [
-        f"{name} is not in the bundle: its files must be in the robot's Hugging Face cache, nothing is downloaded there"
+        f"{name} is not in the bundle: a robot needs its files in its Hugging Face cache, or beside config.json under that name"
         for name in sorted(name for name in wanted if isinstance(name, str) and name)
+        if not (folder / name).is_dir()
     ]
     return notes
