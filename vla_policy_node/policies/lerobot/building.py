@@ -122,7 +122,12 @@ def _from_bundle_or_cache(name: str) -> Iterator[None]:
     """Say what is missing when transformers does not find it (a worker's environment keeps it off the network)."""
     try:
         yield
-    except OSError as e:
+    except Exception as e:
+        cause: BaseException | None = e
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__  # LeRobot's pipeline raises a ValueError from it
+        if cause is None:
+            raise
         where = (
             "is not whole in the bundle nor in this machine's Hugging Face cache, and nothing is downloaded on a robot"
         )
