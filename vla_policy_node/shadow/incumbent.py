@@ -18,6 +18,9 @@ Floats = npt.NDArray[np.float64]
 Record = dict[str, npt.NDArray[Any]]
 
 _KEPT = 8  # observations while an answer is awaited; the worker reads one of the first
+_NEWEST = (
+    4  # slots of the observation's arena that are for its newest records; those beyond are there to be looked back on
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +28,7 @@ class Seen:
     """An observation, and what the incumbent made of it (``None``: there is no incumbent)."""
 
     record: Record
+    earlier: tuple[Record, ...] = ()  # the records before it, oldest first, as far as the robot's arena keeps them
     tick: int = 0  # plan tick that action 0 is meant for
     actions: Floats | None = None  # [H, C], relative channels made absolute
 
@@ -56,6 +60,7 @@ class Incumbent:
         self._contract, self._observation, self.execute = contract, observation, handle.execute
         self._requests, self._chunks = handle.attached()
         self._asked, self._answered = self._requests.newest, self._chunks.newest
+        self._back = max(0, observation.slots - _NEWEST)
         self._kept: dict[int, Record] = {}  # sequence number in the observation's arena -> copy
         self._waits = False  # it owes an answer
 
@@ -64,7 +69,9 @@ class Incumbent:
         if self._requests.newest != self._asked:
             self._asked, self._waits = self._requests.newest, True
             self._kept.clear()
-            self._keep(self._observation.newest - 1)  # perhaps the newest came since the worker looked
+            newest = self._observation.newest
+            for sequence in range(newest - 1 - self._back, newest):  # perhaps the newest came since the worker looked
+                self._keep(sequence)
         if self._waits:
             self._keep(self._observation.newest)
         if self._chunks.newest == self._answered:
@@ -76,13 +83,15 @@ class Incumbent:
         self._waits = False
         chunk = read[1]
         stamp_ns = int(chunk["observation_ns"])
-        record = next((r for r in self._kept.values() if int(r["stamp_ns"]) == stamp_ns), None)
-        if record is None or int(chunk["error"]):
+        found = next((s for s, r in self._kept.items() if int(r["stamp_ns"]) == stamp_ns), 0)
+        if not found or int(chunk["error"]):
             return None
-        return Seen(record, int(chunk["tick"]), made_absolute(self._contract, chunk["actions"], record))
+        record = self._kept[found]
+        earlier = tuple(self._kept[s] for s in range(found - self._back, found) if s in self._kept)
+        return Seen(record, earlier, int(chunk["tick"]), made_absolute(self._contract, chunk["actions"], record))
 
     def _keep(self, sequence: int) -> None:
-        if sequence > 0 and sequence not in self._kept and len(self._kept) < _KEPT:
+        if sequence > 0 and sequence not in self._kept and len(self._kept) < _KEPT + self._back:
             read = self._observation.read(seq=sequence)
             if read is not None:
                 self._kept[sequence] = read[1]
@@ -109,7 +118,9 @@ class Nobody:
         if read is None or not read[1]["valid"] or time.monotonic_ns() - int(read[1]["stamp_ns"]) > self._max_age_ns:
             return None
         self._next_s = time.monotonic() + self._period_s
-        return Seen(read[1])
+        back = max(0, self._observation.slots - _NEWEST)
+        earlier = (self._observation.read(seq=s) for s in range(read[0] - back, read[0]) if s > 0)
+        return Seen(read[1], tuple(r[1] for r in earlier if r is not None))
 
     def close(self) -> None:
         """Nothing to forget."""

@@ -73,7 +73,7 @@ class Stage:
 
     def __init__(self, shadow: Shadow, on_progress: Progress, cancelled: Callable[[], bool]) -> None:
         self._node, self._on_progress, self._cancelled = shadow, on_progress, cancelled
-        self.arena = Arena.create(shadow.observation.layout, 2, "vla_shadow")
+        self.arena = Arena.create(shadow.observation.layout, shadow.observation.slots, "vla_shadow")
         """What the candidate observes (see ``WorkerPool.prepare``)."""
 
     def __enter__(self) -> Stage:
@@ -198,7 +198,8 @@ class _Session:
             self.judge.incumbent(before.actions[shift : shift + overlap], seen.actions[:overlap])
 
     def _ask(self, seen: Seen) -> None:
-        self._arena.write(dict(seen.record))
+        for record in (*seen.earlier, seen.record):
+            self._arena.write(dict(record))
         self._request += 1
         self._requests.write({"request": self._request, "tick": seen.tick, "reset": 0})
         os.eventfd_write(self._eventfd, 1)
