@@ -112,6 +112,8 @@ def test_a_corrupted_version_that_acts_is_not_refused(robot: Robot) -> None:
     robot.update("1.1.1", "CHECKING", "FETCHING", "REJECTED", error_code="BLOB_DIGEST_MISMATCH")
     check = refused("1.1.1", keeps="1.0.0")
     assert check(robot.evidence) == []
+    for_another = refused("1.1.1", "1.0.0", ("SHADOW_LIMIT",))
+    assert for_another(robot.evidence) == ["1.1.1 was rejected for BLOB_DIGEST_MISMATCH"]
     robot.swap("1.1.1", "UPDATE")
     assert check(robot.evidence) == ["1.1.1 was rejected and acted all the same"]
 

@@ -68,7 +68,7 @@ def port(node: RosHarness, policy: StandInPolicyNode) -> RosPolicyPort:
 def test_without_a_policy_node_calls_return_policy_absent_and_the_status_is_unknown(node: RosHarness) -> None:
     port = make_port(node, "nobody")
     assert port.status() is None
-    prepared = port.prepare(Path("/nowhere"), "0" * 64, ignore, never, 600.0)
+    prepared = port.prepare(Path("/nowhere"), "0" * 64, ignore, never, 600.0, skip_shadow=False)
     swapped = port.swap(SwapRequest("0" * 64), never)
     assert (prepared.error_code, prepared.fault) == (swapped.error_code, swapped.fault) == ("POLICY_ABSENT", Fault.BUSY)
 
@@ -78,7 +78,9 @@ def test_prepare_then_swap_and_the_snapshot_says_what_acts_and_why(
 ) -> None:
     digest = make_bundle(tmp_path / "b").digest
     heard: list[str] = []
-    result = port.prepare(tmp_path / "b", digest, lambda state, progress: heard.append(state), never, 10.0)
+    result = port.prepare(
+        tmp_path / "b", digest, lambda state, progress: heard.append(state), never, 10.0, skip_shadow=False
+    )
     assert result.success and "LOADING" in heard
     swapped = port.swap(SwapRequest(digest, trial=True, lease_s=7.0), never)
     assert (swapped.success, swapped.active_digest, swapped.generation) == (True, digest, 1)
@@ -92,7 +94,7 @@ def test_prepare_then_swap_and_the_snapshot_says_what_acts_and_why(
 def test_refusals_keep_the_policy_nodes_code_and_words(
     port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path
 ) -> None:
-    result = port.prepare(tmp_path / "missing", "", ignore, never, 10.0)
+    result = port.prepare(tmp_path / "missing", "", ignore, never, 10.0, skip_shadow=False)
     assert (result.success, result.error_code, result.fault) == (False, "FILE_MISSING", Fault.BUNDLE)
     assert "missing" in result.message
     swapped = port.swap(SwapRequest("0" * 64), never)
@@ -107,9 +109,9 @@ def test_a_preparation_that_is_cancelled_or_takes_too_long_is_cancelled_there_to
     policy.prepare_s = 30.0
     asked = threading.Event()
     threading.Timer(0.3, asked.set).start()
-    assert port.prepare(tmp_path / "b", digest, ignore, asked.is_set, 60.0).error_code == "CANCELLED"
+    assert port.prepare(tmp_path / "b", digest, ignore, asked.is_set, 60.0, skip_shadow=False).error_code == "CANCELLED"
     wait_for(lambda: policy.cancelled == 1, "the first cancellation")
-    assert port.prepare(tmp_path / "b", digest, ignore, never, 0.3).error_code == "PREPARE_TIMEOUT"
+    assert port.prepare(tmp_path / "b", digest, ignore, never, 0.3, skip_shadow=False).error_code == "PREPARE_TIMEOUT"
     wait_for(lambda: policy.cancelled == 2, "the second cancellation")
 
 
@@ -119,9 +121,9 @@ def test_a_policy_node_that_restarts_or_falls_silent_during_a_preparation_is_abs
     digest = make_bundle(tmp_path / "b").digest
     policy.prepare_s = 30.0
     threading.Timer(0.3, lambda: setattr(policy, "boot_id", "another boot")).start()
-    assert port.prepare(tmp_path / "b", digest, ignore, never, 60.0).error_code == "POLICY_ABSENT"
+    assert port.prepare(tmp_path / "b", digest, ignore, never, 60.0, skip_shadow=False).error_code == "POLICY_ABSENT"
     policy.silent = True
-    assert port.prepare(tmp_path / "b", digest, ignore, never, 60.0).error_code == "POLICY_ABSENT"
+    assert port.prepare(tmp_path / "b", digest, ignore, never, 60.0, skip_shadow=False).error_code == "POLICY_ABSENT"
 
 
 def test_a_preparation_that_is_not_accepted_soon_was_lost_on_the_way_and_is_cancelled_if_it_was_not(
@@ -131,10 +133,12 @@ def test_a_preparation_that_is_not_accepted_soon_was_lost_on_the_way_and_is_canc
     policy.accept_s, policy.prepare_s = 1.0, 30.0
     with monkeypatch.context() as patience:
         patience.setattr("vla_ota_manager.ros.policy_port.REPLY_S", 0.5)
-        assert port.prepare(tmp_path / "b", digest, ignore, never, 600.0).error_code == "POLICY_ABSENT"
+        assert (
+            port.prepare(tmp_path / "b", digest, ignore, never, 600.0, skip_shadow=False).error_code == "POLICY_ABSENT"
+        )
     wait_for(lambda: policy.cancelled == 1, "the cancellation of what was accepted late")
     policy.accept_s, policy.prepare_s = 0.0, 0.0
-    assert port.prepare(tmp_path / "b", digest, ignore, never, 600.0).success
+    assert port.prepare(tmp_path / "b", digest, ignore, never, 600.0, skip_shadow=False).success
 
 
 def test_a_policy_node_that_is_found_at_the_last_moment_is_asked_all_the_same(
@@ -142,7 +146,7 @@ def test_a_policy_node_that_is_found_at_the_last_moment_is_asked_all_the_same(
 ) -> None:
     digest = make_bundle(tmp_path / "b").digest
     monkeypatch.setattr("vla_ota_manager.ros.policy_port.DISCOVERY_S", 0.0)
-    result = port.prepare(tmp_path / "b", digest, ignore, never, 600.0)
+    result = port.prepare(tmp_path / "b", digest, ignore, never, 600.0, skip_shadow=False)
     assert result.success, result
     assert port.swap(SwapRequest(digest), never).success
 

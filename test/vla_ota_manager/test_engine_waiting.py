@@ -62,11 +62,15 @@ def test_a_shadow_that_saw_nothing_because_motion_is_off_is_waited_for_as_long_a
 
 
 def test_an_update_has_a_shadow_and_an_urgent_one_and_a_way_back_have_none(ready: Robot) -> None:
+    ready.stop()
+    ready.settings = {}
+    ready.publish("1.2.0")
+    ready.start()
     ready.install("1.1.0")
     ready.install("1.2.0", urgent=True)
     with ready.policy.edit() as document:
         document["standby"] = None
-    assert ready.engine.rollback("1.1.0").success  # which has to be loaded
+    assert ready.engine.rollback("1.1.0").success  # it has to be loaded
     document = ready.policy.look()
     assert document["log"].count("prepare 1.1.0") == 2 and "prepare 1.2.0" in document["log"]
     assert [version for version in document["shadowed"] if version != "1.0.0"] == ["1.1.0"]

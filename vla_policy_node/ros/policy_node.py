@@ -454,9 +454,10 @@ class PolicyNode(LifecycleNode):
 
     def on_shadow_actions(self, shown: ShadowChunk) -> None:
         """Publish what a shadow-only node's policy would do."""
-        age_s = (time.monotonic_ns() - shown.observed_ns) / 1e9
-        stamp = ago(self.get_clock().now(), age_s)
-        self._shadow_actions.publish(messages.shadow_actions(shown, self._require_engine().contract, stamp))
+        engine = self._engine
+        if engine is not None:  # else it is ending
+            stamp = ago(self.get_clock().now(), (time.monotonic_ns() - shown.observed_ns) / 1e9)
+            self._shadow_actions.publish(messages.shadow_actions(shown, engine.contract, stamp))
 
     def _report_message(self, report: Report) -> SwapReport:
         return messages.swap_report(report, ago(self.get_clock().now(), time.monotonic() - report.acted_s))

@@ -89,7 +89,7 @@ class Incumbent:
         return Seen(record, earlier, int(chunk["tick"]), made_absolute(self._contract, chunk["actions"], record))
 
     def _keep(self, sequence: int) -> None:
-        if sequence > 0 and sequence not in self._kept and len(self._kept) < _KEPT:
+        if sequence > 0 and sequence not in self._kept and len(self._kept) < _KEPT + self._back:
             read = self._observation.read(seq=sequence)
             if read is not None:
                 self._kept[sequence] = read[1]

@@ -103,6 +103,7 @@ class Worker:
             thread = threading.Thread(target=self._shadow, args=(loop,), name="shadow", daemon=True)
             thread.start()
             thread.join()
+            self._send({"type": "acting"}, block=True)
         loop.run()
         raise AssertionError("the inference loop does not end")
 

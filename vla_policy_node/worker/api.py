@@ -96,7 +96,10 @@ class Generation:
         self._kill()
 
     def end_shadow(self) -> None:
-        """From now on it answers at the node's own level and on the robot's newest observation."""
+        """From now on it answers at the node's own level and on the robot's newest observation; returns when it does.
+
+        Raises PrepareError WORKER_DIED, LOAD_TIMEOUT.
+        """
         self._end_shadow()
 
 

@@ -117,6 +117,9 @@ class InferenceLoop:
             if self._wait(_SHADOW_POLL_S):
                 self.answer()
         self._in_shadow, self._episode = False, None  # reset before it acts
+        if self._shadow is not None:
+            self._shadow.close()
+            self._shadow = None
 
     def _wait(self, timeout_s: float | None) -> bool:
         """Whether something was asked."""

@@ -509,5 +509,14 @@ class WorkerPool:
 
 
 def _end_shadow(child: Child) -> None:
-    with contextlib.suppress(ChannelClosedError):  # it has ended: that is reported as any other end
+    with contextlib.suppress(ChannelClosedError):  # it has ended: its exit comes instead of an answer
         child.channel.send({"type": "act"})
+    end_s = time.monotonic() + _END_TIMEOUT_S
+    message: dict[str, Any] = {"type": ""}
+    while message["type"] != "acting":
+        try:
+            message = child.inbox.get(timeout=max(0.0, end_s - time.monotonic()))
+        except queue.Empty:
+            raise PrepareError("LOAD_TIMEOUT", f"worker {child.pid} did not leave its shadow in time") from None
+        if message["type"] == "exit":
+            raise PrepareError("WORKER_DIED", f"worker {child.pid} {message['text']} in shadow")
