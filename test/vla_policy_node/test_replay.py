@@ -139,6 +139,6 @@ def test_a_recording_that_never_shows_everything_is_refused_and_says_what_could_
 
 
 def test_a_policy_that_dies_of_an_observation_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match="pick_place 1.0.0") as refused:
+    with pytest.raises(WorkerError, match=r"pick_place 1\.0\.0") as refused:
         run(tmp_path, moving(50), crash_at_call=2)
     assert refused.value.code == "WORKER_DIED"
