@@ -97,7 +97,7 @@ def test_an_episode_of_the_recording_resets_the_policy_and_gives_its_instruction
     def recorded() -> Iterator[Message]:
         for tick in range(60):
             episode = f"e{tick // 20}"
-            status = SimpleNamespace(episode_id=episode, instruction=f"task {episode}")
+            status = SimpleNamespace(state=2, episode_id=episode, instruction=f"task {episode}")
             yield Message(STATUS, BEGIN_NS + tick * PERIOD_NS, status)
             yield joints(tick, 0.0, 0.0)
 
@@ -119,16 +119,19 @@ def test_a_policy_is_compared_with_what_was_commanded_and_with_nothing_where_not
     def recorded() -> Iterator[Message]:
         for tick in range(100):
             yield joints(tick, 0.0, 0.5)
+            if tick in (50, 80):  # from then on a policy acts; from then on the robot holds
+                status = SimpleNamespace(state=2 if tick == 50 else 3, episode_id="", instruction="")
+                yield Message(STATUS, BEGIN_NS + tick * PERIOD_NS, status)
             if tick >= 50:
                 point = SimpleNamespace(positions=(0.6, 0.1), velocities=(), effort=())
                 value = SimpleNamespace(data=(0.1, 0.6), joint_names=("j2", "j1"), points=(point,))
                 yield Message("commands", BEGIN_NS + tick * PERIOD_NS, value)
 
     found = run(tmp_path, recorded(), contract=parse_contract(text))
-    assert list(np.isfinite(commanded(found, 0, np.array([0.5, 1.5])))) == [False, True]
+    assert list(np.isfinite(commanded(found, 0, np.array([0.5, 1.5, 1.8])))) == [False, True, False]
     compared = with_commands(found, parse_contract(text).channels, "A and commands", 0)
     assert [d.largest for d in compared.differences] == [pytest.approx(0.1), pytest.approx(0.1)]
-    assert 40 < compared.compared < 60
+    assert 20 < compared.compared < 40
 
 
 def test_a_recording_that_never_shows_everything_is_refused_and_says_what_could_not_be_used(tmp_path: Path) -> None:
