@@ -25,7 +25,7 @@ from support.recordings import Recording
 from support.ros import NodeProcess, RosHarness
 from support.scripted import POLICY_MODULES, TEST_FOLDER, scripted_bundle
 from support.waits import wait_for
-from vla_ota.msg import PolicyStatus
+from vla_ota.msg import PolicyStatus, SwapReport
 
 from vla_checkpoint import Channel
 from vla_policy_node.errors import ObservationError
@@ -102,8 +102,10 @@ def happened(shared_domain: int, tmp_path_factory: pytest.TempPathFactory) -> It
     ):
         status = ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED)
         diagnostics = ros.subscribe(DiagnosticArray, "/diagnostics")
+        reports = ros.subscribe(SwapReport, "policy_node/swap_report", qos.LATCHED)
         running = PolicyStatus.STATE_RUNNING
         status.wait(lambda m: m.state == running and m.episode_id, timeout_s=90.0, what="an episode")
+        reports.wait(what="the report of the first swap")
         diagnostics.wait(
             lambda m: any(
                 s.name == "boxed/recorder: black box" and s.level == b"\0" and float(s.values[0].value) > BEFORE_S - 0.5

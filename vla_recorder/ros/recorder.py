@@ -179,7 +179,11 @@ class RecorderNode(Node):
         for cause in causes:
             self._box.trigger(cause, now_ns)
         while not self._asked.empty():
-            self._asked.get().set_result(self._box.save(Cause("save", "a person asked for it"), now_ns))
+            asked = self._asked.get()
+            try:
+                asked.set_result(self._box.save(Cause("save", "a person asked for it"), now_ns))
+            except RecorderError as e:
+                asked.set_exception(e)
         self._box.tick(now_ns)
 
     def _take(self, source: _Input, now_ns: int) -> Iterator[Record]:
