@@ -28,8 +28,6 @@ from support.waits import wait_for
 from vla_ota.msg import PolicyStatus, SwapReport
 
 from vla_checkpoint import Channel
-from vla_policy_node.errors import ObservationError
-from vla_policy_node.replay.ros.bag import Bag
 from vla_ros import qos
 from vla_ros.start import REFUSED
 
@@ -205,14 +203,6 @@ def test_what_cannot_be_replayed_is_refused_with_its_code(
     contract.write_text(contract_text().replace("topic: joint_states", "topic: other_joints"))
     text, _ = replayed(happened, *(str(contract) if a == contract.name else a for a in arguments), ok=False)
     assert re.match(code, text) and len(text.splitlines()) == 1
-
-
-@pytest.mark.parametrize("data", [b"", b"no MCAP", b"\x89MCAP0\r\n"])
-def test_a_file_that_is_no_whole_recording_is_refused(happened: Happened, tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "a.mcap").write_bytes(data)
-    with pytest.raises(ObservationError) as refused:
-        Bag(tmp_path / "a.mcap")
-    assert refused.value.code == "BAG_UNREADABLE"
 
 
 def test_a_recorder_without_a_folder_to_write_to_refuses_to_start(ros_domain: int, tmp_path: Path) -> None:
