@@ -78,18 +78,26 @@ class BlackBox:
             self.dropped += 1
 
     def trigger(self, cause: Cause, now_ns: int) -> None:
-        """Write down what has led to this, and what follows."""
+        """Write down what has led to this, and what follows. What prevents it is noted in ``error`` and logged."""
+        try:
+            self._begin(cause, now_ns)
+        except RecorderError as e:
+            self.error = str(e)
+            LOG.error("nothing was recorded: %s", e)
+
+    def _begin(self, cause: Cause, now_ns: int) -> _Recording:
         self.tick(now_ns)
         self._until_ns = now_ns + self._after_ns
         if self._writing is not None:
             self._writing.put(cause)
-            return
+            return self._writing
         records = self.ring.records()
         path = self._shelf.new_path(cause.name)
         LOG.warning("%s: recording %.1f s into %s", cause.text, self.ring.seconds(now_ns), path)
         limits = self._max_memory_bytes, self._max_file_bytes
         self._writing = _Recording(self._shelf, path, [cause, *records], *limits)
         self._writing.start()
+        return self._writing
 
     def tick(self, now_ns: int) -> None:
         """Close the file whose time is over; call it a few times a second."""
@@ -107,13 +115,12 @@ class BlackBox:
     def save(self, cause: Cause, now_ns: int) -> Callable[[float], Path]:
         """Write down the last seconds at once; what is being written is closed with them.
 
-        Returns a function that waits at most so long [s] for the complete file, to be called from another thread. It raises
+        Returns a function that waits at most so long [s] for the complete file, to be called from another thread. Both raise
         RecorderError.
         """
-        self.trigger(cause, now_ns)
-        assert self._writing is not None
+        recording = self._begin(cause, now_ns)
         self._until_ns = now_ns
-        return self._writing.wait
+        return recording.wait
 
     def close(self) -> None:
         """Finish what is being written."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import shutil
@@ -32,7 +33,7 @@ class Shelf:
     def __init__(self, folder: Path, max_bytes: int, min_free_bytes: int) -> None:
         self.folder, self._max_bytes, self._min_free_bytes = folder, max_bytes, min_free_bytes
         self._lock = threading.Lock()
-        self._given = folder  # the last name given: its file may not be there yet
+        self._given: tuple[str, set[Path]] = ("", set())  # names given in this second: their files may not be there yet
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -51,23 +52,39 @@ class Shelf:
                 part.unlink(missing_ok=True)
 
     def new_path(self, cause: str) -> Path:
-        """Return a free name for a recording that begins now. ``cause``: lower-case letters, - and _."""
-        stem = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}_{cause}"
+        """Return a free name for a recording that begins now. ``cause``: lower-case letters, - and _. Raises RecorderError."""
+        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        given = self._given[1] if self._given[0] == now else set()
+        stem = f"{now}_{cause}"
         names = (stem, *(f"{stem}.{i}" for i in range(1, 1000)))
         paths = (self.folder / f"{name}.mcap" for name in names)
-        taken = {self._given, *self.folder.iterdir()}
-        self._given = next(p for p in paths if p not in taken and p.with_name(p.name + PART) not in taken)
-        return self._given
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
+            taken = {*given, *self.folder.iterdir()}
+        except OSError as e:
+            raise io_error(e, self.folder) from e
+        path = next(p for p in paths if p not in taken and p.with_name(p.name + PART) not in taken)
+        self._given = now, {*given, path}
+        return path
 
     def recordings(self) -> list[Path]:
         """Return the complete recordings, oldest first."""
-        found = [(p.stat().st_mtime_ns, p) for p in self.folder.glob("*.mcap") if _NAME.fullmatch(p.name)]
-        return [path for _, path in sorted(found)]
+        return [path for _, path, _ in self._sized()]
+
+    def _sized(self) -> list[tuple[int, Path, int]]:
+        """Return time of writing, path and size, oldest first."""
+        found = []
+        for path in self.folder.glob("*.mcap"):
+            with contextlib.suppress(FileNotFoundError):  # a person may remove one at any moment
+                status = path.stat()
+                if _NAME.fullmatch(path.name):
+                    found.append((status.st_mtime_ns, path, status.st_size))
+        return sorted(found)
 
     @property
     def bytes(self) -> int:
         """What the complete recordings take together [bytes]."""
-        return sum(path.stat().st_size for path in self.recordings())
+        return sum(size for *_, size in self._sized())
 
     @property
     def free_bytes(self) -> int:
@@ -81,14 +98,14 @@ class Shelf:
         """
         with self._lock:
             try:
-                recordings = self.recordings()
-                total = sum(path.stat().st_size for path in recordings)
+                recordings = self._sized()
+                total = sum(size for *_, size in recordings)
                 while total + written + needed > self._max_bytes or self.free_bytes < needed:
                     if not recordings:
                         raise RecorderError("DISK_FULL", f"{self.folder}: {self._why_not(needed, written)}")
-                    oldest = recordings.pop(0)
-                    total -= oldest.stat().st_size
-                    oldest.unlink()
+                    _, oldest, size = recordings.pop(0)
+                    total -= size
+                    oldest.unlink(missing_ok=True)
                     LOG.info("%s is removed to make room", oldest.name)
             except OSError as e:
                 raise io_error(e, self.folder) from e

@@ -155,6 +155,8 @@ def broken_robot(stack: ExitStack, domain: int, folder: Path) -> None:
     contract.write_text(BROKEN)
     robot = stack.enter_context(RosHarness(domain, "robot"))
     add_broken_topics(robot, stack.enter_context(RosHarness(domain, "other")))
+    recorder = stack.enter_context(RosHarness(domain, "recorder"))
+    Publishers(recorder).listen("unheard", Float64MultiArray)  # it hears every command, and moves nothing
     parameters = {"contract": str(contract), "store_dir": str(folder / "none"), "worker_python": "/nowhere/python"}
     policy = StandInPolicy(domain, parameters=parameters, subscriptions=[(Float64, "slow")])
     stack.enter_context(policy)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from PIL import Image
@@ -24,11 +25,9 @@ from support.recordings import Recording
 from support.ros import NodeProcess, RosHarness
 from support.scripted import POLICY_MODULES, TEST_FOLDER, scripted_bundle
 from support.waits import wait_for
-from vla_ota.msg import PolicyStatus
+from vla_ota.msg import PolicyStatus, SwapReport
 
 from vla_checkpoint import Channel
-from vla_policy_node.errors import ObservationError
-from vla_policy_node.replay.ros.bag import Bag
 from vla_ros import qos
 from vla_ros.start import REFUSED
 
@@ -101,8 +100,10 @@ def happened(shared_domain: int, tmp_path_factory: pytest.TempPathFactory) -> It
     ):
         status = ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED)
         diagnostics = ros.subscribe(DiagnosticArray, "/diagnostics")
+        reports = ros.subscribe(SwapReport, "policy_node/swap_report", qos.LATCHED)
         running = PolicyStatus.STATE_RUNNING
         status.wait(lambda m: m.state == running and m.episode_id, timeout_s=90.0, what="an episode")
+        reports.wait(what="the report of the first swap")
         diagnostics.wait(
             lambda m: any(
                 s.name == "boxed/recorder: black box" and s.level == b"\0" and float(s.values[0].value) > BEFORE_S - 0.5
@@ -139,7 +140,7 @@ def test_the_recording_of_a_hold_holds_what_the_robot_saw_before_it_and_the_hold
     pictures = before["/boxed/camera/image_raw/compressed"]
     assert 2 < len(pictures) < 3 * (end_ns - begin_ns) / 1e9
     picture = Image.open(io.BytesIO(bytes(pictures[-1].data)))
-    assert picture.format == "JPEG" and len(set(picture.convert("RGB").getdata())) > 10
+    assert picture.format == "JPEG" and len(np.unique(np.asarray(picture))) > 10
 
 
 def replayed(happened: Happened, *arguments: str, ok: bool = True) -> tuple[str, dict[str, Any]]:
@@ -172,8 +173,8 @@ def test_a_planted_difference_is_shown_in_its_channel_with_its_size_and_in_the_p
     assert [b["version"] for b in document["bundles"]] == ["1.0.0", "1.1.0"]
     # What acted then is nearer to what was commanded than what did not.
     assert of_planted["channels"][1]["mean"] > of_commands["channels"][1]["mean"]
-    picture = Image.open(sorted(happened.folder.glob("out-*/replay.png"))[-1])
-    assert picture.format == "PNG" and picture.width > 800
+    with Image.open(sorted(happened.folder.glob("out-*/replay.png"))[-1]) as picture:
+        assert picture.format == "PNG" and picture.width > 800
 
 
 def test_a_policy_alone_is_compared_with_what_the_robot_was_commanded(happened: Happened) -> None:
@@ -202,14 +203,6 @@ def test_what_cannot_be_replayed_is_refused_with_its_code(
     contract.write_text(contract_text().replace("topic: joint_states", "topic: other_joints"))
     text, _ = replayed(happened, *(str(contract) if a == contract.name else a for a in arguments), ok=False)
     assert re.match(code, text) and len(text.splitlines()) == 1
-
-
-@pytest.mark.parametrize("data", [b"", b"no MCAP", b"\x89MCAP0\r\n"])
-def test_a_file_that_is_no_whole_recording_is_refused(happened: Happened, tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "a.mcap").write_bytes(data)
-    with pytest.raises(ObservationError) as refused:
-        Bag(tmp_path / "a.mcap")
-    assert refused.value.code == "BAG_UNREADABLE"
 
 
 def test_a_recorder_without_a_folder_to_write_to_refuses_to_start(ros_domain: int, tmp_path: Path) -> None:

@@ -219,3 +219,20 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RecorderError, match=r"^RECORDING_IO: "):
         Shelf(tmp_path / "file" / "recordings", 1 << 24, 0)
+
+
+def test_a_folder_that_is_taken_away_while_the_recorder_runs_is_made_again_or_named(tmp_path: Path) -> None:
+    folder = tmp_path / "recordings"
+    box = Box(folder)
+    box.run(5.0)
+    folder.rmdir()
+    folder.touch()
+    box.trigger()
+    assert box.box.error.startswith(f"RECORDING_IO: {folder}: ")
+    with pytest.raises(RecorderError, match=r"^RECORDING_IO: "):
+        box.box.save(HOLD, box.now_ns)
+    folder.unlink()
+    box.trigger()
+    box.run(3.0)
+    box.settle()
+    assert len(box.shelf.recordings()) == 1 and not box.box.error

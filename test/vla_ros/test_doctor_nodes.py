@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from vla_ota.msg import ModelStatus, PolicyStatus
 
 from vla_doctor.findings import Finding, exit_status, report
-from vla_doctor.nodes import check_manager, check_policy_node
+from vla_doctor.nodes import check_manager, check_policy_node, check_recorder
 from vla_doctor.seen import NodeSeen, Samples, TopicSeen
 
 NAME = "/arm_1/policy_node"
@@ -74,3 +75,16 @@ def test_damage_that_the_manager_reports_comes_with_the_way_to_repair_it() -> No
     found = check_manager(seen("", ModelStatus(damaged=["1.0.0"])), listened_s=3.0, before_start=False)
     (damaged,) = [finding for finding in found if finding.code == "VERSION_DAMAGED"]
     assert "1.0.0" in damaged.text and "send an update to that version again" in damaged.remedy
+
+
+def test_a_robot_may_do_without_a_black_box_and_one_that_cannot_write_is_a_warning(tmp_path: Path) -> None:
+    def box(count: int = 1, **parameters: Any) -> NodeSeen:
+        return NodeSeen("/arm_1/recorder", count, {"recording_dir": str(tmp_path), "min_free_bytes": 0, **parameters})
+
+    assert not only(check_recorder(NodeSeen("/arm_1/recorder"))).code
+    assert not only(check_recorder(box(max_memory_bytes=1 << 20))).code
+    for broken in ({"min_free_bytes": 1 << 60}, {"recording_dir": str(tmp_path / "none")}):
+        found = only(check_recorder(box(**broken)))
+        assert (found.level.word, found.code) == ("warn", "RECORDINGS_NO_ROOM") and str(tmp_path) in found.remedy
+    assert only(check_recorder(NodeSeen("/arm_1/recorder", 1))).code == "NODE_UNANSWERING"
+    assert only(check_recorder(box(2, max_memory_bytes=1 << 20))).code == "NODE_TWICE"

@@ -30,6 +30,7 @@ Floats = npt.NDArray[np.float64]
 
 STATUS = "policy_node/status"
 """Key of the policy node's status among the messages: it names the instruction and the episodes."""
+_RUNNING = 2  # ``vla_ota/PolicyStatus``: STATE_RUNNING
 _OTHER_CLOCK_NS = 60_000_000_000
 _ANY_AGE_S = 1e9
 
@@ -52,7 +53,7 @@ class Replayed:
     manifests: list[Manifest]
     times_s: Floats  # [N] of the boundaries, since the recording's begin
     actions: list[Floats]  # of each bundle [N, n, C], in the contract's units; relative ones from the measured position
-    command_times_s: list[Floats]  # of each channel [M]
+    command_times_s: list[Floats]  # of each channel [M], while a policy acted
     commands: list[Floats]  # of each channel [M]
     postponed: int  # periods on which a chunk was due and the observation was missing or too old
     unusable: dict[str, int]  # why a message could not become an observation -> how often
@@ -80,6 +81,7 @@ class Recorded:
         self._outputs = {output.topic: (output, _reader(output)) for output in contract.outputs}
         self._clock_ns: int | None = None  # ROS time minus time of reception
         self._episode = ""
+        self._acts = True  # as the last status says; a recording without one shows a robot that always acts
         if instruction is not None:
             self.observations.set_instruction(instruction)
 
@@ -87,7 +89,7 @@ class Recorded:
         """Take in a message; what cannot be used is counted, and the one before stays, as on the robot."""
         if message.topic == STATUS:
             self._status(message.value)
-        if message.topic in self._outputs:
+        if message.topic in self._outputs and self._acts:  # what a hold commands is nobody's policy
             output, decoder = self._outputs[message.topic]
             with self._counted():
                 self._command(output, decoder, message)
@@ -113,6 +115,7 @@ class Recorded:
         return self._clock_ns or 0
 
     def _status(self, status: Any) -> None:
+        self._acts = status.state == _RUNNING
         if self._instruction is not None:
             return
         if status.episode_id and status.episode_id != self._episode:

@@ -9,6 +9,7 @@ waits for the recorder.
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -93,6 +94,7 @@ class RecorderNode(Node):
             max_file_bytes=settings.max_file_bytes,
         )
         self._triggers = Triggers()
+        self._taking, self._closed = threading.Lock(), False
         self._began_ns = time.time_ns()
         self._never = _NeverGroup()
         self._inputs: dict[str, _Input] = {}
@@ -100,14 +102,15 @@ class RecorderNode(Node):
         self._subscribe_robot(contract)
         self._subscribe_ours()
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
-        self._group = MutuallyExclusiveCallbackGroup()
-        self.create_timer(_TAKE_S, self._take_all, callback_group=self._group, clock=steady)
+        self.create_timer(_TAKE_S, self._take_all, callback_group=MutuallyExclusiveCallbackGroup(), clock=steady)
         self.create_service(Trigger, "~/save", self._save, callback_group=ReentrantCallbackGroup())
         Diagnostics(self, lambda: contract.robot_type).add("black box", self._report)
 
     def close(self) -> None:
-        """Finish what is being written."""
-        self._box.close()
+        """Finish what is being written; callbacks still run."""
+        with self._taking:
+            self._closed = True
+            self._box.close()
 
     # -- topics -------------------------------------------------------------------------------------------------------------
 
@@ -163,7 +166,11 @@ class RecorderNode(Node):
     # -- taking -------------------------------------------------------------------------------------------------------------
 
     def _take_all(self) -> None:
-        now_ns = time.monotonic_ns()
+        with self._taking:
+            if not self._closed:
+                self._take_and_look(time.monotonic_ns())
+
+    def _take_and_look(self, now_ns: int) -> None:
         records: list[Record] = []
         causes: list[Cause] = []
         for source in self._inputs.values():
@@ -179,7 +186,11 @@ class RecorderNode(Node):
         for cause in causes:
             self._box.trigger(cause, now_ns)
         while not self._asked.empty():
-            self._asked.get().set_result(self._box.save(Cause("save", "a person asked for it"), now_ns))
+            asked = self._asked.get()
+            try:
+                asked.set_result(self._box.save(Cause("save", "a person asked for it"), now_ns))
+            except RecorderError as e:
+                asked.set_exception(e)
         self._box.tick(now_ns)
 
     def _take(self, source: _Input, now_ns: int) -> Iterator[Record]:
