@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -50,28 +51,26 @@ def _has_children() -> bool:
     return True
 
 
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, task.read_text().split())
+    return found
+
+
 def _descendants(spared: set[int] = frozenset()) -> dict[int, str]:  # type: ignore[assignment]
     """Return pid → command line of this process's living descendants, without zombies, ``spared`` and what descends from them."""
-    if not _has_children():
-        return {}
-    parents: dict[int, tuple[int, str, str]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            state, parent = stat.rpartition(")")[2].split()[:2]
-            parents[int(entry.name)] = (int(parent), state, command)
     found: dict[int, str] = {}
-    frontier = {os.getpid()}
+    frontier = [os.getpid()] if _has_children() else []
     while frontier:
-        frontier = {
-            pid for pid, (parent, _, _) in parents.items() if parent in frontier and pid not in {*found, *spared}
-        }
-        found.update({pid: parents[pid][2] for pid in frontier})
-    return {pid: text for pid, text in found.items() if parents[pid][1] != "Z"}
+        frontier = [child for pid in frontier for child in _children(pid) if child not in spared]
+        for pid in frontier:
+            with contextlib.suppress(OSError):
+                if (Path(f"/proc/{pid}") / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    found[pid] = command.replace(b"\0", b" ").decode(errors="replace")
+    return found
 
 
 def _no_process_left_behind(kept: set[int]) -> Iterator[None]:

@@ -14,7 +14,7 @@ from rclpy.parameter import Parameter
 from support.manager_rig import ManagerRig
 from support.waits import wait_for
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus
-from vla_ota.srv import ListModels, UnblockModel
+from vla_ota.srv import ListModels
 
 from vla_ros import qos
 from vla_sim.dds import claim_domain
@@ -57,30 +57,6 @@ def test_an_offer_by_topic_is_fetched_swapped_in_tried_and_committed(rig: Manage
     wait_for(lambda: not rig.policy.on_trial, "the end of the lease")
 
 
-def test_a_version_whose_scores_are_bad_is_rolled_back_and_blocked_until_a_person_unblocks_it(rig: ManagerRig) -> None:
-    before = rig.status.last.committed_version
-    digest = rig.publish("2.0.0")
-    update_id = rig.offer("2.0.0", digest)
-    rig.wait_event(update_id, "TRIAL")
-    rig.behave(50.0, lambda: "ROLLED_BACK" in path_of(rig, update_id))
-    event = rig.wait_event(update_id, "ROLLED_BACK")
-    assert event.error_code == "SCORES_WORSE"
-    status = rig.status.wait(lambda m: "2.0.0" in m.blocked and m.active_version == before)
-    assert status.committed_version == before and status.error_code == event.error_code
-
-    swaps = len(rig.policy.swaps)
-    again = rig.offer("2.0.0", digest)
-    assert rig.wait_event(again, "REJECTED").error_code == "VERSION_BLOCKED"
-    assert len(rig.policy.swaps) == swaps
-
-    unknown = rig.ros.call(UnblockModel, "ota_manager/unblock_model")
-    assert not unknown.success and unknown.error_code and unknown.message
-    reply = rig.ros.call(UnblockModel, "ota_manager/unblock_model", UnblockModel.Request(version="2.0.0"))
-    assert reply.success and "2.0.0" not in reply.blocked
-    third = rig.offer("2.0.0", digest, activate=False)
-    rig.wait_event(third, "INSTALLED")
-
-
 def refuse(rig: ManagerRig, update_id: str, *codes: str) -> None:
     """The offer is rejected with one of the codes, in event and status; the robot keeps what it had."""
     event = rig.wait_event(update_id, "REJECTED")
@@ -111,17 +87,6 @@ def test_a_malformed_offer_is_rejected_with_its_field(rig: ManagerRig, untouched
 def test_an_expired_offer_is_rejected(rig: ManagerRig, untouched: None) -> None:
     digest = rig.publish("1.4.0")
     refuse(rig, rig.offer("1.4.0", digest, expires=Time(sec=int(time.time()) - 10)), "UPDATE_EXPIRED")
-
-
-def test_an_update_id_is_acted_on_once(rig: ManagerRig) -> None:
-    digest = rig.publish("1.8.0")
-    update_id = rig.offer("1.8.0", digest, activate=False)
-    rig.wait_event(update_id, "INSTALLED")
-    rig.offer("1.8.0", digest, update_id=update_id)
-    rig.offer("1.9.9", "0" * 64, update_id=update_id)
-    later = rig.offer("1.8.0", "0" * 64)  # has been dealt with after them
-    rig.wait_event(later, "REJECTED")
-    assert path_of(rig, update_id).count("CHECKING") == 1
 
 
 def test_a_token_and_a_password_in_an_offers_url_are_neither_published_nor_logged(

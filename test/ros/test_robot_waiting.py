@@ -67,7 +67,7 @@ def test_a_bundle_that_does_not_fit_the_robot_is_rejected_with_the_policy_nodes_
 
 def test_a_trial_stands_still_while_motion_is_disabled(ros_domain: int, tmp_path: Path) -> None:
     contract = {"motion_required": True, "auto_resume": False}
-    manager = {"first_install_chunks": 25}
+    manager = {"first_install_chunks": 40}
     with RobotRig(ros_domain, tmp_path, contract=contract, manager=manager) as rig:
         rig.robot.motion = True
         rig.start_policy()
@@ -85,7 +85,7 @@ def test_a_trial_stands_still_while_motion_is_disabled(ros_domain: int, tmp_path
         for _ in range(2):  # commands that were sent before the status may be received after it
             rig.wait_status(lambda m: True, "a status")
         sent = len(rig.robot.record)
-        for _ in range(8):  # longer than the chunks that lack would take
+        for _ in range(8):  # several chunks would have come
             still = rig.wait_status(lambda m: True, "a status")
         assert (still.state_name, still.trial_version) == ("TRIAL", "1.0.0")
         assert still.trial_progress == frozen.trial_progress < 1.0

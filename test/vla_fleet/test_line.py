@@ -175,17 +175,6 @@ def test_a_line_that_begins_wrong_is_closed_with_a_reason(
     assert not client.robot(name)["online"]
 
 
-def test_a_code_enrols_once_and_a_wrong_token_gets_no_line(server: FleetServer, client: Client, name: str) -> None:
-    from vla_fleet.errors import SignInError
-
-    code = client.make_code(name)
-    client.enrol(code)
-    with pytest.raises(SignInError, match="CODE_INVALID"):
-        client.enrol(code)
-    with pytest.raises(InvalidStatus):
-        raw(server, "vr_nonsense")
-
-
 def test_a_server_that_dies_while_it_answers_is_tried_again(tmp_path: Path) -> None:
     robot = SimulatedRobot("arm")
     with socket.create_server(("127.0.0.1", 0)) as server:
