@@ -45,6 +45,7 @@ def test_both_arms_act_on_one_robot_the_server_counts_them_and_the_end_leaves_a(
         rig.start_policy()
         rig.start_manager()
         bridge = start_bridge(stack, server, rig, client.make_code(ROBOT))
+        wait_for(lambda: [r["name"] for r in client.robots()] == [ROBOT], "the robot at the server")
         wait_for(lambda: client.robot(ROBOT)["status"].get("state"), "the manager's status at the server")
         for version in (A, B):
             rig.publish(version)
