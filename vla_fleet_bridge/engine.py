@@ -386,6 +386,8 @@ class _Acting:
     @staticmethod
     def _cause(status: protocol.Status) -> str:
         """Return what policy_node says, or what the manager is doing."""
+        if status.experiment and status.active_cause in ("", "UPDATE"):  # the draw's report comes a second later
+            return "EXPERIMENT"
         if status.active_cause:
             return status.active_cause
         if status.state in ("ROLLING_BACK", "ROLLED_BACK"):

@@ -214,7 +214,7 @@ class Context:
 
     def announce(self, event: Event) -> None:
         """Publish an event that changes no state."""
-        log.warning("%s", event.to_line())
+        log.log(logging.WARNING if event.error_code else logging.INFO, "%s", event.to_line())
         self._on_event(event)
 
     def refuse(self, update: Update, error: OtaError) -> None:

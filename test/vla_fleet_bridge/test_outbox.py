@@ -27,8 +27,12 @@ def test_messages_survive_a_restart_with_their_numbers(tmp_path: Path) -> None:
     assert box.id == name and box.after(0) == first and box.size == 3
     box.stored(first[1].seq)
     assert box.after(0) == first[2:] and box.size == 1
+    box.keep_robot("arm_1")
     box.put(event(9))
     assert box.after(0)[-1].seq > first[2].seq, "a number is never used twice"
+    box.close()
+    box = Outbox(tmp_path / "box.db")
+    assert box.robot == "arm_1"
     box.close()
 
 

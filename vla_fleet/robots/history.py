@@ -37,7 +37,7 @@ class Run:
     known_until_s: float
     """Up to here the server knows what the robot did; later the robot may have done anything."""
     cause: str
-    """UPDATE, ROLLBACK, LEASE_EXPIRED, WORKER_LOST, or FOUND (it acted when the bridge began to look); empty: not known."""
+    """UPDATE, EXPERIMENT, ROLLBACK, LEASE_EXPIRED, WORKER_LOST, or FOUND (the bridge began to look); empty: not known."""
     command_id: str
     """The order or update that it belongs to."""
     ordered_by: str
