@@ -7,8 +7,8 @@ machine it was trained on and is not followed.
 
 A LoRA is merged as PEFT's ``merge_and_unload`` does: ``W + s·(B·A)`` with ``A`` ``[r, in]``, ``B`` ``[out, r]``, and ``W``
 ``[out, in]`` (``[in, out]`` with ``fan_in_fan_out``). The scale ``s`` is ``alpha/r`` (Hu et al., arXiv 2106.09685), or
-``alpha/√r`` with ``use_rslora`` (Kalajdzievski, arXiv 2312.03732). What this formula does not cover is refused by name: an adapter that is merged
-wrongly acts, and wrongly.
+``alpha/√r`` with ``use_rslora`` (Kalajdzievski, arXiv 2312.03732). What this formula does not cover is refused by name: an
+adapter that is merged wrongly acts, and wrongly.
 """
 
 from __future__ import annotations
@@ -130,7 +130,11 @@ def _weight(path: Path, base: Mapping[str, TensorInfo], name: str) -> TensorInfo
     if weight is None:
         _refuse("ADAPTER_MISMATCH", path, f"it changes {name!r}, which the base does not have")
     if weight.dtype not in _FLOATS:
-        _refuse("ADAPTER_UNSUPPORTED", path, f"the base's {name!r} is {weight.dtype}, not one of {', '.join(sorted(_FLOATS))}")
+        _refuse(
+            "ADAPTER_UNSUPPORTED",
+            path,
+            f"the base's {name!r} is {weight.dtype}, not one of {', '.join(sorted(_FLOATS))}",
+        )
     return weight
 
 

@@ -141,7 +141,10 @@ class ExperimentRunner:
             return
         self._ctx.show(f"experiment {record.experiment}: policy_node loads {missing}")
         result = self._ctx.gate.prepare(
-            missing, lambda _state, _progress: self._ctx.report(), self._ctx.interrupted, skip_shadow=missing == record.a
+            missing,
+            lambda _state, _progress: self._ctx.report(),
+            self._ctx.interrupted,
+            skip_shadow=missing == record.a,
         )
         self._next_try = time.monotonic() + _RETRY_S
         if result.success:
