@@ -110,6 +110,13 @@ def scale_spread(feature: str, factor: float) -> Change:
     return change
 
 
+def displace(folder: Path) -> None:
+    """An offset on every action, as of a policy for a robot whose joints have their zeros elsewhere."""
+    weights = read_weights(folder)
+    weights["head.bias"] = (weights["head.bias"].astype(np.float32) + 0.8).astype(weights["head.bias"].dtype)
+    write_weights(folder, weights)
+
+
 def derail(folder: Path) -> None:
     """A bad one that looks like a checkpoint: it misses the block, its hand trembles, its chunks do not continue each other."""
     relative_noise(0.5, 120, ("vision.place", "word"))(folder)
@@ -127,7 +134,7 @@ VARIANTS = (
         spoil_and_sign=scale_spread("observation.state", 0.0),
     ),
     Variant("1.1.5", "another data set's statistics", "golden", scale_spread("action", 1.6), own_golden=False),
-    Variant("1.1.6", "another data set's statistics, golden of its own", "shadow", scale_spread("action", 1.6)),
+    Variant("1.1.6", "another robot's zero positions, golden of its own", "shadow", displace),
     Variant("1.2.0", "plausible and bad: valid, golden of its own weights", "trial", derail),
     Variant("1.2.1", "the same weights, golden of the good policy", "golden", derail, own_golden=False),
     Variant("1.3.0", "another good one", "accept", relative_noise(0.001, seed=130)),

@@ -190,7 +190,7 @@ CHAPTERS = (
     Chapter("An update in motion: 1.1.0", update_to("1.1.0"), committed("1.1.0", "1.0.0")),
     Chapter("A corrupted version is offered: 1.1.1", update_to("1.1.1"), refused("1.1.1", "1.1.0")),
     Chapter(
-        "A sound file with another data set's statistics: 1.1.6; its shadow gives it away",
+        "A sound file with another robot's zero positions: 1.1.6; its shadow gives it away",
         update_to("1.1.6"),
         refused("1.1.6", "1.1.0", ("SHADOW_DIVERGED", "SHADOW_LIMIT")),
     ),
