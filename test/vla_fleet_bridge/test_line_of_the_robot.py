@@ -178,12 +178,13 @@ def test_a_robot_that_cannot_keep_a_new_token_goes_on_with_the_old_one(tmp_path:
 
     with FleetApp(tmp_path / "fleet") as app, app.client() as client:
         secret = enrolled(client, "arm")
-        for keep in (full, None):  # None: a robot that does not know of rotation
+        for keep, version in ((full, "1.0.0"), (None, "1.1.0")):  # None: a robot that does not know of rotation
             with Robot(app.url, secret, tmp_path / "arm", keep_token=keep) as robot:
                 client.rotate_tokens(["arm"])
-                robot.acts(1.0, "1.0.0")
-                wait_for(lambda: client.robot("arm")["status"].get("active_version") == "1.0.0", "the status")
-                assert robot.engine.line.connected and client.robot("arm")["rotating"]
+                robot.acts(1.0, version)
+                wait_for(lambda v=version: client.robot("arm")["status"].get("active_version") == v, "the status")
+                wait_for(lambda robot=robot: robot.engine.line.connected, "the line with the old token")
+                assert client.robot("arm")["rotating"]
 
 
 def test_what_ran_and_who_decided_it_is_known_of_a_robot_that_was_away_for_hours(tmp_path: Path) -> None:
