@@ -62,7 +62,7 @@ class Robot:
             "vla_sim.ros.sim_robot": {"seed": 7, "joint_rate_hz": 50.0, "camera_rate_hz": 20.0},
             "vla_policy_node.ros.policy_node": {
                 "contract": str(CONTRACT), "store_dir": str(store), "status_period_s": 0.2, "reversal_deadband": 0.05,
-                "shadow_chunks": 3,
+                "shadow_chunks": 8,
             },
             "vla_ota_manager.ros.manager_node": {
                 **MANAGER, "store_dir": str(store), "allowed_sources": [self.server.base], "robot_type": "sim_arm",
@@ -136,7 +136,7 @@ def test_an_arm_is_given_policies_in_motion_undoes_a_bad_one_and_survives_the_lo
     report = robot.reports.wait(lambda m: m.to_version == "1.1.0")
     assert (report.from_version, report.cause, report.warm) == ("1.0.0", "UPDATE", False)
     assert report.load_s > 0 and report.swap_latency_s > 0
-    assert "SHADOW" in robot.states("1.1.0") and (report.shadow_chunks, report.shadow_compared) == (3, 3)
+    assert "SHADOW" in robot.states("1.1.0") and (report.shadow_chunks, report.shadow_compared) == (8, 8)
     assert report.shadow_divergence < 1.0 and report.shadow_s > 0
     status = robot.model.wait(lambda m: m.committed_version == "1.1.0")
     assert status.previous_version == "1.0.0"

@@ -132,6 +132,8 @@ class RecorderNode(Node):
         for output in contract.outputs:
             self._subscribe(output.topic, output.type, best_effort)
         self._subscribe(contract.motion.topic, "std_msgs/msg/Bool", best_effort)
+        if contract.instruction is not None:
+            self._subscribe(contract.instruction.topic, contract.instruction.type, best_effort)
 
     def _subscribe_ours(self) -> None:
         policy, manager = self._settings.policy_node, self._settings.ota_manager

@@ -54,7 +54,7 @@ MANAGER = {
 }
 # The simulated arm trembles a little when it rests on a block; that is no reversal.
 POLICY = {
-    "shadow_chunks": 4,
+    "shadow_chunks": 8,
     "status_period_s": 0.5,
     "load_timeout_s": 60.0,
     "reversal_deadband": 0.05,
