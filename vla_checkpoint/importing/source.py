@@ -24,7 +24,7 @@ _WEIGHTS = (WEIGHTS_NAME, INDEX_NAME, ADAPTER_WEIGHTS_NAME)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PROGRAM = (
     "a program of torch.export or TorchScript, which may run any code when it is loaded; export the weights to model.safetensors "
-    "and name the module that builds the policy in policy_modules: see docs/adr/0017-programs-are-not-loaded.md"
+    "and name the module that builds the policy in policy_modules: see docs/adr/0018-programs-are-not-loaded.md"
 )
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "_sharding")
 
