@@ -153,7 +153,7 @@ def interface(name: str) -> Any:
     return getattr(importlib.import_module(f"{package}.{kind}"), own)
 
 
-def test_what_check_says_on_the_page_is_what_it_says(page: Page, desk: Desk) -> None:
+def test_what_check_says_on_the_page_is_what_it_says(desk: Desk) -> None:
     checked = [said for command, said in desk.said.items() if command.startswith("vla-checkpoint check")]
     assert checked and all(said.endswith("fit to be published for this robot\n") for said in checked)
     shown = (TOP / "docs" / "first_hour.md").read_text()
@@ -177,6 +177,7 @@ def test_the_policy_is_shadowed_then_acts_then_is_updated_and_taken_back(
             assert (chunk.version, list(chunk.channels), chunk.execute) == ("1.0.0", ["j1", "j2", "j3"], 25)
             diagnostics.wait(lambda m: any(s.name.endswith("policy_node: shadow") for s in m.status), PATIENCE_S)
             assert not commands.messages and status.last.shadow_only
+            assert ros.node.count_publishers(commands.topic) == 0
             assert echoed(page) <= published(ros)
 
         status.clear()
