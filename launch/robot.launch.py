@@ -165,7 +165,7 @@ def robot(context: LaunchContext) -> list[Action]:
 
     def given(name: str) -> str:
         text = LaunchConfiguration(name).perform(context)
-        return str(Path(text).expanduser()) if text and name in PATHS else text
+        return str(Path(text).expanduser()) if text and name in (*PATHS, "worker_python") else text
 
     def truth(name: str) -> bool:
         return given(name).lower() == "true"
