@@ -121,7 +121,7 @@ def derail(folder: Path) -> None:
     """A bad one that looks like a checkpoint: it misses the block, its hand trembles, its chunks do not continue each other."""
     relative_noise(0.5, 120, ("vision.place", "word"))(folder)
     relative_noise(0.8, 121, ("action_query",))(folder)
-    relative_noise(0.05, 122, ("blocks.2.", "head."))(folder)
+    relative_noise(0.085, 122, ("blocks.2.", "head."))(folder)
 
 
 VARIANTS = (
