@@ -356,9 +356,15 @@ class PolicyEngine:
         encode_instruction(instruction)
         with self._opening:
             name = self._episodes.name(episode_id)
-            draw = self.draws.draw(name, lambda: self._begin_episode(instruction))
-            with self._episode_lock:
-                episode = self._episodes.start(name, instruction, timeout_s, time.monotonic(), draw.arm)
+            try:
+                draw = self.draws.draw(name, lambda: self._begin_episode(instruction))
+                with self._episode_lock:
+                    episode = self._episodes.start(name, instruction, timeout_s, time.monotonic(), draw.arm)
+            except BaseException:
+                self.observations.set_instruction(self._instruction)
+                if self.config.require_episode:
+                    self._hold_without_episode()
+                raise
             if draw.swapped:
                 self._recovery.count_swap(self._episode_number)
         self._listener.on_change()
@@ -396,7 +402,7 @@ class PolicyEngine:
         encode_instruction(instruction)
         with self._episode_lock:
             self._instruction = instruction
-            if self._episodes.open is None:
+            if self._episodes.open is None and not self._opening.locked():  # else the episode has its own
                 self.observations.set_instruction(instruction)
 
     def _open_episode(self) -> int:

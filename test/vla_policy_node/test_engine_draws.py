@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,8 @@ from support.engine_rig import EngineRig
 from support.scripted import scripted_bundle
 
 from vla_evidence import assignment
-from vla_policy_node.draws import Assignment
+from vla_policy_node.draws import Assignment, Draw
+from vla_policy_node.errors import ControlError
 
 PLACES = {"1.0.0": 0.0, "1.1.0": 0.05}
 ROBOT = "arm_1"
@@ -207,3 +208,32 @@ def test_a_hard_limit_of_b_holds_and_a_acts_after_the_resume(tmp_path: Path) -> 
         rig.wait_running("1.0.0")
         rig.engine.end_episode("", success=False)
         assert trial.begin("B") == "" and trial.active == "1.0.0"
+
+
+def test_an_episode_that_is_being_opened_keeps_its_instruction_and_one_that_fails_to_open_leaves_none(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, engine = trial.rig, trial.rig.engine
+
+    def shown(instruction: str) -> bool:
+        record = engine.observations.arena.read(["instruction"])
+        return record is not None and record[1]["instruction"].tobytes().rstrip(b"\0").decode() == instruction
+
+    def while_another_comes(name: str, begin: Callable[[], None]) -> Draw:
+        begin()
+        engine.set_instruction("another task")
+        return Draw()
+
+    def fails(name: str, begin: Callable[[], None]) -> Draw:
+        begin()
+        raise ControlError("CONTROL_LOST", "the control process is gone")
+
+    monkeypatch.setattr(engine.draws, "draw", while_another_comes)
+    engine.start_episode("one", "pick", 0.0)
+    rig.wait_for(lambda: shown("pick"), "the episode's instruction")
+    engine.end_episode("one", success=True)
+    rig.wait_for(lambda: shown("another task"), "the one that came meanwhile")
+    monkeypatch.setattr(engine.draws, "draw", fails)
+    with pytest.raises(ControlError):
+        engine.start_episode("two", "pick", 0.0)
+    rig.wait_for(lambda: shown("another task"), "the one of no episode")
