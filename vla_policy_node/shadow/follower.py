@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 _MEASUREMENTS = 4096
 _CHUNKS = 50
-"""Compared chunks of which the mean is told."""
+"""Newest compared chunks, over which the mean is taken."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,12 +14,11 @@ import numpy.typing as npt
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.generation import GenerationHandle
-from vla_policy_node.ipc.layouts import OBSERVATION_SLOTS
 
 Floats = npt.NDArray[np.float64]
 Record = dict[str, npt.NDArray[Any]]
 
-_KEPT = 8 + OBSERVATION_SLOTS  # observations while an answer is awaited; the worker reads one of the first
+_KEPT = 8  # observations while an answer is awaited; the worker reads one of the first
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +57,7 @@ class Incumbent:
     def __init__(self, contract: Contract, handle: GenerationHandle, observation: Arena, history: int) -> None:
         """``history``: observations that the candidate looks back on."""
         self._contract, self._observation, self.execute = contract, observation, handle.execute
-        self._back = 1 if history == 1 else observation.slots - 2
+        self._history, self._back = history, 1 if history == 1 else observation.slots - 2
         self._requests, self._chunks = handle.attached()
         self._asked, self._answered = self._requests.newest, self._chunks.newest
         self._kept: dict[int, Record] = {}  # sequence number in the observation's arena -> copy
@@ -85,7 +84,8 @@ class Incumbent:
         shown = next((s for s, r in self._kept.items() if int(r["stamp_ns"]) == stamp_ns), None)
         if shown is None or int(chunk["error"]):
             return None
-        record, earlier = self._kept[shown], [self._kept[s] for s in sorted(self._kept) if s < shown]
+        record = self._kept[shown]
+        earlier = [self._kept[s] for s in sorted(self._kept) if s < shown] if self._history > 1 else []
         return Seen(record, earlier, int(chunk["tick"]), made_absolute(self._contract, chunk["actions"], record))
 
     def _keep(self, sequence: int) -> None:

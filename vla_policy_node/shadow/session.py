@@ -201,9 +201,8 @@ class _Session:
 
     def _ask(self, seen: Seen) -> None:
         if seen.earlier:
-            self._arena.write(
-                {**seen.record, "episode": _NO_EPISODE}
-            )  # what was asked about before is no history of this
+            # What was asked about before belongs to no history of this.
+            self._arena.write({**seen.record, "episode": _NO_EPISODE})
         for record in (*seen.earlier, seen.record):
             self._arena.write(dict(record))
         self._request += 1
