@@ -37,10 +37,7 @@ class Bundles:
             for path in paths:
                 generation = self._pool.prepare(path)
                 contract.check_bundle(generation.manifest, generation.spec)
-                handle = generation.handle
-                copies = os.dup(handle.chunk_fd), os.dup(handle.request_fd)  # an arena closes its descriptor
-                mapped = handle.from_message(handle.to_message()[0], (*copies, handle.eventfd))
-                self._arenas.append((mapped.attach_requests(), mapped.attach_chunks()))
+                self._arenas.append(generation.handle.attached())
                 self.generations.append(generation)
         except BaseException:
             self.close()
