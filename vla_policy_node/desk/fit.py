@@ -47,7 +47,7 @@ def spec_of(bundle: Bundle) -> PolicySpec:
         key: FeatureSpec(feature.array_shape, "uint8" if feature.type == "VISUAL" else "float32")
         for key, feature in config.input_features.items()
     }
-    return PolicySpec(features, config.chunk_size, config.n_action_steps, config.action_dim)
+    return PolicySpec(features, config.chunk_size, config.n_action_steps, config.action_dim, history=config.n_obs_steps)
 
 
 @contextmanager
