@@ -97,7 +97,7 @@ class Outbox:
             self.robot = name
             try:
                 self._db.execute("INSERT OR REPLACE INTO meta VALUES ('robot', ?)", (name,))
-            except sqlite3.Error as e:  # ends no line: it is told again at the next one
+            except sqlite3.Error as e:  # the line stays: the server says the name again at the next one
                 log.error("STATE_DIR: this robot's name is not kept: %s", e)
 
     def _meta(self, key: str) -> str:
