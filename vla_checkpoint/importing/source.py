@@ -22,6 +22,22 @@ _INSIDE = (".", "pretrained_model", "checkpoints/last/pretrained_model", "last/p
 """Where a checkpoint lies in a folder: the folder itself, LeRobot's step, training run, and ``checkpoints`` folder."""
 _WEIGHTS = (WEIGHTS_NAME, INDEX_NAME, ADAPTER_WEIGHTS_NAME)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_JAX = (
+    "an Orbax (JAX) checkpoint; convert it to PyTorch (openpi: examples/convert_jax_model_to_pytorch.py, "
+    "--checkpoint_dir, --config_name, --output_path), then to LeRobot's format: see docs/checkpoints.md"
+)
+_OPENPI = (
+    "an openpi checkpoint, whose transforms are in openpi's code; load its weights into LeRobot's pi0 or "
+    "pi05 policy, save that with the statistics of its data set, and import the result: see docs/checkpoints.md"
+)
+_OPENVLA = (
+    "an OpenVLA or OpenVLA-OFT checkpoint: its statistics and action head lie outside the weights, the head as a "
+    "pickle; write weights and head into one model.safetensors and a LeRobot config.json: see docs/checkpoints.md"
+)
+_PICKLE = (
+    "a pickle runs code when it is loaded, and no bundle holds one; load it where you trust it, by "
+    "torch.load with weights_only=True, and write model.safetensors with safetensors.torch.save_file"
+)
 _PROGRAM = (
     "a program of torch.export or TorchScript, which may run any code when it is loaded; export the weights to model.safetensors "
     "and name the module that builds the policy in policy_modules: see docs/adr/0018-programs-are-not-loaded.md"
@@ -106,47 +122,19 @@ def _foreign(folder: Path) -> Iterator[tuple[Path, str, str]]:
     for name in _ORBAX:
         for found in (folder / name, folder / "params" / name):
             if found.exists():
-                yield (
-                    found,
-                    "IMPORT_JAX",
-                    (
-                        "an Orbax (JAX) checkpoint; convert it to PyTorch (openpi: examples/convert_jax_model_to_pytorch.py, "
-                        "--checkpoint_dir, --config_name, --output_path), then to LeRobot's format: see docs/checkpoints.md"
-                    ),
-                )
+                yield found, "IMPORT_JAX", _JAX
     for found in (folder / "metadata.pt", *folder.glob("assets/**/norm_stats.json")):
         if found.exists():
-            yield (
-                found,
-                "IMPORT_OPENPI",
-                (
-                    "an openpi checkpoint, whose transforms are in openpi's code; load its weights into LeRobot's pi0 or "
-                    "pi05 policy, save that with the statistics of its data set, and import the result: see docs/checkpoints.md"
-                ),
-            )
+            yield found, "IMPORT_OPENPI", _OPENPI
     for found in (folder / "dataset_statistics.json", *folder.glob("action_head--*.pt")):
         if found.exists() and _is_openvla(folder):
-            yield (
-                found,
-                "IMPORT_OPENVLA",
-                (
-                    "an OpenVLA or OpenVLA-OFT checkpoint: its statistics and action head lie outside the weights, the head as a "
-                    "pickle; write weights and head into one model.safetensors and a LeRobot config.json: see docs/checkpoints.md"
-                ),
-            )
+            yield found, "IMPORT_OPENVLA", _OPENVLA
     if not any((folder / name).exists() for name in _WEIGHTS):
         for found in sorted(folder.glob("*.*")):
             if _is_program(found):
                 yield found, "IMPORT_PROGRAM", _PROGRAM
         for found in [path for pattern in _PICKLES for path in sorted(folder.glob(pattern))]:
-            yield (
-                found,
-                "IMPORT_PICKLE",
-                (
-                    "a pickle runs code when it is loaded, and no bundle holds one; load it where you trust it, by "
-                    "torch.load with weights_only=True, and write model.safetensors with safetensors.torch.save_file"
-                ),
-            )
+            yield found, "IMPORT_PICKLE", _PICKLE
 
 
 def _is_program(path: Path) -> bool:
