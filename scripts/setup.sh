@@ -42,7 +42,7 @@ fi
 groups="runtime"
 [ $ros = pypi ] && groups="$groups ros"
 case "${1:-}" in
-  dev) groups="$groups dev analysis fleet" ;;
+  dev) groups="$groups dev analysis fleet learning" ;;
   analysis) groups="$groups analysis" ;;
   demo) groups="$groups demo" ;;
 esac
