@@ -113,7 +113,7 @@ class Trainer:
 
     def policy(self) -> Policy:
         """The network as it is now, as a policy."""
-        return TinyVLAPolicy(self.model.eval(), self._processor, "cpu")
+        return TinyVLAPolicy(self.model.eval(), self._processor, torch.device("cpu"))
 
     def fit(self, frames: Frames, steps: int) -> None:
         """Take ``steps`` optimiser steps on batches of these frames."""

@@ -64,3 +64,10 @@ def test_a_torch_policy_records_golden_chunks_that_another_process_repeats(bundl
     assert golden is not None
     assert golden.instructions == ("red block",) * 2
     assert golden.observations[CAMERA].shape == (2, 32, 32, 3) and golden.action.std() > 0
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_torch_cannot_use_is_named_in_the_refusal(bundles: Path, device: str) -> None:
+    with WorkerRobot(FEATURES, imports=(), spare=False, device=device) as robot, refused("DEVICE_UNUSABLE") as refusal:
+        robot.pool.prepare(bundles / "good")
+    assert repr(device) in str(refusal.value)

@@ -5,6 +5,7 @@
     * :class:`PolicyConfigError` ``POLICY_CONFIG_INVALID``: config.json or stats.json does not describe such a policy
     * :class:`PolicyWeightsError` ``POLICY_WEIGHTS_MISMATCH``: the tensors are not the module's (name, shape or dtype)
     * :class:`PolicyAssetError` ``POLICY_ASSET_MISSING``: a tokenizer or processor is neither in the bundle nor on this machine
+    * :class:`PolicyDeviceError` ``DEVICE_UNUSABLE``: this interpreter's torch has no such device
     * :class:`PolicyInputError` ``POLICY_INPUT_INVALID``: an observation does not have the policy's shape
 """
 
@@ -33,6 +34,12 @@ class PolicyAssetError(PolicyError):
     """A tokenizer, or another part that is no tensor, would have to be fetched; the text names it."""
 
     code = "POLICY_ASSET_MISSING"
+
+
+class PolicyDeviceError(PolicyError):
+    """The device of the node's parameter is not there; the text names it."""
+
+    code = "DEVICE_UNUSABLE"
 
 
 class PolicyInputError(PolicyError):

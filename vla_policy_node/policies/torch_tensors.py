@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from vla_policy_node.policies.base import TensorView
-from vla_policy_node.policies.errors import PolicyWeightsError
+from vla_policy_node.policies.errors import PolicyDeviceError, PolicyWeightsError
 
 TORCH_DTYPE: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -30,6 +30,20 @@ TORCH_DTYPE: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
 }
 """Names of the safetensors format to torch's."""
+
+
+def open_device(device: str) -> torch.device:
+    """Make the device ready: on a GPU this takes the context's time and memory.
+
+    Raises :class:`PolicyDeviceError` when this interpreter's torch has no such device.
+    """
+    try:
+        return torch.zeros(1, device=device).device
+    except (AssertionError, RuntimeError) as error:  # AssertionError: a torch that was built without CUDA
+        if "out of memory" in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise PolicyDeviceError(f"device {device!r}: torch {torch.__version__} cannot use it: {reason}") from error
 
 
 def as_torch(view: TensorView) -> torch.Tensor:

@@ -253,8 +253,8 @@ def _policy_errors(what: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as e:
         code = getattr(e, "code", None)
-        if isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e):
-            code = "OUT_OF_MEMORY"  # torch: a RuntimeError on the CPU, torch.OutOfMemoryError on a GPU
+        if isinstance(e, MemoryError) or "can't allocate memory" in str(e) or "out of memory" in str(e):
+            code = "OUT_OF_MEMORY"  # torch's are RuntimeErrors, on the CPU and on a GPU
         elif not isinstance(code, str) or not _CODE.fullmatch(code):
             code = "LOAD_FAILED"
         raise WorkerError(code, f"{what}: {type(e).__name__}: {e}") from e

@@ -19,6 +19,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from vla_policy_node.policies.base import FeatureSpec, FloatArray, Observation, Policy, PolicySpec, TensorView
 from vla_policy_node.policies.lerobot.building import Parts, build
+from vla_policy_node.policies.torch_tensors import open_device
 
 
 class LeRobotPolicy:
@@ -67,7 +68,7 @@ class LeRobotPolicy:
 
 def preload(device: str) -> None:
     """Ahead of a bundle: the device's context (LeRobot itself came with this module)."""
-    torch.zeros(1, device=device)
+    open_device(device)
 
 
 def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Policy:
@@ -75,6 +76,7 @@ def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Po
 
     Raises :class:`vla_policy_node.policies.errors.PolicyError`, and whatever LeRobot raises.
     """
+    open_device(device)
     return LeRobotPolicy(build(bundle_dir, tensors, device), device)
 
 

@@ -14,15 +14,15 @@ from vla_policy_node.policies.errors import PolicyInputError
 from vla_policy_node.policies.tiny_vla.configuration_tiny_vla import STATE, TinyVLAConfig
 from vla_policy_node.policies.tiny_vla.modeling_tiny_vla import TinyVLA
 from vla_policy_node.policies.tiny_vla.processor_tiny_vla import TinyVLAProcessor
-from vla_policy_node.policies.torch_tensors import assign_strictly
+from vla_policy_node.policies.torch_tensors import assign_strictly, open_device
 
 
 class TinyVLAPolicy:
     """A loaded ``tiny_vla``; see :class:`vla_policy_node.policies.base.Policy`. It keeps nothing between chunks."""
 
-    def __init__(self, model: TinyVLA, processor: TinyVLAProcessor, device: str) -> None:
+    def __init__(self, model: TinyVLA, processor: TinyVLAProcessor, device: torch.device) -> None:
         config = model.config
-        self._model, self._processor, self._device = model, processor, torch.device(device)
+        self._model, self._processor, self._device = model, processor, device
         self._image_key = config.image_key
         self.spec = PolicySpec(
             observation={
@@ -60,7 +60,7 @@ def preload(device: str) -> None:
     """Ahead of a bundle: torch imports some 800 modules of its own with the first random numbers on the meta device."""
     with torch.device("meta"):
         torch.nn.Embedding(1, 1)
-    torch.zeros(1, device=device)
+    open_device(device)
 
 
 def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Policy:
@@ -68,13 +68,14 @@ def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Po
 
     Raises :class:`vla_policy_node.policies.errors.PolicyError`.
     """
+    where = open_device(device)
     config = TinyVLAConfig.from_file(bundle_dir / "config.json")
     processor = TinyVLAProcessor.from_files(config, bundle_dir)
     with torch.device("meta"):
         model = TinyVLA(config)
     assign_strictly(model, tensors)
-    model.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
-    return TinyVLAPolicy(model, processor, device)
+    model.to(device=where, dtype=torch.float32).eval().requires_grad_(False)
+    return TinyVLAPolicy(model, processor, where)
 
 
 def _describe(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None) -> str:
