@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On real ROS 2: the control process is the one publisher of the command topic."""
+"""On real ROS 2: the control process is the one publisher of the command topic, and waits for no other process."""
 
 from __future__ import annotations
 
@@ -41,6 +41,25 @@ def test_a_second_control_process_for_the_topic_is_refused_until_the_first_is_go
     finally:
         for robot in (first, second, third):
             robot.close()
+
+
+def test_commands_arrive_without_shared_memory(tmp_path: Path, ros_domain: int, peer: Peer) -> None:
+    """Fast DDS could make ``publish()`` wait there for a third of a second when a process joins (ADR 19)."""
+    robot = robot_for(tmp_path, ros_domain, contract_text(auto=True), topics=TOPICS)
+    try:
+        heard: list[Float64MultiArray] = []
+        peer.node.create_subscription(Float64MultiArray, "/arm/commands", heard.append, 1)
+        robot.run()
+
+        def commanded() -> bool:
+            peer.executor.spin_once(timeout_sec=0.2)
+            return len(heard) >= 5
+
+        peer.wait(commanded)
+        assert "/dev/shm/fastrtps_" in Path("/proc/self/maps").read_text()
+        assert "/dev/shm/fastrtps_" not in Path(f"/proc/{robot.client.pid}/maps").read_text()
+    finally:
+        robot.close()
 
 
 def test_a_foreign_publisher_of_the_command_topic_stops_ours_and_keeps_it_out(

@@ -97,6 +97,8 @@ def open_sink(spec: Mapping[str, Any], contract: Contract) -> CommandSink:
         return RecordSink(str(spec["path"]))
     if kind == "ros":
         from vla_policy_node.ros.command_publisher import RosSink  # rclpy is imported here, and only now
+        from vla_policy_node.ros.command_transport import by_udp
 
-        return RosSink(spec, contract)
+        with by_udp(os.environ):
+            return RosSink(spec, contract)
     raise ControlError("SINK_UNKNOWN", f"sink kind {kind!r}")
