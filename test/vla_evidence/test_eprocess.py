@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_evidence import proportion_lower_bound
-from vla_evidence.sequential.eprocess import BernoulliEProcess
+from vla_evidence.sequential.exceedance import BernoulliEProcess
 
 ALPHA = 0.05
 

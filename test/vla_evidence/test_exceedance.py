@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from vla_evidence import ExceedanceTest, FailureTest
-from vla_evidence.sequential.eprocess import BernoulliEProcess
-from vla_evidence.sequential.quantile import exceedance_limit
+from vla_evidence.sequential.bounds import exceedance_limit
+from vla_evidence.sequential.exceedance import BernoulliEProcess
 
 ALPHA = 0.05
 

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_evidence.canary.config import FEWEST_ROBOTS, CanaryConfig, Stage
-from vla_evidence.canary.endpoints import Endpoint, Tally, shortfalls
+from vla_evidence.canary.endpoints import Comparison, Endpoint, Tally, shortfalls
 from vla_evidence.canary.scores import ScoreLimits
 from vla_evidence.episodes import Episode
 from vla_evidence.sequential.randomisation_test import (
@@ -67,11 +67,10 @@ class _Results:
     each: int
 
 
-class RobotComparison:
+class RobotComparison(Comparison):
     """One rollout's robots.
 
     Attributes:
-        worse: the first endpoint in which harm was found; final.
         tally: of this stage's units so far.
         failed: canary robots whose own trial was rolled back.
     """
@@ -89,7 +88,6 @@ class RobotComparison:
         self._summed: tuple[str, dict[str, Any]] | None = None
         self.tally = Tally()
         self.failed: set[str] = set()
-        self.worse: Endpoint | None = None
 
     def begin(
         self, stage: Stage, since_s: float, index: int, groups: Mapping[str, int], history: History | None
@@ -122,7 +120,7 @@ class RobotComparison:
 
     @property
     def next_look_s(self) -> float:
-        """When to call :meth:`look`."""
+        """See :class:`Comparison`."""
         if self._looks >= len(LOOKS):
             return math.inf
         return self._since_s + LOOKS[self._looks] * self._stage.duration_s
@@ -137,17 +135,15 @@ class RobotComparison:
         if of_stage and episode.robot in self._episodes:
             self.tally.add(episode)
 
-    def look(self, now_s: float) -> None:
-        """The next look is due now: note what it sees."""
-        seen = {robot: list(own) for robot, own in self._episodes.items()}
-        for own in seen.values():
-            if len(own) > 1 and own[-1].is_open(now_s):
-                own.pop()
-        self._waiting.append((LOOKS[self._looks], seen))
-        self._looks += 1
-
     def judge_looks(self, now_s: float) -> None:
-        """Judge the looks that wait for nothing any more, in their order."""
+        """Note what a look sees that is due; judge those that wait for nothing any more, in their order."""
+        if now_s >= self.next_look_s:
+            seen = {robot: list(own) for robot, own in self._episodes.items()}
+            for own in seen.values():
+                if len(own) > 1 and own[-1].is_open(now_s):
+                    own.pop()
+            self._waiting.append((LOOKS[self._looks], seen))
+            self._looks += 1
         while self._waiting and not any(e.is_open(now_s) for own in self._waiting[0][1].values() for e in own):
             fraction, seen = self._waiting.pop(0)
             results = self._results(seen)

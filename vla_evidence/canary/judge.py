@@ -238,10 +238,13 @@ class CanaryJudge:
             of_source = np.asarray((scores or {})[source])
             values.append((of_source <= limit).mean(axis=1))
             blocks.append(of_source.shape[1])
-        self._comparison.add_many(g, values, blocks, self._now_s)
+        many = Tally()
         for version in (INCUMBENT, CANARY):
             own = g == version
-            self._total.count(version, int(y[own].sum()), int(own.sum()))
+            n = int(own.sum())
+            many.count(version, int(y[own].sum()), n, blocks=[n * each for each in blocks])
+        self._comparison.add_many(g, values, many, self._now_s)
+        self._total += many
 
     def add_robots(self, successes: Mapping[str, Iterable[bool]]) -> None:
         """Take in episodes of robots that have ended by now, in their order. For simulations, where robots are drawn."""
@@ -257,7 +260,6 @@ class CanaryJudge:
         until_s = max(self._now_s, now_s)
         while self._stage >= 0 and (at_s := self._comparison.next_look_s) <= until_s:
             self._pass_time(max(at_s, self._now_s))  # by the clock, not when somebody asks who has seen how it looks
-            self._comparison.look(self._now_s)
             self._comparison.judge_looks(self._now_s)
         self._pass_time(until_s)
         if self._stage >= 0:
