@@ -77,10 +77,10 @@ class EpisodeComparison(Comparison):
             self._lost.update(1 - episode.version, float(episode.done), 1.0 - probability)
         self._look_for_harm()
 
-    def add_many(self, versions: ArrayLike, values: Sequence[ArrayLike], many: Tally, assigned_s: float) -> None:
+    def add_many(self, versions: ArrayLike, successes: ArrayLike, many: Tally, assigned_s: float) -> None:
         """Take in many episodes of this stage that are over, all assigned at one time: arrays of shape [episodes]."""
-        for process, column in zip(self._harm, values, strict=True):
-            process.update_many(versions, column, self._stage.probability)
+        (success,) = self._harm
+        success.update_many(versions, successes, self._stage.probability)
         for version, heard in enumerate(many.heard):
             self._seen[version] += heard
         self._windows[self._window(assigned_s)] += many

@@ -217,33 +217,18 @@ class CanaryJudge:
         else:
             self._worse = self._worse or _PERSON
 
-    def add_many(
-        self,
-        versions: ArrayLike,
-        successes: ArrayLike,
-        latencies_s: ArrayLike | None = None,
-        scores: dict[str, Any] | None = None,
-    ) -> None:
+    def add_many(self, versions: ArrayLike, successes: ArrayLike) -> None:
         """Take in episodes that were drawn as the stage says and have ended by now, in the order of assignment.
 
-        For simulations, where episodes are drawn; none may be open. Arrays of shape [episodes]; of scores [episodes, blocks].
+        For simulations, where episodes are drawn and success alone is judged; none may be open. Arrays of shape [episodes].
         """
         assert not isinstance(self._comparison, RobotComparison) and not len(self._pending)
         g, y = np.asarray(versions), np.asarray(successes, dtype=np.float64)
-        values: list[ArrayLike] = [y]
-        blocks = []
-        if self.config.latency_limit_s is not None:
-            values.append(np.asarray(latencies_s) <= self.config.latency_limit_s)
-        for source, limit in self._limits.limits.items():
-            of_source = np.asarray((scores or {})[source])
-            values.append((of_source <= limit).mean(axis=1))
-            blocks.append(of_source.shape[1])
         many = Tally()
         for version in (INCUMBENT, CANARY):
             own = g == version
-            n = int(own.sum())
-            many.count(version, int(y[own].sum()), n, blocks=[n * each for each in blocks])
-        self._comparison.add_many(g, values, many, self._now_s)
+            many.count(version, int(y[own].sum()), int(own.sum()))
+        self._comparison.add_many(g, y, many, self._now_s)
         self._total += many
 
     def add_robots(self, successes: Mapping[str, Iterable[bool]]) -> None:

@@ -53,7 +53,7 @@ class SimpleComparison(Comparison):
         """Take in an episode that is over."""
         self.tally.add(episode)
 
-    def add_many(self, versions: ArrayLike, values: Sequence[ArrayLike], many: Tally, assigned_s: float) -> None:
+    def add_many(self, versions: ArrayLike, successes: ArrayLike, many: Tally, assigned_s: float) -> None:
         """Take in many episodes that are over."""
         self.tally += many
 
