@@ -177,11 +177,6 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], capsys: pytest.Cap
     assert e.value.code == 2 and "usage: vla-evidence" in capsys.readouterr().err
 
 
-def test_the_exit_status_of_the_process_is_that_of_the_command() -> None:
-    done = process(sys.executable, "-m", "vla_evidence.cli", "interval", "6", "5")
-    assert done.returncode == 1 and done.stderr.startswith("INPUT_COUNT: ")
-
-
 def test_missing_analysis_packages_are_named_with_the_line_that_installs_them(tmp_path: Path) -> None:
     """As on a robot: a folder before all others makes matplotlib and tqdm unimportable."""
     for name in ("matplotlib", "tqdm"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from vla_evidence.log.rollout import Rollout
 FLEET = [f"arm-{i:02}" for i in range(40)]
 
 
-def paired_log(path: Path, *, episodes: int = 60, robots: int = 4) -> list[str]:
-    """Write the log of an A/B test on pairs; return its decisions."""
-    rng, decisions = np.random.default_rng(0), []
+def paired_log(path: Path, *, episodes: int = 60, robots: int = 4) -> None:
+    """Write the log of an A/B test on pairs."""
+    rng = np.random.default_rng(0)
     judgement = begin(LoggedJudgement, path, "ab_paired", "grip-7", {"max_pairs": 200, "spending": "linear"})
     for number in range(episodes):
         for robot in range(robots):
@@ -34,9 +35,8 @@ def paired_log(path: Path, *, episodes: int = 60, robots: int = 4) -> list[str]:
             success, latency = bool(rng.random() < (0.5, 0.9)[version]), float(rng.uniform(2.0, 5.0))
             judgement.outcome(name, success, now_s + latency, latency)
         if number % 5 == 4:
-            decisions.append(judgement.verdict(10.0 * number + 9.0).decision.value)
+            judgement.verdict(10.0 * number + 9.0)
     keep(judgement, path)
-    return decisions
 
 
 def robots_log(path: Path, arms: dict[str, int] | None) -> None:
@@ -51,15 +51,14 @@ def robots_log(path: Path, arms: dict[str, int] | None) -> None:
     keep(judgement, path)
 
 
-def canary_log(path: Path, by_robot: bool = False, canary: float = 0.4, episodes: int = 400) -> list[str]:
-    """Write the log of a rollout with latency and scores; return its decisions."""
+def canary_log(path: Path, by_robot: bool = False, canary: float = 0.4, episodes: int = 400) -> None:
+    """Write the log of a rollout with latency and scores."""
     rng = np.random.default_rng(2)
     settings = {"stages": ROBOT_STAGES} if by_robot else {}
     config = CanaryConfig(history=(870, 1000), latency_limit_s=4.0, deadline_s=600.0, **settings)
     history = {"tce": rng.normal(size=200).tolist()}
     rollout = begin(Rollout, path, "canary", "pick-1.2.0", {"config": config.to_json(), "score_history": history})
     rollout.begin_stage(0, FLEET, 0.0, {robot: (90, 100) for robot in FLEET} if by_robot else None)
-    decisions = []
     for number in range(episodes):
         now_s, name = 60.0 * number, f"e{number}"
         version = rollout.choose(FLEET[number % len(FLEET)], name, now_s)
@@ -68,9 +67,8 @@ def canary_log(path: Path, by_robot: bool = False, canary: float = 0.4, episodes
             scores = {"tce": rng.normal(size=2).tolist()}
             rollout.outcome(name, success, now_s + 30.0, float(rng.uniform(1, 5)), scores)
         if number % 40 == 39:
-            decisions.append(rollout.verdict(now_s + 31.0).decision.value)
+            rollout.verdict(now_s + 31.0)
     keep(rollout, path)
-    return decisions
 
 
 def changed(path: Path, line: int, old: str, new: str) -> Path:
@@ -94,30 +92,27 @@ def refusal(path: Path) -> LogError:
     return e.value
 
 
-def test_every_verdict_of_a_paired_test_is_computed_again(tmp_path: Path) -> None:
-    decisions = paired_log(log := tmp_path / "log.jsonl")
+@pytest.mark.parametrize(
+    ("write", "outcomes", "last"),
+    [
+        (paired_log, 240, "B_BETTER"),
+        (lambda path: robots_log(path, {f"arm-{i}": i % 2 for i in range(20)}), 400, "B_BETTER"),
+        (lambda path: robots_log(path, None), 400, "B_BETTER"),
+        (canary_log, 384, "ROLLBACK"),
+        (lambda path: canary_log(path, by_robot=True), 384, "HOLD"),
+    ],
+    ids=["pairs", "a known fleet", "robots", "rollout", "rollout by robot"],
+)
+def test_every_verdict_is_computed_again(
+    tmp_path: Path, write: Callable[[Path], object], outcomes: int, last: str
+) -> None:
+    write(log := tmp_path / "log.jsonl")
     shown: list[Step] = []
     replay = replay_file(log, show=shown.append)
-    assert [step.verdict["decision"] for step in shown] == decisions and decisions[-1] == "B_BETTER"
     logged = [json.loads(line) for line in log.read_text().splitlines()]
     assert [step.verdict for step in shown] == [record["verdict"] for record in logged if record["record"] == "verdict"]
-    assert (replay.outcomes, replay.verdicts, replay.last) == (240, 12, shown[-1].verdict)
-
-
-@pytest.mark.parametrize("fixed", [True, False])
-def test_every_verdict_of_a_test_on_robots_is_computed_again(tmp_path: Path, fixed: bool) -> None:
-    robots_log(log := tmp_path / "log.jsonl", {f"arm-{i}": i % 2 for i in range(20)} if fixed else None)
-    replay = replay_file(log)
-    assert replay.verdicts == 8 and replay.last is not None and replay.last["decision"] == "B_BETTER"
-
-
-@pytest.mark.parametrize("by_robot", [False, True])
-def test_every_verdict_of_a_rollout_is_computed_again(tmp_path: Path, by_robot: bool) -> None:
-    decisions = canary_log(log := tmp_path / "log.jsonl", by_robot)
-    shown: list[Step] = []
-    assert replay_file(log, show=shown.append).verdicts == len(decisions) == 10
-    assert [step.verdict["decision"] for step in shown] == decisions
-    assert "silent" in shown[-1].verdict["message"]
+    assert (replay.outcomes, replay.last, replay.verdicts) == (outcomes, shown[-1].verdict, len(shown))
+    assert shown[-1].verdict["decision"] == last
 
 
 @pytest.mark.parametrize(
@@ -156,15 +151,12 @@ def test_whatever_is_changed_in_a_paired_log_is_found(tmp_path: Path, record: st
     ],
 )
 def test_whatever_is_changed_in_the_log_of_a_rollout_is_found(tmp_path: Path, record: str, old: str, new: str) -> None:
-    canary_log(log := tmp_path / "log.jsonl", episodes=200)
-    e = refusal(changed(log, line_of(log, record, old), old, new))
-    assert e.code in ("REPLAY_DIFFERS", "LOG_VALUE"), e
-
-
-@pytest.mark.parametrize(("old", "new"), [('"version": 0', '"version": 1'), ('"arm-07", ', "")])
-def test_a_draw_of_robots_that_was_changed_is_found(tmp_path: Path, old: str, new: str) -> None:
-    canary_log(log := tmp_path / "log.jsonl", by_robot=True, episodes=80)
-    assert refusal(changed(log, line_of(log, "event", old), old, new)).code in ("REPLAY_DIFFERS", "LOG_VALUE")
+    for by_robot in (False, True):
+        canary_log(log := tmp_path / f"{by_robot}.jsonl", by_robot, episodes=200)
+        assert by_robot or old in log.read_text()
+        if old in log.read_text():
+            e = refusal(changed(log, line_of(log, record, old), old, new))
+            assert e.code in ("REPLAY_DIFFERS", "LOG_VALUE"), e
 
 
 def test_a_change_of_wording_leaves_a_log_readable(tmp_path: Path) -> None:
