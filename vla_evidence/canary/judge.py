@@ -187,16 +187,14 @@ class CanaryJudge:
         """
         within, blocks = self._limits.read(scores)
         self._advance_clock(now_s)
-        values = (float(success), *self._fast(latency_s), *within)
+        limit = self.config.latency_limit_s
+        fast = () if limit is None else (float(latency_s is not None and latency_s <= limit),)
+        values = (float(success), *fast, *within)
         fate = self._pending.finish(episode, success, latency_s, values, blocks)
         if fate is not Fate.COUNTED:
             self._ignored[fate] += 1
         self._take_in()
         return fate
-
-    def _fast(self, latency_s: float | None) -> tuple[float, ...]:
-        limit = self.config.latency_limit_s
-        return () if limit is None else (float(latency_s is not None and latency_s <= limit),)
 
     def decide(self, person: str, action: str, reason: str, now_s: float) -> None:
         """A person decides: "advance" lets any later stage begin, "rollback" ends the rollout.
