@@ -29,9 +29,7 @@ def robot(tmp_path: Path, server: CheckpointServer) -> Iterator[Robot]:
 @pytest.fixture
 def updated(robot: Robot) -> Robot:
     """1.0.0 was committed, 1.1.0 is."""
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
+    robot.begin()
     robot.install("1.1.0")
     return robot
 
@@ -41,8 +39,5 @@ def ready(robot: Robot, caplog: pytest.LogCaptureFixture) -> Robot:
     """1.0.0 is committed and acts, 1.1.0 is in the registry, and a trial stays open."""
     caplog.set_level(logging.INFO, "vla_ota_manager")
     robot.settings = {"min_trial_chunks": 1000}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.boot_policy()
-    robot.start()
+    robot.begin()
     return robot
