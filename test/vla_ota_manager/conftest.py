@@ -38,6 +38,6 @@ def updated(robot: Robot) -> Robot:
 def ready(robot: Robot, caplog: pytest.LogCaptureFixture) -> Robot:
     """1.0.0 is committed and acts, 1.1.0 is in the registry, and a trial stays open."""
     caplog.set_level(logging.INFO, "vla_ota_manager")
-    robot.settings = {"min_trial_chunks": 1000}
+    robot.settings = {"min_trial_chunks": 1000, "swap_timeout_s": 0.3}  # so long each wait for a boundary
     robot.begin()
     return robot

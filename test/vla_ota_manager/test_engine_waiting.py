@@ -132,7 +132,7 @@ def test_a_swap_that_is_refused_again_and_again_is_one_line_in_the_log_and_a_cou
 def test_a_preparation_that_is_refused_for_now_is_one_line_too(ready: Robot, caplog: pytest.LogCaptureFixture) -> None:
     ready.say(refuse_prepare="PREPARE_IN_PROGRESS")
     ready.offer("1.1.0")
-    ready.until(lambda: ready.engine.status().message.endswith("(asked 3 times)"), 10.0)
+    ready.until(lambda: ready.engine.status().message.endswith("(asked 2 times)"), 10.0)
     ready.say(refuse_prepare="")
     ready.reach(S.TRIAL)
     assert logged(caplog, "PREPARE_IN_PROGRESS") == logged(caplog, "policy_node: LOADING") == 1
