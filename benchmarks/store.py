@@ -27,11 +27,7 @@ TENSORS, ELEMENTS = 75, 1_000_000
 PLAIN, DURABLE, OURS = "requests, sha256sum", "requests, flushed, hashlib", "ours: fetch, verify, install"
 FETCHES = {"plain": PLAIN, "durable": DURABLE, "ours": OURS}
 HASHLIB = "hashlib, one pass"
-CHECKS = {
-    "hashed": HASHLIB,
-    "verified_without_values": "verify_bundle without values",
-    "verified": "verify_bundle",
-}
+CHECKS = {"hashed": HASHLIB, "verified_without_values": "verify_bundle without values", "verified": "verify_bundle"}
 COLUMNS = (("mb_s", "MB/s", ".0f"), ("seconds", "s", ".2f"), ("peak_mb", "peak resident memory, MB", ".0f"))
 
 

@@ -37,9 +37,7 @@ RULES = {
     ),
     # -- a recorded list of topics (--topics)
     "TOPICS_UNREADABLE": Rule(
-        "FAIL",
-        "The recorded list of topics cannot be read.",
-        "record it on the robot: ros2 topic list -t > topics.txt",
+        "FAIL", "The recorded list of topics cannot be read.", "record it on the robot: ros2 topic list -t > topics.txt"
     ),
     "NAMESPACE_DIFFERS": Rule(
         "FAIL",
@@ -187,20 +185,12 @@ RULES = {
         "correct what the error names (docs/errors.md), then send an update that loads, or restart {node}",
     ),
     "POLICY_INACTIVE": Rule(
-        "WARN",
-        "policy_node is configured but not active: it commands nothing.",
-        "ros2 lifecycle set {node} activate",
+        "WARN", "policy_node is configured but not active: it commands nothing.", "ros2 lifecycle set {node} activate"
     ),
     "POLICY_ERROR": Rule(
-        "FAIL",
-        "The control process could not be kept alive.",
-        "read policy_node's log, then restart it",
+        "FAIL", "The control process could not be kept alive.", "read policy_node's log, then restart it"
     ),
-    "POLICY_HOLDING": Rule(
-        "WARN",
-        "The robot holds.",
-        "{action}",
-    ),
+    "POLICY_HOLDING": Rule("WARN", "The robot holds.", "{action}"),
     "POLICY_LAST_ERROR": Rule(
         "WARN",
         "policy_node reports an error.",
@@ -263,9 +253,7 @@ RULES = {
         "install the driver and a torch that fits it, or set `device: cpu`",
     ),
     "WORKER_PATH_MISSING": Rule(
-        "FAIL",
-        "A folder of worker_paths is not there.",
-        "correct worker_paths of policy_node",
+        "FAIL", "A folder of worker_paths is not there.", "correct worker_paths of policy_node"
     ),
     # -- machine
     "MEMORY_SHORT": Rule(
@@ -308,9 +296,7 @@ RULES = {
         "give --store-dir, or start ota_manager with store_dir",
     ),
     "STORE_MISSING": Rule(
-        "FAIL",
-        "The store's folder is not there.",
-        "start ota_manager once (it makes the folder), or correct store_dir",
+        "FAIL", "The store's folder is not there.", "start ota_manager once (it makes the folder), or correct store_dir"
     ),
     "STORE_READ_ONLY": Rule(
         "FAIL",

@@ -14,9 +14,8 @@ Here is what the robot imports, and no more. The rest lies in a folder for each 
 from __future__ import annotations
 
 from vla_evidence.errors import EvidenceError, InputError, LogError
-from vla_evidence.sequential.bounds import proportion_lower_bound
+from vla_evidence.sequential.bounds import observations_needed, proportion_lower_bound
 from vla_evidence.sequential.exceedance import ExceedanceTest, FailureTest
-from vla_evidence.sequential.quantile import observations_needed
 
 __all__ = [
     "EvidenceError",

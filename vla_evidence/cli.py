@@ -88,7 +88,10 @@ def _interval(options: argparse.Namespace) -> Result:
     }
     holds = ("one look, approximately", "one look, at least", "every look, at least")
     names = ("Wilson", "Clopper-Pearson", "confidence sequence")
-    rows = [[name, when, *_percent(ends)] for name, when, ends in zip(names, holds, found.values(), strict=True)]
+    rows = [
+        [name, when, f"{low:.2%}", f"{high:.2%}"]
+        for name, when, (low, high) in zip(names, holds, found.values(), strict=True)
+    ]
     rate = f": {options.successes / options.episodes:.1%}" if options.episodes else ""
     title = f"{options.successes} of {options.episodes} episodes succeeded{rate}. The rate lies, at {confidence:g} confidence:"
     return f"{title}\n\n{table('', ['interval', 'holds at', 'from', 'to'], rows)}", found
@@ -112,37 +115,19 @@ def _replay(options: argparse.Namespace) -> Result:
     return str(replay), asdict(replay)
 
 
-def _simulate_ab(options: argparse.Namespace) -> Result:
-    from vla_evidence.simulate import ab
+def _simulate(options: argparse.Namespace) -> Result:
+    from vla_evidence.simulate import ab, canary
 
-    return _report(ab.run(ab.Settings(**_chosen(options, ab.Settings)), _bar(options)), options)
-
-
-def _simulate_canary(options: argparse.Namespace) -> Result:
-    from vla_evidence.simulate import canary
-
-    return _report(canary.run(canary.Settings(**_chosen(options, canary.Settings)), _bar(options)), options)
-
-
-def _chosen(options: argparse.Namespace, settings: type) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in settings.__dataclass_fields__}  # type: ignore[attr-defined]
-
-
-def _report(report: Report, options: argparse.Namespace) -> Result:
+    exercise: Any = {"ab": ab, "canary": canary}[options.exercise]
+    chosen = {name: getattr(options, name) for name in exercise.Settings.__dataclass_fields__}
+    report: Report = exercise.run(exercise.Settings(**chosen), _bar(options))
     names = [str(path) for path in report.write(options.out)]
-    return f"{report.text}\n\nwritten: {', '.join(names)}", {
-        "sentence": report.sentence,
-        **report.figures,
-        "files": names,
-    }
+    figures = {"sentence": report.sentence, **report.figures, "files": names}
+    return f"{report.text}\n\nwritten: {', '.join(names)}", figures
 
 
 def _bar(options: argparse.Namespace) -> Bar:
     return no_bar if options.json or options.quiet else tqdm_bar
-
-
-def _percent(ends: tuple[float, float]) -> list[str]:
-    return [f"{end:.2%}" for end in ends]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -227,14 +212,12 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     _number(ab, "--confidence", 0.95, "two-sided")
     _number(ab, "--power", 0.8, "P(finding the difference)")
     _number(ab, "--per-day", 40.0, "episodes of a robot a day")
-    ab.set_defaults(run=_simulate_ab)
     canary = exercises.add_parser("canary", help="how soon a bad update is found and undone")
     _number(canary, "--incumbent", 0.87, "success rate before")
     _number(canary, "--canary", 0.75, "success rate after")
     _number(canary, "--per-hour", 6.0, "episodes of a robot an hour")
     _number(canary, "--alpha", 0.05, "P(a good one is rolled back)")
     _number(canary, "--rollback-s", 60.0, "from verdict to old version")
-    canary.set_defaults(run=_simulate_canary)
     for command, runs in ((ab, 2000), (canary, 20_000)):
         _number(command, "--robots", 50, "of the fleet")
         _number(command, "--icc", 0.05, "intraclass correlation within a robot")
@@ -242,6 +225,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         folder = Path("build/evidence")
         command.add_argument("--out", type=Path, default=folder, metavar="DIR", help=f"default: {folder}")
         _add_common(command)
+        command.set_defaults(run=_simulate)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

@@ -37,7 +37,7 @@ class InputError(EvidenceError):
 
 
 class LogError(EvidenceError):
-    """LOG_SYNTAX, LOG_VALUE, LOG_UNREADABLE, LOG_NOT_WRITTEN, REPLAY_DIFFERS."""
+    """LOG_SYNTAX, LOG_VALUE, LOG_UNREADABLE, REPLAY_DIFFERS."""
 
 
 def shown(value: object) -> str:

@@ -13,9 +13,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 def profile(reliability: str, durability: str, depth: int) -> QoSProfile:
     """Return the profile that a contract names, for example ``best_effort``, ``volatile``, 5."""
     return QoSProfile(
-        depth=depth,
-        reliability=ReliabilityPolicy[reliability.upper()],
-        durability=DurabilityPolicy[durability.upper()],
+        depth=depth, reliability=ReliabilityPolicy[reliability.upper()], durability=DurabilityPolicy[durability.upper()]
     )
 
 

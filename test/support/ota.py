@@ -155,11 +155,32 @@ class Robot:
             self.until(lambda: self.engine is not None and not self.engine.store.state.activation_due)
         return outcome
 
+    def begin(self, filesystem: Filesystem | None = None, **says: Any) -> UpdateEngine:
+        """Commit 1.0.0, publish 1.1.0 and start; ``says``: what the policy node does from then on."""
+        self.adopt("1.0.0")
+        self.publish("1.1.0")
+        self.boot_policy()
+        self.say(**says)
+        return self.start(filesystem=filesystem or Filesystem())
+
+    def say(self, **fields: Any) -> None:
+        """Let the policy node say something else, or do it: see :class:`SimulatedPolicy`."""
+        with self.policy.edit() as document:
+            document.update(fields)
+
     def try_out(self, version: str = "1.1.0", **engine: Any) -> str:
         """Commit 1.0.0, offer another version with permission and wait until it is on trial; return the update's id."""
         self.adopt("1.0.0")
         self.publish(version)
         self.start(**engine).set_update_permitted(True)
+        update_id = self.offer(version)
+        self.reach(UpdateState.TRIAL)
+        return update_id
+
+    def try_next(self, version: str = "1.2.0") -> str:
+        """Offer another version and wait until it is on trial, where it proves nothing; return the update's id."""
+        self.publish(version)
+        self.feeding = False
         update_id = self.offer(version)
         self.reach(UpdateState.TRIAL)
         return update_id

@@ -3,19 +3,35 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from vla_evidence.ab.abtest import ABTest
 from vla_evidence.ab.pairs import PairedABJudge
 from vla_evidence.ab.robots import UnpairedABJudge
 from vla_evidence.assignment import A, B, arm
 from vla_evidence.errors import InputError
 from vla_evidence.sequential.sign_test import SignTestDesign
 from vla_evidence.sequential.sign_test_batch import stopping_times
-from vla_evidence.verdict import Decision
+from vla_evidence.verdict import Decision, Verdict
+
+ROBOTS = itertools.count()
+
+
+def run_pairs(judge: PairedABJudge, pairs: Sequence[tuple], latencies_s: Sequence[tuple] = ()) -> Verdict:
+    """Let another robot run pairs that come out so, (A, B) each; ``latencies_s`` likewise."""
+    robot = f"r{next(ROBOTS)}"
+    for number, outcome in enumerate(pairs):
+        for half in "12":
+            name = f"{robot}/{number}/{half}"
+            version = judge.choose(robot, name, 0.0)
+            judge.outcome(name, bool(outcome[version]), 0.0, latencies_s[number][version] if latencies_s else None)
+    return judge.verdict()
 
 
 def test_before_anything_is_known_it_goes_on() -> None:
@@ -36,9 +52,7 @@ def test_the_paired_judge_decides_as_the_test_does(two_sided: bool) -> None:
         a, b = rng.random(150) < a_rate, rng.random(150) < b_rate
         pairs, sign = stopping_times((b.astype(int) - a)[None, :], design)
         judge = PairedABJudge(150, 0.05, two_sided=two_sided)
-        for won_a, won_b in zip(a.tolist(), b.tolist(), strict=True):
-            judge.update(won_a, won_b)
-        verdict = judge.verdict()
+        verdict = run_pairs(judge, list(zip(a, b, strict=True)))
         decisions.add(verdict.decision)
         assert verdict.figures["pairs"] == pairs[0]
         assert (verdict.decision is Decision.B_BETTER) == (sign[0] == 1)
@@ -51,22 +65,16 @@ def test_the_paired_judge_decides_as_the_test_does(two_sided: bool) -> None:
 
 def test_the_message_has_words_and_numbers() -> None:
     judge = PairedABJudge(20, two_sided=False)
-    for _ in range(3):
-        judge.update(False, True)
-    message = judge.verdict().message
+    message = run_pairs(judge, [(False, True)] * 3).message
     assert "A 0 of 3 = 0.0% [0.0%, 56.1%], B 3 of 3 = 100.0% [43.9%, 100.0%]" in message
     assert "B won 3 and A 0 of 3 pairs that differ, after 3 of at most 20 pairs; no lead is enough yet" in message
-    for _ in range(4):
-        judge.update(False, True)
-    assert judge.verdict().message.startswith("B is better (claimed wrongly in at most 5.0% of such tests): A 0 of 7")
+    message = run_pairs(judge, [(False, True)] * 4).message
+    assert message.startswith("B is better (claimed wrongly in at most 5.0% of such tests): A 0 of 7")
 
 
 def test_nothing_shown_at_the_end_is_not_called_equal() -> None:
-    judge = PairedABJudge(4)
-    for _ in range(4):
-        judge.update(True, True)
-    assert judge.verdict().decision is Decision.NO_DIFFERENCE_SHOWN
-    assert "there may be one" in judge.verdict().message
+    verdict = run_pairs(PairedABJudge(4), [(True, True)] * 4)
+    assert verdict.decision is Decision.NO_DIFFERENCE_SHOWN and "there may be one" in verdict.message
 
 
 @pytest.mark.parametrize(("slow_arm", "members"), [(A, 5), (B, 5), (A, 25)])
@@ -150,7 +158,7 @@ def test_to_fail_fast_is_not_to_be_faster() -> None:
     for number in range(300):
         (a, b), (slow_a, slow_b) = rng.random(2) < 0.6, (1.0 + rng.random(2)).tolist()
         slow_b *= 1.0 if b else 0.1
-        paired.update(bool(a), bool(b), slow_a, slow_b)
+        run_pairs(paired, [(a, b)], [(slow_a, slow_b)])
         unpaired.record(f"r{2 * number % 30}", bool(a), slow_a)
         unpaired.record(f"r{(2 * number + 1) % 30}", bool(b), slow_b)
     for verdict in (paired.verdict(), unpaired.verdict()):
@@ -160,15 +168,12 @@ def test_to_fail_fast_is_not_to_be_faster() -> None:
 def test_latency_is_judged_beside_success_and_does_not_change_it() -> None:
     rng = np.random.default_rng(3)
     judge, without = PairedABJudge(100), PairedABJudge(100)
-    for _ in range(100):
-        success = bool(rng.random() < 0.8)
-        judge.update(success, success, 0.20 + 0.05 * rng.random(), 0.15 + 0.06 * rng.random())
-        without.update(success, success)
-    verdict = judge.verdict()
-    assert verdict.decision is without.decision is Decision.NO_DIFFERENCE_SHOWN
-    assert verdict.figures["faster"] == "B"
+    successes = [(success, success) for success in (rng.random(100) < 0.8).tolist()]
+    latencies = [(0.20 + 0.05 * a, 0.15 + 0.06 * b) for a, b in rng.random((100, 2)).tolist()]
+    verdict, unknown = run_pairs(judge, successes, latencies), run_pairs(without, successes)
+    assert verdict.decision is unknown.decision is Decision.NO_DIFFERENCE_SHOWN
+    assert verdict.figures["faster"] == "B" and unknown.figures["faster"] is None
     assert "B is faster" in verdict.message and "mean latency of successes A 0.2" in verdict.message
-    assert not without.verdict().figures["faster"]
 
 
 def test_unpaired_robots_of_a_fleet_that_comes_as_it_comes() -> None:
@@ -215,3 +220,26 @@ def test_one_arm_alone_is_no_evidence() -> None:
     verdict = judge.verdict()
     assert verdict.decision is Decision.NO_DIFFERENCE_SHOWN
     assert verdict.figures["B"]["interval"] == [0.0, 1.0]
+
+
+def test_the_lessons_calls_work() -> None:
+    test = ABTest("v1.1", "v1.2", split=0.5)
+    rng = np.random.default_rng(1)
+    assert test.evaluate()["status"] == "insufficient_data"
+    for i in range(4000):
+        robot = f"robot_{i % 50}"
+        test.record(robot, bool(rng.random() < (0.9 if test.assign_robot(robot) == "B" else 0.7)), 0.1)
+    result = test.evaluate(min_samples=100)
+    figures = {f"{name}_{version}" for name in ("rate", "ci", "n") for version in "ab"}
+    assert set(result) == {*figures, "significant", "winner", "reason"}
+    assert result["significant"] is True and result["winner"] == "B"
+    assert result["n_a"] + result["n_b"] == 4000
+    assert result["ci_a"][0] < result["rate_a"] < result["ci_a"][1] < result["ci_b"][0]
+
+
+def test_without_a_significant_difference_there_is_no_winner() -> None:
+    test = ABTest("a", "b", planned_episodes=600)
+    for i in range(600):
+        test.record(i % 30, i % 3 != 0)
+    result = test.evaluate()
+    assert (result["significant"], result["winner"]) == (False, None)

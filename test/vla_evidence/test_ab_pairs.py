@@ -42,26 +42,21 @@ def test_a_clock_that_goes_back_counts_as_one_that_stands() -> None:
 
 
 def test_episodes_find_their_partner_in_any_order_of_ending() -> None:
-    """Two robots; as if their episodes had come in whole pairs."""
+    """Two robots; as if their episodes had ended in the order in which they began."""
     rng = np.random.default_rng(2)
-    judge, pairs = PairedABJudge(60, experiment="exp"), PairedABJudge(60)
-    episodes, found = [], {}
+    shuffled, in_order = PairedABJudge(60, experiment="exp"), PairedABJudge(60, experiment="exp")
+    episodes = []
     for number in range(60):
         for robot in ("r1", "r2"):
-            which = judge.choose(robot, f"{robot}/{number}", 0.0)
-            pair, drawn = arm_in_pair("exp", robot, number)
-            assert which == drawn
-            outcome = bool(rng.random() < (0.9 if which == B else 0.5)), 1.0 + rng.random()
-            episodes.append((f"{robot}/{number}", *outcome))
-            found.setdefault((robot, pair), {})[which] = outcome
-    for i in rng.permutation(len(episodes)):
-        name, success, latency = episodes[i]
-        assert judge.outcome(name, success, 1.0, latency) is Fate.COUNTED
-    for pair_of in found.values():  # in the order of assignment
-        (a, latency_a), (b, latency_b) = pair_of[A], pair_of[B]
-        pairs.update(a, b, latency_a, latency_b)
-    assert judge.verdict() == pairs.verdict()
-    assert judge.decision is Decision.B_BETTER
+            name = f"{robot}/{number}"
+            which = shuffled.choose(robot, name, 0.0)
+            assert which == in_order.choose(robot, name, 0.0) == arm_in_pair("exp", robot, number)[1]
+            episodes.append((name, bool(rng.random() < (0.9 if which == B else 0.5)), 1.0, 1.0 + rng.random()))
+    for judge, order in ((shuffled, rng.permutation(len(episodes))), (in_order, range(len(episodes)))):
+        for i in order:
+            assert judge.outcome(*episodes[i]) is Fate.COUNTED
+    assert shuffled.verdict() == in_order.verdict()
+    assert shuffled.decision is Decision.B_BETTER
 
 
 @pytest.mark.parametrize("judge", [PairedABJudge(60), UnpairedABJudge(60, arms={"r": A, "s": B})])

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binom
 
 from vla_evidence import observations_needed, proportion_lower_bound
-from vla_evidence.sequential.quantile import exceedance_limit, quantile_upper_bound
+from vla_evidence.sequential.bounds import exceedance_limit, quantile_upper_bound
 
 
 @pytest.mark.parametrize("n", [1, 7, 50])

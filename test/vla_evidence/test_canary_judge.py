@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from vla_evidence.canary.config import DEFAULT_STAGES, HALF_STAGES, ROBOT_STAGES
 from vla_evidence.canary.judge import CanaryJudge
 from vla_evidence.episodes import Fate
 from vla_evidence.sequential.two_sample import CANARY, INCUMBENT
-from vla_evidence.verdict import Decision
+from vla_evidence.verdict import Decision, Verdict
 
 TWO_STAGES = (Stage("canary", 1.0, 0.25, DAY, 0.1), Stage("early", 1.0, 0.5, DAY, 0.05), FULL)
 
@@ -112,48 +113,45 @@ def test_the_shares_of_alpha_add_up_to_it() -> None:
     assert [config.stage_alpha(index) for index in range(3)] == pytest.approx([0.025, 0.0125, 0.0125])
 
 
-def test_latency_and_scores_are_judged_beside_success() -> None:
+HISTORY = {"tce": np.random.default_rng(1).normal(size=200).tolist(), "short": [0.0] * 5}
+
+
+def judged_by(
+    episodes: int,
+    latency_s: Callable[[int], float | None],
+    scores: Callable[[int], Sequence[float]],
+    experiment: str = "canary",
+) -> Verdict:
+    """Return what is said of episodes that all succeed; ``latency_s`` and ``scores`` by version."""
+    judge = CanaryJudge(CanaryConfig(stages=ONE_STAGE, latency_limit_s=1.6), experiment, HISTORY)
+    judge.begin_stage(0, 0.0, FLEET)
+    for n in range(episodes):
+        version = judge.choose(f"r{n % 7}", f"e{n}", 0.1 * n)
+        judge.outcome(f"e{n}", True, 0.1 * n, latency_s(version), {"tce": scores(version)})
+    return judge.verdict(0.1 * episodes)
+
+
+@pytest.mark.parametrize(
+    ("slower", "shift", "code"), [(0.0, 0.3, ""), (0.5, 0.3, "LATENCY_WORSE"), (0.0, 2.0, "SCORES_WORSE")]
+)
+def test_latency_and_scores_are_judged_beside_success(slower: float, shift: float, code: str) -> None:
     rng = np.random.default_rng(1)
-    history = {"tce": rng.normal(size=200).tolist(), "short": [0.0] * 5}
-    codes = {}
-    for name, slower, shift in (("same", 0.0, 0.3), ("slow", 0.5, 0.3), ("shifted", 0.0, 2.0)):
-        config = CanaryConfig(stages=ONE_STAGE, latency_limit_s=1.6)
-        judge = CanaryJudge(config, score_history=history)
-        judge.begin_stage(0, 0.0, FLEET)
-        versions = (rng.random(1200) < 0.25).astype(int)
-        scores = {"tce": rng.normal(shift * versions[:, None], 1.0, (1200, 5))}
-        judge.add_many(versions, np.ones(1200, bool), rng.lognormal(slower * versions, 0.3), scores)
-        verdict = judge.verdict(60.0)
-        codes[name] = verdict.code
-        assert "not judged: short (5 of 20 past values)" in verdict.message
-    assert codes == {"same": "", "slow": "LATENCY_WORSE", "shifted": "SCORES_WORSE"}
+    verdict = judged_by(1200, lambda v: rng.lognormal(slower * v, 0.3), lambda v: rng.normal(shift * v, 1.0, 5))
+    assert verdict.code == code
+    assert "not judged: short (5 of 20 past values)" in verdict.message
 
 
 def test_what_raises_the_scores_of_both_versions_blames_nobody() -> None:
     """Another task, a lower sun: 2 σ, 60 rollouts."""
-    rng, rolled_back = np.random.default_rng(3), 0
-    for _ in range(60):
-        judge = CanaryJudge(CanaryConfig(stages=ONE_STAGE), score_history={"tce": rng.normal(size=200).tolist()})
-        judge.begin_stage(0, 0.0, FLEET)
-        versions = (rng.random(400) < 0.25).astype(int)
-        judge.add_many(versions, np.ones(400, bool), scores={"tce": rng.normal(2.0, 1.0, (400, 5))})
-        rolled_back += judge.verdict(60.0).decision is Decision.ROLLBACK
+    rng = np.random.default_rng(3)
+    found = [judged_by(400, lambda v: 1.0, lambda v: rng.normal(2.0, 1.0, 5), f"{n}") for n in range(60)]
+    rolled_back = sum(verdict.decision is Decision.ROLLBACK for verdict in found)
     assert rolled_back / 60 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 60)
 
 
 def test_a_latency_or_a_score_that_the_canary_alone_does_not_report_counts_against_it() -> None:
-    rng, codes = np.random.default_rng(4), []
-    for silent in ("latency", "scores"):
-        config = CanaryConfig(stages=ONE_STAGE, latency_limit_s=1.0)
-        judge = CanaryJudge(config, score_history={"tce": rng.normal(size=200).tolist()})
-        judge.begin_stage(0, 0.0, FLEET)
-        for n in range(300):
-            canary = judge.choose(f"r{n % 7}", f"e{n}", float(n))
-            latency = None if canary and silent == "latency" else 0.5
-            scores = None if canary and silent == "scores" else {"tce": [0.0, 0.1]}
-            judge.outcome(f"e{n}", True, float(n), latency, scores)
-        codes.append(judge.verdict(400.0).code)
-    assert codes == ["LATENCY_WORSE", "SCORES_WORSE"]
+    assert judged_by(300, lambda v: None if v else 0.5, lambda v: [0.0, 0.1]).code == "LATENCY_WORSE"
+    assert judged_by(300, lambda v: 0.5, lambda v: [] if v else [0.0, 0.1]).code == "SCORES_WORSE"
 
 
 def test_without_data_it_never_advances() -> None:

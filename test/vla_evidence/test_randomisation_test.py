@@ -81,15 +81,6 @@ def simulate(
     return 0, 1.0
 
 
-def test_the_null_error_with_robots_that_differ_is_alpha() -> None:
-    """A z test on episodes errs in 17 % and more here; 2,000 runs, standard error 0.5 %."""
-    rng = np.random.default_rng(1)
-    runs = 2000
-    error = sum(simulate(rng, 20, 800, 5, (0.87, 0.87), 0.1)[0] != 0 for _ in range(runs)) / runs
-    standard_error = math.sqrt(0.05 * 0.95 / runs)
-    assert 0.035 - 3 * standard_error <= error <= 0.05 + 3 * standard_error
-
-
 def test_a_difference_is_found_early_and_on_the_right_side() -> None:
     rng = np.random.default_rng(2)
     found = [simulate(rng, 40, 2000, 5, (0.87, 0.75), 0.02) for _ in range(200)]

@@ -5,56 +5,60 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.logs import begin, keep
 
 from vla_evidence.assignment import arm_in_pair
 from vla_evidence.canary.config import ROBOT_STAGES, CanaryConfig
 from vla_evidence.errors import InputError, LogError
-from vla_evidence.log.records import LogWriter, to_json
+from vla_evidence.log.judgements import judge_of
+from vla_evidence.log.records import header_line, to_json
 from vla_evidence.log.replay import LoggedJudgement, Step, differences, replay_file
 from vla_evidence.log.rollout import Rollout
 
 FLEET = [f"arm-{i:02}" for i in range(40)]
 
 
-def paired_log(path: Path, *, episodes: int = 60, robots: int = 4) -> list[str]:
-    """Write the log of an A/B test on pairs; return its decisions."""
-    rng, decisions = np.random.default_rng(0), []
-    with LoggedJudgement.open(path, "ab_paired", "grip-7", {"max_pairs": 200, "spending": "linear"}) as judgement:
-        for number in range(episodes):
-            for robot in range(robots):
-                name, now_s = f"{robot}/{number}", 10.0 * number
-                version = judgement.choose(f"arm-{robot}", name, now_s)
-                success, latency = bool(rng.random() < (0.5, 0.9)[version]), float(rng.uniform(2.0, 5.0))
-                judgement.outcome(name, success, now_s + latency, latency)
-            if number % 5 == 4:
-                decisions.append(judgement.verdict(10.0 * number + 9.0).decision.value)
-    return decisions
+def paired_log(path: Path, *, episodes: int = 60, robots: int = 4) -> None:
+    """Write the log of an A/B test on pairs."""
+    rng = np.random.default_rng(0)
+    judgement = begin(LoggedJudgement, path, "ab_paired", "grip-7", {"max_pairs": 200, "spending": "linear"})
+    for number in range(episodes):
+        for robot in range(robots):
+            name, now_s = f"{robot}/{number}", 10.0 * number
+            version = judgement.choose(f"arm-{robot}", name, now_s)
+            success, latency = bool(rng.random() < (0.5, 0.9)[version]), float(rng.uniform(2.0, 5.0))
+            judgement.outcome(name, success, now_s + latency, latency)
+        if number % 5 == 4:
+            judgement.verdict(10.0 * number + 9.0)
+    keep(judgement, path)
 
 
 def robots_log(path: Path, arms: dict[str, int] | None) -> None:
     rng = np.random.default_rng(1)
     settings: dict[str, Any] = {"planned_episodes": 400, "looks": 4, "draws": 199, "arms": arms}
-    with LoggedJudgement.open(path, "ab_robots", "fleet-3", settings) as judgement:
-        for number in range(400):
-            version = judgement.choose(f"arm-{number % 20}", f"e{number}", float(number))
-            judgement.outcome(f"e{number}", bool(rng.random() < (0.5, 0.9)[version]), number + 0.5)
-            if number % 50 == 49:
-                judgement.verdict(float(number + 1))
+    judgement = begin(LoggedJudgement, path, "ab_robots", "fleet-3", settings)
+    for number in range(400):
+        version = judgement.choose(f"arm-{number % 20}", f"e{number}", float(number))
+        judgement.outcome(f"e{number}", bool(rng.random() < (0.5, 0.9)[version]), number + 0.5)
+        if number % 50 == 49:
+            judgement.verdict(float(number + 1))
+    keep(judgement, path)
 
 
-def canary_log(path: Path, by_robot: bool = False, canary: float = 0.4, episodes: int = 400) -> list[str]:
-    """Write the log of a rollout with latency and scores; return its decisions."""
+def canary_log(path: Path, by_robot: bool = False, canary: float = 0.4, episodes: int = 400) -> None:
+    """Write the log of a rollout with latency and scores."""
     rng = np.random.default_rng(2)
     settings = {"stages": ROBOT_STAGES} if by_robot else {}
     config = CanaryConfig(history=(870, 1000), latency_limit_s=4.0, deadline_s=600.0, **settings)
-    rollout = Rollout.begin(path, "pick-1.2.0", config, {"tce": rng.normal(size=200).tolist()})
+    history = {"tce": rng.normal(size=200).tolist()}
+    rollout = begin(Rollout, path, "canary", "pick-1.2.0", {"config": config.to_json(), "score_history": history})
     rollout.begin_stage(0, FLEET, 0.0, {robot: (90, 100) for robot in FLEET} if by_robot else None)
-    decisions = []
     for number in range(episodes):
         now_s, name = 60.0 * number, f"e{number}"
         version = rollout.choose(FLEET[number % len(FLEET)], name, now_s)
@@ -63,9 +67,8 @@ def canary_log(path: Path, by_robot: bool = False, canary: float = 0.4, episodes
             scores = {"tce": rng.normal(size=2).tolist()}
             rollout.outcome(name, success, now_s + 30.0, float(rng.uniform(1, 5)), scores)
         if number % 40 == 39:
-            decisions.append(rollout.verdict(now_s + 31.0).decision.value)
-    rollout.close()
-    return decisions
+            rollout.verdict(now_s + 31.0)
+    keep(rollout, path)
 
 
 def changed(path: Path, line: int, old: str, new: str) -> Path:
@@ -89,30 +92,27 @@ def refusal(path: Path) -> LogError:
     return e.value
 
 
-def test_every_verdict_of_a_paired_test_is_computed_again(tmp_path: Path) -> None:
-    decisions = paired_log(log := tmp_path / "log.jsonl")
+@pytest.mark.parametrize(
+    ("write", "outcomes", "last"),
+    [
+        (paired_log, 240, "B_BETTER"),
+        (lambda path: robots_log(path, {f"arm-{i}": i % 2 for i in range(20)}), 400, "B_BETTER"),
+        (lambda path: robots_log(path, None), 400, "B_BETTER"),
+        (canary_log, 384, "ROLLBACK"),
+        (lambda path: canary_log(path, by_robot=True), 384, "HOLD"),
+    ],
+    ids=["pairs", "a known fleet", "robots", "rollout", "rollout by robot"],
+)
+def test_every_verdict_is_computed_again(
+    tmp_path: Path, write: Callable[[Path], object], outcomes: int, last: str
+) -> None:
+    write(log := tmp_path / "log.jsonl")
     shown: list[Step] = []
     replay = replay_file(log, show=shown.append)
-    assert [step.verdict["decision"] for step in shown] == decisions and decisions[-1] == "B_BETTER"
     logged = [json.loads(line) for line in log.read_text().splitlines()]
     assert [step.verdict for step in shown] == [record["verdict"] for record in logged if record["record"] == "verdict"]
-    assert (replay.outcomes, replay.verdicts, replay.last) == (240, 12, shown[-1].verdict)
-
-
-@pytest.mark.parametrize("fixed", [True, False])
-def test_every_verdict_of_a_test_on_robots_is_computed_again(tmp_path: Path, fixed: bool) -> None:
-    robots_log(log := tmp_path / "log.jsonl", {f"arm-{i}": i % 2 for i in range(20)} if fixed else None)
-    replay = replay_file(log)
-    assert replay.verdicts == 8 and replay.last is not None and replay.last["decision"] == "B_BETTER"
-
-
-@pytest.mark.parametrize("by_robot", [False, True])
-def test_every_verdict_of_a_rollout_is_computed_again(tmp_path: Path, by_robot: bool) -> None:
-    decisions = canary_log(log := tmp_path / "log.jsonl", by_robot)
-    shown: list[Step] = []
-    assert replay_file(log, show=shown.append).verdicts == len(decisions) == 10
-    assert [step.verdict["decision"] for step in shown] == decisions
-    assert "silent" in shown[-1].verdict["message"]
+    assert (replay.outcomes, replay.last, replay.verdicts) == (outcomes, shown[-1].verdict, len(shown))
+    assert shown[-1].verdict["decision"] == last
 
 
 @pytest.mark.parametrize(
@@ -151,15 +151,12 @@ def test_whatever_is_changed_in_a_paired_log_is_found(tmp_path: Path, record: st
     ],
 )
 def test_whatever_is_changed_in_the_log_of_a_rollout_is_found(tmp_path: Path, record: str, old: str, new: str) -> None:
-    canary_log(log := tmp_path / "log.jsonl", episodes=200)
-    e = refusal(changed(log, line_of(log, record, old), old, new))
-    assert e.code in ("REPLAY_DIFFERS", "LOG_VALUE"), e
-
-
-@pytest.mark.parametrize(("old", "new"), [('"version": 0', '"version": 1'), ('"arm-07", ', "")])
-def test_a_draw_of_robots_that_was_changed_is_found(tmp_path: Path, old: str, new: str) -> None:
-    canary_log(log := tmp_path / "log.jsonl", by_robot=True, episodes=80)
-    assert refusal(changed(log, line_of(log, "event", old), old, new)).code in ("REPLAY_DIFFERS", "LOG_VALUE")
+    for by_robot in (False, True):
+        canary_log(log := tmp_path / f"{by_robot}.jsonl", by_robot, episodes=200)
+        assert by_robot or old in log.read_text()
+        if old in log.read_text():
+            e = refusal(changed(log, line_of(log, record, old), old, new))
+            assert e.code in ("REPLAY_DIFFERS", "LOG_VALUE"), e
 
 
 def test_a_change_of_wording_leaves_a_log_readable(tmp_path: Path) -> None:
@@ -168,23 +165,15 @@ def test_a_change_of_wording_leaves_a_log_readable(tmp_path: Path) -> None:
     assert replay_file(other).verdicts == 2
 
 
-def test_a_torn_last_line_is_left_out_with_a_warning_and_cut_off_by_the_next_writer(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_left_out_with_a_warning(tmp_path: Path) -> None:
     paired_log(log := tmp_path / "log.jsonl", episodes=8)
     whole = log.read_bytes()
     last = whole.rstrip(b"\n").rfind(b"\n") + 1
     for cut in (last + 1, last + 40, len(whole) - 1):
         log.write_bytes(whole[:cut])
         said: list[str] = []
-        replay = replay_file(log, warn=said.append)
-        assert replay.outcomes == 31 and len(said) == 1 and "torn" in said[0]
-        settings = {"max_pairs": 200, "spending": "linear"}
-        with LoggedJudgement.open(log, "ab_paired", "grip-7", settings, warn=said.append) as judgement:
-            assert len(said) == 2 and "cut off" in said[1]
-            assert log.read_bytes() == whole[:last]
-            record = json.loads(whole[last:])
-            del record["record"]
-            judgement.outcome(**record)
-        assert log.read_bytes() == whole
+        assert replay_file(log, warn=said.append).outcomes == 31
+        assert len(said) == 1 and "torn" in said[0]
 
 
 @pytest.mark.parametrize("kind", ["paired", "rollout", "robots"])
@@ -200,8 +189,8 @@ def test_a_judgement_goes_on_where_its_log_ends(tmp_path: Path, kind: str) -> No
     for number, record in enumerate(records):
         if judgement is None or number % 20 == 0:
             if judgement is not None:
-                judgement.close()
-            judgement = LoggedJudgement.open(restarted, header["kind"], header["experiment"], header["settings"])
+                keep(judgement, restarted)
+            judgement = begin(LoggedJudgement, restarted, header["kind"], header["experiment"], header["settings"])
         if record["record"] == "verdict":
             assert to_json(judgement.verdict(record["now_s"])) == record["verdict"]
             continue
@@ -213,7 +202,7 @@ def test_a_judgement_goes_on_where_its_log_ends(tmp_path: Path, kind: str) -> No
         else:
             judgement.event(record["event"], **fields)
     assert judgement is not None
-    judgement.close()
+    keep(judgement, restarted)
     assert restarted.read_bytes() == straight.read_bytes()
 
 
@@ -305,30 +294,25 @@ def test_files_that_are_no_log_are_refused(tmp_path: Path) -> None:
     assert refusal(empty).code == "LOG_SYNTAX"
     assert refusal(tmp_path / "missing").code == "LOG_UNREADABLE"
     for name, kind, settings in (("unknown", "oracle", {}), ("wrong", "ab_paired", {"pairs": 5})):
-        LogWriter(tmp_path / name, kind, "x", settings).close()
+        (tmp_path / name).write_bytes(header_line(kind, "x", settings))
         assert refusal(tmp_path / name).code == "LOG_VALUE"
 
 
-def test_a_log_is_of_one_judgement_and_has_one_writer(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    with LoggedJudgement.open(log, "ab_paired", "x", {"max_pairs": 5}) as judgement:
-        with pytest.raises(LogError, match="another process") as e:
-            LoggedJudgement.open(log, "ab_paired", "x", {"max_pairs": 5})
-        assert e.value.code == "LOG_NOT_WRITTEN"
-        before = log.read_bytes()
-        for call in (
-            lambda: judgement.choose("", "e", 0.0),
-            lambda: judgement.event("begin_stage", stage="first"),
-            lambda: judgement.outcome("e", 2, 0.0),  # type: ignore[arg-type]
-            lambda: judgement.verdict("noon"),  # type: ignore[arg-type]
-            lambda: judgement.verdict(10**400),
-        ):
-            with pytest.raises(InputError):
-                call()
-        assert log.read_bytes() == before
-    with pytest.raises(LogError, match=r"was written with other settings: settings\.max_pairs 5, now 6") as e:
-        LoggedJudgement.open(log, "ab_paired", "x", {"max_pairs": 6})
-    assert e.value.code == "LOG_VALUE"
+def test_what_a_judge_refuses_leaves_no_record(tmp_path: Path) -> None:
+    judgement = begin(LoggedJudgement, tmp_path / "log.jsonl", "ab_paired", "x", {"max_pairs": 5})
+    for call in (
+        lambda: judgement.choose("", "e", 0.0),
+        lambda: judgement.event("begin_stage", stage="first"),
+        lambda: judgement.outcome("e", 2, 0.0),  # type: ignore[arg-type]
+        lambda: judgement.verdict("noon"),  # type: ignore[arg-type]
+        lambda: judgement.verdict(10**400),
+    ):
+        with pytest.raises(InputError):
+            call()
+    assert judgement.log.take() == []
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
     refused: list[tuple[str, dict[str, Any]]] = [
         ("ab_paired", {"pairs": 5}),
         ("ab_paired", {"max_pairs": 0}),
@@ -347,11 +331,7 @@ def test_a_log_is_of_one_judgement_and_has_one_writer(tmp_path: Path) -> None:
     ]
     for kind, settings in refused:
         with pytest.raises(InputError):
-            LoggedJudgement.open(tmp_path / "other", kind, "x", settings)
-    assert not (tmp_path / "other").exists()
-    with pytest.raises(LogError) as e:
-        LoggedJudgement.open(tmp_path / "no" / "folder", "ab_paired", "x", {"max_pairs": 5})
-    assert e.value.code == "LOG_NOT_WRITTEN"
+            judge_of(kind, "x", settings)
 
 
 def test_a_long_log_is_replayed_in_bounded_memory(tmp_path: Path) -> None:

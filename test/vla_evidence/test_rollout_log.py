@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.logs import begin, keep
 
 from vla_evidence.canary.config import CanaryConfig, Stage
 from vla_evidence.episodes import Fate
 from vla_evidence.errors import EvidenceError, InputError, LogError
-from vla_evidence.log.records import NewLines, header_line, read_log
+from vla_evidence.log.records import read_lines
 from vla_evidence.log.replay import LoggedJudgement, replay_file
 from vla_evidence.log.rollout import Rollout, report
 from vla_evidence.verdict import Decision
@@ -26,8 +24,8 @@ STAGES = (Stage("canary", 1.0, 0.5, 100.0, None), Stage("full", 1.0, 1.0, 0.0, N
 CONFIG = CanaryConfig(stages=STAGES, min_episodes=1, deadline_s=50.0)
 
 
-def rollout(path: Path) -> Rollout:
-    return Rollout.begin(path, "pick-2", CONFIG)
+def rollout(path: Path, **settings: Any) -> Rollout:
+    return begin(Rollout, path, "canary", "pick-2", {"config": CONFIG.to_json(), **settings})
 
 
 def test_a_server_runs_a_rollout_restarts_in_the_middle_and_reports_it(tmp_path: Path) -> None:
@@ -36,11 +34,11 @@ def test_a_server_runs_a_rollout_restarts_in_the_middle_and_reports_it(tmp_path:
     assert first.begin_stage(0, ["a", "b"], 0.0) == ("a", "b")
     versions = [first.choose("a", f"e{n}", float(n)) for n in range(40)]
     assert set(versions) == {0, 1}
-    lines = log.read_bytes().count(b"\n")
+    keep(first, log)
     assert first.choose("a", "e3", 40.0) == versions[3]  # the answer was lost: asked again
-    assert log.read_bytes().count(b"\n") == lines
+    assert first.log.take() == []
     assert first.outcome("e0", True, 41.0) is Fate.COUNTED
-    first.close()
+    keep(first, log)
 
     second = rollout(log)
     assert [second.choose("a", f"e{n}", 42.0) for n in range(40)] == versions
@@ -56,47 +54,34 @@ def test_a_server_runs_a_rollout_restarts_in_the_middle_and_reports_it(tmp_path:
     second.decide("anna", "advance", "the customer waits", 62.0)
     assert second.begin_stage(1, ["a", "b", "c"], 63.0) == ("a", "b", "c")
     second.verdict(64.0)
-    second.close()
-    with log.open("rb") as stream:
-        said = report(read_log(stream))
+    keep(second, log)
+    with log.open("rb") as lines:
+        said = report(read_lines(lines))
     assert "stage 0 begins with 2 robots" in said and "stage 1 begins with 3 robots" in said
     assert "anna decides: advance (the customer waits)" in said and said.count("HOLD") == 1
     replay = replay_file(log)
     assert (replay.kind, replay.experiment, replay.verdicts) == ("canary", "pick-2", 2)
 
 
-@pytest.mark.parametrize("rule", ["evidence", "simple"])
-def test_a_log_that_a_database_keeps_is_the_same_log(tmp_path: Path, rule: str) -> None:
-    config = CanaryConfig(stages=STAGES, min_episodes=1, deadline_s=50.0, rule=rule)
-    lines, log = [header_line("canary", "pick-2", {"config": config.to_json()})], NewLines()
-    server = Rollout.resume(lines, log)
+@pytest.mark.parametrize(("rule", "decision"), [("evidence", Decision.ADVANCE), ("simple", Decision.ASK)])
+def test_a_stage_ends_as_its_rule_says_however_often_the_server_restarts(
+    tmp_path: Path, rule: str, decision: Decision
+) -> None:
+    log, config = tmp_path / "log.jsonl", CanaryConfig(stages=STAGES, min_episodes=1, deadline_s=50.0, rule=rule)
+    server = rollout(log, config=config.to_json())
     server.begin_stage(0, ["a"], 0.0)
     for n in range(120):
-        if n % 10 == 0:  # the process is another one
-            lines += log.take()
-            server = Rollout.resume(lines, log)
-        server.choose("a", f"e{n}", float(n) / 2)
+        if n % 10 == 0:
+            keep(server, log)
+            server = rollout(log)
+        server.choose("a", f"e{n}", n / 2)
         server.outcome(f"e{n}", True, n / 2 + 0.5)
-    first = server.verdict(100.0)
-    lines += log.take()
-    assert Rollout.resume(lines, NewLines()).verdict(100.0) == first
-    (tmp_path / "log.jsonl").write_bytes(b"".join(lines))
-    replay = replay_file(tmp_path / "log.jsonl")
-    assert (replay.outcomes, replay.verdicts) == (120, 1)
-    assert first.decision is (Decision.ADVANCE if rule == "evidence" else Decision.ASK)  # no improvement
-
-
-def test_an_advance_lets_the_next_stage_begin(tmp_path: Path) -> None:
-    server = rollout(tmp_path / "log.jsonl")
-    server.begin_stage(0, ["a"], 0.0)
-    for n in range(30):
-        server.choose("a", f"e{n}", float(n))
-        server.outcome(f"e{n}", True, n + 0.5)
-    assert server.verdict(100.0).decision is Decision.ADVANCE
-    server.begin_stage(1, ["a"], 100.0)
-    assert server.choose("a", "last", 101.0) == 1
-    server.close()
-    assert replay_file(tmp_path / "log.jsonl").verdicts == 1
+    assert server.verdict(100.0).decision is decision  # the simple rule asks for an improvement
+    if decision is Decision.ADVANCE:
+        server.begin_stage(1, ["a"], 100.0)
+        assert server.choose("a", "last", 101.0) == 1
+    keep(server, log)
+    assert (replay_file(log).outcomes, replay_file(log).verdicts) == (120, 1)
 
 
 @pytest.mark.parametrize(
@@ -105,64 +90,23 @@ def test_an_advance_lets_the_next_stage_begin(tmp_path: Path) -> None:
 def test_an_episode_that_a_log_cannot_hold_is_not_judged_either(
     tmp_path: Path, kind: str, settings: dict[str, Any]
 ) -> None:
-    with LoggedJudgement.open(tmp_path / "log.jsonl", kind, "x", settings) as judgement:
-        for name in UNWRITABLE:
-            with pytest.raises(LogError) as caught:
-                judgement.choose(name, "e", 2.0)
-            assert caught.value.code == "LOG_VALUE"
-        figures = judgement.verdict(3.0).figures
-        assert (figures["A"]["open"], figures["B"]["open"]) == (0, 0)
-    replay_file(tmp_path / "log.jsonl")
-
-
-@contextmanager
-def full_disk(path: Path, room: int) -> Iterator[None]:
-    """The file may grow by so many bytes (RLIMIT_FSIZE; Python ignores its signal)."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@pytest.mark.parametrize("by_verdict", [False, True])
-def test_after_a_full_disk_the_log_is_whole_and_whoever_opens_it_again_goes_on(
-    tmp_path: Path, by_verdict: bool
-) -> None:
-    log = tmp_path / "log.jsonl"
-    server = rollout(log)
-    server.begin_stage(0, ["r"], 0.0)
-    version = server.choose("r", "e", 1.0)
-    before = log.read_bytes()
-    with full_disk(log, 20), pytest.raises(LogError) as caught:
-        _ = server.verdict(1e6) if by_verdict else server.outcome("e", True, 2.0)
-    assert caught.value.code == "LOG_NOT_WRITTEN" and log.read_bytes() == before
-    for again in (
-        lambda: server.outcome("e", True, 2.0),
-        lambda: server.verdict(3.0),
-        lambda: server.choose("r", "f", 3.0),
-    ):
-        with pytest.raises(LogError, match="open it again") as caught:
-            again()
-        assert caught.value.code == "LOG_NOT_WRITTEN"
-    assert log.read_bytes() == before
-    server.close()
-    server = rollout(log)
-    assert server.choose("r", "e", 2.0) == version
-    assert server.outcome("e", True, 3.0) is Fate.COUNTED  # it is in time
-    server.close()
-    assert replay_file(log).outcomes == 1
+    judgement = begin(LoggedJudgement, tmp_path / "log.jsonl", kind, "x", settings)
+    for name in UNWRITABLE:
+        with pytest.raises(LogError) as caught:
+            judgement.choose(name, "e", 2.0)
+        assert caught.value.code == "LOG_VALUE"
+    figures = judgement.verdict(3.0).figures
+    assert (figures["A"]["open"], figures["B"]["open"]) == (0, 0)
 
 
 def test_scores_and_outcomes_may_come_as_numpy_values(tmp_path: Path) -> None:
-    server = Rollout.begin(tmp_path / "log.jsonl", "x", CONFIG, {"tce": np.zeros(100)})  # type: ignore[dict-item]
+    server = rollout(log := tmp_path / "log.jsonl", score_history={"tce": np.zeros(100)})
     server.begin_stage(0, ["r"], 0.0)
     server.choose("r", "e", 2.0)
     fate = server.outcome("e", np.True_, np.float64(3.0), scores={"tce": np.zeros(2)})  # type: ignore[arg-type]
     assert fate is Fate.COUNTED and server.verdict(4.0).figures["open"] == 0
-    server.close()
-    assert replay_file(tmp_path / "log.jsonl").outcomes == 1
+    keep(server, log)
+    assert replay_file(log).outcomes == 1
 
 
 def nested() -> list[Any]:
@@ -188,4 +132,3 @@ def test_whatever_no_log_can_hold_has_a_code(tmp_path: Path, value: Any) -> None
         with pytest.raises((EvidenceError, TypeError)):
             call()
     server.verdict(3.0)
-    server.close()

@@ -166,31 +166,10 @@ def test_the_boundary_shown_is_where_the_test_rejects() -> None:
                 break
 
 
-def outcomes(rng: np.random.Generator, runs: int, n: int, a: float, b: float, icc: float = 0.0) -> np.ndarray:
-    """Return signs [runs, n] of pairs on robots (10 pairs each) whose success rates are Beta with this correlation."""
-
-    def rates(p: float) -> np.ndarray | float:
-        if icc == 0.0:
-            return p
-        strength = 1.0 / icc - 1.0
-        return np.repeat(rng.beta(p * strength, (1 - p) * strength, (runs, -(-n // 10))), 10, axis=1)[:, :n]
-
-    rate = rates(a)
-    rate_b = rate if a == b else rates(b)  # under H0 a robot's rate is the same for both policies
-    won_b, won_a = rng.random((runs, n)) < rate_b, rng.random((runs, n)) < rate
+def outcomes(rng: np.random.Generator, runs: int, n: int, a: float, b: float) -> np.ndarray:
+    """Return signs of pairs, shape [runs, n]."""
+    won_b, won_a = rng.random((runs, n)) < b, rng.random((runs, n)) < a
     return won_b.astype(np.int8) - won_a.astype(np.int8)
-
-
-@pytest.mark.parametrize("icc", [0.0, 0.1])
-@pytest.mark.parametrize("two_sided", [False, True])
-def test_the_null_error_is_just_below_alpha_also_where_robots_differ(icc: float, two_sided: bool) -> None:
-    runs = 6000
-    signs = outcomes(np.random.default_rng(4), runs, 200, 0.8, 0.8, icc)
-    _, decisions = stopping_times(signs, SignTestDesign(200, 0.05, two_sided))
-    error = float((decisions != 0).mean())
-    standard_error = math.sqrt(0.05 * 0.95 / runs)  # 0.0028
-    assert error <= 0.05 + 3 * standard_error
-    assert error >= 0.04 - 3 * standard_error
 
 
 def test_power_and_length_reach_the_reference_values() -> None:

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_evidence.errors import InputError
-from vla_evidence.sequential.spending import SpendingFunction, linear, obrien_fleming, spending_of
+from vla_evidence.sequential.spending import SpendingFunction, linear, obrien_fleming
 
 
 @given(
@@ -28,11 +27,3 @@ def test_values_of_the_literature() -> None:
     fifths = np.arange(1, 6) / 5
     assert obrien_fleming(fifths, 0.025) == pytest.approx([5.4e-7, 0.00039, 0.0038, 0.0122, 0.025], rel=0.02)
     assert linear(fifths, 0.025) == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.025])
-
-
-def test_they_are_found_by_name_and_others_are_refused() -> None:
-    assert spending_of("linear") is linear and spending_of("obrien_fleming") is obrien_fleming
-    for name in ("", "bonferroni", None):
-        with pytest.raises(InputError) as caught:
-            spending_of(name)  # type: ignore[arg-type]
-        assert caught.value.code == "INPUT_VALUE"

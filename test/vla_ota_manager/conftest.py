@@ -29,9 +29,7 @@ def robot(tmp_path: Path, server: CheckpointServer) -> Iterator[Robot]:
 @pytest.fixture
 def updated(robot: Robot) -> Robot:
     """1.0.0 was committed, 1.1.0 is."""
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
+    robot.begin()
     robot.install("1.1.0")
     return robot
 
@@ -40,9 +38,6 @@ def updated(robot: Robot) -> Robot:
 def ready(robot: Robot, caplog: pytest.LogCaptureFixture) -> Robot:
     """1.0.0 is committed and acts, 1.1.0 is in the registry, and a trial stays open."""
     caplog.set_level(logging.INFO, "vla_ota_manager")
-    robot.settings = {"min_trial_chunks": 1000}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.boot_policy()
-    robot.start()
+    robot.settings = {"min_trial_chunks": 1000, "swap_timeout_s": 0.3}  # so long each wait for a boundary
+    robot.begin()
     return robot

@@ -20,13 +20,11 @@ def updated(updated: Robot) -> Robot:
 
 
 def unconfigure(robot: Robot) -> None:
-    with robot.policy.edit() as document:
-        document["unconfigured"] = REASON
+    robot.say(unconfigured=REASON)
 
 
 def silence(robot: Robot) -> None:
-    with robot.policy.edit() as document:
-        document["absent"] = True
+    robot.say(absent=True)
 
 
 @pytest.mark.parametrize("go", [unconfigure, silence])

@@ -23,8 +23,7 @@ def acts(robot: Robot) -> str:
 
 def wait_for_a_boundary(robot: Robot) -> None:
     """Offer 1.1.0, and let no boundary come at which it could act."""
-    with robot.policy.edit() as document:
-        document["swap_s"] = 1000.0
+    robot.say(swap_s=1000.0)
     robot.offer("1.1.0")
     robot.until(lambda: "waits for a boundary" in robot.engine.status().message)
 
@@ -45,8 +44,7 @@ def check_not_blocked(robot: Robot, code: str) -> None:
     assert (outcome.state, outcome.error_code) == (S.FAILED, code), outcome
     assert robot.engine.status().blocked == () and acts(robot) == "1.0.0"
     assert log(robot) == ["prepare 1.1.0"]
-    with robot.policy.edit() as document:
-        document["refuse_swap"], document["swap_s"] = "", 0.0
+    robot.say(refuse_swap="", swap_s=0.0)
     robot.offer("1.1.0", update_id="again")
     robot.reach(S.TRIAL)
     assert acts(robot) == "1.1.0"
@@ -54,8 +52,7 @@ def check_not_blocked(robot: Robot, code: str) -> None:
 
 @pytest.mark.parametrize("code", ["LIMIT", "SEAM_JUMP", "NAN", "POLICY_FAILED", "WRONG_SHAPE"])
 def test_a_version_whose_first_chunk_is_refused_fails_with_its_code_and_is_not_blocked(ready: Robot, code: str) -> None:
-    with ready.policy.edit() as document:
-        document["refuse_swap"] = code
+    ready.say(refuse_swap=code)
     ready.offer("1.1.0")
     check_not_blocked(ready, code)
 
@@ -68,8 +65,7 @@ def test_a_worker_that_crashes_between_two_requests_is_not_started_again_by_the_
 
 @pytest.mark.parametrize("loses_reply", [False, True], ids=["told", "the reply gets lost"])
 def test_a_version_that_crashes_as_it_takes_over_is_rolled_back_and_blocked(ready: Robot, loses_reply: bool) -> None:
-    with ready.policy.edit() as document:
-        document["crashes_at_swap"], document["loses_reply"] = "1.1.0", loses_reply
+    ready.say(crashes_at_swap="1.1.0", loses_reply=loses_reply)
     ready.offer("1.1.0")
     check_blocked(ready, "WORKER_LOST")
 
@@ -86,8 +82,7 @@ def test_a_version_that_crashes_while_the_manager_is_away_is_not_put_on_trial_ag
 def test_a_first_install_that_crashes_as_it_takes_over_fails_and_is_blocked(robot: Robot) -> None:
     robot.publish("1.1.0")
     robot.boot_policy()
-    with robot.policy.edit() as document:
-        document["crashes_at_swap"] = "1.1.0"
+    robot.say(crashes_at_swap="1.1.0")
     robot.start()
     outcome = robot.ended(robot.offer("1.1.0"))
     assert (outcome.state, outcome.error_code) == (S.FAILED, "WORKER_LOST")
@@ -97,8 +92,7 @@ def test_a_first_install_that_crashes_as_it_takes_over_fails_and_is_blocked(robo
 def test_what_was_only_let_go_of_is_loaded_again(ready: Robot) -> None:
     """Its place in memory was needed: nothing is wrong with it."""
     wait_for_a_boundary(ready)
-    with ready.policy.edit() as document:
-        document["prepared"], document["swap_s"] = None, 0.0
+    ready.say(prepared=None, swap_s=0.0)
     ready.reach(S.TRIAL)
     assert log(ready).count("prepare 1.1.0") == 2
 
@@ -119,8 +113,7 @@ def test_permission_withdrawn_while_it_is_loaded_again_withdraws_the_swap(robot:
     robot.try_out()
     robot.stop()
     robot.boot_policy()  # it has nothing of 1.1.0 in memory any more
-    with robot.policy.edit() as document:
-        document["prepare_s"] = 1.0
+    robot.say(prepare_s=1.0)
     robot.start()
     robot.engine.set_update_permitted(True)
     robot.until(lambda: "policy_node loads" in robot.engine.status().message)

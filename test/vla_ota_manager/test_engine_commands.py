@@ -83,10 +83,7 @@ def test_a_rollback_does_not_wait_for_a_download_and_cancels_it(updated: Robot) 
 
 
 def test_a_rollback_in_a_trial_ends_it_without_blocking(updated: Robot) -> None:
-    updated.publish("1.2.0")
-    updated.feeding = False
-    updated.offer("1.2.0")
-    updated.reach(S.TRIAL)
+    updated.try_next()
     assert updated.engine.rollback("1.2.0").error_code == "ON_TRIAL"
     reply = updated.engine.rollback(expected_from_version="1.2.0")
     assert (reply.success, reply.from_version, reply.to_version) == (True, "1.2.0", "1.1.0")
@@ -97,10 +94,7 @@ def test_a_rollback_in_a_trial_ends_it_without_blocking(updated: Robot) -> None:
 
 
 def test_a_rollback_in_a_trial_to_a_third_version_leaves_the_trial_first(updated: Robot) -> None:
-    updated.publish("1.2.0")
-    updated.feeding = False
-    updated.offer("1.2.0")
-    updated.reach(S.TRIAL)
+    updated.try_next()
     reply = updated.engine.rollback("1.0.0", timeout_s=4.0)  # sooner than the lease ends
     assert (reply.success, reply.from_version, reply.to_version) == (True, "1.2.0", "1.0.0"), reply
     document = updated.policy.look()
@@ -110,8 +104,7 @@ def test_a_rollback_in_a_trial_to_a_third_version_leaves_the_trial_first(updated
 
 
 def test_with_a_dead_policy_node_the_rollback_is_ready_for_its_next_start(updated: Robot) -> None:
-    with updated.policy.edit() as document:
-        document["absent"] = True
+    updated.say(absent=True)
     reply = updated.engine.rollback()
     assert (reply.success, reply.error_code, reply.to_version) == (False, "POLICY_ABSENT", "1.0.0")
     assert updated.current_version() == "1.0.0"
@@ -120,21 +113,17 @@ def test_with_a_dead_policy_node_the_rollback_is_ready_for_its_next_start(update
 
 
 def test_a_rollback_that_the_policy_node_refuses_keeps_the_committed_version(updated: Robot) -> None:
-    with updated.policy.edit() as document:
-        document["refuse_swap"] = "MOTION_DISABLED"
+    updated.say(refuse_swap="MOTION_DISABLED")
     reply = updated.engine.rollback()
     assert (reply.success, reply.error_code) == (False, "MOTION_DISABLED")
     assert updated.current_version() == "1.1.0" and updated.engine.status().state is S.FAILED
 
 
 def test_a_rollback_waits_for_a_busy_policy_node_and_loads_what_it_has_let_go(updated: Robot) -> None:
-    with updated.policy.edit() as document:
-        document["refuse_swap"] = "SWAP_IN_PROGRESS"
-        document["forget_at_swap"] = True
+    updated.say(refuse_swap="SWAP_IN_PROGRESS", forget_at_swap=True)
 
     def calm_down() -> None:
-        with updated.policy.edit() as document:
-            document["refuse_swap"] = ""
+        updated.say(refuse_swap="")
 
     threading.Timer(0.5, calm_down).start()
     reply = updated.engine.rollback()
@@ -159,10 +148,7 @@ def test_a_rollback_that_a_crash_interrupted_is_carried_out_at_the_next_start(up
 
 def test_commit_ends_a_trial_on_a_persons_responsibility(updated: Robot) -> None:
     assert updated.engine.commit().error_code == "NO_TRIAL"
-    updated.publish("1.2.0")
-    updated.feeding = False
-    updated.offer("1.2.0")
-    updated.reach(S.TRIAL)
+    updated.try_next()
     assert updated.engine.commit("1.1.0").error_code == "EXPECTATION_FAILED"
     reply = updated.engine.commit("1.2.0", "seen it work")
     assert (reply.success, reply.committed_version) == (True, "1.2.0")
@@ -179,10 +165,7 @@ def test_pin_and_unpin(updated: Robot) -> None:
 
 
 def test_unblock_allows_a_version_again(updated: Robot) -> None:
-    updated.publish("1.2.0")
-    updated.feeding = False
-    updated.offer("1.2.0")
-    updated.reach(S.TRIAL)
+    updated.try_next()
     updated.score(1.0, "hard_limit")
     updated.ended("u-1.2.0")
     entry = next(entry for entry in updated.engine.list_models().models if entry.ref.version == "1.2.0")

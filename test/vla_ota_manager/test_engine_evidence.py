@@ -49,8 +49,7 @@ def test_failed_episodes_count_though_the_clock_was_set_back(on_trial: Robot) ->
 
 
 def test_a_lost_worker_is_noticed_though_the_clock_was_set_back(on_trial: Robot) -> None:
-    with on_trial.policy.edit() as document:
-        document["stamp_s"] = time.time() - HOUR
+    on_trial.say(stamp_s=time.time() - HOUR)
     on_trial.policy.lose_worker()
     ends(on_trial, "WORKER_LOST")
 
@@ -82,8 +81,7 @@ def test_an_outcome_of_another_generation_counts_for_nobody(on_trial: Robot, for
 def test_an_outcome_counts_once(on_trial: Robot) -> None:
     on_trial.episode(True, episode_id="again")
     for name in ("again", ""):
-        with on_trial.policy.edit() as document:
-            document["episode"] = name
+        on_trial.say(episode=name)
         on_trial.engine.on_policy_status()
     for _ in range(5):
         on_trial.outcome(True, episode_id="again")

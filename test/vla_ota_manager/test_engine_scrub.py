@@ -16,9 +16,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 def test_damage_is_reported_before_the_version_is_needed_and_no_longer_after_the_repair(robot: Robot) -> None:
     robot.settings = {"scrub_period_s": 0.1}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
+    robot.begin()
     robot.install("1.1.0")
     robot.until(lambda: robot.engine.status().rollback_ready == 2)
     assert robot.engine.status().damaged == ()

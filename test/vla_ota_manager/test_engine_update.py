@@ -32,10 +32,8 @@ def test_first_install_is_committed_after_clean_chunks(robot: Robot) -> None:
 
 
 def test_update_runs_through_every_state_and_keeps_current_until_the_commit(robot: Robot) -> None:
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
     robot.feeding = False
-    robot.start()
+    robot.begin()
     update_id = robot.offer("1.1.0")
     robot.reach(S.TRIAL)
     assert robot.current_version() == "1.0.0"
@@ -69,9 +67,7 @@ def test_only_what_is_missing_is_fetched(robot: Robot, server) -> None:
 
 
 def test_a_version_on_disk_is_activated_without_the_network(robot: Robot, server) -> None:
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
+    robot.begin()
     outcome = robot.install("1.1.0", S.INSTALLED, activate=False)
     assert outcome.final and robot.policy.look()["active"]["version"] == "1.0.0"
     before = sum(server.served.values())
@@ -80,9 +76,7 @@ def test_a_version_on_disk_is_activated_without_the_network(robot: Robot, server
 
 
 def test_the_same_update_id_is_acted_on_once_also_over_a_restart(robot: Robot) -> None:
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
+    robot.begin()
     robot.install("1.1.0")
     assert robot.engine.offer(robot.update("1.1.0")).error_code == "OFFER_REPEATED"
     robot.stop()
@@ -104,9 +98,7 @@ def test_the_same_update_id_is_acted_on_once_also_over_a_restart(robot: Robot) -
     ],
 )
 def test_an_unfit_offer_is_rejected_with_its_code(robot: Robot, server, fields: dict, code: str) -> None:
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
+    robot.begin()
     outcome = robot.install("1.1.0", S.REJECTED, **fields)
     assert outcome.error_code == code and outcome.message
     status = robot.engine.status()
@@ -135,9 +127,7 @@ def test_a_bundle_that_does_not_fit_the_robot_is_rejected_before_it_is_fetched(
 
 
 def test_a_malformed_offer_is_refused_and_shown(robot: Robot) -> None:
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
+    robot.begin()
     for fields in (
         {"update_id": "a b"}, {"update_id": ""}, {"manifest_sha256": "xyz"}, {"name": "../x"}, {"version": "1.2"},
         {"manifest_url": ""}, {"expires_s": float("nan")},
@@ -151,9 +141,7 @@ def test_a_malformed_offer_is_refused_and_shown(robot: Robot) -> None:
 def test_an_offer_that_is_refused_stands_under_its_own_id_and_never_under_that_of_another_update(
     robot: Robot, server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
+    robot.begin()
     robot.install("1.1.0")
     bad = dataclasses.replace(robot.update("1.1.0"), update_id="bad", version="1.2")
     assert not robot.engine.offer(bad).success
@@ -243,20 +231,13 @@ def test_another_bundle_under_an_installed_version_is_refused(robot: Robot, serv
 def test_a_bundle_that_is_not_loaded_is_rejected_only_if_that_is_its_own_fault(
     robot: Robot, code: str, end: UpdateState
 ) -> None:
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.boot_policy()
-    with robot.policy.edit() as document:
-        document["refuse_prepare"] = code
-    robot.start()
+    robot.begin(refuse_prepare=code)
     assert robot.install("1.1.0", end).error_code == code
 
 
 def test_an_expired_update_that_waits_for_permission_is_not_swapped_in(robot: Robot) -> None:
     robot.settings = {"require_permission": True}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
+    robot.begin()
     outcome = robot.install("1.1.0", S.REJECTED, expires_s=time.time() + 1.5)
     assert outcome.error_code == "UPDATE_EXPIRED"
     assert robot.trail("u-1.1.0")[-2] == "INSTALLED"
@@ -264,9 +245,7 @@ def test_an_expired_update_that_waits_for_permission_is_not_swapped_in(robot: Ro
 
 def test_permission_fails_closed_and_opens(robot: Robot) -> None:
     robot.settings = {"require_permission": True}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start()
+    robot.begin()
     update_id = robot.offer("1.1.0")
     robot.until(lambda: "update_permitted" in robot.engine.status().message)
     for value in (False, None):
@@ -279,12 +258,7 @@ def test_permission_fails_closed_and_opens(robot: Robot) -> None:
 
 def test_an_absent_policy_node_is_waited_for_then_the_update_fails(robot: Robot) -> None:
     robot.settings = {"policy_wait_s": 1.0}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.boot_policy()
-    with robot.policy.edit() as document:
-        document["absent"] = True
-    robot.start()
+    robot.begin(absent=True)
     update_id = robot.offer("1.1.0")
     robot.until(lambda: "waits for policy_node" in robot.engine.status().message)
     outcome = robot.ended(update_id)
@@ -293,10 +267,8 @@ def test_an_absent_policy_node_is_waited_for_then_the_update_fails(robot: Robot)
 
 
 def test_a_full_disk_is_noticed_before_a_byte_is_written(robot: Robot, server) -> None:
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
     robot.settings = {"min_free_bytes": 1 << 60}
-    robot.start()
+    robot.begin()
     outcome = robot.install("1.1.0", S.FAILED)
     assert outcome.error_code == "DISK_FULL"
     assert not any("/blobs/" in path for path, _ in server.requests)
@@ -354,9 +326,7 @@ def test_the_committed_version_offered_again_ends_without_a_swap_that_nobody_ask
 
 def test_a_disk_that_cannot_be_written_stops_nothing_but_the_update(robot: Robot) -> None:
     filesystem = UnwritableFilesystem()
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start(filesystem=filesystem)
+    robot.begin(filesystem)
     filesystem.broken = True
     assert robot.engine.offer(robot.update("1.1.0")).error_code == "STORE_IO"
     filesystem.broken = False
@@ -391,8 +361,6 @@ def test_a_plain_folder_behind_a_web_server_is_enough(robot: Robot, server) -> N
 
 
 def test_a_folder_on_a_stick_is_enough(robot: Robot) -> None:
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
     robot.settings = {"allowed_sources": ((robot.folder / "bundle-1.1.0").as_uri(),)}
-    robot.start()
+    robot.begin()
     robot.install("1.1.0", manifest_url=(robot.folder / "bundle-1.1.0/manifest.json").as_uri())

@@ -275,8 +275,7 @@ def test_urgent_updates_come_first_in_the_order_in_which_they_came(robot: Robot)
     for minor in range(1, 5):
         robot.publish(f"1.{minor}.0")
     robot.boot_policy()
-    with robot.policy.edit() as document:
-        document["absent"] = True
+    robot.say(absent=True)
     robot.start()
     robot.offer("1.1.0")
     robot.reach(S.INSTALLED)

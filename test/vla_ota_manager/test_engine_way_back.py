@@ -14,37 +14,17 @@ from support.ota import Robot
 
 from vla_ota_manager.records import RollbackReply
 from vla_ota_manager.states import UpdateState
-from vla_ota_manager.store.state import State
+from vla_ota_manager.store.filesystem import Filesystem
 
 S = UpdateState
 SLOW = {"min_trial_chunks": 1000}
 
 
-def update_twice(robot: Robot, **engine: Any) -> Robot:
+def update_twice(robot: Robot, filesystem: Filesystem) -> Robot:
     """1.0.0 was committed, 1.1.0 is."""
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start(**engine)
+    robot.begin(filesystem)
     robot.install("1.1.0")
     return robot
-
-
-@pytest.fixture
-def updated(robot: Robot) -> Robot:
-    return update_twice(robot)
-
-
-def try_third(robot: Robot) -> str:
-    """Let 1.2.0 be on trial; return the update's id."""
-    robot.publish("1.2.0")
-    robot.feeding = False
-    update_id = robot.offer("1.2.0")
-    robot.reach(S.TRIAL)
-    return update_id
-
-
-def saved(robot: Robot) -> State:
-    return State.from_bytes((robot.store_dir / "state.json").read_bytes())
 
 
 def damage(robot: Robot, version: str) -> Callable[[], Any]:
@@ -53,8 +33,7 @@ def damage(robot: Robot, version: str) -> Callable[[], Any]:
     whole = weights.read_bytes()
     weights.chmod(0o644)
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with robot.policy.edit() as document:
-        document["standby"] = None
+    robot.say(standby=None)
     return lambda: weights.write_bytes(whole)
 
 
@@ -81,7 +60,7 @@ def ask_at_once(robot: Robot, count: int) -> list[RollbackReply]:
 @pytest.mark.parametrize("code", ["STORE_IO", "DISK_FULL"])
 def test_an_operators_rollback_needs_no_disk_and_is_written_down_when_there_is_one(robot: Robot, code: str) -> None:
     disk = UnwritableFilesystem(code)
-    update_twice(robot, filesystem=disk)
+    update_twice(robot, disk)
     disk.broken = True
     reply = robot.engine.rollback(reason="it looked nervous")
     assert (reply.success, reply.error_code, reply.to_version) == (True, "", "1.0.0")
@@ -90,10 +69,10 @@ def test_an_operators_rollback_needs_no_disk_and_is_written_down_when_there_is_o
     status = robot.engine.status()
     assert (status.state, status.committed_version, status.error_code) == (S.ROLLED_BACK, "1.0.0", code)
     assert "it looked nervous" in status.message and "not on the disk yet" in status.message
-    assert saved(robot).committed.version == "1.1.0"
+    assert robot.saved().committed.version == "1.1.0"
     disk.broken = False
     robot.until(lambda: robot.engine.status().error_code == "" and robot.current_version() == "1.0.0")
-    assert (saved(robot).committed.version, saved(robot).state) == ("1.0.0", S.ROLLED_BACK)
+    assert (robot.saved().committed.version, robot.saved().state) == ("1.0.0", S.ROLLED_BACK)
 
 
 @pytest.mark.parametrize("by", ["operator", "hard limit", "silence"])
@@ -107,20 +86,18 @@ def test_a_trial_ends_without_a_disk_and_its_lease_is_renewed_no_more(robot: Rob
     elif by == "hard limit":
         robot.score(1.0, "hard_limit")
     else:
-        with robot.policy.edit() as document:
-            document["absent"] = True
+        robot.say(absent=True)
         robot.reach(S.ROLLING_BACK)
-        with robot.policy.edit() as document:
-            document["absent"] = False
+        robot.say(absent=False)
     outcome = robot.ended(update_id)
     code = {"operator": "OPERATOR_ROLLBACK", "hard limit": "HARD_LIMIT", "silence": "HEARTBEAT_LOST"}[by]
     assert (outcome.state, outcome.error_code) == (S.ROLLED_BACK, code)
     assert robot.policy.look()["active"]["version"] == "1.0.0" and robot.policy.look()["lease"] is None
     assert robot.engine.status().trial_digest == "" and robot.engine.status().error_code == "DISK_FULL"
-    assert saved(robot).trial is not None
+    assert robot.saved().trial is not None
     disk.broken = False
     robot.until(lambda: robot.engine.status().error_code != "DISK_FULL")
-    assert saved(robot).trial is None and saved(robot).seen[update_id].code == code
+    assert robot.saved().trial is None and robot.saved().seen[update_id].code == code
 
 
 @pytest.mark.parametrize("by", ["operator", "hard limit"])
@@ -135,7 +112,7 @@ def test_a_version_left_without_a_disk_is_not_put_on_trial_again_by_the_next_man
         robot.score(1.0, "hard_limit")
     robot.until(lambda: robot.engine.status().state is S.ROLLED_BACK)
     robot.stop()
-    assert saved(robot).trial.phase is S.TRIAL
+    assert robot.saved().trial.phase is S.TRIAL
     swaps = robot.policy.look()["log"]
     robot.start()
     outcome = robot.ended(update_id)
@@ -146,9 +123,7 @@ def test_a_version_left_without_a_disk_is_not_put_on_trial_again_by_the_next_man
 def test_a_policy_node_that_restarts_before_a_rollback_is_written_down_is_sent_back_again(robot: Robot) -> None:
     disk = UnwritableFilesystem()
     robot.settings = {"require_permission": True}
-    robot.adopt("1.0.0")
-    robot.publish("1.1.0")
-    robot.start(filesystem=disk).set_update_permitted(True)
+    robot.begin(disk).set_update_permitted(True)
     robot.install("1.1.0")
     robot.engine.set_update_permitted(False)
     disk.broken = True
@@ -158,7 +133,7 @@ def test_a_policy_node_that_restarts_before_a_rollback_is_written_down_is_sent_b
     robot.until(lambda: robot.policy.look()["active"]["version"] == "1.0.0")
     disk.broken = False
     robot.until(lambda: not robot.engine.store.state.activation_due)
-    assert saved(robot).committed.version == "1.0.0" and robot.current_version() == "1.0.0"
+    assert robot.saved().committed.version == "1.0.0" and robot.current_version() == "1.0.0"
 
 
 def test_a_version_that_cannot_be_written_down_as_committed_stays_on_trial(robot: Robot) -> None:
@@ -196,7 +171,7 @@ def check_skipped(robot: Robot) -> None:
 
 
 def test_a_verdict_skips_a_committed_version_that_is_damaged(updated: Robot) -> None:
-    update_id = try_third(updated)
+    update_id = updated.try_next()
     damage(updated, "1.1.0")
     updated.score(1.0, "hard_limit")
     outcome = updated.ended(update_id)
@@ -209,7 +184,7 @@ def test_a_verdict_skips_a_committed_version_that_is_damaged(updated: Robot) -> 
 def test_an_operators_rollback_in_a_trial_skips_a_committed_version_that_is_damaged(
     updated: Robot, version: str
 ) -> None:
-    try_third(updated)
+    updated.try_next()
     damage(updated, "1.1.0")
     reply = updated.engine.rollback(version)
     assert (reply.success, reply.from_version, reply.to_version) == (True, "1.2.0", "1.0.0"), reply
@@ -239,14 +214,11 @@ def test_a_damaged_version_that_a_person_names_is_refused_and_nothing_else_is_ta
 
 @pytest.mark.parametrize("code", ["PREPARE_IN_PROGRESS", "OUT_OF_MEMORY", "POLICY_ABSENT"])
 def test_a_policy_node_that_is_busy_or_absent_is_asked_again_and_nothing_is_skipped(updated: Robot, code: str) -> None:
-    update_id = try_third(updated)
-    with updated.policy.edit() as document:
-        document["standby"] = None
-        document["refuse_prepare"] = code
+    update_id = updated.try_next()
+    updated.say(standby=None, refuse_prepare=code)
     updated.score(1.0, "hard_limit")
     updated.until(lambda: "going back to" in updated.engine.status().message)
-    with updated.policy.edit() as document:
-        document["refuse_prepare"] = ""
+    updated.say(refuse_prepare="")
     assert updated.ended(update_id).error_code == "HARD_LIMIT"
     assert updated.policy.look()["active"]["version"] == "1.1.0" and updated.current_version() == "1.1.0"
     assert not any("cannot be loaded" in event.message for event in updated.events)
@@ -254,17 +226,15 @@ def test_a_policy_node_that_is_busy_or_absent_is_asked_again_and_nothing_is_skip
 
 @pytest.mark.parametrize(("failures", "version"), [(2, "1.1.0"), (3, "1.0.0")])
 def test_what_may_be_the_machines_fault_is_tried_three_times(updated: Robot, failures: int, version: str) -> None:
-    update_id = try_third(updated)
-    with updated.policy.edit() as document:
-        document["standby"] = None
-        document["fails_to_prepare"] = {"1.1.0": ["WORKER_DIED"] * failures}
+    update_id = updated.try_next()
+    updated.say(standby=None, fails_to_prepare={"1.1.0": ["WORKER_DIED"] * failures})
     updated.score(1.0, "hard_limit")
     updated.ended(update_id)
     assert updated.policy.look()["active"]["version"] == version and updated.current_version() == version
 
 
 def test_while_nothing_can_be_loaded_it_is_asked_for_again_and_each_version_is_named_once(updated: Robot) -> None:
-    update_id = try_third(updated)
+    update_id = updated.try_next()
     mend = damage(updated, "1.1.0")
     damage(updated, "1.0.0")
     updated.score(1.0, "hard_limit")
@@ -312,8 +282,7 @@ def test_with_nothing_to_go_back_to_a_rollback_cancels_what_does_not_act_yet(
 @pytest.mark.parametrize("state", [S.SWAPPING, S.TRIAL, S.COMMITTED])
 def test_rollbacks_that_are_asked_for_at_once_go_back_one_version(updated: Robot, state: UpdateState) -> None:
     updated.publish("1.2.0")
-    with updated.policy.edit() as document:
-        document["swap_s"] = 1.0 if state is S.SWAPPING else 0.2
+    updated.say(swap_s=1.0 if state is S.SWAPPING else 0.2)
     updated.feeding = state is S.COMMITTED
     update_id = updated.offer("1.2.0")
     updated.reach(state)
@@ -329,9 +298,8 @@ def test_rollbacks_that_are_asked_for_at_once_go_back_one_version(updated: Robot
 
 
 def test_a_rollback_that_meets_a_verdict_goes_back_one_version(updated: Robot) -> None:
-    update_id = try_third(updated)
-    with updated.policy.edit() as document:
-        document["swap_s"] = 0.5
+    update_id = updated.try_next()
+    updated.say(swap_s=0.5)
     updated.score(1.0, "hard_limit")
     updated.reach(S.ROLLING_BACK)
     reply = updated.engine.rollback()
@@ -342,8 +310,7 @@ def test_a_rollback_that_meets_a_verdict_goes_back_one_version(updated: Robot) -
 
 def test_the_duration_of_a_rollback_is_from_the_request_to_the_first_action(updated: Robot) -> None:
     updated.boot_policy()
-    with updated.policy.edit() as document:
-        document["prepare_s"] = 1.0
+    updated.say(prepare_s=1.0)
     begun = time.monotonic()
     reply = updated.engine.rollback()
     assert reply.success and not reply.warm

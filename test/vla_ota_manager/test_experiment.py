@@ -92,8 +92,7 @@ def test_its_end_leaves_a_and_a_late_end_of_another_one_changes_nothing(joined: 
 @pytest.mark.parametrize("code", ["HARD_LIMIT", "WORKER_LOST"])
 def test_what_b_must_not_do_ends_it_and_blocks_b(joined: Robot, code: str) -> None:
     joined.policy.draw(B)
-    with joined.policy.edit() as document:
-        document["draw_error"] = [code, "as told"]
+    joined.say(draw_error=[code, "as told"])
     left(joined, code)
     assert joined.engine is not None and joined.engine.status().blocked == (B,)
 
@@ -123,8 +122,7 @@ def test_an_update_waits_for_its_end_and_an_urgent_one_ends_it(joined: Robot) ->
 
 
 def test_somebody_who_lets_another_version_act_ends_it(joined: Robot) -> None:
-    with joined.policy.edit() as document:
-        document["active"] = {"digest": "c" * 64, "version": "9.9.9", "generation": 99, "since": 0.0}
+    joined.say(active={"digest": "c" * 64, "version": "9.9.9", "generation": 99, "since": 0.0})
     joined.until(lambda: joined.engine is not None and joined.engine.status().experiment == "")
     assert "SWAPPED_AWAY" in [e.error_code for e in joined.events]
 
@@ -153,7 +151,6 @@ def test_what_cannot_be_joined_is_refused_and_changes_nothing(robot: Robot) -> N
         ("EXPECTATION_FAILED", assign(robot, versions=(B, A))),
     ):
         assert (reply.success, reply.error_code) == (False, code)
-    with robot.policy.edit() as document:
-        document["refuse_prepare"] = "GOLDEN_MISMATCH"
+    robot.say(refuse_prepare="GOLDEN_MISMATCH")
     assert assign(robot).error_code == "GOLDEN_MISMATCH"
     assert robot.engine is not None and robot.engine.status().experiment == "" and active(robot) == A

@@ -105,8 +105,7 @@ def test_what_others_write_reaches_nobodys_terminal_as_a_control_sequence(
 ) -> None:
     assert not ready.engine.offer(ready.update("1.0.0", update_id="\x1b[31m", version="\x1b]0;x\x07")).success
     ready.ended(ready.offer("1.0.0", manifest_url="file:///\x1b[31m/x"))
-    with ready.policy.edit() as document:
-        document["refuse_prepare"] = "GOLDEN_MISMATCH"
+    ready.say(refuse_prepare="GOLDEN_MISMATCH")
     ready.ended(ready.offer("1.0.0", update_id="refused"))
     ready.engine.rollback("\x1b[31m", "\x1b[31m")
     assert not any(c in shown(ready, caplog) for c in ("\x1b", "\x07", "\\x1b", "\\u001b"))

@@ -113,8 +113,7 @@ def run_into(robot: Robot, phase: str) -> None:
     robot.reach(S[phase] if phase != "ROLLING_BACK" else S.TRIAL)
     robot.offer("1.4.0")
     if phase == "ROLLING_BACK":
-        with robot.policy.edit() as document:
-            document["refuse_swap"] = "SWAP_IN_PROGRESS"
+        robot.say(refuse_swap="SWAP_IN_PROGRESS")
         robot.score(1.0, "hard_limit")
         robot.reach(S.ROLLING_BACK)
     robot.stop()

@@ -110,47 +110,28 @@ class PairedABJudge(ABJudge):
         """What is decided so far; final unless CONTINUE."""
         return decide(self._success.decision, self._success.ended)
 
-    def update(self, a: bool, b: bool, latency_a_s: float | None = None, latency_b_s: float | None = None) -> Decision:
-        """Take in a whole pair, for callers who miss no outcome. After the end only the policies' counts change."""
-        self._arms[0].add(a, latency_a_s)
-        self._arms[1].add(b, latency_b_s)
-        return self._pair(a, b, latency_a_s, latency_b_s)
-
     def _draw(self, robot: str, episode: str) -> int:
         if self._drawn_by_robot:
             return arm(self.experiment, robot, episode.removeprefix(f"{robot}/"), 0.5)
         return arm_in_pair(self.experiment, robot, self._numbers.get(robot, 0))[1]
 
     def _begin(self, episode: Episode) -> None:
-        if self._drawn_by_robot:
-            self._begin_drawn(episode)
-            return
         number = self._numbers.get(episode.robot, 0)
         self._numbers[episode.robot] = number + 1
         pair = self._half.pop(episode.robot, None)
         if pair is not None and pair.is_lost and pair.is_closed(self._pending.now_s):
-            pair = None  # the robot is back, but too late: its episode counts alone
+            pair = None  # the robot is back, but too late
+        if pair is not None and self._drawn_by_robot and pair.episodes[0].version == episode.version:
+            pair.size = 1  # the same policy again
+            pair = None
         if pair is None:
-            pair = Pair(1 if number % 2 else 2, self._gone_s)
-            if not number % 2:
+            alone = number % 2 == 1 and not self._drawn_by_robot  # its pair was lost
+            pair = Pair(1 if alone else 2, self._gone_s)
+            if not alone:
                 self._half[episode.robot] = pair
             self._pending.push(pair)
         elif pair.counted:
             self._pending.push(pair)  # it had stepped aside
-        pair.episodes.append(episode)
-
-    def _begin_drawn(self, episode: Episode) -> None:
-        pair = self._half.pop(episode.robot, None)
-        if pair is not None and pair.is_lost and pair.is_closed(self._pending.now_s):
-            pair = None  # the robot is back, but too late
-        if pair is not None and pair.episodes[0].version != episode.version:
-            if pair.counted:
-                self._pending.push(pair)  # it had stepped aside
-        else:
-            if pair is not None:
-                pair.size = 1
-            pair = self._half[episode.robot] = Pair(2, self._gone_s)
-            self._pending.push(pair)
         pair.episodes.append(episode)
 
     def _take_in(self) -> None:
@@ -169,14 +150,14 @@ class PairedABJudge(ABJudge):
                 lost_by_a = pair.episodes[0].version == A
                 self._pair(not lost_by_a, lost_by_a, None, None)
 
-    def _pair(self, a: bool, b: bool, latency_a_s: float | None, latency_b_s: float | None) -> Decision:
+    def _pair(self, a: bool, b: bool, latency_a_s: float | None, latency_b_s: float | None) -> None:
+        """Compare; after the end nothing changes."""
         if not self._success.ended:
             self._success.update(int(b) - int(a))
             faster = 0
             if a and b and latency_a_s is not None and latency_b_s is not None:
                 faster = (latency_b_s < latency_a_s) - (latency_b_s > latency_a_s)
             self._latency.update(faster)
-        return self.decision
 
     def _grounds(self) -> tuple[str, dict[str, Any], int]:
         test = self._success

@@ -19,16 +19,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri  # type: ignore[import-untyped]
 
 from vla_evidence.canary.config import CanaryConfig, Stage
-from vla_evidence.canary.endpoints import Endpoint, Tally, shortfalls
+from vla_evidence.canary.endpoints import Comparison, Endpoint, Tally, shortfalls
 from vla_evidence.canary.scores import ScoreLimits
 from vla_evidence.episodes import Episode
 from vla_evidence.sequential.score_test import excluded_drop, score_p_value
-from vla_evidence.sequential.two_sample import CANARY, INCUMBENT, BetaPrior, TwoSampleEProcess
+from vla_evidence.sequential.two_sample import BetaPrior, TwoSampleEProcess
 from vla_evidence.tables import hours_text, plural
 from vla_evidence.verdict import Decision, Verdict
 
@@ -38,13 +37,8 @@ _LOST_LEVEL = math.log(100.0)
 LOOKS = 2
 
 
-class EpisodeComparison:
-    """One rollout's episodes.
-
-    Attributes:
-        worse: the first endpoint in which harm was found; final.
-        tally: of this stage so far.
-    """
+class EpisodeComparison(Comparison):
+    """One rollout's episodes."""
 
     def __init__(self, config: CanaryConfig, endpoints: Sequence[Endpoint], limits: ScoreLimits) -> None:
         self._config, self._endpoints, self._limits = config, endpoints, limits
@@ -55,7 +49,6 @@ class EpisodeComparison:
         ]
         self._levels = [-math.log(config.alpha * endpoint.share) for endpoint in endpoints]
         self._seen = [0, 0]
-        self.worse: Endpoint | None = None
 
     def begin(self, stage: Stage, since_s: float) -> None:
         """A stage begins."""
@@ -66,17 +59,9 @@ class EpisodeComparison:
             process.restart()
 
     @property
-    def next_look_s(self) -> float:
-        """No look needs to be made at a certain time: each sees what was assigned before it."""
-        return math.inf
-
-    @property
     def tally(self) -> Tally:
-        """See the class."""
+        """Of this stage so far."""
         return self._windows[0] + self._windows[1] + self._windows[2]
-
-    def assigned(self, episode: Episode) -> None:
-        """An episode begins."""
 
     def add(self, episode: Episode, probability: float, *, of_stage: bool) -> None:
         """Take in an episode that is over, in the order of assignment.
@@ -92,19 +77,13 @@ class EpisodeComparison:
             self._lost.update(1 - episode.version, float(episode.done), 1.0 - probability)
         self._look_for_harm()
 
-    def add_many(
-        self, versions: ArrayLike, values: Sequence[ArrayLike], blocks: Sequence[int], assigned_s: float
-    ) -> None:
+    def add_many(self, versions: ArrayLike, successes: ArrayLike, many: Tally, assigned_s: float) -> None:
         """Take in many episodes of this stage that are over, all assigned at one time: arrays of shape [episodes]."""
-        g, pi = np.asarray(versions), self._stage.probability
-        for process, column in zip(self._harm, values, strict=True):
-            process.update_many(g, column, pi)
-        window, success = self._windows[self._window(assigned_s)], np.asarray(values[0])
-        for version in (INCUMBENT, CANARY):
-            own = g == version
-            n = int(own.sum())
-            self._seen[version] += n
-            window.count(version, int(success[own].sum()), n, 0, [n * each for each in blocks])
+        (success,) = self._harm
+        success.update_many(versions, successes, self._stage.probability)
+        for version, heard in enumerate(many.heard):
+            self._seen[version] += heard
+        self._windows[self._window(assigned_s)] += many
         self._look_for_harm()
 
     def _window(self, assigned_s: float) -> int:
@@ -117,12 +96,6 @@ class EpisodeComparison:
                 if process.max_log_e >= level:
                     self.worse = endpoint
                     return
-
-    def look(self, now_s: float) -> None:
-        """See :attr:`next_look_s`."""
-
-    def judge_looks(self, now_s: float) -> None:
-        """See :attr:`next_look_s`."""
 
     def advance(self, now_s: float, open_before: Any) -> Verdict:
         """Say whether the stage may be left; ``open_before(t)``: how many episodes assigned before t are not counted yet."""

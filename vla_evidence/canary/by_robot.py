@@ -21,6 +21,7 @@ decides, assuming that the new version changes every robot's success by the same
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_evidence.canary.config import FEWEST_ROBOTS, CanaryConfig, Stage
-from vla_evidence.canary.endpoints import Endpoint, Tally, shortfalls
+from vla_evidence.canary.endpoints import Comparison, Endpoint, Tally, shortfalls
 from vla_evidence.canary.scores import ScoreLimits
 from vla_evidence.episodes import Episode
 from vla_evidence.sequential.randomisation_test import (
@@ -65,13 +66,13 @@ class _Results:
     values: NDArray[np.float64]
     baseline: NDArray[np.float64]
     each: int
+    tally: Tally
 
 
-class RobotComparison:
+class RobotComparison(Comparison):
     """One rollout's robots.
 
     Attributes:
-        worse: the first endpoint in which harm was found; final.
         tally: of this stage's units so far.
         failed: canary robots whose own trial was rolled back.
     """
@@ -85,11 +86,10 @@ class RobotComparison:
         self._episodes: dict[str, list[Episode]] = {}
         self._waiting: list[tuple[float, dict[str, list[Episode]]]] = []  # looks that wait for outcomes
         self._looks = 0
-        self._result: tuple[_Results, Tally] | None = None
+        self._result: _Results | None = None
         self._summed: tuple[str, dict[str, Any]] | None = None
         self.tally = Tally()
         self.failed: set[str] = set()
-        self.worse: Endpoint | None = None
 
     def begin(
         self, stage: Stage, since_s: float, index: int, groups: Mapping[str, int], history: History | None
@@ -122,7 +122,7 @@ class RobotComparison:
 
     @property
     def next_look_s(self) -> float:
-        """When to call :meth:`look`."""
+        """See :class:`Comparison`."""
         if self._looks >= len(LOOKS):
             return math.inf
         return self._since_s + LOOKS[self._looks] * self._stage.duration_s
@@ -137,25 +137,19 @@ class RobotComparison:
         if of_stage and episode.robot in self._episodes:
             self.tally.add(episode)
 
-    def look(self, now_s: float) -> None:
-        """The next look is due now: note what it sees."""
-        seen = {robot: list(own) for robot, own in self._episodes.items()}
-        for own in seen.values():
-            if len(own) > 1 and own[-1].is_open(now_s):
-                own.pop()
-        self._waiting.append((LOOKS[self._looks], seen))
-        self._looks += 1
-
     def judge_looks(self, now_s: float) -> None:
-        """Judge the looks that wait for nothing any more, in their order."""
+        """Note what a look sees that is due; judge those that wait for nothing any more, in their order."""
+        if now_s >= self.next_look_s:
+            seen = {robot: list(own) for robot, own in self._episodes.items()}
+            for own in seen.values():
+                if len(own) > 1 and own[-1].is_open(now_s):
+                    own.pop()
+            self._waiting.append((LOOKS[self._looks], seen))
+            self._looks += 1
         while self._waiting and not any(e.is_open(now_s) for own in self._waiting[0][1].values() for e in own):
             fraction, seen = self._waiting.pop(0)
-            results = self._results(seen)
-            tally = Tally()
-            for own in seen.values():
-                for episode in own:
-                    tally.add(episode)
-            self._result, self._summed = (results, tally), None
+            results = self._result = self._results(seen)
+            self._summed = None
             if not results.each:
                 continue
             for index, (endpoint, test) in enumerate(zip(self._endpoints, self._tests, strict=True)):
@@ -173,7 +167,10 @@ class RobotComparison:
             counts[column] = len(compared)
             if known := [episode.values for episode in compared if episode.done]:
                 values[:, column] = np.sum(known, axis=0)
-        return _Results(robots, counts, values, self._baseline(robots), each)
+        tally = Tally()
+        for episode in itertools.chain.from_iterable(seen.values()):
+            tally.add(episode)
+        return _Results(robots, counts, values, self._baseline(robots), each, tally)
 
     def _baseline(self, robots: Sequence[str]) -> NDArray[np.float64]:
         """Return each robot's earlier success rate; NaN: too few earlier episodes, of it or of more than a quarter of robots."""
@@ -194,9 +191,9 @@ class RobotComparison:
                 [f"{hours_text(left_s / 3600.0)} left"] if left_s > 0.0 else ["outcomes that the last look waits for"]
             )
             return Verdict(Decision.HOLD, f"waiting: {'; '.join(lacks)}", missing=tuple(lacks))
-        assert self._result is not None
-        results, tally = self._result
-        missing = shortfalls(self._config, self._limits, tally) + self._too_few()
+        results = self._result
+        assert results is not None
+        missing = shortfalls(self._config, self._limits, results.tally) + self._too_few()
         if not results.each or len(self._drawn) < 2:
             missing.append("robots of both versions to compare")
             return Verdict(Decision.ASK, f"lacks {'; '.join(missing)}; a person decides", missing=tuple(missing))

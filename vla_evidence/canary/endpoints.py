@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compared in a rollout (success, latency, scores), and what a stage has seen of it."""
+"""What is compared in a rollout (success, latency, scores), by whom, and what a stage has seen of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -47,6 +48,27 @@ def endpoints_of(config: CanaryConfig, limits: ScoreLimits) -> list[Endpoint]:
     codes = [code for _, _, code, _ in rows]
     total = sum(_SHARES[code] for code in set(codes))
     return [Endpoint(*row, _SHARES[code] / total / codes.count(code)) for row, code in zip(rows, codes, strict=True)]
+
+
+class Comparison:
+    """Canary and incumbent compared by one rule; it needs to know of an end of an episode, and mostly of nothing else.
+
+    Attributes:
+        worse: the first endpoint in which harm was found; final.
+    """
+
+    worse: Endpoint | None = None
+
+    @property
+    def next_look_s(self) -> float:
+        """When :meth:`judge_looks` must be called at the latest [s]."""
+        return math.inf
+
+    def judge_looks(self, now_s: float) -> None:
+        """Make the looks that are due."""
+
+    def assigned(self, episode: Episode) -> None:
+        """An episode begins."""
 
 
 @dataclass

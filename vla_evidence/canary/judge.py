@@ -187,16 +187,14 @@ class CanaryJudge:
         """
         within, blocks = self._limits.read(scores)
         self._advance_clock(now_s)
-        values = (float(success), *self._fast(latency_s), *within)
+        limit = self.config.latency_limit_s
+        fast = () if limit is None else (float(latency_s is not None and latency_s <= limit),)
+        values = (float(success), *fast, *within)
         fate = self._pending.finish(episode, success, latency_s, values, blocks)
         if fate is not Fate.COUNTED:
             self._ignored[fate] += 1
         self._take_in()
         return fate
-
-    def _fast(self, latency_s: float | None) -> tuple[float, ...]:
-        limit = self.config.latency_limit_s
-        return () if limit is None else (float(latency_s is not None and latency_s <= limit),)
 
     def decide(self, person: str, action: str, reason: str, now_s: float) -> None:
         """A person decides: "advance" lets any later stage begin, "rollback" ends the rollout.
@@ -217,31 +215,19 @@ class CanaryJudge:
         else:
             self._worse = self._worse or _PERSON
 
-    def add_many(
-        self,
-        versions: ArrayLike,
-        successes: ArrayLike,
-        latencies_s: ArrayLike | None = None,
-        scores: dict[str, Any] | None = None,
-    ) -> None:
+    def add_many(self, versions: ArrayLike, successes: ArrayLike) -> None:
         """Take in episodes that were drawn as the stage says and have ended by now, in the order of assignment.
 
-        For simulations, where episodes are drawn; none may be open. Arrays of shape [episodes]; of scores [episodes, blocks].
+        For simulations, where episodes are drawn and success alone is judged; none may be open. Arrays of shape [episodes].
         """
         assert not isinstance(self._comparison, RobotComparison) and not len(self._pending)
         g, y = np.asarray(versions), np.asarray(successes, dtype=np.float64)
-        values: list[ArrayLike] = [y]
-        blocks = []
-        if self.config.latency_limit_s is not None:
-            values.append(np.asarray(latencies_s) <= self.config.latency_limit_s)
-        for source, limit in self._limits.limits.items():
-            of_source = np.asarray((scores or {})[source])
-            values.append((of_source <= limit).mean(axis=1))
-            blocks.append(of_source.shape[1])
-        self._comparison.add_many(g, values, blocks, self._now_s)
+        many = Tally()
         for version in (INCUMBENT, CANARY):
             own = g == version
-            self._total.count(version, int(y[own].sum()), int(own.sum()))
+            many.count(version, int(y[own].sum()), int(own.sum()))
+        self._comparison.add_many(g, y, many, self._now_s)
+        self._total += many
 
     def add_robots(self, successes: Mapping[str, Iterable[bool]]) -> None:
         """Take in episodes of robots that have ended by now, in their order. For simulations, where robots are drawn."""
@@ -257,7 +243,6 @@ class CanaryJudge:
         until_s = max(self._now_s, now_s)
         while self._stage >= 0 and (at_s := self._comparison.next_look_s) <= until_s:
             self._pass_time(max(at_s, self._now_s))  # by the clock, not when somebody asks who has seen how it looks
-            self._comparison.look(self._now_s)
             self._comparison.judge_looks(self._now_s)
         self._pass_time(until_s)
         if self._stage >= 0:

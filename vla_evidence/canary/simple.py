@@ -14,11 +14,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from vla_evidence.canary.config import CanaryConfig, Stage
-from vla_evidence.canary.endpoints import Endpoint, Tally
+from vla_evidence.canary.endpoints import Comparison, Endpoint, Tally
 from vla_evidence.episodes import Episode
 from vla_evidence.sequential.two_sample import CANARY, INCUMBENT
 from vla_evidence.verdict import Decision, Verdict
@@ -37,20 +36,12 @@ def improvement(new_mean: float, old_mean: float) -> bool:
     return new_mean > old_mean
 
 
-class SimpleComparison:
-    """One rollout's means, by episode or by robot alike.
-
-    Attributes:
-        worse: success, once the new mean was too low at the end of a stage; final.
-        tally: of the whole rollout.
-    """
-
-    next_look_s = math.inf
+class SimpleComparison(Comparison):
+    """One rollout's means, by episode or by robot alike; ``tally``: of the whole rollout."""
 
     def __init__(self, config: CanaryConfig, endpoints: Sequence[Endpoint]) -> None:
         self._config, self._success = config, endpoints[0]
         self.tally = Tally()
-        self.worse: Endpoint | None = None
 
     def begin(self, stage: Stage, since_s: float) -> None:
         """A stage begins."""
@@ -58,24 +49,13 @@ class SimpleComparison:
         self._end_s = since_s + stage.duration_s if stage.compares else math.inf
         self._last = not stages[min(stages.index(stage) + 1, len(stages) - 1)].compares
 
-    def assigned(self, episode: Episode) -> None:
-        """An episode begins."""
-
     def add(self, episode: Episode, probability: float, *, of_stage: bool) -> None:
         """Take in an episode that is over."""
         self.tally.add(episode)
 
-    def add_many(
-        self, versions: ArrayLike, values: Sequence[ArrayLike], blocks: Sequence[int], assigned_s: float
-    ) -> None:
-        """Take in many episodes that are over: arrays of shape [episodes]."""
-        g, success = np.asarray(versions), np.asarray(values[0])
-        for version in (INCUMBENT, CANARY):
-            own = g == version
-            self.tally.count(version, int(success[own].sum()), int(own.sum()))
-
-    def look(self, now_s: float) -> None:
-        """Nothing is due at a certain time but the end of the stage."""
+    def add_many(self, versions: ArrayLike, successes: ArrayLike, many: Tally, assigned_s: float) -> None:
+        """Take in many episodes that are over."""
+        self.tally += many
 
     def judge_looks(self, now_s: float) -> None:
         """Compare, once the stage's time is over."""

@@ -53,8 +53,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def judge_of(kind: str, experiment: str, settings: Mapping[str, Any]) -> Judge:
-    """Return a judge of this kind before its first outcome.
-    """
+    """Return a judge of this kind before its first outcome."""
     if kind not in _KINDS:
         raise InputError("INPUT_VALUE", "kind", f"{shown(kind)} must be one of {', '.join(sorted(_KINDS))}")
     check_name("experiment", experiment)

@@ -10,28 +10,22 @@
     {"record": "verdict", "now_s": 90.0, "verdict": {"decision": "HOLD", …}}
 
 The header comes first and holds every setting, with the salt of the assignment; then outcomes and verdicts in the order in which
-the judge saw and gave them. Each record is written and flushed as a whole line. A crash or a full disk can tear the last line
-only: readers leave it out with a warning, and :class:`LogWriter` cuts it off before it goes on. Anything else that is no such
-record is an error with its line number. Nothing but the current line is kept in memory.
-
-The lines need no file: a server keeps them in its database (:class:`NewLines`).
+the judge saw and gave them. Who keeps the lines, in a database or a file, appends what :class:`NewLines` has taken. A crash can
+tear the last line of a file: it is left out with a warning. Anything else that is no such record is an error with its line
+number. Nothing but the current line is kept in memory.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
-from vla_evidence.errors import LogError, shown
+from vla_evidence.errors import LogError
 
 SCHEMA = 2
 HEADER, OUTCOME, EVENT, VERDICT = "header", "outcome", "event", "verdict"
@@ -49,30 +43,26 @@ def to_json(value: Any) -> Any:
     Raises:
         LogError: LOG_VALUE: a number that is not finite, or something JSON has no word for.
     """
+    return json.loads(_dumps(value))
+
+
+def _dumps(value: Any, **how: Any) -> str:
     try:
-        return _plain(value)
-    except RecursionError as e:
-        raise LogError("LOG_VALUE", "record", "lists in lists without end cannot be written") from e
+        return json.dumps(value, default=_plain, allow_nan=False, **how)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise LogError("LOG_VALUE", "record", f"cannot be written: {e}") from e
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
-        return _plain(value.value)
+        return value.value
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return asdict(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return dict(value)
     if hasattr(value, "tolist"):  # of NumPy
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise LogError("LOG_VALUE", "record", f"{value} cannot be written")
-        return value
-    raise LogError("LOG_VALUE", "record", f"a {type(value).__name__} cannot be written")
+        return value.tolist()
+    raise TypeError(f"JSON has no word for a {type(value).__name__}")
 
 
 def encode(record: Record) -> bytes:
@@ -82,128 +72,28 @@ def encode(record: Record) -> bytes:
         LogError: LOG_VALUE: something in it cannot be written, or it is too long.
     """
     try:
-        line = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        line = _dumps(record, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError as e:
         raise LogError("LOG_VALUE", "record", f"{e.object[e.start : e.end]!r} is not valid Unicode") from e
-    except LogError:
-        raise
-    except ValueError as e:  # an integer of more digits than Python writes
-        raise LogError("LOG_VALUE", "record", f"cannot be written: {e}") from e
     if len(line) > MAX_LINE_BYTES:
         raise LogError("LOG_VALUE", "record", f"is longer than {MAX_LINE_BYTES} bytes")
     return line
 
 
-class LogWriter:
-    """Writes one log; goes on with one that is there if its header is the same.
-
-    Args:
-        path: the file; made if missing.
-        kind, experiment, settings: of the judge (:mod:`vla_evidence.log.judgements`).
-        warn: receives the warning of a torn last line, which is cut off; None: ``warnings.warn``.
-
-    Raises:
-        LogError: LOG_VALUE: the file is there with another header, or a setting cannot be written; LOG_SYNTAX: it is no log;
-            LOG_NOT_WRITTEN: it cannot be opened or written.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        kind: str,
-        experiment: str,
-        settings: Mapping[str, Any],
-        *,
-        warn: Warn | None = None,
-    ) -> None:
-        self._path = Path(path)
-        first_line = header_line(kind, experiment, settings)
-        header = _parse(first_line, "header")
-        try:
-            self._file = self._path.open("a+b", buffering=0)
-        except OSError as e:
-            raise self._not_written(e) from e
-        try:
-            self._lock()
-            self._size = self._cut_torn_line(warn or _warn)
-            if self._size == 0:
-                self.write(first_line, sync=True)
-            elif next(self.records())[1] != header:
-                raise LogError("LOG_VALUE", f"{self._path}:1", _other_settings(next(self.records())[1], header))
-        except BaseException:
-            self._file.close()
-            raise
-
-    def write(self, line: bytes, *, sync: bool = False) -> None:
-        """Append a line of :func:`encode`, whole or not at all; ``sync``: and bring the file onto the disk.
-
-        Raises:
-            LogError: LOG_NOT_WRITTEN.
-        """
-        try:
-            written = 0
-            while written < len(line):
-                written += self._file.write(line[written:])
-            if sync:
-                os.fsync(self._file.fileno())
-        except OSError as e:
-            with contextlib.suppress(OSError):
-                self._file.truncate(self._size)
-            raise self._not_written(e) from e
-        self._size += len(line)
-
-    def records(self) -> Iterator[tuple[int, Record]]:
-        """Yield (line number, record) of what is there, header first."""
-        with self._path.open("rb") as stream:
-            yield from read_log(stream, str(self._path))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise self._not_written(e) from e
-
-    def _not_written(self, e: OSError) -> LogError:
-        reason = "another process writes it" if isinstance(e, BlockingIOError) else e.strerror or str(e)
-        return LogError("LOG_NOT_WRITTEN", str(self._path), reason)
-
-    def _cut_torn_line(self, warn: Warn) -> int:
-        """Return the size without the torn line."""
-        size = whole = self._file.seek(0, os.SEEK_END)
-        while whole > 0:
-            begin = max(0, whole - MAX_LINE_BYTES)
-            self._file.seek(begin)
-            newline = self._file.read(whole - begin).rfind(b"\n")
-            whole = begin + newline + 1
-            if newline >= 0:
-                break
-        if whole < size:
-            warn(f"{self._path}: its last line was torn; {size - whole} bytes are cut off")
-            self._file.truncate(whole)
-        return whole
-
-
 class NewLines:
-    """What a judgement adds to a log whose lines somebody else keeps, for example a database."""
+    """What a judgement adds to its log; whoever keeps the log appends it."""
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
 
-    def write(self, line: bytes, *, sync: bool = False) -> None:
+    def write(self, line: bytes) -> None:
         """Add a line of :func:`encode`."""
         self._lines.append(line)
 
     def take(self) -> list[bytes]:
-        """Return the lines since the last call; whoever keeps the log appends them."""
+        """Return the lines since the last call."""
         lines, self._lines = self._lines, []
         return lines
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def header_line(kind: str, experiment: str, settings: Mapping[str, Any]) -> bytes:
@@ -212,52 +102,34 @@ def header_line(kind: str, experiment: str, settings: Mapping[str, Any]) -> byte
     return encode(header)
 
 
-def read_log(stream: Any, name: str = "log", warn: Warn | None = None) -> Iterator[tuple[int, Record]]:
-    """Return an iterator of (line number, record) of a binary stream; the header is checked and comes first.
+def read_lines(lines: Iterable[bytes], name: str = "log", warn: Warn | None = None) -> Iterator[tuple[int, Record]]:
+    """Yield (line number, record) of a log's lines; the header is checked and comes first.
 
     Args:
-        stream: open for reading in binary mode, at its beginning.
+        lines: each with its line feed.
         name: for error messages.
         warn: receives the warning of a torn last line; None: ``warnings.warn``.
 
     Raises:
         LogError: LOG_SYNTAX: a line that is no record (its number is in ``field``), or no header at the beginning.
     """
-    return read_lines(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), name, warn)
-
-
-def read_lines(
-    lines: Iterable[bytes], name: str = "log", warn: Warn | None = None
-) -> Iterator[tuple[int, Record]]:
-    """Yield (line number, record) of a log's lines, as :func:`read_log`."""
     number = 0
     for number, line in enumerate(lines, start=1):
         place = f"{name}:{number}"
         if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES and number > 1:
-            (warn or _warn)(f"{place}: the last line is torn and left out")
+            (warn or warnings.warn)(f"{place}: the last line is torn and left out")
             return
         record = _parse(line, place)
         if (record["record"] == HEADER) != (number == 1):
             raise LogError("LOG_SYNTAX", place, "a log begins with its header, and has one")
         if number == 1 and record.get("schema") != SCHEMA:
-            reason = f"has schema {record.get('schema')!r}, and this release reads {SCHEMA}: use the release that wrote it"
+            reason = (
+                f"has schema {record.get('schema')!r}, and this release reads {SCHEMA}: use the release that wrote it"
+            )
             raise LogError("LOG_SYNTAX", place, reason)
         yield number, record
     if number == 0:
         raise LogError("LOG_SYNTAX", name, "is empty: not even a header")
-
-
-def _other_settings(written: Any, wanted: Any, name: str = "") -> str:
-    """Return in what one header differs from another."""
-    if isinstance(written, dict) and isinstance(wanted, dict):
-        for key in sorted({*written, *wanted}):
-            if written.get(key) != wanted.get(key):
-                return _other_settings(written.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
-    return f"was written with other settings: {name} {shown(written)}, now {shown(wanted)}"
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
 
 
 def _parse(line: bytes, place: str) -> Record:

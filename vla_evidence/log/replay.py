@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge and write the log as it goes; compute every verdict and every draw of a log again.
+"""Judge and log as it goes; compute every verdict and every draw of a log again.
 
-A :class:`LoggedJudgement` that is opened again after a crash is where the log ends, for it gets there by replaying it: the
-log *is* the judge's memory, and there is no second state that could disagree with it.
+A :class:`LoggedJudgement` that is made again after a crash is where the log ends, for it gets there by replaying it: the log
+*is* the judge's memory, and there is no second state that could disagree with it.
 
 A replay compares decisions, codes and figures, not wording. It proves that the verdicts follow from the log's records, and
 the draws from the experiment's name. It does not prove that the records are what the robots did, or that none is missing.
@@ -10,7 +10,6 @@ the draws from the experiment's name. It does not prove that the records are wha
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,15 +22,14 @@ from vla_evidence.errors import EvidenceError, InputError, LogError, check_time
 from vla_evidence.log.judgements import Judge, judge_of, take
 from vla_evidence.log.records import (
     EVENT,
+    MAX_LINE_BYTES,
     OUTCOME,
     VERDICT,
-    LogWriter,
     NewLines,
     Record,
     Warn,
     encode,
     read_lines,
-    read_log,
     to_json,
 )
 from vla_evidence.tables import plural
@@ -70,7 +68,9 @@ class Replay:
     last: dict[str, Any] | None
 
     def __str__(self) -> str:
-        counted = f"{plural(self.outcomes, 'outcome')}, {plural(self.verdicts, 'verdict')} of {self.kind} {self.experiment!r}"
+        counted = (
+            f"{plural(self.outcomes, 'outcome')}, {plural(self.verdicts, 'verdict')} of {self.kind} {self.experiment!r}"
+        )
         if not self.verdicts:
             return f"{counted}: nothing was checked"
         late = f" ({plural(self.unchecked, 'outcome')} came after the last)" if self.unchecked else ""
@@ -94,16 +94,17 @@ def replay_file(
     name = os.fspath(path)
     try:
         with Path(path).open("rb") as stream:
-            return _replay(read_log(stream, name, warn), name, None, show)[1]
+            lines = iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b"")
+            return _replay(read_lines(lines, name, warn), name, show)[1]
     except OSError as e:
         raise LogError("LOG_UNREADABLE", name, e.strerror or str(e)) from e
 
 
 def _replay(
-    records: Iterator[tuple[int, Record]], name: str, judge: Judge | None, show: Callable[[Step], None] | None = None
+    records: Iterator[tuple[int, Record]], name: str, show: Callable[[Step], None] | None = None
 ) -> tuple[Judge, Replay]:
     _, header = next(records)
-    judge = judge or _judge_of(header, f"{name}:1")
+    judge = _judge_of(header, f"{name}:1")
     outcomes = verdicts = checked = 0
     last: dict[str, Any] | None = None
     for number, record in records:
@@ -143,71 +144,45 @@ def _verdict(judge: Judge, record: Record) -> dict[str, Any]:
 
 
 class LoggedJudgement:
-    """A judge whose every input and verdict is logged. Made by :meth:`open` or :meth:`resume`.
+    """A judge whose every input and verdict is logged. Made by :meth:`resume`.
 
     Args:
         judge: as the log says.
         log: receives what is new.
     """
 
-    def __init__(self, judge: Judge, log: LogWriter | NewLines) -> None:
+    def __init__(self, judge: Judge, log: NewLines) -> None:
         self.judge, self.log = judge, log
-        self._behind = False  # the judge knows what the log does not
-
-    @classmethod
-    def open(
-        cls,
-        path: str | os.PathLike[str],
-        kind: str,
-        experiment: str,
-        settings: Mapping[str, Any],
-        *,
-        warn: Warn | None = None,
-    ) -> Self:
-        """Begin a log in a file, or go on where it ends.
-
-        Args:
-            path: of the log; an existing one of the same judgement is replayed and continued.
-            kind, experiment, settings: see :func:`~vla_evidence.log.judgements.judge_of`.
-            warn: receives the warning of a torn last line, which is cut off.
-
-        Raises:
-            InputError: settings that cannot be.
-            LogError: as :func:`replay_file`; LOG_VALUE: the file was written with other settings; LOG_NOT_WRITTEN.
-        """
-        header = to_json({"kind": kind, "experiment": experiment, "settings": settings})
-        judge = judge_of(header["kind"], header["experiment"], header["settings"])
-        log = LogWriter(path, kind, experiment, settings, warn=warn)
-        try:
-            _replay(log.records(), os.fspath(path), judge)
-        except BaseException:
-            log.close()
-            raise
-        return cls(judge, log)
 
     @classmethod
     def resume(cls, lines: Iterable[bytes], log: NewLines, name: str = "log") -> Self:
-        """Go on with a log that somebody else keeps; its first line is of :func:`~vla_evidence.log.records.header_line`.
+        """Go on where a log ends; its first line is of :func:`~vla_evidence.log.records.header_line`.
 
         Args:
             lines: all of the log so far.
-            log: receives what is new: append it to the lines together with what was done because of it, or open it again.
+            log: receives what is new: append it to the lines together with what was done because of it, or resume again.
             name: of the log, for error messages.
 
         Raises:
             LogError: as :func:`replay_file`.
         """
-        return cls(_replay(read_lines(lines, name), name, None)[0], log)
+        return cls(_replay(read_lines(lines, name), name)[0], log)
 
     def choose(self, robot: str, episode: str, now_s: float) -> int:
         """Draw which version an episode runs, log and return it. The same again is answered without another record.
 
         Raises:
             InputError: the judge refuses it; nothing is logged.
-            LogError: LOG_VALUE: it cannot be written, and is not judged; LOG_NOT_WRITTEN: the judge knows what the log does not:
-                open it again, and send it again. Nothing else is possible then.
+            LogError: LOG_VALUE: it cannot be written, and is not judged.
         """
-        record = {"record": EVENT, "event": "choose", "robot": robot, "episode": episode, "now_s": now_s, "version": None}
+        record = {
+            "record": EVENT,
+            "event": "choose",
+            "robot": robot,
+            "episode": episode,
+            "now_s": now_s,
+            "version": None,
+        }
         return int(self._take(record, answer="version"))
 
     def outcome(
@@ -229,47 +204,18 @@ class LoggedJudgement:
 
     def verdict(self, now_s: float) -> Verdict:
         """Return the judge's verdict, logged; raises as :meth:`choose`."""
-        check_time("now_s", now_s)
-        self._refuse_if_behind()
-        with self._behind_unless_written():  # time has passed for the judge
-            verdict = self.judge.verdict(now_s)
-            self.log.write(encode({"record": VERDICT, "now_s": now_s, "verdict": verdict}), sync=True)
+        verdict = self.judge.verdict(check_time("now_s", now_s))
+        self.log.write(encode({"record": VERDICT, "now_s": now_s, "verdict": verdict}))
         return verdict
 
     def _take(self, record: Record, answer: str = "") -> Any:
         record = to_json(record)
         line = encode(record)  # what cannot be written must not be judged
-        self._refuse_if_behind()
         if answer and self.judge.knows(record["episode"], record["robot"]):
             return take(self.judge, record)
         found = take(self.judge, record)
-        if answer:
-            line = encode({**record, answer: found})
-        with self._behind_unless_written():
-            self.log.write(line)
+        self.log.write(encode({**record, answer: found}) if answer else line)
         return found
-
-    @contextlib.contextmanager
-    def _behind_unless_written(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self._behind = True
-            raise
-
-    def _refuse_if_behind(self) -> None:
-        if self._behind:
-            raise LogError("LOG_NOT_WRITTEN", "log", "the judge knows what the log does not: open it again")
-
-    def close(self) -> None:
-        """Close the log."""
-        self.log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def differences(logged: Any, computed: Any, name: str = "") -> Iterator[str]:
@@ -293,4 +239,3 @@ def _close(logged: Any, computed: Any) -> bool:
         return numbers and math.isclose(logged, computed, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
     except OverflowError:  # an integer that no float holds
         return False
-

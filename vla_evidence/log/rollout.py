@@ -3,41 +3,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable
-from typing import Any, Self
 
 from vla_evidence.canary.by_robot import History
-from vla_evidence.canary.config import CanaryConfig
-from vla_evidence.canary.scores import Scores
 from vla_evidence.log.records import EVENT, VERDICT, Record
 from vla_evidence.log.replay import LoggedJudgement
 from vla_evidence.tables import hours_text
 
 
 class Rollout(LoggedJudgement):
-    """One rollout. Call :meth:`begin` or :meth:`resume`, then :meth:`begin_stage`; ``now_s`` is the server's one steady clock [s].
+    """One rollout. Call :meth:`resume`, then :meth:`begin_stage`; ``now_s`` is the server's one steady clock [s].
 
-    Every call raises :class:`~vla_evidence.errors.InputError` if it is refused (nothing is logged then), and
-    :class:`~vla_evidence.errors.LogError` with LOG_NOT_WRITTEN if the log cannot be written: open it again, and call again.
+    Every call raises :class:`~vla_evidence.errors.InputError` if it is refused; nothing is logged then.
     """
-
-    @classmethod
-    def begin(
-        cls, path: str | os.PathLike[str], experiment: str, config: CanaryConfig, score_history: Scores | None = None
-    ) -> Self:
-        """Begin a rollout's log in a file, or go on where it ends.
-
-        Args:
-            path: of the log.
-            experiment: its name, which salts every draw.
-            config: of the judge; the same as before.
-            score_history: the incumbent's scores by source, from which limits are made.
-        """
-        settings: dict[str, Any] = {"config": config.to_json()}
-        if score_history:
-            settings["score_history"] = score_history
-        return cls.open(path, "canary", experiment, settings)
 
     def begin_stage(
         self, index: int, robots: Collection[str], now_s: float, history: History | None = None

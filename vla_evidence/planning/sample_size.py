@@ -57,9 +57,6 @@ def design_effect(episodes_per_robot: float, icc: float) -> float:
         episodes_per_robot: m, at least 1.
         icc: ρ, the intraclass correlation: the part of the outcome's variance that lies between robots.
     """
-    check_rate("icc", icc)
-    if not (math.isfinite(episodes_per_robot) and episodes_per_robot >= 1.0):
-        raise InputError("INPUT_COUNT", "episodes_per_robot", f"{episodes_per_robot} is less than one")
     return 1.0 + (episodes_per_robot - 1.0) * icc
 
 
@@ -69,9 +66,6 @@ def episodes_per_robot(independent_episodes: float, robots: int, icc: float) -> 
     ``robots`` times m episodes are worth robots·m / (1 + (m - 1) ρ) independent ones, which grows towards robots / ρ and no
     further. Normal theory: with fewer than about ten robots an arm it promises too much.
     """
-    check_rate("icc", icc)
-    if robots < 1 or not (math.isfinite(independent_episodes) and independent_episodes > 0.0):
-        raise InputError("INPUT_COUNT", "robots", f"{robots} robots for {independent_episodes} episodes cannot be")
     spare = robots - independent_episodes * icc
     return max(1.0, independent_episodes * (1.0 - icc) / spare) if spare > 0.0 else math.inf
 
@@ -100,6 +94,4 @@ def _z_power(power: float, alpha: float) -> float:
 
 
 def _z(alpha: float, sides: Sides) -> float:
-    if sides not in (1, 2):
-        raise InputError("INPUT_VALUE", "sides", f"{sides} is neither 1 nor 2")
     return -float(ndtri(check_probability("alpha", alpha) / sides))

@@ -13,18 +13,15 @@ from scipy.special import ndtri  # type: ignore[import-untyped]
 
 from vla_evidence.analysis import Bar, Tick, no_bar
 from vla_evidence.errors import InputError, check_probability, check_rate
-from vla_evidence.sequential.randomisation_test import RandomisationTest, cohort_assignments
 from vla_evidence.sequential.sign_test import MAX_PAIRS, SignTestDesign
 from vla_evidence.sequential.sign_test_batch import stopping_times
 from vla_evidence.sequential.spending import SpendingFunction, obrien_fleming
 from vla_evidence.sequential.two_sample import CANARY, BetaPrior, log_e_paths
-from vla_evidence.simulate.fleet import FleetModel
 
 _UNITS_AT_ONCE, _MOST_UNITS = 1 << 20, 1 << 22
 _FEWEST_RUNS, _MOST_RUNS, _SIZING_RUNS = 2, 10_000_000, 4000
 _LARGEST_GROWTH = 4.0
 _FIRST_UNITS = 512
-_LOOKS, _DRAWS, _MOST_ROBOTS = 10, 999, 20_000
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,9 @@ def detection_times(
         earlier: (share, episodes) of each stage before.
         progress: receives the number of runs done.
     """
-    _check_rates(incumbent, canary, share)
+    check_rate("incumbent", incumbent)
+    check_rate("canary", canary)
+    check_probability("share", share)
     units = math.ceil(horizon / share)
     prior = priors or (BetaPrior(), BetaPrior())
     counts = (tuple(p.successes for p in prior), tuple(p.successes + p.failures for p in prior))
@@ -186,53 +185,3 @@ def sign_test_pairs(
         growth = ((z_alpha + z_power) / (z_alpha + float(ndtri(max(reached, alpha))))) ** 2
         pairs = math.ceil(pairs * min(growth, _LARGEST_GROWTH))
     return stopping
-
-
-def look_that_decides(
-    is_b: NDArray[np.bool_], totals: NDArray[np.int64], done: NDArray[np.int64], alpha: float, icc: float, seed: str
-) -> float:
-    """Return the look (from 1) at which the exact randomisation test rejects, either way; infinite if it does not.
-
-    Args:
-        is_b: which robots run B, drawn with this number of them; shape [robots].
-        totals: successes so far, shape [looks, robots].
-        done: episodes on each robot so far, shape [looks].
-        alpha, icc: of the test, two-sided, O'Brien-Fleming spending.
-        seed: of its draws.
-    """
-    drawn = cohort_assignments({f"{robot}": bool(b) for robot, b in enumerate(is_b)}, seed, _DRAWS)
-    test = RandomisationTest(alpha, spending=obrien_fleming, icc=icc)
-    for look, episodes in enumerate(done):
-        if test.look(drawn, totals[look], np.full(is_b.size, episodes), float(episodes / done[-1])).decision:
-            return look + 1.0
-    return math.inf
-
-
-def look_schedule(episodes: int) -> NDArray[np.int64]:
-    """Return episodes on each robot at each of ten looks (fewer if there are fewer episodes)."""
-    looks = min(_LOOKS, episodes)
-    return np.round(np.linspace(episodes / looks, episodes, looks)).astype(np.int64)
-
-
-def robots_totals(
-    means: tuple[float, float], fleet: FleetModel, treated: int, done: NDArray[np.int64], rng: np.random.Generator
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Return who was drawn for B, shape [robots], and successes of each robot so far, shape [looks, robots]."""
-    check_robots(fleet.robots)
-    is_b = rng.permutation(fleet.robots) < treated
-    rates = fleet.rates(means, 1, rng)[:, 0]
-    steps = np.diff(done, prepend=0)
-    return is_b, np.cumsum(rng.binomial(steps[:, None], np.where(is_b, rates[1], rates[0])), axis=0)
-
-
-def check_robots(robots: int) -> None:
-    """Refuse a fleet whose randomisation test is too large to simulate."""
-    if robots > _MOST_ROBOTS:
-        reason = f"{robots:,}, more than {_MOST_ROBOTS:,}: too many to simulate"
-        raise InputError("INPUT_COUNT", "robots", reason)
-
-
-def _check_rates(incumbent: float, canary: float, share: float) -> None:
-    check_rate("incumbent", incumbent)
-    check_rate("canary", canary)
-    check_probability("share", share)

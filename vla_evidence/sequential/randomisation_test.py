@@ -200,10 +200,7 @@ def one_look(
 
 
 def shift_interval(
-    drawn: NDArray[np.bool_],
-    totals: NDArray[np.float64],
-    counts: NDArray[np.float64],
-    baseline: NDArray[np.float64],
+    drawn: NDArray[np.bool_], totals: NDArray[np.float64], counts: NDArray[np.float64], baseline: NDArray[np.float64]
 ) -> tuple[float, float]:
     """Return by how much B may be larger, if by the same on every robot: the shifts that the two-sided test keeps, at 95 %."""
 

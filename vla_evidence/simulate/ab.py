@@ -19,16 +19,8 @@ from scipy.special import stdtr  # type: ignore[import-untyped]
 from vla_evidence.analysis import Bar, Tick, no_bar
 from vla_evidence.errors import InputError, check_probability
 from vla_evidence.planning import sample_size
-from vla_evidence.planning.stopping import (
-    batches,
-    check_robots,
-    check_runs,
-    look_schedule,
-    look_that_decides,
-    robots_totals,
-    share_and_error,
-    sign_test_pairs,
-)
+from vla_evidence.planning.stopping import batches, check_runs, share_and_error, sign_test_pairs
+from vla_evidence.sequential.randomisation_test import RandomisationTest, cohort_assignments
 from vla_evidence.sequential.sign_test import SignTestDesign
 from vla_evidence.sequential.sign_test_batch import stopping_times
 from vla_evidence.sequential.spending import obrien_fleming
@@ -42,6 +34,7 @@ INTERVALS, Z_TEST, WELCH = "Wilson intervals apart", "z test of episodes", "Welc
 SIGN_TEST, RANDOMISATION_TEST = "exact sign test", "exact randomisation test"
 _LONGEST, _ROBOT_RUNS = 2.0, 500
 """Rules are followed for so many times the design with one look; most runs with whole robots, which are slow."""
+_LOOKS, _DRAWS, _MOST_ROBOTS = 10, 999, 20_000
 Floats = NDArray[np.float64]
 
 
@@ -85,10 +78,12 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
     """Answer the question."""
     s = settings
     FleetModel(s.robots, s.icc)
-    check_robots(s.robots)
     check_runs(s.runs, s.seed)
-    if s.robots < 2:
-        raise InputError("INPUT_COUNT", "robots", f"{s.robots} robots cannot run both versions")
+    if not 2 <= s.robots <= _MOST_ROBOTS:
+        reason = (
+            f"{s.robots:,} robots: fewer than 2 cannot run both versions, more than {_MOST_ROBOTS:,} are not simulated"
+        )
+        raise InputError("INPUT_COUNT", "robots", reason)
     rates, equal = (s.rate_a, s.rate_b), (s.rate_a, s.rate_a)
     wanted = sample_size.two_proportions(*rates, alpha=s.alpha, power=s.power)
     sized = {"alpha": s.alpha, "power": s.power, "first": math.ceil(wanted), "runs": s.runs, "seed": s.seed}
@@ -125,7 +120,9 @@ def _paired(s: Settings, means: tuple[float, float], rounds: int, pairs: int, rn
 
 def _by_robot(s: Settings, means: tuple[float, float], episodes: int, runs: int, rng: RNG, progress: Tick) -> Runs:
     """Simulate a fleet of which a random half runs B: ``episodes`` on each robot, looked at ten times."""
-    fleet, done = FleetModel(s.robots, s.icc), look_schedule(episodes)
+    looks, fleet = min(_LOOKS, episodes), FleetModel(s.robots, s.icc)
+    done = np.round(np.linspace(episodes / looks, episodes, looks)).astype(np.int64)
+    steps = np.diff(done, prepend=0)[:, None]
     rules: dict[str, Callable[[Floats, Floats, int], bool]] = {
         Z_TEST: lambda a, b, m: bool(z_test(a.sum(), a.size * m, b.sum(), b.size * m, s.alpha)),
         INTERVALS: lambda a, b, m: bool(intervals_apart(a.sum(), a.size * m, b.sum(), b.size * m)),
@@ -134,11 +131,17 @@ def _by_robot(s: Settings, means: tuple[float, float], episodes: int, runs: int,
     flags = {rule: np.zeros((runs, len(done)), dtype=bool) for rule in rules}
     ours = np.full(runs, np.inf)
     for number in range(runs):
-        is_b, totals = robots_totals(means, fleet, s.robots // 2, done, rng)
+        is_b, rates = rng.permutation(s.robots) < s.robots // 2, fleet.rates(means, 1, rng)[:, 0]
+        totals = np.cumsum(rng.binomial(steps, np.where(is_b, rates[1], rates[0])), axis=0)
         for look, m in enumerate(done.tolist()):
             for rule, decides in rules.items():
                 flags[rule][number, look] = decides(totals[look, ~is_b], totals[look, is_b], m)
-        ours[number] = look_that_decides(is_b, totals, done, s.alpha, s.icc, f"run {number}")
+        drawn = cohort_assignments({f"{robot}": bool(b) for robot, b in enumerate(is_b)}, f"run {number}", _DRAWS)
+        test = RandomisationTest(s.alpha, spending=obrien_fleming, icc=s.icc)
+        for look, m in enumerate(done.tolist()):
+            if test.look(drawn, totals[look], np.full(s.robots, m), m / episodes).decision:
+                ours[number] = look + 1.0
+                break
         progress(1)
     first = {rule: _first(found) for rule, found in flags.items()}
     at_look = {rule: np.asarray(found.mean(axis=0)) for rule, found in flags.items()}

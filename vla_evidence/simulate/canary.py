@@ -21,14 +21,7 @@ from vla_evidence.sequential.two_sample import BetaPrior
 from vla_evidence.simulate import plots
 from vla_evidence.simulate.fleet import FleetModel
 from vla_evidence.simulate.report import Report
-from vla_evidence.simulate.rollouts import (
-    FULL,
-    OUTCOMES,
-    ROLLED_BACK,
-    Rollouts,
-    judged,
-    threshold_rule,
-)
+from vla_evidence.simulate.rollouts import FULL, OUTCOMES, ROLLED_BACK, Rollouts, judged, threshold_rule
 from vla_evidence.tables import hours_text, share_text, table
 
 FLEETS = (1, 5, 10, 20, 50, 100, 200, 500)

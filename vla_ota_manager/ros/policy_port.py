@@ -24,15 +24,7 @@ from vla_ota.action import PrepareModel
 from vla_ota.msg import PolicyStatus, SwapReport
 from vla_ota.srv import SwapModel
 
-from vla_ota_manager.port import (
-    Cancelled,
-    OnProgress,
-    PolicySnapshot,
-    PrepareResult,
-    SwapRequest,
-    SwapResult,
-    absence,
-)
+from vla_ota_manager.port import Cancelled, OnProgress, PolicySnapshot, PrepareResult, SwapRequest, SwapResult, absence
 from vla_ros import qos
 from vla_ros.calls import GivenUpError, GroupThread, wait, wait_until
 from vla_ros.diagnostics import Diagnostics

@@ -8,14 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from vla_checkpoint import (
-    MANIFEST_NAME,
-    CancelledCheckError,
-    CheckpointError,
-    Manifest,
-    load_manifest,
-    sha256_file,
-)
+from vla_checkpoint import MANIFEST_NAME, CancelledCheckError, CheckpointError, Manifest, load_manifest, sha256_file
 from vla_checkpoint.files import Cancel, Progress
 
 

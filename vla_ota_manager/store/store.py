@@ -26,14 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_checkpoint import (
-    MANIFEST_NAME,
-    CheckpointError,
-    FileEntry,
-    Manifest,
-    load_manifest,
-    parse_version,
-)
+from vla_checkpoint import MANIFEST_NAME, CheckpointError, FileEntry, Manifest, load_manifest, parse_version
 from vla_checkpoint.files import Cancel
 from vla_ota_manager.errors import RefusedError, StateError, StoreError
 from vla_ota_manager.records import Event, Ref, check_name, check_version
