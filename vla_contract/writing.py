@@ -23,7 +23,7 @@ _LIMITS = {"velocity": ("velocity", "acceleration"), "effort": ("effort", "effor
 def write(draft: Draft, sources: str) -> str:
     """Return the contract's text; ``sources``: what it was drafted from, in words."""
     lines = [_HEAD.format(sources=printable(sources), todo=TODO)]
-    lines += [_line(0, "robot_type", draft.robot_type), _line(0, "fps", draft.fps), "", "observations:"]
+    lines += [_line(0, "robot_type", _text(draft.robot_type)), _line(0, "fps", draft.fps), "", "observations:"]
     for observation in draft.observations:
         lines += _observation(observation)
     if not draft.observations:

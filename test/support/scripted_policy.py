@@ -79,9 +79,6 @@ class ScriptedPolicy:
         for _ in range(config.get("print_lines", 0)):
             print(f"call {call}", flush=True)
         self._misbehave(call)
-        if config.get("spoils_weights") and call >= 0:
-            for weights in self.in_memory:
-                weights += 1.0
         if config.get("echo"):  # tests see what the policy was given
             print(f"call {call} {instruction!r} {observation[STATE].tolist()}", flush=True)
         still = instruction == "golden" or config.get("from_state")
@@ -106,6 +103,9 @@ class ScriptedPolicy:
 
     def _misbehave(self, call: int) -> None:
         config = self._config
+        if config.get("spoils_weights") and call >= 0:
+            for weights in self.in_memory:
+                weights += 1.0
         if call == config.get("crash_at_call"):
             os.kill(os.getpid(), signal.SIGSEGV)
         if call == config.get("exit_at_call"):

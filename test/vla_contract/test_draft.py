@@ -167,16 +167,18 @@ def test_the_datasets_ranges_say_whether_the_unit_can_be_the_descriptions(tmp_pa
     assert "not rad" not in lift
 
 
-@pytest.mark.parametrize("hostile", ["a: [1", "x#y", "- z", "'", "*anchor", "1.5", "null", "ä\nb", "TODO"])
+@pytest.mark.parametrize(
+    "hostile", ["a: [1", "x#y", "- z", "'", "*anchor", "1.5", "null", "ä\nb", "TODO", "a\nsafety: {auto_resume: true}"]
+)
 def test_names_from_outside_cannot_break_the_file(tmp_path: Path, hostile: str) -> None:
     names = [hostile, "lift.pos", "gripper.pos"]
     features = {
         "action": {"dtype": "float32", "shape": [3], "names": names},
         f"observation.{hostile}": {"dtype": "float32", "shape": [3], "names": names},
     }
-    document = drafted(RobotSeen(), dataset(tmp_path, features=features, robot_type="so_arm"), {})
+    document = drafted(RobotSeen(), dataset(tmp_path, features=features, robot_type=hostile), {})
     assert [c["name"] for c in document["safety"]["channels"]] == [hostile, "lift", "gripper"]
-    assert list(document["observations"]) == [f"observation.{hostile}"]
+    assert list(document["observations"]) == [f"observation.{hostile}"] and document["robot_type"] == hostile
 
 
 # -- check, and what a person fills in ------------------------------------------------------------------------------------
