@@ -214,7 +214,9 @@ def check_spec(
     for name, feature in spec.observation.items():
         if name not in features:
             raise WorkerError(
-                "OBSERVATION_MISMATCH", f"observation: the policy needs {name!r}, the robot contract does not give it"
+                "OBSERVATION_MISMATCH",
+                f"the policy needs {name!r}, the robot contract has {sorted(features)}: add it, or call an observation of the "
+                "contract so",
             )
         wanted = (feature.dtype, tuple(feature.shape))
         if features[name] != wanted:

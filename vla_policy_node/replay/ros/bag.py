@@ -51,7 +51,7 @@ class Bag:
         except OSError as e:
             raise ObservationError("BAG_UNREADABLE", f"{file}: {e.strerror or e}") from e
         except Exception as e:  # mcap, struct, lz4 and zstandard each have their own for a damaged file
-            raise ObservationError("BAG_UNREADABLE", f"{file}: {e}") from e
+            raise ObservationError("BAG_UNREADABLE", f"{file}: {e or 'cut short'}: try `mcap recover`") from e
 
     def messages(self, contract: Contract, namespace: str | None) -> Iterator[Message]:
         """Yield what a robot of this contract observed and was commanded, in the order of reception.
