@@ -244,7 +244,7 @@ class Contract:
             how = (
                 f"execute {most} at most (vla-checkpoint import --execute {most})"
                 if most > 0
-                else "inference takes too long"
+                else "make inference faster (device, worker_threads) or the chunks longer"
             )
             chunk = f"a chunk has {spec.horizon} actions; {needed} are needed: {parts}"
             self._refuse("HORIZON_TOO_SHORT", f"{chunk}; {how}")

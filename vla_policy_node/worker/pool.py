@@ -163,12 +163,6 @@ class WorkerPool:
         """Start the spare now rather than after ``spare_delay_s`` (a swap is over)."""
         self._schedule_spare(0.0)
 
-    @property
-    def spare_pid(self) -> int | None:
-        """Process id of the spare worker, also while it is still importing."""
-        with self._lock:
-            return None if self._spare is None else self._spare.pid
-
     def close(self) -> None:
         """End every worker and wait for it. A preparation under way ends with CLOSED."""
         with self._lock:
