@@ -63,6 +63,16 @@ def test_an_adapter_brings_its_base_into_memory_if_nobody_has_and_a_damaged_base
         robot.pool.prepare(tmp_path / "1.0.1")
 
 
+def test_adapters_on_two_bases_are_in_memory_together(tmp_path: Path) -> None:
+    """Else a robot that runs an adapter could never change to one on the next base."""
+    one, two = tmp_path / "pick_place", tmp_path / "other"
+    first = adapter_bundle(one, "1.0.1", base_bundle(one), 1)
+    second = adapter_bundle(two, "1.0.2", base_bundle(two, frequency_hz=0.3), 2)
+    with WorkerRobot(spare=False) as robot:
+        for folder, version, acts in ((one, "1.0.1", first), (two, "1.0.2", second)):
+            assert np.allclose(offsets(robot, robot.pool.prepare(folder / version)), acts, atol=1e-6)
+
+
 def test_what_a_policy_writes_to_its_weights_reaches_nobody_who_acts_on_them(tmp_path: Path) -> None:
     base = base_bundle(tmp_path, spoils_weights=True)
     acts = adapter_bundle(tmp_path, "1.0.1", base, 1)
