@@ -42,6 +42,10 @@ _KEYS = (
 _OPTIONAL_KEYS = ("requires",)
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?")  # a folder's name on every file system
 _ROBOT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
+_WORDS = {
+    _NAME: "1 to 64 of a-z, 0-9, '_', '.', '-', such as pick_place",
+    _ROBOT: "1 to 64 letters, digits, '_', '.', '-', such as so101_follower",
+}
 _CREATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _DISTRIBUTION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
@@ -324,7 +328,8 @@ class _Parser:
 
     def _match(self, value: Any, where: str, pattern: re.Pattern[str]) -> str:
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            self._field(where, f"{str(value)[:80]!r} does not match {pattern.pattern}")
+            words = f" ({_WORDS[pattern]})" if pattern in _WORDS else ""
+            self._field(where, f"{str(value)[:80]!r} does not match {pattern.pattern}{words}")
         return value
 
     def _version(self, value: Any, where: str) -> str:

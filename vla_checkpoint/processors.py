@@ -64,6 +64,7 @@ def read_processor_stats(folder: Path, names: Collection[str], config: PolicyCon
         StatsError: a processor file is not the format above, contradicts ``config``, or lacks its state file.
     """
     result: FloatStats = {}
+    states: list[tuple[Path, FloatStats]] = []
     for processor, features, role in (
         (PREPROCESSOR_NAME, config.input_features, "normalizer"),
         (POSTPROCESSOR_NAME, config.output_features, "unnormalizer"),
@@ -78,8 +79,22 @@ def read_processor_stats(folder: Path, names: Collection[str], config: PolicyCon
             step.check(key, feature, config.normalization_mapping.get(feature.type, "IDENTITY"))
         if step.state_file is not None:
             state = _read_state(folder / step.state_file)
+            states.append((folder / step.state_file, state))
             result.update({key: entry for key, entry in state.items() if key in features})
+    if len(states) == 2:
+        _check_same(*states)
     return result
+
+
+def _check_same(before: tuple[Path, FloatStats], after: tuple[Path, FloatStats]) -> None:
+    """LeRobot writes all statistics of a data set into both: where they differ, one is of another training."""
+    (_, pre), (path, post) = before, after
+    for key, entry in post.items():
+        for name, array in entry.items():
+            other = pre.get(key, {}).get(name, array)
+            if array.shape == other.shape and not np.allclose(array, other, rtol=1e-4, atol=1e-6, equal_nan=True):
+                reason = f"{key}.{name} is not that of {before[0].name}: put back the files that were saved together"
+                raise StatsError("STATS_CONFLICT", path, reason)
 
 
 @dataclass(frozen=True)

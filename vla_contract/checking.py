@@ -58,7 +58,7 @@ def _scalars(file: str) -> Iterator[tuple[str, int, str]]:
     try:
         with open(file, encoding="utf-8") as stream:  # noqa: PTH123
             root = yaml.compose(stream, yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError):
         return
     if root is not None:
         yield from _below(root, "", set())

@@ -10,6 +10,7 @@ from vla_checkpoint.errors import CheckpointError
 from vla_checkpoint.strict_json import is_int, is_number, load_object
 from vla_contract.errors import DraftError
 from vla_contract.seen import DatasetSeen, Feature
+from vla_policy_node.contract.strict_yaml import MAX_ITEMS
 
 _STATE, _ACTION = "observation.state", "action"
 
@@ -23,7 +24,8 @@ def read_dataset(folder: str) -> DatasetSeen:
     fps, robot_type = info.get("fps"), info.get("robot_type")
     if not isinstance(features, dict) or not is_number(fps) or fps <= 0:
         raise DraftError(
-            "DATASET_INVALID", f"{meta / 'info.json'}: `features` and `fps` of a LeRobot dataset are not there"
+            "DATASET_INVALID",
+            f"{meta / 'info.json'}: no `features`, or no `fps` above 0, as a LeRobot dataset has them",
         )
     cameras, numbers, action = [], [], None
     for key, value in features.items():
@@ -67,6 +69,9 @@ def _camera(key: str, value: dict[str, Any], meta: Path) -> Feature:
 
 def _numbers(key: str, value: dict[str, Any], ranges: Any, meta: Path) -> Feature:
     count = _shape(key, value, 1, meta)[0]
+    if count > MAX_ITEMS:
+        text = f"features.{key} has {count} numbers, a contract at most {MAX_ITEMS}"
+        raise DraftError("DATASET_INVALID", f"{meta / 'info.json'}: {text}")
     names = value.get("names")
     if isinstance(names, dict) and len(names) == 1:  # up to 2.0: {"motors": [...]}
         names = next(iter(names.values()))

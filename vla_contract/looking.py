@@ -13,7 +13,7 @@ from vla_contract.urdf import parse_limits
 from vla_doctor.seen import Endpoint, Samples, TopicSeen
 from vla_policy_node.contract import message_types as types
 from vla_policy_node.errors import ObservationError
-from vla_policy_node.pictures import decode_compressed, decode_raw
+from vla_policy_node.pictures import decode
 from vla_ros.interfaces import UnknownTypeError
 
 _NEAR_S = 0.5
@@ -95,18 +95,18 @@ def _topic(name: str, kind: str, samples: Samples) -> Topic:
     if kind not in types.IMAGE_TYPES:
         return Topic(name, kind, rate, stamped)
     try:
-        size, encoding = _picture(last, compressed=kind == types.COMPRESSED_IMAGE)
+        size, encoding = _picture(last)
     except ObservationError:  # a depth picture, or none at all: no policy gets it
         return Topic(name, kind, rate, stamped)
     return Camera(name, kind, rate, stamped, size, encoding)
 
 
-def _picture(message: Any, *, compressed: bool) -> tuple[tuple[int, int] | None, str]:
+def _picture(message: Any) -> tuple[tuple[int, int] | None, str]:
     """Return height and width [px], and the encoding; nothing of a topic that is silent. Raises ObservationError IMAGE_…."""
     if message is None:
         return None, ""
-    height, width = (decode_compressed if compressed else decode_raw)(message).shape[:2]
-    return (height, width), str(message.format if compressed else message.encoding)
+    height, width = decode(message).shape[:2]
+    return (height, width), str(message.encoding if hasattr(message, "encoding") else message.format)
 
 
 def _listeners(seen: Mapping[str, TopicSeen], wanted: Sequence[str]) -> dict[str, Endpoint]:

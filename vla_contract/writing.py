@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import yaml
@@ -23,7 +24,7 @@ _LIMITS = {"velocity": ("velocity", "acceleration"), "effort": ("effort", "effor
 def write(draft: Draft, sources: str) -> str:
     """Return the contract's text; ``sources``: what it was drafted from, in words."""
     lines = [_HEAD.format(sources=printable(sources), todo=TODO)]
-    lines += [_line(0, "robot_type", draft.robot_type), _line(0, "fps", draft.fps), "", "observations:"]
+    lines += [_line(0, "robot_type", _text(draft.robot_type)), _line(0, "fps", draft.fps), "", "observations:"]
     for observation in draft.observations:
         lines += _observation(observation)
     if not draft.observations:
@@ -46,7 +47,13 @@ def _line(indent: int, key: str, said: Said, note: str = "") -> str:
 
 
 def _key(key: str) -> str:
-    return key if key.startswith("- ") else str(yaml.safe_dump(key, width=1000).removesuffix("\n...\n").strip())
+    return key if key.startswith("- ") else _quoted(key)
+
+
+def _quoted(name: str) -> str:
+    """Return a name as YAML reads it, on one line."""
+    text = str(yaml.safe_dump(name, width=1000).removesuffix("\n...\n").strip())
+    return json.dumps(name) if "\n" in text else text
 
 
 def _item(indent: int, said: Said) -> str:
@@ -56,7 +63,7 @@ def _item(indent: int, said: Said) -> str:
 
 def _scalar(said: Said) -> str:
     """Names come from outside: quoted where YAML would take them for something else."""
-    return TODO if said.value is None else str(yaml.safe_dump(said.value, width=1000).removesuffix("\n...\n").strip())
+    return TODO if said.value is None else _quoted(said.value)
 
 
 def _observation(draft: ObservationDraft) -> list[str]:

@@ -8,12 +8,15 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from vla_policy_node.contract.message_types import COMPRESSED_IMAGE, JOINT_STATE
+from vla_policy_node.contract.message_types import JOINT_STATE
 from vla_policy_node.contract.model import Source
 from vla_policy_node.errors import ObservationError
 from vla_policy_node.pictures import Image, PictureReader
 
 Floats: TypeAlias = npt.NDArray[np.float64]
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""What a policy gets is float32."""
 
 
 class Decoder:
@@ -21,8 +24,7 @@ class Decoder:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        compressed = source.type == COMPRESSED_IMAGE
-        self._picture = None if source.picture is None else PictureReader(source.picture, compressed=compressed)
+        self._picture = None if source.picture is None else PictureReader(source.picture)
         self._names: list[str] = []  # of the last JointState: its order hardly ever changes
         self._places: list[tuple[str, int]] = []
 
@@ -44,6 +46,9 @@ class Decoder:
             values = np.degrees(values)
         if self._source.clamp is not None:
             values = np.clip(values, *self._source.clamp)
+        if (np.abs(values) > _LARGEST).any():
+            name = self._source.select[int(np.argmax(np.abs(values)))]
+            raise ObservationError("OBSERVATION_NOT_FINITE", f"{self._source.topic}: {name} is not finite in float32")
         return values
 
     def _joints(self, message: Any) -> Floats:

@@ -58,14 +58,16 @@ class Draws:
         self._lock = threading.Lock()
         self._assignment: Assignment | None = None
         self._heard_s = -math.inf
+        self._named: tuple[str, tuple[str, str]] | None = None  # the last experiment that was named
         self._fault: tuple[str, str] = ("", "")
         self._undrawn: tuple[str, str] = ("", "")
 
     def on_manager_status(self, assignment: Assignment | None) -> None:
         """Take what ota_manager's status says; ``None``: nothing is to be drawn."""
         with self._lock:
-            if _what(assignment) != _what(self._assignment):
+            if assignment is not None and _what(assignment) != self._named:  # a pause does not make B good again
                 self._fault = self._undrawn = ("", "")
+                self._named = _what(assignment)
             self._assignment, self._heard_s = assignment, time.monotonic()
 
     def stop(self, code: str, why: str) -> None:
@@ -82,8 +84,13 @@ class Draws:
 
     @property
     def error(self) -> tuple[str, str]:
-        """Code and text: why nothing is drawn any more, else why the last episode belongs to no arm; empty: it was drawn."""
+        """Code and text: why nothing is drawn any more, else why the last episode belongs to no arm; empty: it was drawn.
+
+        Empty too while ota_manager names no experiment.
+        """
         with self._lock:
+            if self._assignment is None:
+                return "", ""
             return self._fault if self._fault[0] else self._undrawn
 
     def _heard(self) -> Assignment | None:
@@ -138,5 +145,5 @@ class Draws:
         )
 
 
-def _what(assignment: Assignment | None) -> tuple[str, tuple[str, str]] | None:
-    return None if assignment is None else (assignment.experiment, assignment.digests)
+def _what(assignment: Assignment) -> tuple[str, tuple[str, str]]:
+    return assignment.experiment, assignment.digests

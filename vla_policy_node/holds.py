@@ -64,7 +64,8 @@ HOLDS = {
     "WORKER_LOST": Hold(
         "the worker process of the active policy died or hung",
         "look why in the log, and in dmesg for the out-of-memory killer",
-        then="in a trial back to the version before; else loaded again `reload_attempts` times, then the standby",
+        then="in a trial back to the version before; else loaded again `reload_attempts` times, then the standby if it was "
+        "ever committed",
     ),
     "MOTION_REENABLED": Hold(
         "motion was disabled: `motion_enabled` was false, or silent for too long",

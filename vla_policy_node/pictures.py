@@ -27,16 +27,15 @@ _FILE_MODES = ("L", "RGB", "RGBA")
 class PictureReader:
     """Reads the messages of one camera as uint8 ``[H, W, 3]``. Raises ObservationError IMAGE_…."""
 
-    def __init__(self, picture: Picture, *, compressed: bool) -> None:
+    def __init__(self, picture: Picture) -> None:
         self._picture = picture
-        self._decode = decode_compressed if compressed else decode_raw
         self._have: tuple[int, ...] = ()  # size of the pictures that come: it hardly ever changes
         self._rows: _Index | slice = slice(0)
         self._columns: _Index | slice = slice(0)
 
     def read(self, message: Any) -> Image:
         """Return the picture as the contract wants it: cut, resized, its colours in the policy's order."""
-        pixels = self._decode(message)
+        pixels = decode(message)
         if pixels.shape[:2] != self._have:
             self._rows, self._columns = map(_as_slice, _places(self._picture, *pixels.shape[:2]))
             self._have = pixels.shape[:2]
@@ -44,7 +43,12 @@ class PictureReader:
         return np.ascontiguousarray(picked[..., ::-1] if self._picture.blue_first else picked)
 
 
-def decode_raw(message: Any) -> Image:
+def decode(message: Any) -> Image:
+    """Return a sensor_msgs/Image or CompressedImage as uint8 RGB ``[H, W, 3]``, not always a copy."""
+    return _decode_raw(message) if hasattr(message, "encoding") else _decode_compressed(message)
+
+
+def _decode_raw(message: Any) -> Image:
     """Return a sensor_msgs/Image as uint8 RGB ``[H, W, 3]``, not always a copy; rows may be padded."""
     encoding, height, width, step = message.encoding, message.height, message.width, message.step
     if encoding not in _BYTES_A_PIXEL:
@@ -55,13 +59,12 @@ def decode_raw(message: Any) -> Image:
     data = np.frombuffer(message.data, np.uint8)
     if data.size < (height - 1) * step + width * bytes_a_pixel:
         raise ObservationError("IMAGE_SIZE", f"{data.size} bytes for {height} rows of {step}")
-    if data.size < height * step:  # the last row may come without its padding
-        data = np.concatenate([data, np.zeros(height * step - data.size, np.uint8)])
-    rows = data[: height * step].reshape(height, step)[:, : width * bytes_a_pixel]
-    return _as_rgb(rows.reshape(height, width, bytes_a_pixel), blue_first=encoding.startswith("bgr"))
+    # The last row may come without its padding; ``step`` may be any number.
+    shape, strides = (height, width, bytes_a_pixel), (step, bytes_a_pixel, 1)
+    return _as_rgb(np.lib.stride_tricks.as_strided(data, shape, strides), blue_first=encoding.startswith("bgr"))
 
 
-def decode_compressed(message: Any) -> Image:
+def _decode_compressed(message: Any) -> Image:
     """Return a sensor_msgs/CompressedImage, JPEG or PNG, as uint8 RGB ``[H, W, 3]``.
 
     compressed_image_transport writes ``<encoding>; jpeg compressed <order>``. Its files are right for order ``bgr8`` and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from support.bundles import JOINTS, make_bundle
 from vla_checkpoint import Channel, Golden, Manifest
+from vla_checkpoint.manifest import BaseRef
 from vla_policy_node.worker.api import WorkerConfig
 from vla_policy_node.worker.inference import WARM_UP_INFERENCES
 
@@ -90,3 +92,29 @@ def golden_of(tensors: Mapping[str, Array], horizon: int, rate_hz: float, count:
         instructions=("golden",) * count,
         tolerance=np.full(size, 1e-3, np.float32),
     )
+
+
+_RANK, _SCALE = 4, 2.0  # of the LoRA that ``make_bundle`` writes: r 4, lora_alpha 8
+BALLAST = np.random.default_rng(1).standard_normal((512, 512)).astype(np.float32)
+_MORE = {"mix.weight": np.zeros((2, 2), np.float32), "ballast.weight": BALLAST}
+
+
+def base_bundle(folder: Path, **behaviour: Any) -> Manifest:
+    """Write ``folder/1.0.0``, whose ``mix`` adapters change."""
+    return scripted_bundle(
+        folder / "1.0.0", horizon=16, amplitude=0.0, offset=(0.1, 0.2), more_tensors=_MORE, **behaviour
+    )
+
+
+def adapter_bundle(folder: Path, version: str, base: Manifest, seed: int, **config: Any) -> np.ndarray:
+    """Write an adapter on ``mix``; return the offsets with which it acts."""
+    rng = np.random.default_rng(seed)
+    a, b = (rng.normal(scale=0.1, size=shape).astype(np.float32) for shape in ((_RANK, 2), (2, _RANK)))
+    names = "base_model.model.mix.lora_A.weight", "base_model.model.mix.lora_B.weight"
+    document = {"peft_type": "LORA", "r": _RANK, "lora_alpha": _SCALE * _RANK, **config}
+    make_bundle(
+        folder / version, version=version, rate_hz=50.0, base=BaseRef(base.name, base.version, base.digest),
+        tensors=dict(zip(names, (a, b), strict=True)), files={"adapter_config.json": json.dumps(document).encode()},
+        calls_before_ready=WARM_UP_INFERENCES, ignored_tensors=sorted(_MORE), script_rate_hz=50.0,
+    )  # fmt: skip
+    return np.array([0.1, 0.2]) + _SCALE * (b.astype(np.float64) @ a).sum(axis=1)

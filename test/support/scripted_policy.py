@@ -16,6 +16,7 @@ Keys of config.json:
 * input: ``n_obs_steps``, the observations it is shown at a time; ``repeats`` (action ``i`` is observation ``i``'s state)
 * random numbers: ``noise`` [physical unit]
 * ``from_state``: the sinusoid begins at t = 0 and is added to the observed state: the same observation gets the same answer
+* ``spoils_weights``: from call 0 on it writes to the memory of its weights
 * output: ``echo`` (what was observed), ``print_resets``, ``print_lines`` (so many a call)
 """
 
@@ -52,6 +53,7 @@ class ScriptedPolicy:
         size = config["output_features"]["action"]["shape"][0]
         spec = PolicySpec(features, config["chunk_size"], config["n_action_steps"], size, history=config["n_obs_steps"])
         self.spec = dataclasses.replace(spec, **config.get("spec", {}))
+        self.in_memory: list[FloatArray] = []
         self._calls = 0  # of any kind
         self.resets = 0
         self._random = np.random.default_rng()
@@ -101,6 +103,9 @@ class ScriptedPolicy:
 
     def _misbehave(self, call: int) -> None:
         config = self._config
+        if config.get("spoils_weights") and call >= 0:
+            for weights in self.in_memory:
+                weights += 1.0
         if call == config.get("crash_at_call"):
             os.kill(os.getpid(), signal.SIGSEGV)
         if call == config.get("exit_at_call"):
@@ -148,4 +153,6 @@ def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Po
     if "mix.weight" in tensors:  # what adapters change: each channel's offset grows by its row's sum
         mix = np.frombuffer(tensors["mix.weight"].data, np.float32).reshape(tensors["mix.weight"].shape)
         weights["offset"] = weights["offset"] + mix.sum(axis=1)
-    return ScriptedPolicy(config, weights)
+    policy = ScriptedPolicy(config, weights)
+    policy.in_memory = [np.frombuffer(tensors[name].data, np.float32) for name in WEIGHTS]
+    return policy

@@ -68,6 +68,12 @@ class WorkerRobot:
     def logged(self, text: str, timeout_s: float = 20.0) -> str:
         return self.wait_for(lambda e: e.kind == "LOG" and text in e.message, timeout_s).message
 
+    @property
+    def spare_pid(self) -> int | None:
+        """Process id of the spare worker, also while it is still importing."""
+        spare = self.pool._spare
+        return None if spare is None else spare.pid
+
     def spare_ready(self, not_pid: int = 0, timeout_s: float = 20.0) -> int:
         """Wait for a spare worker (another than ``not_pid``) to have its imports done; return its process id."""
         return self.wait_for(lambda e: e.kind == "SPARE_READY" and e.pid != not_pid, timeout_s).pid

@@ -61,6 +61,9 @@ def test_the_cache_folder_of_a_hub_name_leads_to_the_snapshot_of_its_main_branch
         training_run(tmp_path / revision).rename(cache / "snapshots" / revision)
     assert imported(cache, status=1)["code"] == "IMPORT_SOURCE"
     (cache / "refs").mkdir()
+    for damaged in (b"\xff\xfe", b"../../elsewhere"):
+        (cache / "refs" / "main").write_bytes(damaged)
+        assert imported(cache, status=1)["code"] == "IMPORT_SOURCE"
     (cache / "refs" / "main").write_text("2" * 40)
     assert imported(cache)["lineage"]["revision"] == "2" * 40
 
@@ -168,6 +171,12 @@ def test_what_contradicts_the_data_set_is_refused_by_name(
     assert refused["code"] == "IMPORT_MISMATCH" and text in refused["reason"]
 
 
+def test_a_name_that_no_folder_can_have_is_no_data_set(tmp_path: Path, imported: Any) -> None:
+    training_run(tmp_path / "run", dataset="me/" + "x" * 5000)
+    assert imported(tmp_path / "run")["dataset"] is None
+    assert imported(tmp_path / "run", "--dataset", "x" * 5000, status=1)["code"] == "IMPORT_DATASET"
+
+
 def test_a_data_set_is_found_where_lerobot_keeps_it(
     tmp_path: Path, imported: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +217,8 @@ def test_what_was_said_of_the_executed_actions_is_kept(
 
 def test_more_executed_actions_than_a_chunk_has_are_refused(tmp_path: Path, imported: Any) -> None:
     training_run(tmp_path / "run")
-    assert imported(tmp_path / "run", "--execute", "101", status=1)["code"] == "CONFIG_FIELD_INVALID"
+    refused = imported(tmp_path / "run", "--execute", "101", status=1)
+    assert refused["code"] == "CONFIG_FIELD_INVALID" and "--execute 101: must be 1 to 100" in refused["reason"]
 
 
 def test_temporal_ensembling_is_switched_off_and_said(tmp_path: Path, imported: Any) -> None:

@@ -354,6 +354,16 @@ def test_two_sources_must_agree(folder: Path) -> None:
     assert code_of(folder) == "STATS_CONFLICT"
 
 
+def test_a_postprocessor_of_another_training_is_refused(folder: Path) -> None:
+    (folder / "stats.json").unlink()
+    write_processors(folder, {**PLAIN, "action": {**plain_stats(2), "std": [57.0, 57.0]}})
+    state = next(folder.glob("policy_postprocessor_step_*.safetensors"))
+    other = state.read_bytes()
+    write_processors(folder, PLAIN)
+    state.write_bytes(other)
+    assert code_of(folder) == "STATS_CONFLICT"
+
+
 @pytest.mark.parametrize(
     ("name", "code"),
     [

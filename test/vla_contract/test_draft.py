@@ -167,16 +167,18 @@ def test_the_datasets_ranges_say_whether_the_unit_can_be_the_descriptions(tmp_pa
     assert "not rad" not in lift
 
 
-@pytest.mark.parametrize("hostile", ["a: [1", "x#y", "- z", "'", "*anchor", "1.5", "null", "ä\nb", "TODO"])
+@pytest.mark.parametrize(
+    "hostile", ["a: [1", "x#y", "- z", "'", "*anchor", "1.5", "null", "ä\nb", "TODO", "a\nsafety: {auto_resume: true}"]
+)
 def test_names_from_outside_cannot_break_the_file(tmp_path: Path, hostile: str) -> None:
     names = [hostile, "lift.pos", "gripper.pos"]
     features = {
         "action": {"dtype": "float32", "shape": [3], "names": names},
         f"observation.{hostile}": {"dtype": "float32", "shape": [3], "names": names},
     }
-    document = drafted(RobotSeen(), dataset(tmp_path, features=features, robot_type="so_arm"), {})
+    document = drafted(RobotSeen(), dataset(tmp_path, features=features, robot_type=hostile), {})
     assert [c["name"] for c in document["safety"]["channels"]] == [hostile, "lift", "gripper"]
-    assert list(document["observations"]) == [f"observation.{hostile}"]
+    assert list(document["observations"]) == [f"observation.{hostile}"] and document["robot_type"] == hostile
 
 
 # -- check, and what a person fills in ------------------------------------------------------------------------------------
@@ -243,8 +245,9 @@ def test_check_names_what_is_wrong_beside_what_is_open(tmp_path: Path, capsys: p
     assert (
         "channels[1].measured" in shown and "channels[2].nam: " in shown and "2 to be filled in or corrected" in shown
     )
-    file.write_text("a: [")
-    assert main(["check", str(file)]) == 1 and "CONTRACT_SYNTAX" in capsys.readouterr().out
+    for broken, named in (("a: [", "CONTRACT_SYNTAX"), ("[" * 5000, "CONTRACT_SYNTAX"), ("on: 1", "quote it")):
+        file.write_text(broken)
+        assert main(["check", str(file)]) == 1 and named in capsys.readouterr().out
 
 
 # -- what cannot be drafted -------------------------------------------------------------------------------------------------
@@ -269,6 +272,7 @@ def test_init_writes_a_file_once_and_says_what_is_left(tmp_path: Path, capsys: p
         ({"features": {}}, "action"),
         ({"features": {"action": 3}}, "features.action"),
         ({"features": {"action": {"dtype": "float32", "shape": [0]}}}, "shape"),
+        ({"features": {"action": {"dtype": "float32", "shape": [10**7]}}}, "10000000 numbers, a contract at most 256"),
         ({"features": {"observation.images.x": {"dtype": "video", "shape": [3]}}}, "observation.images.x"),
     ],
 )

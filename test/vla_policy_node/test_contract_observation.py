@@ -86,6 +86,7 @@ def test_a_missing_or_an_old_part_makes_the_record_invalid(buffer: ObservationBu
         (Message(name=["a", "b"], position=[1.0]), "OBSERVATION_FIELD_MISSING"),
         (joints({"a": 1.0, "b": float("nan")}), "OBSERVATION_NOT_FINITE"),
         (joints({"a": 1.0, "b": float("inf")}), "OBSERVATION_NOT_FINITE"),
+        (joints({"a": 1.0, "b": -1e39}), "OBSERVATION_NOT_FINITE"),  # infinite in float32
     ],
 )
 def test_joint_states_that_do_not_hold_what_was_promised_are_refused_and_the_old_one_ages(

@@ -12,7 +12,7 @@ import pytest
 from support.bundles import plain_stats, write_folder, write_json
 from support.engine_rig import contract_text
 from support.lerobot_files import write_dataset
-from support.scripted import POLICY_MODULES, TEST_FOLDER, scripted_bundle
+from support.scripted import POLICY_MODULES, TEST_FOLDER, adapter_bundle, base_bundle, scripted_bundle
 
 from vla_checkpoint import load_manifest, open_bundle, verify_bundle
 from vla_policy_node.contract.model import load_contract
@@ -66,6 +66,7 @@ def test_the_contract_says_robot_type_rate_and_channels_of_an_import(tmp_path: P
     [
         ({"horizon": 10, "execute": 9}, "HORIZON_TOO_SHORT"),
         ({"images": {"observation.images.top": (8, 8)}}, "OBSERVATION_MISMATCH"),
+        ({"n_obs_steps": 7}, "HISTORY_UNSUPPORTED"),
     ],
 )
 def test_what_the_contracts_robot_would_refuse_is_not_imported(
@@ -162,7 +163,8 @@ def test_a_policy_that_does_not_repeat_itself_gets_no_golden_file(
 ) -> None:
     before = scripted_bundle(tmp_path / "b", golden=False)  # it follows the clock
     assert run("golden", tmp_path / "b", *WORKER) == 1
-    assert capsys.readouterr().err.startswith("GOLDEN_MISMATCH: ")
+    refused = capsys.readouterr().err
+    assert refused.startswith("GOLDEN_MISMATCH: ") and "seed(seed)" in refused
     assert verify_bundle(tmp_path / "b").manifest == before
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
@@ -179,9 +181,34 @@ def test_golden_takes_observations_from_a_numpy_archive(tmp_path: Path, capsys: 
     np.savez(tmp_path / "wrong.npz", **{"observation.state": np.zeros((2, 3))})
     assert run("golden", tmp_path / "b", *WORKER, "--observations", tmp_path / "wrong.npz") == 1
     assert "GOLDEN_SHAPE: " in capsys.readouterr().err
-    np.savez(tmp_path / "pickle.npz", state=np.array([{"a": 1}], dtype=object))
-    assert run("golden", tmp_path / "b", *WORKER, "--observations", tmp_path / "pickle.npz") == 1
-    assert "GOLDEN_FORMAT: " in capsys.readouterr().err
+    whole = (tmp_path / "frames.npz").read_bytes()
+    for data in (b"", b"hello", whole[: len(whole) // 2]):
+        (tmp_path / "damaged.npz").write_bytes(data)
+        assert run("golden", tmp_path / "b", *WORKER, "--observations", tmp_path / "damaged.npz") == 1
+        assert "GOLDEN_FORMAT: " in capsys.readouterr().err
+    for array in (
+        np.array([[{"a": 1}, 0]], dtype=object),
+        np.array([["a", "b"]]),
+        np.array([[1.0, np.nan]]),
+        np.float64(1),
+    ):
+        np.savez(tmp_path / "no_numbers.npz", **{"observation.state": array})
+        assert run("golden", tmp_path / "b", *WORKER, "--observations", tmp_path / "no_numbers.npz") == 1
+        assert "GOLDEN_" in capsys.readouterr().err
+
+
+def test_an_adapter_is_proven_and_checked_on_its_base_and_the_place_of_a_missing_base_is_named(
+    tmp_path: Path, contract: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pick_place"
+    acts = adapter_bundle(folder, "1.0.1", base_bundle(folder), 1)
+    assert run("golden", folder / "1.0.1", *WORKER, "--frames", 2) == 0
+    golden = open_bundle(folder / "1.0.1").golden()
+    assert golden is not None and np.allclose(golden.action, acts, atol=1e-6)
+    assert run("check", folder / "1.0.1", "--contract", contract, *WORKER) == 0
+    (folder / "1.0.0").rename(tmp_path / "elsewhere")
+    checked = report(capsys, "check", folder / "1.0.1", "--contract", contract, *WORKER)
+    assert codes(checked)["policy"] == "BASE_MISSING" and str(folder / "1.0.0") in str(checked)
 
 
 LEROBOT_DATASET = """
@@ -255,6 +282,7 @@ def test_check_runs_what_the_robot_would_and_says_one_line_each(
         ({"images": {"observation.images.top": (8, 8)}}, WORKER, "policy", "OBSERVATION_MISMATCH"),
         ({}, ["--worker-path", TEST_FOLDER], "policy", "POLICY_TYPE_UNKNOWN"),
         ({}, ["--python", "/no/such/python"], "interpreter", "WORKER_START_FAILED"),
+        ({}, ["--python", "/bin/true"], "interpreter", "WORKER_START_FAILED"),
     ],
 )
 def test_check_fails_where_the_robot_would_refuse(

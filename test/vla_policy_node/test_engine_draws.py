@@ -208,6 +208,28 @@ def test_a_hard_limit_of_b_holds_and_a_acts_after_the_resume(tmp_path: Path) -> 
         rig.wait_running("1.0.0")
         rig.engine.end_episode("", success=False)
         assert trial.begin("B") == "" and trial.active == "1.0.0"
+        rig.engine.end_episode("", success=False)
+        named, trial.assignment = (
+            trial.assignment,
+            None,
+        )  # a pause: ota_manager names no digests without update_permitted
+        trial.speak()
+        trial.assignment = named
+        assert trial.begin("B") == "" and trial.active == "1.0.0" and rig.snapshot.draw_error[0] == "HARD_LIMIT"
+
+
+def test_what_is_under_test_does_not_stand_in_for_a_lost_a(tmp_path: Path, bundles: dict[str, str]) -> None:
+    with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0"), trial_lease_s=60.0, reload_attempts=0) as rig:
+        trial = Trial(tmp_path, rig, bundles)
+        for arm in ("B", "A"):
+            assert trial.begin(arm) == arm
+            rig.engine.end_episode("", success=True)
+        active, standby = rig.snapshot.active, rig.snapshot.standby
+        assert active is not None and standby is not None and standby.version == "1.1.0"
+        os.kill(active.generation.pid, signal.SIGKILL)
+        rig.wait_for(lambda: rig.snapshot.error_code == "POLICY_LOST", "the end of what may act")
+        rig.wait_for(lambda: rig.control.mode == "HOLDING", "the hold")
+        assert rig.snapshot.active is None and "never committed" in rig.snapshot.message
 
 
 def test_an_episode_that_is_being_opened_keeps_its_instruction_and_one_that_fails_to_open_leaves_none(

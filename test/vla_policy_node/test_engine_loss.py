@@ -251,6 +251,21 @@ def test_a_loss_while_another_bundle_is_being_prepared_waits_for_it_and_recovers
         loading.join(20.0)
 
 
+def test_a_version_that_was_rolled_back_from_its_trial_never_stands_in_for_what_is_lost(tmp_path: Path) -> None:
+    digest = scripted_bundle(tmp_path / "a", "1.0.0").digest
+    scripted_bundle(tmp_path / "b", "1.1.0")
+    with EngineRig(tmp_path, model_path=str(tmp_path / "a"), reload_attempts=0) as rig:
+        rig.wait_running("1.0.0")
+        rig.engine.swap(SwapRequest(bundle_path=str(tmp_path / "b"), trial=True))
+        rig.engine.swap(SwapRequest(digest=digest, cause="ROLLBACK"))
+        rig.wait_running("1.0.0")
+        assert rig.snapshot.standby and rig.snapshot.standby.version == "1.1.0"
+        kill_active(rig)
+        rig.wait_for(lambda: rig.snapshot.error_code == "POLICY_LOST", "the end of what may act")
+        rig.wait_for(lambda: rig.control.mode == "HOLDING", "the hold")
+        assert rig.snapshot.active is None and "never committed" in rig.snapshot.message
+
+
 def test_the_loss_of_standby_or_prepared_disturbs_nothing(tmp_path: Path) -> None:
     scripted_bundle(tmp_path / "a", "1.0.0")
     first = scripted_bundle(tmp_path / "b", "1.1.0").digest

@@ -72,6 +72,12 @@ def test_where_an_observation_is_too_old_nothing_is_asked_until_it_is_fresh_agai
     assert 25 < found.postponed <= 41
 
 
+def test_a_clock_that_is_set_by_years_costs_no_time(tmp_path: Path) -> None:
+    booted = Message("joint_states", 10**9, joints(0, 0.0, 0.0).value)  # 1970, before the time server answered
+    found = run(tmp_path, [booted, *moving(50)])
+    assert len(found.times_s) == 7 and found.postponed == 0
+
+
 def test_a_robot_on_simulated_time_is_aged_by_its_own_clock(tmp_path: Path) -> None:
     contract = parse_contract(contract_text().replace("timeline: receive", "timeline: header"))
     messages = (joints(t, 0.0, 0.0, stamp_ns=10**9 + t * PERIOD_NS) for t in range(100))

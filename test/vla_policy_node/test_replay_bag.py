@@ -14,8 +14,10 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray, String
 
-from vla_policy_node.contract.model import load_contract
+from vla_policy_node.contract.model import load_contract, parse_contract
 from vla_policy_node.errors import ObservationError
+from vla_policy_node.pictures import decode
+from vla_policy_node.replay.replay import Recorded
 from vla_policy_node.replay.ros.bag import Bag
 from vla_recorder.mcap_file import McapFile
 from vla_recorder.records import Record, Topic
@@ -39,10 +41,10 @@ def picture() -> Image:
     return Image(height=64, width=64, step=192, encoding="rgb8", data=PIXELS.tobytes())
 
 
-def compressed() -> CompressedImage:
+def compressed(form: str = "png") -> CompressedImage:
     out = io.BytesIO()
     Pillow.fromarray(PIXELS).save(out, "PNG")
-    return CompressedImage(format="png", data=out.getvalue())
+    return CompressedImage(format=form, data=out.getvalue())
 
 
 def joints(position: float = 0.0) -> JointState:
@@ -66,16 +68,46 @@ def test_what_the_contract_names_is_read_in_order_and_nothing_else(tmp_path: Pat
     assert bytes(found[0][1].data) == PIXELS.tobytes() and list(found[2][1].data) == [1.0, 2.0, 3.0]
 
 
-def test_pictures_that_were_compressed_are_pictures_again(tmp_path: Path) -> None:
-    record(tmp_path / "a.mcap", [("/camera/image_raw/compressed", compressed()), ("/joint_states", joints())])
+@pytest.mark.parametrize(("form", "pixels"), [("png", PIXELS), ("rgb8; png compressed rgb8", PIXELS[..., ::-1])])
+def test_pictures_that_were_compressed_are_read_as_the_robot_reads_them(tmp_path: Path, form: str, pixels: Any) -> None:
+    record(tmp_path / "a.mcap", [("/camera/image_raw/compressed", compressed(form)), ("/joint_states", joints())])
     topic, value = read(tmp_path / "a.mcap")[0]
-    assert topic == "camera/image_raw" and (value.encoding, value.height, value.step) == ("rgb8", 64, 192)
-    assert bytes(value.data) == PIXELS.tobytes()
+    assert topic == "camera/image_raw"
+    np.testing.assert_array_equal(decode(value), pixels)
 
 
-def test_a_recording_in_several_files_is_one(tmp_path: Path) -> None:
+def test_a_damaged_picture_is_counted_and_ends_no_replay(tmp_path: Path) -> None:
+    torn = CompressedImage(format="jpeg", data=compressed().data[:40])
+    messages = [
+        ("/camera/image_raw/compressed", torn),
+        ("/camera/image_raw/compressed", compressed()),
+        ("/joint_states", joints()),
+    ]
+    record(tmp_path / "a.mcap", messages)
+    recorded = Recorded(CONTRACT, None)
+    for message in Bag(tmp_path / "a.mcap").messages(CONTRACT, None):
+        recorded.receive(message)
+    assert "IMAGE_DAMAGED" in {reason.partition(":")[0] for reason in recorded.unusable}
+    recorded.observations.close()
+
+
+def test_the_task_is_read_from_the_contracts_topic(tmp_path: Path) -> None:
+    task = "  task:\n    channel: {topic: task, type: std_msgs/msg/String}\n    align: {strategy: hold, timeline: receive}\n"
+    contract = parse_contract(CONTRACT.text.replace("observations:\n", f"observations:\n{task}", 1))
+    record(tmp_path / "a.mcap", [*robot(), ("/task", String(data="pick the red one"))])
+    recorded = Recorded(contract, None)
+    for message in Bag(tmp_path / "a.mcap").messages(contract, None):
+        recorded.receive(message)
+    recorded.observations.publish()
+    shown = recorded.observations.arena.read(["instruction"])
+    assert shown is not None and shown[1]["instruction"].tobytes().rstrip(b"\0") == b"pick the red one"
+    recorded.observations.close()
+
+
+def test_a_recording_in_several_files_is_one_in_the_order_of_time(tmp_path: Path) -> None:
     for number in range(3):
-        record(tmp_path / f"bag_{number}.mcap", [*robot(), ("/joint_states", joints(number))], 10**18 + number * 100)
+        name = f"bag_{number + 9}.mcap"  # the file after bag_9 is bag_10
+        record(tmp_path / name, [*robot(), ("/joint_states", joints(number))], 10**18 + number * 100)
     positions = [value.position[0] for topic, value in read(tmp_path) if topic == "joint_states"]
     assert positions == [0.0, 0.0, 0.0, 1.0, 0.0, 2.0]
 

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.bundles import make_bundle
 from support.refusals import refused
-from support.scripted import scripted_bundle
+from support.scripted import BALLAST, adapter_bundle, base_bundle
 from support.worker_robot import WorkerRobot
 
-from vla_checkpoint import Manifest
-from vla_checkpoint.manifest import BaseRef
+from vla_checkpoint.bundle import open_bundle
+from vla_policy_node.worker.adapter import find_base, write_changes
 from vla_policy_node.worker.api import Generation
-from vla_policy_node.worker.inference import WARM_UP_INFERENCES
-
-RANK, SCALE = 4, 2.0  # of the LoRA that ``make_bundle`` writes: r 4, lora_alpha 8
-BALLAST = np.random.default_rng(1).standard_normal((512, 512)).astype(np.float32)
-MORE = {"mix.weight": np.zeros((2, 2), np.float32), "ballast.weight": BALLAST}
-
-
-def base_bundle(folder: Path) -> Manifest:
-    return scripted_bundle(folder / "1.0.0", horizon=16, amplitude=0.0, offset=(0.1, 0.2), more_tensors=MORE)
-
-
-def adapter_bundle(folder: Path, version: str, base: Manifest, seed: int, **config: Any) -> np.ndarray:
-    """Write an adapter on ``mix``; return the offsets with which it acts."""
-    rng = np.random.default_rng(seed)
-    a, b = (rng.normal(scale=0.1, size=shape).astype(np.float32) for shape in ((RANK, 2), (2, RANK)))
-    names = "base_model.model.mix.lora_A.weight", "base_model.model.mix.lora_B.weight"
-    document = {"peft_type": "LORA", "r": RANK, "lora_alpha": SCALE * RANK, **config}
-    make_bundle(
-        folder / version, version=version, rate_hz=50.0, base=BaseRef(base.name, base.version, base.digest),
-        tensors=dict(zip(names, (a, b), strict=True)), files={"adapter_config.json": json.dumps(document).encode()},
-        calls_before_ready=WARM_UP_INFERENCES, ignored_tensors=sorted(MORE), script_rate_hz=50.0,
-    )  # fmt: skip
-    return np.array([0.1, 0.2]) + SCALE * (b.astype(np.float64) @ a).sum(axis=1)
+from vla_policy_node.worker.plan import lay_out, lay_out_changes
 
 
 def offsets(robot: WorkerRobot, generation: Generation) -> np.ndarray:
@@ -76,7 +53,7 @@ def test_adapters_share_the_base_in_memory_and_only_they_are_read_and_kept(tmp_p
 
 def test_an_adapter_brings_its_base_into_memory_if_nobody_has_and_a_damaged_base_is_refused(tmp_path: Path) -> None:
     base = base_bundle(tmp_path)
-    acts = adapter_bundle(tmp_path, "1.0.1", base, 1, use_rslora=True, lora_alpha=SCALE * RANK**0.5)
+    acts = adapter_bundle(tmp_path, "1.0.1", base, 1, use_rslora=True, lora_alpha=4)
     with WorkerRobot(spare=False) as robot:
         one = robot.pool.prepare(tmp_path / "1.0.1")
         assert np.allclose(offsets(robot, one), acts, atol=1e-6)
@@ -84,6 +61,44 @@ def test_an_adapter_brings_its_base_into_memory_if_nobody_has_and_a_damaged_base
     spoil(tmp_path / "1.0.0")
     with WorkerRobot(spare=False) as robot, refused("DIGEST_TENSOR"):
         robot.pool.prepare(tmp_path / "1.0.1")
+
+
+def test_adapters_on_two_bases_are_in_memory_together(tmp_path: Path) -> None:
+    """Else a robot that runs an adapter could never change to one on the next base."""
+    one, two = tmp_path / "pick_place", tmp_path / "other"
+    first = adapter_bundle(one, "1.0.1", base_bundle(one), 1)
+    second = adapter_bundle(two, "1.0.2", base_bundle(two, frequency_hz=0.3), 2)
+    with WorkerRobot(spare=False) as robot:
+        for folder, version, acts in ((one, "1.0.1", first), (two, "1.0.2", second)):
+            assert np.allclose(offsets(robot, robot.pool.prepare(folder / version)), acts, atol=1e-6)
+
+
+def test_what_a_policy_writes_to_its_weights_reaches_nobody_who_acts_on_them(tmp_path: Path) -> None:
+    base = base_bundle(tmp_path, spoils_weights=True)
+    acts = adapter_bundle(tmp_path, "1.0.1", base, 1)
+    with WorkerRobot(spare=False) as robot:
+        full = robot.pool.prepare(tmp_path / "1.0.0")
+        robot.chunk(full)
+        assert np.allclose(offsets(robot, robot.pool.prepare(tmp_path / "1.0.1")), acts, atol=1e-6)
+
+
+def test_an_adapter_is_not_merged_into_weights_that_nobody_has_checked(tmp_path: Path) -> None:
+    adapter_bundle(tmp_path, "1.0.1", base_bundle(tmp_path), 1)
+    bundle = open_bundle(tmp_path / "1.0.1")
+    adapted = find_base(bundle)
+    assert adapted is not None
+    weights, _ = lay_out(adapted.base)
+    changed, _ = lay_out_changes(adapted.changes)
+    plan = {"weights": weights, "changed": changed}
+    file = tmp_path / "1.0.0" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    at = next(t["start"] for t in weights[0]["tensors"] if t["name"] == "mix.weight")
+    data[at + 2] ^= 1
+    file.write_bytes(data)  # after the bundle was looked at
+    fd = os.memfd_create("merged")
+    with refused("DIGEST_TENSOR"):
+        write_changes(bundle, adapted, plan, None, fd, 0)
+    os.close(fd)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_the_spare_is_used_and_replaced(tmp_path: Path) -> None:
         generation = robot.pool.prepare(tmp_path / "a")
         assert generation.pid == spare
         assert generation.timings.spare_used
-        assert robot.spare_ready(not_pid=spare) == robot.pool.spare_pid
+        assert robot.spare_ready(not_pid=spare) == robot.spare_pid
 
 
 def test_the_next_spare_waits_until_the_swap_is_over(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_next_spare_waits_until_the_swap_is_over(tmp_path: Path) -> None:
     with WorkerRobot(spare=True, spare_delay_s=3600.0) as robot:
         generation = robot.pool.prepare(tmp_path / "a")
         time.sleep(0.3)
-        assert robot.pool.spare_pid is None
+        assert robot.spare_pid is None
         robot.pool.ensure_spare()
         robot.spare_ready(not_pid=generation.pid)
 
@@ -198,12 +198,12 @@ robot = WorkerRobot(inference_timeout_s=3600.0)
 robot.pool.start("scripted")
 a, b = robot.pool.prepare(bundles / "a"), robot.pool.prepare(bundles / "b")
 robot.pool.ensure_spare()
-while robot.pool.spare_pid is None:
+while robot.spare_pid is None:
     time.sleep(0.01)
 robot.observe()
 robot.request(b)  # b spins with the interpreter's lock held
 time.sleep(0.3)
-print(a.pid, b.pid, robot.pool.spare_pid, flush=True)
+print(a.pid, b.pid, robot.spare_pid, flush=True)
 if mode == "exit":
     sys.exit(0)
 time.sleep(3600)
@@ -311,7 +311,7 @@ def test_a_pool_that_is_closed_as_it_starts_starts_nothing(monkeypatch: pytest.M
     for thread in threading.enumerate():
         if thread.name == "worker-watcher":
             thread.join(10.0)
-    assert not raised and robot.pool.spare_pid is None
+    assert not raised and robot.spare_pid is None
 
 
 def test_the_node_process_never_imports_torch() -> None:

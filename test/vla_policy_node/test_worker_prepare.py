@@ -325,7 +325,7 @@ def test_too_little_memory_is_said_before_anything_is_loaded(tmp_path: Path) -> 
         with refused("OUT_OF_MEMORY") as caught:
             robot.pool.prepare(tmp_path / "a")
         assert "available" in str(caught.value)
-        assert robot.pool.spare_pid == spare
+        assert robot.spare_pid == spare
 
 
 def weight_mappings(pid: int) -> dict[int, int]:

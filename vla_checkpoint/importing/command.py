@@ -11,7 +11,7 @@ from typing import Any
 
 from vla_checkpoint.bundle import open_bundle
 from vla_checkpoint.config import load_config
-from vla_checkpoint.errors import ImportFolderError
+from vla_checkpoint.errors import FileError, ImportFolderError
 from vla_checkpoint.files import Progress
 from vla_checkpoint.importing.dataset import Dataset, find_dataset, read_dataset
 from vla_checkpoint.importing.folder import Accept, import_folder
@@ -109,7 +109,11 @@ def base_ref(folder: str | None) -> BaseRef | None:
     """Return the reference to a bundle."""
     if folder is None:
         return None
-    manifest = load_manifest(folder)
+    try:
+        manifest = load_manifest(folder)
+    except FileError as e:
+        reason = f"{e.reason}: a base is the bundle that the adapter was trained on; import it first"
+        raise FileError(e.code, e.path, reason) from e
     return BaseRef(manifest.name, manifest.version, manifest.digest)
 
 

@@ -7,6 +7,7 @@ older releases write ``names`` as an object of one list, ``{"motors": […]}``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,15 +62,15 @@ def find_dataset(name: str, root: str = "") -> Path | None:
         name: a folder, or ``org/name``, looked up where LeRobot keeps its data sets.
         root: a folder that it was trained from, tried first.
     """
-    for folder in _places(name, root):
-        if (folder / _INFO).is_file():
-            return folder
+    for places in ([Path(root)] if root else [], _places(name)):
+        with contextlib.suppress(OSError, ValueError):  # a name that no folder can have
+            for folder in places:
+                if (folder / _INFO).is_file():
+                    return folder
     return None
 
 
-def _places(name: str, root: str) -> Iterator[Path]:
-    if root:
-        yield Path(root)
+def _places(name: str) -> Iterator[Path]:
     if not name:
         return
     yield Path(name)

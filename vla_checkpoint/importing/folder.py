@@ -158,10 +158,12 @@ def _copy(folder: Path, out: Path) -> dict[str, str]:
                 if reason is not None:
                     left_out[path] = reason
                     continue
-                target = (Path(here) / name).resolve()
+                target = Path(os.path.realpath(Path(here) / name))  # of a loop of links: a link
                 if not target.is_file() or not any(target.is_relative_to(root) for root in roots):
                     raise ImportFolderError(
-                        "IMPORT_SOURCE", Path(here) / name, "not a file, or a link out of the folder"
+                        "IMPORT_SOURCE",
+                        Path(here) / name,
+                        "not a file, or a link out of the folder; remove it, or put the file there",
                     )
                 (out / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(target, out / path)

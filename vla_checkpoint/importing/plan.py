@@ -59,7 +59,7 @@ def identify(out: Path, name: str, version: str, target: Target, dataset: Datase
     lacking = [
         option
         for option, value in (
-            ("--name", name),
+            ("--name (or --out …/NAME/VERSION)", name),
             ("--version", version),
             ("--robot-type", target.robot_type),
             ("--rate-hz", target.rate_hz),

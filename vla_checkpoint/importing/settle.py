@@ -10,7 +10,7 @@ from typing import Any
 
 from vla_checkpoint.adapter import ADAPTER_CONFIG_NAME
 from vla_checkpoint.config import CONFIG_NAME, parse_config
-from vla_checkpoint.errors import ImportFolderError
+from vla_checkpoint.errors import ConfigError, ImportFolderError
 from vla_checkpoint.files import write_atomically
 from vla_checkpoint.importing.plan import choose_execute
 from vla_checkpoint.importing.training import is_machine_path, notes_on
@@ -55,6 +55,9 @@ def settle(folder: Path, execute: int | None) -> list[str]:
 def _settle_config(path: Path, execute: int | None) -> list[str]:
     document = load_object(path)
     config = parse_config(document, path)
+    if execute is not None and not 1 <= execute <= config.chunk_size:
+        reason = f"--execute {execute}: must be 1 to {config.chunk_size}, the actions of a chunk"
+        raise ConfigError("CONFIG_FIELD_INVALID", path, reason)
     notes = notes_on(path.parent, config, list(_step_configs(path.parent)))
     changed: dict[str, Any] = {}
     chosen, note = (execute, "") if execute is not None else choose_execute(config)

@@ -17,6 +17,7 @@ from vla_checkpoint.strict_json import load_object
 
 _HUB_NAME = re.compile(r"(?:hf:/{1,2})?(?:models/)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?/?")
 _CACHE_FOLDER = re.compile(r"models--(.+)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})$")
 _INSIDE = (".", "pretrained_model", "checkpoints/last/pretrained_model", "last/pretrained_model")
 """Where a checkpoint lies in a folder: the folder itself, LeRobot's step, training run, and ``checkpoints`` folder."""
@@ -104,7 +105,10 @@ def _snapshot_of(cache: Path) -> Path:
     """Return the snapshot of a cache folder that ``refs/main`` names, or its only one."""
     ref = cache / "refs" / "main"
     if ref.is_file():
-        return cache / "snapshots" / ref.read_text().strip()
+        commit = ref.read_bytes()[:100].decode(errors="replace").strip()
+        if _COMMIT.fullmatch(commit):
+            return cache / "snapshots" / commit
+        raise ImportFolderError("IMPORT_SOURCE", ref, f"{commit!r} is no commit; name one of the folders in snapshots")
     snapshots = sorted((cache / "snapshots").glob("*"))
     if len(snapshots) == 1:
         return snapshots[0]

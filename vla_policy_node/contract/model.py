@@ -229,15 +229,25 @@ class Contract:
         for key, want in spec.observation.items():
             have = features.get(key)
             if have is None:
-                self._refuse("OBSERVATION_MISMATCH", f"the policy needs {key}, the robot has {sorted(features)}")
+                names = f"the policy needs {key}, the robot has {sorted(features)}"
+                self._refuse("OBSERVATION_MISMATCH", f"{names}: add it, or call an observation of the contract so")
             elif have.shape != tuple(want.shape) or have.dtype != want.dtype:
                 needs = f"{want.dtype}{list(want.shape)}, the robot gives {have.dtype}{list(have.shape)}"
-                self._refuse("OBSERVATION_MISMATCH", f"{key}: the policy needs {needs}")
+                picture = want.dtype == have.dtype == "uint8" and len(want.shape) == 3
+                how = f": `apply: [resize: {list(want.shape[:2])}]`" if picture else ""
+                self._refuse("OBSERVATION_MISMATCH", f"{key}: the policy needs {needs}{how}")
         needed = self.actions_needed(spec, latency_s)
         if spec.horizon < needed:
             latency = needed - max(spec.execute, 1) - self.blend_ticks
             parts = f"{spec.execute} executed, {self.blend_ticks} blended, {latency} while the next chunk is made"
-            self._refuse("HORIZON_TOO_SHORT", f"a chunk has {spec.horizon} actions; {needed} are needed: {parts}")
+            most = spec.horizon - needed + max(spec.execute, 1)
+            how = (
+                f"execute {most} at most (vla-checkpoint import --execute {most})"
+                if most > 0
+                else "make inference faster (device, worker_threads) or the chunks longer"
+            )
+            chunk = f"a chunk has {spec.horizon} actions; {needed} are needed: {parts}"
+            self._refuse("HORIZON_TOO_SHORT", f"{chunk}; {how}")
 
     def actions_needed(self, spec: PolicySpec, latency_s: float) -> int:
         """Return how long a chunk must be so that the next one is there before it ends."""

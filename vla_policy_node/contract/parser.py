@@ -122,7 +122,10 @@ def _refuse_code(channel: Section) -> None:
     """Rosetta imports what these keys name. A contract is data here: it comes with a robot's configuration, not with its code."""
     for key in ("decoder", "encoder"):
         if channel.has(key):
-            text = "code in a contract is not run; let `select` name the fields, or convert in a node of your own"
+            text = (
+                f"code in a contract is not run. Remove the key if `select` and `apply` say all that the {key} does; "
+                "else convert in a node of your own"
+            )
             channel.fail("CONTRACT_KEY_UNKNOWN", key, text)
 
 

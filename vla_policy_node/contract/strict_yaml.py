@@ -58,8 +58,11 @@ class Section:
 
     def __init__(self, data: Any, file: str, path: str) -> None:
         self.file, self.path = file, path
-        if not isinstance(data, Mapping) or not all(isinstance(k, str) for k in data):
+        if not isinstance(data, Mapping):
             self.fail("CONTRACT_VALUE_INVALID", "", f"must be a mapping, is {_kind(data)}")
+        wrong = next((key for key in data if not isinstance(key, str)), None)
+        if wrong is not None:
+            self.fail("CONTRACT_VALUE_INVALID", "", f"the key {wrong!r} is no word to YAML: quote it")
         self._data = dict(data)
         self._known: list[str] = []
 

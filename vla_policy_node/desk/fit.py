@@ -15,6 +15,7 @@ from vla_policy_node.contract.model import Contract, load_contract
 from vla_policy_node.desk.units import doubtful_units
 from vla_policy_node.errors import PolicyNodeError
 from vla_policy_node.policies.base import FeatureSpec, PolicySpec
+from vla_policy_node.worker.plan import check_history
 
 
 def read_robot(path: str) -> Robot:
@@ -29,6 +30,7 @@ def read_robot(path: str) -> Robot:
     def accept(bundle: Bundle) -> list[str]:
         with coded(path):
             contract.check_bundle(bundle.manifest, spec_of(bundle))
+            check_history(bundle)
         return [f"{text}: another unit?" for text in doubtful_units(bundle.stats, contract)]
 
     return Robot(Target(contract.robot_type, contract.rate_hz, channels, path), accept)

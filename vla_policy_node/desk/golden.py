@@ -6,7 +6,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vla_checkpoint import limits
 from vla_checkpoint.bundle import Bundle, open_bundle, verify_bundle
 from vla_checkpoint.config import Feature
 from vla_checkpoint.digest import sha256_file
@@ -81,7 +85,7 @@ def make_golden(
     aside = Path(tempfile.mkdtemp(prefix=f".{bundle.path.name}.", dir=bundle.path.parent))
     try:
         digest = _write(bundle, aside, golden)
-        with prepared(config, aside, features) as generation:
+        with _repeated(), prepared(config, aside, features) as generation:
             difference = generation.timings.golden_difference
         for name in (GOLDEN_NAME, MANIFEST_NAME):
             (aside / name).replace(bundle.path / name)
@@ -92,6 +96,20 @@ def make_golden(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return Proof(digest, len(golden), difference)
+
+
+@contextmanager
+def _repeated() -> Iterator[None]:
+    """Say what a policy needs that answers otherwise the second time."""
+    try:
+        yield
+    except CheckpointError as e:
+        if e.code != "GOLDEN_MISMATCH":
+            raise
+        reason = (
+            f"the policy does not repeat itself; if it draws random numbers it needs a method seed(seed): {e.reason}"
+        )
+        raise CheckpointError(e.code, e.path, reason) from e
 
 
 def random_observations(bundle: Bundle, count: int, seed: int) -> dict[str, npt.NDArray[Any]]:
@@ -109,18 +127,25 @@ def read_observations(path: Path, frames: int) -> tuple[dict[str, npt.NDArray[An
         CheckpointError: ``FILE_MISSING``, ``FILE_UNREADABLE`` or ``GOLDEN_FORMAT``.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name])[:frames] for name in archive.files}
+        with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as loaded:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > limits.GOLDEN_BYTES:
+                raise GoldenError("GOLDEN_FORMAT", path, f"{size} bytes, at most {limits.GOLDEN_BYTES} are read")
+            arrays = {name: np.atleast_1d(loaded[name])[:frames] for name in loaded.files}
     except FileNotFoundError as e:
         raise FileError("FILE_MISSING", path, "no such file") from e
     except OSError as e:
         raise FileError("FILE_UNREADABLE", path, e.strerror or str(e)) from e
-    except ValueError as e:
-        raise GoldenError("GOLDEN_FORMAT", path, f"no numpy archive of plain arrays: {e}") from e
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as e:
+        reason = f"no archive of plain arrays; write it with numpy.savez: {e}"
+        raise GoldenError("GOLDEN_FORMAT", path, reason) from e
     instructions = [str(text) for text in arrays.pop("instruction", [])]
-    counts = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
+    counts = {len(array) for array in arrays.values()}
     if len(counts) != 1 or 0 in counts or len(instructions) not in (0, *counts):
         raise GoldenError("GOLDEN_FORMAT", path, "every array needs the same number of entries, above 0")
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+            raise GoldenError("GOLDEN_FORMAT", path, f"{name!r} is {array.dtype}: finite numbers are needed")
     return arrays, instructions
 
 

@@ -42,7 +42,10 @@ def interpreter_versions(config: WorkerConfig, python: str) -> dict[str, str]:
         CheckpointError: ``WORKER_START_FAILED``.
     """
     text = _run(config, python, ["-c", _VERSIONS, *_DISTRIBUTIONS], _TIMEOUT_S, ("WORKER_START_FAILED", python))
-    versions: dict[str, str] = json.loads(text)
+    try:
+        versions: dict[str, str] = json.loads(text.splitlines()[-1])
+    except (IndexError, ValueError) as e:
+        raise CheckpointError("WORKER_START_FAILED", python, "no Python interpreter: it prints no versions") from e
     return versions
 
 

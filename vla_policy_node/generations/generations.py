@@ -70,6 +70,7 @@ class Generations:
         self._closed = False
         self.residents = Residents()
         self.lease: TrialLease | None = None
+        self._unproven: set[str] = set()  # digests of what acted on a lease and was not committed since
         self._last_active: Resident | None = None  # also after it was lost, for the report
 
     def close(self) -> None:
@@ -489,6 +490,7 @@ class Generations:
     def _set_lease(self, active: Resident, pending: Pending) -> None:
         self.lease = None
         if pending.trial:
+            self._unproven.add(active.digest)
             fallback = self.residents.standby
             drawn, now_s = pending.cause == EXPERIMENT, time.monotonic()
             self.lease = TrialLease(active.id, active.digest, fallback, pending.lease_s, now_s, drawn)
@@ -500,6 +502,7 @@ class Generations:
             self.lease.renew(now, lease_s)
             self.lease.drawn = drawn
         elif self.lease is None:
+            self._unproven.add(active.digest)
             self.lease = TrialLease(active.id, active.digest, self.residents.standby, lease_s, now, drawn)
         self._on_change()
 
@@ -509,6 +512,7 @@ class Generations:
         ``drawn_digest``: of the version under test in an experiment. When it is no longer named, its lease ends.
         """
         with self._lock:
+            self._unproven.discard(committed_digest)
             lease = self.lease
             if lease is None:
                 return
@@ -523,6 +527,12 @@ class Generations:
             else:
                 return
         self._on_change()
+
+    def proven_standby(self) -> Resident | None:
+        """Return the standby, unless it was on trial or under test when it acted last: nobody would watch it now."""
+        with self._lock:
+            standby = self.residents.standby
+            return None if standby is None or standby.digest in self._unproven else standby
 
     def due_lease(self) -> TrialLease | None:
         """Return the lease when it has run out and the node has to go back (see :meth:`TrialLease.is_due`)."""

@@ -2,7 +2,8 @@
 """What happens by itself when the acting generation is lost or its trial's lease runs out.
 
 The control process holds from the moment of the loss; here it is decided what acts next. On trial: the generation that acted
-before. Committed: the same bundle loaded again, a few times; then the standby; then nothing, and the hold stays.
+before. Committed: the same bundle loaded again, a few times; then the standby, unless it was never more than on trial or under
+test; then nothing, and the hold stays.
 """
 
 from __future__ import annotations
@@ -190,7 +191,9 @@ class Recovery:
             except EXPECTED_ERRORS as e:
                 LOG.error("recovery: %s: %s", getattr(e, "code", ""), e)
                 reasons.append(f"{getattr(e, 'code', '')}: {e}")
-        text = "; ".join(reasons) or "nothing stands by"
+        standby = self._generations.residents.standby
+        idle = "nothing stands by" if standby is None else f"{standby.version} stands by, and was never committed"
+        text = "; ".join(reasons) or idle
         raise PolicyNodeError("POLICY_LOST", f"{lost.version} was lost ({why}; {text}): holding")
 
     def _candidates(self, lost: Resident, lease: TrialLease | None) -> Iterator[Callable[[], Resident]]:
@@ -201,7 +204,7 @@ class Recovery:
             return  # never what is on trial again: it has just failed
         if self._may_reload(lost.digest):
             yield lambda: self._load(lost)
-        standby = self._generations.residents.standby
+        standby = self._generations.proven_standby()
         if standby is not None:
             yield lambda: standby
 

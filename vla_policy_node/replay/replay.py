@@ -33,6 +33,9 @@ STATUS = "policy_node/status"
 _RUNNING = 2  # ``vla_ota/PolicyStatus``: STATE_RUNNING
 _OTHER_CLOCK_NS = 60_000_000_000
 _ANY_AGE_S = 1e9
+_LONG_S = 60.0
+"""Nothing is fresh any more after so long without a message: a clock was set, or two recordings lie in one folder."""
+_REASONS = 16  # that are counted apart
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Recorded:
                 self._sources.setdefault(source.topic, []).append((observation.key, i))
         self._outputs = {output.topic: (output, _reader(output)) for output in contract.outputs}
         self._clock_ns: int | None = None  # ROS time minus time of reception
+        self._task = "" if contract.instruction is None else contract.instruction.topic
         self._episode = ""
         self._acts = True  # as the last status says; a recording without one shows a robot that always acts
         if instruction is not None:
@@ -89,6 +93,9 @@ class Recorded:
         """Take in a message; what cannot be used is counted, and the one before stays, as on the robot."""
         if message.topic == STATUS:
             self._status(message.value)
+        if message.topic == self._task and self._instruction is None and not self._episode:
+            with self._counted():
+                self.observations.set_instruction(message.value.data)
         if message.topic in self._outputs and self._acts:  # what a hold commands is nobody's policy
             output, decoder = self._outputs[message.topic]
             with self._counted():
@@ -104,6 +111,8 @@ class Recorded:
             yield
         except ObservationError as e:
             reason = f"{e.code}: {e}"
+            if reason not in self.unusable and len(self.unusable) >= _REASONS:
+                reason = f"{e.code}: for other reasons"
             self.unusable[reason] = self.unusable.get(reason, 0) + 1
 
     def _clock(self, message: Message) -> int:
@@ -197,6 +206,10 @@ def _run(recorded: Recorded, messages: Iterable[Message], bundles: Bundles, peri
     for message in messages:
         begin_ns = begin_ns or message.received_ns
         tick_ns = tick_ns or message.received_ns
+        if message.received_ns - tick_ns > _LONG_S * 1e9:
+            skipped = (message.received_ns - tick_ns) // period_ns
+            run.postponed += skipped if run.times_ns else 0
+            tick_ns += skipped * period_ns
         while tick_ns <= message.received_ns:
             fresh = recorded.observations.publish(tick_ns)
             if tick_ns >= due_ns and fresh:

@@ -224,20 +224,22 @@ class Loaded:
             progress("LOADING", 0.0)
             module = loading.find_policy_module(plan["policy_type"], plan["policy_modules"])
             loading.check_requirements(plan["requires"])
+            entries = [t for file in plan["weights"] for t in file["tensors"]]
             there = plan["weights_are_there"]  # an adapter's base, which others read
-            arena = memoryview(_map(weights_fd, plan["weights_bytes"], writable=not there))
-            if there:
-                tensors = loading.view_weights([t for file in plan["weights"] for t in file["tensors"]], arena)
-            else:
+            if not there:
+                shared = memoryview(_map(weights_fd, plan["weights_bytes"]))
                 folder = Path(plan["weights_dir"])
-                tensors = loading.read_weights(folder, plan["weights"], arena, lambda f: progress("LOADING", f))
+                loading.read_weights(folder, plan["weights"], shared, lambda f: progress("LOADING", f))
+                shared.release()
+            # What a policy writes to its weights stays its own: others act on them too, now or later.
+            tensors = loading.view_weights(entries, memoryview(_map_own(weights_fd, plan["weights_bytes"])))
         with watch("digest"):
             progress("DIGEST", 0.0)
             if not there:
                 loading.check_tensors(plan["weights"], tensors, plan["threads"])
             loading.check_files(bundle_dir, plan["files"])
         for fd in changed_fds:
-            changed = memoryview(_map(fd, plan["changed_bytes"], writable=False))
+            changed = memoryview(_map_own(fd, plan["changed_bytes"]))
             tensors.update(loading.view_weights(plan["changed"], changed))
         loading.add_aliases(plan["weights"], tensors)
         with watch("load"):
@@ -278,11 +280,15 @@ class Loaded:
                 self.golden_difference = replay(*arguments, golden["tolerance"], golden["seed"])
 
 
-def _map(fd: int, size: int, *, writable: bool = True) -> mmap.mmap:
-    """Map shared memory with its pages in place, and close the descriptor (the mapping stays)."""
-    flags, access = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0), mmap.PROT_READ
+def _map(fd: int, size: int) -> mmap.mmap:
+    """Map shared memory with its pages in place."""
+    return mmap.mmap(fd, size, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+
+
+def _map_own(fd: int, size: int) -> mmap.mmap:
+    """Map shared memory so that a page is copied when it is written to, and close the descriptor (the mapping stays)."""
     try:
-        return mmap.mmap(fd, size, flags, access | mmap.PROT_WRITE if writable else access)
+        return mmap.mmap(fd, size, mmap.MAP_PRIVATE)  # MAP_POPULATE would copy all of it at once
     finally:
         os.close(fd)
 
@@ -292,7 +298,9 @@ def _map_golden(golden: dict[str, Any] | None, fd: int) -> dict[str, npt.NDArray
         os.close(fd)
         return {}
     layout = Layout.from_json(golden["layout"])
-    return layout.views(memoryview(_map(fd, layout.size)))
+    views = layout.views(memoryview(_map(fd, layout.size)))
+    os.close(fd)
+    return views
 
 
 def _caused(error: WorkerError, cause: BaseException) -> WorkerError:

@@ -13,7 +13,6 @@ import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,13 +45,17 @@ def find_base(bundle: Bundle) -> Adapted | None:
     if wanted is None:
         return None
     models = bundle.path.parent.parent
-    for folder in (models / wanted.name / wanted.version, bundle.path.parent / wanted.version):
-        with suppress(CheckpointError):
+    place, beside = models / wanted.name / wanted.version, bundle.path.parent / wanted.version
+    reasons = []
+    for folder in dict.fromkeys((place, beside)):
+        try:
             base = open_bundle(folder, expected_digest=wanted.digest)
             break
+        except CheckpointError as e:
+            reasons += [] if e.code == "BUNDLE_NOT_A_FOLDER" else [str(e)]
     else:
-        text = f"{bundle.path} is an adapter on {wanted.name} {wanted.version} ({wanted.digest}), which does not lie in {models}"
-        raise PrepareError("BASE_MISSING", text)
+        text = f"{bundle.path} is an adapter on {wanted.name} {wanted.version} ({wanted.digest}), which has to lie at {place}"
+        raise PrepareError("BASE_MISSING", "; ".join([text, *reasons]))
     weights = {info.name: info for name in base.weight_files for info in base.headers[name].tensors.values()}
     header = bundle.headers[bundle.weight_files[0]]
     return Adapted(base, changes_of(bundle.path, header, weights))
@@ -64,7 +67,7 @@ def write_changes(
     """Compute the tensors that an adapter changes into the arena ``fd``; one at a time is in memory. Blocks.
 
     Args:
-        bundle: the adapter; each of its tensors is compared with its manifest's digest.
+        bundle: the adapter; each tensor that is read, of it or its base, is compared with its manifest's digest.
         adapted: what it changes.
         plan: says where tensors lie (``plan.py``).
         base_fd: arena that holds the base's weights; ``None``: they are read from its files.
@@ -90,15 +93,12 @@ def _write(bundle: Bundle, adapted: Adapted, plan: Mapping[str, Any], base_fd: i
     shared = None if base_fd is None else mmap.mmap(base_fd, plan["weights_bytes"], prot=mmap.PROT_READ)
 
     def read(info: TensorInfo) -> npt.NDArray[Any]:
-        data = _read(path, info.start, info.nbytes)
-        if hashlib.sha256(data).hexdigest() != digests[info.name]:
-            raise PrepareError("DIGEST_TENSOR", f"{path}: tensor {info.name!r} is not the one the manifest lists")
-        return from_bytes(data, info)
+        return from_bytes(_read(path, info, digests[info.name]), info)
 
     def read_base(info: TensorInfo) -> npt.NDArray[Any]:
         file, entry = homes[info.name]
         if shared is None:
-            return from_bytes(_read(file, entry["start"], entry["nbytes"]), info)
+            return from_bytes(_read(file, info, entry["sha256"]), info)
         return from_bytes(shared[entry["offset"] : entry["offset"] + entry["nbytes"]], info)
 
     for tensor, change in adapted.changes.items():
@@ -108,13 +108,15 @@ def _write(bundle: Bundle, adapted: Adapted, plan: Mapping[str, Any], base_fd: i
         os.pwrite(fd, to_bytes(result, change.base.dtype), places[tensor])
 
 
-def _read(path: Path, start: int, size: int) -> bytes:
+def _read(path: Path, info: TensorInfo, digest: str) -> bytes:
     try:
         with path.open("rb") as file:
-            file.seek(start)
-            data = file.read(size)
+            file.seek(info.start)
+            data = file.read(info.nbytes)
     except OSError as e:
         raise PrepareError("LOAD_FAILED", f"{path}: {e.strerror}") from e
-    if len(data) != size:
+    if len(data) != info.nbytes:
         raise PrepareError("LOAD_FAILED", f"{path}: it is shorter than its header says")
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise PrepareError("DIGEST_TENSOR", f"{path}: tensor {info.name!r} is not the one the manifest lists")
     return data

@@ -114,16 +114,13 @@ def _release(version: str) -> list[int]:
     return [int(n) for n in match[0].split(".")] if match else [0]
 
 
-def read_weights(
-    bundle_dir: Path, files: list[dict[str, Any]], arena: memoryview, fraction: Fraction
-) -> dict[str, TensorView]:
-    """Read every tensor to its offset in ``arena`` and return them by name.
+def read_weights(bundle_dir: Path, files: list[dict[str, Any]], arena: memoryview, fraction: Fraction) -> None:
+    """Read every tensor to its offset in ``arena``.
 
     Raises :class:`WorkerError` ``LOAD_FAILED`` when a file is missing or too short.
     """
     total = sum(t["nbytes"] for f in files for t in f["tensors"]) or 1
     done = 0
-    tensors: dict[str, TensorView] = {}
     for file in files:
         path = bundle_dir / file["path"]
         with _opened(path) as fd:
@@ -137,12 +134,10 @@ def read_weights(
                     filled += count
                     done += count
                     fraction(done / total)
-                tensors[tensor["name"]] = TensorView(tensor["dtype"], tuple(tensor["shape"]), view)
-    return tensors
 
 
 def view_weights(entries: list[dict[str, Any]], arena: memoryview) -> dict[str, TensorView]:
-    """Return tensors that lie in ``arena`` already, by name."""
+    """Return the tensors that lie in ``arena``, by name."""
     return {
         t["name"]: TensorView(t["dtype"], tuple(t["shape"]), arena[t["offset"] : t["offset"] + t["nbytes"]])
         for t in entries
@@ -219,7 +214,9 @@ def check_spec(
     for name, feature in spec.observation.items():
         if name not in features:
             raise WorkerError(
-                "OBSERVATION_MISMATCH", f"observation: the policy needs {name!r}, the robot contract does not give it"
+                "OBSERVATION_MISMATCH",
+                f"the policy needs {name!r}, the robot contract has {sorted(features)}: add it, or call an observation of the "
+                "contract so",
             )
         wanted = (feature.dtype, tuple(feature.shape))
         if features[name] != wanted:

@@ -49,10 +49,10 @@ class WeightArena:
 
 
 class WeightArenas:
-    """One for each generation that may be in memory at a time, and one for the base that adapters share."""
+    """One for each generation that may be in memory at a time, and one for the base of each, which adapters share."""
 
     def __init__(self, count: int, reserve_bytes: int) -> None:
-        self._arenas = [WeightArena() for _ in range(count + 1)]
+        self._arenas = [WeightArena() for _ in range(2 * count)]  # an empty one takes no memory
         self._count, self._taken = count, 0
         self._reserve_bytes = reserve_bytes
         self._lock = threading.Lock()

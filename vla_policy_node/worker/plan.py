@@ -22,9 +22,10 @@ from vla_checkpoint.bundle import Bundle
 from vla_checkpoint.golden import Golden
 from vla_checkpoint.header import Header
 from vla_policy_node.ipc.arena import Arena, Field, Layout
+from vla_policy_node.ipc.layouts import HISTORY, OBSERVATION_HZ
 from vla_policy_node.policies.base import FloatArray
 from vla_policy_node.worker.adapter import Adapted
-from vla_policy_node.worker.api import WorkerConfig
+from vla_policy_node.worker.api import PrepareError, WorkerConfig
 
 ALIGNMENT = 64
 """Of each tensor in the weights' arena [bytes]: any element type, and a cache line."""
@@ -60,6 +61,18 @@ class Plan:
     """Of the base's weights that an adapter changes; 0: it is no adapter."""
     golden: Golden | None
     recording: Recording | None = None
+
+
+def check_history(bundle: Bundle) -> None:
+    """Refuse a policy that looks back on more than the node keeps: it would be shown something else, and be wrong.
+
+    Raises PrepareError HISTORY_UNSUPPORTED.
+    """
+    count, rate_hz = bundle.config.n_obs_steps, bundle.manifest.action.rate_hz
+    if count > (HISTORY if rate_hz <= OBSERVATION_HZ else 1):
+        limit = f"up to {HISTORY} observations are kept, at {OBSERVATION_HZ:g} Hz at most"
+        text = f"the policy needs {count} observations at {rate_hz:g} Hz: {limit}; train it with a smaller n_obs_steps"
+        raise PrepareError("HISTORY_UNSUPPORTED", text)
 
 
 def lay_out(bundle: Bundle) -> tuple[list[dict[str, Any]], int]:

@@ -19,13 +19,13 @@ from vla_checkpoint.errors import CheckpointError
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.channel import ChannelClosedError
 from vla_policy_node.ipc.generation import CHUNK_SLOTS, REQUEST_SLOTS, GenerationHandle
-from vla_policy_node.ipc.layouts import HISTORY, OBSERVATION_HZ, chunk_layout, request_layout
+from vla_policy_node.ipc.layouts import chunk_layout, request_layout
 from vla_policy_node.policies.base import FeatureSpec, PolicySpec
 from vla_policy_node.worker.adapter import Adapted, find_base, write_changes
 from vla_policy_node.worker.api import MAX_GENERATIONS, Generation, PrepareError, Timings, WorkerConfig, WorkerEvent
 from vla_policy_node.worker.child import Child
 from vla_policy_node.worker.memory import WeightArena, WeightArenas
-from vla_policy_node.worker.plan import Plan, Recording, golden_memory, make_plan, plan_memory
+from vla_policy_node.worker.plan import Plan, Recording, check_history, golden_memory, make_plan, plan_memory
 from vla_policy_node.worker.watcher import Watcher
 
 Progress = Callable[[str, float], None]
@@ -163,12 +163,6 @@ class WorkerPool:
         """Start the spare now rather than after ``spare_delay_s`` (a swap is over)."""
         self._schedule_spare(0.0)
 
-    @property
-    def spare_pid(self) -> int | None:
-        """Process id of the spare worker, also while it is still importing."""
-        with self._lock:
-            return None if self._spare is None else self._spare.pid
-
     def close(self) -> None:
         """End every worker and wait for it. A preparation under way ends with CLOSED."""
         with self._lock:
@@ -190,7 +184,7 @@ class WorkerPool:
     def _open(self, bundle_dir: Path, digest: str, recording: Recording | None) -> tuple[Bundle, Adapted | None, Plan]:
         try:
             bundle = open_bundle(bundle_dir, expected_digest=digest or None)
-            self._check_history(bundle)
+            check_history(bundle)
             adapted = find_base(bundle)
             plan = make_plan(bundle, self._config, self._observation, adapted=adapted, recording=recording)
             return bundle, adapted, plan
@@ -198,16 +192,6 @@ class WorkerPool:
             raise PrepareError(e.code, str(e)) from e
         except MemoryError as e:
             raise PrepareError("OUT_OF_MEMORY", f"{bundle_dir}: no memory left while reading it") from e
-
-    @staticmethod
-    def _check_history(bundle: Bundle) -> None:
-        """Refuse a policy that looks back on more than the node keeps: it would be shown something else, and be wrong."""
-        count, rate_hz = bundle.config.n_obs_steps, bundle.manifest.action.rate_hz
-        if count > (HISTORY if rate_hz <= OBSERVATION_HZ else 1):
-            limit = f"up to {HISTORY} observations are kept, at {OBSERVATION_HZ:g} Hz at most"
-            raise PrepareError(
-                "HISTORY_UNSUPPORTED", f"the policy needs {count} observations at {rate_hz:g} Hz: {limit}"
-            )
 
     def _take_memory(
         self, bundle: Bundle, adapted: Adapted | None, plan: Plan

@@ -4,15 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from mcap.reader import make_reader
-from PIL import Image
 from rclpy.serialization import deserialize_message
 
 from vla_policy_node.contract.model import Contract
@@ -34,14 +30,17 @@ class Bag:
             raise ObservationError("BAG_UNREADABLE", f"{path}: no *.mcap in it (sqlite3 bags: ros2 bag convert)")
         self.types: dict[str, str] = {}
         """Topic → type, of what is in CDR."""
+        begins: dict[Path, int] = {}
         for file in self._files:
             with self._readable(file), file.open("rb") as stream:
                 summary = make_reader(stream).get_summary()
                 if summary is None:
                     raise ObservationError("BAG_UNREADABLE", f"{file}: it has no index: try `mcap recover`")
+                begins[file] = summary.statistics.message_start_time if summary.statistics is not None else 0
                 for channel in summary.channels.values():
                     if channel.message_encoding == "cdr" and channel.schema_id in summary.schemas:
                         self.types[channel.topic] = summary.schemas[channel.schema_id].name
+        self._files.sort(key=lambda file: begins[file])  # by name, the tenth file comes before the second
 
     @contextlib.contextmanager
     def _readable(self, file: Path) -> Iterator[None]:
@@ -52,7 +51,7 @@ class Bag:
         except OSError as e:
             raise ObservationError("BAG_UNREADABLE", f"{file}: {e.strerror or e}") from e
         except Exception as e:  # mcap, struct, lz4 and zstandard each have their own for a damaged file
-            raise ObservationError("BAG_UNREADABLE", f"{file}: {e}") from e
+            raise ObservationError("BAG_UNREADABLE", f"{file}: {e or 'cut short'}: try `mcap recover`") from e
 
     def messages(self, contract: Contract, namespace: str | None) -> Iterator[Message]:
         """Yield what a robot of this contract observed and was commanded, in the order of reception.
@@ -70,20 +69,20 @@ class Bag:
             name = _full(output.topic, namespace)
             if self.types.get(name) == output.type:
                 wanted[name] = (output.topic, message_class(output.type))
+        task = contract.instruction
+        if task is not None and self.types.get(name := _full(task.topic, namespace)) == task.type:
+            wanted[name] = (task.topic, message_class(task.type))
         status = _full(STATUS, namespace)
         if self.types.get(status) == _STATUS_TYPE:
             wanted[status] = (STATUS, message_class(_STATUS_TYPE))
-        return self._read(wanted, {s.topic for o in contract.observations for s in o.sources if s.type == _IMAGE})
+        return self._read(wanted)
 
-    def _read(self, wanted: dict[str, tuple[str, Any]], images: set[str]) -> Iterator[Message]:
+    def _read(self, wanted: dict[str, tuple[str, Any]]) -> Iterator[Message]:
         for file in self._files:
             with self._readable(file), file.open("rb") as stream:
                 for _, channel, message in make_reader(stream).iter_messages(topics=list(wanted)):
                     topic, kind = wanted[channel.topic]
-                    value = deserialize_message(message.data, kind)
-                    if topic in images and hasattr(value, "format"):
-                        value = _decoded(value)
-                    yield Message(topic, message.log_time, value)
+                    yield Message(topic, message.log_time, deserialize_message(message.data, kind))
 
     def _namespace(self, contract: Contract) -> str:
         topics = [(s.topic, s.type) for o in contract.observations for s in o.sources]
@@ -125,17 +124,3 @@ def _full(topic: str, namespace: str) -> str:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + (", …" if len(names) > 12 else "") if names else "no topic"
-
-
-def _decoded(message: Any) -> SimpleNamespace:
-    """Return a CompressedImage as the Image it was made from, but for what JPEG loses."""
-    try:
-        picture = np.asarray(Image.open(io.BytesIO(bytes(message.data))).convert("RGB"))
-    except Exception as e:  # Pillow has many
-        raise ObservationError(
-            "BAG_UNREADABLE", f"a picture of format {message.format!r} cannot be decoded: {e}"
-        ) from e
-    height, width, _ = picture.shape
-    return SimpleNamespace(
-        header=message.header, encoding="rgb8", height=height, width=width, step=3 * width, data=picture.tobytes()
-    )
