@@ -44,6 +44,7 @@ ROOMS = {
         "vla_evidence",
     },
     "vla_fleet_bridge": {"requests", "websockets", "pydantic", "vla_fleet.protocol", "vla_ros"},
+    "vla_learning": {"PIL", "mcap", "numpy", "pyarrow", "zstandard", "vla_checkpoint"},
     "vla_sim": {"numpy", "mujoco", "safetensors", "vla_checkpoint", "vla_policy_node.policies", "vla_ros"},
 }
 """Third-party and sibling packages that a room may import, beside the standard library and itself."""
