@@ -12,6 +12,7 @@ A step's picture is the newest one whose log time is not after the step's. Other
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
@@ -127,6 +128,14 @@ class EpisodeMeta:
     """Wall clock [ns since 1970 UTC]."""
     duration_s: float = 0.0
     contract_sha256: str = ""
+
+    @property
+    def interface(self) -> str:
+        """Sixteen hexadecimal digits of robot type, rate, actions and features, which are equal within a data set."""
+        actions = [[channel.name, channel.unit] for channel in self.channels]
+        features = {name: [f.dtype, f.shape, f.names] for name, f in self.features.items()}
+        parts = json.dumps([self.robot_type, self.rate_hz, actions, features], sort_keys=True)
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def as_record(self) -> dict[str, str]:
         """Return the texts of the metadata record."""

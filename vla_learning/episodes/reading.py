@@ -25,6 +25,7 @@ Floats = npt.NDArray[np.float32]
 MAX_STEPS = 200_000
 """An hour at 50 Hz."""
 _MAX_STEP_BYTES = 1 << 20
+_MOST_INSTRUCTIONS = 64
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -126,6 +127,9 @@ def _assemble(meta: EpisodeMeta, found: _Found, where: str) -> Episode:
     steps = [_step(data, meta, f"{where}: step {number}") for number, (_, data) in enumerate(found.steps)][first:]
     if not steps:
         raise EpisodeError("EPISODE_FORMAT", where, "no step with all its observations")
+    instructions = [step["instruction"] for step in steps]
+    if len(set(instructions)) > _MOST_INSTRUCTIONS:
+        raise EpisodeError("EPISODE_LIMIT", where, f"more than {_MOST_INSTRUCTIONS} instructions")
     states = [name for name, feature in meta.features.items() if not feature.is_picture]
     nothing = [float("nan")] * len(meta.channels)
     return Episode(
@@ -136,7 +140,7 @@ def _assemble(meta: EpisodeMeta, found: _Found, where: str) -> Episode:
         np.array([step["action"] for step in steps], np.float32),
         np.array([step["policy_action"] or nothing for step in steps], np.float32),
         np.array([step["intervention"] for step in steps], np.bool_),
-        [step["instruction"] for step in steps],
+        instructions,
     )
 
 
