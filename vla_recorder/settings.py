@@ -25,6 +25,12 @@ class RecorderSettings:
     max_memory_bytes: int = setting(64 << 20, "Most memory for what is kept [bytes]", 1 << 20)
     max_disk_bytes: int = setting(2 << 30, "Most that all recordings take; the oldest go [bytes]", 4 << 20)
     min_free_bytes: int = setting(1 << 30, "Space that must stay free on their file system [bytes]", 0)
+    episodes_max_disk_bytes: int = setting(
+        4 << 30, "Most that the files of episodes take, beside the recordings; 0 = no episode is recorded [bytes]", 0
+    )
+    episode_image_rate_hz: float = setting(
+        30.0, "Pictures kept a second and camera in an episode's file, as the policy gets them [Hz]", 0.1, 60.0
+    )
     policy_node: str = setting("policy_node", "Name of the policy node, relative to this namespace, or absolute")
     ota_manager: str = setting("ota_manager", "Name of the manager's node, relative to this namespace, or absolute")
 
@@ -33,6 +39,11 @@ class RecorderSettings:
             raise RecorderError("PARAMETER_INVALID", "recording_dir: must name a folder")
         if self.max_disk_bytes < 4 * self.max_memory_bytes:
             raise RecorderError("PARAMETER_INVALID", "max_disk_bytes: must be at least 4 times max_memory_bytes")
+
+    @property
+    def max_episode_bytes(self) -> int:
+        """A larger episode is not kept: it would take the place of too many others [bytes]."""
+        return self.episodes_max_disk_bytes // 4
 
     @property
     def max_file_bytes(self) -> int:

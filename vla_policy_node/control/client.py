@@ -30,8 +30,36 @@ from vla_policy_node.ipc.layouts import MODES, control_status_layout
 Event = dict[str, Any]
 
 AT = ("CHUNK", "EPISODE", "REST", "NOW")
-_STATUS_SLOTS = 16
+_LEAST_STATUS_SLOTS = 64
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Tick:
+    """One tick that published a command."""
+
+    stamp_ns: int  # monotonic, when it was published
+    command: npt.NDArray[np.float64]  # [C]
+    policy_action: npt.NDArray[np.float64]  # [C] what the policy wanted, before limits; NaN = nothing
+    generation: int  # that wanted it, or did so last
+    operator: bool  # the command follows an operator's action
+    observation: int  # sequence number of what was seen
+    episode: int  # as that observation says
+
+
+_TICK_FIELDS = ("stamp_ns", "command", "policy_action", "generation", "mode", "observation", "episode", "published")
+
+
+def _tick(record: Mapping[str, npt.NDArray[Any]]) -> Tick:
+    return Tick(
+        int(record["stamp_ns"]),
+        record["command"],
+        record["policy_action"],
+        int(record["generation"]),
+        MODES[int(record["mode"])] == "OPERATOR",
+        int(record["observation"]),
+        int(record["episode"]),
+    )
 
 
 @dataclass(frozen=True)
@@ -75,8 +103,9 @@ class ControlClient:
     ) -> None:
         self._contract, self._observation, self._sink = contract, observation, dict(sink)
         self._on_event, self._fifo_priority = on_event, fifo_priority
+        slots = max(_LEAST_STATUS_SLOTS, round(contract.rate_hz))  # a second: who reads each tick may be late
         self._status: Arena | None = Arena.create(
-            control_status_layout(len(contract.channels)), _STATUS_SLOTS, "vla_control_status"
+            control_status_layout(len(contract.channels)), slots, "vla_control_status"
         )
         self._status_lock = threading.Lock()
         self._channel: Channel | None = None
@@ -260,6 +289,19 @@ class ControlClient:
             chunks=int(r["chunks"]),
             command=r["command"],
         )
+
+    def ticks(self, after: int) -> tuple[int, list[Tick]]:
+        """Return the newest tick's sequence number, and the ticks since ``after`` that published a command.
+
+        Those of the last second at least are there still. ``after`` 0: only the number is asked for.
+        """
+        with self._status_lock:
+            if self._status is None:
+                return after, []
+            newest, oldest = self._status.newest, self._status.newest - self._status.slots + 2
+            wanted = range(max(after + 1, oldest, 1), newest + 1) if after else ()
+            records = [self._status.read(_TICK_FIELDS, seq=sequence) for sequence in wanted]
+        return newest, [_tick(r[1]) for r in records if r is not None and r[1]["published"]]
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

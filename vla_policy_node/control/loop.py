@@ -42,6 +42,7 @@ class Look:
     measured_ns: int
     motion_ns: int
     episode: int
+    observation: int = 0  # its sequence number
 
 
 class ControlLoop:
@@ -62,6 +63,7 @@ class ControlLoop:
         # Not reported yet: the swap, the generation and the command before it.
         self.swapped: tuple[PendingSwap, int, Floats | None] | None = None
         self.generation = 0  # of the last action taken
+        self.policy_action: Floats | None = None  # what the policy wanted on this tick, before limits
         self.chunks = 0  # taken over from the acting generation
         self.starved = self.clamped = False  # on this tick
         self.tick_number = 0
@@ -87,6 +89,7 @@ class ControlLoop:
         """Return the command to publish, float64 ``[C]``; ``None`` = publish nothing."""
         self.now_ns, self.tick_number = now_ns, tick
         self.starved = self.clamped = False
+        self.policy_action = None
         self._measured = look.measured
         if not self.enabled:
             return None
@@ -156,7 +159,8 @@ class ControlLoop:
         assert self.command is not None
         since_s = self.commanded.since_s(self.now_ns)
         command, self.clamped = self.limiter_in_use.shorten(action.values, self.command, since_s)
-        self._last_target, self.generation = action.values, action.generation
+        self._last_target = self.policy_action = action.values
+        self.generation = action.generation
         self.chunks += int(action.takes_over)
         self.queue.advance()
         self.commanded.put(command, self.now_ns)

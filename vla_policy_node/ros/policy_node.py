@@ -21,7 +21,15 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 from vla_ota.action import PrepareModel, RunPolicy
-from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, ShadowActions, SwapReport
+from vla_ota.msg import (
+    AnomalyScore,
+    EpisodeOutcome,
+    ModelStatus,
+    PolicyStatus,
+    PolicySteps,
+    ShadowActions,
+    SwapReport,
+)
 from vla_ota.srv import EndEpisode, StartEpisode, SwapModel
 
 from vla_policy_node.config import PolicyNodeConfig
@@ -35,6 +43,7 @@ from vla_policy_node.generations.swapping import Report, SwapRequest
 from vla_policy_node.ros import diagnostics, messages
 from vla_policy_node.ros.run_policy import require, run_policy
 from vla_policy_node.shadow.follower import ShadowActions as ShadowChunk
+from vla_policy_node.steps import Steps
 from vla_ros import qos
 from vla_ros.action_server import DestroyableActionServer
 from vla_ros.diagnostics import Diagnostics
@@ -83,6 +92,7 @@ class PolicyNode(LifecycleNode):
         self._reports = self._advertise(SwapReport, "~/swap_report", qos.LATCHED)
         self._scores = self._advertise(AnomalyScore, "anomaly_score", qos.EVENTS)
         self._episodes = self._advertise(EpisodeOutcome, "episode_outcome", qos.EVENTS)
+        self._steps = self._advertise(PolicySteps, "~/steps", qos.EVENTS)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
         group = MutuallyExclusiveCallbackGroup()
         self.create_timer(_STATUS_POLL_S, self._publish_status, callback_group=group, clock=steady)
@@ -451,6 +461,10 @@ class PolicyNode(LifecycleNode):
     def on_report(self, report: Report) -> None:
         """Publish what a swap cost."""
         self._reports.publish(self._report_message(report))
+
+    def on_steps(self, steps: Steps, episode: Episode, by: Resident | None) -> None:
+        """Publish some steps of the open episode."""
+        self._steps.publish(messages.steps(steps, episode, by, self._now()))
 
     def on_shadow_actions(self, shown: ShadowChunk) -> None:
         """Publish what a shadow-only node's policy would do."""
