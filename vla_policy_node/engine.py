@@ -40,6 +40,7 @@ from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.ipc.layouts import OBSERVATION_HZ
 from vla_policy_node.journal import Journal
 from vla_policy_node.observation import ObservationBuffer, encode_instruction
+from vla_policy_node.operator_actions import OperatorActions
 from vla_policy_node.scores import ChunkScorer
 from vla_policy_node.shadow.follower import Follower, ShadowActions
 from vla_policy_node.shadow.session import Shadow
@@ -191,6 +192,9 @@ class PolicyEngine:
         self._enabling, self._resuming = threading.Lock(), threading.Lock()
         self._enable_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._resume_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._operator_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._operated = False  # an operator has taken over
+        self.operator = OperatorActions(contract, self._control.operate)
         self._error: tuple[str, str] = ("", "")
         self._condemned: dict[int, tuple[str, str]] = {}  # generation that was killed -> why
         self._faults: dict[int, str] = {}  # generation -> what its policy did instead of giving a chunk
@@ -331,19 +335,29 @@ class PolicyEngine:
 
     def resume(self) -> str:
         """End a latched hold. Returns why that was refused, empty if it was not. Raises ControlError."""
-        with self._resuming:
-            while not self._resume_answers.empty():
-                self._resume_answers.get()
-            self._control.resume()
-            try:
-                answer = self._resume_answers.get(timeout=_ANSWER_S)
-            except queue.Empty:
-                raise ControlError("CONTROL_UNRESPONSIVE", "the control process did not answer") from None
+        answer = self._answer(self._control.resume, self._resume_answers)
         if answer["type"] == "RESUME_ACCEPTED":
             if self.generations.residents.active is not None:  # else what was lost is worth telling still
                 self._error = ("", "")
             return ""
         return f"{answer.get('error_code', '')}: {answer.get('message', '')}"
+
+    def take_over(self, *, on: bool) -> None:
+        """Let what :attr:`operator` receives command the robot instead of the policy; or the policy again. Raises ControlError.
+
+        The open episode, and each that begins meanwhile, ends as one with an intervention.
+        """
+        self._answer(lambda: self._control.take_over(on), self._operator_answers)
+
+    def _answer(self, ask: Callable[[], None], answers: queue.SimpleQueue[dict[str, Any]]) -> dict[str, Any]:
+        with self._resuming:
+            while not answers.empty():
+                answers.get()
+            ask()
+            try:
+                return answers.get(timeout=_ANSWER_S)
+            except queue.Empty:
+                raise ControlError("CONTROL_UNRESPONSIVE", "the control process did not answer") from None
 
     def on_manager_status(self, trial_digest: str, committed_digest: str, assignment: Assignment | None = None) -> None:
         """The manager has spoken: its trial's lease goes on, or ends in a commit; so does that of an experiment's B."""
@@ -368,6 +382,8 @@ class PolicyEngine:
                 with self._episode_lock:
                     episode = self._episodes.start(name, instruction, timeout_s, time.monotonic(), draw.arm)
                     self._steps.begin()
+                    if self._operated:
+                        self._episodes.intervened()
             except BaseException:
                 self.observations.set_instruction(self._instruction)
                 if self.config.require_episode:
@@ -510,6 +526,12 @@ class PolicyEngine:
             self._enable_answers.put({"type": "ENABLE_FAILED", "error_code": "CONTROL_LOST", "message": "it has ended"})
         elif kind in ("RESUME_ACCEPTED", "RESUME_REFUSED"):
             self._resume_answers.put(event)
+        elif kind in ("TAKEN_OVER", "GIVEN_BACK"):
+            with self._episode_lock:
+                self._operated = kind == "TAKEN_OVER"
+                if self._operated:
+                    self._episodes.intervened()
+            self._operator_answers.put(event)
         self._listener.on_change()
 
     def _on_active_lost(self, resident: Resident, lease: TrialLease | None, why: str) -> None:

@@ -25,12 +25,12 @@ from vla_policy_node.holds import HOLD_REASONS
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.channel import Channel, ChannelClosedError, ChannelFullError
 from vla_policy_node.ipc.generation import GenerationHandle
-from vla_policy_node.ipc.layouts import MODES, control_status_layout
+from vla_policy_node.ipc.layouts import MODES, control_status_layout, operator_layout
 
 Event = dict[str, Any]
 
 AT = ("CHUNK", "EPISODE", "REST", "NOW")
-_LEAST_STATUS_SLOTS = 64
+_LEAST_STATUS_SLOTS, _OPERATOR_SLOTS = 64, 4
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -107,6 +107,9 @@ class ControlClient:
         self._status: Arena | None = Arena.create(
             control_status_layout(len(contract.channels)), slots, "vla_control_status"
         )
+        self._operator: Arena | None = Arena.create(
+            operator_layout(len(contract.channels)), _OPERATOR_SLOTS, "vla_operator"
+        )
         self._status_lock = threading.Lock()
         self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -142,7 +145,8 @@ class ControlClient:
             theirs.close()
         self._reader = threading.Thread(target=self._read, name="control-events", daemon=True)
         self._reader.start()
-        status = self._status
+        status, operator = self._status, self._operator
+        assert operator is not None  # closed with the status only
         self._send(
             {
                 "type": "configure",
@@ -152,8 +156,9 @@ class ControlClient:
                 "fifo_priority": self._fifo_priority,
                 "observation": {"layout": self._observation.layout.to_json(), "slots": self._observation.slots},
                 "status_slots": status.slots,
+                "operator_slots": operator.slots,
             },
-            [self._observation.fd, status.fd],
+            [self._observation.fd, status.fd, operator.fd],
         )
         if not self._first_answer.wait(timeout_s):
             self.close(0.0)
@@ -177,9 +182,10 @@ class ControlClient:
         if self._channel is not None:
             self._channel.close()
         with self._status_lock:
-            if self._status is not None:
-                self._status.close()
-            self._status = None
+            for arena in (self._status, self._operator):
+                if arena is not None:
+                    arena.close()
+            self._status = self._operator = None
 
     def kill(self) -> None:
         """End the child at once: EXITED follows. Nothing is published afterwards."""
@@ -265,6 +271,16 @@ class ControlClient:
     def resume(self) -> None:
         """End a latched hold. Answer: RESUME_ACCEPTED or RESUME_REFUSED."""
         self._send({"type": "resume"})
+
+    def take_over(self, on: bool) -> None:
+        """Command an operator's actions (see :meth:`operate`), or the policy's again. Answer: TAKEN_OVER or GIVEN_BACK."""
+        self._send({"type": "take_over", "on": on})
+
+    def operate(self, action: npt.NDArray[np.float64], received_ns: int) -> None:
+        """Hand over an operator's newest action ``[C]``, in the contract's units. Call it from one thread at a time."""
+        with self._status_lock:
+            if self._operator is not None:
+                self._operator.write({"action": action, "received_ns": received_ns})
 
     def status(self) -> ControlStatus | None:
         """Return the status of the last tick; ``None`` before the first and after :meth:`close`."""

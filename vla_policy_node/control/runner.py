@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,16 @@ class Runner:
     """Owns the loop, its clock and its counts; nothing of it waits but :meth:`run` for the next deadline."""
 
     def __init__(
-        self, contract: Contract, channel: Channel, observation: Arena, status: Arena, sink: CommandSink
+        self,
+        contract: Contract,
+        channel: Channel,
+        observation: Arena,
+        status: Arena,
+        operator: Arena,
+        sink: CommandSink,
     ) -> None:
         self._channel, self._observation, self._status, self._sink = channel, observation, status, sink
+        self._operator = operator
         self._events = EventQueue(channel)
         self._loop = ControlLoop(contract, self._emit)
         self._counters, self._spans = Counters(), Spans()
@@ -105,6 +113,10 @@ class Runner:
                 int(r["episode"]),
                 read[0],
             )
+        operated = self._operator.read() if self._loop.operator.on else None
+        if operated is not None:
+            action, received_ns = operated[1]["action"], int(operated[1]["received_ns"])
+            self._look = replace(self._look, operator=action, operator_ns=received_ns)
         return self._look
 
     def _report_swap(self, now_ns: int) -> None:

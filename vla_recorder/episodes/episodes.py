@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _LATE_S = 0.5
 _SILENT_S = 5.0
 """A policy node that says nothing for so long has died with its episode [s]."""
 _CLOSE_S = 10.0
+_KNOWN = 64
 
 
 class Episodes:
@@ -44,7 +46,7 @@ class Episodes:
         self._shelf, self._maker, self._meta = shelf, StepMaker(contract), meta_of(contract, robot)
         self._limits = {"max_waiting_bytes": max_waiting_bytes, "max_file_bytes": max_file_bytes}
         self._open: _Episode | None = None
-        self._ended = ""  # the last episode whose file was closed, or which began before this recorder: not begun again
+        self._known: deque[str] = deque(maxlen=_KNOWN)  # episodes that were begun, or whose beginning was missed
         self._heard_any = False
         self._finishing: list[FileWriter] = []
         self.kept = 0
@@ -70,10 +72,6 @@ class Episodes:
 
     def status(self, message: Any, now_s: float) -> None:
         """Take in a PolicyStatus."""
-        if not self._heard_any:
-            self._heard_any = True
-            self._ended = message.episode_id  # its beginning was missed
-            return
         self._follow(message.episode_id, now_s)
         episode = self._open
         if episode is None:
@@ -91,6 +89,7 @@ class Episodes:
         if episode is None or message.episode_id != episode.id:
             return
         episode.heard_s = now_s
+        known = message.generation in episode.generations
         who = {"policy": message.name, "version": message.version, "digest": message.digest}
         episode.generations[message.generation] = {**who, "generation": message.generation}
         for index, at_ns in enumerate(message.times_ns):
@@ -102,6 +101,8 @@ class Episodes:
                 return
             self._put(episode, Record(STEP, at_ns, at_ns, data))
             episode.step(message, index)
+        if not known and episode.first_ns is not None:  # what the next recorder knows if this one dies
+            self._put(episode, Note(BEGUN, episode.summary().as_record()))
 
     def outcome(self, message: Any, now_s: float) -> None:
         """Take in an EpisodeOutcome."""
@@ -143,12 +144,15 @@ class Episodes:
 
     def _follow(self, episode_id: str, now_s: float) -> None:
         """Begin a file if this episode is a new one."""
-        if not episode_id or episode_id == self._ended or (self._open is not None and episode_id == self._open.id):
+        new = episode_id not in self._known
+        if new:
+            self._known.append(episode_id)
+        missed, self._heard_any = not self._heard_any, True
+        if not episode_id or not new or missed:
             return
         if self._open is not None:
             self._close(self._open)
         meta = dataclasses.replace(self._meta, episode_id=episode_id, started_ns=time.time_ns())
-        self._ended = episode_id  # also if it cannot be begun: else it would be tried at each message
         try:
             path = self._shelf.new_path(episode_id.replace(":", "_"))
         except RecorderError as e:
@@ -164,7 +168,7 @@ class Episodes:
             self.dropped += 1
 
     def _close(self, episode: _Episode) -> None:
-        self._open, self._ended = None, episode.id
+        self._open = None
         if episode.first_ns is None:
             LOG.info("episode %s is not kept: it has no step", episode.id)
             episode.writer.drop()

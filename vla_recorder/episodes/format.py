@@ -22,7 +22,7 @@ from vla_policy_node.contract.model import Contract, Observation
 from vla_recorder.records import Topic
 
 BEGUN = "vla_ota.episode.begun"
-"""Name of the metadata record that is written first: what is known if the recorder dies."""
+"""Name of the metadata records that say what is known so far: the last one counts if the recorder dies."""
 STEP = Topic(STEP_TOPIC, STEP_SCHEMA, STEP_JSON_SCHEMA, encoding="json", schema_encoding="jsonschema")
 
 

@@ -57,6 +57,8 @@ _ABOUT = (
 _TAKE_S = 0.1
 _DEPTH = 200  # of a queue that is emptied every _TAKE_S
 _SAVE_S = 30.0
+_PICTURES_BEFORE = 20
+"""Kept of each camera for the file of an episode that begins: its first steps may come a few tenths of a second late."""
 _COMPRESSED = "sensor_msgs/msg/CompressedImage"
 _PICTURES = ("sensor_msgs/msg/Image", _COMPRESSED)
 
@@ -85,8 +87,9 @@ class _Input:
     features: tuple[tuple[Topic, Decoder], ...] = ()  # of the policy that it is the picture of
     due_ns: int = 0  # when the next picture is taken, monotonic
     kept_ns: int = 0  # when the last one that was kept was received, wall clock
-    before: deque[tuple[bytes, int]] = field(default_factory=lambda: deque(maxlen=2))
-    """Of a picture: those that were taken last, and when they were received."""
+    before: deque[Record] = field(
+        default_factory=lambda: deque(maxlen=_PICTURES_BEFORE)
+    )  # features that were seen last
     count: int = 0
     unusable: str = ""  # encoding of pictures that cannot be kept
 
@@ -219,17 +222,14 @@ class RecorderNode(Node):
                 self._take_and_look(time.monotonic_ns())
 
     def _take_and_look(self, now_ns: int) -> None:
-        records: list[Record] = []
         causes: list[Cause] = []
-        for source in self._inputs.values():
-            for record in self._take(source, now_ns):
-                if source.boxed:
-                    records.append(record)
-                cause = self._heard(source, record, now_ns / 1e9) if source.look or source.hear else None
-                if cause is not None and record.published_ns >= self._began_ns:  # one that was kept for us is no event
-                    causes.append(cause)
-        for record in sorted(records, key=lambda r: r.received_ns):
-            self._box.add(record, now_ns)
+        taken = [(source, record) for source in self._inputs.values() for record in self._take(source, now_ns)]
+        for source, record in sorted(taken, key=lambda pair: pair[1].received_ns):
+            if source.boxed:
+                self._box.add(record, now_ns)
+            cause = self._heard(source, record, now_ns / 1e9) if source.look or source.hear else None
+            if cause is not None and record.published_ns >= self._began_ns:  # one that was kept for us is no event
+                causes.append(cause)
         self._begin_with_pictures()
         if (silence := self._triggers.silence(now_ns / 1e9)) is not None:
             causes.append(silence)
@@ -251,10 +251,10 @@ class RecorderNode(Node):
     def _begin_with_pictures(self) -> None:
         """Give a new episode what was seen before its first step."""
         writing = self._episodes.writing if self._episodes is not None else None
-        if writing not in (None, self._episode):
+        if self._episodes is not None and writing not in (None, self._episode):
             for source in self._inputs.values():
-                for data, received_ns in source.before:
-                    self._keep_in_episode(source, data, received_ns)
+                for record in source.before:
+                    self._episodes.add(record)
         self._episode = writing
 
     def _heard(self, source: _Input, record: Record, now_s: float) -> Cause | None:
@@ -286,10 +286,8 @@ class RecorderNode(Node):
             data, info = taken
             received_ns = info["received_timestamp"] or time.time_ns()
             source.count += 1
-            if self._episodes is not None and self._episodes.running:
-                self._keep_in_episode(source, data, received_ns)
-            if source.features:
-                source.before.append((data, received_ns))
+            if self._episodes is not None:
+                self._keep_in_episode(self._episodes, source, data, received_ns)
             since_ns = received_ns - source.kept_ns  # negative: the clock was set back
             if not source.picture and 0 <= since_ns < 0.9 * source.period_ns:
                 continue
@@ -302,10 +300,8 @@ class RecorderNode(Node):
             if kept is not None:
                 yield Record(source.topic, received_ns, info["source_timestamp"] or received_ns, kept)
 
-    def _keep_in_episode(self, source: _Input, data: bytes, received_ns: int) -> None:
-        """Put what happened into the episode's file, and a picture as the policy gets it."""
-        episodes = self._episodes
-        assert episodes is not None
+    def _keep_in_episode(self, episodes: Episodes, source: _Input, data: bytes, received_ns: int) -> None:
+        """Put what happened into the open episode's file, and a picture as the policy gets it."""
         if source.happened:
             episodes.add(Record(source.topic, received_ns, received_ns, bytes(data)))
         if not source.features:
@@ -318,7 +314,9 @@ class RecorderNode(Node):
                 source.unusable = f"{e.code}: {e}"
                 continue
             picture = encode_image(received_ns, "png", png(pixels))
-            episodes.add(Record(feature, received_ns, received_ns, picture))
+            record = Record(feature, received_ns, received_ns, picture)
+            source.before.append(record)
+            episodes.add(record)
 
     def _compress(self, source: _Input, data: bytes) -> bytes | None:
         message = deserialize_message(data, Image)
