@@ -52,6 +52,7 @@ ROOMS = {
         "uvicorn",
         "vla_checkpoint",
         "vla_evidence",
+        "vla_learning",
     },
     "vla_fleet_bridge": {"requests", "websockets", "pydantic", "vla_fleet.protocol", "vla_ros"},
     "vla_learning": {"PIL", "mcap", "numpy", "pyarrow", "zstandard", "vla_checkpoint"},

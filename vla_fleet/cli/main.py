@@ -41,6 +41,9 @@ def serve(
         bool,
         typer.Option("--open-files", help="Let whoever reaches the server read models, so that a CDN can keep them."),
     ] = False,
+    max_episodes_per_robot: Annotated[
+        int, typer.Option(help="Episodes of one robot that are kept; failures and corrections longest.", min=1)
+    ] = 10_000,
 ) -> None:
     """Run the server. The first start writes an admin's key to DATA/admin.key."""
     if host in ("0.0.0.0", "::") and not public_url:
@@ -49,7 +52,7 @@ def serve(
         )
     from vla_fleet.server.run import run  # fastapi and sqlalchemy take a second that no other command needs
 
-    run(data, host, port, public_url, heartbeat_s, certificate, certificate_key, open_files)
+    run(data, host, port, public_url, heartbeat_s, certificate, certificate_key, open_files, max_episodes_per_robot)
 
 
 def main() -> None:
