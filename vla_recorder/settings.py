@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from vla_recorder.episodes.upload import ALL, FAILURES, Upload
 from vla_recorder.errors import RecorderError
 from vla_ros.settings import setting
 
@@ -31,6 +33,16 @@ class RecorderSettings:
     episode_image_rate_hz: float = setting(
         30.0, "Pictures kept a second and camera in an episode's file, as the policy gets them [Hz]", 0.1, 60.0
     )
+    server: str = setting(
+        "", "Fleet server that episodes are uploaded to, wss://host[:port] as fleet_bridge has it; empty = no upload"
+    )
+    state_dir: str = setting("", "Folder of fleet_bridge, which keeps the robot's token there", path=True)
+    ca_file: str = setting("", "Certificate authority of the server (PEM), if this machine does not know it", path=True)
+    upload: str = setting(
+        "failures", "Episodes that are uploaded: failures (and corrections, and unknown ends), or all"
+    )
+    upload_only_idle: bool = setting(True, "Upload only while no episode runs")
+    upload_bandwidth_bytes_s: int = setting(0, "Largest mean upload rate [bytes/s]; 0 = no cap", 0)
     policy_node: str = setting("policy_node", "Name of the policy node, relative to this namespace, or absolute")
     ota_manager: str = setting("ota_manager", "Name of the manager's node, relative to this namespace, or absolute")
 
@@ -39,6 +51,22 @@ class RecorderSettings:
             raise RecorderError("PARAMETER_INVALID", "recording_dir: must name a folder")
         if self.max_disk_bytes < 4 * self.max_memory_bytes:
             raise RecorderError("PARAMETER_INVALID", "max_disk_bytes: must be at least 4 times max_memory_bytes")
+        if self.upload not in (FAILURES, ALL):
+            raise RecorderError("PARAMETER_INVALID", f"upload: {self.upload!r} must be {FAILURES} or {ALL}")
+        if self.server and not self.server.startswith(("ws://", "wss://")):
+            raise RecorderError("PARAMETER_INVALID", f"server: {self.server!r} must begin with wss:// or ws://")
+        if self.server and not self.state_dir:
+            raise RecorderError(
+                "PARAMETER_INVALID", "state_dir: must name the folder of fleet_bridge, if server is given"
+            )
+
+    @property
+    def uploads(self) -> Upload | None:
+        """How episodes are uploaded; ``None``: not at all."""
+        if not self.server:
+            return None
+        server, token = self.server.rstrip("/").replace("ws", "http", 1), Path(self.state_dir).expanduser() / "token"
+        return Upload(server, token, self.ca_file, self.upload, self.upload_bandwidth_bytes_s)
 
     @property
     def max_episode_bytes(self) -> int:

@@ -30,6 +30,14 @@ class EpisodeShelf(Shelf):
         super().__init__(folder, max_bytes, min_free_bytes)
         self._plain: dict[Path, bool] = {}
 
+    def recover(self) -> None:
+        """See Shelf; marks without their files are removed too."""
+        super().recover()
+        for mark in (UPLOADED, REFUSED):
+            for path in self.folder.glob(f"*.mcap{mark}"):
+                if self.names.fullmatch(path.stem) and not path.with_suffix("").exists():
+                    path.unlink(missing_ok=True)
+
     def is_plain_success(self, path: Path) -> bool:
         """Whether an episode has succeeded without anybody's help: the least that there is to learn from."""
         plain = self._plain.get(path)

@@ -36,7 +36,8 @@ from vla_policy_node.errors import ObservationError
 from vla_recorder.blackbox import BlackBox, Cause
 from vla_recorder.episodes.episodes import Episodes
 from vla_recorder.episodes.format import picture_topic
-from vla_recorder.episodes.shelf import EpisodeShelf
+from vla_recorder.episodes.shelf import REFUSED, UPLOADED, EpisodeShelf
+from vla_recorder.episodes.upload import Uploader
 from vla_recorder.errors import RecorderError
 from vla_recorder.pictures import jpeg, png
 from vla_recorder.records import Record, Topic
@@ -112,6 +113,7 @@ class RecorderNode(Node):
             max_memory_bytes=settings.max_memory_bytes,
             max_file_bytes=settings.max_file_bytes,
         )
+        self._uploader: Uploader | None = None
         self._episodes = self._make_episodes(contract, Path(settings.recording_dir).expanduser() / "episodes")
         self._episode: Path | None = None  # the file that has got its first pictures
         self._triggers = Triggers()
@@ -129,13 +131,17 @@ class RecorderNode(Node):
             period_s = 1.0 / settings.episode_image_rate_hz
             self.create_timer(period_s, self._take_pictures, callback_group=group, clock=steady)
         self.create_service(Trigger, "~/save", self._save, callback_group=ReentrantCallbackGroup())
-        Diagnostics(self, lambda: contract.robot_type).add("black box", self._report)
+        diagnostics = Diagnostics(self, lambda: contract.robot_type)
+        diagnostics.add("black box", self._report)
+        diagnostics.add("episodes", self._report_episodes)
 
     def close(self) -> None:
         """Finish what is being written; callbacks still run."""
         with self._taking:
             self._closed = True
             self._box.close()
+            if self._uploader is not None:
+                self._uploader.stop()
             if self._episodes is not None:
                 self._episodes.close()
 
@@ -145,9 +151,15 @@ class RecorderNode(Node):
             return None
         shelf = EpisodeShelf(folder, settings.episodes_max_disk_bytes, settings.min_free_bytes)
         shelf.recover()
+        self._kept_episodes = shelf
         robot = self.get_namespace().strip("/").replace("/", ".") or socket.gethostname()
         limits = {"max_waiting_bytes": settings.max_memory_bytes, "max_file_bytes": settings.max_episode_bytes}
-        return Episodes(shelf, contract, robot, **limits)
+        episodes = Episodes(shelf, contract, robot, **limits)
+        if settings.uploads is not None:
+            may = lambda: not (settings.upload_only_idle and episodes.running)  # noqa: E731
+            self._uploader = Uploader(shelf, settings.uploads, may)
+            self._uploader.start()
+        return episodes
 
     # -- topics -------------------------------------------------------------------------------------------------------------
 
@@ -363,6 +375,35 @@ class RecorderNode(Node):
             return Report(WARN, f"nothing came yet on {', '.join(silent)}", values)
         doing = f"writing {box.writing.name}" if box.writing is not None else f"{len(recordings)} recordings on disk"
         return Report(OK, f"the last {seconds:.0f} s are in memory, {doing}", values)
+
+    def _report_episodes(self) -> Report:
+        episodes, uploader = self._episodes, self._uploader
+        if episodes is None:
+            return Report(OK, "off: episodes_max_disk_bytes is 0")
+        shelf = self._kept_episodes
+        kept = shelf.recordings()
+        refused = sum(shelf.marked(path, REFUSED) for path in kept)
+        values: dict[str, object] = {
+            "writing": episodes.writing or "",
+            "kept": len(kept),
+            "failures_and_corrections": sum(not shelf.is_plain_success(path) for path in kept),
+            "disk_bytes": shelf.bytes,
+            "recorded": episodes.kept,
+            "dropped": episodes.dropped,
+            "uploaded": sum(shelf.marked(path, UPLOADED) for path in kept),
+            "waiting": len(uploader.waiting()) if uploader is not None else "",
+            "refused": refused,
+        }
+        if episodes.error:
+            return Report(WARN, f"the last episode was not recorded: {episodes.error}", values)
+        if uploader is not None and uploader.problem:
+            return Report(WARN, f"{values['waiting']} episodes wait to be uploaded: {uploader.problem}", values)
+        if refused:
+            return Report(
+                WARN, f"the server refuses {refused} episodes; the reasons are in {shelf.folder}/*{REFUSED}", values
+            )
+        doing = f"recording {episodes.writing.name}" if episodes.writing is not None else "no episode runs"
+        return Report(OK, f"{doing}, {len(kept)} kept", values)
 
 
 def main() -> None:
