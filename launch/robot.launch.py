@@ -203,6 +203,8 @@ def robot(context: LaunchContext) -> list[Action]:
         )
 
     box = {"contract": given("contract"), "recording_dir": str(Path(store, "recordings"))}
+    if given("fleet"):
+        box |= {"server": given("fleet"), "state_dir": str(Path(store, "fleet"))}
     optional = (("manager", "ota_manager", manager), ("recorder", "recorder", box))
     actions: list[Action] = [node("policy_node", policy)]
     actions += [node(name, own) for argument, name, own in optional if truth(argument)]

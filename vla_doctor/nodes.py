@@ -14,7 +14,7 @@ from vla_policy_node.contract.model import Contract
 from vla_policy_node.holds import HOLDS
 from vla_recorder.settings import RecorderSettings
 
-UNCONFIGURED, INACTIVE, RUNNING, HOLDING, MOTION_DISABLED, ERROR = range(6)
+UNCONFIGURED, INACTIVE, RUNNING, HOLDING, MOTION_DISABLED, ERROR, OPERATOR = range(7)
 """``vla_ota/PolicyStatus``: STATE_*."""
 _MISSED_SHARE = 1e-3
 _STATUS_PERIOD_S = 1.0
@@ -62,6 +62,8 @@ def _check_policy_status(what: str, node: NodeSeen) -> list[Finding]:
     if status.state in (RUNNING, MOTION_DISABLED) and not without_policy:
         state = "runs" if status.state == RUNNING else "motion is disabled"
         found.append(ok(what, f"{status.active_version} {state} at {status.control_rate_hz:g} Hz"))
+    elif status.state == OPERATOR:
+        found.append(ok(what, "an operator has taken over: his actions are commanded"))
     return found
 
 

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from vla_policy_node.contract.message_types import JOINT_STATE
-from vla_policy_node.contract.model import Source
+from vla_policy_node.contract.message_types import COMPRESSED_IMAGE, JOINT_STATE, JOINT_TRAJECTORY
+from vla_policy_node.contract.model import Align, Output, Qos, Source
 from vla_policy_node.errors import ObservationError
 from vla_policy_node.pictures import Image, PictureReader
 
@@ -84,3 +85,25 @@ class Decoder:
 
     def _missing(self, what: str) -> NoReturn:
         raise ObservationError("OBSERVATION_FIELD_MISSING", f"{self._source.topic}: no {what}")
+
+
+class CommandDecoder:
+    """Decodes commands as the contract's output publishes them, in the contract's units: a recording's, or an operator's."""
+
+    def __init__(self, output: Output) -> None:
+        self._trajectory = output.type == JOINT_TRAJECTORY
+        kind = JOINT_STATE if self._trajectory else output.type
+        align = Align("hold", "receive", None)
+        self._decoder = Decoder(Source(output.topic, kind, Qos(), align, output.select, rad2deg=output.rad2deg))
+
+    def read(self, message: Any) -> Floats:
+        """Return the output's channels, float64 ``[len(select)]``; none if a trajectory has no point. Raises ObservationError."""
+        if self._trajectory:
+            points = list(message.points)
+            if not points:
+                return np.empty(0)
+            first = points[0]
+            message = SimpleNamespace(
+                name=message.joint_names, position=first.positions, velocity=first.velocities, effort=first.effort
+            )
+        return np.ravel(self._decoder.read(message)).astype(np.float64)

@@ -40,9 +40,11 @@ from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.ipc.layouts import OBSERVATION_HZ
 from vla_policy_node.journal import Journal
 from vla_policy_node.observation import ObservationBuffer, encode_instruction
+from vla_policy_node.operator_actions import OperatorActions
 from vla_policy_node.scores import ChunkScorer
 from vla_policy_node.shadow.follower import Follower, ShadowActions
 from vla_policy_node.shadow.session import Shadow
+from vla_policy_node.steps import StepLog, Steps
 from vla_policy_node.worker.api import Generation, WorkerConfig, WorkerEvent
 from vla_policy_node.worker.pool import Progress, WorkerPool
 from vla_ros.plain import plain
@@ -55,6 +57,8 @@ FATAL_HOLDS = ("NAN", POLICY_FAILED)
 HARD_LIMIT_HOLDS = ("LIMIT", "NAN")
 _CHUNK_FAULTS = (POLICY_FAILED, "WRONG_SHAPE")
 _POLL_S = 0.02
+_STEPS_S = 0.1
+"""So often the steps of an open episode are handed on [s]."""
 _CONTROL_SILENT_S = 1.0
 _ANSWER_S = 2.0
 _ENABLE_S = 6.0  # it looks for other publishers first
@@ -112,6 +116,9 @@ class Listener(Protocol):
 
     def on_report(self, report: Report) -> None:
         """A swap is over, its second of watching included."""
+
+    def on_steps(self, steps: Steps, episode: Episode, by: Resident | None) -> None:
+        """Steps of the open episode; ``by``: whose policy it was, as far as is known."""
 
     def on_shadow_actions(self, shown: ShadowActions) -> None:
         """A shadow-only node's policy has made a chunk."""
@@ -175,6 +182,7 @@ class PolicyEngine:
         self.follower = Follower(contract, self.observations.arena) if config.shadow_only else None
         """What a shadow-only node's policy wanted and the robot did; ``None`` if it is not one."""
         self._episodes = Episodes()
+        self._steps, self._steps_due_s = StepLog(self._control.ticks, self.observations.numbers), 0.0
         self._opening, self._episode_lock = threading.Lock(), threading.Lock()
         self._episode_number = 0
         self._instruction = config.instruction
@@ -184,6 +192,9 @@ class PolicyEngine:
         self._enabling, self._resuming = threading.Lock(), threading.Lock()
         self._enable_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._resume_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._operator_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._operated = False  # an operator has taken over
+        self.operator = OperatorActions(contract, self._control.operate)
         self._error: tuple[str, str] = ("", "")
         self._condemned: dict[int, tuple[str, str]] = {}  # generation that was killed -> why
         self._faults: dict[int, str] = {}  # generation -> what its policy did instead of giving a chunk
@@ -324,19 +335,29 @@ class PolicyEngine:
 
     def resume(self) -> str:
         """End a latched hold. Returns why that was refused, empty if it was not. Raises ControlError."""
-        with self._resuming:
-            while not self._resume_answers.empty():
-                self._resume_answers.get()
-            self._control.resume()
-            try:
-                answer = self._resume_answers.get(timeout=_ANSWER_S)
-            except queue.Empty:
-                raise ControlError("CONTROL_UNRESPONSIVE", "the control process did not answer") from None
+        answer = self._answer(self._control.resume, self._resume_answers)
         if answer["type"] == "RESUME_ACCEPTED":
             if self.generations.residents.active is not None:  # else what was lost is worth telling still
                 self._error = ("", "")
             return ""
         return f"{answer.get('error_code', '')}: {answer.get('message', '')}"
+
+    def take_over(self, *, on: bool) -> None:
+        """Let what :attr:`operator` receives command the robot instead of the policy; or the policy again. Raises ControlError.
+
+        The open episode, and each that begins meanwhile, ends as one with an intervention.
+        """
+        self._answer(lambda: self._control.take_over(on), self._operator_answers)
+
+    def _answer(self, ask: Callable[[], None], answers: queue.SimpleQueue[dict[str, Any]]) -> dict[str, Any]:
+        with self._resuming:
+            while not answers.empty():
+                answers.get()
+            ask()
+            try:
+                return answers.get(timeout=_ANSWER_S)
+            except queue.Empty:
+                raise ControlError("CONTROL_UNRESPONSIVE", "the control process did not answer") from None
 
     def on_manager_status(self, trial_digest: str, committed_digest: str, assignment: Assignment | None = None) -> None:
         """The manager has spoken: its trial's lease goes on, or ends in a commit; so does that of an experiment's B."""
@@ -360,6 +381,9 @@ class PolicyEngine:
                 draw = self.draws.draw(name, lambda: self._begin_episode(instruction))
                 with self._episode_lock:
                     episode = self._episodes.start(name, instruction, timeout_s, time.monotonic(), draw.arm)
+                    self._steps.begin()
+                    if self._operated:
+                        self._episodes.intervened()
             except BaseException:
                 self.observations.set_instruction(self._instruction)
                 if self.config.require_episode:
@@ -381,6 +405,7 @@ class PolicyEngine:
         """Close the open episode and tell its outcome. Raises EpisodeError."""
         self._note_who_acts()
         with self._episode_lock:
+            self._hand_on_steps()
             outcome = self._episodes.end(
                 episode_id, time.monotonic(), success=success, known=known, intervention=intervention
             )
@@ -435,6 +460,9 @@ class PolicyEngine:
             self._recovery.lease_expired(lease)
         self._recovery.run_deferred()
         with self._episode_lock:
+            if time.monotonic() >= self._steps_due_s:
+                self._steps_due_s = time.monotonic() + _STEPS_S
+                self._hand_on_steps()
             overdue = self._episodes.overdue(time.monotonic())
         if overdue:
             with contextlib.suppress(EpisodeError):  # ended this moment
@@ -458,6 +486,13 @@ class PolicyEngine:
             assert active is not None
             for source, value in scores.items():
                 self._emit_score(source, value, active, episode)
+
+    def _hand_on_steps(self) -> None:
+        """Call it with the episodes' lock: what is taken belongs to the episode that is open."""
+        episode = self._episodes.open
+        if episode is not None:
+            for steps in self._steps.take(self._episode_number):
+                self._listener.on_steps(steps, episode, self.generations.residents.by_id(steps.generation))
 
     def _note_who_acts(self) -> int:
         """Return the generation that acts now, 0 = none, and put it down in the open episode."""
@@ -491,6 +526,12 @@ class PolicyEngine:
             self._enable_answers.put({"type": "ENABLE_FAILED", "error_code": "CONTROL_LOST", "message": "it has ended"})
         elif kind in ("RESUME_ACCEPTED", "RESUME_REFUSED"):
             self._resume_answers.put(event)
+        elif kind in ("TAKEN_OVER", "GIVEN_BACK"):
+            with self._episode_lock:
+                self._operated = kind == "TAKEN_OVER"
+                if self._operated:
+                    self._episodes.intervened()
+            self._operator_answers.put(event)
         self._listener.on_change()
 
     def _on_active_lost(self, resident: Resident, lease: TrialLease | None, why: str) -> None:

@@ -26,6 +26,7 @@ class Episode:
     timeout_s: float
     arm: str = ""  # of the experiment that drew its version; empty = none did
     generations: set[int] = field(default_factory=set)  # that acted during it
+    intervention: bool = False  # an operator has taken over during it
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class Episodes:
         if self.open is not None and generation:
             self.open.generations.add(generation)
 
+    def intervened(self) -> None:
+        """Note that an operator has taken over."""
+        if self.open is not None:
+            self.open.intervention = True
+
     def end(
         self, episode_id: str, now_s: float, *, success: bool, known: bool = True, intervention: bool = False
     ) -> Outcome:
@@ -81,7 +87,7 @@ class Episodes:
             episode.instruction,
             success=success and known,
             known=known,
-            intervention=intervention,
+            intervention=intervention or episode.intervention,
             mixed=len(episode.generations) > 1,
             duration_s=now_s - episode.started_s,
             arm=episode.arm,

@@ -79,6 +79,11 @@ HOLDS = {
         "read the traceback in the log; roll back if the version is new",
         then=_RECOVERS,
     ),
+    "NO_OPERATOR_ACTION": Hold(
+        "an operator has taken over, and no action can be commanded: none comes, it jumps, or the first lies far from the robot",
+        "send actions on the topics below `operator/`, from where the robot is on; or give back: call `take_over` with false",
+        Latch.NEVER,
+    ),
     "COMMAND_TOPIC_TAKEN": Hold(
         "another node publishes the command topic",
         "stop that node",

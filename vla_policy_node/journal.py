@@ -34,6 +34,10 @@ class Journal:
                 held = f"the hold {event.get('reason')} is over after {float(event.get('held_s') or 0.0):.1f} s"
                 LOG.info("%s acts: %s", version or "the policy", held)
             self._hold_told = False
+        elif kind == "TAKEN_OVER":
+            LOG.warning("an operator has taken over: the policy commands nothing until take_over is called with false")
+        elif kind == "GIVEN_BACK":
+            LOG.info("the operator has given back")
         elif kind == "MOTION_DISABLED":
             LOG.warning("motion stopped: motion_enabled is false or silent; nothing is commanded")
         elif kind == "MOTION_ENABLED":

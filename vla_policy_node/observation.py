@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from vla_policy_node.ipc.layouts import INSTRUCTION_BYTES, OBSERVATION_HZ, OBSER
 from vla_policy_node.pictures import Image
 
 _FUTURE_TOLERANCE_NS = 500_000_000
+_NUMBERS_KEPT = 128
+"""Records whose numbers can be asked for later: more than two seconds."""
 
 
 @dataclass
@@ -61,6 +64,7 @@ class ObservationBuffer:
         self._episode = 0
         self._instruction = np.zeros(INSTRUCTION_BYTES, np.uint8)
         self._measured_at = [self._place(c.measured) for c in contract.channels]
+        self._numbers: deque[tuple[int, Floats]] = deque(maxlen=_NUMBERS_KEPT)
 
     def receive(self, key: str, source: int, message: Any, *, ros_now_ns: int = 0, now_ns: int | None = None) -> None:
         """Take in a message of ``contract.observations[key].sources[source]``.
@@ -118,6 +122,14 @@ class ObservationBuffer:
         """Write a record from the newest messages; return whether it is complete and fresh."""
         with self._lock:
             return self._write(time.monotonic_ns() if now_ns is None else now_ns)
+
+    def numbers(self) -> dict[int, Floats]:
+        """Return what the last valid records had beside pictures, by sequence number of the arena.
+
+        ``[S]``: the features that are no pictures one after the other, in the contract's order.
+        """
+        with self._lock:
+            return dict(self._numbers)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -177,7 +189,10 @@ class ObservationBuffer:
         for observation in self.contract.observations:
             record[f"feature:{observation.key}"] = self._feature(observation.key, len(observation.sources))
         if not self._closed:
-            self.arena.write(record)
+            sequence = self.arena.write(record)
+            if valid:
+                states = [record[f"feature:{o.key}"] for o in self.contract.observations if not o.is_image]
+                self._numbers.append((sequence, np.concatenate([np.empty(0), *states])))
         return valid
 
     def _feature(self, key: str, sources: int) -> Any:

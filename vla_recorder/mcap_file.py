@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from mcap.reader import make_reader
 from mcap.records import Channel, Message, Metadata, Schema
 from mcap.stream_reader import StreamReader
 from mcap.writer import Writer
 
 from vla_recorder.errors import io_error
-from vla_recorder.records import Record, Topic
+from vla_recorder.records import Note, Record, Topic
 
 PART = ".part"
 _RECOVERING = ".recovering"
@@ -59,14 +60,14 @@ class McapFile:
     def _register(self, topic: Topic) -> int:
         schema = self._schemas.get(topic.type)
         if schema is None:
-            schema = self._writer.register_schema(topic.type, "ros2msg", topic.schema.encode())
+            schema = self._writer.register_schema(topic.type, topic.schema_encoding, topic.schema.encode())
             self._schemas[topic.type] = schema
-        return self._writer.register_channel(topic.name, "cdr", schema)
+        return self._writer.register_channel(topic.name, topic.encoding, schema)
 
-    def note(self, name: str, values: Mapping[str, str]) -> None:
-        """Append a metadata record: what is known of the recording as a whole."""
+    def note(self, note: Note) -> None:
+        """Append a metadata record."""
         with _wrapped(self._part):
-            self._writer.add_metadata(name, dict(values))
+            self._writer.add_metadata(note.name, note.values)
 
     def flush(self, *, to_disk: bool = False) -> None:
         """Hand everything so far to the kernel; ``to_disk``: it survives a power loss too."""
@@ -93,10 +94,14 @@ class McapFile:
             self._part.unlink(missing_ok=True)
 
 
-def recover(part: Path) -> Path | None:
+Item = Record | Note
+Mend = Callable[[Iterator[Item]], Iterator[Item]]
+
+
+def recover(part: Path, mend: Mend = iter) -> Path | None:
     """Make a complete file of what a killed recorder left, and return it; None: it held no message. The part is gone then.
 
-    Raises RecorderError; the part stays.
+    ``mend`` gets what is whole and yields what is written. Raises RecorderError; the part stays.
     """
     path = part.with_name(part.name.removesuffix(PART))
     with _wrapped(path):
@@ -104,9 +109,9 @@ def recover(part: Path) -> Path | None:
     file, messages = McapFile(path, _RECOVERING), 0
     try:
         with _wrapped(part), part.open("rb") as stream:
-            for item in _readable(stream):
-                if isinstance(item, Metadata):
-                    file.note(item.name, item.metadata)
+            for item in mend(_readable(stream)):
+                if isinstance(item, Note):
+                    file.note(item)
                 else:
                     file.write(item)
                     messages += 1
@@ -123,7 +128,16 @@ def recover(part: Path) -> Path | None:
     return path if messages else None
 
 
-def _readable(stream: BinaryIO) -> Iterator[Record | Metadata]:
+def note_of(path: Path, name: str) -> dict[str, str] | None:
+    """Return the values of a complete file's metadata record of that name; None: it has none, or cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return next((m.metadata for m in make_reader(stream).iter_metadata() if m.name == name), None)
+    except Exception:  # OSError; mcap and struct have their own for damaged files
+        return None
+
+
+def _readable(stream: BinaryIO) -> Iterator[Item]:
     """Yield what is whole, up to the first record that is cut short or damaged."""
     schemas: dict[int, Schema] = {}
     topics: dict[int, Topic] = {}
@@ -139,11 +153,12 @@ def _readable(stream: BinaryIO) -> Iterator[Record | Metadata]:
             schemas[record.id] = record
         elif isinstance(record, Channel) and record.schema_id in schemas:
             schema = schemas[record.schema_id]
-            topics[record.id] = Topic(record.topic, schema.name, schema.data.decode(errors="replace"))
+            text, encodings = schema.data.decode(errors="replace"), (record.message_encoding, schema.encoding)
+            topics[record.id] = Topic(record.topic, schema.name, text, False, *encodings)
         elif isinstance(record, Message) and record.channel_id in topics:
             yield Record(topics[record.channel_id], record.log_time, record.publish_time, record.data)
         elif isinstance(record, Metadata):
-            yield record
+            yield Note(record.name, record.metadata)
 
 
 def _flush_folder(folder: Path) -> None:

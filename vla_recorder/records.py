@@ -15,13 +15,15 @@ class Topic:
 
     name: str  # full name
     type: str  # "package/msg/Name"
-    schema: str  # message definition and those it needs, as the schema encoding ros2msg of MCAP has them
+    schema: str  # message definition and those it needs, in the schema's encoding
     latched: bool = False  # its last message stays true until the next one
+    encoding: str = "cdr"  # of the messages, as MCAP names it
+    schema_encoding: str = "ros2msg"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One message in CDR. Times are of the wall clock [ns since 1970]."""
+    """One serialised message. Times are of the wall clock [ns since 1970]."""
 
     topic: Topic
     received_ns: int
@@ -32,3 +34,11 @@ class Record:
     def size(self) -> int:
         """What it takes in memory [bytes]."""
         return len(self.data) + OVERHEAD_BYTES
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is known of a recording as a whole: a metadata record."""
+
+    name: str
+    values: dict[str, str]

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from vla_recorder.episodes.upload import ALL, FAILURES, Upload
 from vla_recorder.errors import RecorderError
 from vla_ros.settings import setting
 
@@ -25,6 +27,22 @@ class RecorderSettings:
     max_memory_bytes: int = setting(64 << 20, "Most memory for what is kept [bytes]", 1 << 20)
     max_disk_bytes: int = setting(2 << 30, "Most that all recordings take; the oldest go [bytes]", 4 << 20)
     min_free_bytes: int = setting(1 << 30, "Space that must stay free on their file system [bytes]", 0)
+    episodes_max_disk_bytes: int = setting(
+        4 << 30, "Most that the files of episodes take, beside the recordings; 0 = no episode is recorded [bytes]", 0
+    )
+    episode_image_rate_hz: float = setting(
+        30.0, "Pictures kept a second and camera in an episode's file, as the policy gets them [Hz]", 0.1, 60.0
+    )
+    server: str = setting(
+        "", "Fleet server that episodes are uploaded to, wss://host[:port] as fleet_bridge has it; empty = no upload"
+    )
+    state_dir: str = setting("", "Folder of fleet_bridge, which keeps the robot's token there", path=True)
+    ca_file: str = setting("", "Certificate authority of the server (PEM), if this machine does not know it", path=True)
+    upload: str = setting(
+        "failures", "Episodes that are uploaded: failures (and corrections, and unknown ends), or all"
+    )
+    upload_only_idle: bool = setting(True, "Upload only while no episode runs")
+    upload_bandwidth_bytes_s: int = setting(0, "Largest mean upload rate [bytes/s]; 0 = no cap", 0)
     policy_node: str = setting("policy_node", "Name of the policy node, relative to this namespace, or absolute")
     ota_manager: str = setting("ota_manager", "Name of the manager's node, relative to this namespace, or absolute")
 
@@ -33,6 +51,27 @@ class RecorderSettings:
             raise RecorderError("PARAMETER_INVALID", "recording_dir: must name a folder")
         if self.max_disk_bytes < 4 * self.max_memory_bytes:
             raise RecorderError("PARAMETER_INVALID", "max_disk_bytes: must be at least 4 times max_memory_bytes")
+        if self.upload not in (FAILURES, ALL):
+            raise RecorderError("PARAMETER_INVALID", f"upload: {self.upload!r} must be {FAILURES} or {ALL}")
+        if self.server and not self.server.startswith(("ws://", "wss://")):
+            raise RecorderError("PARAMETER_INVALID", f"server: {self.server!r} must begin with wss:// or ws://")
+        if self.server and not self.state_dir:
+            raise RecorderError(
+                "PARAMETER_INVALID", "state_dir: must name the folder of fleet_bridge, if server is given"
+            )
+
+    @property
+    def uploads(self) -> Upload | None:
+        """How episodes are uploaded; ``None``: not at all."""
+        if not self.server:
+            return None
+        server, token = self.server.rstrip("/").replace("ws", "http", 1), Path(self.state_dir).expanduser() / "token"
+        return Upload(server, token, self.ca_file, self.upload, self.upload_bandwidth_bytes_s)
+
+    @property
+    def max_episode_bytes(self) -> int:
+        """A larger episode is not kept: it would take the place of too many others [bytes]."""
+        return self.episodes_max_disk_bytes // 4
 
     @property
     def max_file_bytes(self) -> int:

@@ -9,18 +9,19 @@ import re
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from vla_recorder.errors import RecorderError, io_error
-from vla_recorder.mcap_file import PART, recover
+from vla_recorder.mcap_file import PART, Item, recover
 
 LOG = logging.getLogger("vla_recorder")
 
-_NAME = re.compile(r"\d{8}T\d{6}Z_[a-z_-]+(\.\d+)?\.mcap")
+Rank = tuple[int, ...]
 
 
 class Shelf:
-    """Recordings of one robot. Thread-safe. Files of other names are left alone, and are not counted.
+    """Recordings of one robot; the oldest go first. Thread-safe. Files of other names are left alone, and are not counted.
 
     Args:
         folder: made if missing.
@@ -29,6 +30,8 @@ class Shelf:
 
     Raises RecorderError RECORDING_IO if there can be no such folder.
     """
+
+    names = re.compile(r"\d{8}T\d{6}Z_[a-z_-]+(\.\d+)?\.mcap")
 
     def __init__(self, folder: Path, max_bytes: int, min_free_bytes: int) -> None:
         self.folder, self._max_bytes, self._min_free_bytes = folder, max_bytes, min_free_bytes
@@ -42,20 +45,23 @@ class Shelf:
     def recover(self) -> None:
         """Complete what a killed recorder left behind; what cannot be completed is removed and logged."""
         for part in sorted(self.folder.glob(f"*.mcap{PART}")):
-            if not _NAME.fullmatch(part.name.removesuffix(PART)):
+            if not self.names.fullmatch(part.name.removesuffix(PART)):
                 continue
             try:
-                whole = recover(part)
+                whole = recover(part, self._mend)
                 LOG.warning("%s was not finished: %s", part.name, "recovered" if whole else "it held nothing")
             except RecorderError as e:
                 LOG.error("%s was not finished, and is removed: %s", part.name, e)
                 part.unlink(missing_ok=True)
 
-    def new_path(self, cause: str) -> Path:
-        """Return a free name for a recording that begins now. ``cause``: lower-case letters, - and _. Raises RecorderError."""
+    def _mend(self, items: Iterator[Item]) -> Iterator[Item]:
+        return items
+
+    def new_path(self, what: str) -> Path:
+        """Return a free name for a recording that begins now, with ``what`` in it as ``names`` has it. Raises RecorderError."""
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         given = self._given[1] if self._given[0] == now else set()
-        stem = f"{now}_{cause}"
+        stem = f"{now}_{what}"
         names = (stem, *(f"{stem}.{i}" for i in range(1, 1000)))
         paths = (self.folder / f"{name}.mcap" for name in names)
         try:
@@ -68,18 +74,25 @@ class Shelf:
         return path
 
     def recordings(self) -> list[Path]:
-        """Return the complete recordings, oldest first."""
+        """Return the complete recordings, in the order in which they go."""
         return [path for _, path, _ in self._sized()]
 
-    def _sized(self) -> list[tuple[int, Path, int]]:
-        """Return time of writing, path and size, oldest first."""
+    def _sized(self) -> list[tuple[Rank, Path, int]]:
+        """Return rank, path and size, what goes first at first."""
         found = []
         for path in self.folder.glob("*.mcap"):
             with contextlib.suppress(FileNotFoundError):  # a person may remove one at any moment
                 status = path.stat()
-                if _NAME.fullmatch(path.name):
-                    found.append((status.st_mtime_ns, path, status.st_size))
+                if self.names.fullmatch(path.name):
+                    found.append(((*self._rank(path), status.st_mtime_ns), path, status.st_size))
         return sorted(found)
+
+    def _rank(self, path: Path) -> Rank:
+        """Return what counts before the age: what has less goes first."""
+        return ()
+
+    def _remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
 
     @property
     def bytes(self) -> int:
@@ -105,7 +118,7 @@ class Shelf:
                         raise RecorderError("DISK_FULL", f"{self.folder}: {self._why_not(needed, written)}")
                     _, oldest, size = recordings.pop(0)
                     total -= size
-                    oldest.unlink(missing_ok=True)
+                    self._remove(oldest)
                     LOG.info("%s is removed to make room", oldest.name)
             except OSError as e:
                 raise io_error(e, self.folder) from e

@@ -7,9 +7,9 @@ from typing import Any
 
 from vla_recorder.blackbox import Cause
 
-ORDINARY_HOLDS = frozenset({"NO_POLICY", "STARTUP", "NO_EPISODE", "MOTION_REENABLED"})
+ORDINARY_HOLDS = frozenset({"NO_POLICY", "STARTUP", "NO_EPISODE", "MOTION_REENABLED", "NO_OPERATOR_ACTION"})
 """Holds that belong to a normal day: a start, a robot without a task. Their recordings would push out those of faults."""
-UNCONFIGURED, INACTIVE, RUNNING, HOLDING, MOTION_DISABLED, ERROR = range(6)
+UNCONFIGURED, INACTIVE, RUNNING, HOLDING, MOTION_DISABLED, ERROR, OPERATOR = range(7)
 """``vla_ota/PolicyStatus``: STATE_*."""
 _BACK = ("ROLLBACK", "LEASE_EXPIRED", "WORKER_LOST")
 MOTION_PERIOD_S = 300.0
@@ -38,7 +38,7 @@ class Triggers:
             return Cause(f"hold-{self._reason.lower()}", f"the robot holds, {self._reason}: {message.message}")
         if message.state == ERROR != before:
             return Cause("control-lost", f"the control process was lost: {message.message}")
-        if message.state == MOTION_DISABLED != before and before in (RUNNING, HOLDING):
+        if message.state == MOTION_DISABLED != before and before in (RUNNING, HOLDING, OPERATOR):
             return self._stop(now_s)
         return None
 
@@ -63,7 +63,7 @@ class Triggers:
 
     def silence(self, now_s: float) -> Cause | None:
         """Look whether the policy node has fallen silent."""
-        if self._state not in (RUNNING, HOLDING, MOTION_DISABLED) or now_s - self._heard_s < SILENT_S:
+        if self._state not in (RUNNING, HOLDING, MOTION_DISABLED, OPERATOR) or now_s - self._heard_s < SILENT_S:
             return None
         self._state, self._reason = None, ""  # the next status begins anew
         return Cause("policy-silent", f"policy_node has said nothing for {SILENT_S:g} s")

@@ -20,5 +20,11 @@ class SimSettings:
     motion_enabled: bool = setting(True, "what is published on motion_enabled", live=True)
     run_tasks: bool = setting(True, "give the policy node one task after the other", live=True)
     task_timeout_s: float = setting(8.0, "a task not done after this time has failed [s]", 0.5, 600.0)
+    operator_after_s: float = setting(
+        0.0,
+        "the scripted expert takes over a task that is not done after this time; 0 = nobody does [s]",
+        0.0,
+        600.0,
+    )
     task_pause_s: float = setting(0.2, "pause between two tasks [s]", 0.0, 60.0)
     seed: int = setting(0, "of the order of tasks and block layouts", 0, 2**31 - 1)

@@ -2,7 +2,8 @@
 """Gives the robot one task after the other and tells the policy node how each of them ended.
 
 A state machine without threads: :meth:`TaskRunner.tick` looks at the robot and the clock. It outlives a policy node that is
-absent, dies in an episode or never answers: every wait has a deadline, and after it the next attempt begins.
+absent, dies in an episode or never answers: every wait has a deadline, and after it the next attempt begins. It may play the
+operator too: where the policy has not done a task in time, the scripted expert takes over and does it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from vla_sim.arm import BLOCK_COLOURS
+from vla_sim.arm import BLOCK_COLOURS, BLOCK_SIZE_M
+from vla_sim.expert import expert_chunk, goal_point
 from vla_sim.robot import SimRobot
 from vla_sim.task import ReachJudge, TaskRules, instruction_for, sample_layout
 
 _REPLY_TIMEOUT_S = 3.0
 _RETRY_PAUSE_S = 0.5
+_OPERATOR_LOOKS_AHEAD = 5  # control periods: what it takes until the arm follows, and a little more
+
+Array = npt.NDArray[np.float64]
 
 Reply = Callable[[bool, str], None]
 """Called with (accepted, error code), at most once, from the thread that calls ``tick``."""
@@ -37,6 +43,9 @@ class EpisodePort(Protocol):
     def end(self, episode_id: str, success: bool, reply: Reply) -> None:
         """Say how the episode ended."""
 
+    def take_over(self, on: bool, reply: Reply) -> None:
+        """Ask that an operator's actions be commanded; or the policy's again."""
+
 
 class State(enum.Enum):
     """What the runner is doing."""
@@ -45,6 +54,7 @@ class State(enum.Enum):
     STARTING = "starting"
     RUNNING = "running"
     ENDING = "ending"
+    GIVING_BACK = "giving back"
 
 
 @dataclass
@@ -55,10 +65,15 @@ class Counts:
     succeeded: int = 0
     timed_out: int = 0
     abandoned: int = 0  # the policy node did not answer
+    corrected: int = 0  # an operator took over
 
 
 class TaskRunner:
-    """One task after the other on one robot. ``boot_id`` makes the episodes' names unique."""
+    """One task after the other on one robot. ``boot_id`` makes the episodes' names unique.
+
+    ``operator_after_s``: the expert takes over a task that is not done after this time, and has the task's whole time for it;
+    0 = nobody does [s].
+    """
 
     def __init__(
         self,
@@ -69,7 +84,11 @@ class TaskRunner:
         seed: int,
         rules: TaskRules | None = None,
         pause_s: float = 0.2,
+        operator_after_s: float = 0.0,
     ) -> None:
+        self._operator_after_s = operator_after_s
+        self.operates = False
+        """An operator has taken over, or is about to."""
         self.rules = rules or TaskRules()
         self.counts = Counts()
         self.state = State.PAUSING
@@ -79,8 +98,9 @@ class TaskRunner:
         self._rng = np.random.default_rng(seed)
         self._next_s = 0.0  # end of the pause, or deadline of the reply awaited
         self._number = 0
-        self._judge = ReachJudge(BLOCK_COLOURS[0], self.rules)
-        self._seen_s = 0.0
+        self._colour = BLOCK_COLOURS[0]
+        self._judge = ReachJudge(self._colour, self.rules)
+        self._seen_s = self._lasted_s = 0.0
         self._success = False
 
     @property
@@ -107,14 +127,14 @@ class TaskRunner:
         if not motion_enabled or not self._port.available():
             self._next_s = now_s + _RETRY_PAUSE_S
             return
-        colour = BLOCK_COLOURS[int(self._rng.integers(len(BLOCK_COLOURS)))]
-        self.instruction = instruction_for(colour, self._rng)
+        self._colour = BLOCK_COLOURS[int(self._rng.integers(len(BLOCK_COLOURS)))]
+        self.instruction = instruction_for(self._colour, self._rng)
         self._robot.place_blocks(sample_layout(self._rng, self._robot.snapshot().arm.tip))
-        self._judge = ReachJudge(colour, self.rules)
+        self._judge, self._lasted_s = ReachJudge(self._colour, self.rules), 0.0
         self._number += 1
         self.state, self._next_s = State.STARTING, now_s + _REPLY_TIMEOUT_S
         # A little more than the task's own timeout: the runner closes the episode itself unless it dies.
-        timeout_s = self.rules.timeout_s + 2 * _REPLY_TIMEOUT_S
+        timeout_s = self.rules.timeout_s + self._operator_after_s + 2 * _REPLY_TIMEOUT_S
         self._port.start(self.episode_id, self.instruction, timeout_s, self._reply_for(self._number, self._started))
 
     def _reply_for(self, number: int, then: Reply) -> Reply:
@@ -139,6 +159,12 @@ class TaskRunner:
         if not motion_enabled:  # no policy can succeed now, and none is to blame
             return
         result = self._judge.update(seen.arm, seen.blocks, elapsed_s)
+        self._lasted_s += elapsed_s
+        if self._operator_after_s and not self.operates and self._lasted_s >= self._operator_after_s and not result:
+            self.operates, self._judge = True, ReachJudge(self._colour, self.rules)
+            self.counts.corrected += 1
+            self._port.take_over(True, lambda accepted, error_code: None)
+            return
         if result is None:
             return
         self._success = result
@@ -157,12 +183,40 @@ class TaskRunner:
         else:
             self.counts.timed_out += 1
             self.last_result = "timed out"
-        self.state, self._next_s = State.PAUSING, self._next_s - _REPLY_TIMEOUT_S + self._pause_s
+        if self.operates:
+            self._give_back(self._next_s - _REPLY_TIMEOUT_S)
+        else:
+            self.state, self._next_s = State.PAUSING, self._next_s - _REPLY_TIMEOUT_S + self._pause_s
+
+    def _give_back(self, now_s: float) -> None:
+        """The next episode is the policy's from its begin on; asked for again until somebody answers."""
+        self.state, self._next_s = State.GIVING_BACK, now_s + _REPLY_TIMEOUT_S
+        self._port.take_over(False, self._reply_for(self._number, self._given_back))
+
+    def _given_back(self, accepted: bool, error_code: str) -> None:
+        if self.state is State.GIVING_BACK:
+            self.operates = False
+            self.state, self._next_s = State.PAUSING, self._next_s - _REPLY_TIMEOUT_S + self._pause_s
+
+    def operator_action(self) -> Array | None:
+        """Return what the operator commands now, joints ``[3]`` [rad]; None while the policy acts."""
+        if not self.operates:
+            return None
+        seen = self._robot.snapshot()
+        goal = goal_point(seen.blocks[BLOCK_COLOURS.index(self._colour)], BLOCK_SIZE_M)
+        action: Array = expert_chunk(seen.arm.position, goal, _OPERATOR_LOOKS_AHEAD)[-1]
+        return action
 
     def _give_up(self, now_s: float) -> None:
         """No answer in time. An episode that may have been opened all the same is closed, as a failure, if anybody listens."""
+        if self.state is State.GIVING_BACK:
+            self._give_back(now_s)
+            return
         self.counts.abandoned += 1
         self.last_result = "abandoned (no answer)"
         if self._port.available():
             self._port.end(self.episode_id, False, lambda accepted, error_code: None)
-        self.state, self._next_s = State.PAUSING, now_s + _RETRY_PAUSE_S
+        if self.operates:
+            self._give_back(now_s)
+        else:
+            self.state, self._next_s = State.PAUSING, now_s + _RETRY_PAUSE_S

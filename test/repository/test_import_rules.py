@@ -25,7 +25,17 @@ ROOMS = {
     "vla_evidence": {"numpy", "scipy", "vla_ros.drawing"},
     "vla_ros": {"numpy"},
     "vla_policy_node": {"numpy", "safetensors", "yaml", "vla_checkpoint", "vla_ros"},
-    "vla_recorder": {"PIL", "mcap", "vla_policy_node.contract", "vla_ros"},
+    "vla_recorder": {
+        "PIL",
+        "mcap",
+        "numpy",
+        "requests",
+        "vla_learning.episodes.format",
+        "vla_policy_node.contract",
+        "vla_policy_node.decoding",
+        "vla_policy_node.errors",
+        "vla_ros",
+    },
     "vla_ota_manager": {"numpy", "requests", "urllib3", "vla_checkpoint", "vla_evidence", "vla_ros"},
     "vla_doctor": {"numpy", "yaml", "vla_checkpoint", "vla_ota_manager", "vla_policy_node", "vla_recorder", "vla_ros"},
     "vla_fleet": {

@@ -153,6 +153,7 @@ class Rig:
         self.fresh, self.frozen, self.episode = True, False, 0
         self.valid = True
         self.motion_ns = 0
+        self.operator: np.ndarray[Any, np.dtype[np.float64]] | None = None  # what an operator sends on every tick
         self.published: list[np.ndarray[Any, np.dtype[np.float64]] | None] = []
         self.policies: dict[int, Callable[[int], Any]] = {}  # generation → plan tick → actions or "error"
         self.latency = 1
@@ -194,7 +195,16 @@ class Rig:
             self.tick_number += max(1, step_ns // PERIOD_NS)
             self._work()
             stamp = self.now_ns if self.fresh else self.now_ns - 10_000_000_000
-            look = Look(stamp, self.valid, self.measured.copy(), stamp, self.motion_ns, self.episode)
+            look = Look(
+                stamp,
+                self.valid,
+                self.measured.copy(),
+                stamp,
+                self.motion_ns,
+                self.episode,
+                operator=self.operator,
+                operator_ns=self.now_ns,
+            )
             command = self.loop.tick(self.now_ns, self.tick_number, look)
             self.published.append(None if command is None else command.copy())
             if command is not None and not self.frozen:

@@ -18,10 +18,11 @@ from vla_policy_node.contract.model import parse_contract
 from vla_policy_node.control.client import ControlStatus
 from vla_policy_node.control.sinks import read_record
 from vla_policy_node.engine import PolicyEngine, Score, Snapshot
-from vla_policy_node.episodes import Outcome
+from vla_policy_node.episodes import Episode, Outcome
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import Report
 from vla_policy_node.shadow.follower import ShadowActions
+from vla_policy_node.steps import Steps
 
 CONTRACT = """
 name: two_joints
@@ -89,6 +90,8 @@ class EngineRig:
         self.outcomes: list[Outcome] = []
         self.reports: list[Report] = []
         self.shadow_actions: list[ShadowActions] = []
+        self.steps: list[tuple[str, Steps]] = []  # and the episode that they belong to
+        self.operator: tuple[float, float] | None = None  # what an operator sends, again and again
         self.motion: bool | None = None  # what motion_enabled says; None = nobody publishes it
         self.feeding = True
         self.driven: tuple[float, float] | None = None  # where something else holds the robot
@@ -137,6 +140,8 @@ class EngineRig:
             if self.feeding:
                 joints = SimpleNamespace(name=["j1", "j2"], position=list(position), velocity=[], effort=[])
                 self.engine.observations.receive("observation.state", 0, joints)
+            if self.operator is not None:
+                self.engine.operator.receive(0, SimpleNamespace(data=list(self.operator)))
             if self.motion is not None:
                 self.engine.observations.set_motion(self.motion)
 
@@ -155,6 +160,10 @@ class EngineRig:
     def on_report(self, report: Report) -> None:
         """Keep it."""
         self.reports.append(report)
+
+    def on_steps(self, steps: Steps, episode: Episode, by: Resident | None) -> None:
+        """Keep them."""
+        self.steps.append((episode.episode_id, steps))
 
     def on_shadow_actions(self, shown: ShadowActions) -> None:
         """Keep it."""

@@ -36,6 +36,7 @@ policies = st.one_of(
 )
 generations = st.integers(1, 3)
 good = st.builds(lambda a, b: (a, b), st.floats(-0.1, 0.1), st.floats(-0.1, 0.1))
+far = st.one_of(st.floats(-1.5, 1.5), st.just(float("nan")), st.just(float("inf")))
 ticks = st.tuples(st.just("tick"), st.integers(1, 25), st.just(PERIOD_NS))
 swap = st.tuples(st.just("activate"), generations, st.sampled_from(["CHUNK", "EPISODE", "REST", "NOW"]))
 operations = st.one_of(
@@ -67,6 +68,9 @@ operations = st.one_of(
     st.tuples(st.just("push"), st.floats(-1.5, 1.5), st.floats(-1.5, 1.5)),
     st.tuples(st.just("blind"), st.booleans()),
     st.tuples(st.just("frozen"), st.booleans()),
+    st.tuples(st.just("take_over"), st.booleans()),
+    st.tuples(st.just("take_over"), st.booleans()),
+    st.tuples(st.just("operator"), st.one_of(st.none(), good, st.tuples(far, far))),
 )
 
 
@@ -80,6 +84,7 @@ class Watcher:
         self.people = False  # not even a contract with auto_resume may do so
         self.blind = False
         self.enabled = True
+        self.operated = False
 
     def apply(self, operation: tuple[Any, ...]) -> None:  # noqa: C901  (one branch an operation)
         kind, *args = operation
@@ -131,6 +136,11 @@ class Watcher:
             self.blind = args[0]
         elif kind == "frozen":
             rig.frozen = args[0]
+        elif kind == "take_over":
+            self.operated = args[0]
+            rig.send("take_over", on=args[0])
+        elif kind == "operator":
+            rig.operator = None if args[0] is None else np.array(args[0])
 
     def tick(self, step_ns: int) -> None:
         rig = self.rig
@@ -156,13 +166,20 @@ class Watcher:
             else:
                 reach = RATE * min(step_ns, PERIOD_NS) / 1e9
                 assert np.abs(command - self.last).max() <= reach + EPS
+        assert rig.loop.mode != ("RUNNING" if self.operated else "OPERATOR")
         if acted:
             assert rig.loop.active is not None and rig.loop.generation == rig.loop.active.id
+        if acted or rig.loop.mode == "OPERATOR":
             assert rig.loop.running
             assert rig.fresh
             assert not self.people
             if not self.auto:
                 assert not self.latched
+        if rig.loop.mode == "OPERATOR":  # the command goes towards what the operator sent, and nowhere else
+            assert rig.operator is not None and np.isfinite(rig.operator).all()
+            before = measured if self.last is None else self.last
+            between = np.sort([before, np.clip(rig.operator, LOW, HIGH)], axis=0)
+            assert (command >= between[0] - EPS).all() and (command <= between[1] + EPS).all()
         new = rig.events[events:]
         if any(e["type"] == "HOLD" and e["latched"] for e in new):
             self.latched = True
@@ -219,6 +236,7 @@ def test_after_anything_the_loop_runs_again_once_all_is_well(sequence: list[tupl
             ("policy", 1, (0.1, 0.1)),
             ("policy", 2, (0.1, 0.1)),
             ("policy", 3, (0.1, 0.1)),
+            ("take_over", False),
             ("enable", True),
             ("tick", 2, PERIOD_NS),
             ("activate", 3, "NOW"),

@@ -14,7 +14,7 @@ import pytest
 from support.recordings import Recording, count
 from support.waits import wait_for
 
-from vla_recorder import blackbox
+from vla_recorder import writer
 from vla_recorder.blackbox import BlackBox, Cause
 from vla_recorder.errors import RecorderError
 from vla_recorder.settings import RecorderSettings
@@ -58,7 +58,7 @@ def numbers(path: Path) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blackbox, "_LOOK_S", 0.01)
+    monkeypatch.setattr(writer, "_LOOK_S", 0.01)
 
 
 def test_a_recording_holds_the_seconds_before_its_cause_and_those_after_it(tmp_path: Path) -> None:

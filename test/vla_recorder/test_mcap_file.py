@@ -16,7 +16,7 @@ from support.recordings import COUNTS, Recording, count
 from support.waits import wait_for
 
 from vla_recorder.mcap_file import McapFile, recover
-from vla_recorder.records import Topic
+from vla_recorder.records import Note, Topic
 from vla_recorder.shelf import Shelf
 
 OTHER = Topic("/arm_1/other", COUNTS.type, COUNTS.schema)
@@ -24,7 +24,7 @@ OTHER = Topic("/arm_1/other", COUNTS.type, COUNTS.schema)
 
 def write(path: Path, numbers: range, *, flush_every: int = 10) -> McapFile:
     file = McapFile(path)
-    file.note("vla_ota.black_box", {"cause": "hold-limit"})
+    file.note(Note("vla_ota.black_box", {"cause": "hold-limit"}))
     for number in numbers:
         file.write(count(number, COUNTS if number % 2 else OTHER))
         if number % flush_every == 0:

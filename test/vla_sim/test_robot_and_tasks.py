@@ -86,6 +86,11 @@ class FakePort:
             known, self.open = self.open == episode_id, None
             reply(known, "" if known else "NO_EPISODE")
 
+    def take_over(self, on: bool, reply: Reply) -> None:
+        self.calls.append(("take_over", str(on)))
+        if self.answers:
+            reply(True, "")
+
     def ends(self) -> list[str]:
         return [call[2] for call in self.calls if call[0] == "end"]
 
@@ -93,10 +98,18 @@ class FakePort:
 class Scene:
     """A runner on a robot whose time is stepped by the test, not by a clock."""
 
-    def __init__(self, timeout_s: float = 6.0) -> None:
+    def __init__(self, timeout_s: float = 6.0, operator_after_s: float = 0.0) -> None:
         self.robot, self.port = SimRobot(command_timeout_s=1e9), FakePort()
         rules = TaskRules(timeout_s=timeout_s)
-        self.runner = TaskRunner(self.robot, self.port, boot_id="boot", seed=1, rules=rules, pause_s=0.1)
+        self.runner = TaskRunner(
+            self.robot,
+            self.port,
+            boot_id="boot",
+            seed=1,
+            rules=rules,
+            pause_s=0.1,
+            operator_after_s=operator_after_s,
+        )
         self.now = 100.0
 
     def run(self, seconds: float, drive: bool = False, motion_enabled: bool = True) -> None:
@@ -107,6 +120,9 @@ class Scene:
             self.robot._steps += 10
             self.now += 0.02
             self.runner.tick(self.now, motion_enabled)
+            action = self.runner.operator_action()
+            if action is not None:
+                self.robot.command(action.tolist())
 
     def _drive(self) -> None:
         seen = self.robot.snapshot()
@@ -129,6 +145,27 @@ def test_a_task_that_is_not_done_in_time_has_failed() -> None:
     scene.run(2.6)
     assert scene.port.ends() == ["False", "False"]
     assert scene.runner.counts.timed_out == 2
+
+
+def test_an_operator_takes_over_what_is_not_done_in_time_does_it_and_gives_back_before_the_next_task() -> None:
+    scene = Scene(operator_after_s=1.0)
+    scene.run(15.0)
+    assert set(scene.port.ends()) == {"True"} and scene.runner.counts.corrected >= 3
+    kinds = [(call[0], call[1] if call[0] == "take_over" else "") for call in scene.port.calls]
+    one = [("start", ""), ("take_over", "True"), ("end", ""), ("take_over", "False")]
+    assert kinds[:8] == one * 2
+
+
+def test_an_operator_is_not_forgotten_by_a_policy_node_that_does_not_answer() -> None:
+    scene = Scene(operator_after_s=1.0)
+    scene.run(1.5)
+    assert scene.runner.operates
+    scene.port.answers = False
+    scene.run(20.0)
+    assert scene.runner.state is State.GIVING_BACK and scene.port.calls[-1] == ("take_over", "False")
+    scene.port.answers = True
+    scene.run(10.0)
+    assert scene.runner.counts.started > 1
 
 
 def test_without_a_policy_node_it_waits_and_begins_when_there_is_one() -> None:

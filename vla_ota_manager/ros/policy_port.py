@@ -42,7 +42,7 @@ CANCEL_S = 2.0
 """How long to wait for a cancelled preparation to end [s]; it ends by itself if that is not enough."""
 
 _CANCELLED, _TIMEOUT, _ABSENT = "CANCELLED", "TIMEOUT", "POLICY_ABSENT"
-_RUNNING = (PolicyStatus.STATE_RUNNING, PolicyStatus.STATE_HOLDING)
+_RUNNING = (PolicyStatus.STATE_RUNNING, PolicyStatus.STATE_HOLDING, PolicyStatus.STATE_OPERATOR)
 
 
 class RosPolicyPort:

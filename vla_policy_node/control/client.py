@@ -25,13 +25,41 @@ from vla_policy_node.holds import HOLD_REASONS
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.channel import Channel, ChannelClosedError, ChannelFullError
 from vla_policy_node.ipc.generation import GenerationHandle
-from vla_policy_node.ipc.layouts import MODES, control_status_layout
+from vla_policy_node.ipc.layouts import MODES, control_status_layout, operator_layout
 
 Event = dict[str, Any]
 
 AT = ("CHUNK", "EPISODE", "REST", "NOW")
-_STATUS_SLOTS = 16
+_LEAST_STATUS_SLOTS, _OPERATOR_SLOTS = 64, 4
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Tick:
+    """One tick that published a command."""
+
+    stamp_ns: int  # monotonic, when it was published
+    command: npt.NDArray[np.float64]  # [C]
+    policy_action: npt.NDArray[np.float64]  # [C] what the policy wanted, before limits; NaN = nothing
+    generation: int  # that wanted it, or did so last
+    operator: bool  # the command follows an operator's action
+    observation: int  # sequence number of what was seen
+    episode: int  # as that observation says
+
+
+_TICK_FIELDS = ("stamp_ns", "command", "policy_action", "generation", "mode", "observation", "episode", "published")
+
+
+def _tick(record: Mapping[str, npt.NDArray[Any]]) -> Tick:
+    return Tick(
+        int(record["stamp_ns"]),
+        record["command"],
+        record["policy_action"],
+        int(record["generation"]),
+        MODES[int(record["mode"])] == "OPERATOR",
+        int(record["observation"]),
+        int(record["episode"]),
+    )
 
 
 @dataclass(frozen=True)
@@ -75,8 +103,12 @@ class ControlClient:
     ) -> None:
         self._contract, self._observation, self._sink = contract, observation, dict(sink)
         self._on_event, self._fifo_priority = on_event, fifo_priority
+        slots = max(_LEAST_STATUS_SLOTS, round(contract.rate_hz))  # a second: who reads each tick may be late
         self._status: Arena | None = Arena.create(
-            control_status_layout(len(contract.channels)), _STATUS_SLOTS, "vla_control_status"
+            control_status_layout(len(contract.channels)), slots, "vla_control_status"
+        )
+        self._operator: Arena | None = Arena.create(
+            operator_layout(len(contract.channels)), _OPERATOR_SLOTS, "vla_operator"
         )
         self._status_lock = threading.Lock()
         self._channel: Channel | None = None
@@ -113,7 +145,8 @@ class ControlClient:
             theirs.close()
         self._reader = threading.Thread(target=self._read, name="control-events", daemon=True)
         self._reader.start()
-        status = self._status
+        status, operator = self._status, self._operator
+        assert operator is not None  # closed with the status only
         self._send(
             {
                 "type": "configure",
@@ -123,8 +156,9 @@ class ControlClient:
                 "fifo_priority": self._fifo_priority,
                 "observation": {"layout": self._observation.layout.to_json(), "slots": self._observation.slots},
                 "status_slots": status.slots,
+                "operator_slots": operator.slots,
             },
-            [self._observation.fd, status.fd],
+            [self._observation.fd, status.fd, operator.fd],
         )
         if not self._first_answer.wait(timeout_s):
             self.close(0.0)
@@ -148,9 +182,10 @@ class ControlClient:
         if self._channel is not None:
             self._channel.close()
         with self._status_lock:
-            if self._status is not None:
-                self._status.close()
-            self._status = None
+            for arena in (self._status, self._operator):
+                if arena is not None:
+                    arena.close()
+            self._status = self._operator = None
 
     def kill(self) -> None:
         """End the child at once: EXITED follows. Nothing is published afterwards."""
@@ -237,6 +272,16 @@ class ControlClient:
         """End a latched hold. Answer: RESUME_ACCEPTED or RESUME_REFUSED."""
         self._send({"type": "resume"})
 
+    def take_over(self, on: bool) -> None:
+        """Command an operator's actions (see :meth:`operate`), or the policy's again. Answer: TAKEN_OVER or GIVEN_BACK."""
+        self._send({"type": "take_over", "on": on})
+
+    def operate(self, action: npt.NDArray[np.float64], received_ns: int) -> None:
+        """Hand over an operator's newest action ``[C]``, in the contract's units. Call it from one thread at a time."""
+        with self._status_lock:
+            if self._operator is not None:
+                self._operator.write({"action": action, "received_ns": received_ns})
+
     def status(self) -> ControlStatus | None:
         """Return the status of the last tick; ``None`` before the first and after :meth:`close`."""
         with self._status_lock:
@@ -260,6 +305,19 @@ class ControlClient:
             chunks=int(r["chunks"]),
             command=r["command"],
         )
+
+    def ticks(self, after: int) -> tuple[int, list[Tick]]:
+        """Return the newest tick's sequence number, and the ticks since ``after`` that published a command.
+
+        Those of the last second at least are there still. ``after`` 0: only the number is asked for.
+        """
+        with self._status_lock:
+            if self._status is None:
+                return after, []
+            newest, oldest = self._status.newest, self._status.newest - self._status.slots + 2
+            wanted = range(max(after + 1, oldest, 1), newest + 1) if after else ()
+            records = [self._status.read(_TICK_FIELDS, seq=sequence) for sequence in wanted]
+        return newest, [_tick(r[1]) for r in records if r is not None and r[1]["published"]]
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ class Commands:
             "enable": self._enable,
             "episode_missing": self._episode_missing,
             "resume": self._resume,
+            "take_over": lambda m: loop.take_over(on=bool(m["on"])),
             "begin_span": lambda m: self._spans.begin(_text(m, "span_id")),
             "end_span": self._end_span,
         }

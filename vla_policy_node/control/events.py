@@ -13,6 +13,7 @@
 | ``HOLD`` | ``reason`` (never NO_POLICY), ``latched, tick, generation, message``; if known ``channel, value, limit`` |
 | ``RESUMED`` | ``reason, held_s, tick, generation``: the first action after a hold went out |
 | ``RESUME_ACCEPTED``, ``RESUME_REFUSED`` | ``reason``; ``error_code, message`` |
+| ``TAKEN_OVER``, ``GIVEN_BACK`` | ``tick``: an operator's actions are commanded from now on, or the policy's |
 | ``MOTION_DISABLED``, ``MOTION_ENABLED`` | ``tick`` |
 | ``EPISODE`` | ``episode, tick``: the loop has seen the new episode |
 | ``REFUSED`` | ``message_type, error_code, message``: a message that could not be followed |

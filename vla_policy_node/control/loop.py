@@ -4,7 +4,7 @@
 Pure: time and observation come in, a command goes out, and nothing here waits. What always holds, whatever chunks, flags and
 messages arrive (``test_control_properties.py``): every command is within the contract's position and velocity; nothing is
 commanded while inactive or while motion is disabled; a latched hold ends by resume only; the first command after a stop
-starts from the measured state; an action has one generation.
+starts from the measured state; an action has one generation; while an operator has taken over the policy commands nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vla_policy_node.control.commanded import Commanded
 from vla_policy_node.control.generation import Generation
 from vla_policy_node.control.hold import Stop
 from vla_policy_node.control.limits import OK, Limiter, Violation
+from vla_policy_node.control.operator import Operator
 from vla_policy_node.control.queue import Action, Chunk, ChunkQueue
 from vla_policy_node.control.reasons import Reasons
 from vla_policy_node.control.swap import WAYS_BACK, PendingSwap
@@ -42,6 +43,9 @@ class Look:
     measured_ns: int
     motion_ns: int
     episode: int
+    observation: int = 0  # its sequence number
+    operator: Floats | None = None  # newest action of an operator who has taken over
+    operator_ns: int = 0  # when it was received
 
 
 class ControlLoop:
@@ -62,6 +66,7 @@ class ControlLoop:
         # Not reported yet: the swap, the generation and the command before it.
         self.swapped: tuple[PendingSwap, int, Floats | None] | None = None
         self.generation = 0  # of the last action taken
+        self.policy_action: Floats | None = None  # what the policy wanted on this tick, before limits
         self.chunks = 0  # taken over from the acting generation
         self.starved = self.clamped = False  # on this tick
         self.tick_number = 0
@@ -69,6 +74,7 @@ class ControlLoop:
         self.episode: int | None = None
 
         self._max_age_ns = int(contract.observation_max_age_s * 1e9)
+        self.operator = Operator(self.limiter, self._max_age_ns)
         self._measured = np.full(len(contract.channels), np.nan)  # newest, NaN = not known
         self._hold_timeout_ns = int(min(c.hold_timeout_s for c in contract.channels) * 1e9)
         self._last_target: Floats | None = None  # of the policy's stream; None = it starts anew
@@ -87,6 +93,7 @@ class ControlLoop:
         """Return the command to publish, float64 ``[C]``; ``None`` = publish nothing."""
         self.now_ns, self.tick_number = now_ns, tick
         self.starved = self.clamped = False
+        self.policy_action = None
         self._measured = look.measured
         if not self.enabled:
             return None
@@ -115,13 +122,19 @@ class ControlLoop:
             return "INACTIVE"
         if self.motion_disabled:
             return "MOTION_DISABLED"
-        return "RUNNING" if self.running else "HOLDING"
+        if not self.running:
+            return "HOLDING"
+        return "OPERATOR" if self.operator.on else "RUNNING"
 
     def _act(self, look: Look) -> Floats | None:
         cause = self._cause(look)
         if cause or self.reasons.blocked:
             before = "" if self.reasons.cause == "NO_POLICY" else self.reasons.cause  # there is one now
             self.hold(cause or before or "STARTUP")
+        elif self.operator.on:
+            command = self._follow_operator(look)
+            if command is not None:
+                return command
         elif self.running:
             self._swap_if_due(look)
             command = self._take()
@@ -135,7 +148,7 @@ class ControlLoop:
 
     def _cause(self, look: Look) -> str:
         """Return why the policy cannot act whatever its chunks are."""
-        if self.active is None and self.pending is None:
+        if self.active is None and self.pending is None and not self.operator.on:
             return "NO_POLICY"
         if not look.valid or abs(self.now_ns - look.stamp_ns) > self._max_age_ns:
             return "OBSERVATION_STALE"
@@ -156,11 +169,47 @@ class ControlLoop:
         assert self.command is not None
         since_s = self.commanded.since_s(self.now_ns)
         command, self.clamped = self.limiter_in_use.shorten(action.values, self.command, since_s)
-        self._last_target, self.generation = action.values, action.generation
+        self._last_target = self.policy_action = action.values
+        self.generation = action.generation
         self.chunks += int(action.takes_over)
         self.queue.advance()
         self.commanded.put(command, self.now_ns)
         return command
+
+    # -- an operator acts ------------------------------------------------------------------------------------------
+
+    def take_over(self, *, on: bool) -> None:
+        """An operator's actions are commanded from now on; or again the policy's, which plans anew from the measured state."""
+        if on != self.operator.on:
+            self.operator.on = on
+            self.hold("NO_OPERATOR_ACTION" if on else "STARTUP")
+        self.emit({"type": "TAKEN_OVER" if on else "GIVEN_BACK", "tick": self.tick_number})
+
+    def _follow_operator(self, look: Look) -> Floats | None:
+        """Take the operator's action; hold if there is none that may be commanded."""
+        action, operator = look.operator, self.operator
+        if action is None or not operator.usable(action, look.operator_ns, self.now_ns):
+            self.hold("NO_OPERATOR_ACTION")
+            return None
+        if not self.running:
+            if not operator.may_begin(action, look.measured, self.commanded):
+                self.hold("NO_OPERATOR_ACTION")
+                return None
+            if not self._is_near(look):
+                return None
+            self._begin_to_act()
+        assert self.command is not None
+        command, self.clamped = operator.shorten(action, self.command, self.commanded.since_s(self.now_ns))
+        self._pass_over()
+        self.commanded.put(command, self.now_ns)
+        return command
+
+    def _pass_over(self) -> None:
+        """Note what the policy wanted on this tick; it is not commanded, and so not judged."""
+        wanted = self.queue.peek()
+        if wanted is not None:
+            self.policy_action, self.generation = wanted.values, wanted.generation
+            self.queue.advance()
 
     def _violates(self, action: Action) -> Violation | None:
         limiter = self.limiter_in_use
@@ -206,11 +255,14 @@ class ControlLoop:
         if swap is not None:
             self._move_pointer(swap)
         self.queue.take_over(chunk)
+        self._begin_to_act()
+        return True
+
+    def _begin_to_act(self) -> None:
         self._last_target = None
         self.running, self._converging, self._stop = True, False, None
         self.reasons.cause = ""
         self._announcer.resumed((self.now_ns - self._hold_ns) / 1e9, self._where())
-        return True
 
     def _is_near(self, look: Look) -> bool:
         """Bring the command to the measured state; ``False`` while it is not there or cannot get there."""
@@ -280,6 +332,7 @@ class ControlLoop:
         """Stop taking actions: what was planned is forgotten, except while a late chunk is all that is missing."""
         if self.running:
             self.running, self._hold_ns = False, self.now_ns
+            self.operator.interrupt()
             self._begin_stop()
         elif self._converging and (cause != self.reasons.cause or self.reasons.blocked):
             self._begin_stop()
@@ -338,6 +391,7 @@ class ControlLoop:
         """Nothing is planned, nothing commanded."""
         if self.running:
             self.running, self._hold_ns = False, self.now_ns
+            self.operator.interrupt()
             self.reasons.cause = "STARTUP"
         self.forget_plans()
         self.stop_commanding()
@@ -382,12 +436,14 @@ class ControlLoop:
         elif answer.error == "OBSERVATION_STALE":
             self._worker_is_blind = True
             self._not_before_ns = self._retry_ns
+        elif self.operator.on:  # who corrects a policy must not be stopped by its faults: they count when it is to act
+            self._not_before_ns = self._retry_ns
         else:
             self.latch("NAN" if answer.error == "NAN" else "POLICY_FAILED", answer.violation)
 
     def _ask(self, look: Look, plan: int) -> None:
         """Ask for the next chunk when it is time; while a swap is pending both generations."""
-        if self.reasons.blocked or self._cause(look):
+        if self.reasons.blocked or self._cause(look) or (self.operator.on and not self.running):
             return
         queue, margin, reset = self.queue, self.contract.latency_margin_ticks, self._reset
         if self.active is not None and queue.waiting is None and self.now_ns >= self._not_before_ns:
@@ -412,7 +468,8 @@ class ControlLoop:
         swap = self.pending
         if swap is None:
             return
-        if swap.at == "NOW" and (self.reasons.blocked or self._cause(look) or self._is_stuck):
+        stands = swap.at == "NOW" and (self.reasons.blocked or self._cause(look) or self._is_stuck)
+        if stands or (self.operator.on and swap.is_open(look.episode, at_rest=self.at_rest)):
             self.swap_at_standstill(swap)
             return
         if fault := swap.collect(self.now_ns, self.queue.plan, self._retry_ns):

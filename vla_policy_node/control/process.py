@@ -16,7 +16,7 @@ from vla_policy_node.control.sinks import NOWHERE, CommandSink, open_sink
 from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.ipc.arena import Arena, ArenaError, Layout
 from vla_policy_node.ipc.channel import Channel, ChannelClosedError
-from vla_policy_node.ipc.layouts import control_status_layout
+from vla_policy_node.ipc.layouts import control_status_layout, operator_layout
 
 _CONFIGURE_TIMEOUT_S = 30.0
 
@@ -59,8 +59,9 @@ def _configure(channel: Channel) -> tuple[Runner, CommandSink, dict[str, Any]]:
     layout = Layout.from_json(config["observation"]["layout"])
     observation = Arena.attach(layout, config["observation"]["slots"], fds[0])
     status = Arena.attach(control_status_layout(len(contract.channels)), config["status_slots"], fds[1])
+    operator = Arena.attach(operator_layout(len(contract.channels)), config["operator_slots"], fds[2])
     sink = open_sink(config["sink"], contract)
-    return Runner(contract, channel, observation, status, sink), sink, config
+    return Runner(contract, channel, observation, status, operator, sink), sink, config
 
 
 def _stop(runner: Runner, signum: int, frame: FrameType | None) -> None:

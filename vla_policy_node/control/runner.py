@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,16 @@ class Runner:
     """Owns the loop, its clock and its counts; nothing of it waits but :meth:`run` for the next deadline."""
 
     def __init__(
-        self, contract: Contract, channel: Channel, observation: Arena, status: Arena, sink: CommandSink
+        self,
+        contract: Contract,
+        channel: Channel,
+        observation: Arena,
+        status: Arena,
+        operator: Arena,
+        sink: CommandSink,
     ) -> None:
         self._channel, self._observation, self._status, self._sink = channel, observation, status, sink
+        self._operator = operator
         self._events = EventQueue(channel)
         self._loop = ControlLoop(contract, self._emit)
         self._counters, self._spans = Counters(), Spans()
@@ -80,7 +88,7 @@ class Runner:
         self._report_swap(done_ns)
         for span_id, counts in self._spans.ended(done_ns):
             self._events.put({"type": "SPAN", "span_id": span_id, **counts.to_json()})
-        self._write_status(tick, done_ns)
+        self._write_status(tick, done_ns, published=command is not None)
         if tick >= self._next_look_around:
             self._next_look_around = tick + self._look_around_ticks
             self._look_around()
@@ -96,8 +104,19 @@ class Runner:
         read = self._observation.read(_LOOKED_AT)
         if read is not None:  # else: being overwritten; the last look serves, and ages
             r = read[1]
-            stamp_ns, measured_ns, motion_ns = int(r["stamp_ns"]), int(r["measured_ns"]), int(r["motion_ns"])
-            self._look = Look(stamp_ns, bool(r["valid"]), r["measured"], measured_ns, motion_ns, int(r["episode"]))
+            self._look = Look(
+                int(r["stamp_ns"]),
+                bool(r["valid"]),
+                r["measured"],
+                int(r["measured_ns"]),
+                int(r["motion_ns"]),
+                int(r["episode"]),
+                read[0],
+            )
+        operated = self._operator.read() if self._loop.operator.on else None
+        if operated is not None:
+            action, received_ns = operated[1]["action"], int(operated[1]["received_ns"])
+            self._look = replace(self._look, operator=action, operator_ns=received_ns)
         return self._look
 
     def _report_swap(self, now_ns: int) -> None:
@@ -106,7 +125,7 @@ class Runner:
             return
         (swap, previous, before), loop.swapped = loop.swapped, None
         event = swapped_event(swap, previous, loop.tick_number, now_ns)
-        if loop.running and loop.command is not None and previous != swap.generation.id:
+        if loop.mode == "RUNNING" and loop.command is not None and previous != swap.generation.id:
             channel, jump = seam(before, loop.command, loop.limiter.step)
             name = loop.contract.channels[channel].name
             typical = loop.commanded.history.typical_step(channel)
@@ -120,7 +139,7 @@ class Runner:
         if event["type"] == "SWAP_FAILED":
             self._spans.end(event["swap_id"], self._loop.now_ns)
 
-    def _write_status(self, tick: int, now_ns: int) -> None:
+    def _write_status(self, tick: int, now_ns: int, *, published: bool) -> None:
         loop, counters = self._loop, self._counters
         values: dict[str, Any] = {
             "tick": tick,
@@ -137,6 +156,10 @@ class Runner:
             "histogram": counters.histogram,
             "command": self._nowhere if loop.command is None else loop.command,
             "chunks": loop.chunks,
+            "published": int(published),
+            "policy_action": self._nowhere if loop.policy_action is None else loop.policy_action,
+            "observation": self._look.observation,
+            "episode": self._look.episode,
         }
         self._status.write(values)
 

@@ -90,8 +90,17 @@ def control_status_layout(channels: int) -> Layout:
             Field("histogram", "uint64", (len(LATENESS_BOUNDS_MS) + 1,)),
             Field("command", "float64", (channels,)),  # last one published, NaN = none
             Field("chunks", "uint64"),  # chunks taken over from the acting generation since it became active
+            Field("published", "uint8"),  # 1: `command` was published on this tick
+            Field("policy_action", "float64", (channels,)),  # what the policy wanted on this tick, NaN = nothing
+            Field("observation", "uint64"),  # sequence number of the observation that this tick looked at
+            Field("episode", "uint64"),  # as that observation says
         ]
     )
 
 
-MODES = ("INACTIVE", "RUNNING", "HOLDING", "MOTION_DISABLED")
+def operator_layout(channels: int) -> Layout:
+    """Node → control: the newest action of an operator, in the contract's units, and when it was received."""
+    return Layout([Field("action", "float64", (channels,)), Field("received_ns", "int64")])
+
+
+MODES = ("INACTIVE", "RUNNING", "HOLDING", "MOTION_DISABLED", "OPERATOR")

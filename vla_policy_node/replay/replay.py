@@ -12,15 +12,14 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vla_checkpoint.manifest import Manifest
-from vla_policy_node.contract.model import Align, Contract, Output, Qos, Source
-from vla_policy_node.decoding import Decoder
+from vla_policy_node.contract.model import Contract, Output
+from vla_policy_node.decoding import CommandDecoder
 from vla_policy_node.errors import ObservationError
 from vla_policy_node.observation import ObservationBuffer
 from vla_policy_node.replay.workers import Bundles
@@ -81,7 +80,7 @@ class Recorded:
         for observation in contract.observations:
             for i, source in enumerate(observation.sources):
                 self._sources.setdefault(source.topic, []).append((observation.key, i))
-        self._outputs = {output.topic: (output, _reader(output)) for output in contract.outputs}
+        self._outputs = {output.topic: (output, CommandDecoder(output)) for output in contract.outputs}
         self._clock_ns: int | None = None  # ROS time minus time of reception
         self._task = "" if contract.instruction is None else contract.instruction.topic
         self._episode = ""
@@ -133,25 +132,9 @@ class Recorded:
             self.observations.set_instruction(status.instruction)
         self._episode = status.episode_id
 
-    def _command(self, output: Output, decoder: Decoder, message: Message) -> None:
-        value = message.value
-        if output.type.endswith("/JointTrajectory"):
-            points = list(value.points)
-            if not points:
-                return
-            first = points[0]
-            value = SimpleNamespace(
-                name=value.joint_names, position=first.positions, velocity=first.velocities, effort=first.effort
-            )
-        for channel, number in enumerate(np.ravel(decoder.read(value)), output.start):
+    def _command(self, output: Output, decoder: CommandDecoder, message: Message) -> None:
+        for channel, number in enumerate(decoder.read(message.value), output.start):
             self.commands[channel].append((message.received_ns, float(number)))
-
-
-def _reader(output: Output) -> Decoder:
-    """Read a command as an observation of the same fields would be read."""
-    kind = "sensor_msgs/msg/JointState" if output.type.endswith("/JointTrajectory") else output.type
-    align = Align("hold", "receive", None)
-    return Decoder(Source(output.topic, kind, Qos(), align, output.select, rad2deg=output.rad2deg))
 
 
 def replay(

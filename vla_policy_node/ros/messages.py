@@ -3,25 +3,29 @@
 
 from __future__ import annotations
 
+import time
+
 from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
-from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, SwapReport
+from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, PolicySteps, SwapReport
 from vla_ota.msg import ShadowActions as ShadowActionsMessage
 
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.draws import Assignment
 from vla_policy_node.engine import Score, Snapshot
-from vla_policy_node.episodes import Outcome
+from vla_policy_node.episodes import Episode, Outcome
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import Report
 from vla_policy_node.holds import explain
 from vla_policy_node.shadow.follower import ShadowActions
+from vla_policy_node.steps import Steps
 
 _STATES = {
     "INACTIVE": PolicyStatus.STATE_INACTIVE,
     "RUNNING": PolicyStatus.STATE_RUNNING,
     "HOLDING": PolicyStatus.STATE_HOLDING,
     "MOTION_DISABLED": PolicyStatus.STATE_MOTION_DISABLED,
+    "OPERATOR": PolicyStatus.STATE_OPERATOR,
 }
 
 
@@ -106,6 +110,25 @@ def shadow_actions(value: ShadowActions, contract: Contract, stamp: Time) -> Sha
         execute=value.execute,
         actions=value.actions.ravel().tolist(),
     )
+
+
+def steps(value: Steps, episode: Episode, by: Resident | None, stamp: Time) -> PolicySteps:
+    """Return the message of some steps."""
+    wall_ns = time.time_ns() - time.monotonic_ns()
+    message = PolicySteps(
+        header=Header(stamp=stamp),
+        episode_id=episode.episode_id,
+        instruction=episode.instruction,
+        generation=value.generation,
+        times_ns=[wall_ns + at_ns for at_ns in value.times_ns],
+        interventions=value.interventions,
+        actions=value.actions.ravel().tolist(),
+        policy_actions=value.policy_actions.ravel().tolist(),
+        states=value.states.ravel().tolist(),
+    )
+    if by is not None:
+        message.name, message.version, message.digest = by.generation.manifest.name, by.version, by.digest
+    return message
 
 
 def unconfigured(error_code: str, text: str, stamp: Time) -> PolicyStatus:

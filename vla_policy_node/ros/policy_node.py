@@ -19,9 +19,17 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 from std_msgs.msg import Bool, String
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 from vla_ota.action import PrepareModel, RunPolicy
-from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, ShadowActions, SwapReport
+from vla_ota.msg import (
+    AnomalyScore,
+    EpisodeOutcome,
+    ModelStatus,
+    PolicyStatus,
+    PolicySteps,
+    ShadowActions,
+    SwapReport,
+)
 from vla_ota.srv import EndEpisode, StartEpisode, SwapModel
 
 from vla_policy_node.config import PolicyNodeConfig
@@ -32,9 +40,11 @@ from vla_policy_node.errors import ControlError, ObservationError, PolicyNodeErr
 from vla_policy_node.generations.recovery import EXPECTED_ERRORS
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import Report, SwapRequest
+from vla_policy_node.operator_actions import operator_topic
 from vla_policy_node.ros import diagnostics, messages
 from vla_policy_node.ros.run_policy import require, run_policy
 from vla_policy_node.shadow.follower import ShadowActions as ShadowChunk
+from vla_policy_node.steps import Steps
 from vla_ros import qos
 from vla_ros.action_server import DestroyableActionServer
 from vla_ros.diagnostics import Diagnostics
@@ -83,6 +93,7 @@ class PolicyNode(LifecycleNode):
         self._reports = self._advertise(SwapReport, "~/swap_report", qos.LATCHED)
         self._scores = self._advertise(AnomalyScore, "anomaly_score", qos.EVENTS)
         self._episodes = self._advertise(EpisodeOutcome, "episode_outcome", qos.EVENTS)
+        self._steps = self._advertise(PolicySteps, "~/steps", qos.EVENTS)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
         group = MutuallyExclusiveCallbackGroup()
         self.create_timer(_STATUS_POLL_S, self._publish_status, callback_group=group, clock=steady)
@@ -248,6 +259,10 @@ class PolicyNode(LifecycleNode):
         ]
         if not self.config.shadow_only:
             heard.append((Bool, contract.motion.topic, self._on_motion, qos.FLAGS))
+            heard += [
+                (message_class(output.type), operator_topic(output), partial(self._on_operator, index), qos.FLAGS)
+                for index, output in enumerate(contract.outputs)
+            ]
         for message, topic, callback, profile in heard:
             # A group of its own each: neither the stop nor the lease waits until a picture is decoded.
             group = MutuallyExclusiveCallbackGroup()
@@ -256,6 +271,9 @@ class PolicyNode(LifecycleNode):
                 message, topic, callback, profile, callback_group=group, event_callbacks=events
             )
             keep((self.destroy_subscription, subscription))
+        if not self.config.shadow_only:
+            service = self.create_service(SetBool, "~/take_over", self._take_over, callback_group=self._calls)
+            keep((self.destroy_service, service))
         for kind, name, handler in (
             (SwapModel, "~/swap_model", self._swap_model),
             (StartEpisode, "~/start_episode", self._start_episode),
@@ -311,6 +329,13 @@ class PolicyNode(LifecycleNode):
     def _on_motion(self, message: Bool) -> None:
         if self._engine is not None:
             self._engine.observations.set_motion(message.data)
+
+    def _on_operator(self, output: int, message: Any) -> None:
+        if self._engine is not None:
+            try:
+                self._engine.operator.receive(output, message)
+            except ObservationError as e:
+                self.get_logger().error(f"{e.code}: of an operator: {e}", throttle_duration_sec=5.0)
 
     def _on_manager(self, message: ModelStatus) -> None:
         if self._engine is not None:
@@ -394,6 +419,15 @@ class PolicyNode(LifecycleNode):
             response.message = f"{e.code}: {e}"
         return response
 
+    def _take_over(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        try:
+            self._require_engine().take_over(on=request.data)
+            response.success = True
+            response.message = "the operator's actions are commanded" if request.data else "the policy may act again"
+        except ControlError as e:
+            response.message = f"{e.code}: {e}"
+        return response
+
     # -- actions ---------------------------------------------------------------------------------------------------
 
     def _prepare_model(self, goal: ServerGoalHandle) -> PrepareModel.Result:
@@ -451,6 +485,10 @@ class PolicyNode(LifecycleNode):
     def on_report(self, report: Report) -> None:
         """Publish what a swap cost."""
         self._reports.publish(self._report_message(report))
+
+    def on_steps(self, steps: Steps, episode: Episode, by: Resident | None) -> None:
+        """Publish some steps of the open episode."""
+        self._steps.publish(messages.steps(steps, episode, by, self._now()))
 
     def on_shadow_actions(self, shown: ShadowChunk) -> None:
         """Publish what a shadow-only node's policy would do."""

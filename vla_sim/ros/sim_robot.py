@@ -3,7 +3,8 @@
 
 Topics (relative): publishes ``joint_states``, ``camera/image_raw``, ``motion_enabled``; subscribes
 ``forward_position_controller/commands`` as ros2_control's forward_command_controller does. With ``run_tasks`` it opens and closes
-episodes at ``policy_node/start_episode`` and ``policy_node/end_episode``.
+episodes at ``policy_node/start_episode`` and ``policy_node/end_episode``. With ``operator_after_s`` an operator takes over those
+that take too long: he commands on ``operator/forward_position_controller/commands``.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from rclpy.node import Node
 from rclpy.task import Future
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Bool, Float64MultiArray
+from std_srvs.srv import SetBool
 from vla_ota.srv import EndEpisode, StartEpisode
 
 from vla_ros import qos
 from vla_ros.diagnostics import OK, WARN, Diagnostics, Report
 from vla_ros.parameters import declare, on_live_change, refuse_unknown
 from vla_ros.runtime import main as run_main
-from vla_sim.arm import JOINT_NAMES, ROBOT_TYPE
+from vla_sim.arm import CONTROL_HZ, JOINT_NAMES, ROBOT_TYPE
 from vla_sim.errors import CommandRefusedError
 from vla_sim.robot import SimRobot
 from vla_sim.settings import SimSettings
@@ -43,6 +45,7 @@ class RosEpisodes:
     def __init__(self, node: Node, group: MutuallyExclusiveCallbackGroup) -> None:
         self._start = node.create_client(StartEpisode, "policy_node/start_episode", callback_group=group)
         self._end = node.create_client(EndEpisode, "policy_node/end_episode", callback_group=group)
+        self._take_over = node.create_client(SetBool, "policy_node/take_over", callback_group=group)
 
     def available(self) -> bool:
         """Whether both services have a server now."""
@@ -57,12 +60,16 @@ class RosEpisodes:
         """Say how the episode ended."""
         self._call(self._end, EndEpisode.Request(episode_id=episode_id, success=success, intervention=False), reply)
 
+    def take_over(self, on: bool, reply: Reply) -> None:
+        """Ask that an operator's actions be commanded; or the policy's again."""
+        self._call(self._take_over, SetBool.Request(data=on), reply)
+
     @staticmethod
     def _call(client: Any, request: Any, reply: Reply) -> None:
         def answered(future: Future) -> None:
             response = None if future.cancelled() or future.exception() is not None else future.result()
             if response is not None:
-                reply(response.success, response.error_code)
+                reply(response.success, getattr(response, "error_code", ""))
 
         client.call_async(request).add_done_callback(answered)
 
@@ -95,7 +102,11 @@ class SimRobotNode(Node):
         self._runner = TaskRunner(
             self._robot, RosEpisodes(self, tasks), boot_id=f"sim-{uuid.uuid4().hex[:8]}", seed=self._settings.seed,
             rules=TaskRules(timeout_s=self._settings.task_timeout_s), pause_s=self._settings.task_pause_s,
+            operator_after_s=self._settings.operator_after_s,
         )  # fmt: skip
+        if self._settings.operator_after_s:
+            self._operator = self.create_publisher(Float64MultiArray, f"operator/{topic}", _PUBLISHER_DEPTH)
+            self._every(CONTROL_HZ, self._operate, tasks)
         self._every(_TASKS_HZ, self._tick_tasks, tasks)
         self._every(self._settings.joint_rate_hz, self._publish_joints)
         self._every(self._settings.camera_rate_hz, self._publish_picture)
@@ -146,6 +157,11 @@ class SimRobotNode(Node):
                 f"task {self._runner.episode_id} '{self._runner.instruction}': {self._runner.last_result}; "
                 f"{counts.succeeded} done, {counts.timed_out} timed out, {counts.abandoned} abandoned"
             )
+
+    def _operate(self) -> None:
+        action = self._runner.operator_action()
+        if action is not None:
+            self._operator.publish(Float64MultiArray(data=action.tolist()))
 
     def _arm_report(self) -> Report:
         now = self._robot.snapshot()

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sends episodes to the fleet server, piece by piece: what has arrived is never sent again, whoever was restarted meanwhile.
+
+``GET /v1/robot/episodes/<sha256>`` says how much is there, ``PUT …?offset=&total_bytes=`` adds to it. An episode that was sent or
+that the server refuses for good is marked beside its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from vla_recorder.episodes.shelf import REFUSED, UPLOADED, EpisodeShelf
+
+LOG = logging.getLogger("vla_recorder")
+
+FAILURES, ALL = "failures", "all"
+_PIECE_BYTES = 1 << 20
+_LOOK_S = 5.0  # between two looks for new episodes
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 5.0, 600.0
+_CONNECT_S, _ANSWER_S = 10.0, 60.0
+_FINAL = (413, 422)
+"""The server will never take this file: too large, or no episode."""
+_MOST_SETBACKS = 3
+
+
+class _LaterError(Exception):
+    """It did not work; it may later. ``wait_s``: the server's wish [s]."""
+
+    def __init__(self, text: str, wait_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.wait_s = wait_s
+
+
+class _RefusedError(Exception):
+    """The server will not take this file, today or later."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """How and what is uploaded."""
+
+    server: str  # http(s)://host[:port]
+    token_file: Path  # the robot's, kept by fleet_bridge, which may write a new one at any time
+    ca_file: str = ""  # certificate authority of the server, if this machine does not know it
+    what: str = FAILURES  # or ALL
+    bandwidth_bytes_s: int = 0  # 0 = no bound
+
+
+class Uploader(threading.Thread):
+    """Uploads in the background until :meth:`stop`.
+
+    Args:
+        shelf: of the episodes.
+        upload: how.
+        may: whether this is a good time to send, asked before each piece.
+    """
+
+    def __init__(self, shelf: EpisodeShelf, upload: Upload, may: Callable[[], bool]) -> None:
+        super().__init__(name="upload", daemon=True)
+        self._shelf, self._upload, self._may = shelf, upload, may
+        self._stopping = threading.Event()
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxies, credentials or certificates that nobody configured here
+        self.uploaded = 0
+        """Since the start."""
+        self.problem = ""
+        """Why the last attempt failed; empty = it did not."""
+
+    def stop(self) -> None:
+        """End after the piece that is on its way."""
+        self._stopping.set()
+        if self.is_alive():
+            self.join(2.0)
+
+    def waiting(self) -> list[Path]:
+        """Return what is still to be sent: failures and corrections first, the oldest first."""
+        shelf, everything = self._shelf, self._upload.what == ALL
+        left = [p for p in shelf.recordings() if not (shelf.marked(p, UPLOADED) or shelf.marked(p, REFUSED))]
+        wanted = [(shelf.is_plain_success(path), path.name, path) for path in left]
+        return [path for plain, _, path in sorted(wanted) if everything or not plain]
+
+    def run(self) -> None:
+        """See the class."""
+        failures = 0
+        while not self._stopping.is_set():
+            wait_s = _LOOK_S
+            try:
+                for path in self.waiting() if self._may() else ():
+                    if not self._send(path):
+                        break
+                    failures = 0
+            except (_LaterError, requests.RequestException, OSError) as e:
+                failures += 1
+                wait_s = max(retry_after_s(failures), getattr(e, "wait_s", 0.0))
+                self._say(" ".join(str(e).split()))
+            except Exception as e:  # a defect; the robot records on
+                failures, wait_s = failures + 1, _LONGEST_RETRY_S
+                LOG.exception("upload failed")
+                self._say(f"{type(e).__name__}: {e}")
+            self._pause(wait_s)
+
+    def _say(self, problem: str) -> None:
+        if problem and not self.problem:
+            LOG.warning("episodes are not uploaded: %s", problem)
+        self.problem = problem
+
+    def _pause(self, seconds: float) -> None:
+        self._stopping.wait(seconds)
+
+    def _send(self, path: Path) -> bool:
+        """Send one episode; false: it was left for later, because this is no good time any more."""
+        try:
+            with path.open("rb") as file:
+                sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+                received, complete = self._ask("GET", sha256)
+                setbacks, before = 0, -1
+                while not complete:
+                    setbacks += received <= before
+                    if setbacks >= _MOST_SETBACKS or not 0 <= received <= size:
+                        raise _LaterError(
+                            f"the server has {received} of {size} bytes of {path.name}, and takes no more"
+                        )
+                    if self._stopping.is_set() or not self._may():
+                        return False
+                    file.seek(received)
+                    piece, before = file.read(self._piece_bytes), received
+                    received, complete = self._ask("PUT", sha256, piece, {"offset": before, "total_bytes": size})
+                    if self._upload.bandwidth_bytes_s:
+                        self._pause(len(piece) / self._upload.bandwidth_bytes_s)
+            self._shelf.mark(path, UPLOADED)
+            self.uploaded += 1
+            LOG.info("%s is uploaded", path.name)
+        except FileNotFoundError:  # it has made room for others
+            pass
+        except _RefusedError as e:
+            LOG.error("%s is refused, and stays here: %s", path.name, e)
+            self._shelf.mark(path, REFUSED, f"{e}\n")
+        self._say("")
+        return True
+
+    @property
+    def _piece_bytes(self) -> int:
+        """With a bound, no more than it allows in a second."""
+        return min(_PIECE_BYTES, self._upload.bandwidth_bytes_s or _PIECE_BYTES)
+
+    def _ask(self, method: str, sha256: str, data: bytes | None = None, query: Any = None) -> tuple[int, bool]:
+        """Return how much the server has of a file, and whether that is all. Raises _LaterError, _RefusedError."""
+        reply = self._session.request(
+            method,
+            f"{self._upload.server}/v1/robot/episodes/{sha256}",
+            params=query,
+            data=data,
+            headers={"Authorization": f"Bearer {self._token()}"},
+            timeout=(_CONNECT_S, _ANSWER_S),
+            allow_redirects=False,
+            verify=self._upload.ca_file or ssl.get_default_verify_paths().cafile or True,
+        )
+        try:
+            answer = reply.json()
+        except ValueError:
+            answer = {}
+        answer = answer if isinstance(answer, dict) else {}
+        received = answer.get("received_bytes")
+        if reply.status_code in (200, 409) and type(received) is int:
+            return received, reply.status_code == 200 and answer.get("complete") is True
+        said = f"{answer.get('error_code', '')} {answer.get('message', '')}".strip() or reply.reason
+        text = f"{self._upload.server} answered {reply.status_code}: {said}"
+        if reply.status_code in _FINAL:
+            raise _RefusedError(text)
+        wait_s = reply.headers.get("Retry-After", "")
+        raise _LaterError(text, min(float(wait_s), _LONGEST_RETRY_S) if wait_s.isdecimal() else 0.0)
+
+    def _token(self) -> str:
+        try:
+            token = self._upload.token_file.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            token = ""
+        if not token:
+            raise _LaterError(
+                f"NOT_ENROLLED: {self._upload.token_file} holds no token: fleet_bridge has not enrolled yet"
+            )
+        return token
+
+
+def retry_after_s(failures: int) -> float:
+    """Return how long to wait after so many failures in a row [s]: longer each time, and not every robot at once."""
+    longest = min(_FIRST_RETRY_S * 2.0 ** min(max(failures - 1, 0), 30), _LONGEST_RETRY_S)
+    return random.uniform(0.5, 1.0) * longest
