@@ -44,6 +44,7 @@ ROOMS = {
         "vla_evidence",
     },
     "vla_fleet_bridge": {"requests", "websockets", "pydantic", "vla_fleet.protocol", "vla_ros"},
+    "vla_learning": {"PIL", "mcap", "numpy", "pyarrow", "zstandard", "vla_checkpoint", "vla_evidence"},
     "vla_sim": {"numpy", "mujoco", "safetensors", "vla_checkpoint", "vla_policy_node.policies", "vla_ros"},
 }
 """Third-party and sibling packages that a room may import, beside the standard library and itself."""
@@ -59,6 +60,10 @@ EXTRA = {
     "vla_policy_node/replay/": {"PIL", "mcap"},
     "vla_policy_node/replay/plot.py": {"matplotlib"},
     "vla_sim/train.py": {"torch"},
+    # Training: policies, their own loader, and packages for plots within functions.
+    "vla_learning/running.py": {"vla_policy_node.policies", "vla_policy_node.worker.loading"},
+    "vla_learning/training/": {"safetensors", "torch", "vla_policy_node.policies"},
+    "vla_learning/training/log.py": {"matplotlib", "tqdm"},
     # Analysis at a desk: within functions, never when the module is imported (tested below).
     "vla_evidence/analysis.py": {"tqdm"},
     "vla_evidence/simulate/plots.py": {"matplotlib"},
