@@ -19,10 +19,9 @@ from vla_learning.running import load_policy
 from vla_learning.simulate.newcomer import NEW_COLOUR, OLD_COLOURS, make_newcomer, task_for
 from vla_learning.simulate.operator import Recording, run
 from vla_sim.arm import Arm
-from vla_sim.bundle import SHIPPED_BUNDLE
 
-QUICK = ["--set", "steps=80", "--set", "batch=16", "--gate", "episodes_old=24", "--gate", "episodes_new=16"]
-QUICK += ["--gate", "margin_old=0.2"]
+GATE = ["--gate", "episodes_old=24", "--gate", "episodes_new=16", "--gate", "margin_old=0.35"]
+QUICK = [*GATE, "--set", "steps=120", "--set", "batch=16", "--set", "learning_rate=2e-4"]
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +35,9 @@ def recordings(newcomer: Path) -> tuple[list[Recording], list[Recording]]:
     policy, arm, rng = load_policy(verify_bundle(newcomer)), Arm(), np.random.default_rng(0)
 
     def record(colour: str) -> Recording:
-        return run(arm, policy, task_for(colour, rng), patience_s=2.0, every=5)
+        return run(arm, policy, task_for(colour, rng), patience_s=4.0 if colour != NEW_COLOUR else 1.5, every=5)
 
-    old = [record(OLD_COLOURS[i % 3]) for i in range(15)]
+    old = [record(OLD_COLOURS[i % 3]) for i in range(45)]
     new = [record(NEW_COLOUR) for _ in range(10)]
     return [r for r in old if r.success], [r for r in new if r.taken_over is not None]
 
@@ -72,7 +71,7 @@ def test_corrections_become_a_published_version_that_does_the_new_task(
     arguments = ["train", str(week), "--base", "reach_block@champion", "--runs", str(tmp_path / "runs"), *QUICK]
     assert vla_fleet(monkeypatch, *arguments, "--alias", "candidate", "--json") == 0, capsys.readouterr()
     run = json.loads(capsys.readouterr().out)
-    old, new = run["gate"]["checks"][:2]
+    _, new = run["gate"]["checks"][:2]
     assert new["figures"]["candidate"] > new["figures"]["base"] + 5
     with Client(fleet.url, fleet.key) as client:
         version = client.models("reach_block")[0]
@@ -84,3 +83,19 @@ def test_corrections_become_a_published_version_that_does_the_new_task(
     # the same command again trains nothing and publishes nothing
     assert vla_fleet(monkeypatch, *arguments, "--alias", "candidate", "--json") == 0
     assert json.loads(capsys.readouterr().out) == run
+
+
+def test_a_candidate_that_has_forgotten_is_stopped_and_not_published(
+    week: Path, fleet: FleetApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Learned much too fast: it goes nowhere any more."""
+    monkeypatch.setenv("VLA_FLEET_SERVER", fleet.url)
+    monkeypatch.setenv("VLA_FLEET_KEY", fleet.key)
+    with Client(fleet.url, fleet.key) as client:
+        before = client.models("reach_block")
+        wild = ["--set", "steps=6", "--set", "batch=8", "--set", "learning_rate=3e-2", "--runs", str(tmp_path / "runs")]
+        assert vla_fleet(monkeypatch, "train", str(week), "--base", "reach_block@1.0.0", *GATE, *wild, "--publish") == 1
+        assert client.models("reach_block") == before
+    said = capsys.readouterr().err
+    assert "the gate stops it: GATE_FORGETS, GATE_NO_IMPROVEMENT" in said
+    assert "old tasks in the simulator (red, green, blue)" in said

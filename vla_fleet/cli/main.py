@@ -15,6 +15,7 @@ from vla_fleet.cli import models, people, robots, train
 from vla_fleet.cli.ab import ab_app
 from vla_fleet.cli.common import FAILED, err, out
 from vla_fleet.cli.rollout import rollout_app
+from vla_fleet.cli.simulate import simulate_app
 from vla_fleet.errors import FleetError
 from vla_learning.errors import LearningError
 
@@ -25,6 +26,7 @@ for part in (models, robots, people, train):
     app.add_typer(part.app)
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(ab_app, name="ab")
+app.add_typer(simulate_app, name="simulate")
 
 
 @app.command()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the exercises begin: a policy that does three of the four block colours well and was never told of the fourth.
 
-It is the shipped policy with the word for one colour unlearned: its embedding is drawn anew, as it was before training. So it sees
-these blocks, and has no idea that an instruction means them.
+It is the shipped policy with the word for one colour unlearned: its embedding is drawn anew, as it was before training. It
+sees these blocks, and has no idea that an instruction means them.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ def make_newcomer(folder: Path, seed: int) -> Path:
         shutil.copyfile(SHIPPED_BUNDLE / name, folder / name)
     weights = read_weights(SHIPPED_BUNDLE)
     words = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocabulary"]
-    embedding = weights["word.weight"].copy()
-    drawn = np.random.default_rng(seed).normal(size=embedding.shape[1])  # as torch.nn.Embedding begins
-    embedding[words.index(NEW_COLOUR)] = drawn.astype(embedding.dtype)
+    embedding = weights["word.weight"].astype(np.float32)
+    embedding[words.index(NEW_COLOUR)] = np.random.default_rng(seed).normal(size=embedding.shape[1])  # as torch begins
     write_weights(folder, {**weights, "word.weight": embedding})
     write_own_golden(folder)
     seal(folder, "1.0.0", {"derived_from": "the shipped bundle", "unlearned": NEW_COLOUR, "seed": seed})

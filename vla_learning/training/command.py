@@ -26,8 +26,8 @@ _LOG = "trainer.log"
 class CommandTrainer:
     """Runs a template such as ``python train.py --data {dataset} --init {base} --out {out}``.
 
-    The program writes the candidate's files (``config.json``, weights, statistics) to ``{out}``; with
-    ``adapter_config.json`` among them it is an adapter on the base. To be interrupted and go on is its own business; ``{work}`` is kept for it.
+    The program writes the candidate's files (``config.json``, weights, statistics) to ``{out}``; with ``adapter_config.json``
+    among them it is an adapter on the base. To be interrupted and go on is its own business; ``{work}`` is kept for it.
     """
 
     template: str
