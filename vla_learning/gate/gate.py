@@ -16,6 +16,7 @@ from vla_learning.gate.checks import Check, GateSettings, Part, compare_successe
 from vla_learning.gate.recorded import compare_errors, episode_errors
 from vla_learning.running import load_policy
 from vla_policy_node.policies.base import Policy
+from vla_sim.arm import ROBOT_TYPE
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ def judge(base: Bundle, candidate: Bundle, held: Held, settings: GateSettings, *
     """Compare a candidate with its base.
 
     Raises:
-        CheckpointError, WorkerError, PolicyError: a policy cannot be loaded here.
+        CheckpointError, LearningError: a policy cannot be loaded here.
     """
     policies = load_policy(base), load_policy(candidate, base)
     checks = []
-    if base.manifest.robot_type == simulator.ROBOT_TYPE:
+    if base.manifest.robot_type == ROBOT_TYPE:
         checks += _simulated(policies, held, settings, quiet)
     checks += _recorded(policies, base, held, settings)
     return Verdict(tuple(checks))

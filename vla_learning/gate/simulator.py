@@ -9,11 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from vla_policy_node.policies.base import Policy
-from vla_sim.arm import BLOCK_COLOURS, ROBOT_TYPE, Arm
+from vla_sim.arm import BLOCK_COLOURS, Arm
 from vla_sim.evaluate import Execution, run_episode
 from vla_sim.task import Episode, instruction_for, sample_episode
-
-__all__ = ["ROBOT_TYPE", "colours_in", "episodes_for", "outcomes"]
 
 
 def colours_in(instructions: Iterable[str]) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ def _sentence(s: Settings, arms: Mapping[str, Weeks]) -> str:
     worst = without["old"].mean(axis=0)
     stopped = without["gate_stops"][:, 1:].mean()
     return (
-        f"From {mean[0]:.0%} success the flywheel comes to {mean[-1]:.0%} in {s.weeks} weeks with replay; half of the way is done "
+        f"From {mean[0]:.0%} success the flywheel comes to {mean[-1]:.0%} in {s.weeks} weeks with replay; half of that is done "
         f"after {half} {'week' if half == 1 else 'weeks'}. It slows down by itself, because there is less and less to correct: "
         f"{most[1]:.1f} corrected episodes in the first week, {most[-1]:.1f} in the last. Trained on the corrections alone, the "
         f"policy forgets: old tasks fall from {worst[0]:.0%} to {worst[1:].min():.0%} in the worst week, and the gate would have "

@@ -68,11 +68,13 @@ def run_program(
         raise TrainingError("TRAINER_MISSING", name, "there is no such program; install it, or give its whole path")
     log = work / _LOG
     last = ""
-    with log.open("a", encoding="utf-8") as file:
-        process = subprocess.Popen(
+    with (
+        log.open("a", encoding="utf-8") as file,
+        subprocess.Popen(
             list(arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             env={**os.environ, **(environment or {})},
-        )  # fmt: skip
+        ) as process,
+    ):  # fmt: skip
         try:
             assert process.stdout is not None
             for line in process.stdout:
@@ -80,10 +82,9 @@ def run_program(
                 last = line.strip() or last
                 if not quiet:
                     sys.stderr.write(line)
-            status = process.wait()
-        finally:
-            if process.poll() is None:  # this process was stopped: the program goes with it
-                process.terminate()
-                process.wait()
+        except BaseException:  # this process is stopped: the program goes with it
+            process.terminate()
+            raise
+    status = process.returncode
     if status:
         raise TrainingError("TRAINER_FAILED", log, f"{arguments[0]} ended with status {status}: {last[-200:]}")
