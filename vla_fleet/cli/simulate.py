@@ -37,8 +37,9 @@ def flywheel(
     """Show how quickly weekly corrections compound, with and without replay of old episodes."""
     from vla_evidence.analysis import no_bar, tqdm_bar
     from vla_learning.simulate import flywheel as exercise
+    from vla_learning.simulate.trajectory import TrajectorySettings
 
-    settings = exercise.Settings(weeks=weeks, repeats=repeats, seed=seed, jobs=jobs)
+    settings = exercise.Settings(TrajectorySettings(weeks=weeks, seed=seed), repeats, jobs)
     report = exercise.run(settings.quick() if quick else settings, no_bar if as_json else tqdm_bar)
     show_report(report, folder, as_json)
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from vla_evidence.simulate.report import Report
 from vla_evidence.tables import table
 from vla_learning.errors import LearningError
 from vla_learning.simulate import plots
+from vla_learning.simulate.trajectory import TrajectorySettings
 
 Floats = npt.NDArray[np.float64]
 ARMS = {"70 % replay, 30 % new": True, "corrections alone": False}
@@ -37,16 +38,13 @@ _TOP = Path(__file__).resolve().parents[2]
 class Settings:
     """The exercise: ``repeats`` fleets of each kind, in ``jobs`` processes at a time; 0: one a core."""
 
-    weeks: int = 10
+    fleet: TrajectorySettings = field(default_factory=TrajectorySettings)
     repeats: int = 4
-    evaluated: int = 100
-    steps: int = 120
-    seed: int = 0
     jobs: int = 0
 
     def quick(self) -> Settings:
-        """Return a smaller one: the same shape with wide error bars."""
-        return replace(self, weeks=4, repeats=1, evaluated=40, steps=100)
+        """Return a smaller one: fewer weeks, one fleet of each kind, so no error bars."""
+        return replace(self, fleet=replace(self.fleet, weeks=4, evaluated=40, steps=100), repeats=1)
 
 
 Weeks = Mapping[str, Floats]
@@ -61,12 +59,12 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
     """
     s = settings
     wanted = [
-        {"weeks": s.weeks, "replay": replay, "evaluated": s.evaluated, "steps": s.steps, "seed": s.seed + number}
+        asdict(replace(s.fleet, replay=replay, seed=s.fleet.seed + number))
         for replay in ARMS.values()
         for number in range(s.repeats)
     ]
     jobs = s.jobs or len(os.sched_getaffinity(0))
-    with bar("weeks", len(wanted) * (s.weeks + 1)) as tick, ThreadPoolExecutor(jobs) as executor:
+    with bar("weeks", len(wanted) * (s.fleet.weeks + 1)) as tick, ThreadPoolExecutor(jobs) as executor:
         found = list(executor.map(lambda one: _fleet(one, lambda: tick(1)), wanted))
     arms = {name: _gathered(found[i * s.repeats : (i + 1) * s.repeats]) for i, name in enumerate(ARMS)}
     return _report(s, arms)
@@ -118,13 +116,14 @@ def _report(s: Settings, arms: Mapping[str, Weeks]) -> Report:
 
 def _sentence(s: Settings, arms: Mapping[str, Weeks]) -> str:
     with_replay, without = arms.values()
+    weeks = s.fleet.weeks
     mean = with_replay["success"].mean(axis=0)
     half = int(np.argmax(mean >= 0.5 * (mean[0] + mean[-1])))
     most = with_replay["corrections"].mean(axis=0)
     worst = without["old"].mean(axis=0)
     stopped = without["gate_stops"][:, 1:].mean()
     return (
-        f"From {mean[0]:.0%} success the flywheel comes to {mean[-1]:.0%} in {s.weeks} weeks with replay; half of that is done "
+        f"From {mean[0]:.0%} success the flywheel comes to {mean[-1]:.0%} in {weeks} weeks with replay; half of that is done "
         f"after {half} {'week' if half == 1 else 'weeks'}. It slows down by itself, because there is less and less to correct: "
         f"{most[1]:.1f} corrected episodes in the first week, {most[-1]:.1f} in the last. Trained on the corrections alone, the "
         f"policy forgets: old tasks fall from {worst[0]:.0%} to {worst[1:].min():.0%} in the worst week, and the gate would have "
@@ -140,10 +139,11 @@ def _table(s: Settings, name: str, weeks: Weeks) -> str:
             f"{weeks['corrections'][:, week].mean():.1f}" if week else "",
             f"{int(weeks['gate_stops'][:, week].sum())} of {s.repeats}" if week else "",
         ]
-        for week in range(s.weeks + 1)
+        for week in range(s.fleet.weeks + 1)
     ]
     heads = ["week", "success", "old tasks", "new task", "corrected", "stopped by the gate"]
-    note = f"Mean of {s.repeats} fleets ± its standard error; {s.evaluated} episodes of old tasks and as many of the new one."
+    measured = f"{s.fleet.evaluated} episodes of old tasks and as many of the new one"
+    note = f"Mean of {s.repeats} fleets ± its standard error; each week {measured}."
     return table(name, heads, rows, note)
 
 
