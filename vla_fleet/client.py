@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -312,6 +313,57 @@ class Client:
             if all(command["final"] for command in commands) or time.monotonic() > deadline:
                 return
             time.sleep(every_s)
+
+    # -- episodes -----------------------------------------------------------------------------------------------------------
+
+    def episodes(self, limit: int = 100, **wanted: Any) -> list[Json]:
+        """Return episodes, newest first.
+
+        ``wanted``: ``robot``, ``policy``, ``version``, ``outcome`` (success, failure, unknown), ``corrected``, ``before``.
+        """
+        found: list[Json] = []
+        while len(found) < limit:
+            if found:
+                wanted["before"] = found[-1]["number"]
+            page = self._get("/v1/episodes", limit=min(_PAGE, limit - len(found)), **wanted)
+            found += page
+            if len(page) < min(_PAGE, limit):
+                break
+        return found
+
+    def episode(self, sha256: str) -> Json:
+        """Return the episode whose SHA-256 begins so."""
+        return cast(Json, self._get(f"/v1/episodes/{_q(sha256)}"))
+
+    def download_episode(self, sha256: str, path: Path) -> None:
+        """Write an episode's file; ``path`` appears when it is whole."""
+        part = path.with_name(f"{path.name}.part")
+        digest = hashlib.sha256()
+        try:
+            with self._http.stream("GET", f"/v1/episodes/{_q(sha256)}/file") as response, part.open("wb") as file:
+                if not response.is_success:
+                    response.read()
+                    raise _error(response)
+                for data in response.iter_bytes(_CHUNK_BYTES):
+                    digest.update(data)
+                    file.write(data)
+            if not digest.hexdigest().startswith(sha256):
+                raise FleetError("EPISODE_DIGEST", f"episode {sha256} came damaged; try again")
+            part.replace(path)
+        except httpx.HTTPError as e:
+            raise FleetError("SERVER_UNREACHABLE", f"{self._http.base_url}: {e or type(e).__name__}; {_HINT}") from e
+        except OSError as e:
+            raise FleetError("OUTPUT_NOT_WRITTEN", f"{path}: {e.strerror}; make room, or name another") from e
+        finally:
+            part.unlink(missing_ok=True)
+
+    def data_sets(self, policy: str = "", limit: int = 100) -> list[Json]:
+        """Return data sets that were built, newest first."""
+        return cast(list[Json], self._get("/v1/datasets", policy=policy, limit=limit))
+
+    def record_data_set(self, **fields: Any) -> Json:
+        """Keep that a data set was built; ``fields`` are those of ``vla_fleet.server.episodes.NewDataSet``."""
+        return cast(Json, self._post("/v1/datasets", fields))
 
     # -- experiments --------------------------------------------------------------------------------------------------------
 

@@ -67,6 +67,7 @@ EXTRA = {
     "vla_learning/gate/": {"scipy", "vla_policy_node.policies", "vla_sim"},
     "vla_learning/simulate/": {"matplotlib", "torch", "vla_policy_node.policies", "vla_sim"},
     "vla_learning/training/log.py": {"matplotlib", "tqdm"},
+    "vla_learning/datasets/ray_engine.py": {"ray"},
     # Analysis at a desk: within functions, never when the module is imported (tested below).
     "vla_evidence/analysis.py": {"tqdm"},
     "vla_evidence/simulate/plots.py": {"matplotlib"},

@@ -189,6 +189,7 @@ BAD_STEPS: dict[str, Any] = {
     "a time beyond 64 bits": step(time_ns=2**63),
     "half a truth": step(intervention=1),
     "no instruction": step(instruction=None),
+    "half a character": step(instruction="\ud800"),
 }
 
 
@@ -208,6 +209,7 @@ BAD_RECORDS: dict[str, dict[str, str]] = {
     "a rate of none": changed(rate_hz="0"),
     "a rate of NaN": changed(rate_hz="nan"),
     "success of a kind": changed(success="maybe"),
+    "a name longer than any": changed(policy="x" * 129),
     "channels that are none": changed(channels="{}"),
     "features without end": changed(features="[" * 100_000),
     "a feature of bytes": changed(features=json.dumps({STATE: {"dtype": "uint8", "shape": [2]}})),

@@ -14,6 +14,8 @@ from vla_checkpoint import CheckpointError
 from vla_fleet.cli import models, people, robots, train
 from vla_fleet.cli.ab import ab_app
 from vla_fleet.cli.common import FAILED, err, out
+from vla_fleet.cli.dataset import dataset_app
+from vla_fleet.cli.episodes import episodes_app
 from vla_fleet.cli.rollout import rollout_app
 from vla_fleet.cli.simulate import simulate_app
 from vla_fleet.errors import FleetError
@@ -27,6 +29,8 @@ for part in (models, robots, people, train):
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(ab_app, name="ab")
 app.add_typer(simulate_app, name="simulate")
+app.add_typer(episodes_app, name="episodes")
+app.add_typer(dataset_app, name="dataset")
 
 
 @app.command()
@@ -44,6 +48,9 @@ def serve(
         bool,
         typer.Option("--open-files", help="Let whoever reaches the server read models, so that a CDN can keep them."),
     ] = False,
+    max_episodes_per_robot: Annotated[
+        int, typer.Option(help="Episodes of one robot that are kept; failures and corrections longest.", min=1)
+    ] = 10_000,
 ) -> None:
     """Run the server. The first start writes an admin's key to DATA/admin.key."""
     if host in ("0.0.0.0", "::") and not public_url:
@@ -52,7 +59,7 @@ def serve(
         )
     from vla_fleet.server.run import run  # fastapi and sqlalchemy take a second that no other command needs
 
-    run(data, host, port, public_url, heartbeat_s, certificate, certificate_key, open_files)
+    run(data, host, port, public_url, heartbeat_s, certificate, certificate_key, open_files, max_episodes_per_robot)
 
 
 def main() -> None:

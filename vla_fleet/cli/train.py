@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vla_fleet.cli.common import FAILED, LOCAL, JsonOption, KeyOption, ServerOption, byte_bar, err, out
+from vla_fleet.cli.common import (
+    FAILED,
+    LOCAL,
+    NOT_FINISHED,
+    JsonOption,
+    KeyOption,
+    ServerOption,
+    byte_bar,
+    err,
+    out,
+    show,
+)
 from vla_fleet.client import Client
 
 if TYPE_CHECKING:
@@ -68,6 +80,35 @@ def train(
     _show(run, as_json)
     if not run.passed:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def due(
+    policy: Annotated[str, typer.Argument(help="Name of the model.")],
+    corrections: Annotated[int, typer.Option(help="Corrected episodes that make it due.", min=1)] = 20,
+    every_days: Annotated[float, typer.Option(help="Days after the last data set that make it due.", min=0.0)] = 7.0,
+    server: ServerOption = LOCAL,
+    key: KeyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether training is due: enough new corrections, or enough days with at least one. Exit status 3: not yet.
+
+    For cron: vla-fleet due NAME && vla-fleet dataset build … && vla-fleet train …
+    """
+    with Client(server, key) as client:
+        last = next(iter(client.data_sets(policy, 1)), None)
+        since = 0 if last is None else last["last_episode"]
+        found = client.episodes(10 * corrections, policy=policy, corrected=True)
+    fresh = [episode for episode in found if episode["number"] > since]
+    days = (time.time() - (last["created_s"] if last else min((e["received_s"] for e in fresh), default=0.0))) / 86400.0
+    is_due = len(fresh) >= corrections or (bool(fresh) and days >= every_days)
+    count = f"{len(fresh)} corrected episodes since {'the last data set' if last else 'the beginning'}"
+    text = f"{'due' if is_due else 'not yet due'}: {count} ({corrections} make it due)"
+    if fresh:
+        text += f", {days:.1f} days ago ({every_days:g})"
+    show({"due": is_due, "corrections": len(fresh), "days": days if fresh else None}, as_json, text)
+    if not is_due:
+        raise typer.Exit(NOT_FINISHED)
 
 
 def _base(client: Client, reference: str, downloads: Path) -> Path:

@@ -13,8 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from vla_fleet.episodes.files import OffsetError
 from vla_fleet.errors import BusyError, FleetError
-from vla_fleet.server import experiments, files, models, people, robots, rollouts, socket
+from vla_fleet.server import episodes, experiments, files, models, people, robots, rollouts, socket
 from vla_fleet.server.rooms import Rooms
 from vla_fleet.server.watch import Watch
 
@@ -25,6 +26,8 @@ class Refusal(BaseModel):
     error_code: str
     """Stable; docs/errors.md lists them."""
     message: str
+    received_bytes: int | None = None
+    """Of an episode's upload: where to go on."""
 
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -58,19 +61,20 @@ def create_app(rooms: Rooms) -> FastAPI:
     app.add_exception_handler(404, _refuse_http)  # type: ignore[arg-type]
     app.add_exception_handler(405, _refuse_http)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _fail)
-    for part in (models, files, robots, rollouts, experiments, people, socket):
+    for part in (models, files, robots, episodes, rollouts, experiments, people, socket):
         app.include_router(part.router)
     return app
 
 
-def _answer(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def _answer(status: int, code: str, message: str, headers: dict[str, str] | None = None, **more: int) -> JSONResponse:
     text = message.encode(errors="replace").decode()  # a request may hold half a character
-    return JSONResponse({"error_code": code, "message": text}, status, headers)
+    return JSONResponse({"error_code": code, "message": text, **more}, status, headers)
 
 
 async def _refuse(_: Request, error: FleetError) -> JSONResponse:
     retry = {"Retry-After": str(math.ceil(error.retry_after_s))} if isinstance(error, BusyError) else None
-    return _answer(error.status, error.code, error.message, retry)
+    more = {"received_bytes": error.received_bytes} if isinstance(error, OffsetError) else {}
+    return _answer(error.status, error.code, error.message, retry, **more)
 
 
 async def _refuse_input(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -14,6 +14,9 @@ from typing import Self
 from fastapi.requests import HTTPConnection
 
 from vla_fleet.clock import Clock, SystemClock
+from vla_fleet.episodes.data_sets import DataSets
+from vla_fleet.episodes.files import EpisodeFiles
+from vla_fleet.episodes.store import EpisodeStore
 from vla_fleet.errors import FleetError
 from vla_fleet.experiments.manager import ABTestManager
 from vla_fleet.registry.garbage import GarbageCollector
@@ -48,6 +51,8 @@ class Settings:
     """How often a robot says something [s]; after three of these in silence it is offline."""
     step_s: float = 1.0
     """How often rollouts and experiments are looked at [s]."""
+    max_episodes_per_robot: int = 10_000
+    """Episodes of one robot that are kept; failures and corrections longest."""
     max_blob_bytes: int = 64 << 30
     """Largest file that can be uploaded [bytes]."""
     open_files: bool = False
@@ -73,6 +78,9 @@ class Rooms:
         self.keys = Keys(self.database, self.clock)
         self.registry = Registry(self.database, self.blobs, self.clock)
         self.garbage = GarbageCollector(self.database, self.blobs, self.clock)
+        files = EpisodeFiles(settings.data / "episodes")
+        self.episodes = EpisodeStore(self.database, files, self.clock, settings.max_episodes_per_robot)
+        self.data_sets = DataSets(self.database, self.clock)
         self.directory = Directory(self.database, self.bus, self.clock)
         self.commands = Commands(self.database, self.bus, self.clock)
         self.inbox = Inbox(self.database, self.commands, self.clock)
@@ -99,6 +107,7 @@ class Rooms:
 
     async def __aenter__(self) -> Self:
         await self.database.migrate()
+        await self.episodes.open()
         if not await self.keys.exist():
             path = self.settings.data / ADMIN_KEY
             await self.keys.make("admin", Role.ADMIN, "first start", lambda key: write_secret(path, key))

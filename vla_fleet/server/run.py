@@ -30,6 +30,7 @@ def run(
     certificate: Path | None,
     certificate_key: Path | None,
     open_files: bool = False,
+    max_episodes_per_robot: int = Settings.max_episodes_per_robot,
     make_rooms: Callable[[Settings], Rooms] = Rooms,
 ) -> None:
     """Serve until SIGINT or SIGTERM. ``make_rooms`` puts the server's parts together."""
@@ -40,7 +41,13 @@ def run(
     with listener:
         name = f"[{host}]" if ":" in host else host
         url = public_url or f"{'https' if certificate else 'http'}://{name}:{listener.getsockname()[1]}"
-        settings = Settings(data=data, public_url=url, heartbeat_s=heartbeat_s, open_files=open_files)
+        settings = Settings(
+            data=data,
+            public_url=url,
+            heartbeat_s=heartbeat_s,
+            open_files=open_files,
+            max_episodes_per_robot=max_episodes_per_robot,
+        )
         _check(certificate, certificate_key)
         config = uvicorn.Config(
             create_app(make_rooms(settings)),

@@ -263,6 +263,68 @@ class RolloutRobotRow(Base):
     """The judge knows that its own trial failed."""
 
 
+# -- episodes ---------------------------------------------------------------------------------------------------------------
+
+
+class EpisodeRow(Base):
+    """An episode that a robot has uploaded. Its file is whole and was read through and through."""
+
+    __tablename__ = "episodes"
+    number: Mapped[int] = mapped_column(_ID, primary_key=True, autoincrement=True)
+    """Its place in the sequence in which episodes were received."""
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    robot: Mapped[str] = mapped_column(String(64), ForeignKey("robots.name"))
+    robot_type: Mapped[str] = mapped_column(String(128))
+    episode_id: Mapped[str] = mapped_column(String(128))
+    policy: Mapped[str] = mapped_column(String(128))
+    version: Mapped[str] = mapped_column(String(128))
+    digest: Mapped[str] = mapped_column(String(128))
+    arm: Mapped[str] = mapped_column(String(128))
+    experiment: Mapped[str] = mapped_column(String(128))
+    instructions: Mapped[list[str]]
+    success: Mapped[bool | None]
+    """``None``: nobody said."""
+    steps: Mapped[int]
+    corrections: Mapped[int]
+    """Steps that an operator commanded."""
+    rate_hz: Mapped[float]
+    started_s: Mapped[float]
+    """By the robot's clock."""
+    duration_s: Mapped[float]
+    interface: Mapped[str] = mapped_column(String(16))
+    """Equal for episodes that may share a data set."""
+    received_s: Mapped[float]
+    __table_args__ = (
+        Index("ix_episodes_robot", "robot", "number"),
+        Index("ix_episodes_version", "policy", "version", "number"),
+        Index("ix_episodes_success", "success", "number"),
+        Index("ix_episodes_corrections", "corrections", "number"),
+    )
+
+
+class DataSetRow(Base):
+    """A data set that somebody has built. Rows are only ever added."""
+
+    __tablename__ = "data_sets"
+    number: Mapped[int] = mapped_column(_ID, primary_key=True, autoincrement=True)
+    policy: Mapped[str] = mapped_column(String(128), index=True)
+    chosen_from: Mapped[str] = mapped_column(Text)
+    """The part of the policy's episodes that it could take, in words; empty: all."""
+    lineage_sha256: Mapped[str] = mapped_column(String(64))
+    """Of its ``meta/vla_ota.json``."""
+    seed: Mapped[int] = mapped_column(BigInteger)
+    new_rule: Mapped[str] = mapped_column(Text)
+    last_episode: Mapped[int] = mapped_column(_ID)
+    """Number of the newest episode that there was; what came later is new to the next data set."""
+    episodes: Mapped[int]
+    frames: Mapped[int]
+    corrections: Mapped[int]
+    """New frames that an operator commanded."""
+    created_s: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(64))
+
+
 # -- experiments ------------------------------------------------------------------------------------------------------------
 
 

@@ -162,7 +162,8 @@ class EpisodeMeta:
             )
         try:
             return cls(
-                **{name: _short(record.get(name, "")) for name in _TEXTS},
+                **{name: _short(record.get(name, ""), _LONGEST_WORD) for name in _WORDS},
+                instruction=_short(record.get("instruction", "")),
                 rate_hz=_positive(record["rate_hz"]),
                 channels=tuple(Channel(_name(c["name"]), _short(c["unit"])) for c in _list(record["channels"])),
                 features={_name(name): _feature(name, spec) for name, spec in _object(record["features"]).items()},
@@ -206,10 +207,9 @@ def decode_image(message: bytes) -> bytes:
     return message[at + 4 : at + 4 + length]
 
 
-_TEXTS = (
-    "episode_id", "policy", "version", "robot", "robot_type", "digest", "arm", "experiment", "instruction", "contract_sha256",
-)  # fmt: skip
-_LONGEST_TEXT, _MOST_CHANNELS, _MOST_FEATURES = 4096, 256, 64
+_WORDS = ("episode_id", "policy", "version", "robot", "robot_type", "digest", "arm", "experiment", "contract_sha256")
+LONGEST_TEXT = 4096
+_LONGEST_WORD, _MOST_CHANNELS, _MOST_FEATURES = 128, 256, 64
 _MOST_VALUES, _LARGEST_SIDE = 4096, 4096
 
 
@@ -219,15 +219,22 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _short(value: object) -> str:
-    if not isinstance(value, str) or len(value) > _LONGEST_TEXT or "\0" in value:
-        raise ValueError("a text is missing, too long, or holds a zero")
+def is_text(value: object, longest: int = LONGEST_TEXT) -> bool:
+    """Whether a value is a text that databases and Parquet can hold."""
+    if not isinstance(value, str) or len(value) > longest or "\0" in value:
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)  # half a character
+
+
+def _short(value: object, longest: int = LONGEST_TEXT) -> str:
+    if not isinstance(value, str) or not is_text(value, longest):
+        raise ValueError("a text is missing, too long, or holds a zero or half a character")
     return value
 
 
 def _name(value: object) -> str:
-    name = _short(value)
-    if not 0 < len(name) <= 128 or "/" in name:
+    name = _short(value, _LONGEST_WORD)
+    if not name or "/" in name:
         raise ValueError(f"{name[:40]!r} is no name")
     return name
 

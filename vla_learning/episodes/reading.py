@@ -16,7 +16,7 @@ import numpy.typing as npt
 from mcap.records import Channel, Message, Metadata
 
 from vla_learning.episodes.container import records
-from vla_learning.episodes.format import METADATA, PICTURES, STEP_TOPIC, EpisodeMeta, decode_image
+from vla_learning.episodes.format import METADATA, PICTURES, STEP_TOPIC, EpisodeMeta, decode_image, is_text
 from vla_learning.episodes.pictures import Pictures, check_header
 from vla_learning.errors import EpisodeError
 
@@ -180,7 +180,7 @@ def _problem(step: Any, meta: EpisodeMeta) -> str:
         return "time_ns is no time [ns]"
     if type(step.get("intervention")) is not bool:
         return "intervention is neither true nor false"
-    if not isinstance(step.get("instruction"), str) or len(step["instruction"]) > 4096:
+    if not is_text(step.get("instruction")):
         return "instruction is no text, or too long"
     vectors = {name: (step["state"].get(name), f.shape[0]) for name, f in meta.features.items() if not f.is_picture}
     vectors["action"] = step.get("action"), len(meta.channels)

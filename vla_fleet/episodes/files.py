@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Episode files: ``<root>/<sha256>.mcap`` once they are whole, ``<root>/incoming/<robot>/<sha256>`` while they arrive."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
+
+from vla_fleet.errors import ConflictError, FullError, InputError
+from vla_fleet.secret_file import flush_folder
+
+MIN_FREE_BYTES = 1 << 30
+"""An upload that would leave less than this free is refused, so that the database can go on."""
+_MOST_PARTS = 4
+"""Of one robot; a robot uploads one at a time, and forgets one that it has thrown away."""
+
+
+class OffsetError(ConflictError):
+    """EPISODE_OFFSET, EPISODE_DIGEST: the robot goes on at ``received_bytes``."""
+
+    def __init__(self, code: str, message: str, received_bytes: int) -> None:
+        super().__init__(code, message)
+        self.received_bytes = received_bytes
+
+
+class EpisodeFiles:
+    """Takes files in piece by piece. What arrived stays, whatever ends the request or the server."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self._incoming = root, root / "incoming"
+        self._incoming.mkdir(parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """Return where a whole file is, or would be."""
+        return self.root / f"{sha256}.mcap"
+
+    def part(self, robot: str, sha256: str) -> Path:
+        """Return where a file is while it arrives."""
+        return self._incoming / robot / sha256
+
+    def received(self, robot: str, sha256: str) -> int:
+        """Return how much of a file has arrived [bytes]."""
+        try:
+            return self.part(robot, sha256).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    async def append(self, robot: str, sha256: str, offset: int, total: int, data: AsyncIterator[bytes]) -> int:
+        """Write what comes behind what is there; return how much has arrived now [bytes].
+
+        Of two that send at once, the first to write goes on; the other is told where the file ends by then.
+
+        Raises:
+            FleetError: EPISODE_OFFSET, INPUT_INVALID (more than ``total``), DISK_FULL.
+        """
+        part = self.part(robot, sha256)
+        try:
+            if shutil.disk_usage(self.root).free - (total - offset) < MIN_FREE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            part.parent.mkdir(exist_ok=True)
+            if offset == 0:
+                self._make_room(part)
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                async for chunk in data:
+                    _write_at(descriptor, chunk, offset, total)
+                    offset += len(chunk)
+                size = os.fstat(descriptor).st_size
+                if size != offset:  # nothing came, so nothing was compared
+                    raise _elsewhere(size)
+                return size
+            finally:
+                os.close(descriptor)
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise FullError(
+                "DISK_FULL", f"episode {sha256} cannot be stored: {e.strerror}; give the server room"
+            ) from e
+
+    def hash(self, part: Path) -> str:
+        """Make a file that has arrived durable, and return its SHA-256."""
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def name(self, part: Path, sha256: str) -> None:
+        """Give a file its final name; the part keeps its own until :meth:`drop_part`."""
+        with contextlib.suppress(FileExistsError):
+            self.path(sha256).hardlink_to(part)
+        flush_folder(self.root)
+
+    def drop_part(self, part: Path) -> None:
+        """Remove a part."""
+        part.unlink(missing_ok=True)
+
+    def remove(self, sha256: str) -> None:
+        """Remove a whole file."""
+        self.path(sha256).unlink(missing_ok=True)
+
+    def sweep(self, known: Collection[str]) -> None:
+        """Remove what a crash left: names whose row was not committed (their parts are there), and parts whose row was."""
+        for path in self.root.glob("*.mcap"):
+            if path.stem not in known:
+                path.unlink()
+        for part in self._incoming.glob("*/*"):
+            if part.name in known:
+                part.unlink()
+
+    def _make_room(self, part: Path) -> None:
+        """Forget the robot's oldest parts before another one begins."""
+        parts = sorted(
+            (path for path in part.parent.iterdir() if path != part), key=lambda path: path.stat().st_mtime_ns
+        )
+        for old in parts[: max(0, len(parts) - _MOST_PARTS + 1)]:
+            old.unlink(missing_ok=True)
+
+
+def _write_at(descriptor: int, chunk: bytes, offset: int, total: int) -> None:
+    size = os.fstat(descriptor).st_size  # nothing is awaited from here to the write: nobody writes between
+    if size != offset:
+        raise _elsewhere(size)
+    if offset + len(chunk) > total:
+        raise InputError("INPUT_INVALID", f"query.total_bytes: more than {total} bytes were sent")
+    view = memoryview(chunk)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        offset, view = offset + written, view[written:]
+
+
+def _elsewhere(size: int) -> OffsetError:
+    return OffsetError("EPISODE_OFFSET", f"{size} bytes are here; go on from there", size)
