@@ -44,6 +44,7 @@ NOT_CODES = {
     "states of a preparation": "BUILD DIGEST GOLDEN LOADING QUEUED READY WARM_UP",
     "causes and decisions": "ADVANCE ASK COMMIT CONTINUE EXPERIMENT NO_DIFFERENCE_SHOWN ROLLBACK UPDATE",
     "kinds of pictures": "JPEG PNG RGB RGBA",
+    "words of PEFT": "LORA",
     "words of LeRobot": "ACTION IDENTITY MEAN_STD MIN_MAX QUANTILES STATE VISUAL",
     "words of command lines": "BUNDLE DIR FILE HEX HZ JSON NS TOPIC UTC VERSION",
     "what stands in a contract's draft where a value is open": "TODO",

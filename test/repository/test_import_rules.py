@@ -55,7 +55,7 @@ ROOMS = {
         "vla_learning",
     },
     "vla_fleet_bridge": {"requests", "websockets", "pydantic", "vla_fleet.protocol", "vla_ros"},
-    "vla_learning": {"PIL", "mcap", "numpy", "pyarrow", "zstandard", "vla_checkpoint"},
+    "vla_learning": {"PIL", "mcap", "numpy", "pyarrow", "zstandard", "vla_checkpoint", "vla_evidence"},
     "vla_sim": {"numpy", "mujoco", "safetensors", "vla_checkpoint", "vla_policy_node.policies", "vla_ros"},
 }
 """Third-party and sibling packages that a room may import, beside the standard library and itself."""
@@ -71,6 +71,12 @@ EXTRA = {
     "vla_policy_node/replay/": {"PIL", "mcap"},
     "vla_policy_node/replay/plot.py": {"matplotlib"},
     "vla_sim/train.py": {"torch"},
+    # Training: policies, their own loader, and packages for plots within functions.
+    "vla_learning/running.py": {"vla_policy_node.errors", "vla_policy_node.policies", "vla_policy_node.worker.loading"},
+    "vla_learning/training/": {"safetensors", "torch", "vla_policy_node.policies"},
+    "vla_learning/gate/": {"scipy", "vla_policy_node.policies", "vla_sim"},
+    "vla_learning/simulate/": {"matplotlib", "torch", "vla_policy_node.policies", "vla_sim"},
+    "vla_learning/training/log.py": {"matplotlib", "tqdm"},
     "vla_learning/datasets/ray_engine.py": {"ray"},
     # Analysis at a desk: within functions, never when the module is imported (tested below).
     "vla_evidence/analysis.py": {"tqdm"},

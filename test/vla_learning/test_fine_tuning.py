@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning learns what was shown, by weight; it goes on where it was stopped; an adapter runs on a robot as it was trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from support.demonstrations import HORIZON, demonstrations
+from support.refusals import refused
+from support.tiny_vla_bundles import CAMERA, STATE
+from support.worker_robot import WorkerRobot
+
+from vla_checkpoint import Bundle, open_bundle, verify_bundle
+from vla_learning.running import load_policy
+from vla_learning.training.examples import Examples
+from vla_learning.training.sealing import add_golden, seal
+from vla_learning.training.tiny_vla import Settings, fine_tune
+from vla_policy_node.policies.base import FeatureSpec, Policy
+
+QUICK = Settings(steps=100, batch=32, learning_rate=3e-3, checkpoint_every=20)
+FEATURES = {STATE: FeatureSpec((2,), "float32"), CAMERA: FeatureSpec((32, 32, 3), "uint8")}
+
+
+def error_of(policy: Policy, examples: Examples) -> float:
+    """Mean error of chunks against what was recorded."""
+    index = np.arange(0, len(examples), 97)
+    targets, real = examples.chunks(index, HORIZON)
+    pictures = examples.pictures(index)
+    errors = []
+    for i, n in enumerate(index):
+        observation = {STATE: examples.states[examples.at[n]], CAMERA: pictures[i]}
+        chunk = policy.predict_chunk(observation, examples.instructions[n])
+        errors.append(np.abs(chunk - targets[i])[real[i]].mean())
+    return float(np.mean(errors))
+
+
+def sealed(base: Path, out: Path) -> Bundle:
+    """The candidate with golden observations."""
+    bundle, examples = open_bundle(base), demonstrations(2)
+    kind = "adapter" if (out / "adapter_config.json").exists() else "full"
+    candidate = seal(out, bundle, kind, {})
+    observations = {STATE: examples.states[:2], CAMERA: examples.pictures(np.arange(2))}
+    add_golden(out, candidate, bundle, observations, ["red block", "block"])
+    return seal(out, bundle, kind, {})
+
+
+@pytest.mark.parametrize(("method", "version"), [("full", "1.1.0"), ("lora", "1.0.1")])
+def test_it_learns_demonstrations_that_it_did_not_see_and_bumps_the_version(
+    tiny_base: Path, tmp_path: Path, method: str, version: str
+) -> None:
+    fine_tune(tiny_base, demonstrations(), tmp_path / "out", tmp_path / "work", replace(QUICK, method=method), seed=1)
+    base, candidate = open_bundle(tiny_base), sealed(tiny_base, tmp_path / "out")
+    assert verify_bundle(candidate.path).manifest.version == version
+    others = demonstrations(seed=9)
+    before, after = (error_of(load_policy(*bundles), others) for bundles in ((base,), (candidate, base)))
+    assert after < 0.5 * before
+    assert (tmp_path / "work" / "loss.png").stat().st_size > 1000
+    assert list((tmp_path / "work").glob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_that_was_interrupted_ends_with_the_same_weights(tiny_base: Path, tmp_path: Path, method: str) -> None:
+    settings, examples = replace(QUICK, method=method), demonstrations()
+
+    def run(name: str, given: Examples) -> dict[str, np.ndarray]:
+        out = tmp_path / name
+        fine_tune(tiny_base, given, out, tmp_path / f"{name}-work", settings, seed=3)
+        weights = next(out.glob("*model.safetensors"))
+        return safetensors.numpy.load_file(weights)
+
+    whole, calls = run("whole", examples), 0
+
+    def stops(index: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls == 47:
+            raise KeyboardInterrupt
+        return examples.pictures(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped", replace(examples, pictures=stops))
+    again = run("stopped", replace(examples, pictures=stops))
+    assert calls == 47 + 60  # from step 40 on, not from the beginning
+    assert whole.keys() == again.keys()
+    assert all(np.array_equal(whole[name], again[name]) for name in whole)
+
+
+def test_what_has_no_weight_is_not_learned(tiny_base: Path, tmp_path: Path) -> None:
+    """Half of the demonstrations go the wrong way, with weight 0."""
+    good, bad = demonstrations(), demonstrations(seed=5)
+    wrong = np.where(np.arange(len(good)) % 2 == 0, 0.0, 1.0)
+    mixed = replace(
+        good,
+        states=np.concatenate([good.states, bad.states]),
+        actions=np.concatenate([good.actions, 2 * bad.states - bad.actions]),
+        at=np.concatenate([good.at, bad.at + len(good)]),
+        until=np.concatenate([good.until, bad.until + len(good)]),
+        weights=np.concatenate([wrong, np.zeros(len(bad))]),
+        instructions=[*good.instructions, *bad.instructions],
+        pictures=lambda index: good.pictures(index % len(good)),
+    )
+    fine_tune(tiny_base, mixed, tmp_path / "out", tmp_path / "work", QUICK, seed=1)
+    base = open_bundle(tiny_base)
+    assert error_of(load_policy(sealed(tiny_base, tmp_path / "out")), good) < 0.5 * error_of(load_policy(base), good)
+
+
+def test_nothing_to_learn_and_the_checkpoint_of_another_run_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    examples = demonstrations(2)
+    nothing = replace(examples, weights=np.zeros(len(examples)))
+    with refused("TRAINING_NO_EXAMPLES"):
+        fine_tune(tiny_base, nothing, tmp_path / "out", tmp_path / "work", QUICK, seed=1)
+    settings = replace(QUICK, steps=2)
+    fine_tune(tiny_base, examples, tmp_path / "out", tmp_path / "work", settings, seed=1)
+    with refused("TRAINING_CHECKPOINT"):
+        fine_tune(tiny_base, examples, tmp_path / "out", tmp_path / "work", settings, seed=2)
+    checkpoint = tmp_path / "work" / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with refused("TRAINING_CHECKPOINT"):
+        fine_tune(tiny_base, examples, tmp_path / "out", tmp_path / "work", settings, seed=1)
+
+
+def test_a_diverging_run_ends_with_an_error_and_no_candidate(tiny_base: Path, tmp_path: Path) -> None:
+    examples = demonstrations(2)
+    wild = replace(examples, actions=np.full_like(examples.actions, np.nan))
+    with refused("TRAINING_DIVERGED"):
+        fine_tune(tiny_base, wild, tmp_path / "out", tmp_path / "work", QUICK, seed=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_robots_worker_runs_an_adapter_as_it_was_trained(tiny_base: Path, tmp_path: Path) -> None:
+    """The golden chunks are of the adapter merged here; the worker merges it with its own code, and replays them."""
+    out = tiny_base.parent / "1.0.1"
+    fine_tune(tiny_base, demonstrations(8), out, tmp_path / "work", replace(QUICK, method="lora", steps=20), seed=1)
+    candidate = sealed(tiny_base, out)
+    golden = candidate.golden()
+    assert golden is not None
+    own = load_policy(open_bundle(tiny_base))
+    differs = own.predict_chunk({k: v[0] for k, v in golden.observations.items()}, golden.instructions[0])
+    assert np.abs(differs - golden.action[0]).max() > 10 * golden.tolerance.max()
+    with WorkerRobot(FEATURES, imports=(), spare=False) as robot:
+        generation = robot.pool.prepare(out)
+        assert generation.timings.golden_difference < 1e-4
+        robot.assert_works(generation)
