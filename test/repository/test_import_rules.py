@@ -42,6 +42,7 @@ ROOMS = {
         "uvicorn",
         "vla_checkpoint",
         "vla_evidence",
+        "vla_learning",
     },
     "vla_fleet_bridge": {"requests", "websockets", "pydantic", "vla_fleet.protocol", "vla_ros"},
     "vla_learning": {"PIL", "mcap", "numpy", "pyarrow", "zstandard", "vla_checkpoint", "vla_evidence"},
@@ -62,6 +63,7 @@ EXTRA = {
     "vla_sim/train.py": {"torch"},
     # Training: policies, their own loader, and packages for plots within functions.
     "vla_learning/running.py": {"vla_policy_node.policies", "vla_policy_node.worker.loading"},
+    "vla_learning/adapters/": {"safetensors"},
     "vla_learning/training/": {"safetensors", "torch", "vla_policy_node.policies"},
     "vla_learning/training/log.py": {"matplotlib", "tqdm"},
     # Analysis at a desk: within functions, never when the module is imported (tested below).

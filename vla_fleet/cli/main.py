@@ -13,6 +13,7 @@ import typer
 from vla_checkpoint import CheckpointError
 from vla_fleet.cli import models, people, robots
 from vla_fleet.cli.ab import ab_app
+from vla_fleet.cli.adapters import adapters_app
 from vla_fleet.cli.common import FAILED, err, out
 from vla_fleet.cli.rollout import rollout_app
 from vla_fleet.errors import FleetError
@@ -24,6 +25,7 @@ for part in (models, robots, people):
     app.add_typer(part.app)
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(ab_app, name="ab")
+app.add_typer(adapters_app, name="adapters")
 
 
 @app.command()
