@@ -63,7 +63,7 @@ EXTRA = {
     "vla_sim/train.py": {"torch"},
     # Training: policies, their own loader, and packages for plots within functions.
     "vla_learning/running.py": {"vla_policy_node.policies", "vla_policy_node.worker.loading"},
-    "vla_learning/adapters/": {"safetensors"},
+    "vla_learning/adapters/": {"safetensors", "scipy"},
     "vla_learning/training/": {"safetensors", "torch", "vla_policy_node.policies"},
     "vla_learning/training/log.py": {"matplotlib", "tqdm"},
     # Analysis at a desk: within functions, never when the module is imported (tested below).

@@ -16,7 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import scipy.linalg  # type: ignore[import-untyped]
+from scipy.linalg.lapack import dormqr  # type: ignore[import-untyped]
 
+_LAPACK_BLOCK = 64
+"""Columns that LAPACK works on at a time, for the size of its scratch memory."""
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -44,8 +48,8 @@ class LowRank:
 
         Differences of nearly equal products keep their digits here, which they do not in :func:`gram`.
         """
-        r_b, r_a = (np.linalg.qr(factor, mode="r") for factor in (self.b, self.a.T))
-        return float(np.linalg.norm(r_b @ np.transpose(r_a)))
+        b, a = _QR(self.b), _QR(self.a.T)
+        return float(np.linalg.norm(b.r @ a.r.T))
 
 
 def weighted_sum(parts: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
@@ -84,8 +88,24 @@ def recompress(product: LowRank, rank: int) -> tuple[LowRank, FloatArray]:
     Nearest in the Frobenius norm (Eckart and Young, 1936). With ``B = Q_B R_B`` and ``Aᵀ = Q_A R_A`` the singular values of
     ``BA`` are those of the small ``R_B R_Aᵀ``. Each factor gets the root of the singular values, so that both round alike.
     """
-    q_b, r_b = np.linalg.qr(product.b)
-    q_a, r_a = np.linalg.qr(product.a.T)
-    u, sigma, vt = np.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    b, a = _QR(product.b), _QR(product.a.T)
+    u, sigma, vt = np.linalg.svd(b.r @ a.r.T, full_matrices=False)
     root = np.sqrt(sigma[:rank])
-    return LowRank(q_b @ (u[:, :rank] * root), (q_a @ (vt[:rank].T * root)).T), sigma
+    return LowRank(b.q_times(u[:, :rank] * root), a.q_times(vt[:rank].T * root).T), sigma
+
+
+class _QR:
+    """A QR decomposition whose Q is kept as LAPACK's reflections: to multiply a few columns by it costs less than to form it."""
+
+    def __init__(self, matrix: FloatArray) -> None:
+        (reflections, self._tau), r = scipy.linalg.qr(matrix, mode="raw", check_finite=False)
+        self.r: FloatArray = r[: len(self._tau)]
+        self._reflections = reflections[:, : len(self._tau)]
+
+    def q_times(self, columns: FloatArray) -> FloatArray:
+        """Return ``Q @ columns``."""
+        padded = np.zeros((len(self._reflections), columns.shape[1]), order="F")
+        padded[: len(columns)] = columns
+        room = _LAPACK_BLOCK * columns.shape[1]
+        product: FloatArray = dormqr("L", "N", self._reflections, self._tau, padded, room, overwrite_c=1)[0]
+        return product
