@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import httpx
 
-from vla_checkpoint import Manifest, least_bump, parse_version, verify_bundle
+from vla_checkpoint import MANIFEST_NAME, Manifest, least_bump, parse_version, verify_bundle
 from vla_checkpoint.version import BUMPS
 from vla_fleet.errors import FleetError, InputError, MissingError, SignInError
 
@@ -95,7 +95,7 @@ class Client:
         manifest = verify_bundle(folder).manifest
         origin = {**manifest.lineage, **(lineage or {})}
         if parent:
-            origin["parent"] = self._digest(parent)
+            origin["parent"] = str(self._version(parent)["digest"])
         manifest = replace(manifest, lineage=origin)
         done = 0
         for entry in manifest.files:
@@ -127,11 +127,53 @@ class Client:
                     raise
         raise AssertionError("a major step is never too small")
 
-    def _digest(self, reference: str) -> str:
+    def download(
+        self,
+        reference: str,
+        folder: str | Path,
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Path:
+        """Fetch a published bundle into ``folder/NAME/VERSION``, verify it, and return that folder.
+
+        Args:
+            reference: ``name@version`` or ``name@alias``.
+            folder: made if missing.
+            progress: called with bytes done and bytes in all.
+
+        Raises ``CheckpointError`` too: what arrived is not what was published.
+        """
+        found = self._version(reference)
+        name, version = str(found["name"]), str(found["version"])
+        text = self._request("GET", f"/files/{_q(name)}/{_q(version)}/manifest.json").content
+        manifest = Manifest.parse(text)
+        bundle, done = Path(folder) / name / version, 0
+        for entry in manifest.files:
+            path = bundle / entry.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fetch(f"/files/blobs/sha256/{entry.sha256}", path)
+            done += entry.size
+            progress(done, manifest.total_bytes)
+        (bundle / MANIFEST_NAME).write_bytes(text)
+        verify_bundle(bundle, expected_digest=found["digest"])
+        return bundle
+
+    def _fetch(self, url: str, path: Path) -> None:
+        try:
+            with self._http.stream("GET", url) as response, path.open("wb") as file:
+                if not response.is_success:
+                    response.read()
+                    raise _error(response)
+                for data in response.iter_bytes(_CHUNK_BYTES):
+                    file.write(data)
+        except httpx.HTTPError as e:
+            raise FleetError("SERVER_UNREACHABLE", f"{self._http.base_url}: {e or type(e).__name__}; {_HINT}") from e
+
+    def _version(self, reference: str) -> Json:
         name, _, wanted = reference.partition("@")
         for version in self.models(name):
             if wanted in (version["version"], *version["aliases"]):
-                return str(version["digest"])
+                return version
         raise MissingError("MODEL_NOT_FOUND", f"{reference!r} is not in the registry; write NAME@VERSION or NAME@ALIAS")
 
     def lineage(self, name: str) -> list[Json]:

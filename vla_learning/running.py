@@ -12,7 +12,10 @@ from vla_checkpoint.adapter import Change, changes_of
 from vla_checkpoint.errors import AdapterError
 from vla_checkpoint.header import TensorInfo
 from vla_checkpoint.tensors import from_bytes, to_bytes
+from vla_learning.errors import LearningError
+from vla_policy_node.errors import WorkerError
 from vla_policy_node.policies.base import Policy, TensorView
+from vla_policy_node.policies.errors import PolicyError
 from vla_policy_node.worker.loading import find_policy_module
 
 
@@ -21,9 +24,15 @@ def load_policy(bundle: Bundle, base: Bundle | None = None, device: str = "cpu")
 
     Raises:
         CheckpointError: the adapter does not fit ``base``, or there is none.
-        WorkerError: ``POLICY_TYPE_UNKNOWN``: this interpreter has no such policy type.
-        PolicyError: what the policy type says of the bundle.
+        LearningError: this interpreter has no such policy type, or the policy refuses the bundle; with that error's code.
     """
+    try:
+        return _load(bundle, base, device)
+    except (WorkerError, PolicyError) as e:
+        raise LearningError(e.code, bundle.path, str(e)) from e
+
+
+def _load(bundle: Bundle, base: Bundle | None, device: str) -> Policy:
     module = importlib.import_module(find_policy_module(bundle.manifest.policy_type, {}))
     whole = bundle
     changes: dict[str, Change] = {}

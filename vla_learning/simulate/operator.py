@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Episodes of the simulated arm as a robot records them: a policy acts, and an operator takes over when it has failed to get there.
+"""Episodes of the simulated arm as a robot records them: a policy acts, and an operator takes over where it fails.
 
 The scripted expert plays the operator. What the policy and the operator commanded is kept at every tick, pictures at every few.
 """
@@ -59,7 +59,9 @@ def run(arm: Arm, policy: Policy, episode: Episode, *, patience_s: float, every:
     policy.reset()
     player, judge = ChunkPlayer(policy, Execution()), ReachJudge(episode.colour, _WITH_OPERATOR)
     colour = BLOCK_COLOURS.index(episode.colour)
-    states, actions, pictures = [], [], []
+    states: list[npt.NDArray[np.float64]] = []
+    actions: list[npt.NDArray[np.float64]] = []
+    pictures: list[npt.NDArray[np.uint8]] = []
     taken_over: int | None = None
     ended: bool | None = None
     while ended is None:
@@ -94,15 +96,19 @@ def run(arm: Arm, policy: Policy, episode: Episode, *, patience_s: float, every:
 
 def examples_of(groups: list[tuple[float, list[Recording]]]) -> Examples:
     """Return examples of groups of recordings, each with its share of what is drawn; shares of empty groups go to the others."""
-    states, actions, pictures, at, until, weights, texts, frames = [], [], [], [], [], [], [], []
+    states, actions, pictures = list[Floats](), list[Floats](), list[npt.NDArray[np.uint8]]()
+    at, until, frames = list[int](), list[int](), list[int]()
+    weights, texts = list[float](), list[str]()
     steps = seen = 0
     for share, recordings in groups:
         first = len(at)
         for recording in recordings:
             begin_, end = recording.learnable
-            ticks = np.arange(0, len(recording.states), recording.every)
-            for number in np.nonzero((ticks >= begin_) & (ticks < end))[0]:
-                at.append(steps + ticks[number])
+            for number in range(len(recording.pictures)):
+                tick = number * recording.every
+                if not begin_ <= tick < end:
+                    continue
+                at.append(steps + tick)
                 until.append(steps + end)
                 frames.append(seen + number)
                 texts.append(recording.episode.instruction)

@@ -24,19 +24,23 @@ import torch
 from torch import Tensor, nn
 
 from vla_checkpoint.files import write_atomically
+from vla_learning.datasets.reading import DataSet, open_dataset
 from vla_learning.training import checkpoint
 from vla_learning.training.checkpoint import Standing
 from vla_learning.training.errors import TrainingError
 from vla_learning.training.examples import Examples, Index
 from vla_learning.training.log import TrainingLog, plot_losses, torch_threads
 from vla_learning.training.lora import LoRASettings, insert, write_adapter
-from vla_policy_node.policies.tiny_vla.configuration_tiny_vla import TinyVLAConfig
+from vla_learning.training.recordings import examples_of
+from vla_learning.training.trainer import Task, Trained
+from vla_policy_node.policies.tiny_vla.configuration_tiny_vla import ACTION, STATE, TYPE, TinyVLAConfig
 from vla_policy_node.policies.tiny_vla.modeling_tiny_vla import TinyVLA
 from vla_policy_node.policies.tiny_vla.processor_tiny_vla import TinyVLAProcessor
 
 _WEIGHTS = "model.safetensors"
 _COPIED = ("stats.json",)
 _HELD_OUT_EXAMPLES = 256
+_LAST_STEPS = 20  # over which the loss is given
 Method = Literal["full", "lora"]
 
 
@@ -211,3 +215,53 @@ class _Tuner:
         error = (said - batch.offsets).abs().mean(dim=-1)
         loss: Tensor = (error * batch.real).sum() / batch.real.sum()
         return loss
+
+
+@dataclass(frozen=True)
+class TinyVLATrainer:
+    """The built-in trainer, for bundles of type ``tiny_vla``."""
+
+    settings: Settings = field(default_factory=Settings)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return name and settings."""
+        return {"trainer": TYPE, **asdict(self.settings)}
+
+    def train(self, task: Task) -> Trained:
+        """See :class:`vla_learning.training.trainer.Trainer`."""
+        manifest = task.base.manifest
+        if manifest.policy_type != TYPE or manifest.kind != "full":
+            what = f"{manifest.name} {manifest.version} is {manifest.kind} and of type {manifest.policy_type}"
+            text = f"{what}; this trainer needs a full {TYPE}"
+            raise TrainingError("TRAINING_BASE", task.base.path, text)
+        config = TinyVLAConfig.from_file(task.base.path / "config.json")
+        dataset = open_dataset(task.dataset)
+        _check_fits(dataset, config, manifest.action.rate_hz)
+        others = [number for number in range(len(dataset.episodes)) if number not in set(task.episodes)]
+        examples, held_out = (examples_of(dataset, e, STATE, config.image_key) for e in (task.episodes, others))
+        standing = fine_tune(
+            task.base.path, examples, task.out, task.work, self.settings, seed=task.seed, held_out=held_out,
+            run={"base": task.base.digest, "episodes": list(task.episodes)}, quiet=task.quiet,
+        )  # fmt: skip
+        last = standing.losses[-_LAST_STEPS:]
+        figures = {"steps": standing.step, "examples": len(examples), "loss": float(np.mean(last))}
+        if standing.held_out:
+            figures["held_out_loss"] = standing.held_out[-1][1]
+        return Trained("adapter" if self.settings.method == "lora" else "full", figures)
+
+
+def _check_fits(dataset: DataSet, config: TinyVLAConfig, rate_hz: float) -> None:
+    """Refuse a data set of another robot, rate or picture."""
+    wanted = {
+        STATE: [config.state_dim],
+        ACTION: [config.action_dim],
+        config.image_key: [*config.image_shape, 3],
+    }
+    for name, shape in wanted.items():
+        have = list(dataset.features.get(name, {}).get("shape", []))
+        if have != shape:
+            raise TrainingError(
+                "TRAINING_DATA_SET", dataset.folder, f"{name} is {have or 'missing'}, the base has {shape}"
+            )
+    if dataset.fps != rate_hz:
+        raise TrainingError("TRAINING_DATA_SET", dataset.folder, f"{dataset.fps:g} Hz, the base acts at {rate_hz:g} Hz")
