@@ -1,6 +1,6 @@
 # Two commands are enough: `make demo` and `make test`. Each makes its own set-up and is quick the second time.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev setup-demo setup-analysis demo demo-fleet test test-lerobot lint bench bench-fleet bench-evidence clean
+.PHONY: help setup setup-dev setup-demo setup-analysis demo demo-fleet test test-lerobot lint bench bench-fleet bench-evidence bench-merge clean
 RUN := scripts/run
 # Tests side by side. With more than cores the run is shorter, and tests that wait for discovery are nearer to their bounds.
 JOBS ?= $(shell nproc)
@@ -47,6 +47,9 @@ bench-fleet: setup-dev ## a rollback of 1,000 connected robots, and what they co
 
 bench-evidence: setup ## error rates of the statistical judges beside a threshold and the z test
 	@$(RUN) python -m benchmarks.evidence --out build/bench
+
+bench-merge: setup-dev ## LoRA adapters merged: exactness, speed and memory beside PEFT, bad clients; build/bench/merge.json
+	@$(RUN) python -m benchmarks.merge --out build/bench
 
 clean: ## forget the environment and the build
 	rm -rf .venv .venv-lerobot build install log

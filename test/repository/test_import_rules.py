@@ -72,9 +72,11 @@ EXTRA = {
     "vla_policy_node/replay/plot.py": {"matplotlib"},
     "vla_sim/train.py": {"torch"},
     # Training: policies, their own loader, and packages for plots within functions.
+    "vla_learning/adapters/": {"safetensors", "scipy"},
     "vla_learning/running.py": {"vla_policy_node.errors", "vla_policy_node.policies", "vla_policy_node.worker.loading"},
     "vla_learning/training/": {"safetensors", "torch", "vla_policy_node.policies"},
     "vla_learning/gate/": {"scipy", "vla_policy_node.policies", "vla_sim"},
+    "vla_learning/simulate/federated.py": {"safetensors"},
     "vla_learning/simulate/": {"matplotlib", "torch", "vla_policy_node.policies", "vla_sim"},
     "vla_learning/training/log.py": {"matplotlib", "tqdm"},
     "vla_learning/datasets/ray_engine.py": {"ray"},

@@ -13,6 +13,7 @@ import typer
 from vla_checkpoint import CheckpointError
 from vla_fleet.cli import models, people, robots, train
 from vla_fleet.cli.ab import ab_app
+from vla_fleet.cli.adapters import adapters_app
 from vla_fleet.cli.common import FAILED, err, out
 from vla_fleet.cli.dataset import dataset_app
 from vla_fleet.cli.episodes import episodes_app
@@ -28,6 +29,7 @@ for part in (models, robots, people, train):
     app.add_typer(part.app)
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(ab_app, name="ab")
+app.add_typer(adapters_app, name="adapters")
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(episodes_app, name="episodes")
 app.add_typer(dataset_app, name="dataset")

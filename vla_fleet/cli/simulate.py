@@ -44,6 +44,23 @@ def flywheel(
     show_report(report, folder, as_json)
 
 
+@simulate_app.command()
+def federated(
+    quick: QuickOption = False,
+    seed: SeedOption = 0,
+    jobs: JobsOption = 0,
+    folder: OutOption = FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare merged adapters with averaged factors and with training on everybody's episodes: success and bytes."""
+    from vla_evidence.analysis import no_bar, tqdm_bar
+    from vla_learning.simulate import federated as exercise
+
+    settings = exercise.Settings(seed=seed, jobs=jobs)
+    report = exercise.run(settings.quick() if quick else settings, no_bar if as_json else tqdm_bar)
+    show_report(report, folder, as_json)
+
+
 def show_report(report: Report, folder: Path, as_json: bool) -> None:
     """Write an exercise's plots and figures, and print its answer."""
     files = [str(path) for path in report.write(folder)]

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vla-fleet adapters``: what robots learned apart becomes one adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vla_fleet.cli.common import JsonOption, err, out, table
+
+if TYPE_CHECKING:
+    from vla_learning.adapters.merging import Merge
+
+adapters_app = typer.Typer(no_args_is_help=True, help="LoRA adapters that robots trained.")
+
+_METHODS = "mean (weighted), geometric-median or krum (both stand some bad clients), or ffa (all share a frozen A)."
+
+
+@adapters_app.callback()
+def adapters() -> None:
+    """LoRA adapters that robots trained."""
+
+
+@adapters_app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Adapter bundles, or PEFT folders.")],
+    base: Annotated[Path, typer.Option(help="The bundle that all of them were trained on.")],
+    to: Annotated[Path, typer.Option("--out", help="Bundle folder to create.")],
+    method: Annotated[str, typer.Option(help=_METHODS)] = "mean",
+    rank: Annotated[int | None, typer.Option(help="Recompress to this rank; default: exact.", min=1)] = None,
+    weights: Annotated[
+        str, typer.Option(help="One for each adapter, such as episodes: 120,80,45. Default: equal.")
+    ] = "",
+    clip: Annotated[
+        float | None, typer.Option(help="Shorten adapters to so many times the median adapter's norm.")
+    ] = None,
+    attackers: Annotated[int | None, typer.Option(help="krum: adapters that may be bad.", min=1)] = None,
+    version: Annotated[str, typer.Option(help="Of the result; default: the next patch.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Merge adapters into one bundle, with a certificate of what it is the sum of. Then: vla-fleet publish."""
+    from vla_learning.adapters.merging import METHODS, Settings
+    from vla_learning.adapters.merging import merge as merge_adapters
+    from vla_learning.adapters.reading import open_base, open_clients
+    from vla_learning.adapters.writing import write_merge
+
+    chosen = next((known for known in METHODS if known == method), None)
+    if chosen is None:
+        raise typer.BadParameter(f"must be one of {', '.join(METHODS)}", param_hint="--method")
+    settings = Settings(chosen, _numbers(weights), rank, clip, attackers)
+    opened = open_base(base)
+    clients = open_clients(folders, opened)
+    merged = merge_adapters(clients, settings)
+    manifest, certificate = write_merge(merged, opened, to, version)
+    if as_json:
+        made = {"name": manifest.name, "version": manifest.version, "digest": manifest.digest}
+        out.print_json(data={**made, "certificate": certificate})
+        return
+    _show(merged, [client.name for client in clients])
+    size = manifest.file("adapter_model.safetensors")
+    out.print(
+        f"\n{manifest.name} {manifest.version} ({manifest.digest[:12]}…) is in {to}: {len(merged.modules)} modules, "
+        f"rank {merged.rank}, {(size.size if size else 0) / 1e6:.1f} MB",
+        soft_wrap=True,
+        markup=False,
+    )
+    out.print(f"relative error against the weighted sum: {certificate['exactness_error']:.1e}", soft_wrap=True)
+    if certificate["tail_energy"]:
+        text = f"recompression to rank {rank} left out {certificate['tail_energy']:.1%} of its norm"
+        out.print(text + "; without --rank nothing is left out", soft_wrap=True)
+    unknown = [client.name for client in clients if client.bundle is None]
+    if unknown:
+        text = f"their base is known by the tensors' shapes only (no manifest): {', '.join(unknown)}"
+        err.print(text, soft_wrap=True, markup=False)
+
+
+def _show(merged: Merge, order: list[str]) -> None:
+    rows = [
+        (
+            standing.client.name, f"{standing.given:.3f}", f"{standing.norm:.4g}",
+            "" if standing.clip == 1 else f"×{standing.clip:.3g}", f"{standing.weight:.3f}" if standing.weight else "left out",
+        )
+        for standing in sorted(merged.clients, key=lambda standing: order.index(standing.client.name))
+    ]  # fmt: skip
+    table(None, False, ("adapter", "weight", "norm", "clipped", "counts"), rows)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError as e:
+        raise typer.BadParameter(f"{text!r}: write numbers with commas between them", param_hint="--weights") from e
