@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from vla_fleet.errors import BusyError, FleetError
+from vla_fleet.page.routes import add_page
 from vla_fleet.server import experiments, files, models, people, robots, rollouts, socket
 from vla_fleet.server.rooms import Rooms
 from vla_fleet.server.watch import Watch
@@ -60,6 +61,7 @@ def create_app(rooms: Rooms) -> FastAPI:
     app.add_exception_handler(Exception, _fail)
     for part in (models, files, robots, rollouts, experiments, people, socket):
         app.include_router(part.router)
+    add_page(app)
     return app
 
 
