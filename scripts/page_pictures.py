@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 TOP = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TOP / "test"), str(TOP / "test" / "browser")]
+sys.path.insert(0, str(TOP / "test"))
 
-from browsing import PHONE, WIDE, chromium, looking, signed_in  # noqa: E402
-from looked_at import crowd, experiment, rollout  # noqa: E402
-from support.rollouts import RolloutFleet  # noqa: E402
+from support.browsing import PHONE, WIDE, chromium, looking, signed_in  # noqa: E402
+from support.page_fleet import crowd, experiment, rollout  # noqa: E402
+from support.rollouts import NEW, OLD, RolloutFleet  # noqa: E402
 
 
 def main() -> None:
@@ -26,11 +27,13 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, RolloutFleet(Path(folder)) as fleet:
         fleet.add(*(f"picker_{n}" for n in range(1, 9)), group="pickers", old=0.90, new=0.93)
+        lasting(fleet, 21.0, 18.0)
         for _ in range(8):
             fleet.pass_time(3600.0)
             fleet.episodes(4)
-        shown = rollout(fleet, "pickers", 40)
+        shown = rollout(fleet, "pickers", 64)
         fleet.add(*(f"packer_{n}" for n in range(1, 7)), group="packers", old=0.75, new=0.85)
+        lasting(fleet, 21.0, 18.0)
         compared = experiment(fleet, "packers", 12)
         crowd(fleet, 1200)
         fleet.heard()
@@ -50,10 +53,17 @@ def main() -> None:
                         shrink(picture)
 
 
+def lasting(fleet: RolloutFleet, old_s: float, new_s: float) -> None:
+    """Let episodes take as long as on a real robot."""
+    for robot in fleet.robots.values():
+        for version, seconds in ((OLD, old_s), (NEW, new_s)):
+            robot.behaviours[version] = replace(robot.behaviours[version], duration_s=seconds)
+
+
 def shrink(picture: Path) -> None:
-    """Keep 64 colours: a page has few, and the repository stays small."""
+    """Keep 200 colours: a page has few, and the repository stays small."""
     with Image.open(picture) as opened:
-        opened.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(picture, optimize=True)
+        opened.convert("RGB").quantize(200, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
 if __name__ == "__main__":

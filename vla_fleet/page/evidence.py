@@ -72,15 +72,20 @@ def _levels(series: _Series, lowest: float, highest: float, words: tuple[str, st
     return made
 
 
-def rates(records: Sequence[Record], arms: Sequence[tuple[str, str]], confidence: float) -> Chart | None:
+def rates(
+    records: Sequence[Record], arms: Sequence[tuple[str, str]], confidence: float, begin_s: float = 0.0
+) -> Chart | None:
     """Return success rates over time with confidence sequences; None: there is no episode yet.
 
     Args:
         records: verdicts.
         arms: key in the figures, and name, of each version.
         confidence: of each sequence; all its intervals hold at once.
+        begin_s: of the judgement, by the clock of its records.
     """
-    points = [(float(r["now_s"]), [_counts(r["verdict"]["figures"].get(key)) for key, _ in arms]) for r in records]
+    points = [
+        (float(r["now_s"]) - begin_s, [_counts(r["verdict"]["figures"].get(key)) for key, _ in arms]) for r in records
+    ]
     points = [(now_s, found) for now_s, found in points if any(n for _, n in found)]
     if not points:
         return None

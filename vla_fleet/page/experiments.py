@@ -46,7 +46,7 @@ async def show_experiment(request: Request, id: Id, person: Viewer, number: Numb
     figures = course.verdicts[-1]["verdict"]["figures"] if course.verdicts else {}
     return page(
         request, "experiment.html", e=found, arms=_arms(found, confidence), confidence=confidence,
-        rates=evidence.rates(course.verdicts, (("A", f"A: {found.a}"), ("B", f"B: {found.b}")), confidence),
+        rates=evidence.rates(course.verdicts, (("A", f"A: {found.a}"), ("B", f"B: {found.b}")), confidence, found.created_s),
         actions=_actions(found) if may_order(person) else [], pairs=figures.get("pairs"), looks=figures.get("looks"),
         robots=found.robots[first : first + PER_PAGE], total=len(found.robots), first=first + 1, number=number,
         pages=-(-len(found.robots) // PER_PAGE), running=found.state == State.RUNNING,

@@ -48,13 +48,12 @@ def utc(time_s: float) -> str:
     return datetime.datetime.fromtimestamp(time_s, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _time(time_s: float | None, pattern: str = "%Y-%m-%d %H:%M:%S") -> str:
+def _time(time_s: float | None) -> str:
+    """Return a time as an element in which only the date and the time of day are torn apart."""
     if not time_s:
         return "never"
-    moment = datetime.datetime.fromtimestamp(time_s, datetime.UTC)
-    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(
-        moment.strftime("%Y-%m-%dT%H:%M:%SZ"), moment.strftime("%Y-%m-%d %H:%M:%S"), moment.strftime(pattern)
-    )
+    date, clock = utc(time_s).split(" ")
+    return Markup('<time datetime="{0}T{1}Z"><span>{0}</span> <span>{1}</span></time>').format(date, clock)
 
 
 def lasting(seconds: float) -> str:

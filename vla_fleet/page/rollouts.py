@@ -20,6 +20,7 @@ from vla_fleet.rollouts.engine import State
 from vla_fleet.rollouts.progress import progress
 from vla_fleet.rollouts.rollouts import RolloutInfo
 from vla_fleet.server.rooms import Rooms, rooms_of
+from vla_fleet.steering.evidence import Course
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -57,7 +58,7 @@ async def show_rollout(
     first = (number - 1) * PER_PAGE
     return page(
         request, "rollout.html", r=found, actions=_actions(found) if may_order(person) else [],
-        ended=State(found.state).ended, figures=_figures(found), progress=progress(found, course.settings),
+        ended=State(found.state).ended, figures=_figures(found, course), progress=progress(found, course.settings),
         against=evidence.against(course.verdicts), rates=evidence.rates(course.verdicts, _ARMS, 0.95),
         standings=sorted(Counter(robot.standing for robot in found.robots).items()), values={"standing": standing},
         robots=robots[first : first + PER_PAGE], total=len(robots), first=first + 1, number=number,
@@ -70,9 +71,10 @@ async def _find(rooms: Rooms, rollout: str) -> RolloutInfo:
     return found
 
 
-def _figures(found: RolloutInfo) -> list[dict[str, Any]]:
-    """Return what each version did since the rollout began, as the judge counts."""
-    figures = found.verdict.get("figures", {})
+def _figures(found: RolloutInfo, course: Course) -> list[dict[str, Any]]:
+    """Return what each version did since the rollout began, as the judge counted last."""
+    last = course.verdicts[-1]["verdict"] if course.verdicts else {}
+    figures = (found.verdict or last).get("figures", {})
     rows = []
     for key, name in _ARMS:
         successes, episodes = figures.get(key, (0, 0))

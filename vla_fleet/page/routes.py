@@ -9,9 +9,11 @@ from fastapi.staticfiles import StaticFiles
 from vla_fleet.page import events, experiments, fleet, models, robots, rollouts, sign_in
 from vla_fleet.page.render import STATIC
 
+PARTS = (sign_in, fleet, robots, rollouts, experiments, models, events)
+
 
 def add_page(app: FastAPI) -> None:
     """Add the page's routes and its files."""
-    for part in (sign_in, fleet, robots, rollouts, experiments, models, events):
+    for part in PARTS:
         app.include_router(part.router)
     app.mount("/page", StaticFiles(directory=STATIC))

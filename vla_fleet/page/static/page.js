@@ -5,6 +5,7 @@
 
 const EVERY_MS = 2000, SLOWEST_MS = 30000, GIVE_UP_MS = 10000;
 const connection = document.getElementById("connection"), fresh = document.getElementById("fresh");
+const shown = new Map(); // region → what it was last given: its own markup changes when somebody opens something in it
 let tag = null, wait = EVERY_MS, timer = null, failed = false;
 
 function clock() {
@@ -13,7 +14,7 @@ function clock() {
 
 function replace(old, now) {
   const selection = getSelection();
-  if (!selection.isCollapsed && old.contains(selection.anchorNode)) return; // somebody is copying something
+  if (!selection.isCollapsed && old.contains(selection.anchorNode)) return false; // somebody is copying something
   const focus = old.contains(document.activeElement) ? document.activeElement : null;
   const place = focus && (focus.id ? `#${CSS.escape(focus.id)}` : focus.href ? `[href="${CSS.escape(focus.getAttribute("href"))}"]` : null);
   const open = [...old.querySelectorAll("details[open][id]")].map((details) => details.id);
@@ -22,16 +23,16 @@ function replace(old, now) {
   open.forEach((id) => document.getElementById(id)?.setAttribute("open", ""));
   old.querySelectorAll(".scroll").forEach((box, index) => { box.scrollLeft = scrolled[index] ?? 0; });
   if (place) old.querySelector(place)?.focus({ preventScroll: true });
+  return true;
 }
 
 function show(text) {
   const now = new DOMParser().parseFromString(text, "text/html");
   for (const old of document.querySelectorAll("[data-live]")) {
     const other = now.getElementById(old.id);
-    if (other && other.innerHTML !== old.dataset.shown) {
-      if (other.innerHTML !== old.innerHTML) replace(old, other);
-      old.dataset.shown = other.innerHTML;
-    }
+    if (!other || other.innerHTML === shown.get(old.id)) continue;
+    if (other.innerHTML !== old.innerHTML && !replace(old, other)) continue;
+    shown.set(old.id, other.innerHTML);
   }
   // a region that the page did not have before, or has no longer: the first robot has come, a plot has begun
   const ids = (page) => [...page.querySelectorAll("[data-live]")].map((region) => region.id).join();
