@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet with something on every page: robots on real lines, a rollout and an experiment under way, and a crowd from the database."""
+"""Robots for the page to show: a rollout and an experiment of robots on real lines, and a crowd from the database."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sqlalchemy import insert
-from support.rollouts import HOUR_S, MODEL, NEW, OLD, RolloutFleet
 
+from support.rollouts import HOUR_S, MODEL, NEW, OLD, RolloutFleet
 from vla_evidence.assignment import uniform
 from vla_fleet import protocol
 from vla_fleet.storage.tables import EventRow, RobotRow
