@@ -42,6 +42,8 @@ ROOMS = {
         "alembic",
         "fastapi",
         "httpx",
+        "jinja2",
+        "markupsafe",  # what Jinja escapes with
         "prometheus_client",
         "pydantic",
         "rich",

@@ -130,6 +130,11 @@ class ABTestManager:
             robots = list((await session.scalars(query.order_by(ExperimentRobotRow.robot))).all())
             return row, robots, await evidence.counts(session, name)
 
+    async def course(self, name: str, most: int = 200) -> evidence.Course:
+        """Return how the evidence of an experiment came to be what it is: at most ``most`` verdicts."""
+        async with self._database.begin() as session:
+            return await evidence.course(session, name, most)
+
     async def lines(self, name: str) -> list[str]:
         """Return the lines of the experiment's log, as ``vla-evidence replay`` reads them."""
         async with self._database.begin() as session:

@@ -88,6 +88,12 @@ class Commands:
         async with self._database.begin() as session:
             return list((await session.scalars(_open([robot]))).all())
 
+    async def latest(self, robot: str, limit: int) -> list[CommandRow]:
+        """Return what a robot was ordered, newest first."""
+        query = select(CommandRow).where(CommandRow.robot == robot).order_by(CommandRow.number.desc()).limit(limit)
+        async with self._database.begin() as session:
+            return list((await session.scalars(query)).all())
+
     @staticmethod
     async def _last_open(session: AsyncSession, robots: Sequence[str]) -> dict[str, CommandRow]:
         """Return the newest open order of each robot that has one."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_fleet import protocol
 from vla_fleet.storage.database import Database
-from vla_fleet.storage.tables import CommandRow, EventRow, RobotRow
+from vla_fleet.storage.tables import CommandRow, EventRow, OutcomeRow, RobotRow
 
 _BY_ITSELF = ("ROLLED_BACK", "ROLLING_BACK")
 
@@ -50,6 +51,35 @@ class Run:
     """Why the robot itself ended it."""
 
 
+@dataclass(frozen=True)
+class Success:
+    """What a robot did with a version, without episodes in whose midst the version changed."""
+
+    version: str
+    episodes: int
+    successes: int
+    unknown: int
+    """Nobody knows how they ended; they count as failures."""
+    interventions: int
+    """Somebody took over in them."""
+    duration_s: float | None
+    """Mean of those that succeeded [s]."""
+    last_s: float
+
+
+@dataclass(frozen=True)
+class Events:
+    """Which events are looked for; what is empty does not matter."""
+
+    robot: str = ""
+    version: str = ""
+    to_state: str = ""
+    errors: bool = False
+    """Only those with an error code."""
+    before: int = 0
+    """Only those with a lower id."""
+
+
 class History:
     """Reads the record."""
 
@@ -69,6 +99,31 @@ class History:
         if at_s is not None:
             return [run for run in runs if run.begin_s <= at_s and (run.end_s is None or at_s < run.end_s)][-1:]
         return runs[::-1][:limit]
+
+    async def success(self, robot: str) -> list[Success]:
+        """Return what a robot did with each version, the one that it ran last first."""
+        succeeded = OutcomeRow.success & OutcomeRow.known
+        took = case((succeeded & (OutcomeRow.duration_s > 0.0), OutcomeRow.duration_s))
+        columns = (
+            OutcomeRow.version, func.count(), _number(succeeded), _number(~OutcomeRow.known), _number(OutcomeRow.intervention),
+            func.avg(took), func.max(OutcomeRow.time_s).label("last_s"),
+        )  # fmt: skip
+        query = select(*columns).where(OutcomeRow.robot == robot, ~OutcomeRow.mixed).group_by(OutcomeRow.version)
+        async with self._database.begin() as session:
+            return [Success(*row) for row in await session.execute(query.order_by(func.max(OutcomeRow.time_s).desc()))]
+
+    async def events(self, wanted: Events, limit: int) -> list[EventRow]:
+        """Return what happened on robots, newest first."""
+        query = select(EventRow).order_by(EventRow.id.desc()).limit(limit)
+        for column in ("robot", "version", "to_state"):
+            if value := getattr(wanted, column):
+                query = query.where(getattr(EventRow, column) == value)
+        if wanted.errors:
+            query = query.where(EventRow.error_code != "")
+        if wanted.before:
+            query = query.where(EventRow.id < wanted.before)
+        async with self._database.begin() as session:
+            return list((await session.scalars(query)).all())
 
     async def _around(self, session: AsyncSession, robot: str, at_s: float) -> list[EventRow]:
         """Return the last event up to a moment, in the robot's sequence, and the one after it."""
@@ -98,6 +153,11 @@ class History:
         last = await session.scalar(select(func.max(EventRow.time_s)).where(EventRow.robot == robot.name)) or 0.0
         status = robot.status
         return max(last, status.get("time_s", 0.0)) if status.get("unsent", 1) == 0 else last
+
+
+def _number(what: Any) -> ColumnElement[int]:
+    """Return how many rows of a group are so."""
+    return func.coalesce(func.sum(case((what, 1), else_=0)), 0)
 
 
 def _run(

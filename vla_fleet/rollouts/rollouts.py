@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
 from sqlalchemy.orm.exc import StaleDataError
 
 from vla_evidence.canary.by_robot import too_few_words
@@ -297,7 +298,8 @@ class Rollouts:
     async def all(self) -> list[RolloutInfo]:
         """Return every rollout without its robots, newest first."""
         async with self._database.begin() as session:
-            rows = await session.scalars(select(RolloutRow).order_by(RolloutRow.created_s.desc()))
+            query = select(RolloutRow).options(defer(RolloutRow.history))
+            rows = await session.scalars(query.order_by(RolloutRow.created_s.desc()))
             return [_info(row) for row in rows]
 
     async def show(self, rollout: str) -> RolloutInfo:
@@ -321,6 +323,11 @@ class Rollouts:
                 for line in lines
             ]
         return info
+
+    async def course(self, rollout: str, most: int = 200) -> evidence.Course:
+        """Return how the evidence of a rollout came to be what it is: at most ``most`` verdicts."""
+        async with self._database.begin() as session:
+            return await evidence.course(session, rollout, most)
 
     async def log(self, rollout: str) -> list[str]:
         """Return the evidence log's lines, for ``vla-evidence replay``."""

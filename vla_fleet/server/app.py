@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from vla_fleet.episodes.files import OffsetError
 from vla_fleet.errors import BusyError, FleetError
+from vla_fleet.page.routes import add_page
 from vla_fleet.server import episodes, experiments, files, models, people, robots, rollouts, socket
 from vla_fleet.server.rooms import Rooms
 from vla_fleet.server.watch import Watch
@@ -63,6 +64,7 @@ def create_app(rooms: Rooms) -> FastAPI:
     app.add_exception_handler(Exception, _fail)
     for part in (models, files, robots, episodes, rollouts, experiments, people, socket):
         app.include_router(part.router)
+    add_page(app)
     return app
 
 

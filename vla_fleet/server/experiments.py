@@ -132,7 +132,7 @@ async def list_experiments(request: Request, _: Viewer) -> list[Summary]:
 @router.get("/v1/experiments/{id}")
 async def show(request: Request, id: Id, _: Viewer) -> Report:
     """Show an experiment and its evidence."""
-    return _report(*await _tests(request).experiment(id))
+    return report(*await _tests(request).experiment(id))
 
 
 @router.post("/v1/experiments/{id}/stop", status_code=204)
@@ -159,7 +159,8 @@ def _summary(row: ExperimentRow) -> dict[str, Any]:
     return {**{name: getattr(row, name) for name in names}, "unit": row.design["unit"]}
 
 
-def _report(row: ExperimentRow, robots: Sequence[ExperimentRobotRow], fates: Mapping[str, int]) -> Report:
+def report(row: ExperimentRow, robots: Sequence[ExperimentRobotRow], fates: Mapping[str, int]) -> Report:
+    """Return an experiment as people see it."""
     figures, design = row.verdict.get("figures", {}), Design(**row.design)
     found = difference(design, figures)
     return Report(

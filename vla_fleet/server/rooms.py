@@ -19,12 +19,15 @@ from vla_fleet.episodes.files import EpisodeFiles
 from vla_fleet.episodes.store import EpisodeStore
 from vla_fleet.errors import FleetError
 from vla_fleet.experiments.manager import ABTestManager
+from vla_fleet.page.sessions import Sessions
+from vla_fleet.page.shared import Shared
 from vla_fleet.registry.garbage import GarbageCollector
 from vla_fleet.registry.registry import Registry
 from vla_fleet.robots.commands import Commands
 from vla_fleet.robots.directory import Directory
 from vla_fleet.robots.history import History
 from vla_fleet.robots.inbox import Inbox
+from vla_fleet.robots.overview import Overview
 from vla_fleet.rollouts.rollouts import Rollouts
 from vla_fleet.secret_file import write_secret
 from vla_fleet.server.keys import Keys, Role
@@ -98,6 +101,8 @@ class Rooms:
             self.online,
         )
         self.history = History(self.database)
+        self.overview = Overview(self.database)
+        self.sessions, self.shared = Sessions(self.database, self.keys, self.clock), Shared()
         self.metrics = Metrics()
         self.passes = Passes(self._files_key(), self._files_url, self.clock)
         self.robot_messages = Buckets(self.clock, settings.robot_messages_s, 1000)
@@ -136,7 +141,11 @@ class Rooms:
 
     def online(self, last_seen_s: float) -> bool:
         """Whether a robot that was seen then counts as connected."""
-        return self.clock.now() - last_seen_s <= 3 * self.settings.heartbeat_s
+        return last_seen_s >= self.online_since_s()
+
+    def online_since_s(self) -> float:
+        """Return since when a robot must have been seen to count as connected [s since 1970 UTC]."""
+        return self.clock.now() - 3 * self.settings.heartbeat_s
 
 
 def rooms_of(request: HTTPConnection) -> Rooms:

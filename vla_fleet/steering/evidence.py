@@ -8,6 +8,7 @@ made again from its log, so no outcome counts twice and none is forgotten.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,28 @@ async def log_lines(session: AsyncSession, name: str) -> list[str]:
     """Return the log, for ``vla-evidence replay``."""
     query = select(JudgementLineRow.line).where(JudgementLineRow.judgement == name)
     return list(await session.scalars(query.order_by(JudgementLineRow.number)))
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the evidence of a judgement came to be what it is."""
+
+    settings: dict[str, Any]
+    """Of the judge."""
+    verdicts: list[dict[str, Any]]
+    """Records (:mod:`vla_evidence.log.records`) at equal distances in the log, with the last one."""
+
+
+async def course(session: AsyncSession, name: str, most: int) -> Course:
+    """Return at most ``most`` verdicts of a log, without reading all of it."""
+    own = JudgementLineRow.judgement == name
+    header = await session.scalar(select(JudgementLineRow.line).where(own, JudgementLineRow.number == 0))
+    rank = func.row_number().over(order_by=JudgementLineRow.number).label("rank")
+    verdicts = own, JudgementLineRow.line.startswith('{"record": "verdict"', autoescape=True)
+    lines = select(JudgementLineRow.line, rank, func.count().over().label("all")).where(*verdicts).subquery()
+    chosen = (lines.c.all - lines.c.rank) % (lines.c.all // most + 1) == 0
+    found = await session.scalars(select(lines.c.line).where(chosen).order_by(lines.c.rank))
+    return Course(json.loads(header or "{}").get("settings", {}), [json.loads(line) for line in found])
 
 
 # -- outcomes ---------------------------------------------------------------------------------------------------------------

@@ -70,6 +70,16 @@ class KeyRow(Base):
     """The row stays, so that nobody else gets the name that the log knows."""
 
 
+class SessionRow(Base):
+    """Somebody who has signed in to the page. The browser has a secret of its own, and never the key."""
+
+    __tablename__ = "sessions"
+    secret_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_hash: Mapped[str] = mapped_column(String(64), ForeignKey("api_keys.key_hash"))
+    """The session ends with its key."""
+    expires_s: Mapped[float]
+
+
 class CodeRow(Base):
     """A code with which one robot can enrol once."""
 
