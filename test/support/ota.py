@@ -164,7 +164,7 @@ class Robot:
         return self.start(filesystem=filesystem or Filesystem())
 
     def say(self, **fields: Any) -> None:
-        """Let the policy node say something else, or do it: see :class:`SimulatedPolicy`."""
+        """Change what the policy node reports or does; see :class:`SimulatedPolicy`."""
         with self.policy.edit() as document:
             document.update(fields)
 
