@@ -81,10 +81,7 @@ def replay_file(
 ) -> Replay:
     """Compute a log's verdicts and draws again, reading line by line.
 
-    Args:
-        path: the log.
-        show: receives each verdict as recomputed.
-        warn: receives the warning of a torn last line.
+    ``show`` receives each verdict as recomputed, ``warn`` the warning of a torn last line.
 
     Raises:
         LogError: LOG_UNREADABLE: no such file; LOG_SYNTAX: a line that is no record; LOG_VALUE: a record that the judge refuses;
@@ -143,12 +140,7 @@ def _verdict(judge: Judge, record: Record) -> dict[str, Any]:
 
 
 class LoggedJudgement:
-    """A judge whose every input and verdict is logged. Made by :meth:`resume`.
-
-    Args:
-        judge: as the log says.
-        log: receives what is new.
-    """
+    """A judge whose every input and verdict is logged. Made by :meth:`resume`."""
 
     def __init__(self, judge: Judge, log: NewLines) -> None:
         self.judge, self.log = judge, log
