@@ -26,17 +26,11 @@ def main() -> int:
     for name in BENCHMARKS:
         begin = time.monotonic()
         print(f"\n=== {name}\n", flush=True)
-        command = [
-            sys.executable,
-            "-m",
-            f"benchmarks.{name}",
-            "--out",
-            str(arguments.out),
-            "--runs",
-            str(arguments.runs),
-        ]
+        options = ["--out", str(arguments.out), "--runs", str(arguments.runs)]
         try:
-            code = subprocess.run(command, timeout=_TIMEOUT_S, check=False).returncode
+            code = subprocess.run(
+                [sys.executable, "-m", f"benchmarks.{name}", *options], timeout=_TIMEOUT_S, check=False
+            ).returncode
         except subprocess.TimeoutExpired:  # its programs end with it
             code = -1
         if code:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole examination: look, listen, judge. ROS is behind :class:`Robot`."""
+"""The whole examination: look, listen, judge. ROS is behind ``ros/doctor.py``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from vla_checkpoint.errors import CheckpointError
 from vla_checkpoint.manifest import load_manifest
 from vla_doctor import machine, nodes, storage, topics, worker
 from vla_doctor.findings import Finding, ok, problem
-from vla_doctor.seen import Need, NodeSeen, Samples, TopicSeen, needs, with_defaults
+from vla_doctor.seen import Need, NodeSeen, Samples, needs, with_defaults
 from vla_doctor.settings import DoctorSettings
 from vla_ota_manager.config import OtaConfig
 from vla_policy_node.config import PolicyNodeConfig
@@ -27,32 +26,14 @@ from vla_policy_node.worker.memory import available_bytes
 from vla_recorder.settings import RecorderSettings
 from vla_ros.interfaces import UnknownTypeError
 
+if TYPE_CHECKING:
+    from vla_doctor.ros.doctor import Doctor
+
 _LOOKS = 2
 """How often the graph is looked at, where it grows meanwhile."""
 _RECORDER = "recorder"
 _FIRST_MESSAGE_S = 3.0
 """Longest wait for the first message of a topic that somebody publishes [s]."""
-
-
-class Robot(Protocol):
-    """The ROS graph as ``ros/doctor.py`` shows it; what each method does is said there."""
-
-    rmw: str
-    namespace: str
-
-    def discover(self, expected: Collection[str]) -> None: ...  # noqa: D102
-    def wait(self, seconds: float, done: Callable[[], bool] = ...) -> bool: ...  # noqa: D102
-    def full_name(self, name: str, node_name: str, namespace: str) -> str: ...  # noqa: D102
-    def node_names(self) -> list[str]: ...  # noqa: D102
-    def topic(self, name: str, samples: Samples | None = None) -> TopicSeen: ...  # noqa: D102
-    def topics_of_type(self, kind: str, *, published: bool) -> list[str]: ...  # noqa: D102
-    def subscribed_by(self, full: str) -> frozenset[str]: ...  # noqa: D102
-    def parameters(self, full: str, names: list[str]) -> dict[str, Any] | None: ...  # noqa: D102
-    def lifecycle(self, full: str) -> str: ...  # noqa: D102
-    def use_sim_time(self) -> None: ...  # noqa: D102
-    def stop_listening(self) -> None: ...  # noqa: D102
-    def listen(self, name: str, kind: str, decode: Callable[[Any], object] | None = None) -> Samples: ...  # noqa: D102
-    def listen_to_status(self, name: str, kind: str) -> Samples: ...  # noqa: D102
 
 
 @dataclass
@@ -74,7 +55,7 @@ class _Input:
     samples: Samples = field(default_factory=Samples)
 
 
-def examine(robot: Robot, settings: DoctorSettings) -> list[Finding]:
+def examine(robot: Doctor, settings: DoctorSettings) -> list[Finding]:
     """Examine everything; takes ``settings.seconds`` and the time of discovery and of starting an interpreter.
 
     A graph that has grown meanwhile was not yet discovered when its nodes were looked for: it is looked at once more.
@@ -90,7 +71,7 @@ def examine(robot: Robot, settings: DoctorSettings) -> list[Finding]:
     return findings + _judge_machine(settings, policy, manager, contract)
 
 
-def _look(robot: Robot, settings: DoctorSettings) -> tuple[list[Finding], NodeSeen, NodeSeen, Contract | None]:
+def _look(robot: Doctor, settings: DoctorSettings) -> tuple[list[Finding], NodeSeen, NodeSeen, Contract | None]:
     """Ask the nodes, listen to the topics and judge both."""
     names, findings = _locate(robot, settings)
     policy = _ask(robot, names.policy, PolicyNodeConfig, lifecycle=True)
@@ -125,7 +106,7 @@ def _look(robot: Robot, settings: DoctorSettings) -> tuple[list[Finding], NodeSe
     return findings, policy, manager, contract
 
 
-def _locate(robot: Robot, settings: DoctorSettings) -> tuple[_Names, list[Finding]]:
+def _locate(robot: Doctor, settings: DoctorSettings) -> tuple[_Names, list[Finding]]:
     """Return the nodes' names: in the doctor's namespace, or where the only policy node is."""
     base = _base(settings.policy_node)
     namespace, everybody, findings = robot.namespace, sorted(set(robot.node_names())), []
@@ -151,7 +132,7 @@ def _join(namespace: str, name: str) -> str:
     return name if name.startswith("/") else f"{namespace.rstrip('/')}/{name}"
 
 
-def _ask(robot: Robot, name: str, settings: type[Any], *, lifecycle: bool = False) -> NodeSeen:
+def _ask(robot: Doctor, name: str, settings: type[Any], *, lifecycle: bool = False) -> NodeSeen:
     count = robot.node_names().count(name)
     if not count:
         return NodeSeen(name)
@@ -174,7 +155,7 @@ def _contract(settings: DoctorSettings, policy: NodeSeen) -> tuple[Contract | No
     return contract, [ok("contract", f"{file}: {contract.name}, {parts}")]
 
 
-def _listen_to_inputs(robot: Robot, contract: Contract | None, names: _Names) -> tuple[list[_Input], list[Finding]]:
+def _listen_to_inputs(robot: Doctor, contract: Contract | None, names: _Names) -> tuple[list[_Input], list[Finding]]:
     inputs: list[_Input] = []
     findings = []
     for need, source in needs(contract) if contract else []:
@@ -190,18 +171,18 @@ def _listen_to_inputs(robot: Robot, contract: Contract | None, names: _Names) ->
     return inputs, findings
 
 
-def _listen_to_status(robot: Robot, node: NodeSeen, kind: str) -> Samples:
+def _listen_to_status(robot: Doctor, node: NodeSeen, kind: str) -> Samples:
     return robot.listen_to_status(f"{node.name}/status", kind) if node.count else Samples()
 
 
-def _with_status(robot: Robot, node: NodeSeen, samples: Samples) -> NodeSeen:
+def _with_status(robot: Doctor, node: NodeSeen, samples: Samples) -> NodeSeen:
     if not node.count:
         return node
     return dataclasses.replace(node, status=robot.topic(f"{node.name}/status", samples))
 
 
 def _judge_topics(
-    robot: Robot,
+    robot: Doctor,
     contract: Contract | None,
     inputs: list[_Input],
     names: _Names,

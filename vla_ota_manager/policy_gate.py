@@ -20,12 +20,7 @@ _CRASHED = frozenset({"GENERATION_LOST", "WORKER_LOST"})
 class PolicyGate:
     """Asks the policy node, in the engine's thread; permission comes from any.
 
-    Args:
-        config: settings.
-        store: where the versions are.
-        port: the policy node.
-        show: takes remarks for people.
-        report: keeps the status alive while the policy node loads.
+    ``show`` takes remarks for people; ``report`` keeps the status alive while the policy node loads.
     """
 
     def __init__(

@@ -23,11 +23,7 @@ _TRIES = 3
 class WayBack:
     """One rollback, from its beginning until an earlier version acts.
 
-    Args:
-        context: shared parts of the engine.
-        target: where it goes.
-        older: what was committed before ``target`` will do where ``target`` cannot be loaded.
-        at: boundary of the swap.
+    ``older``: what was committed before ``target`` will do where ``target`` cannot be loaded; ``at``: boundary of the swap.
     """
 
     def __init__(self, context: Context, target: Ref, *, older: bool, at: str = "") -> None:

@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+from functools import partial
 from typing import NoReturn
 
 REFUSED = os.EX_CONFIG
@@ -16,56 +17,6 @@ _FROM_PIP = ("mcap", "rfc8785", "safetensors", "semver")
 """What every robot needs and rosdep does not have (semver: not in version 3)."""
 _ONLY_FOR_SOME = ("mujoco", "pydantic", "torch", "websockets")
 _FROM_ROSDEP = ("PIL", "numpy", "requests", "scipy", "yaml")
-
-
-def policy_node() -> None:
-    """Entry point of ``ros2 run vla_ota policy_node``."""
-    _run("vla_policy_node.ros.policy_node", interrupted=0)
-
-
-def ota_manager() -> None:
-    """Entry point of ``ros2 run vla_ota ota_manager``."""
-    _run("vla_ota_manager.ros.manager_node", interrupted=0)
-
-
-def fleet_bridge() -> None:
-    """Entry point of ``ros2 run vla_ota fleet_bridge``."""
-    _run("vla_fleet_bridge.ros.fleet_bridge", interrupted=0)
-
-
-def recorder() -> None:
-    """Entry point of ``ros2 run vla_ota recorder``."""
-    _run("vla_recorder.ros.recorder", interrupted=0)
-
-
-def sim_robot() -> None:
-    """Entry point of ``ros2 run vla_ota sim_robot``."""
-    _run("vla_sim.ros.sim_robot", interrupted=0)
-
-
-def doctor() -> None:
-    """Entry point of ``ros2 run vla_ota doctor``."""
-    _run("vla_doctor.ros.doctor", interrupted=130)
-
-
-def vla_checkpoint() -> None:
-    """Entry point of ``vla-checkpoint``."""
-    _run("vla_policy_node.desk.cli", interrupted=130)
-
-
-def vla_contract() -> None:
-    """Entry point of ``vla-contract``."""
-    _run("vla_contract.cli", interrupted=130)
-
-
-def vla_replay() -> None:
-    """Entry point of ``vla-replay``."""
-    _run("vla_policy_node.replay.ros.cli", interrupted=130)
-
-
-def vla_evidence() -> None:
-    """Entry point of ``vla-evidence``."""
-    _run("vla_evidence.cli", interrupted=130)
 
 
 def _run(module: str, *, interrupted: int) -> NoReturn:
@@ -95,3 +46,17 @@ def _missing(error: ImportError) -> str:
     else:
         advice = "source the workspace (install/setup.bash)"
     return f"MODULE_MISSING: {error} ({sys.executable}): {advice}; see README, With ROS 2 installed"
+
+
+# Entry points of `ros2 run vla_ota …`
+policy_node = partial(_run, "vla_policy_node.ros.policy_node", interrupted=0)
+ota_manager = partial(_run, "vla_ota_manager.ros.manager_node", interrupted=0)
+fleet_bridge = partial(_run, "vla_fleet_bridge.ros.fleet_bridge", interrupted=0)
+recorder = partial(_run, "vla_recorder.ros.recorder", interrupted=0)
+sim_robot = partial(_run, "vla_sim.ros.sim_robot", interrupted=0)
+doctor = partial(_run, "vla_doctor.ros.doctor", interrupted=130)
+# … and of commands
+vla_checkpoint = partial(_run, "vla_policy_node.desk.cli", interrupted=130)
+vla_contract = partial(_run, "vla_contract.cli", interrupted=130)
+vla_replay = partial(_run, "vla_policy_node.replay.ros.cli", interrupted=130)
+vla_evidence = partial(_run, "vla_evidence.cli", interrupted=130)

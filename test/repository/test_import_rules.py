@@ -181,5 +181,5 @@ def test_an_executable_begins_with_the_standard_library_alone() -> None:
     """It must be there to say which module is missing, and to take a signal while the others are imported."""
     start = TOP / "vla_ros" / "start.py"
     assert {name.split(".")[0] for name in imported(start)} <= sys.stdlib_module_names
-    modules = re.findall(r'_run\("([\w.]+)"', start.read_text())
+    modules = re.findall(r'_run, "([\w.]+)"', start.read_text())
     assert modules and all((TOP / (module.replace(".", "/") + ".py")).is_file() for module in modules)

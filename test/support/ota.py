@@ -164,7 +164,7 @@ class Robot:
         return self.start(filesystem=filesystem or Filesystem())
 
     def say(self, **fields: Any) -> None:
-        """Let the policy node say something else, or do it: see :class:`SimulatedPolicy`."""
+        """Change what the policy node reports or does; see :class:`SimulatedPolicy`."""
         with self.policy.edit() as document:
             document.update(fields)
 
@@ -185,12 +185,14 @@ class Robot:
         self.reach(UpdateState.TRIAL)
         return update_id
 
-    def ended(self, update_id: str) -> UpdateOutcome:
+    def ended(self, update_id: str, state: UpdateState | None = None, code: str | None = None) -> UpdateOutcome:
+        """Wait for an update's end; ``state`` and ``code``: how it must have ended."""
         engine = self.engine
         assert engine is not None
         self.until(lambda: (outcome := engine.outcome(update_id)) is not None and outcome.final)
         outcome = engine.outcome(update_id)
         assert outcome is not None
+        assert state in (None, outcome.state) and code in (None, outcome.error_code), outcome
         return outcome
 
     def reach(self, state: UpdateState) -> None:

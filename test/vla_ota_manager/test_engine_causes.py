@@ -23,8 +23,7 @@ def on_trial(robot: Robot) -> Robot:
 
 
 def check(robot: Robot, code: str, words: str) -> None:
-    outcome = robot.ended("u-1.1.0")
-    assert (outcome.state, outcome.error_code) == (S.ROLLED_BACK, code), outcome
+    outcome = robot.ended("u-1.1.0", S.ROLLED_BACK, code)
     assert words in outcome.message and "on our request" not in outcome.message
     block = next(entry.block_reason for entry in robot.engine.list_models().models if entry.ref.version == "1.1.0")
     assert block.startswith(f"{code}: ") and words in block

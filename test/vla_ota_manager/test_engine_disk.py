@@ -80,7 +80,7 @@ def test_a_cancellation_in_verification_leaves_no_bundle_behind(robot: Robot, ur
         robot.start(filesystem=filesystem)
     filesystem.name = "stage.manifest.after_rename"
     robot.offer("1.2.0", urgent=urgent)
-    assert robot.ended("u-1.2.0").state is S.CANCELLED
+    robot.ended("u-1.2.0", S.CANCELLED)
     robot.until(lambda: bool(replies))  # the update may end before the call that cancels it has returned
     assert replies[0].success
     robot.until(lambda: not list((robot.store_dir / "partial").glob("*.bundle")))
@@ -93,8 +93,7 @@ def test_a_disk_that_others_fill_in_mid_download_ends_the_update_and_gives_the_s
     robot.start(filesystem=filesystem)
     update_id = being_fetched(robot)
     filesystem.fill()
-    outcome = robot.ended(update_id)
-    assert (outcome.state, outcome.error_code) == (S.FAILED, "DISK_FULL")
+    robot.ended(update_id, S.FAILED, "DISK_FULL")
     check_nothing_is_left(robot)
     robot.until(lambda: robot.saved().seen[update_id].final)  # into the room that the download has left
     assert robot.engine.status().state is S.FAILED and robot.current_version() == "1.0.0"
@@ -110,12 +109,11 @@ def test_a_disk_that_others_fill_beside_a_trial_ends_the_urgent_update_and_not_t
     robot.try_out(filesystem=filesystem)
     update_id = being_fetched(robot, "1.2.0", urgent=True)
     filesystem.fill()
-    outcome = robot.ended(update_id)
-    assert (outcome.state, outcome.error_code) == (S.FAILED, "DISK_FULL")
+    robot.ended(update_id, S.FAILED, "DISK_FULL")
     check_nothing_is_left(robot)
     filesystem.others = 0
     robot.feeding = True
-    assert robot.ended("u-1.1.0").state is S.COMMITTED
+    robot.ended("u-1.1.0", S.COMMITTED)
     assert robot.saved().seen[update_id].final
 
 
@@ -134,7 +132,7 @@ def test_on_a_disk_that_cannot_be_written_a_cancellation_is_carried_out_and_save
     update_id = being_fetched(robot, "1.2.0", urgent=urgent)
     filesystem.broken = True
     assert robot.engine.cancel(update_id).success
-    assert robot.ended(update_id).state is S.CANCELLED
+    robot.ended(update_id, S.CANCELLED)
     assert json.loads((robot.store_dir / "state.json").read_bytes())["seen"][update_id]["final"] is False
     filesystem.broken = False
     robot.feeding = True
@@ -155,5 +153,5 @@ def test_a_waiting_update_can_be_cancelled_on_a_disk_that_cannot_be_written(on_t
     assert on_trial.engine.outcome("u-1.2.0").state is S.CANCELLED
     filesystem.broken = False
     on_trial.feeding = True
-    assert on_trial.ended("u-1.1.0").state is S.COMMITTED
+    on_trial.ended("u-1.1.0", S.COMMITTED)
     assert on_trial.saved().seen["u-1.2.0"].final

@@ -162,25 +162,31 @@ def test_killed_at_every_crash_point_the_update_completes_and_no_blob_is_fetched
     assert sum(reached) >= 0.9 * len(points)  # how often the last state is written in a run is not fixed
 
 
-def test_killed_at_every_crash_point_of_a_rollback_the_bad_version_ends_blocked(fleet: Fleet, runs: EngineRuns) -> None:
+def test_killed_at_every_crash_point_of_a_rollback_the_bad_version_ends_blocked(
+    fleet: Fleet, several: list[EngineRuns], runs: EngineRuns
+) -> None:
     folder, job = fleet.robot()
     job.bad_version = "1.1.0"
     log = folder / "points"
     assert runs.run(Job(**{**job.__dict__, "crash_log": str(log)})) == 0
     points = passed_after(log, "entered.TRIAL")
     assert {"entered.ROLLING_BACK", "port.before_swap", "port.after_swap"} <= {name for name, _ in points}
-    for name, nth in points:
+
+    def work(own: EngineRuns, name: str, nth: int) -> bool:
         where = f"after a kill at {name}:{nth}"
         folder, job = fleet.robot()
         job.bad_version = "1.1.0"
-        killed(runs, job, name, nth)
+        was_killed = killed(own, job, name, nth)
         assert current_version(folder) == "1.0.0", where
-        assert runs.run(job) == 0, where
+        assert own.run(job) == 0, where
         assert current_version(folder) == "1.0.0", where
         assert SimulatedPolicy(folder / "policy.json").look()["active"]["version"] == "1.0.0", where
         state = State.from_bytes((folder / "store/state.json").read_bytes())
         assert [block.ref.version for block in state.blocked.values()] == ["1.1.0"], where
         assert state.state is UpdateState.ROLLED_BACK, where
+        return was_killed
+
+    in_parallel(several, work, points)
 
 
 class Damaged:

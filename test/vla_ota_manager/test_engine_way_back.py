@@ -115,8 +115,7 @@ def test_a_version_left_without_a_disk_is_not_put_on_trial_again_by_the_next_man
     assert robot.saved().trial.phase is S.TRIAL
     swaps = robot.policy.look()["log"]
     robot.start()
-    outcome = robot.ended(update_id)
-    assert (outcome.state, outcome.error_code) == (S.ROLLED_BACK, "SWAPPED_AWAY")
+    robot.ended(update_id, S.ROLLED_BACK, "SWAPPED_AWAY")
     assert robot.policy.look()["log"] == swaps and robot.policy.look()["active"]["version"] == "1.0.0"
 
 
@@ -144,7 +143,7 @@ def test_a_version_that_cannot_be_written_down_as_committed_stays_on_trial(robot
     robot.until(lambda: robot.engine.status().error_code == "DISK_FULL")
     assert robot.engine.status().state is S.TRIAL and robot.engine.status().committed_version == "1.0.0"
     disk.broken = False
-    assert robot.ended(update_id).state is S.COMMITTED
+    robot.ended(update_id, S.COMMITTED)
 
 
 def test_an_unclean_end_of_a_trial_counts_also_where_it_cannot_be_written_down(robot: Robot) -> None:
@@ -174,8 +173,7 @@ def test_a_verdict_skips_a_committed_version_that_is_damaged(updated: Robot) -> 
     update_id = updated.try_next()
     damage(updated, "1.1.0")
     updated.score(1.0, "hard_limit")
-    outcome = updated.ended(update_id)
-    assert (outcome.state, outcome.error_code) == (S.ROLLED_BACK, "HARD_LIMIT")
+    updated.ended(update_id, S.ROLLED_BACK, "HARD_LIMIT")
     check_skipped(updated)
     assert updated.engine.status().blocked == ("1.2.0",)
 
@@ -240,7 +238,7 @@ def test_while_nothing_can_be_loaded_it_is_asked_for_again_and_each_version_is_n
     updated.score(1.0, "hard_limit")
     updated.until(lambda: "going back to" in updated.engine.status().message)
     mend()
-    assert updated.ended(update_id).state is S.ROLLED_BACK
+    updated.ended(update_id, S.ROLLED_BACK)
     assert updated.policy.look()["active"]["version"] == "1.1.0"
     assert [e.version for e in updated.events if "cannot be loaded" in e.message and not e.update_id] == [
         "1.1.0",
@@ -304,7 +302,7 @@ def test_a_rollback_that_meets_a_verdict_goes_back_one_version(updated: Robot) -
     updated.reach(S.ROLLING_BACK)
     reply = updated.engine.rollback()
     assert (reply.success, reply.to_version) == (True, "1.1.0")
-    assert updated.ended(update_id).state is S.ROLLED_BACK
+    updated.ended(update_id, S.ROLLED_BACK)
     assert updated.engine.status().committed_version == "1.1.0" and updated.engine.status().blocked == ("1.2.0",)
 
 

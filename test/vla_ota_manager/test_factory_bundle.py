@@ -41,8 +41,7 @@ def test_the_factory_bundle_is_what_a_rejected_first_update_goes_back_to(factory
     factory.until(lambda: "chunks" in factory.engine.status().trial_message)
     assert "first install" not in factory.engine.status().trial_message
     factory.score(1.0, "hard_limit")
-    outcome = factory.ended("u-1.1.0")
-    assert (outcome.state, outcome.error_code) == (S.ROLLED_BACK, "HARD_LIMIT")
+    outcome = factory.ended("u-1.1.0", S.ROLLED_BACK, "HARD_LIMIT")
     assert "warm" in outcome.message
     assert factory.policy.look()["active"]["version"] == "1.0.0"
     assert factory.policy.look()["log"][0] == "prepare 1.1.0"  # nothing was done to what acts already

@@ -82,7 +82,7 @@ def test_the_server_gets_the_token_and_state_json_keeps_it_for_its_owner_while_t
     assert "SECRET" in state.read_text() and stat.S_IMODE(state.stat().st_mode) == 0o600
     ready.stop()
     ready.start()  # a restart goes on with the same URL
-    assert ready.ended(update_id).state is S.COMMITTED
+    ready.ended(update_id, S.COMMITTED)
     assert any(TOKEN in path for path, _ in ready.server.requests)
     ready.until(lambda: "SECRET" not in shown(ready, caplog))
 

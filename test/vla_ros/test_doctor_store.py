@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.bundles import make_bundle
 
-from vla_checkpoint import verify_bundle
+from vla_checkpoint import load_manifest, verify_bundle
 from vla_doctor.findings import Finding
 from vla_doctor.storage import check_store, largest_bundle
 from vla_ota_manager.store.filesystem import Filesystem
@@ -85,13 +85,11 @@ def test_blobs_on_another_file_system_fail(store: Path) -> None:
 
 def test_too_little_room_is_reported_before_an_update_needs_it(store: Path) -> None:
     assert check(store, min_free_bytes=1 << 62) == ["DISK_SHORT"]
-    for _ in range(20):  # others write to this disk meanwhile, and delete
-        usage = os.statvfs(store)
-        free = usage.f_bavail * usage.f_frsize
-        tight = findings(store, min_free_bytes=free - largest_bundle(store) // 2)
-        if "DISK_TIGHT" in {f.code for f in tight}:
-            return
-    raise AssertionError(tight)
+    manifest = load_manifest(store / "current")
+    huge = replace(manifest, version="2.0.0", files=(replace(manifest.files[0], size=1 << 44), *manifest.files[1:]))
+    (store / "models/pick_place/2.0.0").mkdir()
+    (store / "models/pick_place/2.0.0/manifest.json").write_bytes(huge.canonical())
+    assert check(store) == ["DISK_TIGHT"]
 
 
 def test_current_that_names_a_bundle_with_a_file_missing_fails(store: Path) -> None:

@@ -104,10 +104,6 @@ class Doctor(Node):
         others = tuple(s for s in subscriptions if s.node != own)
         return TopicSeen(name, tuple(publishers), others, samples or Samples())
 
-    def topics(self) -> list[tuple[str, list[str]]]:
-        """Return every topic with its message types."""
-        return list(self.get_topic_names_and_types())
-
     def topics_of_type(self, kind: str, *, published: bool) -> list[str]:
         """Return topics of a type that somebody publishes (or subscribes to)."""
         count = self.count_publishers if published else self.count_subscribers

@@ -96,14 +96,7 @@ class ABJudge(ABC):
         return version
 
     def outcome(self, episode: str, success: bool, now_s: float, latency_s: float | None = None) -> Fate:
-        """An episode ended; return what became of its outcome.
-
-        Args:
-            episode: its name.
-            success: whether it succeeded.
-            now_s: when [s].
-            latency_s: how long it took; it counts if the episode succeeded.
-        """
+        """An episode ended; return what became of its outcome. ``latency_s`` [s] counts if the episode succeeded."""
         self._pending.advance(now_s)
         fate = self._pending.finish(episode, bool(success), latency_s, (), ())
         self._take_in()

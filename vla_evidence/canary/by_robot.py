@@ -96,10 +96,7 @@ class RobotComparison(Comparison):
     ) -> None:
         """A stage begins; what is still to be looked at of the one before is lost.
 
-        Args:
-            stage, since_s, index: of it.
-            groups: version of each robot that is a unit: a new canary, or one that remains with the incumbent.
-            history: of robots, before the rollout.
+        ``groups``: version of each robot that is a unit: a new canary, or one that remains with the incumbent.
         """
         for robot, (successes, episodes) in (history or {}).items():
             self._past.setdefault(robot, [float(successes), float(episodes)])

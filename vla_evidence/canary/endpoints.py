@@ -51,7 +51,7 @@ def endpoints_of(config: CanaryConfig, limits: ScoreLimits) -> list[Endpoint]:
 
 
 class Comparison:
-    """Canary and incumbent compared by one rule; it needs to know of an end of an episode, and mostly of nothing else.
+    """Canary and incumbent compared by one rule, episode by episode as they end.
 
     Attributes:
         worse: the first endpoint in which harm was found; final.

@@ -146,12 +146,7 @@ class CanaryJudge:
     def choose(self, robot: str, episode: str, now_s: float) -> int:
         """Return which version an episode runs: 0 the incumbent, 1 the canary. The same again gives the same answer.
 
-        Once harm is found every episode runs the incumbent.
-
-        Args:
-            robot: of the fleet.
-            episode: a name that no other episode has.
-            now_s: when [s]; not a deadline back.
+        Once harm is found every episode runs the incumbent. No other episode has this name; ``now_s`` [s] is not a deadline back.
         """
         stage = self.stage
         known = self._pending.known(episode, robot)
@@ -178,12 +173,8 @@ class CanaryJudge:
     ) -> Fate:
         """An episode ended; return what became of its outcome. Report it when the robot is ready for the next one.
 
-        Args:
-            episode: its name.
-            success: whether it succeeded.
-            now_s: when [s].
-            latency_s: how long it took [s]; unknown counts as slow.
-            scores: by source, the largest score of each of its blocks; a judged source without any exceeds its limit.
+        A ``latency_s`` [s] that is unknown counts as slow. ``scores``: the largest of each block, by source; a judged source
+        without any exceeds its limit.
         """
         within, blocks = self._limits.read(scores)
         self._advance_clock(now_s)
@@ -197,14 +188,7 @@ class CanaryJudge:
         return fate
 
     def decide(self, person: str, action: str, reason: str, now_s: float) -> None:
-        """A person decides: "advance" lets any later stage begin, "rollback" ends the rollout.
-
-        Args:
-            person: who.
-            action: "advance" or "rollback".
-            reason: why.
-            now_s: when [s].
-        """
+        """A person decides: "advance" lets any later stage begin, "rollback" ends the rollout."""
         if action not in (ADVANCE, ROLLBACK):
             raise InputError("INPUT_VALUE", "action", f'{action!r} must be "{ADVANCE}" or "{ROLLBACK}"')
         if not person or not reason:

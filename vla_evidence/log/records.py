@@ -10,9 +10,9 @@
     {"record": "verdict", "now_s": 90.0, "verdict": {"decision": "HOLD", …}}
 
 The header comes first and holds every setting, with the salt of the assignment; then outcomes and verdicts in the order in which
-the judge saw and gave them. Who keeps the lines, in a database or a file, appends what :class:`NewLines` has taken. A crash can
-tear the last line of a file: it is left out with a warning. Anything else that is no such record is an error with its line
-number. Nothing but the current line is kept in memory.
+the judge saw and gave them. The caller keeps the lines, in a database or a file, and appends what :class:`NewLines` hands over.
+A crash can tear the last line of a file: readers leave it out with a warning. Anything else that is no such record is an error
+with its line number. Nothing but the current line is kept in memory.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def encode(record: Record) -> bytes:
 
 
 class NewLines:
-    """What a judgement adds to its log; whoever keeps the log appends it."""
+    """Lines that a judgement adds to its log; the caller takes and stores them."""
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
@@ -123,9 +123,7 @@ def read_lines(lines: Iterable[bytes], name: str = "log", warn: Warn | None = No
         if (record["record"] == HEADER) != (number == 1):
             raise LogError("LOG_SYNTAX", place, "a log begins with its header, and has one")
         if number == 1 and record.get("schema") != SCHEMA:
-            reason = (
-                f"has schema {record.get('schema')!r}, and this release reads {SCHEMA}: use the release that wrote it"
-            )
+            reason = f"has schema {record.get('schema')!r}, this release reads {SCHEMA}: use the release that wrote it"
             raise LogError("LOG_SYNTAX", place, reason)
         yield number, record
     if number == 0:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judge and log as it goes; compute every verdict and every draw of a log again.
 
-A :class:`LoggedJudgement` that is made again after a crash is where the log ends, for it gets there by replaying it: the log
-*is* the judge's memory, and there is no second state that could disagree with it.
+After a crash a :class:`LoggedJudgement` is made again by replaying its log. The log *is* the judge's memory: there is no second
+state that could disagree with it.
 
 A replay compares decisions, codes and figures, not wording. It proves that the verdicts follow from the log's records, and
 the draws from the experiment's name. It does not prove that the records are what the robots did, or that none is missing.
@@ -68,9 +68,8 @@ class Replay:
     last: dict[str, Any] | None
 
     def __str__(self) -> str:
-        counted = (
-            f"{plural(self.outcomes, 'outcome')}, {plural(self.verdicts, 'verdict')} of {self.kind} {self.experiment!r}"
-        )
+        counts = f"{plural(self.outcomes, 'outcome')}, {plural(self.verdicts, 'verdict')}"
+        counted = f"{counts} of {self.kind} {self.experiment!r}"
         if not self.verdicts:
             return f"{counted}: nothing was checked"
         late = f" ({plural(self.unchecked, 'outcome')} came after the last)" if self.unchecked else ""
@@ -82,10 +81,7 @@ def replay_file(
 ) -> Replay:
     """Compute a log's verdicts and draws again, reading line by line.
 
-    Args:
-        path: the log.
-        show: receives each verdict as recomputed.
-        warn: receives the warning of a torn last line.
+    ``show`` receives each verdict as recomputed, ``warn`` the warning of a torn last line.
 
     Raises:
         LogError: LOG_UNREADABLE: no such file; LOG_SYNTAX: a line that is no record; LOG_VALUE: a record that the judge refuses;
@@ -144,12 +140,7 @@ def _verdict(judge: Judge, record: Record) -> dict[str, Any]:
 
 
 class LoggedJudgement:
-    """A judge whose every input and verdict is logged. Made by :meth:`resume`.
-
-    Args:
-        judge: as the log says.
-        log: receives what is new.
-    """
+    """A judge whose every input and verdict is logged. Made by :meth:`resume`."""
 
     def __init__(self, judge: Judge, log: NewLines) -> None:
         self.judge, self.log = judge, log
@@ -160,7 +151,7 @@ class LoggedJudgement:
 
         Args:
             lines: all of the log so far.
-            log: receives what is new: append it to the lines together with what was done because of it, or resume again.
+            log: receives new lines. Store them together with what was done because of them; if that fails, resume again.
             name: of the log, for error messages.
 
         Raises:
@@ -175,15 +166,8 @@ class LoggedJudgement:
             InputError: the judge refuses it; nothing is logged.
             LogError: LOG_VALUE: it cannot be written, and is not judged.
         """
-        record = {
-            "record": EVENT,
-            "event": "choose",
-            "robot": robot,
-            "episode": episode,
-            "now_s": now_s,
-            "version": None,
-        }
-        return int(self._take(record, answer="version"))
+        fields = {"robot": robot, "episode": episode, "now_s": now_s, "version": None}
+        return int(self._take({"record": EVENT, "event": "choose", **fields}, answer="version"))
 
     def outcome(
         self,

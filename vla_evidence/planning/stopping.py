@@ -112,12 +112,9 @@ def detection_times(
     Args:
         incumbent, canary: success rates.
         share: probability with which an episode goes to the canary.
-        alpha: level.
         horizon: canary episodes, on average, after which a run is given up.
-        runs, rng: how many, and where chance comes from.
         priors: of incumbent and canary; uniform by default.
         earlier: (share, episodes) of each stage before.
-        progress: receives the number of runs done.
     """
     check_rate("incumbent", incumbent)
     check_rate("canary", canary)

@@ -54,15 +54,13 @@ class Look:
     """What one look showed.
 
     Attributes:
-        fraction: of the planned information. statistic: T of the real assignment; positive: B is larger. as_extreme: share of
-        all draws with a T at least as large (two-sided, if negative: at least as small), the fixed-sample p-value. decision:
-        0; +1: B larger, -1: B smaller. smallest: share of draws that put the robots seen so far into the same groups as the
-        real one: ``as_extreme`` cannot
+        as_extreme: share of all draws with a T at least as large (two-sided, if the real one is negative: at least as small),
+            the fixed-sample p-value.
+        decision: 0; +1: B larger, -1: B smaller.
+        smallest: share of draws that put the robots seen so far into the same groups as the real one: ``as_extreme`` cannot
             be smaller, whatever the results; with too few robots it lies above α, and no difference can ever be shown.
     """
 
-    fraction: float
-    statistic: float
     as_extreme: float
     decision: int
     smallest: float
@@ -118,7 +116,7 @@ class RandomisationTest:
         extreme = float((side * statistics >= side * statistics[0]).mean())
         seen = drawn[:, count > 0.0]
         smallest = float((seen == seen[0]).all(axis=1).mean())
-        return Look(fraction, float(statistics[0]), extreme, self.decision, smallest)
+        return Look(extreme, self.decision, smallest)
 
     @property
     def tail_alpha(self) -> float:

@@ -80,9 +80,7 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
     FleetModel(s.robots, s.icc)
     check_runs(s.runs, s.seed)
     if not 2 <= s.robots <= _MOST_ROBOTS:
-        reason = (
-            f"{s.robots:,} robots: fewer than 2 cannot run both versions, more than {_MOST_ROBOTS:,} are not simulated"
-        )
+        reason = f"{s.robots:,} does not lie between 2, to run both versions, and {_MOST_ROBOTS:,}, to be simulated"
         raise InputError("INPUT_COUNT", "robots", reason)
     rates, equal = (s.rate_a, s.rate_b), (s.rate_a, s.rate_a)
     wanted = sample_size.two_proportions(*rates, alpha=s.alpha, power=s.power)

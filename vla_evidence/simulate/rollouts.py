@@ -60,12 +60,7 @@ def judged(
 ) -> Rollouts:
     """Simulate rollouts by the judge, which alone decides; success alone is judged.
 
-    Args:
-        fleet: the robots.
-        means: success rates of incumbent and canary.
-        per_hour: episodes that a robot does an hour.
-        config: of the judge.
-        runs, rng, progress: as everywhere.
+    ``means``: success rates of incumbent and canary; ``per_hour``: episodes that a robot does an hour.
     """
     ended = []
     for run in range(runs):

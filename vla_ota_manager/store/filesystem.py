@@ -86,8 +86,6 @@ class Filesystem:
         """Replace ``path`` by ``data`` atomically.
 
         Args:
-            path: file to replace.
-            data: its new content.
             point: prefix of the points' names.
             keep_old_as: name under which the replaced content stays.
         """

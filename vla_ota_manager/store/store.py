@@ -389,7 +389,6 @@ class Store:
         """Adopt a bundle that is on this machine already (a factory image), by copy.
 
         Args:
-            folder: the bundle.
             verify: checks a bundle and returns its manifest, or raises.
             commit: make it the committed version (that is: vouch for it).
         """
