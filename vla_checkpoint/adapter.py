@@ -42,6 +42,10 @@ _FOREIGN_KEYS = (
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 """Values of ``init_lora_weights`` that leave the base as it is; PiSSA, OLoRA, LoftQ and CorDA begin with another base."""
 
+_PATTERN_CHARS, _REPEATS = 256, 3
+_REPEATED, _NESTED = re.compile(r"[*+?{]"), re.compile(r"\)[*+?{]")
+"""A pattern comes from a file and is matched by backtracking: a repeated group takes exponential time."""
+
 FloatArray = npt.NDArray[np.float32]
 Read = Callable[[TensorInfo], npt.NDArray[Any]]
 
@@ -161,14 +165,17 @@ def _low_rank(
 def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
     """Return the value of the first pattern that matches a module's name or the end of it, as PEFT does."""
     for pattern, value in (patterns or {}).items():
+        if len(pattern) > _PATTERN_CHARS or _NESTED.search(pattern) or len(_REPEATED.findall(pattern)) > _REPEATS:
+            raise re.error(f"{pattern[:80]!r} could take for ever to match")
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
 
 
 def _is_saved(name: str, config: Mapping[str, Any]) -> bool:
-    modules = config.get("modules_to_save") or []
-    return any(f".{module}." in f".{name}" for module in modules if isinstance(module, str))
+    modules = config.get("modules_to_save")
+    listed = modules if isinstance(modules, list) else []
+    return any(f".{module}." in f".{name}" for module in listed if isinstance(module, str))
 
 
 def _refuse(code: str, path: Path, reason: str) -> NoReturn:

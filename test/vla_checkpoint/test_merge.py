@@ -46,8 +46,8 @@ def make_adapter(path: Path, tensors: dict[str, Array] | None = None, config: An
     write_json(path / "adapter_config.json", {**document, "base_model_name_or_path": "/home/me/base", **changes})
 
 
-def merge(tmp_path: Path, **options: Any) -> dict[str, Array]:
-    import_folder(tmp_path / "src", tmp_path / "out", merge_into=tmp_path / "base", **{**OPTIONS, **options})
+def merge(tmp_path: Path, source: str = "src", **options: Any) -> dict[str, Array]:
+    import_folder(tmp_path / source, tmp_path / "out", merge_into=tmp_path / "base", **{**OPTIONS, **options})
     verify_bundle(tmp_path / "out")
     tensors = {}
     for file in (tmp_path / "out").glob("model*.safetensors"):
@@ -190,10 +190,11 @@ def test_an_adapter_that_is_more_than_a_lora_is_refused_by_name(tmp_path: Path, 
 )
 def test_a_tensor_that_the_formula_has_no_place_for_is_refused_by_name(tmp_path: Path, more: Any, named: str) -> None:
     make_base(tmp_path / "base")
-    make_adapter(tmp_path / "src", {**LORA, **more}, modules_to_save=["head"])
-    with refused("ADAPTER_UNSUPPORTED") as caught:
-        merge(tmp_path)
-    assert named in str(caught.value)
+    for i, modules in enumerate((["head"], True)):  # the second is no list
+        make_adapter(tmp_path / f"src{i}", {**LORA, **more}, modules_to_save=modules)
+        with refused("ADAPTER_UNSUPPORTED") as caught:
+            merge(tmp_path, source=f"src{i}")
+        assert named in str(caught.value)
 
 
 @pytest.mark.parametrize(

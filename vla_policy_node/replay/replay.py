@@ -91,7 +91,8 @@ class Recorded:
     def receive(self, message: Message) -> None:
         """Take in a message; what cannot be used is counted, and the one before stays, as on the robot."""
         if message.topic == STATUS:
-            self._status(message.value)
+            with self._counted():
+                self._status(message.value)
         if message.topic == self._task and self._instruction is None and not self._episode:
             with self._counted():
                 self.observations.set_instruction(message.value.data)
