@@ -160,5 +160,5 @@ def test_a_policy_with_a_history_acts_on_what_the_robot_has_just_seen(
         # It moves at up to 0.4 rad/s: half of the chunks, at the least, are made in motion.
         rig.wait_for(lambda: len([row for row in shown() if len(set(row)) == 3]) >= 3, "three chunks made in motion")
     moved = [row for row in shown() if len(set(row)) == 3]
-    # Of the last moments, not of long ago: at its start it moves by up to 0.08 rad a period, and the machine may stall now and then.
+    # Of the last moments, not of long ago: at its start it moves by up to 0.08 rad a period; the machine may stall.
     assert statistics.median(max(row) - min(row) for row in moved) < 0.2, moved
