@@ -44,7 +44,10 @@ class Robot:
         return made
 
     def marked(self, mark: str) -> set[str]:
-        return {path.name for path in self.shelf.recordings() if self.shelf.marked(path, mark)}
+        return {path.stem for path in self.shelf.folder.glob(f"*{mark}")}
+
+    def waiting(self, uploader: Uploader) -> list[Path]:
+        return uploader.waiting(self.shelf.kept())
 
 
 @pytest.fixture
@@ -85,7 +88,7 @@ def test_failures_and_corrections_are_uploaded_and_successes_only_if_all_are_wan
     app = started()
     some = robot.uploader(app)
     wait_for(lambda: robot.marked(UPLOADED) == {BAD, CORRECTED}, "both")
-    assert on(app) == {"e-1": 0, "e-2": 3} and not some.waiting() and not some.problem
+    assert on(app) == {"e-1": 0, "e-2": 3} and not robot.waiting(some) and not some.problem
     some.stop()
     everything = robot.uploader(app, ALL)
     wait_for(lambda: robot.marked(UPLOADED) == {GOOD, BAD, CORRECTED}, "all")
@@ -135,7 +138,7 @@ def test_a_file_that_is_no_episode_is_marked_refused_with_the_reason_kept_and_no
     wait_for(lambda: robot.marked(REFUSED) == {BAD} and robot.marked(UPLOADED) == {CORRECTED}, "both")
     uploader.stop()
     why = robot.shelf.folder / f"{BAD}{REFUSED}"
-    assert "EPISODE_INVALID" in why.read_text() and (robot.shelf.folder / BAD).exists() and not uploader.waiting()
+    assert "EPISODE_INVALID" in why.read_text() and (robot.shelf.folder / BAD).exists() and not robot.waiting(uploader)
 
 
 def test_while_the_server_is_away_or_knows_no_such_robot_episodes_wait(

@@ -12,14 +12,14 @@ import logging
 import random
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from vla_recorder.episodes.shelf import REFUSED, UPLOADED, EpisodeShelf
+from vla_recorder.episodes.shelf import REFUSED, UPLOADED, EpisodeShelf, Kept
 
 LOG = logging.getLogger("vla_recorder")
 
@@ -82,12 +82,10 @@ class Uploader(threading.Thread):
         if self.is_alive():
             self.join(2.0)
 
-    def waiting(self) -> list[Path]:
-        """Return what is still to be sent: failures and corrections first, the oldest first."""
-        shelf, everything = self._shelf, self._upload.what == ALL
-        left = [p for p in shelf.recordings() if not (shelf.marked(p, UPLOADED) or shelf.marked(p, REFUSED))]
-        wanted = [(shelf.is_plain_success(path), path.name, path) for path in left]
-        return [path for plain, _, path in sorted(wanted) if everything or not plain]
+    def waiting(self, kept: Sequence[Kept]) -> list[Path]:
+        """Return which of these are still to be sent: failures and corrections first, the oldest first."""
+        left = [(e.plain, e.path.name, e.path) for e in kept if not (e.uploaded or e.refused)]
+        return [path for plain, _, path in sorted(left) if self._upload.what == ALL or not plain]
 
     def run(self) -> None:
         """See the class."""
@@ -95,7 +93,7 @@ class Uploader(threading.Thread):
         while not self._stopping.is_set():
             wait_s = _LOOK_S
             try:
-                for path in self.waiting() if self._may() else ():
+                for path in self.waiting(self._shelf.kept()) if self._may() else ():
                     if not self._send(path):
                         break
                     failures = 0
