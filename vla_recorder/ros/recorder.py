@@ -329,7 +329,8 @@ class RecorderNode(Node):
             try:
                 pixels = np.asarray(decoder.read(message), np.uint8)
             except ObservationError as e:
-                source.unusable = f"{e.code}: {e}"
+                episodes.dropped += 1
+                self.get_logger().error(f"{e.code}: a picture is not recorded: {e}", throttle_duration_sec=5.0)
                 continue
             picture = encode_image(received_ns, "png", png(pixels))
             record = Record(feature, received_ns, received_ns, picture)
