@@ -227,19 +227,24 @@ def _told(lineage: dict[str, Any]) -> str:
     mix, parts = lineage["mix"], [episode["part"] for episode in lineage["episodes"]]
     drawn, weight = mix["corrections_of_new"], lineage["asked"]["correction_weight"]
     rows = [
-        ("new", f"{parts.count('new')} episodes, {mix['new_frames']} frames: {lineage['new']}"),
+        ("new", f"{_episodes_text(parts.count('new'))}, {mix['new_frames']} frames: {lineage['new']}"),
         ("corrections", f"{mix['corrections']} frames, {mix['corrections'] / mix['new_frames']:.1%} of the new ones"),
         ("", f"weighted {weight:g} x: {drawn:.1%} of new draws, {drawn * (1 - mix['replay_share']):.1%} of all draws"),
     ]
+    failures = "failures" if lineage["asked"]["keep_failures"] else "corrected failures"
     if mix["replay_frames"]:
-        old = f"{parts.count('replay')} episodes, {mix['replay_frames']} frames, {mix['replay_share']:.0%} of all draws"
+        old = f"{_episodes_text(parts.count('replay'))}, {mix['replay_frames']} frames, {mix['replay_share']:.0%} of all draws"
         rows.append(("replay", old))
         for s in lineage["strata"]:
-            outcome = "successes" if s["success"] else "failures"
+            outcome = "successes" if s["success"] else failures
             rows.append(("", f"{s['chosen_episodes']} of {s['episodes']} {outcome}: {s['instruction']}"))
     else:
         rows.append(("replay", "none: no old episode keeps older tasks from being forgotten"))
     rows.append(("effective", f"{mix['effective_frames']:.0f} of {mix['frames']} frames (Kish), after weighting"))
-    rows += [("left out", f"{count} episodes: {why}") for why, count in lineage["left_out"].items()]
-    head = f"{len(parts)} episodes, {mix['frames']} frames"
+    rows += [("left out", f"{_episodes_text(count)}: {why}") for why, count in lineage["left_out"].items()]
+    head = f"{_episodes_text(len(parts))}, {mix['frames']} frames"
     return "\n".join([head, *(f"{name:12} {text}" for name, text in rows)])
+
+
+def _episodes_text(count: int) -> str:
+    return f"{count} episode{'s' if count != 1 else ''}"
