@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def _write(choice: Choice, folder: Path, settings: BuildSettings, engine: Engine
     )
     files = list(_files(chosen, settings.file_bytes))
     work = [
-        FileTask(folder / layout.data_path(number), tuple(placed), meta.interface, tuple(tasks), weights)
+        FileTask((folder / layout.data_path(number)).absolute(), tuple(placed), meta.interface, tuple(tasks), weights)
         for number, placed in enumerate(files)
     ]
     results: list[FileResult] = []
@@ -160,7 +161,7 @@ def _files(chosen: Sequence[Source], file_bytes: int) -> Iterator[list[Placed]]:
         if placed and size + source.episode.size_bytes > file_bytes:
             yield placed
             size, placed = 0, []
-        placed.append(Placed(source, index, first))
+        placed.append(Placed(replace(source, path=source.path.absolute()), index, first))  # others may work elsewhere
         size += source.episode.size_bytes
         first += source.episode.steps
     yield placed
