@@ -71,6 +71,7 @@ EXTRA = {
     "vla_policy_node/replay/": {"PIL", "mcap"},
     "vla_policy_node/replay/plot.py": {"matplotlib"},
     "vla_sim/train.py": {"torch"},
+    "vla_learning/datasets/ray_engine.py": {"ray"},
     # Analysis at a desk: within functions, never when the module is imported (tested below).
     "vla_evidence/analysis.py": {"tqdm"},
     "vla_evidence/simulate/plots.py": {"matplotlib"},

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from support.episodes import CAMERA, FEATURES, STATE, make_episode
 
-from vla_learning.datasets.build import build_dataset
+from vla_learning.datasets.build import build_dataset, rebuild_dataset
 from vla_learning.datasets.mix import mix
 from vla_learning.datasets.reading import open_dataset
 from vla_learning.datasets.selection import BuildSettings, Source, choose
@@ -112,6 +112,24 @@ def test_equal_episodes_and_settings_give_equal_bytes_and_another_seed_others(tm
     assert len(folder.columns("action")["action"]) == folder.frames
 
 
+def test_a_data_set_is_built_again_from_its_lineage_alone(tmp_path: Path) -> None:
+    sources = week(tmp_path / "e")
+    build_dataset(sources, tmp_path / "d", BuildSettings(seed=3, replay_frames=40, file_bytes=20_000))
+    for one in sources:
+        one.path.rename(one.path.with_name(f"{one.episode.sha256}.mcap"))
+    lineage = json.loads((tmp_path / "d" / "meta" / "vla_ota.json").read_text())
+    rebuild_dataset(lineage, tmp_path / "e", tmp_path / "again")
+    assert digests(tmp_path / "again") == digests(tmp_path / "d")
+
+    for wrong in ({}, {**lineage, "episodes": []}, {**lineage, "asked": {}} | {"strata": None}, {**lineage, "mix": {}}):
+        with pytest.raises(DataSetError, match="DATASET_LINEAGE"):
+            rebuild_dataset(wrong, tmp_path / "e", tmp_path / "x")
+    (tmp_path / "e" / f"{lineage['episodes'][0]['sha256']}.mcap").unlink()
+    with pytest.raises(LearningError, match="EPISODE_UNREADABLE"):
+        rebuild_dataset(lineage, tmp_path / "e", tmp_path / "x")
+    assert not list(tmp_path.glob("*x*"))
+
+
 def test_no_task_is_forgotten_however_rare(tmp_path: Path) -> None:
     """A thousand frames of one task do not drive twenty frames of another out of a buffer of a hundred."""
     common = [source(tmp_path, n, False, steps=20) for n in range(20)]
@@ -152,7 +170,7 @@ def refusal(sources: list[Source], out: Path, **settings: Any) -> LearningError:
     with pytest.raises(LearningError) as found:
         build_dataset(sources, out, BuildSettings(**settings))
     assert "\n" not in str(found.value)
-    assert not list(out.parent.glob(f"{out.name}*")), "nothing is left behind"
+    assert not list(out.parent.glob(f"*{out.name}*")), "nothing is left behind"
     return found.value
 
 

@@ -14,8 +14,11 @@ from vla_checkpoint import CheckpointError
 from vla_fleet.cli import models, people, robots
 from vla_fleet.cli.ab import ab_app
 from vla_fleet.cli.common import FAILED, err, out
+from vla_fleet.cli.dataset import dataset_app
+from vla_fleet.cli.episodes import episodes_app
 from vla_fleet.cli.rollout import rollout_app
 from vla_fleet.errors import FleetError
+from vla_learning.errors import LearningError
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Manage the policies of a fleet of robots."
@@ -24,6 +27,8 @@ for part in (models, robots, people):
     app.add_typer(part.app)
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(ab_app, name="ab")
+app.add_typer(episodes_app, name="episodes")
+app.add_typer(dataset_app, name="dataset")
 
 
 @app.command()
@@ -59,7 +64,7 @@ def main() -> None:
     """Entry point of ``vla-fleet``."""
     try:
         app()
-    except (FleetError, CheckpointError) as e:
+    except (FleetError, CheckpointError, LearningError) as e:
         if "--json" in sys.argv:
             out.print_json(data={"error_code": e.code, "message": str(e).removeprefix(f"{e.code}: ")})
         else:

@@ -50,6 +50,7 @@ class NewDataSet(BaseModel):
     """A data set that was built."""
 
     policy: protocol.Word
+    chosen_from: protocol.Text = ""
     lineage_sha256: protocol.Digest
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     new_rule: protocol.Text

@@ -309,6 +309,8 @@ class DataSetRow(Base):
     __tablename__ = "data_sets"
     number: Mapped[int] = mapped_column(_ID, primary_key=True, autoincrement=True)
     policy: Mapped[str] = mapped_column(String(128), index=True)
+    chosen_from: Mapped[str] = mapped_column(Text)
+    """The part of the policy's episodes that it could take, in words; empty: all."""
     lineage_sha256: Mapped[str] = mapped_column(String(64))
     """Of its ``meta/vla_ota.json``."""
     seed: Mapped[int] = mapped_column(BigInteger)

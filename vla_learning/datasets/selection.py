@@ -29,6 +29,11 @@ class Source:
     new: bool
     """Whether it belongs to the new part; else it may be replayed."""
 
+    @property
+    def stratum(self) -> tuple[str, bool]:
+        """Instruction and outcome: what it stands for in a replay buffer."""
+        return self.episode.instructions[0], self.episode.success is True
+
 
 @dataclass(frozen=True)
 class BuildSettings:
@@ -142,7 +147,7 @@ def _check_interfaces(chosen: Sequence[Source]) -> None:
 def _strata(old: Sequence[Source], settings: BuildSettings) -> tuple[Stratum, ...]:
     groups: dict[tuple[str, bool], list[Source]] = defaultdict(list)
     for source in old:
-        groups[source.episode.instructions[0], source.episode.success is True].append(source)
+        groups[source.stratum].append(source)
     totals = {key: sum(source.episode.steps for source in group) for key, group in groups.items()}
     shares = _share_out(settings.replay_frames, totals)
     return tuple(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,11 @@ def write_file(task: FileTask) -> FileResult:
 
 
 def _read(source: Source, interface: str) -> Episode:
-    episode = read_episode(source.path)
-    summary = source.episode
-    have = episode.meta.interface, episode.steps, episode.corrections
-    if have != (interface, summary.steps, summary.corrections) or set(episode.instructions) - set(summary.instructions):
+    episode, summary = read_episode(source.path), source.episode
+    with source.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    have = digest, episode.meta.interface, episode.steps, episode.corrections
+    if have != (summary.sha256, interface, summary.steps, summary.corrections):
         raise DataSetError(
             "DATASET_EPISODE_CHANGED", source.path, "the episode is not the one that was chosen; fetch it again"
         )

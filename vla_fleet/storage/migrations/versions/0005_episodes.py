@@ -43,6 +43,7 @@ def upgrade() -> None:
         "data_sets",
         sa.Column("number", _ID, nullable=False),
         sa.Column("policy", sa.String(length=128), nullable=False),
+        sa.Column("chosen_from", sa.Text(), nullable=False),
         sa.Column("lineage_sha256", sa.String(length=64), nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=False),
         sa.Column("new_rule", sa.Text(), nullable=False),
