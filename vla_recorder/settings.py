@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from vla_recorder.episodes.upload import ALL, FAILURES, Upload
 from vla_recorder.errors import RecorderError
 from vla_ros.settings import setting
+
+FAILURES, ALL = "failures", "all"
+"""What is uploaded."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,6 @@ class RecorderSettings:
             raise RecorderError(
                 "PARAMETER_INVALID", "state_dir: must name the folder of fleet_bridge, if server is given"
             )
-
-    @property
-    def uploads(self) -> Upload | None:
-        """How episodes are uploaded; ``None``: not at all."""
-        if not self.server:
-            return None
-        server, token = self.server.rstrip("/").replace("ws", "http", 1), Path(self.state_dir).expanduser() / "token"
-        return Upload(server, token, self.ca_file, self.upload, self.upload_bandwidth_bytes_s)
 
     @property
     def max_episode_bytes(self) -> int:

@@ -12,6 +12,7 @@ import pytest
 from support.launch_stand_in import Node, stand_in_for_launch
 
 from vla_fleet_bridge.config import BridgeSettings
+from vla_recorder.episodes.upload import upload_of
 from vla_recorder.settings import RecorderSettings
 from vla_ros.start import REFUSED
 
@@ -88,11 +89,11 @@ def test_fleet_starts_a_bridge_that_keeps_its_state_with_the_policy_and_lets_the
         "state_dir": str(Path(manager.parameters[2]["store_dir"], "fleet")),
     }
     assert BridgeSettings(**own).folder.is_relative_to(Path.home())
-    sends = RecorderSettings(**recorder.parameters[2]).uploads
+    sends = upload_of(RecorderSettings(**recorder.parameters[2]))
     assert sends is not None and sends.token_file == BridgeSettings(**own).token_file
     assert sends.server == "https://fleet.example:8443"
     assert (
-        RecorderSettings(**launched(robot)[2].parameters[2]).uploads is None
+        upload_of(RecorderSettings(**launched(robot)[2].parameters[2])) is None
     )  # nothing leaves a robot without a fleet
     assert manager.parameters[2]["allowed_sources"] == ["https://fleet.example:8443/files/"]
 

@@ -15,7 +15,8 @@ from support.waits import wait_for
 
 from vla_recorder.episodes import upload
 from vla_recorder.episodes.shelf import REFUSED, UPLOADED, EpisodeShelf
-from vla_recorder.episodes.upload import ALL, FAILURES, Upload, Uploader
+from vla_recorder.episodes.upload import Upload, Uploader
+from vla_recorder.settings import ALL, FAILURES
 
 GOOD, BAD, CORRECTED = ("20260101T000000Z_good.mcap", "20260101T000001Z_bad.mcap", "20260101T000002Z_corrected.mcap")
 

@@ -20,10 +20,10 @@ from typing import Any
 import requests
 
 from vla_recorder.episodes.shelf import REFUSED, UPLOADED, EpisodeShelf, Kept
+from vla_recorder.settings import ALL, FAILURES, RecorderSettings
 
 LOG = logging.getLogger("vla_recorder")
 
-FAILURES, ALL = "failures", "all"
 _PIECE_BYTES = 1 << 20
 _LOOK_S = 5.0  # between two looks for new episodes
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 5.0, 600.0
@@ -54,6 +54,15 @@ class Upload:
     ca_file: str = ""  # certificate authority of the server, if this machine does not know it
     what: str = FAILURES  # or ALL
     bandwidth_bytes_s: int = 0  # 0 = no bound
+
+
+def upload_of(settings: RecorderSettings) -> Upload | None:
+    """Return how a recorder's episodes are uploaded; ``None``: not at all."""
+    if not settings.server:
+        return None
+    server = settings.server.rstrip("/").replace("ws", "http", 1)
+    token = Path(settings.state_dir).expanduser() / "token"
+    return Upload(server, token, settings.ca_file, settings.upload, settings.upload_bandwidth_bytes_s)
 
 
 class Uploader(threading.Thread):

@@ -37,7 +37,7 @@ from vla_recorder.blackbox import BlackBox, Cause
 from vla_recorder.episodes.episodes import Episodes
 from vla_recorder.episodes.format import picture_topic
 from vla_recorder.episodes.shelf import REFUSED, EpisodeShelf
-from vla_recorder.episodes.upload import Uploader
+from vla_recorder.episodes.upload import Uploader, upload_of
 from vla_recorder.errors import RecorderError
 from vla_recorder.pictures import jpeg, png
 from vla_recorder.records import Record, Topic
@@ -156,9 +156,10 @@ class RecorderNode(Node):
         robot = self.get_namespace().strip("/").replace("/", ".") or socket.gethostname()
         limits = {"max_waiting_bytes": settings.max_memory_bytes, "max_file_bytes": settings.max_episode_bytes}
         episodes = Episodes(shelf, contract, robot, **limits)
-        if settings.uploads is not None:
+        upload = upload_of(settings)
+        if upload is not None:
             may = lambda: not (settings.upload_only_idle and episodes.running)  # noqa: E731
-            self._uploader = Uploader(shelf, settings.uploads, may)
+            self._uploader = Uploader(shelf, upload, may)
             self._uploader.start()
         return episodes
 
