@@ -92,9 +92,8 @@ def test_fleet_starts_a_bridge_that_keeps_its_state_with_the_policy_and_lets_the
     sends = upload_of(RecorderSettings(**recorder.parameters[2]))
     assert sends is not None and sends.token_file == BridgeSettings(**own).token_file
     assert sends.server == "https://fleet.example:8443"
-    assert (
-        upload_of(RecorderSettings(**launched(robot)[2].parameters[2])) is None
-    )  # nothing leaves a robot without a fleet
+    alone = RecorderSettings(**launched(robot)[2].parameters[2])
+    assert upload_of(alone) is None, "nothing leaves a robot without a fleet"
     assert manager.parameters[2]["allowed_sources"] == ["https://fleet.example:8443/files/"]
 
 
