@@ -32,7 +32,7 @@ class RecorderSettings:
         4 << 30, "Most that the files of episodes take, beside the recordings; 0 = no episode is recorded [bytes]", 0
     )
     episode_image_rate_hz: float = setting(
-        30.0, "Pictures kept a second and camera in an episode's file, as the policy gets them [Hz]", 0.1, 60.0
+        30.0, "Pictures kept a second and camera in an episode's file, at most one a step [Hz]", 0.1, 60.0
     )
     server: str = setting(
         "", "Fleet server that episodes are uploaded to, wss://host[:port] as fleet_bridge has it; empty = no upload"

@@ -129,7 +129,7 @@ class RecorderNode(Node):
         group = MutuallyExclusiveCallbackGroup()
         self.create_timer(_TAKE_S, self._take_all, callback_group=group, clock=steady)
         if self._episodes is not None:
-            period_s = 1.0 / settings.episode_image_rate_hz
+            period_s = 1.0 / min(settings.episode_image_rate_hz, contract.rate_hz)  # more than a step's are no step's
             self.create_timer(period_s, self._take_pictures, callback_group=group, clock=steady)
         self.create_service(Trigger, "~/save", self._save, callback_group=ReentrantCallbackGroup())
         diagnostics = Diagnostics(self, lambda: contract.robot_type)
