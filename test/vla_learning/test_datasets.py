@@ -138,8 +138,19 @@ def test_no_task_is_forgotten_however_rare(tmp_path: Path) -> None:
     choice = choose([*common, *rare, *new], BuildSettings(replay_frames=100))
     frames = {stratum.instruction: stratum.chosen_frames for stratum in choice.strata}
     assert frames == {"open the drawer": 20, "pick the red block": 80}
+    each = [source(tmp_path, 100 + n, False, steps=20, instruction=f"pick block {n}") for n in range(12)]
+    many = choose([*common, *each, *new], BuildSettings(replay_frames=130))
+    assert len(many.replay) == 6, "a stratum's share is less than an episode, and the buffer is full all the same"
+    assert max(len(stratum.chosen) for stratum in many.strata) == 1
     more = choose([*common, *rare, *new, source(tmp_path, 30, False, steps=20)], BuildSettings(replay_frames=100))
     assert len(set(choice.replay) & set(more.replay)) >= 4, "one more old episode does not reshuffle the buffer"
+
+
+def test_a_buffer_in_which_no_old_episode_fits_is_refused(tmp_path: Path) -> None:
+    sources = [source(tmp_path, 1, False, steps=20), source(tmp_path, 2, True, steps=10, corrected=5)]
+    error = refusal(sources, tmp_path / "d", replay_frames=19)
+    assert error.code == "DATASET_SETTING" and "20 frames" in str(error)
+    assert choose(sources, BuildSettings(replay_frames=0)).replay == (), "unless no replay is asked for"
 
 
 def test_lerobots_own_reader_of_tasks_finds_them_by_instruction(tmp_path: Path) -> None:
