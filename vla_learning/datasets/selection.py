@@ -2,8 +2,8 @@
 """Which episodes go into a data set: all new ones, and of the old ones a replay buffer in which no task is forgotten.
 
 The buffer is bounded in frames. It is drawn by strata, an instruction and an outcome each, that take turns: all get the same
-number of frames, and what a small one does not need goes to the others. Within a stratum an episode's place depends on the seed and its
-SHA-256 alone, so that more episodes in the store do not reshuffle those that were drawn before.
+number of frames, and what a small one does not need goes to the others. Within a stratum an episode's place depends on the seed
+and its SHA-256 alone, so that more episodes in the store do not reshuffle those that were drawn before.
 """
 
 from __future__ import annotations
