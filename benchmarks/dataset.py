@@ -187,7 +187,8 @@ def main(argv: list[str] | None = None) -> int:
         for count, f in figures.items()
     ]
     print(table("Data sets built", ["with", "episodes", "episodes/s", "memory", "written"], rows))
-    exponents = {name: {key: growth(f, key) for key in ("seconds", "memory_mb")} for name, f in found.items()}
+    several = {name: figures for name, figures in found.items() if len(figures) > 1}
+    exponents = {name: {key: growth(f, key) for key in ("seconds", "memory_mb")} for name, f in several.items()}
     for name, e in exponents.items():
         print(f"{name}: time grows as episodes^{e['seconds']:.2f}, memory as episodes^{e['memory_mb']:.2f}")
     print(sentence(machine))

@@ -75,7 +75,7 @@ def test_each_data_set_takes_as_new_what_came_after_the_one_before(
     record(1, success=True)
     record(2, corrected=4, success=False)
     first = shell.run("dataset", "build", "--out", str(tmp_path / "1"), *cache).stdout
-    assert "2 episodes, 24 frames" in first and "the first data set" in first and "no old episode" in first
+    assert "2 episodes, 24 frames" in first and "the first data set" in first and "being forgotten" in first
     assert "4 frames, 16.7% of the new ones" in first
 
     nothing = shell.run("dataset", "build", "--out", str(tmp_path / "2"), *cache, status=1).stderr

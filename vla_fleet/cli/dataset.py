@@ -239,7 +239,7 @@ def _told(lineage: dict[str, Any]) -> str:
             outcome = "successes" if s["success"] else failures
             rows.append(("", f"{s['chosen_episodes']} of {s['episodes']} {outcome}: {s['instruction']}"))
     else:
-        rows.append(("replay", "none: no old episode keeps older tasks from being forgotten"))
+        rows.append(("replay", "none: nothing keeps older tasks from being forgotten"))
     rows.append(("effective", f"{mix['effective_frames']:.0f} of {mix['frames']} frames (Kish), after weighting"))
     rows += [("left out", f"{_episodes_text(count)}: {why}") for why, count in lineage["left_out"].items()]
     head = f"{_episodes_text(len(parts))}, {mix['frames']} frames"

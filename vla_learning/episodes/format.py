@@ -28,6 +28,8 @@ SCHEMA_VERSION = "1"
 METADATA = "vla_ota.episode"
 
 STEP_TOPIC, STEP_SCHEMA = "step", "vla_ota.Step"
+OBSERVATION = "observation."
+"""What the names of all features begin with."""
 STEP_JSON_SCHEMA = json.dumps(
     {
         "type": "object",
@@ -207,9 +209,6 @@ def decode_image(message: bytes) -> bytes:
 
 _WORDS = ("episode_id", "policy", "version", "robot", "robot_type", "digest", "arm", "experiment", "contract_sha256")
 LONGEST_TEXT = 4096
-RESERVED = {"action", "policy_action", "intervention", "sampling_weight", "timestamp", "task", "task_index"}
-RESERVED |= {"frame_index", "episode_index", "index"}
-"""Columns of a data set: no feature has such a name."""
 _LONGEST_WORD, _MOST_CHANNELS, _MOST_FEATURES = 128, 256, 64
 _MOST_VALUES, _LARGEST_SIDE = 4096, 4096
 
@@ -262,8 +261,8 @@ def _object(text: str) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _feature(name: str, spec: Mapping[str, Any]) -> Feature:
-    if name in RESERVED:
-        raise ValueError(f"{name!r} is the name of another column")
+    if not name.startswith(OBSERVATION):
+        raise ValueError(f"feature {name!r}: LeRobot, and so a data set, has observations under {OBSERVATION}… only")
     shape, names = tuple(spec["shape"]), tuple(_short(name) for name in spec.get("names") or ())
     if any(type(size) is not int or size < 1 for size in shape):
         raise ValueError(f"shape {shape}")

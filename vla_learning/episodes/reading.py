@@ -16,7 +16,7 @@ import numpy.typing as npt
 from mcap.records import Channel, Message, Metadata
 
 from vla_learning.episodes.container import records
-from vla_learning.episodes.format import METADATA, STEP_TOPIC, EpisodeMeta, decode_image, is_text
+from vla_learning.episodes.format import METADATA, OBSERVATION, STEP_TOPIC, EpisodeMeta, decode_image, is_text
 from vla_learning.episodes.pictures import Pictures, check_header
 from vla_learning.errors import EpisodeError
 
@@ -26,8 +26,6 @@ MAX_STEPS = 200_000
 """An hour at 50 Hz."""
 _MAX_STEP_BYTES = 1 << 20
 _MOST_INSTRUCTIONS = 64
-_OBSERVATION = "observation."
-"""What features' names begin with, as LeRobot has it; other channels are not kept in memory."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -114,7 +112,7 @@ def _keep(found: _Found, channel: Channel, message: Message, where: str) -> None
         if len(found.steps) >= MAX_STEPS:
             raise EpisodeError("EPISODE_LIMIT", where, f"more than {MAX_STEPS} steps")
         found.steps.append((message.log_time, message.data))
-    elif channel.message_encoding == "cdr" and channel.topic.startswith(_OBSERVATION):
+    elif channel.message_encoding == "cdr" and channel.topic.startswith(OBSERVATION):
         try:
             image = decode_image(message.data)
         except ValueError as e:
