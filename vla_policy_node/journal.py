@@ -18,7 +18,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._holds = Repeats(LOG.warning, _HOLD_AGAIN_S)
-        self._hold_told = False
+        self._hold_told = self._operated = False
 
     def note(self, event: dict[str, Any], version: str) -> None:
         """Log an event of the control process if it is one for people. ``version``: the active one, empty = none."""
@@ -32,13 +32,18 @@ class Journal:
         elif kind == "RESUMED":
             if self._hold_told:
                 held = f"the hold {event.get('reason')} is over after {float(event.get('held_s') or 0.0):.1f} s"
-                LOG.info("%s acts: %s", version or "the policy", held)
+                LOG.info("%s acts: %s", "the operator" if self._operated else version or "the policy", held)
             self._hold_told = False
-        elif kind == "TAKEN_OVER":
-            LOG.warning("an operator has taken over: the policy commands nothing until take_over is called with false")
-        elif kind == "GIVEN_BACK":
-            LOG.info("the operator has given back")
+        elif kind in ("TAKEN_OVER", "GIVEN_BACK"):
+            self._take_over(on=kind == "TAKEN_OVER")
         elif kind == "MOTION_DISABLED":
             LOG.warning("motion stopped: motion_enabled is false or silent; nothing is commanded")
         elif kind == "MOTION_ENABLED":
             LOG.info("motion is permitted again")
+
+    def _take_over(self, *, on: bool) -> None:
+        if on and not self._operated:
+            LOG.warning("an operator has taken over: the policy commands nothing until take_over is called with false")
+        elif self._operated and not on:
+            LOG.info("the operator has given back")
+        self._operated = on

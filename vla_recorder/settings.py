@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from vla_recorder.episodes.upload import ALL, FAILURES, Upload
 from vla_recorder.errors import RecorderError
 from vla_ros.settings import setting
+
+FAILURES, ALL = "failures", "all"
+"""What is uploaded."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class RecorderSettings:
         4 << 30, "Most that the files of episodes take, beside the recordings; 0 = no episode is recorded [bytes]", 0
     )
     episode_image_rate_hz: float = setting(
-        30.0, "Pictures kept a second and camera in an episode's file, as the policy gets them [Hz]", 0.1, 60.0
+        30.0, "Pictures kept a second and camera in an episode's file, at most one a step [Hz]", 0.1, 60.0
     )
     server: str = setting(
         "", "Fleet server that episodes are uploaded to, wss://host[:port] as fleet_bridge has it; empty = no upload"
@@ -59,14 +60,6 @@ class RecorderSettings:
             raise RecorderError(
                 "PARAMETER_INVALID", "state_dir: must name the folder of fleet_bridge, if server is given"
             )
-
-    @property
-    def uploads(self) -> Upload | None:
-        """How episodes are uploaded; ``None``: not at all."""
-        if not self.server:
-            return None
-        server, token = self.server.rstrip("/").replace("ws", "http", 1), Path(self.state_dir).expanduser() / "token"
-        return Upload(server, token, self.ca_file, self.upload, self.upload_bandwidth_bytes_s)
 
     @property
     def max_episode_bytes(self) -> int:

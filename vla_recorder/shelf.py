@@ -84,12 +84,8 @@ class Shelf:
             with contextlib.suppress(FileNotFoundError):  # a person may remove one at any moment
                 status = path.stat()
                 if self.names.fullmatch(path.name):
-                    found.append(((*self._rank(path), status.st_mtime_ns), path, status.st_size))
+                    found.append(((status.st_mtime_ns,), path, status.st_size))
         return sorted(found)
-
-    def _rank(self, path: Path) -> Rank:
-        """Return what counts before the age: what has less goes first."""
-        return ()
 
     def _remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)

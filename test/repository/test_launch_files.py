@@ -12,6 +12,8 @@ import pytest
 from support.launch_stand_in import Node, stand_in_for_launch
 
 from vla_fleet_bridge.config import BridgeSettings
+from vla_recorder.episodes.upload import upload_of
+from vla_recorder.settings import RecorderSettings
 from vla_ros.start import REFUSED
 
 TOP = Path(__file__).resolve().parents[2]
@@ -78,7 +80,7 @@ def test_fleet_starts_a_bridge_that_keeps_its_state_with_the_policy_and_lets_the
 ) -> None:
     assert [node.name for node in launched(robot)] == ["policy_node", "ota_manager", "recorder"]
     assert [node.name for node in launched(robot, recorder="false")] == ["policy_node", "ota_manager"]
-    _, manager, _, bridge = launched(robot, namespace="arm", fleet="wss://fleet.example:8443", fleet_code="c0de")
+    _, manager, recorder, bridge = launched(robot, namespace="arm", fleet="wss://fleet.example:8443", fleet_code="c0de")
     own = bridge.parameters[2]
     assert bridge.executable == bridge.name == "fleet_bridge" and bridge.namespace == "arm" and bridge.respawn
     assert own == {
@@ -87,6 +89,11 @@ def test_fleet_starts_a_bridge_that_keeps_its_state_with_the_policy_and_lets_the
         "state_dir": str(Path(manager.parameters[2]["store_dir"], "fleet")),
     }
     assert BridgeSettings(**own).folder.is_relative_to(Path.home())
+    sends = upload_of(RecorderSettings(**recorder.parameters[2]))
+    assert sends is not None and sends.token_file == BridgeSettings(**own).token_file
+    assert sends.server == "https://fleet.example:8443"
+    alone = RecorderSettings(**launched(robot)[2].parameters[2])
+    assert upload_of(alone) is None, "nothing leaves a robot without a fleet"
     assert manager.parameters[2]["allowed_sources"] == ["https://fleet.example:8443/files/"]
 
 

@@ -83,6 +83,35 @@ def test_an_operator_begins_where_the_robot_is(rig: Rig) -> None:
     assert rig.loop.mode == "OPERATOR" and rig.loop.command[0] == pytest.approx(START_TOLERANCE - 0.01)
 
 
+def test_he_may_begin_again_wherever_the_robot_is_by_then(rig: Rig) -> None:
+    rig.run((0.0, 0.0), ticks=15)
+    take_over(rig, (0.0, 0.0))
+    rig.tick(5)
+    rig.send("take_over", on=False)
+    rig.policies[1] = lambda plan: (0.8, 0.8)
+    rig.tick(80)
+    assert rig.loop.command == pytest.approx([0.8, 0.8])
+    take_over(rig, (0.8, 0.8))
+    rig.tick(2)
+    assert rig.loop.mode == "OPERATOR"
+
+
+def test_a_command_that_the_robot_did_not_follow_comes_back_to_it_first_and_no_faster_than_it_may(rig: Rig) -> None:
+    rig.run((0.0, 0.0), ticks=15)
+    rig.frozen = True
+    rig.policies[1] = lambda plan: (0.6, 0.6)
+    rig.tick(60)
+    command = rig.loop.command.copy()
+    assert command[0] - rig.measured[0] > START_TOLERANCE
+    take_over(rig, tuple(rig.measured))
+    commands = []
+    while rig.loop.mode != "OPERATOR":
+        commands.append(rig.tick())
+        assert len(commands) < 200
+    assert np.abs(np.diff([command, *commands], axis=0)).max() <= PER_TICK + 1e-9
+    assert np.abs(commands[-1] - rig.measured).max() <= START_TOLERANCE
+
+
 def test_the_policy_goes_on_from_the_measured_state_with_a_new_plan(rig: Rig) -> None:
     rig.run((0.6, 0.6), ticks=3)
     start = rig.loop.command.copy()

@@ -22,7 +22,7 @@ from support.refusals import refused
 from vla_policy_node.errors import ControlError
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.channel import Channel
-from vla_policy_node.ipc.layouts import control_status_layout, observation_layout
+from vla_policy_node.ipc.layouts import control_status_layout, observation_layout, operator_layout
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_worker_that_never_reads_its_wake_ups_does_not_block_a_tick(make: Any)
 def test_a_node_that_does_not_read_events_does_not_block_a_tick(tmp_path: Path) -> None:
     parsed = contract()
     observation = Arena.create(observation_layout(parsed.features, 2))
-    status = Arena.create(control_status_layout(2), 16)
+    status, operator = Arena.create(control_status_layout(2), 16), Arena.create(operator_layout(2), 4)
     ours, theirs = Channel.pair()
     with subprocess.Popen(
         [sys.executable, "-m", "vla_policy_node.control.process", str(theirs.fileno())], pass_fds=[theirs.fileno()]
@@ -195,9 +195,10 @@ def test_a_node_that_does_not_read_events_does_not_block_a_tick(tmp_path: Path) 
                 "fifo_priority": None,
                 "sink": {"kind": "record", "path": str(tmp_path / "commands")},
                 "status_slots": 16,
+                "operator_slots": 4,
                 "observation": {"layout": observation.layout.to_json(), "slots": observation.slots},
             },
-            [observation.fd, status.fd],
+            [observation.fd, status.fd, operator.fd],
         )
         assert ours.receive(20.0) is not None
         sent = 0

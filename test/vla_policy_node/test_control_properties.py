@@ -69,7 +69,8 @@ operations = st.one_of(
     st.tuples(st.just("blind"), st.booleans()),
     st.tuples(st.just("frozen"), st.booleans()),
     st.tuples(st.just("take_over"), st.booleans()),
-    st.tuples(st.just("take_over"), st.booleans()),
+    st.tuples(st.just("operate"), st.floats(-0.25, 0.25), st.floats(-0.25, 0.25)),
+    st.tuples(st.just("operate"), st.floats(-0.25, 0.25), st.floats(-0.25, 0.25)),
     st.tuples(st.just("operator"), st.one_of(st.none(), good, st.tuples(far, far))),
 )
 
@@ -139,6 +140,12 @@ class Watcher:
         elif kind == "take_over":
             self.operated = args[0]
             rig.send("take_over", on=args[0])
+        elif kind == "operate":  # as a person does: from where the robot is, and somewhere
+            self.apply(("take_over", True))
+            self.apply(("operator", tuple(rig.measured)))
+            self.apply(("tick", 2, PERIOD_NS))
+            self.apply(("operator", tuple(rig.measured + np.array(args))))
+            self.apply(("tick", 2, PERIOD_NS))
         elif kind == "operator":
             rig.operator = None if args[0] is None else np.array(args[0])
 

@@ -29,3 +29,22 @@ def test_a_hold_that_needs_a_person_is_always_logged_and_one_that_passes_is_not_
         caplog.messages
         == [f"hold: {reason}{until}: why", f"1.0.0 acts: the hold {reason} is over after 0.1 s"] * expected
     )
+
+
+def test_who_commands_is_said_once_whenever_it_changes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vla_policy_node"), "propagate", True)
+    journal = Journal()
+    with caplog.at_level(logging.INFO, "vla_policy_node"):
+        for kind in ("GIVEN_BACK", "TAKEN_OVER", "TAKEN_OVER"):
+            journal.note({"type": kind}, "1.0.0")
+        journal.note(hold("NO_OPERATOR_ACTION", latched=False), "1.0.0")
+        journal.note({"type": "RESUMED", "reason": "NO_OPERATOR_ACTION", "held_s": 0.1}, "1.0.0")
+        journal.note({"type": "GIVEN_BACK"}, "1.0.0")
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "an operator has taken over",
+        "hold",
+        "the operator acts",
+        "the operator has given back",
+    ]

@@ -15,7 +15,8 @@ from support.waits import wait_for
 
 from vla_recorder.episodes import upload
 from vla_recorder.episodes.shelf import REFUSED, UPLOADED, EpisodeShelf
-from vla_recorder.episodes.upload import ALL, FAILURES, Upload, Uploader
+from vla_recorder.episodes.upload import Upload, Uploader
+from vla_recorder.settings import ALL, FAILURES
 
 GOOD, BAD, CORRECTED = ("20260101T000000Z_good.mcap", "20260101T000001Z_bad.mcap", "20260101T000002Z_corrected.mcap")
 
@@ -44,7 +45,10 @@ class Robot:
         return made
 
     def marked(self, mark: str) -> set[str]:
-        return {path.name for path in self.shelf.recordings() if self.shelf.marked(path, mark)}
+        return {path.stem for path in self.shelf.folder.glob(f"*{mark}")}
+
+    def waiting(self, uploader: Uploader) -> list[Path]:
+        return uploader.waiting(self.shelf.kept())
 
 
 @pytest.fixture
@@ -85,7 +89,7 @@ def test_failures_and_corrections_are_uploaded_and_successes_only_if_all_are_wan
     app = started()
     some = robot.uploader(app)
     wait_for(lambda: robot.marked(UPLOADED) == {BAD, CORRECTED}, "both")
-    assert on(app) == {"e-1": 0, "e-2": 3} and not some.waiting() and not some.problem
+    assert on(app) == {"e-1": 0, "e-2": 3} and not robot.waiting(some) and not some.problem
     some.stop()
     everything = robot.uploader(app, ALL)
     wait_for(lambda: robot.marked(UPLOADED) == {GOOD, BAD, CORRECTED}, "all")
@@ -135,7 +139,7 @@ def test_a_file_that_is_no_episode_is_marked_refused_with_the_reason_kept_and_no
     wait_for(lambda: robot.marked(REFUSED) == {BAD} and robot.marked(UPLOADED) == {CORRECTED}, "both")
     uploader.stop()
     why = robot.shelf.folder / f"{BAD}{REFUSED}"
-    assert "EPISODE_INVALID" in why.read_text() and (robot.shelf.folder / BAD).exists() and not uploader.waiting()
+    assert "EPISODE_INVALID" in why.read_text() and (robot.shelf.folder / BAD).exists() and not robot.waiting(uploader)
 
 
 def test_while_the_server_is_away_or_knows_no_such_robot_episodes_wait(

@@ -55,8 +55,6 @@ class Episodes:
         """Messages and episodes that could not be written, since the start."""
         self.error = ""
         """Why the last episode was not written, as ``CODE: text``; empty = it was."""
-        self.last: Path | None = None
-        """The last whole file."""
 
     @property
     def running(self) -> bool:
@@ -130,7 +128,7 @@ class Episodes:
             if ended.error:
                 self.dropped += 1
             else:
-                self.kept, self.last = self.kept + 1, ended.path
+                self.kept += 1
 
     def close(self) -> None:
         """Finish what is being written: the episode goes on without a recorder, and counts as interrupted."""
@@ -169,11 +167,12 @@ class Episodes:
 
     def _close(self, episode: _Episode) -> None:
         self._open = None
-        if episode.first_ns is None:
+        if episode.first_ns is None and not episode.writer.error:
             LOG.info("episode %s is not kept: it has no step", episode.id)
             episode.writer.drop()
             return
-        episode.writer.put(Note(METADATA, episode.summary().as_record()))
+        if episode.first_ns is not None:
+            episode.writer.put(Note(METADATA, episode.summary().as_record()))
         episode.writer.end()
         self._finishing.append(episode.writer)
 
@@ -192,11 +191,8 @@ class _Episode:
 
     def step(self, message: Any, index: int) -> None:
         """Note a step."""
-        self._last_ns, self._generation, self._instruction = (
-            message.times_ns[index],
-            message.generation,
-            message.instruction,
-        )
+        self._last_ns, self._generation = message.times_ns[index], message.generation
+        self._instruction = message.instruction
         self.first_ns = self._last_ns if self.first_ns is None else self.first_ns
         self._intervention |= bool(message.interventions[index])
 

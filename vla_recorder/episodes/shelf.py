@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from vla_learning.episodes.format import METADATA
@@ -19,6 +21,18 @@ LOG = logging.getLogger("vla_recorder")
 
 UPLOADED, REFUSED = ".uploaded", ".refused"
 """Added to an episode's name: an empty file beside it, or one that says why."""
+
+
+@dataclass(frozen=True, order=True)
+class Kept:
+    """A whole episode."""
+
+    rank: Rank  # what has less goes first
+    path: Path
+    size: int  # [bytes]
+    plain: bool  # it has succeeded without anybody's help: the least that there is to learn from
+    uploaded: bool
+    refused: bool  # by the server, for good
 
 
 class EpisodeShelf(Shelf):
@@ -38,24 +52,35 @@ class EpisodeShelf(Shelf):
                 if self.names.fullmatch(path.stem) and not path.with_suffix("").exists():
                     path.unlink(missing_ok=True)
 
-    def is_plain_success(self, path: Path) -> bool:
-        """Whether an episode has succeeded without anybody's help: the least that there is to learn from."""
+    def _is_plain_success(self, path: Path) -> bool:
         plain = self._plain.get(path)
         if plain is None:
             note = note_of(path, METADATA) or {}
             plain = self._plain[path] = note.get("success") == "true" and note.get("intervention") != "true"
         return plain
 
-    def marked(self, path: Path, mark: str) -> bool:
-        """Whether an episode was uploaded, or refused."""
-        return path.with_name(path.name + mark).exists()
+    def kept(self) -> list[Kept]:
+        """Return the whole episodes, in the order in which they go."""
+        try:
+            names = {path.name for path in self.folder.iterdir()}
+        except FileNotFoundError:
+            return []
+        found = []
+        for name in filter(self.names.fullmatch, names):
+            path = self.folder / name
+            with contextlib.suppress(FileNotFoundError):  # a person may remove one at any moment
+                status = path.stat()
+                plain, uploaded = self._is_plain_success(path), name + UPLOADED in names
+                rank = (int(not plain), int(not uploaded), status.st_mtime_ns)
+                found.append(Kept(rank, path, status.st_size, plain, uploaded, name + REFUSED in names))
+        return sorted(found)
 
     def mark(self, path: Path, mark: str, why: str = "") -> None:
         """Remember for good that an episode was uploaded, or refused. Raises OSError."""
         path.with_name(path.name + mark).write_text(why)
 
-    def _rank(self, path: Path) -> Rank:
-        return int(not self.is_plain_success(path)), int(not self.marked(path, UPLOADED))
+    def _sized(self) -> list[tuple[Rank, Path, int]]:
+        return [(episode.rank, episode.path, episode.size) for episode in self.kept()]
 
     def _remove(self, path: Path) -> None:
         super()._remove(path)

@@ -12,18 +12,18 @@ import logging
 import random
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from vla_recorder.episodes.shelf import REFUSED, UPLOADED, EpisodeShelf
+from vla_recorder.episodes.shelf import REFUSED, UPLOADED, EpisodeShelf, Kept
+from vla_recorder.settings import ALL, FAILURES, RecorderSettings
 
 LOG = logging.getLogger("vla_recorder")
 
-FAILURES, ALL = "failures", "all"
 _PIECE_BYTES = 1 << 20
 _LOOK_S = 5.0  # between two looks for new episodes
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 5.0, 600.0
@@ -56,6 +56,15 @@ class Upload:
     bandwidth_bytes_s: int = 0  # 0 = no bound
 
 
+def upload_of(settings: RecorderSettings) -> Upload | None:
+    """Return how a recorder's episodes are uploaded; ``None``: not at all."""
+    if not settings.server:
+        return None
+    server = settings.server.rstrip("/").replace("ws", "http", 1)
+    token = Path(settings.state_dir).expanduser() / "token"
+    return Upload(server, token, settings.ca_file, settings.upload, settings.upload_bandwidth_bytes_s)
+
+
 class Uploader(threading.Thread):
     """Uploads in the background until :meth:`stop`.
 
@@ -82,12 +91,10 @@ class Uploader(threading.Thread):
         if self.is_alive():
             self.join(2.0)
 
-    def waiting(self) -> list[Path]:
-        """Return what is still to be sent: failures and corrections first, the oldest first."""
-        shelf, everything = self._shelf, self._upload.what == ALL
-        left = [p for p in shelf.recordings() if not (shelf.marked(p, UPLOADED) or shelf.marked(p, REFUSED))]
-        wanted = [(shelf.is_plain_success(path), path.name, path) for path in left]
-        return [path for plain, _, path in sorted(wanted) if everything or not plain]
+    def waiting(self, kept: Sequence[Kept]) -> list[Path]:
+        """Return which of these are still to be sent: failures and corrections first, the oldest first."""
+        left = [(e.plain, e.path.name, e.path) for e in kept if not (e.uploaded or e.refused)]
+        return [path for plain, _, path in sorted(left) if self._upload.what == ALL or not plain]
 
     def run(self) -> None:
         """See the class."""
@@ -95,7 +102,7 @@ class Uploader(threading.Thread):
         while not self._stopping.is_set():
             wait_s = _LOOK_S
             try:
-                for path in self.waiting() if self._may() else ():
+                for path in self.waiting(self._shelf.kept()) if self._may() else ():
                     if not self._send(path):
                         break
                     failures = 0

@@ -36,8 +36,8 @@ from vla_policy_node.errors import ObservationError
 from vla_recorder.blackbox import BlackBox, Cause
 from vla_recorder.episodes.episodes import Episodes
 from vla_recorder.episodes.format import picture_topic
-from vla_recorder.episodes.shelf import REFUSED, UPLOADED, EpisodeShelf
-from vla_recorder.episodes.upload import Uploader
+from vla_recorder.episodes.shelf import REFUSED, EpisodeShelf
+from vla_recorder.episodes.upload import Uploader, upload_of
 from vla_recorder.errors import RecorderError
 from vla_recorder.pictures import jpeg, png
 from vla_recorder.records import Record, Topic
@@ -58,8 +58,8 @@ _ABOUT = (
 _TAKE_S = 0.1
 _DEPTH = 200  # of a queue that is emptied every _TAKE_S
 _SAVE_S = 30.0
-_PICTURES_BEFORE = 20
-"""Kept of each camera for the file of an episode that begins: its first steps may come a few tenths of a second late."""
+_SEEN, _BEFORE, _BEFORE_NS = 3, 20, 1_000_000_000
+"""Pictures kept of each camera for the file of an episode that begins: it may be heard of a few tenths of a second later."""
 _COMPRESSED = "sensor_msgs/msg/CompressedImage"
 _PICTURES = ("sensor_msgs/msg/Image", _COMPRESSED)
 
@@ -88,9 +88,10 @@ class _Input:
     features: tuple[tuple[Topic, Decoder], ...] = ()  # of the policy that it is the picture of
     due_ns: int = 0  # when the next picture is taken, monotonic
     kept_ns: int = 0  # when the last one that was kept was received, wall clock
-    before: deque[Record] = field(
-        default_factory=lambda: deque(maxlen=_PICTURES_BEFORE)
-    )  # features that were seen last
+    seen: deque[tuple[bytes, int]] = field(default_factory=lambda: deque(maxlen=_SEEN))
+    """Pictures that came last, as they came, and when they were received; while no episode runs."""
+    before: deque[Record] = field(default_factory=lambda: deque(maxlen=_BEFORE))
+    """Pictures that came last, as the policy gets them; while an episode runs."""
     count: int = 0
     unusable: str = ""  # encoding of pictures that cannot be kept
 
@@ -128,7 +129,7 @@ class RecorderNode(Node):
         group = MutuallyExclusiveCallbackGroup()
         self.create_timer(_TAKE_S, self._take_all, callback_group=group, clock=steady)
         if self._episodes is not None:
-            period_s = 1.0 / settings.episode_image_rate_hz
+            period_s = 1.0 / min(settings.episode_image_rate_hz, contract.rate_hz)  # more than a step's are no step's
             self.create_timer(period_s, self._take_pictures, callback_group=group, clock=steady)
         self.create_service(Trigger, "~/save", self._save, callback_group=ReentrantCallbackGroup())
         diagnostics = Diagnostics(self, lambda: contract.robot_type)
@@ -155,9 +156,10 @@ class RecorderNode(Node):
         robot = self.get_namespace().strip("/").replace("/", ".") or socket.gethostname()
         limits = {"max_waiting_bytes": settings.max_memory_bytes, "max_file_bytes": settings.max_episode_bytes}
         episodes = Episodes(shelf, contract, robot, **limits)
-        if settings.uploads is not None:
+        upload = upload_of(settings)
+        if upload is not None:
             may = lambda: not (settings.upload_only_idle and episodes.running)  # noqa: E731
-            self._uploader = Uploader(shelf, settings.uploads, may)
+            self._uploader = Uploader(shelf, upload, may)
             self._uploader.start()
         return episodes
 
@@ -266,7 +268,10 @@ class RecorderNode(Node):
         if self._episodes is not None and writing not in (None, self._episode):
             for source in self._inputs.values():
                 for record in source.before:
-                    self._episodes.add(record)
+                    if time.time_ns() - record.received_ns < _BEFORE_NS:
+                        self._episodes.add(record)
+                while source.seen:
+                    self._keep_in_episode(self._episodes, source, *source.seen.popleft())
         self._episode = writing
 
     def _heard(self, source: _Input, record: Record, now_s: float) -> Cause | None:
@@ -298,8 +303,10 @@ class RecorderNode(Node):
             data, info = taken
             received_ns = info["received_timestamp"] or time.time_ns()
             source.count += 1
-            if self._episodes is not None:
+            if self._episodes is not None and self._episodes.running:
                 self._keep_in_episode(self._episodes, source, data, received_ns)
+            elif source.features:
+                source.seen.append((data, received_ns))
             since_ns = received_ns - source.kept_ns  # negative: the clock was set back
             if not source.picture and 0 <= since_ns < 0.9 * source.period_ns:
                 continue
@@ -323,7 +330,8 @@ class RecorderNode(Node):
             try:
                 pixels = np.asarray(decoder.read(message), np.uint8)
             except ObservationError as e:
-                source.unusable = f"{e.code}: {e}"
+                episodes.dropped += 1
+                self.get_logger().error(f"{e.code}: a picture is not recorded: {e}", throttle_duration_sec=5.0)
                 continue
             picture = encode_image(received_ns, "png", png(pixels))
             record = Record(feature, received_ns, received_ns, picture)
@@ -380,18 +388,17 @@ class RecorderNode(Node):
         episodes, uploader = self._episodes, self._uploader
         if episodes is None:
             return Report(OK, "off: episodes_max_disk_bytes is 0")
-        shelf = self._kept_episodes
-        kept = shelf.recordings()
-        refused = sum(shelf.marked(path, REFUSED) for path in kept)
+        kept = self._kept_episodes.kept()
+        refused = sum(episode.refused for episode in kept)
         values: dict[str, object] = {
             "writing": episodes.writing or "",
             "kept": len(kept),
-            "failures_and_corrections": sum(not shelf.is_plain_success(path) for path in kept),
-            "disk_bytes": shelf.bytes,
+            "failures_and_corrections": sum(not episode.plain for episode in kept),
+            "disk_bytes": sum(episode.size for episode in kept),
             "recorded": episodes.kept,
             "dropped": episodes.dropped,
-            "uploaded": sum(shelf.marked(path, UPLOADED) for path in kept),
-            "waiting": len(uploader.waiting()) if uploader is not None else "",
+            "uploaded": sum(episode.uploaded for episode in kept),
+            "waiting": len(uploader.waiting(kept)) if uploader is not None else "",
             "refused": refused,
         }
         if episodes.error:
@@ -399,9 +406,7 @@ class RecorderNode(Node):
         if uploader is not None and uploader.problem:
             return Report(WARN, f"{values['waiting']} episodes wait to be uploaded: {uploader.problem}", values)
         if refused:
-            return Report(
-                WARN, f"the server refuses {refused} episodes; the reasons are in {shelf.folder}/*{REFUSED}", values
-            )
+            return Report(WARN, f"the server refuses {refused} episodes; the reasons are in *{REFUSED}", values)
         doing = f"recording {episodes.writing.name}" if episodes.writing is not None else "no episode runs"
         return Report(OK, f"{doing}, {len(kept)} kept", values)
 
