@@ -105,7 +105,7 @@ def due(
     count = f"{len(fresh)} corrected episodes since {'the last data set' if last else 'the beginning'}"
     text = f"{'due' if is_due else 'not yet due'}: {count} ({corrections} make it due)"
     if fresh:
-        text += f", {days:.1f} days ago ({every_days:g})"
+        text += f", {days:.1f} days after {'it' if last else 'the first of them'} ({every_days:g} make it due)"
     show({"due": is_due, "corrections": len(fresh), "days": days if fresh else None}, as_json, text)
     if not is_due:
         raise typer.Exit(NOT_FINISHED)
