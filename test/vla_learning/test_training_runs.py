@@ -128,4 +128,7 @@ def test_a_data_set_of_another_robot_and_an_adapter_as_base_are_refused(
         "DATASET_UNREADABLE"
         in shell.run("train", str(tmp_path), "--base", str(tmp_path / "tiny"), *runs, status=1).stderr
     )
+    for wrong in (("--set", "method=all"), ("--set", "lora_rank=0"), ("--gate", "margin_old=1.5")):
+        said = shell.run("train", str(week), "--base", "reach_block@1.0.0", *wrong, *runs, status=1).stderr
+        assert "TRAINING_SETTING" in said and wrong[1].partition("=")[0].removeprefix("lora_") in said
     shell.run("train", str(week), "--base", "reach_block@1.0.0", "--set", "step=3", *runs, status=2)

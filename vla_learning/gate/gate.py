@@ -15,6 +15,7 @@ from vla_learning.gate import simulator
 from vla_learning.gate.checks import Check, GateSettings, Part, compare_successes
 from vla_learning.gate.recorded import compare_errors, episode_errors
 from vla_learning.running import load_policy
+from vla_learning.training.log import torch_threads
 from vla_policy_node.policies.base import Policy
 from vla_sim.arm import ROBOT_TYPE
 
@@ -88,7 +89,8 @@ def _simulated(policies: tuple[Policy, Policy], held: Held, settings: GateSettin
     ]
     bar = no_bar if quiet or not sys.stderr.isatty() else tqdm_bar
     checks = []
-    with bar("gate", 2 * sum(count for _, colours, count, _ in wanted if colours)) as tick:
+    # So small a network takes several times as long on more threads.
+    with torch_threads(1), bar("gate", 2 * sum(count for _, colours, count, _ in wanted if colours)) as tick:
         for part, colours, count, margin in wanted:
             if not colours:
                 continue

@@ -40,7 +40,7 @@ class Settings:
     """The exercise: ``repeats`` fleets of each kind, in ``jobs`` processes at a time; 0: one a core."""
 
     fleet: TrajectorySettings = field(default_factory=TrajectorySettings)
-    repeats: int = 4
+    repeats: int = 3
     jobs: int = 0
 
     def quick(self) -> Settings:

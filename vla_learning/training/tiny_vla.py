@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import safetensors.torch
@@ -27,7 +27,7 @@ from vla_checkpoint.files import write_atomically
 from vla_learning.datasets.reading import DataSet, open_dataset
 from vla_learning.training import checkpoint
 from vla_learning.training.checkpoint import Standing
-from vla_learning.training.errors import TrainingError
+from vla_learning.training.errors import TrainingError, check_range
 from vla_learning.training.examples import Examples, Index
 from vla_learning.training.log import TrainingLog, plot_losses, torch_threads
 from vla_learning.training.lora import LoRASettings, insert, write_adapter
@@ -67,6 +67,17 @@ class Settings:
     checkpoint_every: int = 100
     threads: int = 1
     lora: LoRASettings = field(default_factory=LoRASettings)
+
+    def __post_init__(self) -> None:
+        """Raise TRAINING_SETTING for what no run can have."""
+        if self.method not in get_args(Method):
+            raise TrainingError(
+                "TRAINING_SETTING", "method", f"{self.method!r} is none of {', '.join(get_args(Method))}"
+            )
+        whole = {name: (1, 10**7) for name in ("steps", "batch", "checkpoint_every")}
+        check_range(
+            self, **whole, learning_rate=(1e-9, 1.0), warm_up_steps=(0, 10**7), weight_decay=(0, 1), threads=(1, 1024)
+        )
 
 
 @dataclass(frozen=True)
@@ -183,7 +194,7 @@ class _Tuner:
         for name in _COPIED:
             write_atomically(out / name, (base / name).read_bytes())
         if self._adapters:
-            write_adapter(out, self._adapters, self._settings.lora, base.name)
+            write_adapter(out, self._adapters, self._settings.lora, f"{base.parent.name}/{base.name}")
             return
         state = {
             name: tensor.detach().contiguous().to(self._dtypes[name])
