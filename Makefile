@@ -1,6 +1,6 @@
 # Two commands are enough: `make demo` and `make test`. Each makes its own set-up and is quick the second time.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev setup-demo setup-analysis demo demo-fleet test test-lerobot lint bench bench-fleet bench-evidence clean
+.PHONY: help setup setup-dev setup-demo setup-analysis demo demo-fleet test test-lerobot lint bench bench-fleet bench-dataset bench-evidence clean
 RUN := scripts/run
 # Tests side by side. With more than cores the run is shorter, and tests that wait for discovery are nearer to their bounds.
 JOBS ?= $(shell nproc)
@@ -44,6 +44,9 @@ bench: setup-dev ## control loop, swap and download against other ways of doing 
 
 bench-fleet: setup-dev ## a rollback of 1,000 connected robots, and what they cost the server; build/bench/fleet.json
 	@$(RUN) python -m benchmarks.fleet --out build/bench
+
+bench-dataset: setup-dev ## data sets built from 100, 300 and 1,000 episodes, beside plain pandas; build/bench/dataset.json
+	@$(RUN) python -m benchmarks.dataset --out build/bench
 
 bench-evidence: setup ## error rates of the statistical judges beside a threshold and the z test
 	@$(RUN) python -m benchmarks.evidence --out build/bench

@@ -26,5 +26,6 @@ setup(
         "torch": ["torch>=2.4"],
         "sim": ["mujoco>=3", "torch>=2.4"],
         "analysis": ["matplotlib>=3.8", "tqdm"],
+        "learning": ["pyarrow", "ray[data]"],
     },
 )

@@ -198,70 +198,70 @@ def test_a_robot_that_never_ends_its_uploads_fills_no_disk(app: FleetApp, arm: R
 
 SEND = """
 import sys, time, httpx
-url, token, sha256, path = sys.argv[1:]
-data = open(path, "rb").read()
-def slowly():
-    for at in range(0, len(data), 4096):
+url, token, path = sys.argv[1:]
+data, headers = open(path, "rb").read(), {"Authorization": f"Bearer {token}"}
+def slowly(begin):
+    for at in range(begin, len(data), 4096):
         yield data[at:at + 4096]
-        time.sleep(0.05)
-query = {"offset": 0, "total_bytes": len(data)}
-headers = {"Authorization": f"Bearer {token}"}
-httpx.put(f"{url}/v1/robot/episodes/{sha256}", params=query, headers=headers, content=slowly())
+        time.sleep(0.03)
+standing = httpx.get(url, headers=headers).json()
+while not standing.get("complete"):
+    begin = standing["received_bytes"]
+    query = {"offset": begin, "total_bytes": len(data)}
+    standing = httpx.put(url, params=query, headers=headers, content=slowly(begin)).json()
 """
 
 
-@pytest.mark.parametrize("victim", ["server", "robot"])
-def test_what_arrived_before_a_kill_is_not_sent_again(tmp_path: Path, victim: str) -> None:
+def test_what_arrived_before_a_kill_is_not_sent_again(tmp_path: Path) -> None:
     data = episode(tmp_path, steps=300)
     sha256 = hashlib.sha256(data).hexdigest()
-    folder = tmp_path / "fleet"
-    with FleetServer(folder) as server:
-        with server.client() as client:
-            token = enrolled(client, "arm")
-        command = [sys.executable, "-c", SEND, server.url, token, sha256, str(tmp_path / "0.mcap")]
-        part = folder / "episodes" / "incoming" / "arm" / sha256
-        with subprocess.Popen(command, cwd=TOP, stderr=subprocess.DEVNULL) as robot:
-            wait_for(lambda: part.exists() and part.stat().st_size > 16384, "an upload under way")
-            server.kill() if victim == "server" else robot.kill()
-            robot.wait(30)
-        if victim == "server":
-            server.start()
-        arm = Robot(server.url, token)
-        arrived = arm.standing(sha256)["received_bytes"]
-        assert 16384 < arrived < len(data)
-        assert arm.put(sha256, data[arrived:], arrived, len(data)).json()["complete"]
-        with server.client() as client:
-            assert [row["sha256"] for row in client.episodes()] == [sha256]
-
-
-@pytest.mark.parametrize("moment", ["before the name", "before the row", "before the part goes"])
-def test_a_server_that_is_killed_while_an_episode_becomes_one_ends_with_one(tmp_path: Path, moment: str) -> None:
-    """The process dies at that moment; the next start clears up, and the robot asks again."""
-    place = {
-        "before the name": ("files.EpisodeFiles", "name"),
-        "before the row": ("store.EpisodeStore", "_evict"),
-        "before the part goes": ("files.EpisodeFiles", "drop_part"),
-    }[moment]
-    die = (
-        "import os, importlib; from vla_fleet.cli.main import main;"
-        f"module, _, kind = '{place[0]}'.rpartition('.');"
-        "kind = getattr(importlib.import_module(f'vla_fleet.episodes.{module}'), kind);"
-        f"setattr(kind, '{place[1]}', lambda *a: os.kill(os.getpid(), 9)); main()"
-    )
-    data = episode(tmp_path)
-    sha256 = hashlib.sha256(data).hexdigest()
-    with FleetServer(tmp_path / "fleet", command=(sys.executable, "-c", die, "serve")) as server:
-        with server.client() as client:
-            token = enrolled(client, "arm")
-        with pytest.raises(httpx.HTTPError):
-            Robot(server.url, token).upload(data)
-        server.kill()
+    part = tmp_path / "fleet" / "episodes" / "incoming" / "arm" / sha256
     with FleetServer(tmp_path / "fleet") as server, server.client() as client:
-        arm = Robot(server.url, token)
-        standing = arm.standing(sha256)
-        assert standing["received_bytes"] == len(data), "no byte is sent twice"
-        assert standing["complete"] == (moment == "before the part goes")
-        assert arm.put(sha256, b"", len(data), len(data)).json()["complete"]
+        token = enrolled(client, "arm")
+        url = f"{server.url}/v1/robot/episodes/{sha256}"
+        command = [sys.executable, "-c", SEND, url, token, str(tmp_path / "0.mcap")]
+        arrived = 0
+        for victim in ("robot", "server"):
+            with subprocess.Popen(command, cwd=TOP, stderr=subprocess.DEVNULL) as robot:
+                wait_for(lambda: part.exists() and part.stat().st_size > arrived + 16384, "an upload under way")  # noqa: B023
+                robot.kill() if victim == "robot" else server.kill()
+                robot.wait(30)
+            if victim == "server":
+                server.start()
+            before, arrived = arrived, Robot(server.url, token).standing(sha256)["received_bytes"]
+            assert before + 16384 < arrived < len(data)
+        assert Robot(server.url, token).put(sha256, data[arrived:], arrived, len(data)).json()["complete"]
         assert [row["sha256"] for row in client.episodes()] == [sha256]
-        whole = tmp_path / "fleet" / "episodes" / f"{sha256}.mcap"
-        assert read_episode(whole).steps == 12 and not list((whole.parent / "incoming" / "arm").iterdir())
+
+
+MOMENTS = {"before the name": "name", "before the row": "flush_folder", "before the part goes": "drop_part"}
+
+
+def test_a_server_that_is_killed_while_an_episode_becomes_one_ends_with_one(tmp_path: Path) -> None:
+    """The process dies at each of three moments; the next start clears up, and the robot asks again."""
+    uploads = {moment: episode(tmp_path, number) for number, moment in enumerate(MOMENTS)}
+    digests = {moment: hashlib.sha256(data).hexdigest() for moment, data in uploads.items()}
+    token = ""
+    for moment, name in MOMENTS.items():
+        place = "files" if name == "flush_folder" else "files.EpisodeFiles"
+        die = (
+            "import os; from vla_fleet.cli.main import main; from vla_fleet.episodes import files;"
+            f"{place}.{name} = lambda *a: os.kill(os.getpid(), 9); main()"
+        )
+        with FleetServer(tmp_path / "fleet", command=(sys.executable, "-c", die, "serve")) as server:
+            if not token:
+                with server.client() as client:
+                    token = enrolled(client, "arm")
+            with pytest.raises(httpx.HTTPError):
+                Robot(server.url, token).upload(uploads[moment])
+            server.kill()
+    with FleetApp(tmp_path / "fleet") as app, app.client() as client:
+        arm = Robot(app.url, token)
+        for moment, sha256 in digests.items():
+            standing, size = arm.standing(sha256), len(uploads[moment])
+            assert standing["received_bytes"] == size, "no byte is sent twice"
+            assert standing["complete"] == (moment == "before the part goes")
+            assert arm.put(sha256, b"", size, size).json()["complete"]
+            assert read_episode(tmp_path / "fleet" / "episodes" / f"{sha256}.mcap").steps == 12
+        assert {row["sha256"] for row in client.episodes()} == files(app) == set(digests.values())
+        assert not list((tmp_path / "fleet" / "episodes" / "incoming" / "arm").iterdir())

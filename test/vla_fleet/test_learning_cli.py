@@ -75,7 +75,7 @@ def test_each_data_set_takes_as_new_what_came_after_the_one_before(
     record(1, success=True)
     record(2, corrected=4, success=False)
     first = shell.run("dataset", "build", "--out", str(tmp_path / "1"), *cache).stdout
-    assert "2 episodes, 24 frames" in first and "the first data set" in first and "no old episode" in first
+    assert "2 episodes, 24 frames" in first and "the first data set" in first and "being forgotten" in first
     assert "4 frames, 16.7% of the new ones" in first
 
     nothing = shell.run("dataset", "build", "--out", str(tmp_path / "2"), *cache, status=1).stderr
@@ -95,7 +95,13 @@ def test_each_data_set_takes_as_new_what_came_after_the_one_before(
     again = ("--new-version", "1.0.0", "--episodes", str(tmp_path / "other"))
     third = shell.json("dataset", "build", "--out", str(tmp_path / "3"), *again)
     assert {e["part"] for e in third["episodes"]} == {"new"} and third["new"] == "done by version 1.0.0"
-    assert shell.run("dataset", "list").stdout.index("3") >= 0
+    again = ("--out", str(tmp_path / "4"), "--episodes", str(tmp_path / "fetched"))
+    said = shell.run("dataset", "rebuild", str(tmp_path / "2" / "meta" / "vla_ota.json"), *again).stdout
+    assert "3 episodes, 36 frames" in said
+    for path in (tmp_path / "2").rglob("*.*"):
+        assert (tmp_path / "4" / path.relative_to(tmp_path / "2")).read_bytes() == path.read_bytes()
+    assert "DATASET_LINEAGE" in shell.run("dataset", "rebuild", str(tmp_path), *again, status=1).stderr
+    assert "data set" in shell.run("dataset", "list").stdout
     assert [row["frames"] for row in shell.json("dataset", "list")] == [36, 36, 24]
 
 

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
-from support.episodes import CAMERA, FEATURES, STATE, make_episode
+from support.episodes import CAMERA, FEATURES, STATE, make_episode, meta
 
-from vla_learning.datasets.build import build_dataset
+from vla_learning.datasets.build import build_dataset, rebuild_dataset
 from vla_learning.datasets.mix import mix
 from vla_learning.datasets.reading import open_dataset
 from vla_learning.datasets.selection import BuildSettings, Source, choose
 from vla_learning.episodes.format import Feature
 from vla_learning.episodes.summary import summarize
+from vla_learning.episodes.writing import write_episode
 from vla_learning.errors import DataSetError, LearningError
 
 
@@ -112,6 +114,24 @@ def test_equal_episodes_and_settings_give_equal_bytes_and_another_seed_others(tm
     assert len(folder.columns("action")["action"]) == folder.frames
 
 
+def test_a_data_set_is_built_again_from_its_lineage_alone(tmp_path: Path) -> None:
+    sources = week(tmp_path / "e")
+    build_dataset(sources, tmp_path / "d", BuildSettings(seed=3, replay_frames=40, file_bytes=20_000))
+    for one in sources:
+        one.path.rename(one.path.with_name(f"{one.episode.sha256}.mcap"))
+    lineage = json.loads((tmp_path / "d" / "meta" / "vla_ota.json").read_text())
+    rebuild_dataset(lineage, tmp_path / "e", tmp_path / "again")
+    assert digests(tmp_path / "again") == digests(tmp_path / "d")
+
+    for wrong in ({}, {**lineage, "episodes": []}, {**lineage, "asked": {}} | {"strata": None}, {**lineage, "mix": {}}):
+        with pytest.raises(DataSetError, match="DATASET_LINEAGE"):
+            rebuild_dataset(wrong, tmp_path / "e", tmp_path / "x")
+    (tmp_path / "e" / f"{lineage['episodes'][0]['sha256']}.mcap").unlink()
+    with pytest.raises(LearningError, match="EPISODE_UNREADABLE"):
+        rebuild_dataset(lineage, tmp_path / "e", tmp_path / "x")
+    assert not list(tmp_path.glob("*x*"))
+
+
 def test_no_task_is_forgotten_however_rare(tmp_path: Path) -> None:
     """A thousand frames of one task do not drive twenty frames of another out of a buffer of a hundred."""
     common = [source(tmp_path, n, False, steps=20) for n in range(20)]
@@ -120,8 +140,19 @@ def test_no_task_is_forgotten_however_rare(tmp_path: Path) -> None:
     choice = choose([*common, *rare, *new], BuildSettings(replay_frames=100))
     frames = {stratum.instruction: stratum.chosen_frames for stratum in choice.strata}
     assert frames == {"open the drawer": 20, "pick the red block": 80}
+    each = [source(tmp_path, 100 + n, False, steps=20, instruction=f"pick block {n}") for n in range(12)]
+    many = choose([*common, *each, *new], BuildSettings(replay_frames=130))
+    assert len(many.replay) == 6, "a stratum's share is less than an episode, and the buffer is full all the same"
+    assert max(len(stratum.chosen) for stratum in many.strata) == 1
     more = choose([*common, *rare, *new, source(tmp_path, 30, False, steps=20)], BuildSettings(replay_frames=100))
     assert len(set(choice.replay) & set(more.replay)) >= 4, "one more old episode does not reshuffle the buffer"
+
+
+def test_a_buffer_in_which_no_old_episode_fits_is_refused(tmp_path: Path) -> None:
+    sources = [source(tmp_path, 1, False, steps=20), source(tmp_path, 2, True, steps=10, corrected=5)]
+    error = refusal(sources, tmp_path / "d", replay_frames=19)
+    assert error.code == "DATASET_SETTING" and "20 frames" in str(error)
+    assert choose(sources, BuildSettings(replay_frames=0)).replay == (), "unless no replay is asked for"
 
 
 def test_lerobots_own_reader_of_tasks_finds_them_by_instruction(tmp_path: Path) -> None:
@@ -129,6 +160,32 @@ def test_lerobots_own_reader_of_tasks_finds_them_by_instruction(tmp_path: Path) 
     build_dataset(week(tmp_path / "e"), tmp_path / "d", BuildSettings())
     tasks = pd.read_parquet(tmp_path / "d" / "meta" / "tasks.parquet")
     assert int(tasks.loc["pick the blue block"].task_index) == 1 and tasks.iloc[0].name == "pick the red block"
+
+
+def test_a_picture_that_stays_is_stored_once(tmp_path: Path) -> None:
+    """A camera of 1 Hz under a policy of 50 Hz does not make the data set fifty times as large as the recording."""
+    path = tmp_path / "slow.mcap"
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (2, 500, 500, 3), np.uint8)  # noise: 0.75 MB each, which nothing compresses
+    features = {STATE: FEATURES[STATE], CAMERA: Feature("image", (500, 500, 3))}
+    pictures, numbers = picture[np.arange(100) // 50], np.zeros((100, 2), np.float32)
+    write_episode(path, meta(features=features), {STATE: numbers, CAMERA: pictures}, numbers)
+    settings = BuildSettings(allow_no_corrections=True)
+    build_dataset([Source(summarize(path), path, 1, True)], tmp_path / "d", settings)
+    size = sum(file.stat().st_size for file in (tmp_path / "d" / "data").rglob("*.parquet"))
+    assert size < 1.1 * path.stat().st_size
+    np.testing.assert_array_equal(open_dataset(tmp_path / "d").pictures(CAMERA, [49, 50]), picture)
+
+
+def test_an_episode_larger_than_a_row_group_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vla_learning.datasets.writing._GROUP_BYTES", 1000)
+    lineage = build_dataset(week(tmp_path / "e"), tmp_path / "d", BuildSettings())
+    groups = pq.ParquetFile(tmp_path / "d" / "data" / "chunk-000" / "file-000.parquet").num_row_groups
+    assert groups > len(lineage["episodes"])
+    dataset = open_dataset(tmp_path / "d")
+    np.testing.assert_array_equal(dataset.columns("index")["index"], np.arange(94))
+    made = make_episode(tmp_path / "again.mcap", 1, steps=20)
+    np.testing.assert_array_equal(dataset.pictures(CAMERA, range(20)), made["features"][CAMERA])
 
 
 def test_the_statistics_are_those_of_the_frames(tmp_path: Path) -> None:
@@ -152,7 +209,7 @@ def refusal(sources: list[Source], out: Path, **settings: Any) -> LearningError:
     with pytest.raises(LearningError) as found:
         build_dataset(sources, out, BuildSettings(**settings))
     assert "\n" not in str(found.value)
-    assert not list(out.parent.glob(f"{out.name}*")), "nothing is left behind"
+    assert not list(out.parent.glob(f"*{out.name}*")), "nothing is left behind"
     return found.value
 
 

@@ -215,6 +215,7 @@ BAD_RECORDS: dict[str, dict[str, str]] = {
     "a feature of bytes": changed(features=json.dumps({STATE: {"dtype": "uint8", "shape": [2]}})),
     "a feature of minus one": changed(features=json.dumps({STATE: {"dtype": "float32", "shape": [-1]}})),
     "a picture of a continent": changed(features=json.dumps({CAMERA: {"dtype": "image", "shape": [10**6, 10**6, 3]}})),
+    "a feature with a column's name": changed(features=json.dumps({"index": {"dtype": "float32", "shape": [2]}})),
     "a feature with a path for a name": changed(features=json.dumps({"../x": {"dtype": "float32", "shape": [2]}})),
 }
 

@@ -29,14 +29,15 @@ def test_ray_builds_the_same_bytes_and_reports_a_damaged_episode(
         monkeypatch.setenv(name, "")  # back to what it was, afterwards
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
     sources = []
     for number in range(6):
-        path = tmp_path / "e" / f"{number}.mcap"
+        path = Path("e") / f"{number}.mcap"
         make_episode(path, number, corrected=2)
         sources.append(Source(summarize(path), path, number, new=number >= 3))
     settings = BuildSettings(file_bytes=15_000)
     build_dataset(sources, tmp_path / "plain", settings)
-    build_dataset(sources, tmp_path / "ray", settings, engine=write_with_ray)
+    build_dataset(sources, "ray", settings, engine=write_with_ray)
     plain = digests(tmp_path / "plain")
     assert len([name for name in plain if name.startswith("data/")]) == 3
     assert digests(tmp_path / "ray") == plain

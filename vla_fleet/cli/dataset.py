@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,16 +20,21 @@ from vla_fleet.client import Client
 from vla_fleet.errors import FleetError, InputError
 
 if TYPE_CHECKING:
+    from vla_learning.datasets.build import Engine
     from vla_learning.datasets.selection import Source
 
 dataset_app = typer.Typer(no_args_is_help=True, help="Build data sets from episodes.")
 _EVERY_EPISODE = 1_000_000
 _CACHE = Path("~/.cache/vla_ota/episodes")
 
+OutOption = Annotated[Path, typer.Option("--out", help="Folder to make.")]
+EpisodesOption = Annotated[Path, typer.Option(help="Folder of episode files: what is missing there is fetched.")]
+EngineOption = Annotated[str, typer.Option(help="local, or ray: side by side here or on a cluster (RAY_ADDRESS).")]
+
 
 @dataset_app.command()
 def build(
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder to make.")],
+    out_dir: OutOption,
     policy: Annotated[str, typer.Option(help="Episodes of this policy; needed if the server has several.")] = "",
     robot: Annotated[list[str] | None, typer.Option(help="Only of this robot; may be repeated.")] = None,
     interface: Annotated[str, typer.Option(help="Only of this kind, as DATASET_MIXED lists them.")] = "",
@@ -45,10 +52,8 @@ def build(
     allow_no_corrections: Annotated[
         bool, typer.Option("--allow-no-corrections", help="Build though nothing new was corrected.")
     ] = False,
-    episodes: Annotated[Path, typer.Option(help="Folder of episode files: what is missing there is fetched.")] = _CACHE,
-    engine: Annotated[
-        str, typer.Option(help="local, or ray: side by side on this machine or a cluster (RAY_ADDRESS).")
-    ] = "local",
+    episodes: EpisodesOption = _CACHE,
+    engine: EngineOption = "local",
     server: ServerOption = LOCAL,
     key: KeyOption = "",
     as_json: JsonOption = False,
@@ -59,10 +64,8 @@ def build(
     """
     if since and new_version:
         raise typer.BadParameter("give --since or --new-version, not both")
-    if engine not in ("local", "ray"):
-        raise typer.BadParameter("must be local or ray", param_hint="--engine")
-    _need_pyarrow()
-    from vla_learning.datasets.build import build_dataset, write_here
+    write = _engine(engine)
+    from vla_learning.datasets.build import build_dataset
     from vla_learning.datasets.selection import BuildSettings
 
     with Client(server, key) as client:
@@ -75,23 +78,70 @@ def build(
         settings = BuildSettings(
             seed, replay_share, correction_weight, replay_frames, keep_failures, allow_no_corrections, rule
         )
-        if engine == "ray":
-            from vla_learning.datasets.ray_engine import write_with_ray as write
-        else:
-            write = write_here
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, console=err, transient=True) as bars:
-            bar = bars.add_task("frames", total=None)
-            lineage = build_dataset(
-                sources,
-                out_dir,
-                settings,
-                fetch=lambda chosen: _fetch(client, chosen, bars),
-                engine=write,
-                progress=lambda done, total: bars.update(bar, completed=done, total=total),
-            )
+        with _shown(client) as shown:
+            lineage = build_dataset(sources, out_dir, settings, engine=write, **shown)
         number = _record(client, out_dir, lineage, found[0], chosen_from)
-    show({"number": number, "folder": str(out_dir), **lineage}, as_json, _told(out_dir, number, lineage))
+    told = f"{out_dir}: data set {number}, {_told(lineage)}"
+    show({"number": number, "folder": str(out_dir), **lineage}, as_json, told)
+
+
+@dataset_app.command()
+def rebuild(
+    lineage_file: Annotated[Path, typer.Argument(metavar="LINEAGE", help="meta/vla_ota.json of a data set.")],
+    out_dir: OutOption,
+    episodes: EpisodesOption = _CACHE,
+    engine: EngineOption = "local",
+    server: ServerOption = LOCAL,
+    key: KeyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Build a data set again from its lineage, byte for byte."""
+    write = _engine(engine)
+    from vla_learning.datasets.build import rebuild_dataset
+
+    try:
+        before = json.loads(lineage_file.read_bytes())
+    except (OSError, ValueError) as e:
+        raise FleetError("DATASET_LINEAGE", f"{lineage_file}: {e}") from e
+    if not isinstance(before, dict):
+        raise FleetError("DATASET_LINEAGE", f"{lineage_file}: this is no lineage")
+    with Client(server, key) as client, _shown(client) as shown:
+        lineage = rebuild_dataset(before, episodes.expanduser(), out_dir, engine=write, **shown)
+    show({"folder": str(out_dir), **lineage}, as_json, f"{out_dir}: {_told(lineage)}")
+
+
+def _engine(name: str) -> Engine:
+    if name not in ("local", "ray"):
+        raise typer.BadParameter("must be local or ray", param_hint="--engine")
+    try:
+        importlib.import_module("pyarrow")
+    except ImportError as e:
+        raise FleetError(
+            "LEARNING_MISSING", "pyarrow is not installed; pip install -r requirements/learning.txt"
+        ) from e
+    if name == "ray":
+        from vla_learning.datasets.ray_engine import write_with_ray
+
+        return write_with_ray
+    from vla_learning.datasets.build import write_here
+
+    return write_here
+
+
+@contextmanager
+def _shown(client: Client) -> Iterator[Any]:
+    """Show progress; give what fetches episodes, and what tells of frames."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=err, transient=True) as bars:
+        bar = bars.add_task("frames", total=None)
+
+        def fetch(files: Mapping[Path, str]) -> None:
+            missing = [(path, sha256) for path, sha256 in files.items() if not path.exists()]
+            for path, sha256 in bars.track(missing, description="episodes"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                client.download_episode(sha256, path)
+
+        yield {"fetch": fetch, "progress": lambda done, total: bars.update(bar, completed=done, total=total)}
 
 
 def _record(client: Client, folder: Path, lineage: dict[str, Any], newest: dict[str, Any], chosen_from: str) -> int:
@@ -135,15 +185,6 @@ def list_data_sets(
     table(found, as_json, columns, rows)
 
 
-def _need_pyarrow() -> None:
-    try:
-        importlib.import_module("pyarrow")
-    except ImportError as e:
-        raise FleetError(
-            "LEARNING_MISSING", "pyarrow is not installed; pip install -r requirements/learning.txt"
-        ) from e
-
-
 def _episodes(client: Client, policy: str, robots: list[str], interface: str) -> list[dict[str, Any]]:
     """Return the episodes that a data set may take, the newest first; of one policy."""
     found = client.episodes(_EVERY_EPISODE, policy=policy)
@@ -181,31 +222,29 @@ def _source(episode: dict[str, Any], folder: Path, new: bool) -> Source:
     return Source(summary, folder / f"{summary.sha256}.mcap", episode["number"], new)
 
 
-def _fetch(client: Client, chosen: Sequence[Source], bars: Progress) -> None:
-    missing = [source for source in chosen if not source.path.exists()]
-    for source in bars.track(missing, description="episodes"):
-        source.path.parent.mkdir(parents=True, exist_ok=True)
-        client.download_episode(source.episode.sha256, source.path)
-
-
-def _told(folder: Path, number: int, lineage: dict[str, Any]) -> str:
+def _told(lineage: dict[str, Any]) -> str:
     """Return what was built, for people."""
     mix, parts = lineage["mix"], [episode["part"] for episode in lineage["episodes"]]
     drawn, weight = mix["corrections_of_new"], lineage["asked"]["correction_weight"]
     rows = [
-        ("new", f"{parts.count('new')} episodes, {mix['new_frames']} frames: {lineage['new']}"),
+        ("new", f"{_episodes_text(parts.count('new'))}, {mix['new_frames']} frames: {lineage['new']}"),
         ("corrections", f"{mix['corrections']} frames, {mix['corrections'] / mix['new_frames']:.1%} of the new ones"),
         ("", f"weighted {weight:g} x: {drawn:.1%} of new draws, {drawn * (1 - mix['replay_share']):.1%} of all draws"),
     ]
+    failures = "failures" if lineage["asked"]["keep_failures"] else "corrected failures"
     if mix["replay_frames"]:
-        old = f"{parts.count('replay')} episodes, {mix['replay_frames']} frames, {mix['replay_share']:.0%} of all draws"
+        old = f"{_episodes_text(parts.count('replay'))}, {mix['replay_frames']} frames, {mix['replay_share']:.0%} of all draws"
         rows.append(("replay", old))
         for s in lineage["strata"]:
-            outcome = "successes" if s["success"] else "failures"
+            outcome = "successes" if s["success"] else failures
             rows.append(("", f"{s['chosen_episodes']} of {s['episodes']} {outcome}: {s['instruction']}"))
     else:
-        rows.append(("replay", "none: no old episode keeps older tasks from being forgotten"))
+        rows.append(("replay", "none: nothing keeps older tasks from being forgotten"))
     rows.append(("effective", f"{mix['effective_frames']:.0f} of {mix['frames']} frames (Kish), after weighting"))
-    rows += [("left out", f"{count} episodes: {why}") for why, count in lineage["left_out"].items()]
-    head = f"{folder}: data set {number}, {len(parts)} episodes, {mix['frames']} frames"
+    rows += [("left out", f"{_episodes_text(count)}: {why}") for why, count in lineage["left_out"].items()]
+    head = f"{_episodes_text(len(parts))}, {mix['frames']} frames"
     return "\n".join([head, *(f"{name:12} {text}" for name, text in rows)])
+
+
+def _episodes_text(count: int) -> str:
+    return f"{count} episode{'s' if count != 1 else ''}"

@@ -36,7 +36,7 @@ def list_episodes(
     rows = [
         (
             e["sha256"][:12], utc(e["started_s"]), e["robot"], f"{e['policy']} {e['version']}", outcome_of(e),
-            str(e["corrections"] or ""), str(e["steps"]), f"{e['size_bytes'] / 1e6:.1f} MB", e["instructions"][0],
+            str(e["corrections"] or ""), str(e["steps"]), f"{e['size_bytes'] / 1e3:,.0f} kB", e["instructions"][0],
         )
         for e in found
     ]  # fmt: skip

@@ -59,6 +59,8 @@ class EpisodeFiles:
             FleetError: EPISODE_OFFSET, INPUT_INVALID (more than ``total``), DISK_FULL.
         """
         part = self.part(robot, sha256)
+        if offset > total:
+            raise InputError("INPUT_INVALID", f"query.offset: is beyond total_bytes, {total}")
         try:
             if shutil.disk_usage(self.root).free - (total - offset) < MIN_FREE_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -104,13 +106,15 @@ class EpisodeFiles:
         self.path(sha256).unlink(missing_ok=True)
 
     def sweep(self, known: Collection[str]) -> None:
-        """Remove what a crash left: names whose row was not committed (their parts are there), and parts whose row was."""
-        for path in self.root.glob("*.mcap"):
-            if path.stem not in known:
-                path.unlink()
+        """Remove what a crash left: names whose row was not committed, and parts whose row was.
+
+        A name without a row and without a part is left alone: the database may be an older one than the files.
+        """
         for part in self._incoming.glob("*/*"):
             if part.name in known:
                 part.unlink()
+            else:
+                self.remove(part.name)
 
     def _make_room(self, part: Path) -> None:
         """Forget the robot's oldest parts before another one begins."""

@@ -10,9 +10,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vla_learning.datasets import layout, statistics
+from vla_learning.datasets import lineage as from_lineage
 from vla_learning.datasets.mix import Mix, mix
 from vla_learning.datasets.reading import open_dataset
 from vla_learning.datasets.selection import BuildSettings, Choice, Source, choose
@@ -30,9 +31,10 @@ from vla_learning.errors import DataSetError
 
 Engine = Callable[[Sequence[FileTask]], Generator[FileResult, None, None]]
 """Writes the files and yields their results in the tasks' sequence; closed early if the build fails."""
-Fetch = Callable[[Sequence[Source]], None]
-"""Brings the chosen episodes to where their sources say they are."""
-_LINEAGE_SCHEMA = 1
+Fetch = Callable[[Mapping[Path, str]], None]
+"""Brings episodes, by their SHA-256, to where they are read."""
+Progress = Callable[[int, int], None]
+"""Called with frames done and frames in all."""
 
 
 def write_here(tasks: Sequence[FileTask]) -> Generator[FileResult, None, None]:
@@ -45,9 +47,9 @@ def build_dataset(
     out: str | Path,
     settings: BuildSettings,
     *,
-    fetch: Fetch = lambda chosen: None,
+    fetch: Fetch = lambda files: None,
     engine: Engine = write_here,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Build a data set and return its lineage, which is also its ``meta/vla_ota.json``.
 
@@ -57,17 +59,57 @@ def build_dataset(
         settings: which episodes, and how often each frame is drawn.
         fetch: called with the chosen episodes before they are read.
         engine: writes the files.
-        progress: called with frames done and frames in all.
+        progress: shows how far it is.
 
     Raises:
         LearningError: nothing, or no whole episode, can be taken; ``out`` exists or cannot be written. No folder is left then.
     """
+    out = _free(out)
+    choice = choose(sources, settings)
+    fetch({source.path: source.episode.sha256 for source in (*choice.replay, *choice.new)})
+    return _build(choice, out, settings, engine, progress)
+
+
+def rebuild_dataset(
+    lineage: Mapping[str, Any],
+    episodes: Path,
+    out: str | Path,
+    *,
+    fetch: Fetch = lambda files: None,
+    engine: Engine = write_here,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Build a data set again, byte for byte, from its lineage and its episodes.
+
+    Args:
+        lineage: its ``meta/vla_ota.json``.
+        episodes: folder of its episodes, ``<sha256>.mcap``.
+        out, fetch, engine, progress: as in ``build_dataset``.
+
+    Raises:
+        LearningError: as there; DATASET_LINEAGE: the lineage is none of this release's, or these episodes do not give it.
+    """
+    out = _free(out)
+    settings, files = from_lineage.settings_of(lineage), from_lineage.files_of(lineage, episodes)
+    fetch(files)
+    again = _build(from_lineage.choice_of(lineage, episodes), out, settings, engine, progress)
+    if again != lineage:
+        shutil.rmtree(out)
+        raise DataSetError(
+            "DATASET_LINEAGE", out, "what was built differs from the lineage; use the release that made it"
+        )
+    return again
+
+
+def _free(out: str | Path) -> Path:
     out = Path(out)
     if out.exists():
         raise DataSetError("DATASET_EXISTS", out, "is there already; a data set is never changed, choose another name")
-    choice = choose(sources, settings)
-    fetch([*choice.replay, *choice.new])
-    part = out.with_name(f"{out.name}.part")
+    return out
+
+
+def _build(choice: Choice, out: Path, settings: BuildSettings, engine: Engine, progress: Progress) -> dict[str, Any]:
+    part = out.with_name(f".{out.name}.building")
     try:
         shutil.rmtree(part, ignore_errors=True)  # of a build that was killed
         part.mkdir(parents=True)
@@ -80,9 +122,7 @@ def build_dataset(
     return lineage
 
 
-def _write(
-    choice: Choice, folder: Path, settings: BuildSettings, engine: Engine, progress: Callable[[int, int], None]
-) -> dict[str, Any]:
+def _write(choice: Choice, folder: Path, settings: BuildSettings, engine: Engine, progress: Progress) -> dict[str, Any]:
     replay = choice.replay
     chosen = [*replay, *choice.new]
     meta = read_episode(chosen[0].path).meta
@@ -96,7 +136,7 @@ def _write(
     )
     files = list(_files(chosen, settings.file_bytes))
     work = [
-        FileTask(folder / layout.data_path(number), tuple(placed), meta.interface, tuple(tasks), weights)
+        FileTask((folder / layout.data_path(number)).absolute(), tuple(placed), meta.interface, tuple(tasks), weights)
         for number, placed in enumerate(files)
     ]
     results: list[FileResult] = []
@@ -109,7 +149,7 @@ def _write(
     _write_tables(folder, files, tasks)
     _write_json(folder / layout.INFO, _info(meta, weights, len(chosen), len(tasks), settings))
     _write_json(folder / layout.STATS, _statistics(folder, meta, results))
-    lineage = _lineage(choice, settings, weights, meta)
+    lineage = from_lineage.lineage_of(choice, settings, weights, meta.interface)
     _write_json(folder / layout.LINEAGE, lineage)
     return lineage
 
@@ -121,7 +161,7 @@ def _files(chosen: Sequence[Source], file_bytes: int) -> Iterator[list[Placed]]:
         if placed and size + source.episode.size_bytes > file_bytes:
             yield placed
             size, placed = 0, []
-        placed.append(Placed(source, index, first))
+        placed.append(Placed(replace(source, path=source.path.absolute()), index, first))  # others may work elsewhere
         size += source.episode.size_bytes
         first += source.episode.steps
     yield placed
@@ -165,49 +205,6 @@ def _statistics(folder: Path, meta: EpisodeMeta, results: Sequence[FileResult]) 
         elif (of_column := statistics.of_vectors(dataset.columns(name)[name])) is not None:
             found[name] = of_column
     return found
-
-
-def _lineage(choice: Choice, settings: BuildSettings, weights: Mix, meta: EpisodeMeta) -> dict[str, Any]:
-    return {
-        "schema": _LINEAGE_SCHEMA,
-        "seed": settings.seed,
-        "new": settings.new_rule,
-        "interface": meta.interface,
-        "asked": {
-            "replay_share": settings.replay_share,
-            "correction_weight": settings.correction_weight,
-            "replay_frames": settings.replay_frames,
-            "keep_failures": settings.keep_failures,
-        },
-        "mix": weights.as_json(),
-        "strata": [
-            {
-                "instruction": stratum.instruction,
-                "success": stratum.success,
-                "episodes": stratum.episodes,
-                "frames": stratum.frames,
-                "chosen_episodes": len(stratum.chosen),
-                "chosen_frames": stratum.chosen_frames,
-            }
-            for stratum in choice.strata
-        ],
-        "left_out": dict(choice.left_out),
-        "episodes": [
-            {
-                "sha256": source.episode.sha256,
-                "episode_id": source.episode.episode_id,
-                "robot": source.episode.robot,
-                "policy": source.episode.policy,
-                "version": source.episode.version,
-                "success": source.episode.success,
-                "steps": source.episode.steps,
-                "corrections": source.episode.corrections,
-                "part": "new" if source.new else "replay",
-                "number": source.number,
-            }
-            for source in itertools.chain(choice.replay, choice.new)
-        ],
-    }
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which episodes go into a data set: all new ones, and of the old ones a replay buffer in which no task is forgotten.
 
-The buffer is bounded in frames. It is drawn by strata, an instruction and an outcome each: every stratum gets the same number of
-frames, and what a small one does not need goes to the others. Within a stratum an episode's place depends on the seed and its
-SHA-256 alone, so that more episodes in the store do not reshuffle those that were drawn before.
+The buffer is bounded in frames. It is drawn by strata, an instruction and an outcome each, that take turns: all get the same
+number of frames, and what a small one does not need goes to the others. Within a stratum an episode's place depends on the seed
+and its SHA-256 alone, so that more episodes in the store do not reshuffle those that were drawn before.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,11 @@ class Source:
     """Its place in the sequence in which episodes were received."""
     new: bool
     """Whether it belongs to the new part; else it may be replayed."""
+
+    @property
+    def stratum(self) -> tuple[str, bool]:
+        """Instruction and outcome: what it stands for in a replay buffer."""
+        return self.episode.instructions[0], self.episode.success is True
 
 
 @dataclass(frozen=True)
@@ -142,37 +148,42 @@ def _check_interfaces(chosen: Sequence[Source]) -> None:
 def _strata(old: Sequence[Source], settings: BuildSettings) -> tuple[Stratum, ...]:
     groups: dict[tuple[str, bool], list[Source]] = defaultdict(list)
     for source in old:
-        groups[source.episode.instructions[0], source.episode.success is True].append(source)
-    totals = {key: sum(source.episode.steps for source in group) for key, group in groups.items()}
-    shares = _share_out(settings.replay_frames, totals)
+        groups[source.stratum].append(source)
+    drawn = _draw(groups, settings)
+    if old and settings.replay_frames and not any(drawn.values()):
+        shortest = min(source.episode.steps for source in old)
+        reason = f"is {settings.replay_frames}, and the shortest old episode has {shortest} frames; give more, or 0 for no replay"
+        raise DataSetError("DATASET_SETTING", "replay_frames", reason)
     return tuple(
-        Stratum(*key, len(group), totals[key], _draw(group, shares[key], settings.seed))
+        Stratum(*key, len(group), sum(source.episode.steps for source in group), tuple(drawn[key]))
         for key, group in sorted(groups.items())
     )
 
 
-def _share_out(budget: int, wanted: Mapping[tuple[str, bool], int]) -> dict[tuple[str, bool], int]:
-    """Return how much of ``budget`` each gets: equal parts, but none more than it wants."""
-    shares = {}
-    ordered = sorted(wanted.items(), key=lambda item: (item[1], item[0]))
-    for done, (key, most) in enumerate(ordered):
-        shares[key] = min(most, budget // (len(ordered) - done))
-        budget -= shares[key]
-    return shares
+def _draw(
+    groups: Mapping[tuple[str, bool], Sequence[Source]], settings: BuildSettings
+) -> dict[tuple[str, bool], list[Source]]:
+    """Return the replay buffer: the stratum with the fewest frames so far is the next to give an episode, while it fits."""
 
+    def place(text: object) -> bytes:
+        return hashlib.sha256(f"{settings.seed}/{text}".encode()).digest()
 
-def _draw(group: Sequence[Source], frames: int, seed: int) -> tuple[Source, ...]:
-    """Return episodes of at most ``frames`` steps together, by a sequence that the seed draws."""
-
-    def place(source: Source) -> bytes:
-        return hashlib.sha256(f"{seed}/{source.episode.sha256}".encode()).digest()
-
-    drawn = []
-    for source in sorted(group, key=place):
-        if source.episode.steps <= frames:
-            drawn.append(source)
-            frames -= source.episode.steps
-    return tuple(drawn)
+    waiting = {key: sorted(group, key=lambda s: place(s.episode.sha256), reverse=True) for key, group in groups.items()}
+    drawn: dict[tuple[str, bool], list[Source]] = {key: [] for key in groups}
+    budget = settings.replay_frames
+    heap = [(0, place(key), key) for key in groups]
+    heapq.heapify(heap)
+    while heap:
+        frames, order, key = heapq.heappop(heap)
+        if not waiting[key]:
+            continue
+        source = waiting[key].pop()
+        if source.episode.steps <= budget:
+            drawn[key].append(source)
+            budget -= source.episode.steps
+            frames += source.episode.steps
+        heapq.heappush(heap, (frames, order, key))
+    return drawn
 
 
 def _in_order(sources: Iterable[Source]) -> tuple[Source, ...]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from vla_learning.episodes.pictures import Pictures
 from vla_learning.episodes.reading import Episode, read_episode
 from vla_learning.errors import DataSetError
 
+_GROUP_BYTES = 256 << 20
+"""Pictures of a row group, counted for each frame; an episode is one group, unless it is larger."""
 _SAMPLED_PICTURES = 32
 """Of each camera and episode, evenly spread, for the statistics."""
 
@@ -72,8 +75,10 @@ def write_file(task: FileTask) -> FileResult:
             episode = _read(placed.source, task.interface)
             features = layout.columns(episode.meta)
             if writer is None:
-                writer = pq.ParquetWriter(task.path, layout.schema(features), compression="snappy")
-            writer.write_table(_frames(episode, placed, task, features))
+                limit = {"dictionary_pagesize_limit": _GROUP_BYTES}  # a picture that stays is stored once
+                writer = pq.ParquetWriter(task.path, layout.schema(features), compression="snappy", **limit)
+            for frames in _groups(episode):
+                writer.write_table(_frames(episode, frames, placed, task, features))
             steps = np.unique(np.linspace(0, episode.steps - 1, _SAMPLED_PICTURES).round().astype(np.int64))
             sampled += len(steps)
             for name, pictures in episode.pictures.items():
@@ -88,40 +93,51 @@ def write_file(task: FileTask) -> FileResult:
 
 
 def _read(source: Source, interface: str) -> Episode:
-    episode = read_episode(source.path)
-    summary = source.episode
-    have = episode.meta.interface, episode.steps, episode.corrections
-    if have != (interface, summary.steps, summary.corrections) or set(episode.instructions) - set(summary.instructions):
+    episode, summary = read_episode(source.path), source.episode
+    with source.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    have = digest, episode.meta.interface, episode.steps, episode.corrections
+    if have != (summary.sha256, interface, summary.steps, summary.corrections):
         raise DataSetError(
             "DATASET_EPISODE_CHANGED", source.path, "the episode is not the one that was chosen; fetch it again"
         )
     return episode
 
 
-def _frames(episode: Episode, placed: Placed, task: FileTask, features: dict[str, dict[str, Any]]) -> pa.Table:
-    steps = np.arange(episode.steps)
+def _groups(episode: Episode) -> list[npt.NDArray[np.int64]]:
+    """Return the steps of each row group."""
+    sizes = np.zeros(episode.steps, np.int64)
+    for pictures in episode.pictures.values():
+        sizes += np.array([len(file) for file in pictures.encoded], np.int64)[pictures.which]
+    return np.array_split(np.arange(episode.steps), 1 + int(sizes.sum()) // _GROUP_BYTES)
+
+
+def _frames(
+    episode: Episode, steps: npt.NDArray[np.int64], placed: Placed, task: FileTask, features: dict[str, dict[str, Any]]
+) -> pa.Table:
     number = {instruction: index for index, instruction in enumerate(task.tasks)}
+    intervention = episode.intervention[steps]
     values: dict[str, npt.NDArray[Any]] = {
-        **episode.states,
-        layout.ACTION: episode.actions,
-        layout.POLICY_ACTION: episode.policy_actions,
-        layout.INTERVENTION: episode.intervention,
-        layout.WEIGHT: task.mix.weights(episode.intervention, new=placed.source.new),
+        **{name: column[steps] for name, column in episode.states.items()},
+        layout.ACTION: episode.actions[steps],
+        layout.POLICY_ACTION: episode.policy_actions[steps],
+        layout.INTERVENTION: intervention,
+        layout.WEIGHT: task.mix.weights(intervention, new=placed.source.new),
         "timestamp": (steps / episode.meta.rate_hz).astype(np.float32),
         "frame_index": steps,
-        "episode_index": np.full(episode.steps, placed.index),
+        "episode_index": np.full(len(steps), placed.index),
         "index": steps + placed.first,
-        "task_index": np.array([number[instruction] for instruction in episode.instructions]),
+        "task_index": np.array([number[episode.instructions[step]] for step in steps]),
     }
-    arrays = {name: _images(pictures) for name, pictures in episode.pictures.items()}
+    arrays = {name: _images(pictures, steps) for name, pictures in episode.pictures.items()}
     types = layout.schema(features)
     for name, column in values.items():
         arrays[name] = _array(column, types.field(name).type)
     return pa.table([arrays[name] for name in types.names], schema=types)
 
 
-def _images(pictures: Pictures) -> pa.Array:
-    encoded = pa.array(pictures.encoded, pa.binary()).take(pa.array(pictures.which))
+def _images(pictures: Pictures, steps: npt.NDArray[np.int64]) -> pa.Array:
+    encoded = pa.array([pictures.encoded[index] for index in pictures.which[steps]], pa.binary())
     return pa.StructArray.from_arrays([encoded, pa.nulls(len(encoded), pa.string())], names=["bytes", "path"])
 
 

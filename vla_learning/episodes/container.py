@@ -26,7 +26,7 @@ MAX_FILE_BYTES = 1 << 30
 """Of an episode [bytes]: eight hours of one small camera, minutes of several large ones."""
 _MAX_RECORD_BYTES = 32 << 20
 """Of one record, and of a chunk's content: far above what a chunk or a picture takes."""
-_MAX_CONTENT_BYTES = 2 << 30
+_MAX_CONTENT_BYTES = 1 << 30
 """Of all chunks' contents together."""
 _MAGIC = b"\x89MCAP0\r\n"
 _RECORD_HEADER = struct.Struct("<BQ")

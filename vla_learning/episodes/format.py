@@ -4,7 +4,7 @@
 An episode is one MCAP file, profile ``ros2``, chunks compressed with zstd::
 
     channel "step"                      JSON, one message a step of the action rate; log time = the step's time
-    channel "observation.images.<name>" sensor_msgs/msg/CompressedImage in CDR, PNG or JPEG, when the picture changed
+    channel "<feature>"                 sensor_msgs/msg/CompressedImage in CDR, PNG or JPEG, when the picture changed
     metadata "vla_ota.episode"          EpisodeMeta as texts; the last record counts
 
 A step's picture is the newest one whose log time is not after the step's. Other channels are for people, and ignored here.
@@ -28,8 +28,8 @@ SCHEMA_VERSION = "1"
 METADATA = "vla_ota.episode"
 
 STEP_TOPIC, STEP_SCHEMA = "step", "vla_ota.Step"
-PICTURES = "observation.images."
-"""Names of picture features, and so of their channels, begin with this, as LeRobot has it."""
+OBSERVATION = "observation."
+"""What the names of all features begin with."""
 STEP_JSON_SCHEMA = json.dumps(
     {
         "type": "object",
@@ -261,11 +261,13 @@ def _object(text: str) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _feature(name: str, spec: Mapping[str, Any]) -> Feature:
+    if not name.startswith(OBSERVATION):
+        raise ValueError(f"feature {name!r}: LeRobot, and so a data set, has observations under {OBSERVATION}… only")
     shape, names = tuple(spec["shape"]), tuple(_short(name) for name in spec.get("names") or ())
     if any(type(size) is not int or size < 1 for size in shape):
         raise ValueError(f"shape {shape}")
-    if name.startswith(PICTURES):
-        if len(shape) != 3 or shape[2] != 3 or max(shape) > _LARGEST_SIDE or spec["dtype"] not in ("image", "uint8"):
+    if len(shape) == 3:
+        if shape[2] != 3 or max(shape) > _LARGEST_SIDE or spec["dtype"] not in ("image", "uint8"):
             raise ValueError(f"a picture is uint8 [H, W, 3], not {spec['dtype']} {shape}")
         return Feature("image", shape)
     if len(shape) != 1 or shape[0] > _MOST_VALUES or spec["dtype"] != "float32":

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from mcap.records import Channel, Message, Metadata
 
 from vla_learning.episodes.container import records
-from vla_learning.episodes.format import METADATA, PICTURES, STEP_TOPIC, EpisodeMeta, decode_image, is_text
+from vla_learning.episodes.format import METADATA, OBSERVATION, STEP_TOPIC, EpisodeMeta, decode_image, is_text
 from vla_learning.episodes.pictures import Pictures, check_header
 from vla_learning.errors import EpisodeError
 
@@ -84,7 +84,7 @@ class _Found:
 
     meta: EpisodeMeta | None = None
     steps: list[tuple[int, bytes]] = field(default_factory=list)  # log time [ns], JSON
-    images: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)  # topic → log time, CDR
+    images: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)  # topic → log time, PNG or JPEG
 
 
 def _collect(path: Path) -> _Found:
@@ -112,8 +112,12 @@ def _keep(found: _Found, channel: Channel, message: Message, where: str) -> None
         if len(found.steps) >= MAX_STEPS:
             raise EpisodeError("EPISODE_LIMIT", where, f"more than {MAX_STEPS} steps")
         found.steps.append((message.log_time, message.data))
-    elif channel.message_encoding == "cdr" and channel.topic.startswith(PICTURES):
-        found.images.setdefault(channel.topic, []).append((message.log_time, message.data))
+    elif channel.message_encoding == "cdr" and channel.topic.startswith(OBSERVATION):
+        try:
+            image = decode_image(message.data)
+        except ValueError as e:
+            raise EpisodeError("EPISODE_FORMAT", where, f"{channel.topic}: no CompressedImage: {e}") from e
+        found.images.setdefault(channel.topic, []).append((message.log_time, image))
 
 
 def _assemble(meta: EpisodeMeta, found: _Found, where: str) -> Episode:
@@ -149,16 +153,11 @@ def _pictures(
 ) -> Pictures:
     """Return a camera's pictures as of each step; -1 where there was none yet."""
     images.sort(key=lambda image: image[0])
-    encoded = []
-    for _, message in images:
-        try:
-            encoded.append(decode_image(message))
-        except ValueError as e:
-            raise EpisodeError("EPISODE_FORMAT", where, f"{name}: no CompressedImage: {e}") from e
-        check_header(encoded[-1], shape, f"{where}: {name}")
+    for _, image in images:
+        check_header(image, shape, f"{where}: {name}")
     image_times = [time for time, _ in images]
     which = [bisect.bisect_right(image_times, time) - 1 for time in times]
-    return Pictures(f"{where}: {name}", shape, encoded, np.array(which, np.int64))
+    return Pictures(f"{where}: {name}", shape, [image for _, image in images], np.array(which, np.int64))
 
 
 def _step(data: bytes, meta: EpisodeMeta, where: str) -> dict[str, Any]:
