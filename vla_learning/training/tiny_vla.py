@@ -82,13 +82,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the network gets and what it should say, normalised; ``real``: which targets count, ``[B, H]``."""
+    """What the network gets and what it should say, normalised; ``counts``: which targets do, ``[B, H]``."""
 
     picture: Tensor
     state: Tensor
     words: Tensor
     offsets: Tensor
-    real: Tensor
+    counts: Tensor
 
 
 def fine_tune(
@@ -209,7 +209,7 @@ class _Tuner:
 
     def _batch(self, examples: Examples, index: Index) -> Batch:
         processor, horizon = self._processor, self._model.config.chunk_size
-        actions, real = examples.chunks(index, horizon)
+        actions, counts = examples.chunks(index, horizon)
         state = torch.from_numpy(examples.states[examples.at[index]])
         words = [processor.tokenize(examples.instructions[i]) for i in index]
         picture = processor.picture(examples.pictures(index))
@@ -218,13 +218,13 @@ class _Tuner:
             state=processor.state.normalise(state),
             words=torch.tensor(words),
             offsets=processor.offsets(torch.from_numpy(actions), state),
-            real=torch.from_numpy(real),
+            counts=torch.from_numpy(counts),
         )
 
     def _loss(self, batch: Batch) -> Tensor:
         said = self._model(batch.picture, batch.state, batch.words)
         error = (said - batch.offsets).abs().mean(dim=-1)
-        loss: Tensor = (error * batch.real).sum() / batch.real.sum()
+        loss: Tensor = (error * batch.counts).sum() / batch.counts.sum()
         return loss
 
 
@@ -249,7 +249,10 @@ class TinyVLATrainer:
         dataset = open_dataset(task.dataset)
         _check_fits(dataset, config, manifest.action.rate_hz)
         others = [number for number in range(len(dataset.episodes)) if number not in set(task.episodes)]
-        examples, held_out = (examples_of(dataset, e, STATE, config.image_key) for e in (task.episodes, others))
+        rest = all(channel.mode == "absolute" for channel in manifest.action.channels)
+        examples, held_out = (
+            examples_of(dataset, e, STATE, config.image_key, rest=rest) for e in (task.episodes, others)
+        )
         standing = fine_tune(
             task.base.path, examples, task.out, task.work, self.settings, seed=task.seed, held_out=held_out,
             run={"base": task.base.digest, "episodes": list(task.episodes)}, quiet=task.quiet,
