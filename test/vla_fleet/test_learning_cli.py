@@ -149,3 +149,17 @@ def test_a_server_and_its_command_line_start_without_what_data_sets_need(tmp_pat
         [sys.executable, "-c", code], cwd=TOP, timeout=60, check=False, capture_output=True, text=True
     )
     assert done.returncode == 1 and "LEARNING_MISSING" in done.stderr
+
+
+def test_training_is_due_after_enough_corrections_or_after_days_with_one(
+    shell: Shell, record: Record, tmp_path: Path
+) -> None:
+    assert "not yet due: 0 corrected episodes" in shell.run("due", "pick", status=3).stdout
+    record(1, corrected=3)
+    record(2)
+    assert not shell.json("due", "pick", "--corrections", "2", status=3)["due"]
+    assert shell.json("due", "pick", "--corrections", "2", "--every-days", "0")["corrections"] == 1
+    record(3, corrected=1, success=False)
+    assert "due: 2 corrected episodes" in shell.run("due", "pick", "--corrections", "2").stdout
+    shell.run("dataset", "build", "--out", str(tmp_path / "1"), "--episodes", str(tmp_path / "cache"))
+    assert not shell.json("due", "pick", "--corrections", "1", "--every-days", "0", status=3)["due"]

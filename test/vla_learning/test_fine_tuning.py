@@ -10,13 +10,20 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from support.demonstrations import HORIZON, demonstrations
+from support.episodes import arrays, meta
 from support.refusals import refused
 from support.tiny_vla_bundles import CAMERA, STATE
 from support.worker_robot import WorkerRobot
 
 from vla_checkpoint import Bundle, open_bundle, verify_bundle
+from vla_learning.datasets.build import build_dataset
+from vla_learning.datasets.reading import open_dataset
+from vla_learning.datasets.selection import BuildSettings, Source
+from vla_learning.episodes.summary import summarize
+from vla_learning.episodes.writing import write_episode
 from vla_learning.running import load_policy
 from vla_learning.training.examples import Examples
+from vla_learning.training.recordings import examples_of
 from vla_learning.training.sealing import add_golden, seal
 from vla_learning.training.tiny_vla import Settings, fine_tune
 from vla_policy_node.policies.base import FeatureSpec, Policy
@@ -145,3 +152,27 @@ def test_a_robots_worker_runs_an_adapter_as_it_was_trained(tiny_base: Path, tmp_
         generation = robot.pool.prepare(out)
         assert generation.timings.golden_difference < 1e-4
         robot.assert_works(generation)
+
+
+def test_behind_an_episodes_end_the_last_action_counts_only_where_the_robot_came_to_rest(tmp_path: Path) -> None:
+    """Three episodes: a success, one corrected up to its end, and one in which the operator gave back in the middle."""
+    sources = []
+    for number, corrected in enumerate((0, 4, 4)):
+        path = tmp_path / f"{number}.mcap"
+        made, taken = (
+            arrays(number, 12),
+            np.arange(12) >= 8 if number == 1 else (np.arange(12) // 4 == 1) & (number == 2),
+        )
+        write_episode(path, meta(number), **made, intervention=taken)
+        sources.append(Source(summarize(path), path, number, new=True))
+        assert sources[-1].episode.corrections == corrected
+    build_dataset(sources, tmp_path / "set", BuildSettings())
+    dataset = open_dataset(tmp_path / "set")
+    last = [examples_of(dataset, [n], STATE, CAMERA, rest=rest) for n in range(3) for rest in (True, False)]
+    assert [len(e) for e in last] == [12, 12, 4, 4, 4, 4]
+    counted = [int(e.chunks(np.array([len(e) - 1]), 5)[1].sum()) for e in last]
+    assert counted == [5, 1, 5, 1, 1, 1]
+    held, _ = last[2].chunks(np.array([3]), 5)
+    np.testing.assert_array_equal(held[0], np.repeat(dataset.columns("action")["action"][[23]], 5, axis=0))
+    total = dataset.columns("sampling_weight")["sampling_weight"]
+    assert last[4].weights.sum() == pytest.approx(total[24:36].sum(), rel=1e-5), "the episode's whole weight"

@@ -27,7 +27,7 @@ FOLDER = Path("build/learning")
 @simulate_app.command()
 def flywheel(
     weeks: Annotated[int, typer.Option(help="How long.", min=1, max=52)] = 10,
-    repeats: Annotated[int, typer.Option(help="Fleets of each kind, for the error bars.", min=1, max=50)] = 4,
+    repeats: Annotated[int, typer.Option(help="Fleets of each kind, for the error bars.", min=1, max=50)] = 3,
     quick: QuickOption = False,
     seed: SeedOption = 0,
     jobs: JobsOption = 0,

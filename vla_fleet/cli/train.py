@@ -26,6 +26,7 @@ from vla_fleet.cli.common import (
     show,
 )
 from vla_fleet.client import Client
+from vla_fleet.errors import FleetError
 
 if TYPE_CHECKING:
     from vla_learning.training.run import Run
@@ -68,7 +69,10 @@ def train(
     """
     if rollout and ab:
         raise typer.BadParameter("a version is either rolled out or tested; give one of --rollout and --ab")
-    from vla_learning.training import run as training  # torch takes seconds that no other command needs
+    try:
+        from vla_learning.training import run as training  # torch takes seconds that no other command needs
+    except ImportError as e:
+        raise FleetError("LEARNING_MISSING", f"{e.name} is not installed; training needs it") from e
 
     settings = training.RunSettings(seed=seed, held_out=held_out, gate=_gate(gate or []))
     with Client(server, key) as client, tempfile.TemporaryDirectory() as downloads:
@@ -105,7 +109,7 @@ def due(
     count = f"{len(fresh)} corrected episodes since {'the last data set' if last else 'the beginning'}"
     text = f"{'due' if is_due else 'not yet due'}: {count} ({corrections} make it due)"
     if fresh:
-        text += f", {days:.1f} days ago ({every_days:g})"
+        text += f", {days:.1f} days after {'it' if last else 'the first of them'} ({every_days:g} make it due)"
     show({"due": is_due, "corrections": len(fresh), "days": days if fresh else None}, as_json, text)
     if not is_due:
         raise typer.Exit(NOT_FINISHED)

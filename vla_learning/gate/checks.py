@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vla_evidence.sequential.paired_score_test import excluded_drop, paired_score_p_value
+from vla_learning.training.errors import check_range
 
 Part = Literal["old", "new"]
 _CODES = {"old": "GATE_FORGETS", "new": "GATE_NO_IMPROVEMENT"}
@@ -33,6 +34,11 @@ class GateSettings:
     margin_recorded: float = 0.05
     alpha: float = 0.05
     seed: int = 1000
+
+    def __post_init__(self) -> None:
+        """Raise TRAINING_SETTING for what nothing can be judged with."""
+        check_range(self, episodes_old=(1, 10**6), episodes_new=(1, 10**6), margin_old=(0, 0.99), margin_new=(0, 0.99))
+        check_range(self, margin_recorded=(0, 100), alpha=(1e-6, 0.5), seed=(0, 2**63))
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from typing import Any
 from vla_checkpoint import Bundle
 from vla_evidence.analysis import no_bar, tqdm_bar
 from vla_learning.datasets.reading import DataSet
-from vla_learning.gate import simulator
 from vla_learning.gate.checks import Check, GateSettings, Part, compare_successes
 from vla_learning.gate.recorded import compare_errors, episode_errors
 from vla_learning.running import load_policy
+from vla_learning.training.log import torch_threads
 from vla_policy_node.policies.base import Policy
-from vla_sim.arm import ROBOT_TYPE
+
+SIMULATED = "sim_arm"
+"""The robot type that there is a simulator for."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,15 @@ def judge(base: Bundle, candidate: Bundle, held: Held, settings: GateSettings, *
     """
     policies = load_policy(base), load_policy(candidate, base)
     checks = []
-    if base.manifest.robot_type == ROBOT_TYPE:
+    if base.manifest.robot_type == SIMULATED:
         checks += _simulated(policies, held, settings, quiet)
     checks += _recorded(policies, base, held, settings)
     return Verdict(tuple(checks))
 
 
 def _simulated(policies: tuple[Policy, Policy], held: Held, settings: GateSettings, quiet: bool) -> list[Check]:
+    from vla_learning.gate import simulator  # MuJoCo is not needed for other robots
+
     old, new = simulator.colours_in(held.old_tasks), simulator.colours_in(held.new_tasks)
     wanted: list[tuple[Part, tuple[str, ...], int, float]] = [
         ("old", old, settings.episodes_old, settings.margin_old),
@@ -88,7 +92,8 @@ def _simulated(policies: tuple[Policy, Policy], held: Held, settings: GateSettin
     ]
     bar = no_bar if quiet or not sys.stderr.isatty() else tqdm_bar
     checks = []
-    with bar("gate", 2 * sum(count for _, colours, count, _ in wanted if colours)) as tick:
+    # So small a network takes several times as long on more threads.
+    with torch_threads(1), bar("gate", 2 * sum(count for _, colours, count, _ in wanted if colours)) as tick:
         for part, colours, count, margin in wanted:
             if not colours:
                 continue

@@ -24,8 +24,9 @@ import numpy.typing as npt
 
 from vla_evidence.analysis import Bar, no_bar
 from vla_evidence.simulate.report import Report
-from vla_evidence.tables import table
+from vla_evidence.tables import plural, table
 from vla_learning.errors import LearningError
+from vla_learning.gate.checks import GateSettings
 from vla_learning.simulate import plots
 from vla_learning.simulate.trajectory import TrajectorySettings
 
@@ -39,12 +40,12 @@ class Settings:
     """The exercise: ``repeats`` fleets of each kind, in ``jobs`` processes at a time; 0: one a core."""
 
     fleet: TrajectorySettings = field(default_factory=TrajectorySettings)
-    repeats: int = 4
+    repeats: int = 3
     jobs: int = 0
 
     def quick(self) -> Settings:
         """Return a smaller one: fewer weeks, one fleet of each kind, so no error bars."""
-        return replace(self, fleet=replace(self.fleet, weeks=4, evaluated=40, steps=100), repeats=1)
+        return replace(self, fleet=replace(self.fleet, weeks=4, measured_old=80, measured_new=40, steps=100), repeats=1)
 
 
 Weeks = Mapping[str, Floats]
@@ -142,8 +143,12 @@ def _table(s: Settings, name: str, weeks: Weeks) -> str:
         for week in range(s.fleet.weeks + 1)
     ]
     heads = ["week", "success", "old tasks", "new task", "corrected", "stopped by the gate"]
-    measured = f"{s.fleet.evaluated} episodes of old tasks and as many of the new one"
-    note = f"Mean of {s.repeats} fleets ± its standard error; each week {measured}."
+    measured = (
+        f"each week's policy on {s.fleet.measured_old} episodes of old tasks and {s.fleet.measured_new} of the new one"
+    )
+    note = f"{plural(s.repeats, 'fleet')}{', mean ± its standard error' * (s.repeats > 1)}; {measured}."
+    if s.fleet.measured_old < GateSettings().episodes_old:
+        note += " Of so few the gate cannot exclude its margin: it stops good candidates too."
     return table(name, heads, rows, note)
 
 

@@ -126,4 +126,5 @@ def examples_of(groups: list[tuple[float, list[Recording]]]) -> Examples:
         weights=np.asarray(weights),
         instructions=texts,
         pictures=lambda index: seen_pictures[of[index]],
+        rests=np.ones(len(at), np.bool_),
     )

@@ -25,12 +25,14 @@ def drawing(path: Path, columns: int = 1, size: tuple[float, float] = (7.5, 4.2)
     with analysis_packages():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(np.atleast_1d(figure.subplots(1, columns, sharey=True)))
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(True, alpha=0.25)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     yield axes
     figure.savefig(path, metadata={"Software": "vla-fleet"})

@@ -45,7 +45,7 @@ class TrajectorySettings:
         earlier: episodes recorded before the new colour came.
         patience_s: after which the operator takes over [s].
         steps, batch, learning_rate: of a week's training.
-        evaluated: episodes of old tasks, and as many of the new one, on which each week's policy is measured.
+        measured_old, measured_new: episodes of old tasks and of the new one on which each week's policy is measured.
         seed: of all of it.
     """
 
@@ -58,7 +58,8 @@ class TrajectorySettings:
     steps: int = 120
     batch: int = 32
     learning_rate: float = 3e-4
-    evaluated: int = 100
+    measured_old: int = 200
+    measured_new: int = 100
     seed: int = 0
 
 
@@ -84,8 +85,8 @@ def trajectory(settings: TrajectorySettings, folder: Path) -> Iterator[Week]:
     s, arm = settings, Arm()
     rng = np.random.default_rng([s.seed, 0])
     measured = np.random.default_rng([s.seed, 1])
-    old = [task_for(OLD_COLOURS[i % len(OLD_COLOURS)], measured) for i in range(s.evaluated)]
-    new = [task_for(NEW_COLOUR, measured) for _ in range(s.evaluated)]
+    old = [task_for(OLD_COLOURS[i % len(OLD_COLOURS)], measured) for i in range(s.measured_old)]
+    new = [task_for(NEW_COLOUR, measured) for _ in range(s.measured_new)]
     current = make_newcomer(folder / "0", s.seed)
     policy = load_policy(current)
     buffer = _work(arm, policy, fleet_tasks(rng, s.earlier, 0.0), s) if s.replay else []

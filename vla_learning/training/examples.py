@@ -2,7 +2,8 @@
 """What a policy learns from: moments of recorded episodes, each with the actions that followed it.
 
 An example is a moment: picture, state, instruction, and as its target the chunk of actions that were commanded from then on. The
-target ends where the demonstration does (``until``): what lies behind is masked, not invented.
+target ends where the demonstration does (``until``). What lies behind is masked, or, where the demonstration came to rest, the
+last command is held: else nothing would teach the end of a chunk to stay, and the arm trembles where it should rest.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Examples:
         weights: how often each example is drawn, relative to the others, ``[N]``; 0: never.
         instructions: N texts.
         pictures: gives the examples' pictures.
+        rests: whether each example's demonstration came to rest at its end, ``[N]``; None: none did.
     """
 
     states: Floats
@@ -40,6 +42,7 @@ class Examples:
     weights: npt.NDArray[np.float64]
     instructions: Sequence[str]
     pictures: Pictures
+    rests: npt.NDArray[np.bool_] | None = None
     _cumulated: npt.NDArray[np.float64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -59,10 +62,12 @@ class Examples:
         return np.minimum(np.searchsorted(self._cumulated, drawn, side="right"), len(self) - 1)
 
     def chunks(self, index: Index, horizon: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Return the actions that followed, ``[n, horizon, A]``, and which of them are real, ``[n, horizon]``.
+        """Return the actions that followed, ``[n, horizon, A]``, and which of them count, ``[n, horizon]``.
 
-        Behind a demonstration's end its last action is repeated.
+        Behind a demonstration's end its last action is repeated; that counts if it came to rest there.
         """
         steps = self.at[index, None] + np.arange(horizon)
-        real = steps < self.until[index, None]
-        return self.actions[np.minimum(steps, self.until[index, None] - 1)], real
+        counts = steps < self.until[index, None]
+        if self.rests is not None:
+            counts |= self.rests[index, None]
+        return self.actions[np.minimum(steps, self.until[index, None] - 1)], counts

@@ -23,6 +23,7 @@ from torch.nn import functional
 from vla_checkpoint.adapter import ADAPTER_CONFIG_NAME
 from vla_checkpoint.files import write_atomically
 from vla_checkpoint.shards import ADAPTER_WEIGHTS_NAME
+from vla_learning.training.errors import check_range
 
 _PREFIX = "base_model.model."
 
@@ -40,6 +41,10 @@ class LoRASettings:
     rank: int = 8
     alpha: float = 16.0
     freeze_a: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise TRAINING_SETTING for what no adapter can have."""
+        check_range(self, rank=(1, 1024), alpha=(1e-3, 1e4))
 
 
 class LoRALinear(nn.Module):

@@ -44,13 +44,14 @@ def _check_features(dataset: DataSet, names: Iterable[str]) -> None:
             raise TrainingError("TRAINING_DATA_SET", dataset.folder, f"has no {name}; it has {have}")
 
 
-def examples_of(dataset: DataSet, episodes: Sequence[int], state: str, camera: str) -> Examples:
+def examples_of(dataset: DataSet, episodes: Sequence[int], state: str, camera: str, *, rest: bool = False) -> Examples:
     """Return the examples of some episodes.
 
     Args:
         dataset: with the columns of ``vla-fleet dataset build``, or any LeRobotDataset v3.0 (then all steps weigh the same).
         episodes: numbers of episodes.
         state, camera: features that the policy sees.
+        rest: hold the last action of what was shown up to an episode's end; right where actions are absolute positions.
 
     Raises:
         TrainingError: ``TRAINING_DATA_SET``: a feature is not there.
@@ -59,12 +60,13 @@ def examples_of(dataset: DataSet, episodes: Sequence[int], state: str, camera: s
     _check_features(dataset, (state, camera, layout.ACTION))
     found = dataset.columns(state, layout.ACTION, "task_index")
     weights, corrected = _weights(dataset)
-    at, until, own = [], [], []
+    at, until, own, rests = [], [], [], []
     for number in episodes:
         steps = np.arange(dataset.episodes[number].start, dataset.episodes[number].stop)
         learned, ends = _demonstrated(steps, corrected[steps])
         at.append(learned)
         until.append(ends)
+        rests.append(ends == steps[-1] + 1)
         shown = weights[learned].sum()
         own.append(weights[learned] * (weights[steps].sum() / shown if shown > 0.0 else 0.0))
     frames: Index = np.concatenate(at) if at else np.zeros(0, np.intp)
@@ -76,6 +78,7 @@ def examples_of(dataset: DataSet, episodes: Sequence[int], state: str, camera: s
         weights=np.concatenate(own) if own else np.zeros(0),
         instructions=[dataset.tasks[task] for task in found["task_index"][frames]],
         pictures=lambda index: dataset.pictures(camera, frames[index]),
+        rests=np.concatenate(rests) if rest and rests else None,
     )
 
 

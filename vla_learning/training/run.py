@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -117,7 +118,8 @@ def train(
     learned = tuple(n for n in range(len(data.episodes)) if n not in kept)
     work, out = run.folder / "work", run.bundle
     work.mkdir(exist_ok=True)
-    out.mkdir(exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)  # of an interrupted run; what a trainer goes on from lies in ``work``
+    out.mkdir()
     task = Task(dataset, opened, learned, out, work, settings.seed, quiet)
     trained = trainer.train(task)
     run.note(training=dict(trained.figures), held_out=sorted(kept))
@@ -181,7 +183,7 @@ def _begin(data: DataSet, base: Bundle, trainer: Trainer, runs: Path, settings: 
     path.parent.mkdir(parents=True, exist_ok=True)
     run = Run(path.parent, {})
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    run.note(id=name, begun=now, dataset_folder=str(data.folder), base_folder=str(base.path), **what)
+    run.note(id=name, begun=now, dataset_folder=str(data.folder), **what)
     return run
 
 

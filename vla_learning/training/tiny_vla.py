@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import safetensors.torch
@@ -27,7 +27,7 @@ from vla_checkpoint.files import write_atomically
 from vla_learning.datasets.reading import DataSet, open_dataset
 from vla_learning.training import checkpoint
 from vla_learning.training.checkpoint import Standing
-from vla_learning.training.errors import TrainingError
+from vla_learning.training.errors import TrainingError, check_range
 from vla_learning.training.examples import Examples, Index
 from vla_learning.training.log import TrainingLog, plot_losses, torch_threads
 from vla_learning.training.lora import LoRASettings, insert, write_adapter
@@ -68,16 +68,27 @@ class Settings:
     threads: int = 1
     lora: LoRASettings = field(default_factory=LoRASettings)
 
+    def __post_init__(self) -> None:
+        """Raise TRAINING_SETTING for what no run can have."""
+        if self.method not in get_args(Method):
+            raise TrainingError(
+                "TRAINING_SETTING", "method", f"{self.method!r} is none of {', '.join(get_args(Method))}"
+            )
+        whole = {name: (1, 10**7) for name in ("steps", "batch", "checkpoint_every")}
+        check_range(
+            self, **whole, learning_rate=(1e-9, 1.0), warm_up_steps=(0, 10**7), weight_decay=(0, 1), threads=(1, 1024)
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
-    """What the network gets and what it should say, normalised; ``real``: which targets count, ``[B, H]``."""
+    """What the network gets and what it should say, normalised; ``counts``: which targets do, ``[B, H]``."""
 
     picture: Tensor
     state: Tensor
     words: Tensor
     offsets: Tensor
-    real: Tensor
+    counts: Tensor
 
 
 def fine_tune(
@@ -183,7 +194,7 @@ class _Tuner:
         for name in _COPIED:
             write_atomically(out / name, (base / name).read_bytes())
         if self._adapters:
-            write_adapter(out, self._adapters, self._settings.lora, base.name)
+            write_adapter(out, self._adapters, self._settings.lora, f"{base.parent.name}/{base.name}")
             return
         state = {
             name: tensor.detach().contiguous().to(self._dtypes[name])
@@ -198,7 +209,7 @@ class _Tuner:
 
     def _batch(self, examples: Examples, index: Index) -> Batch:
         processor, horizon = self._processor, self._model.config.chunk_size
-        actions, real = examples.chunks(index, horizon)
+        actions, counts = examples.chunks(index, horizon)
         state = torch.from_numpy(examples.states[examples.at[index]])
         words = [processor.tokenize(examples.instructions[i]) for i in index]
         picture = processor.picture(examples.pictures(index))
@@ -207,13 +218,13 @@ class _Tuner:
             state=processor.state.normalise(state),
             words=torch.tensor(words),
             offsets=processor.offsets(torch.from_numpy(actions), state),
-            real=torch.from_numpy(real),
+            counts=torch.from_numpy(counts),
         )
 
     def _loss(self, batch: Batch) -> Tensor:
         said = self._model(batch.picture, batch.state, batch.words)
         error = (said - batch.offsets).abs().mean(dim=-1)
-        loss: Tensor = (error * batch.real).sum() / batch.real.sum()
+        loss: Tensor = (error * batch.counts).sum() / batch.counts.sum()
         return loss
 
 
@@ -238,7 +249,10 @@ class TinyVLATrainer:
         dataset = open_dataset(task.dataset)
         _check_fits(dataset, config, manifest.action.rate_hz)
         others = [number for number in range(len(dataset.episodes)) if number not in set(task.episodes)]
-        examples, held_out = (examples_of(dataset, e, STATE, config.image_key) for e in (task.episodes, others))
+        rest = all(channel.mode == "absolute" for channel in manifest.action.channels)
+        examples, held_out = (
+            examples_of(dataset, e, STATE, config.image_key, rest=rest) for e in (task.episodes, others)
+        )
         standing = fine_tune(
             task.base.path, examples, task.out, task.work, self.settings, seed=task.seed, held_out=held_out,
             run={"base": task.base.digest, "episodes": list(task.episodes)}, quiet=task.quiet,

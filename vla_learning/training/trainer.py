@@ -24,7 +24,7 @@ class Task:
         dataset: folder of a LeRobotDataset v3.0.
         base: the bundle to begin with; never changed.
         episodes: those of the data set to learn from; the others are kept for the gate.
-        out: folder for the candidate's files; it may be there already.
+        out: folder for the candidate's files, empty.
         work: folder for what the trainer keeps for itself: checkpoints, plots, logs.
         seed: of everything that is drawn.
         quiet: show no progress.
