@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exercise 4: robots that keep their episodes and merge LoRA adapters, against one training with everybody's episodes.
 
-The people at each robot's site call one block by a word of their own ("reach the crimson block"), which the fleet's policy has in
-its vocabulary and has never learned. Each robot records episodes and fine-tunes an adapter on them. Each round the adapters are
-merged, the merge is folded into the base of the next round (as FLoRA does, arXiv 2409.05976), and each robot goes on from there.
-Only the robot itself sees its episodes; in the end each has to know every site's word.
+People have taken to new words for the blocks ("reach the crimson block"), each site mostly to one of its own. The fleet's policy
+has the words in its vocabulary and has never learned them. Each robot records episodes and fine-tunes an adapter on them. Each
+round the adapters are merged, the merge is folded into the base of the next round (as FLoRA does, arXiv 2409.05976), and every
+robot goes on from there. Only the robot itself sees its episodes; in the end each is asked for all words alike.
 
 Compared are the exact merge, the average of the factors A and B (the seed's; with a start of its own for each robot, or a common
 one), every robot for itself, and LoRA training on all episodes in one place for as many batches. Policies are judged in the same
-simulated episodes of all sites. Trainings and judgements run in processes beside each other; results depend on the seed only.
+simulated episodes. Trainings and judgements run in processes beside each other; results depend on the seed only.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Score:
-    """Successes and episodes, of those that use a site's word and of the others."""
+    """Successes and episodes, of those that ask by a new word and of the others."""
 
     new: tuple[int, int] = (0, 0)
     old: tuple[int, int] = (0, 0)
@@ -226,7 +226,7 @@ class _Exercise:
 
 
 def make_base(folder: Path, seed: int) -> Bundle:
-    """Write the shipped bundle with the sites' words in its vocabulary, and embeddings as they are before any training."""
+    """Write the shipped bundle with the new words in its vocabulary, and embeddings as they are before any training."""
     folder.mkdir()
     config = json.loads((SHIPPED_BUNDLE / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", {**config, "vocabulary": [*config["vocabulary"], *WORDS]})
@@ -297,7 +297,7 @@ def _table(outcome: Outcome) -> str:
         traffic = [f"{side[way] / 1e6:.2f}" if way in side else "0" for side in (outcome.up, outcome.down)]
         rates = [f"{won / of:.1%}" for won, of in (finals[way].all, finals[way].new, finals[way].old) if of]
         rows.append([way, rates[0], f"{low:.1%} to {high:.1%}", *rates[1:], *traffic])
-    heads = ["", "success", "95 % interval", "sites' words", "old words", "sent [MB]", "received [MB]"]
+    heads = ["", "success", "95 % interval", "new words", "old words", "sent [MB]", "received [MB]"]
     title = f"{ROBOTS} robots, {s.episodes} episodes each, {s.rounds} rounds of {s.steps} steps, {s.trials} trials"
     note = f"Bytes are each robot's. Largest relative error of an exact merge against the sum: {outcome.exactness:.1e}."
     return table(title, heads, rows, note)

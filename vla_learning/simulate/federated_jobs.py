@@ -33,13 +33,13 @@ from vla_sim.evaluate import Execution, run_episode
 from vla_sim.task import Episode, sample_episode
 
 WORDS = ("crimson", "emerald", "azure", "amber")
-"""Of each robot's site, for the blocks in the order of ``BLOCK_COLOURS``."""
+"""New words for the blocks, in the order of ``BLOCK_COLOURS``; each is what one robot's site says most."""
 ROBOTS = len(WORDS)
 Job = dict[str, Any]
 
 _TOP = Path(__file__).parents[2]
-_OWN_SHARE = 0.5
-"""Share of a site's episodes that ask for its block by its word."""
+_NEW_SHARE, _OWN_SHARE = 0.5, 0.55
+"""Share of the episodes that ask by a new word, and of these the share of the site's own."""
 _EVERY_TICKS = 5
 
 
@@ -98,13 +98,16 @@ class Workers:
             process.communicate()
 
 
-def site_episode(rng: np.random.Generator, site: int) -> Episode:
-    """Return an episode of a site: half of them ask for its block by its word, the others for any block as everybody does."""
+def site_episode(rng: np.random.Generator, site: int | None) -> Episode:
+    """Return an episode of a site: half of them ask by a new word, mostly the site's own. ``None``: by all words alike."""
     episode = sample_episode(rng)
-    if rng.uniform() < _OWN_SHARE:
-        text = episode.instruction.replace(episode.colour, WORDS[site])
-        return replace(episode, colour=BLOCK_COLOURS[site], instruction=text)
-    return episode
+    if rng.uniform() >= _NEW_SHARE:
+        return episode
+    others = [word for word in range(ROBOTS) if word != site]
+    own = site is not None and rng.uniform() < _OWN_SHARE
+    block = site if site is not None and own else others[int(rng.integers(len(others)))]
+    text = episode.instruction.replace(episode.colour, WORDS[block])
+    return replace(episode, colour=BLOCK_COLOURS[block], instruction=text)
 
 
 def record(base: str, site: int, episodes: int, seed: int) -> float:
@@ -144,11 +147,11 @@ def train(
 
 
 def judge(policy: str, trials: int, seed: int, number: int) -> dict[str, tuple[int, int]]:
-    """Return successes and episodes, of those that ask by a site's word (``new``) and of the others (``old``)."""
+    """Return successes and episodes, of those that ask by a new word (``new``) and of the others (``old``)."""
     rng, arm, loaded = np.random.default_rng([seed, 2, number]), Arm(), load_policy(Path(policy))
     found: dict[str, list[bool]] = {"new": [], "old": []}
     for _ in range(trials):
-        episode = site_episode(rng, int(rng.integers(ROBOTS)))
+        episode = site_episode(rng, None)
         asked = "new" if any(word in episode.instruction for word in WORDS) else "old"
         found[asked].append(run_episode(arm, loaded, episode, Execution()).success)
     return {name: (sum(successes), len(successes)) for name, successes in found.items()}
