@@ -59,8 +59,8 @@ class Settings:
         jobs: processes at a time; 0: one a core.
     """
 
-    rounds: int = 5
-    steps: int = 60
+    rounds: int = 6
+    steps: int = 100
     episodes: int = 40
     trials: int = 200
     rank: int = 8
@@ -71,7 +71,7 @@ class Settings:
 
     def quick(self) -> Settings:
         """Return a smaller exercise."""
-        return replace(self, rounds=2, steps=30, episodes=10, trials=50)
+        return replace(self, rounds=2, steps=80, episodes=20, trials=30)
 
 
 @dataclass(frozen=True)
