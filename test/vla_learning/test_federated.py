@@ -9,20 +9,9 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from vla_learning.simulate.federated import (
-    ALONE,
-    AVERAGED,
-    AVERAGED_ALIKE,
-    BASE,
-    CENTRAL,
-    EXACT,
-    WAYS,
-    Settings,
-    average,
-    make_base,
-    run,
-)
+from vla_learning.simulate.federated import WAYS, Settings, average, make_base, run
 from vla_learning.simulate.federated_jobs import ROBOTS, WORDS, site_episode
+from vla_learning.simulate.federated_plot import ALONE, AVERAGED, AVERAGED_ALIKE, BASE, CENTRAL, EXACT
 from vla_sim.arm import BLOCK_COLOURS, Arm
 from vla_sim.bundle import SHIPPED_BUNDLE, load_policy
 from vla_sim.observation import observe
@@ -52,7 +41,7 @@ def test_the_exercise_compares_every_way_on_the_same_episodes_and_writes_its_plo
     assert up[EXACT] == up[AVERAGED] == up[AVERAGED_ALIKE] and down[EXACT] > 3 * down[AVERAGED]
     assert up[CENTRAL] == figures["episode_bytes"] > 0
     files = {path.name for path in report.write(tmp_path)}
-    assert files == {"federated_success.png", "federated.json"}
+    assert files == {"federated_success.png", "federated_bytes.png", "federated.json"}
     assert json.loads((tmp_path / "federated.json").read_text())["sentence"] == report.sentence
     assert all(way in report.text for way in (BASE, ALONE, CENTRAL, *WAYS))
 

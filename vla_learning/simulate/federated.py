@@ -36,12 +36,10 @@ from vla_learning.adapters.merging import merge
 from vla_learning.adapters.reading import open_clients
 from vla_learning.adapters.writing import write_merge
 from vla_learning.simulate.federated_jobs import ROBOTS, WORDS, Job, Workers
-from vla_learning.simulate.federated_plot import draw
+from vla_learning.simulate.federated_plot import ALONE, AVERAGED, AVERAGED_ALIKE, BASE, CENTRAL, EXACT, success, traffic
 from vla_sim.bundle import SHIPPED_BUNDLE, read_weights, seal, write_json, write_weights
 
-EXACT, AVERAGED, AVERAGED_ALIKE = "exact merge", "A and B averaged apart", "the same, robots start alike"
 WAYS = (EXACT, AVERAGED, AVERAGED_ALIKE)
-CENTRAL, ALONE, BASE = "all episodes in one place", "each robot alone", "base"
 
 _TRIALS_AT_ONCE = 50
 
@@ -118,7 +116,9 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
     sentence = _sentence(outcome)
     text = f"{sentence}\n\n{_table(outcome)}"
     figures = {**asdict(outcome), "settings": asdict(settings)}
-    return Report("federated", sentence, text, figures, {"success": partial(draw, outcome)})
+    return Report(
+        "federated", sentence, text, figures, {"success": partial(success, outcome), "bytes": partial(traffic, outcome)}
+    )
 
 
 def simulate(settings: Settings, bar: Bar = no_bar) -> Outcome:
