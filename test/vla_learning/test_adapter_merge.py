@@ -250,3 +250,15 @@ def test_a_folder_that_exists_is_not_written_over(tmp_path: Path, base: Manifest
     with refused("MERGE_DESTINATION"):
         run(tmp_path, [folder], "a")
     assert deltas_of(folder) and not list(tmp_path.glob(".a.*"))
+
+
+def test_a_version_that_is_none_leaves_nothing_behind_and_others_may_read_what_is_written(
+    tmp_path: Path, base: Manifest
+) -> None:
+    folder, opened = make_adapter(tmp_path / "a", base, 1), open_base(tmp_path / "base")
+    merged = merge(open_clients([folder], opened), Settings())
+    with refused("VERSION_INVALID"):
+        write_merge(merged, opened, tmp_path / "out", "next")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "base"]
+    write_merge(merged, opened, tmp_path / "out", "3.0.0")
+    assert {path.stat().st_mode & 0o444 for path in (tmp_path / "out").iterdir()} == {0o444}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 adapters_app = typer.Typer(no_args_is_help=True, help="LoRA adapters that robots trained.")
 
+_EXAMPLES = "examples"
 _METHODS = "mean (weighted), geometric-median or krum (both stand some bad clients), or ffa (all share a frozen A)."
 
 
@@ -31,7 +32,11 @@ def merge(
     method: Annotated[str, typer.Option(help=_METHODS)] = "mean",
     rank: Annotated[int | None, typer.Option(help="Recompress to this rank; default: exact.", min=1)] = None,
     weights: Annotated[
-        str, typer.Option(help="One for each adapter, such as episodes: 120,80,45. Default: equal.")
+        str,
+        typer.Option(
+            help="One for each adapter, such as its episodes (120,80,45); or 'examples': as many as each says it was trained on. "
+            "Default: equal."
+        ),
     ] = "",
     clip: Annotated[
         float | None, typer.Option(help="Shorten adapters to so many times the median adapter's norm.")
@@ -41,7 +46,7 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Merge adapters into one bundle, with a certificate of what it is the sum of. Then: vla-fleet publish."""
-    from vla_learning.adapters.merging import METHODS, Settings
+    from vla_learning.adapters.merging import METHODS, Settings, example_counts
     from vla_learning.adapters.merging import merge as merge_adapters
     from vla_learning.adapters.reading import open_base, open_clients
     from vla_learning.adapters.writing import write_merge
@@ -49,9 +54,12 @@ def merge(
     chosen = next((known for known in METHODS if known == method), None)
     if chosen is None:
         raise typer.BadParameter(f"must be one of {', '.join(METHODS)}", param_hint="--method")
-    settings = Settings(chosen, _numbers(weights), rank, clip, attackers)
+    given = () if weights == _EXAMPLES else _numbers(weights)
     opened = open_base(base)
     clients = open_clients(folders, opened)
+    if weights == _EXAMPLES:
+        given = example_counts(clients)
+    settings = Settings(chosen, given, rank, clip, attackers)
     merged = merge_adapters(clients, settings)
     manifest, certificate = write_merge(merged, opened, to, version)
     if as_json:

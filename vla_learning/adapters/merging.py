@@ -123,6 +123,18 @@ def merge(clients: Sequence[Client], settings: Settings) -> Merge:
     )
 
 
+def example_counts(clients: Sequence[Client]) -> tuple[float, ...]:
+    """Return how many examples each client says that it was trained on, for weights.
+
+    Raises:
+        AdapterError: ``MERGE_SETTINGS``: one does not say.
+    """
+    for client in clients:
+        if client.examples is None:
+            _refuse(f"{client.name} does not say how many examples it was trained on; give the weights as numbers")
+    return tuple(float(client.examples or 0) for client in clients)
+
+
 def _check(settings: Settings, clients: int) -> None:
     weights = settings.weights
     if weights and len(weights) != clients:

@@ -20,7 +20,7 @@ from vla_checkpoint.errors import AdapterError
 from vla_checkpoint.scan import check_values, scan_file
 from vla_checkpoint.shards import ADAPTER_WEIGHTS_NAME
 from vla_checkpoint.stats import Stats
-from vla_checkpoint.strict_json import load_object
+from vla_checkpoint.strict_json import is_int, load_object
 from vla_checkpoint.tensors import read_array
 from vla_learning.adapters.lowrank import FloatArray, LowRank
 
@@ -43,6 +43,13 @@ class Client:
     task_type: str | None
     changes: Mapping[str, Change]
     """Module of the base → what is done to its weight."""
+
+    @property
+    def examples(self) -> int | None:
+        """How many examples it was trained on, as its manifest says (``lineage.training.examples``); ``None``: it does not."""
+        training = {} if self.bundle is None else self.bundle.manifest.lineage.get("training")
+        count = training.get("examples") if isinstance(training, dict) else None
+        return count if is_int(count) and count > 0 else None
 
     def product(self, module: str) -> LowRank | None:
         """Read what it changes of a module, in float64 with its scale; ``None``: nothing.

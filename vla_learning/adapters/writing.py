@@ -20,7 +20,7 @@ import safetensors.numpy
 from vla_checkpoint import BaseRef, Bundle, Manifest, build_manifest, open_bundle, parse_version, write_manifest
 from vla_checkpoint.adapter import ADAPTER_CONFIG_NAME
 from vla_checkpoint.config import CONFIG_NAME
-from vla_checkpoint.errors import AdapterError, FileError
+from vla_checkpoint.errors import AdapterError, CheckpointError, FileError
 from vla_checkpoint.files import write_atomically
 from vla_checkpoint.processors import PROCESSOR_NAMES
 from vla_checkpoint.shards import ADAPTER_WEIGHTS_NAME
@@ -80,6 +80,8 @@ def write_merge(merge: Merge, base: Bundle, out: Path, version: str = "") -> tup
         open_bundle(aside)
         aside.chmod(0o755)  # mkdtemp's is private
         aside.rename(out)
+    except CheckpointError as e:
+        raise e.moved(aside, out) from e
     except OSError as e:
         raise FileError("FILE_NOT_WRITTEN", out, e.strerror or str(e)) from e
     finally:
@@ -165,7 +167,7 @@ def _write_files(merge: Merge, base: Bundle, folder: Path) -> dict[str, Any]:
     for module in merge.modules:
         tensors[f"base_model.model.{module.name}.lora_A.weight"] = module.a
         tensors[f"base_model.model.{module.name}.lora_B.weight"] = module.b
-    safetensors.numpy.save_file(tensors, folder / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
+    write_atomically(folder / ADAPTER_WEIGHTS_NAME, safetensors.numpy.save(tensors, {"format": "pt"}))
     _write_json(folder / ADAPTER_CONFIG_NAME, peft_config(merge))
     found = _certificate(merge, base, open_client(folder, base, folder.name))
     _write_json(folder / CERTIFICATE_NAME, found)

@@ -1,39 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exercise 4: robots that keep their episodes and merge LoRA adapters, against one training with everybody's episodes.
 
-The people at each robot's site call one block by a word of their own ("reach the crimson block"), which the fleet's policy has in
-its vocabulary and has never learned. Each robot records episodes and fine-tunes an adapter on them. Each round the adapters are
-merged, the merge is folded into the base of the next round (as FLoRA does, arXiv 2409.05976), and each robot goes on from there.
-Only the robot itself sees its episodes; in the end each has to know every site's word.
+People have taken to new words for the blocks ("reach the crimson block"), each site mostly to one of its own. The fleet's policy
+has the words in its vocabulary and has never learned them. Each robot records episodes and fine-tunes an adapter on them. Each
+round the adapters are merged, the merge is folded into the base of the next round (as FLoRA does, arXiv 2409.05976), and every
+robot goes on from there. Only the robot itself sees its episodes; in the end each is asked for all words alike.
 
 Compared are the exact merge, the average of the factors A and B (the seed's; with a start of its own for each robot, or a common
 one), every robot for itself, and LoRA training on all episodes in one place for as many batches. Policies are judged in the same
-simulated episodes of all sites. Trainings and judgements run in processes beside each other; results depend on the seed only.
+simulated episodes. Trainings and judgements run in processes beside each other; results depend on the seed only.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
-import torch
-from PIL import Image
 
 from vla_checkpoint import Bundle, import_folder, open_bundle
 from vla_checkpoint.shards import ADAPTER_WEIGHTS_NAME
-from vla_evidence.analysis import Bar, Tick, no_bar
+from vla_evidence.analysis import Bar, no_bar
 from vla_evidence.sequential.intervals import wilson_interval
 from vla_evidence.simulate.report import Report
 from vla_evidence.tables import table
@@ -41,27 +35,12 @@ from vla_learning.adapters.merging import Settings as MergeSettings
 from vla_learning.adapters.merging import merge
 from vla_learning.adapters.reading import open_clients
 from vla_learning.adapters.writing import write_merge
-from vla_learning.simulate.federated_plot import draw
-from vla_learning.simulate.operator import Recording, examples_of
-from vla_learning.simulate.operator import run as record
-from vla_learning.training.lora import LoRASettings
-from vla_learning.training.tiny_vla import Settings as TrainingSettings
-from vla_learning.training.tiny_vla import fine_tune
-from vla_sim.arm import BLOCK_COLOURS, Arm
-from vla_sim.bundle import SHIPPED_BUNDLE, load_policy, read_weights, seal, write_json, write_weights
-from vla_sim.evaluate import Execution, run_episode
-from vla_sim.task import Episode, sample_episode
+from vla_learning.simulate.federated_jobs import ROBOTS, WORDS, Job, Workers
+from vla_learning.simulate.federated_plot import ALONE, AVERAGED, AVERAGED_ALIKE, BASE, CENTRAL, EXACT, success, traffic
+from vla_sim.bundle import SHIPPED_BUNDLE, read_weights, seal, write_json, write_weights
 
-WORDS = ("crimson", "emerald", "azure", "amber")
-"""Of each robot's site, for the blocks in the order of ``BLOCK_COLOURS``."""
-ROBOTS = len(WORDS)
-EXACT, AVERAGED, AVERAGED_ALIKE = "exact merge", "A and B averaged apart", "the same, robots start alike"
 WAYS = (EXACT, AVERAGED, AVERAGED_ALIKE)
-CENTRAL, ALONE, BASE = "all episodes in one place", "each robot alone", "base"
 
-_OWN_SHARE = 0.5
-"""Share of a site's episodes that ask for its block by its word."""
-_EVERY_TICKS = 5
 _TRIALS_AT_ONCE = 50
 
 
@@ -78,23 +57,24 @@ class Settings:
         jobs: processes at a time; 0: one a core.
     """
 
-    rounds: int = 5
-    steps: int = 60
+    rounds: int = 6
+    steps: int = 100
     episodes: int = 40
     trials: int = 200
     rank: int = 8
-    learning_rate: float = 1e-3
+    batch: int = 32
+    learning_rate: float = 2e-3
     seed: int = 0
     jobs: int = 0
 
     def quick(self) -> Settings:
         """Return a smaller exercise."""
-        return replace(self, rounds=2, steps=30, episodes=10, trials=50)
+        return replace(self, rounds=2, steps=80, episodes=20, trials=30)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Successes and episodes, of those that use a site's word and of the others."""
+    """Successes and episodes, of those that ask by a new word and of the others."""
 
     new: tuple[int, int] = (0, 0)
     old: tuple[int, int] = (0, 0)
@@ -136,130 +116,117 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
     sentence = _sentence(outcome)
     text = f"{sentence}\n\n{_table(outcome)}"
     figures = {**asdict(outcome), "settings": asdict(settings)}
-    return Report("federated", sentence, text, figures, {"success": partial(draw, outcome)})
+    return Report(
+        "federated", sentence, text, figures, {"success": partial(success, outcome), "bytes": partial(traffic, outcome)}
+    )
 
 
 def simulate(settings: Settings, bar: Bar = no_bar) -> Outcome:
-    """Train, merge and judge."""
-    ways, judged = len(WAYS), settings.rounds * len(WAYS) + ROBOTS + 2
-    jobs = ROBOTS + (settings.rounds * ways + 2) * ROBOTS + judged * len(_batches(settings))
-    context = multiprocessing.get_context("spawn")  # torch does not survive a fork
-    processes = settings.jobs or len(os.sched_getaffinity(0))
+    """Train, merge and judge.
+
+    Raises:
+        LearningError: ``SIMULATION_FAILED``.
+    """
+    s = settings
+    trainings = (s.rounds * len(WAYS) + 1) * ROBOTS + 1
+    judged = s.rounds * len(WAYS) + ROBOTS + 2
+    jobs = ROBOTS + trainings + judged * len(_batches(s))
     with (
         tempfile.TemporaryDirectory(prefix="federated.") as folder,
-        ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool,
         bar("federated", jobs) as tick,
+        Workers(s.jobs or len(os.sched_getaffinity(0)), tick) as workers,
     ):
-        return _Exercise(settings, Path(folder), pool, tick).run()
+        return _Exercise(s, Path(folder), workers).run()
 
 
 class _Exercise:
     """One run of it, its files in one folder."""
 
-    def __init__(self, settings: Settings, folder: Path, pool: ProcessPoolExecutor, tick: Tick) -> None:
-        self._settings, self._folder, self._pool, self._tick = settings, folder, pool, tick
+    def __init__(self, settings: Settings, folder: Path, workers: Workers) -> None:
+        self._settings, self._folder, self._workers = settings, folder, workers
         self._base = make_base(folder / "base", settings.seed)
-        self._recordings: list[list[Recording]] = []
+        self._data = {"base": str(self._base.path), "episodes": settings.episodes, "seed": settings.seed}
         self._exactness = 0.0
-        self._bytes: dict[str, list[tuple[int, int]]] = {way: [] for way in WAYS}
+        self._up, self._down = dict.fromkeys(WAYS, 0.0), dict.fromkeys(WAYS, 0.0)
 
     def run(self) -> Outcome:
         s = self._settings
-        self._recordings = self._all(_record, [(self._base.path, site, s) for site in range(ROBOTS)])
+        sizes = self._workers.do([{"job": "record", "site": site, **self._data} for site in range(ROBOTS)])
+        episode = float(np.mean(sizes))
         rounds: dict[str, list[Score]] = {way: [] for way in WAYS}
         bases = dict.fromkeys(WAYS, self._base)
         for number in range(s.rounds):
-            for way in WAYS:
-                bases[way] = self._round(way, number, bases[way])
-                rounds[way].append(self._judge(bases[way]))
-        alone, central = self._alone(), self._central()
-        scores = {
-            BASE: self._judge(self._base),
-            ALONE: sum((self._judge(policy) for policy in alone), Score()),
-            CENTRAL: self._judge(central),
-        }
-        episode = sum(map(episode_bytes, (r for site in self._recordings for r in site))) / (ROBOTS * s.episodes)
-        up = {way: sum(up for up, _ in self._bytes[way]) for way in WAYS}
-        down = {way: sum(down for _, down in self._bytes[way]) for way in WAYS}
-        adapter = (self._folder / "central" / ADAPTER_WEIGHTS_NAME).stat().st_size
+            bases = self._round(number, bases)
+            for way, score in zip(WAYS, self._judge([bases[way] for way in WAYS]), strict=True):
+                rounds[way].append(score)
+        sites = [[site] for site in range(ROBOTS)]
+        alone = [self._job(self._base, of, f"alone{of[0]}", 1000 + of[0], s.rounds * s.steps) for of in sites]
+        central = self._job(self._base, list(range(ROBOTS)), "central", 2000, ROBOTS * s.rounds * s.steps)
+        self._workers.do([central, *alone])
+        outs = [Path(job["out"]) for job in (central, *alone)]
+        policies = [self._base, *(fold(out, self._base, out.with_suffix(".folded")) for out in outs)]
+        judged = self._judge(policies)
         return Outcome(
             s,
-            scores,
+            {BASE: judged[0], ALONE: sum(judged[2:], Score()), CENTRAL: judged[1]},
             rounds,
-            {**up, CENTRAL: episode * s.episodes},
-            {**down, CENTRAL: adapter},
+            {**self._up, CENTRAL: episode * s.episodes},
+            {**self._down, CENTRAL: _size(outs[0])},
             episode,
             self._exactness,
         )
 
-    def _round(self, way: str, number: int, base: Bundle) -> Bundle:
-        place = self._folder / f"{WAYS.index(way)}.{number}"
-        place.mkdir()
-        clients = [place / f"robot{i}" for i in range(ROBOTS)]
-        seeds = [number * ROBOTS + (0 if way == AVERAGED_ALIKE else i) for i in range(ROBOTS)]
-        self._train(base, [[recordings] for recordings in self._recordings], clients, seeds, self._settings.steps)
-        merged = place / "merged"
+    def _round(self, number: int, bases: dict[str, Bundle]) -> dict[str, Bundle]:
+        """Train every robot of every way, merge, and return the policies that the next round begins with."""
+        jobs = []
+        for i, way in enumerate(WAYS):
+            for site in range(ROBOTS):
+                drawn = number * ROBOTS + (0 if way == AVERAGED_ALIKE else site)
+                jobs.append(self._job(bases[way], [site], f"{number}.{i}.{site}", drawn, self._settings.steps))
+        self._workers.do(jobs)
+        return {
+            way: self._merge(way, bases[way], [Path(job["out"]) for job in jobs[i * ROBOTS : (i + 1) * ROBOTS]])
+            for i, way in enumerate(WAYS)
+        }
+
+    def _merge(self, way: str, base: Bundle, clients: Sequence[Path]) -> Bundle:
+        merged = clients[0].with_suffix(".merged")
         if way == EXACT:
             _, certificate = write_merge(merge(open_clients(clients, base), MergeSettings()), base, merged)
             self._exactness = max(self._exactness, certificate["exactness_error"])
         else:
             average(clients, merged)
-        sent = (clients[0] / ADAPTER_WEIGHTS_NAME).stat().st_size
-        self._bytes[way].append((sent, (merged / ADAPTER_WEIGHTS_NAME).stat().st_size))
-        return fold(merged, base, place / "folded")
+        self._up[way] += _size(clients[0])
+        self._down[way] += _size(merged)
+        return fold(merged, base, clients[0].with_suffix(".folded"))
 
-    def _alone(self) -> list[Bundle]:
+    def _job(self, start: Bundle, sites: list[int], name: str, drawn: int, steps: int) -> Job:
         s = self._settings
-        adapters = [self._folder / f"alone{i}" for i in range(ROBOTS)]
-        groups = [[recordings] for recordings in self._recordings]
-        self._train(self._base, groups, adapters, [1000 + i for i in range(ROBOTS)], s.rounds * s.steps)
-        return [fold(path, self._base, path.with_suffix(".folded")) for path in adapters]
+        return {
+            "job": "train",
+            "start": str(start.path),
+            "sites": sites,
+            "out": str(self._folder / name),
+            "draw": s.seed * 10_000 + drawn,
+            "training": {"steps": steps, "batch": s.batch, "learning_rate": s.learning_rate, "rank": s.rank},
+            **self._data,
+        }
 
-    def _central(self) -> Bundle:
-        s = self._settings
-        out = self._folder / "central"
-        self._train(self._base, [self._recordings], [out], [2000], ROBOTS * s.rounds * s.steps)
-        self._tick(ROBOTS - 1)
-        return fold(out, self._base, out.with_suffix(".folded"))
-
-    def _train(
-        self,
-        base: Bundle,
-        groups: Sequence[Sequence[list[Recording]]],
-        outs: Sequence[Path],
-        seeds: Sequence[int],
-        steps: int,
-    ) -> None:
-        s = self._settings
-        training = TrainingSettings(
-            "lora", steps, learning_rate=s.learning_rate, checkpoint_every=steps, lora=LoRASettings(s.rank)
+    def _judge(self, policies: Sequence[Bundle]) -> list[Score]:
+        batches = _batches(self._settings)
+        found = self._workers.do(
+            [
+                {"job": "judge", "policy": str(policy.path), "seed": self._settings.seed, "number": i, "trials": trials}
+                for policy in policies
+                for i, trials in enumerate(batches)
+            ]
         )
-        seeded = [s.seed * 10_000 + seed for seed in seeds]
-        jobs = [(base.path, *job, training) for job in zip(groups, outs, seeded, strict=True)]
-        self._all(_train, jobs)
-
-    def _judge(self, policy: Bundle) -> Score:
-        batches = [(policy.path, self._settings.seed, *batch) for batch in _batches(self._settings)]
-        return sum(self._all(_judge, batches), Score())
-
-    def _all(self, job: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
-        futures = [self._pool.submit(job, *each) for each in arguments]
-        for future in futures:
-            future.add_done_callback(lambda _: self._tick(1))
-        return [future.result() for future in futures]
-
-
-def site_episode(rng: np.random.Generator, site: int) -> Episode:
-    """Return an episode of a site: half of them ask for its block by its word, the others for any block as everybody does."""
-    episode = sample_episode(rng)
-    if rng.uniform() < _OWN_SHARE:
-        text = episode.instruction.replace(episode.colour, WORDS[site])
-        return replace(episode, colour=BLOCK_COLOURS[site], instruction=text)
-    return episode
+        scores = [Score(tuple(each["new"]), tuple(each["old"])) for each in found]
+        return [sum(scores[i : i + len(batches)], Score()) for i in range(0, len(scores), len(batches))]
 
 
 def make_base(folder: Path, seed: int) -> Bundle:
-    """Write the shipped bundle with the sites' words in its vocabulary, and embeddings as they are before any training."""
+    """Write the shipped bundle with the new words in its vocabulary, and embeddings as they are before any training."""
     folder.mkdir()
     config = json.loads((SHIPPED_BUNDLE / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", {**config, "vocabulary": [*config["vocabulary"], *WORDS]})
@@ -296,43 +263,13 @@ def fold(adapter: Path, base: Bundle, out: Path) -> Bundle:
     return open_bundle(out)
 
 
-def episode_bytes(recording: Recording) -> int:
-    """Return the bytes of a recorded episode: pictures as PNG, states and actions as float32."""
-    size = recording.states.nbytes + recording.actions.nbytes
-    for picture in recording.pictures:
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "png")
-        size += file.tell()
-    return size
+def _batches(settings: Settings) -> list[int]:
+    """Return the sizes of the batches in which one policy is judged."""
+    return [min(_TRIALS_AT_ONCE, settings.trials - done) for done in range(0, settings.trials, _TRIALS_AT_ONCE)]
 
 
-def _record(base: Path, site: int, settings: Settings) -> list[Recording]:
-    rng = np.random.default_rng([settings.seed, 1, site])
-    arm, policy = Arm(), load_policy(base)
-    episodes = [site_episode(rng, site) for _ in range(settings.episodes)]
-    return [record(arm, policy, episode, patience_s=0.0, every=_EVERY_TICKS) for episode in episodes]
-
-
-def _train(base: Path, groups: Sequence[list[Recording]], out: Path, seed: int, settings: TrainingSettings) -> None:
-    examples = examples_of([(1.0, recordings) for recordings in groups])
-    fine_tune(base, examples, out, out.with_suffix(".work"), settings, seed=seed, quiet=True)
-
-
-def _batches(settings: Settings) -> list[tuple[int, int]]:
-    """Return number and size of the batches that judge one policy."""
-    sizes = [min(_TRIALS_AT_ONCE, settings.trials - done) for done in range(0, settings.trials, _TRIALS_AT_ONCE)]
-    return list(enumerate(sizes))
-
-
-def _judge(folder: Path, seed: int, number: int, trials: int) -> Score:
-    rng, arm, policy = np.random.default_rng([seed, 2, number]), Arm(), load_policy(folder)
-    score = Score()
-    for _ in range(trials):
-        episode = site_episode(rng, int(rng.integers(ROBOTS)))
-        count = (int(run_episode(arm, policy, episode, Execution()).success), 1)
-        asked_anew = any(word in episode.instruction for word in WORDS)
-        score += Score(new=count) if asked_anew else Score(old=count)
-    return score
+def _size(adapter: Path) -> int:
+    return (adapter / ADAPTER_WEIGHTS_NAME).stat().st_size
 
 
 def _finals(outcome: Outcome) -> dict[str, Score]:
@@ -360,7 +297,7 @@ def _table(outcome: Outcome) -> str:
         traffic = [f"{side[way] / 1e6:.2f}" if way in side else "0" for side in (outcome.up, outcome.down)]
         rates = [f"{won / of:.1%}" for won, of in (finals[way].all, finals[way].new, finals[way].old) if of]
         rows.append([way, rates[0], f"{low:.1%} to {high:.1%}", *rates[1:], *traffic])
-    heads = ["", "success", "95 % interval", "sites' words", "old words", "sent [MB]", "received [MB]"]
+    heads = ["", "success", "95 % interval", "new words", "old words", "sent [MB]", "received [MB]"]
     title = f"{ROBOTS} robots, {s.episodes} episodes each, {s.rounds} rounds of {s.steps} steps, {s.trials} trials"
     note = f"Bytes are each robot's. Largest relative error of an exact merge against the sum: {outcome.exactness:.1e}."
     return table(title, heads, rows, note)
