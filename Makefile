@@ -1,6 +1,6 @@
 # Two commands are enough: `make demo` and `make test`. Each makes its own set-up and is quick the second time.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev setup-demo setup-analysis demo demo-fleet test test-lerobot lint bench bench-fleet bench-evidence clean
+.PHONY: help setup setup-dev setup-demo setup-analysis demo demo-fleet test test-lerobot test-browser lint bench bench-fleet bench-evidence clean
 RUN := scripts/run
 # Tests side by side. With more than cores the run is shorter, and tests that wait for discovery are nearer to their bounds.
 JOBS ?= $(shell nproc)
@@ -33,6 +33,9 @@ test: setup-dev ## the whole test suite on real ROS 2: files side by side, then 
 test-lerobot: setup-dev ## real LeRobot checkpoints in the workers, equal to LeRobot's own actions (makes .venv-lerobot: 8 GB)
 	@scripts/setup_lerobot.sh
 	@$(RUN) python -m pytest -q test/lerobot
+
+test-browser: setup-dev ## the fleet server's page in real Chromium, clean by axe (Debian and Ubuntu: apt install chromium)
+	@$(RUN) python -m pytest -q test/browser
 
 lint: setup-dev ## ruff and mypy
 	@$(RUN) ruff check --output-format concise .

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import itertools
 import re
@@ -22,6 +23,7 @@ from support.rollouts import MODEL, NEW, OLD, RolloutFleet
 from vla_fleet.page.access import COOKIE, PageRoute
 from vla_fleet.page.routes import PARTS
 from vla_fleet.page.sessions import VALID_S
+from vla_fleet.page.shared import Shared
 from vla_fleet.storage.tables import EventRow, RobotRow
 
 CROWD = 120
@@ -321,7 +323,7 @@ def test_what_is_not_there_is_said_on_a_page(operator: httpx.Client) -> None:
 def test_a_page_that_has_not_changed_is_not_sent_again(viewer: httpx.Client) -> None:
     first = viewer.get("/models")
     again = viewer.get("/models", headers={"If-None-Match": first.headers["etag"], "X-Live": "1"})
-    assert (again.status_code, again.content) == (304, b"")
+    assert (again.status_code, again.text) == (304, "")
 
 
 # -- many robots --------------------------------------------------------------------------------------------------------------
@@ -411,3 +413,34 @@ def test_a_robot_that_was_never_heard_has_a_page(fleet: RolloutFleet, viewer: ht
     shown = words(viewer.get("/robots/fresh").text)
     assert "offline last seen never" in shown and "It has not said anything yet." in shown
     assert named(viewer.get("/?q=fresh&version=none&state=none").text) == ["fresh"]
+
+
+# -- for many who look --------------------------------------------------------------------------------------------------------
+
+
+def test_what_many_ask_at_once_is_found_out_once_and_an_error_is_not_remembered() -> None:
+    async def work() -> None:
+        shared, asked = Shared(), 0
+
+        async def find() -> int:
+            nonlocal asked
+            asked += 1
+            await asyncio.sleep(0.05)
+            if asked == 1:
+                raise ValueError
+            return asked
+
+        first = await asyncio.gather(*(shared.get("key", find) for _ in range(5)), return_exceptions=True)
+        assert [type(answer) for answer in first] == [ValueError] * 5
+        assert await asyncio.gather(*(shared.get("key", find) for _ in range(5))) == [2] * 5
+        assert await shared.get("key", find) == 2  # it took 50 ms: so it is good for 500
+        shared.forget("key")
+        assert await shared.get("key", find) == 3
+        gone = asyncio.create_task(shared.get("other", find))
+        await asyncio.sleep(0.01)
+        stays = asyncio.create_task(shared.get("other", find))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        assert await stays == 4  # though whoever asked first has gone
+
+    asyncio.run(work())

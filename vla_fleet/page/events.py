@@ -33,7 +33,8 @@ async def list_events(
 ) -> Response:
     """Show what happened on robots."""
     wanted = Events(robot.strip(), version.strip(), to, bool(error), before)
-    found = await rooms_of(request).history.events(wanted, PER_PAGE + 1)
+    rooms = rooms_of(request)
+    found = await rooms.shared.get(wanted, lambda: rooms.history.events(wanted, PER_PAGE + 1))
     values = {"robot": wanted.robot, "version": wanted.version, "to": to, "error": error}
     states = (*_STATES, to) if to and to not in _STATES else _STATES
     return page(

@@ -125,5 +125,4 @@ async def promote(request: Request, id: Id, person: Operator, form: Form) -> Res
 
 
 def _forget(rooms: Rooms, id: str) -> None:
-    for key in (("experiment", id), ("experiment's course", id), "experiments", "rollouts"):
-        rooms.shared.forget(key)
+    rooms.shared.forget(("experiment", id), ("experiment's course", id), "experiments", "rollouts")

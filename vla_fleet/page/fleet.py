@@ -60,14 +60,14 @@ async def show_fleet(
 ) -> Response:
     """Show the fleet."""
     rooms = rooms_of(request)
-    since_s = rooms.online_since_s()
     counts = await rooms.shared.get("counts", lambda: rooms.overview.counts(rooms.online_since_s()))
     course = await rooms.shared.get(("course", span), lambda: _course(rooms, span), at_least_s=_COURSE_S)
     wanted = Filter(
         q, _or_none(version), _or_none(state), {"online": True, "offline": False}.get(line), bool(holding), bool(error)
     )
-    total, rows = await rooms.overview.robots(
-        wanted, since_s, sort=sort, offset=(number - 1) * PER_PAGE, limit=PER_PAGE
+    offset = (number - 1) * PER_PAGE
+    total, rows = await rooms.shared.get(
+        (wanted, sort, offset), lambda: rooms.overview.robots(wanted, rooms.online_since_s(), sort, offset, PER_PAGE)
     )
     names = _by_age({*counts.versions, *course.versions})
     values = {
@@ -78,7 +78,7 @@ async def show_fleet(
         request, "fleet.html", counts=counts, versions=_parts(counts, names), states=sorted(counts.states.items()),
         chart=_chart(course, names), spans=[(name, text) for name, (text, _) in _SPANS.items()], span=span, values=values,
         filtered=any(values[name] for name in ("q", "version", "state", "line", "holding", "error")),
-        rows=[_row(rooms, row) for row in rows], total=total, first=(number - 1) * PER_PAGE + 1, number=number,
+        rows=[_row(rooms, row) for row in rows], total=total, first=offset + 1, number=number,
         pages=-(-total // PER_PAGE), sort=sort, rollouts=await _rollouts(rooms), experiments=await _experiments(rooms),
     )  # fmt: skip
 

@@ -137,8 +137,7 @@ async def steer(request: Request, rollout: Id, action: Id, person: Operator, for
         raise InputError("INPUT_INVALID", "reason: say why; it goes into the log")
     more = {"keep": True} if action == "abort" and form.get("keep") else {}
     await getattr(rooms.rollouts, action)(rollout, person.name, reason, **more)
-    for key in (("rollout", rollout), ("rollout's course", rollout), "rollouts"):
-        rooms.shared.forget(key)
+    rooms.shared.forget(("rollout", rollout), ("rollout's course", rollout), "rollouts")
     return RedirectResponse(f"/rollouts/{rollout}", 303)
 
 
