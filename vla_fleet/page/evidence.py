@@ -35,7 +35,7 @@ def against(records: Sequence[Record]) -> Chart | None:
     if p_values:
         lows = [min(level, *ys) for _, ys, level in p_values.values()]
         return _levels(p_values, min(lows), 0.0, (
-            "p-value of no harm, at each look", "rolled back at {} and below at the last look", lambda power: f"{10**power:.2g}"
+            "p-value of no harm, at each look", "level of all looks together {}", lambda power: f"{10**power:.2g}"
         ))  # fmt: skip
     return None
 
@@ -73,14 +73,14 @@ def _levels(series: _Series, lowest: float, highest: float, words: tuple[str, st
 
 
 def rates(
-    records: Sequence[Record], arms: Sequence[tuple[str, str]], confidence: float, begin_s: float = 0.0
+    records: Sequence[Record], arms: Sequence[tuple[str, str]], confidence: float | None, begin_s: float = 0.0
 ) -> Chart | None:
-    """Return success rates over time with confidence sequences; None: there is no episode yet.
+    """Return success rates over time; None: there is no episode yet.
 
     Args:
         records: verdicts.
         arms: key in the figures, and name, of each version.
-        confidence: of each sequence; all its intervals hold at once.
+        confidence: of the confidence sequence drawn around each; None: episodes are alike, and none is drawn.
         begin_s: of the judgement, by the clock of its records.
     """
     points = [
@@ -97,11 +97,13 @@ def rates(
         if not own:
             continue
         xs = [now_s / end_s for now_s, _, _ in own]
-        low, high = confidence_sequence([k for _, k, _ in own], [n for _, _, n in own], confidence)
-        made.shapes.append(Shape(f"band c{color}", charts.band(low.tolist(), high.tolist(), 0.0, 1.0, xs)))
+        said.append(f"{name} {own[-1][1] / own[-1][2]:.1%}")
+        if confidence is not None:
+            low, high = confidence_sequence([k for _, k, _ in own], [n for _, _, n in own], confidence)
+            made.shapes.append(Shape(f"band c{color}", charts.band(low.tolist(), high.tolist(), 0.0, 1.0, xs)))
+            said[-1] += f", interval {low[-1]:.1%} to {high[-1]:.1%}"
         made.shapes.append(Shape(f"line c{color}", charts.line([k / n for _, k, n in own], 0.0, 1.0, xs)))
         made.legend.append((f"line c{color}", name))
-        said.append(f"{name} {own[-1][1] / own[-1][2]:.1%}, interval {low[-1]:.1%} to {high[-1]:.1%}")
     made.words = f"Success rates over time. Now {'; '.join(said)}."
     return made
 

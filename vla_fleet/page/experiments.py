@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from vla_evidence.sequential.intervals import confidence_sequence
+from vla_fleet.experiments.design import Unit
 from vla_fleet.experiments.evidence import State
 from vla_fleet.page import evidence
 from vla_fleet.page.access import Form, Operator, PageRoute, Viewer, may_order
@@ -41,13 +42,14 @@ async def show_experiment(request: Request, id: Id, person: Viewer, number: Numb
     rooms = rooms_of(request)
     found = await rooms.shared.get(("experiment", id), lambda: _find(rooms, id))
     course = await rooms.shared.get(("experiment's course", id), lambda: rooms.experiments.course(id))
+    drawn = found.design.unit is Unit.EPISODE  # else episodes of a robot are alike, and make no interval
     confidence = 1.0 - found.design.alpha / 2.0  # of each, so that both hold with 1 − α, as their difference does
     first = (number - 1) * PER_PAGE
     figures = course.verdicts[-1]["verdict"]["figures"] if course.verdicts else {}
     return page(
         request, "experiment.html", e=found, arms=_arms(found, confidence), confidence=confidence,
-        rates=evidence.rates(course.verdicts, (("A", f"A: {found.a}"), ("B", f"B: {found.b}")), confidence, found.created_s),
-        actions=_actions(found) if may_order(person) else [], pairs=figures.get("pairs"), looks=figures.get("looks"),
+        rates=evidence.rates(course.verdicts, (("A", f"A: {found.a}"), ("B", f"B: {found.b}")), confidence if drawn else None, found.created_s), drawn=drawn,
+        actions=_actions(found) if may_order(person) else [], pairs=figures.get("pairs"),
         robots=found.robots[first : first + PER_PAGE], total=len(found.robots), first=first + 1, number=number,
         pages=-(-len(found.robots) // PER_PAGE), running=found.state == State.RUNNING,
     )  # fmt: skip

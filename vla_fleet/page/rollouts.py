@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
+from vla_evidence.canary.config import Unit
 from vla_evidence.sequential.intervals import confidence_sequence
 from vla_fleet import protocol
 from vla_fleet.errors import InputError, MissingError
@@ -54,12 +55,13 @@ async def show_rollout(
     rooms = rooms_of(request)
     found = await _find(rooms, rollout)
     course = await rooms.shared.get(("rollout's course", rollout), lambda: rooms.rollouts.course(rollout))
+    drawn = found.unit == Unit.EPISODE.value  # else episodes of a robot are alike, and make no interval
     robots = [robot for robot in found.robots if standing in ("", robot.standing)]
     first = (number - 1) * PER_PAGE
     return page(
         request, "rollout.html", r=found, actions=_actions(found) if may_order(person) else [],
         ended=State(found.state).ended, figures=_figures(found, course), progress=progress(found, course.settings),
-        against=evidence.against(course.verdicts), rates=evidence.rates(course.verdicts, _ARMS, 0.95),
+        against=evidence.against(course.verdicts), rates=evidence.rates(course.verdicts, _ARMS, 0.95 if drawn else None), drawn=drawn,
         standings=sorted(Counter(robot.standing for robot in found.robots).items()), values={"standing": standing},
         robots=robots[first : first + PER_PAGE], total=len(robots), first=first + 1, number=number,
         pages=-(-len(robots) // PER_PAGE),
