@@ -20,6 +20,7 @@ from support.fleet_app import FleetApp
 from support.page_fleet import crowd
 from support.rollouts import MODEL, NEW, OLD, RolloutFleet
 
+from vla_fleet import protocol
 from vla_fleet.page.access import COOKIE, PageRoute
 from vla_fleet.page.routes import PARTS
 from vla_fleet.page.sessions import VALID_S
@@ -318,6 +319,17 @@ def test_what_is_not_there_is_said_on_a_page(operator: httpx.Client) -> None:
         answer = operator.get(path)
         assert (answer.status_code, code in answer.text) == (status, True), path
         assert "Sign out" in answer.text  # one can go on from there
+    nowhere = operator.get("/nowhere", headers={"Accept": "text/html,*/*"})
+    assert nowhere.status_code == 404 and "nothing is at /nowhere" in nowhere.text
+    assert operator.get("/v1/nowhere").json()["error_code"] == "NOT_FOUND"
+
+
+def test_a_robot_whose_clock_is_wrong_breaks_no_page(fleet: RolloutFleet, viewer: httpx.Client) -> None:
+    event = protocol.Event(time_s=1e12, from_state="", to_state="ACTIVE", version="9.9.9", seq=2**40)
+    fleet.do(fleet.rooms.inbox.kept("unit_00003", [event]))
+    for path in ("/", "/robots/unit_00003", "/events?robot=unit_00003", "/robots/unit_00003?at=9999-12-31T23:59"):
+        assert viewer.get(path).status_code == 200, path
+    assert "1000000000000 s" in viewer.get("/events?robot=unit_00003").text
 
 
 def test_a_page_that_has_not_changed_is_not_sent_again(viewer: httpx.Client) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events of robots, and what people and the server decided, newest first."""
+"""Events of robots, newest first."""
 
 from __future__ import annotations
 

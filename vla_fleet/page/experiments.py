@@ -45,10 +45,16 @@ async def show_experiment(request: Request, id: Id, person: Viewer, number: Numb
     drawn = found.design.unit is Unit.EPISODE  # else episodes of a robot are alike, and make no interval
     confidence = 1.0 - found.design.alpha / 2.0  # of each, so that both hold with 1 − α, as their difference does
     first = (number - 1) * PER_PAGE
+    rates = evidence.rates(
+        course.verdicts,
+        (("A", f"A: {found.a}"), ("B", f"B: {found.b}")),
+        confidence if drawn else None,
+        found.created_s,
+    )
     figures = course.verdicts[-1]["verdict"]["figures"] if course.verdicts else {}
     return page(
         request, "experiment.html", e=found, arms=_arms(found, confidence), confidence=confidence,
-        rates=evidence.rates(course.verdicts, (("A", f"A: {found.a}"), ("B", f"B: {found.b}")), confidence if drawn else None, found.created_s), drawn=drawn,
+        rates=rates, drawn=drawn,
         actions=_actions(found) if may_order(person) else [], pairs=figures.get("pairs"),
         robots=found.robots[first : first + PER_PAGE], total=len(found.robots), first=first + 1, number=number,
         pages=-(-len(found.robots) // PER_PAGE), running=found.state == State.RUNNING,

@@ -61,7 +61,8 @@ async def show_rollout(
     return page(
         request, "rollout.html", r=found, actions=_actions(found) if may_order(person) else [],
         ended=State(found.state).ended, figures=_figures(found, course), progress=progress(found, course.settings),
-        against=evidence.against(course.verdicts), rates=evidence.rates(course.verdicts, _ARMS, 0.95 if drawn else None), drawn=drawn,
+        against=evidence.against(course.verdicts), drawn=drawn,
+        rates=evidence.rates(course.verdicts, _ARMS, 0.95 if drawn else None),
         standings=sorted(Counter(robot.standing for robot in found.robots).items()), values={"standing": standing},
         robots=robots[first : first + PER_PAGE], total=len(robots), first=first + 1, number=number,
         pages=-(-len(robots) // PER_PAGE),

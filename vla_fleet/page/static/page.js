@@ -6,7 +6,7 @@
 const EVERY_MS = 2000, SLOWEST_MS = 30000, GIVE_UP_MS = 10000;
 const connection = document.getElementById("connection"), fresh = document.getElementById("fresh");
 const shown = new Map(); // region → what it was last given: its own markup changes when somebody opens something in it
-let tag = null, wait = EVERY_MS, timer = null, failed = false;
+let tag = null, wait = EVERY_MS, timer = null, busy = false, failed = false;
 
 function clock() {
   return new Date().toISOString().slice(11, 19);
@@ -43,7 +43,6 @@ function trouble(text) {
   if (!failed) {
     connection.textContent = text;
     connection.className = "bad";
-    connection.hidden = false;
   }
   failed = true;
   wait = Math.min(2 * wait, SLOWEST_MS);
@@ -54,7 +53,7 @@ function well() {
   if (failed) {
     connection.textContent = "The server answers again.";
     connection.className = "good";
-    setTimeout(() => { if (!failed) connection.hidden = true; }, 5000);
+    setTimeout(() => { if (!failed) connection.textContent = ""; }, 5000);
   }
   failed = false;
   wait = EVERY_MS;
@@ -79,8 +78,11 @@ async function refresh() {
 }
 
 async function turn() {
+  if (busy) return;
+  busy = true;
   clearTimeout(timer);
   if (!document.hidden) await refresh();
+  busy = false;
   timer = setTimeout(turn, wait);
 }
 
