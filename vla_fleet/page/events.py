@@ -10,13 +10,13 @@ from fastapi.responses import Response
 
 from vla_fleet import protocol
 from vla_fleet.page.access import PageRoute, Viewer
+from vla_fleet.page.paging import PER_PAGE
 from vla_fleet.page.render import page
 from vla_fleet.robots.history import Events
 from vla_fleet.server.rooms import rooms_of
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-PER_PAGE = 50
 _STATES = ("ACTIVE", "COMMITTED", "ROLLED_BACK", "REJECTED", "FAILED", "CANCELLED", "TRIAL", "INSTALLED", "FETCHING")
 """What an event may lead to and people look for; any other can be written into the address."""
 

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from vla_evidence.sequential.intervals import confidence_sequence
@@ -13,6 +13,7 @@ from vla_fleet.experiments.design import Unit
 from vla_fleet.experiments.evidence import State
 from vla_fleet.page import evidence
 from vla_fleet.page.access import Form, Operator, PageRoute, Viewer, may_order
+from vla_fleet.page.paging import Number, cut
 from vla_fleet.page.render import page
 from vla_fleet.protocol import Id
 from vla_fleet.server.experiments import Report, report
@@ -20,20 +21,13 @@ from vla_fleet.server.rooms import Rooms, rooms_of
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-PER_PAGE = 50
-Number = Annotated[int, Query(alias="page", ge=1, le=100_000)]
-
 
 @router.get("/experiments")
 async def list_experiments(request: Request, person: Viewer, number: Number = 1) -> Response:
     """List experiments, newest first."""
     rooms = rooms_of(request)
     found = await rooms.shared.get("experiments", rooms.experiments.experiments)
-    first = (number - 1) * PER_PAGE
-    return page(
-        request, "experiments.html", experiments=found[first : first + PER_PAGE], total=len(found), first=first + 1,
-        number=number, pages=-(-len(found) // PER_PAGE),
-    )  # fmt: skip
+    return page(request, "experiments.html", experiments=cut(found, number))
 
 
 @router.get("/experiments/{id}")
@@ -44,7 +38,6 @@ async def show_experiment(request: Request, id: Id, person: Viewer, number: Numb
     course = await rooms.shared.get(("experiment's course", id), lambda: rooms.experiments.course(id))
     drawn = found.design.unit is Unit.EPISODE  # else episodes of a robot are alike, and make no interval
     confidence = 1.0 - found.design.alpha / 2.0  # of each, so that both hold with 1 − α, as their difference does
-    first = (number - 1) * PER_PAGE
     rates = evidence.rates(
         course.verdicts,
         (("A", f"A: {found.a}"), ("B", f"B: {found.b}")),
@@ -56,8 +49,7 @@ async def show_experiment(request: Request, id: Id, person: Viewer, number: Numb
         request, "experiment.html", e=found, arms=_arms(found, confidence), confidence=confidence,
         rates=rates, drawn=drawn,
         actions=_actions(found) if may_order(person) else [], pairs=figures.get("pairs"),
-        robots=found.robots[first : first + PER_PAGE], total=len(found.robots), first=first + 1, number=number,
-        pages=-(-len(found.robots) // PER_PAGE), running=found.state == State.RUNNING,
+        robots=cut(found.robots, number), running=found.state == State.RUNNING,
     )  # fmt: skip
 
 
