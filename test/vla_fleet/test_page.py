@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import html
 import itertools
+import json
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from support.fleet_app import FleetApp
 from support.page_fleet import crowd
 from support.rollouts import MODEL, NEW, OLD, RolloutFleet
 
+from vla_evidence.sequential.intervals import confidence_sequence
 from vla_fleet import protocol
 from vla_fleet.page.access import COOKIE, PageRoute
 from vla_fleet.page.routes import PARTS
@@ -425,6 +428,55 @@ def test_a_robot_that_was_never_heard_has_a_page(fleet: RolloutFleet, viewer: ht
     shown = words(viewer.get("/robots/fresh").text)
     assert "offline last seen never" in shown and "It has not said anything yet." in shown
     assert named(viewer.get("/?q=fresh&version=none&state=none").text) == ["fresh"]
+
+
+# -- evidence: time passes, and robots of the crowd are offline from here on ---------------------------------------------------
+
+
+def test_a_rollouts_page_shows_what_its_judge_said_last(fleet: RolloutFleet, viewer: httpx.Client) -> None:
+    for _ in range(4):
+        fleet.pass_time(300.0)
+        fleet.episodes(3)
+        fleet.step()
+    found = fleet.client.rollout(fleet.rollout)
+    verdict, shown = found["verdict"], words(viewer.get(f"/rollouts/{fleet.rollout}").text)
+    assert verdict["decision"] == "HOLD" and verdict["missing"]
+    assert all(text in shown for text in verdict["missing"])
+    success = verdict["figures"]["tests"]["success"]
+    assert (
+        f"lower success: {math.exp(success['log_e']):,.3g} rolled back at {math.exp(success['decides_at']):,.3g}"
+        in shown
+    )
+    old, new = verdict["figures"]["in_stage"]
+    assert f"{new} of at least 50" in shown and f"{old} of at least 50" in shown
+    successes, episodes = verdict["figures"]["incumbent"]
+    low, high = confidence_sequence(successes, episodes)
+    assert f"{successes} of {episodes} {successes / episodes:.1%} {low:.1%} to {high:.1%}" in shown
+
+
+def test_a_long_course_of_evidence_is_thinned_and_keeps_its_last_verdict(fleet: RolloutFleet) -> None:
+    log = [json.loads(line) for line in fleet.do(fleet.rooms.rollouts.log(fleet.rollout))]
+    verdicts = [record for record in log if record["record"] == "verdict"]
+    assert len(verdicts) > 3
+    for most in (1, 2, 3, len(verdicts), 200):
+        found = fleet.do(fleet.rooms.rollouts.course(fleet.rollout, most))
+        assert found.verdicts[-1] == verdicts[-1] and all(record in verdicts for record in found.verdicts)
+        assert len(found.verdicts) <= most and (most < len(verdicts) or found.verdicts == verdicts)
+        assert found.settings == log[0]["settings"]
+
+
+def test_no_interval_is_drawn_where_robots_run_one_version_each(fleet: RolloutFleet, viewer: httpx.Client) -> None:
+    fleet.add("solo_1", "solo_2", group="solos", arms=False)
+    stages = [{"name": "half", "share": 0.5, "duration_s": 7200.0}, {"name": "full", "share": 1.0}]
+    rollout = fleet.client.create_rollout(model=MODEL, target="group:solos", stages=stages)["id"]
+    fleet.until(rollout, "JUDGING", "ASKING")
+    fleet.pass_time(300.0)
+    fleet.episodes(3)
+    fleet.step()
+    text = viewer.get(f"/rollouts/{rollout}").text
+    assert "Its episodes are alike" in text and "95% interval" not in text and 'class="band' not in text
+    assert "2 robots with one version each cannot be judged" in words(text)
+    fleet.client.steer_rollout(rollout, "abort", "seen", keep=True)
 
 
 # -- for many who look --------------------------------------------------------------------------------------------------------
