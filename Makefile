@@ -34,6 +34,9 @@ test-lerobot: setup-dev ## real LeRobot checkpoints in the workers, equal to LeR
 	@scripts/setup_lerobot.sh
 	@$(RUN) python -m pytest -q test/lerobot
 
+test-browser: setup-dev ## the fleet server's page in real Chromium, clean by axe (Debian and Ubuntu: apt install chromium)
+	@$(RUN) python -m pytest -q test/browser
+
 lint: setup-dev ## ruff and mypy
 	@$(RUN) ruff check --output-format concise .
 	@$(RUN) ruff format --check -q .

@@ -10,7 +10,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["vla_*"]),
-    package_data={"vla_sim": ["bundles/**/*"]},
+    package_data={"vla_fleet": ["page/static/*", "page/templates/*"], "vla_sim": ["bundles/**/*"]},
     install_requires=[
         "mcap",
         "numpy>=1.26",

@@ -37,20 +37,21 @@ def main() -> None:
         compared = experiment(fleet, "packers", 12)
         crowd(fleet, 1200)
         fleet.heard()
-        pages = {
-            "fleet": "/", "robot": "/robots/picker_3", "rollout": f"/rollouts/{shown}", "experiment": f"/experiments/{compared}",
-            "models": "/models/pick_place", "events": "/events",
-        }  # fmt: skip
         with chromium() as browser:
-            for name, dark, size in (("", False, WIDE), ("_dark", True, WIDE), ("_phone", False, PHONE)):
+            for name, path, dark, size, whole in (
+                ("fleet", "/", False, {"width": 1280, "height": 1040}, False),
+                ("fleet_dark", "/", True, {"width": 1280, "height": 1040}, False),
+                ("fleet_phone", "/", False, PHONE, False),
+                ("robot", "/robots/picker_3", False, WIDE, True),
+                ("rollout", f"/rollouts/{shown}", False, WIDE, True),
+                ("experiment", f"/experiments/{compared}", False, WIDE, True),
+            ):
                 with looking(browser, dark=dark, size=size) as context:
-                    page = signed_in(context, fleet.url, fleet.server.key)
-                    for title, path in pages.items():
-                        page.goto(f"{fleet.url}{path}")
-                        page.wait_for_timeout(200)
-                        picture = out / f"page_{title}{name}.png"
-                        page.screenshot(path=picture, full_page=True)
-                        shrink(picture)
+                    page = signed_in(context, fleet.url, fleet.server.key, path)
+                    page.wait_for_timeout(500)
+                    picture = out / f"page_{name}.png"
+                    page.screenshot(path=picture, full_page=whole)
+                    shrink(picture)
 
 
 def lasting(fleet: RolloutFleet, old_s: float, new_s: float) -> None:

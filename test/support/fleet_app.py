@@ -78,8 +78,9 @@ class ClockedServer(Generic[_C]):
         structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # its log is no test's output
         self.rooms = Rooms(Settings(data=data, public_url=self.url, **settings), clock)
         config = uvicorn.Config(
-            create_app(self.rooms), log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=2
-        )
+            create_app(self.rooms), log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=2,
+            timeout_keep_alive=120,  # a client that pauses between two requests does not meet a line that is just being closed
+        )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)

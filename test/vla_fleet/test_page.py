@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import itertools
+import json
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -19,9 +22,12 @@ from support.fleet_app import FleetApp
 from support.page_fleet import crowd
 from support.rollouts import MODEL, NEW, OLD, RolloutFleet
 
+from vla_evidence.sequential.intervals import confidence_sequence
+from vla_fleet import protocol
 from vla_fleet.page.access import COOKIE, PageRoute
 from vla_fleet.page.routes import PARTS
 from vla_fleet.page.sessions import VALID_S
+from vla_fleet.page.shared import Shared
 from vla_fleet.storage.tables import EventRow, RobotRow
 
 CROWD = 120
@@ -316,12 +322,23 @@ def test_what_is_not_there_is_said_on_a_page(operator: httpx.Client) -> None:
         answer = operator.get(path)
         assert (answer.status_code, code in answer.text) == (status, True), path
         assert "Sign out" in answer.text  # one can go on from there
+    nowhere = operator.get("/nowhere", headers={"Accept": "text/html,*/*"})
+    assert nowhere.status_code == 404 and "nothing is at /nowhere" in nowhere.text
+    assert operator.get("/v1/nowhere").json()["error_code"] == "NOT_FOUND"
+
+
+def test_a_robot_whose_clock_is_wrong_breaks_no_page(fleet: RolloutFleet, viewer: httpx.Client) -> None:
+    event = protocol.Event(time_s=1e12, from_state="", to_state="ACTIVE", version="9.9.9", seq=2**40)
+    fleet.do(fleet.rooms.inbox.kept("unit_00003", [event]))
+    for path in ("/", "/robots/unit_00003", "/events?robot=unit_00003", "/robots/unit_00003?at=9999-12-31T23:59"):
+        assert viewer.get(path).status_code == 200, path
+    assert "1000000000000 s" in viewer.get("/events?robot=unit_00003").text
 
 
 def test_a_page_that_has_not_changed_is_not_sent_again(viewer: httpx.Client) -> None:
     first = viewer.get("/models")
     again = viewer.get("/models", headers={"If-None-Match": first.headers["etag"], "X-Live": "1"})
-    assert (again.status_code, again.content) == (304, b"")
+    assert (again.status_code, again.text) == (304, "")
 
 
 # -- many robots --------------------------------------------------------------------------------------------------------------
@@ -411,3 +428,83 @@ def test_a_robot_that_was_never_heard_has_a_page(fleet: RolloutFleet, viewer: ht
     shown = words(viewer.get("/robots/fresh").text)
     assert "offline last seen never" in shown and "It has not said anything yet." in shown
     assert named(viewer.get("/?q=fresh&version=none&state=none").text) == ["fresh"]
+
+
+# -- evidence: time passes, and robots of the crowd are offline from here on ---------------------------------------------------
+
+
+def test_a_rollouts_page_shows_what_its_judge_said_last(fleet: RolloutFleet, viewer: httpx.Client) -> None:
+    for _ in range(4):
+        fleet.pass_time(300.0)
+        fleet.episodes(3)
+        fleet.step()
+    found = fleet.client.rollout(fleet.rollout)
+    verdict, shown = found["verdict"], words(viewer.get(f"/rollouts/{fleet.rollout}").text)
+    assert verdict["decision"] == "HOLD" and verdict["missing"]
+    assert all(text in shown for text in verdict["missing"])
+    success = verdict["figures"]["tests"]["success"]
+    assert (
+        f"lower success: {math.exp(success['log_e']):,.3g} rolled back at {math.exp(success['decides_at']):,.3g}"
+        in shown
+    )
+    old, new = verdict["figures"]["in_stage"]
+    assert f"{new} of at least 50" in shown and f"{old} of at least 50" in shown
+    successes, episodes = verdict["figures"]["incumbent"]
+    low, high = confidence_sequence(successes, episodes)
+    assert f"{successes} of {episodes} {successes / episodes:.1%} {low:.1%} to {high:.1%}" in shown
+
+
+def test_a_long_course_of_evidence_is_thinned_and_keeps_its_last_verdict(fleet: RolloutFleet) -> None:
+    log = [json.loads(line) for line in fleet.do(fleet.rooms.rollouts.log(fleet.rollout))]
+    verdicts = [record for record in log if record["record"] == "verdict"]
+    assert len(verdicts) > 3
+    for most in (1, 2, 3, len(verdicts), 200):
+        found = fleet.do(fleet.rooms.rollouts.course(fleet.rollout, most))
+        assert found.verdicts[-1] == verdicts[-1] and all(record in verdicts for record in found.verdicts)
+        assert len(found.verdicts) <= most and (most < len(verdicts) or found.verdicts == verdicts)
+        assert found.settings == log[0]["settings"]
+
+
+def test_no_interval_is_drawn_where_robots_run_one_version_each(fleet: RolloutFleet, viewer: httpx.Client) -> None:
+    fleet.add("solo_1", "solo_2", group="solos", arms=False)
+    stages = [{"name": "half", "share": 0.5, "duration_s": 7200.0}, {"name": "full", "share": 1.0}]
+    rollout = fleet.client.create_rollout(model=MODEL, target="group:solos", stages=stages)["id"]
+    fleet.until(rollout, "JUDGING", "ASKING")
+    fleet.pass_time(300.0)
+    fleet.episodes(3)
+    fleet.step()
+    text = viewer.get(f"/rollouts/{rollout}").text
+    assert "Its episodes are alike" in text and "95% interval" not in text and 'class="band' not in text
+    assert "2 robots with one version each cannot be judged" in words(text)
+    fleet.client.steer_rollout(rollout, "abort", "seen", keep=True)
+
+
+# -- for many who look --------------------------------------------------------------------------------------------------------
+
+
+def test_what_many_ask_at_once_is_found_out_once_and_an_error_is_not_remembered() -> None:
+    async def work() -> None:
+        shared, asked = Shared(), 0
+
+        async def find() -> int:
+            nonlocal asked
+            asked += 1
+            await asyncio.sleep(0.05)
+            if asked == 1:
+                raise ValueError
+            return asked
+
+        first = await asyncio.gather(*(shared.get("key", find) for _ in range(5)), return_exceptions=True)
+        assert [type(answer) for answer in first] == [ValueError] * 5
+        assert await asyncio.gather(*(shared.get("key", find) for _ in range(5))) == [2] * 5
+        assert await shared.get("key", find) == 2  # it took 50 ms: so it is good for 500
+        shared.forget("key")
+        assert await shared.get("key", find) == 3
+        gone = asyncio.create_task(shared.get("other", find))
+        await asyncio.sleep(0.01)
+        stays = asyncio.create_task(shared.get("other", find))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        assert await stays == 4  # though whoever asked first has gone
+
+    asyncio.run(work())

@@ -70,38 +70,34 @@ def percents() -> list[str]:
     return ["100%", "75%", "50%", "25%", "0%"]
 
 
-def stepped(values: Sequence[int]) -> list[int]:
-    """Return counts that change at moments and stay between them, with each moment twice: before and after."""
-    return [values[0], *(value for before, after in itertools.pairwise(values) for value in (before, after))]
-
-
-def stepped_times(number: int) -> list[float]:
-    """Return the moments of :func:`stepped`, from 0 to 1."""
-    even = _even(number)
-    return [even[0], *(at for at in even[1:] for _ in range(2))]
-
-
 def stacked(columns: Sequence[Sequence[int]], top: float) -> list[str]:
-    """Return areas that lie on each other: a path for each column of numbers, all at the same moments."""
-    paths, floor = [], [0] * (2 * len(columns[0]) - 1) if columns else []
+    """Return areas that lie on each other, a path for each column of counts at moments that lie equally far apart.
+
+    A count stays as it is until the next moment: each moment is drawn twice, before and after.
+    """
+    if not columns:
+        return []
+    last = len(columns[0]) - 1
+    xs = [0.0, *(step / last for step in range(1, last + 1) for _ in range(2))]
+    paths, floor = [], [0] * len(xs)
     for column in columns:
-        ceiling = [below + number for below, number in zip(floor, stepped(column), strict=True)]
-        paths.append(band(floor, ceiling, 0.0, top, stepped_times(len(column))))
+        own = [column[0], *(count for pair in itertools.pairwise(column) for count in pair)]
+        ceiling = [below + count for below, count in zip(floor, own, strict=True)]
+        paths.append(band(floor, ceiling, 0.0, top, xs))
         floor = ceiling
     return paths
 
 
-def band(low: Sequence[float], high: Sequence[float], bottom: float, top: float, xs: Sequence[float] = ()) -> str:
-    """Return the area between two lines; ``xs``: 0 to 1, by default at equal distances."""
-    xs = xs or _even(len(low))
+def band(low: Sequence[float], high: Sequence[float], bottom: float, top: float, xs: Sequence[float]) -> str:
+    """Return the area between two lines; ``xs``: 0 to 1."""
     there = _points(xs, high, bottom, top)
     back = list(_points(xs, low, bottom, top))[::-1]
     return "M" + "L".join([*there, *back]) + "Z"
 
 
-def line(values: Sequence[float], bottom: float, top: float, xs: Sequence[float] = ()) -> str:
-    """Return a line."""
-    return "M" + "L".join(_points(xs or _even(len(values)), values, bottom, top))
+def line(values: Sequence[float], bottom: float, top: float, xs: Sequence[float]) -> str:
+    """Return a line; ``xs``: 0 to 1."""
+    return "M" + "L".join(_points(xs, values, bottom, top))
 
 
 def decades(lowest: float, highest: float) -> tuple[int, int, list[str]]:
@@ -114,10 +110,6 @@ def decades(lowest: float, highest: float) -> tuple[int, int, list[str]]:
 
 def _power(power: int) -> str:
     return f"{10**power:,}" if 0 <= power <= 6 else f"{10.0**power:g}"
-
-
-def _even(number: int) -> list[float]:
-    return [step / max(1, number - 1) for step in range(number)]
 
 
 def _points(xs: Iterable[float], ys: Iterable[float], bottom: float, top: float) -> Iterable[str]:

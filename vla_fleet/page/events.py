@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events of robots, and what people and the server decided, newest first."""
+"""Events of robots, newest first."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fastapi.responses import Response
 
 from vla_fleet import protocol
 from vla_fleet.page.access import PageRoute, Viewer
+from vla_fleet.page.paging import PER_PAGE
 from vla_fleet.page.render import page
 from vla_fleet.robots.history import Events
 from vla_fleet.server.rooms import rooms_of
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-PER_PAGE = 50
 _STATES = ("ACTIVE", "COMMITTED", "ROLLED_BACK", "REJECTED", "FAILED", "CANCELLED", "TRIAL", "INSTALLED", "FETCHING")
 """What an event may lead to and people look for; any other can be written into the address."""
 
@@ -33,7 +33,8 @@ async def list_events(
 ) -> Response:
     """Show what happened on robots."""
     wanted = Events(robot.strip(), version.strip(), to, bool(error), before)
-    found = await rooms_of(request).history.events(wanted, PER_PAGE + 1)
+    rooms = rooms_of(request)
+    found = await rooms.shared.get(wanted, lambda: rooms.history.events(wanted, PER_PAGE + 1))
     values = {"robot": wanted.robot, "version": wanted.version, "to": to, "error": error}
     states = (*_STATES, to) if to and to not in _STATES else _STATES
     return page(

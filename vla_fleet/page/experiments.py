@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from vla_evidence.sequential.intervals import confidence_sequence
+from vla_fleet.experiments.design import Unit
 from vla_fleet.experiments.evidence import State
 from vla_fleet.page import evidence
 from vla_fleet.page.access import Form, Operator, PageRoute, Viewer, may_order
+from vla_fleet.page.paging import Number, cut
 from vla_fleet.page.render import page
 from vla_fleet.protocol import Id
 from vla_fleet.server.experiments import Report, report
@@ -19,20 +21,13 @@ from vla_fleet.server.rooms import Rooms, rooms_of
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-PER_PAGE = 50
-Number = Annotated[int, Query(alias="page", ge=1, le=100_000)]
-
 
 @router.get("/experiments")
 async def list_experiments(request: Request, person: Viewer, number: Number = 1) -> Response:
     """List experiments, newest first."""
     rooms = rooms_of(request)
     found = await rooms.shared.get("experiments", rooms.experiments.experiments)
-    first = (number - 1) * PER_PAGE
-    return page(
-        request, "experiments.html", experiments=found[first : first + PER_PAGE], total=len(found), first=first + 1,
-        number=number, pages=-(-len(found) // PER_PAGE),
-    )  # fmt: skip
+    return page(request, "experiments.html", experiments=cut(found, number))
 
 
 @router.get("/experiments/{id}")
@@ -41,15 +36,20 @@ async def show_experiment(request: Request, id: Id, person: Viewer, number: Numb
     rooms = rooms_of(request)
     found = await rooms.shared.get(("experiment", id), lambda: _find(rooms, id))
     course = await rooms.shared.get(("experiment's course", id), lambda: rooms.experiments.course(id))
+    drawn = found.design.unit is Unit.EPISODE  # else episodes of a robot are alike, and make no interval
     confidence = 1.0 - found.design.alpha / 2.0  # of each, so that both hold with 1 − α, as their difference does
-    first = (number - 1) * PER_PAGE
+    rates = evidence.rates(
+        course.verdicts,
+        (("A", f"A: {found.a}"), ("B", f"B: {found.b}")),
+        confidence if drawn else None,
+        found.created_s,
+    )
     figures = course.verdicts[-1]["verdict"]["figures"] if course.verdicts else {}
     return page(
         request, "experiment.html", e=found, arms=_arms(found, confidence), confidence=confidence,
-        rates=evidence.rates(course.verdicts, (("A", f"A: {found.a}"), ("B", f"B: {found.b}")), confidence, found.created_s),
-        actions=_actions(found) if may_order(person) else [], pairs=figures.get("pairs"), looks=figures.get("looks"),
-        robots=found.robots[first : first + PER_PAGE], total=len(found.robots), first=first + 1, number=number,
-        pages=-(-len(found.robots) // PER_PAGE), running=found.state == State.RUNNING,
+        rates=rates, drawn=drawn,
+        actions=_actions(found) if may_order(person) else [], pairs=figures.get("pairs"),
+        robots=cut(found.robots, number), running=found.state == State.RUNNING,
     )  # fmt: skip
 
 
@@ -125,5 +125,4 @@ async def promote(request: Request, id: Id, person: Operator, form: Form) -> Res
 
 
 def _forget(rooms: Rooms, id: str) -> None:
-    for key in (("experiment", id), ("experiment's course", id), "experiments", "rollouts"):
-        rooms.shared.forget(key)
+    rooms.shared.forget(("experiment", id), ("experiment's course", id), "experiments", "rollouts")

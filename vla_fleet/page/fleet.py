@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from vla_checkpoint import CheckpointError, parse_version
@@ -15,6 +15,7 @@ from vla_fleet import protocol
 from vla_fleet.experiments.evidence import State as ExperimentState
 from vla_fleet.page import charts
 from vla_fleet.page.access import PageRoute, Viewer
+from vla_fleet.page.paging import PER_PAGE, Number, Rows, offset
 from vla_fleet.page.render import ago, page
 from vla_fleet.robots.overview import Counts, Course, Filter, Sort
 from vla_fleet.rollouts.engine import State
@@ -23,14 +24,12 @@ from vla_fleet.storage.tables import RobotRow
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-PER_PAGE = 50
 _STEPS = 96
 _SPANS = {"day": ("24 h", 86400.0), "week": ("7 d", 7 * 86400.0), "month": ("30 d", 30 * 86400.0)}
 _COURSE_S = 15.0
 """So long a drawing of what robots ran is good."""
 _NOTHING = protocol.Status(time_s=0.0).model_dump(mode="json")
 Word = protocol.Word
-Number = Annotated[int, Query(ge=1, le=1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,18 @@ async def show_fleet(
     error: Word = "",
     sort: Sort = "name",
     span: Literal["day", "week", "month"] = "day",
-    number: Annotated[int, Query(alias="page", ge=1, le=1_000_000)] = 1,
+    number: Number = 1,
 ) -> Response:
     """Show the fleet."""
     rooms = rooms_of(request)
-    since_s = rooms.online_since_s()
     counts = await rooms.shared.get("counts", lambda: rooms.overview.counts(rooms.online_since_s()))
     course = await rooms.shared.get(("course", span), lambda: _course(rooms, span), at_least_s=_COURSE_S)
     wanted = Filter(
         q, _or_none(version), _or_none(state), {"online": True, "offline": False}.get(line), bool(holding), bool(error)
     )
-    total, rows = await rooms.overview.robots(
-        wanted, since_s, sort=sort, offset=(number - 1) * PER_PAGE, limit=PER_PAGE
+    total, rows = await rooms.shared.get(
+        (wanted, sort, number),
+        lambda: rooms.overview.robots(wanted, rooms.online_since_s(), sort, offset(number), PER_PAGE),
     )
     names = _by_age({*counts.versions, *course.versions})
     values = {
@@ -78,8 +77,8 @@ async def show_fleet(
         request, "fleet.html", counts=counts, versions=_parts(counts, names), states=sorted(counts.states.items()),
         chart=_chart(course, names), spans=[(name, text) for name, (text, _) in _SPANS.items()], span=span, values=values,
         filtered=any(values[name] for name in ("q", "version", "state", "line", "holding", "error")),
-        rows=[_row(rooms, row) for row in rows], total=total, first=(number - 1) * PER_PAGE + 1, number=number,
-        pages=-(-total // PER_PAGE), sort=sort, rollouts=await _rollouts(rooms), experiments=await _experiments(rooms),
+        robots=Rows([_row(rooms, row) for row in rows], total, number), sort=sort,
+        rollouts=await _rollouts(rooms), experiments=await _experiments(rooms),
     )  # fmt: skip
 
 

@@ -43,16 +43,15 @@ def page(request: Request, template: str, status: int = 200, /, **context: Any) 
     return HTMLResponse(text, status, headers)
 
 
-def utc(time_s: float) -> str:
-    """Return a time as people read it, in UTC."""
-    return datetime.datetime.fromtimestamp(time_s, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
 def _time(time_s: float | None) -> str:
-    """Return a time as an element in which only the date and the time of day are torn apart."""
+    """Return a time in UTC, in which only the date and the time of day may be torn apart."""
     if not time_s:
         return "never"
-    date, clock = utc(time_s).split(" ")
+    try:
+        moment = datetime.datetime.fromtimestamp(time_s, datetime.UTC)
+    except (ValueError, OverflowError, OSError):  # no calendar has it; a wrong clock may send it
+        return f"{time_s:.0f} s"
+    date, clock = moment.strftime("%Y-%m-%d"), moment.strftime("%H:%M:%S")
     return Markup('<time datetime="{0}T{1}Z"><span>{0}</span> <span>{1}</span></time>').format(date, clock)
 
 
@@ -73,7 +72,7 @@ def ago(time_s: float, now_s: float) -> str:
 
 def size(number: float) -> str:
     """Return a number of bytes in its largest decimal unit."""
-    for unit in ("B", "kB", "MB", "GB"):
+    for unit in "B kB MB GB".split():  # noqa: SIM905 - single words of capitals are codes
         if number < 1000.0:
             return f"{number:.3g} {unit}"
         number /= 1000.0

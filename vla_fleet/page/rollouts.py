@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
+from vla_evidence.canary.config import Unit
 from vla_evidence.sequential.intervals import confidence_sequence
 from vla_fleet import protocol
 from vla_fleet.errors import InputError, MissingError
 from vla_fleet.page import evidence
 from vla_fleet.page.access import Form, Operator, PageRoute, Viewer, may_order
+from vla_fleet.page.paging import Number, cut
 from vla_fleet.page.render import page
 from vla_fleet.protocol import Id
 from vla_fleet.rollouts.engine import State
@@ -24,45 +26,34 @@ from vla_fleet.steering.evidence import Course
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-PER_PAGE = 50
 _ARMS = (("incumbent", "before"), ("canary", "new version"))
 
 
 @router.get("/rollouts")
-async def list_rollouts(
-    request: Request, person: Viewer, number: Annotated[int, Query(alias="page", ge=1, le=100_000)] = 1
-) -> Response:
+async def list_rollouts(request: Request, person: Viewer, number: Number = 1) -> Response:
     """List rollouts, newest first."""
     rooms = rooms_of(request)
     found = await rooms.shared.get("rollouts", rooms.rollouts.all)
-    first = (number - 1) * PER_PAGE
-    return page(
-        request, "rollouts.html", rollouts=found[first : first + PER_PAGE], total=len(found), first=first + 1, number=number,
-        pages=-(-len(found) // PER_PAGE),
-    )  # fmt: skip
+    return page(request, "rollouts.html", rollouts=cut(found, number))
 
 
 @router.get("/rollouts/{rollout}")
 async def show_rollout(
-    request: Request,
-    rollout: Id,
-    person: Viewer,
-    standing: protocol.Word = "",
-    number: Annotated[int, Query(alias="page", ge=1, le=100_000)] = 1,
+    request: Request, rollout: Id, person: Viewer, standing: protocol.Word = "", number: Number = 1
 ) -> Response:
     """Show a rollout."""
     rooms = rooms_of(request)
     found = await _find(rooms, rollout)
     course = await rooms.shared.get(("rollout's course", rollout), lambda: rooms.rollouts.course(rollout))
+    drawn = found.unit == Unit.EPISODE.value  # else episodes of a robot are alike, and make no interval
     robots = [robot for robot in found.robots if standing in ("", robot.standing)]
-    first = (number - 1) * PER_PAGE
     return page(
         request, "rollout.html", r=found, actions=_actions(found) if may_order(person) else [],
         ended=State(found.state).ended, figures=_figures(found, course), progress=progress(found, course.settings),
-        against=evidence.against(course.verdicts), rates=evidence.rates(course.verdicts, _ARMS, 0.95),
+        against=evidence.against(course.verdicts), drawn=drawn,
+        rates=evidence.rates(course.verdicts, _ARMS, 0.95 if drawn else None),
         standings=sorted(Counter(robot.standing for robot in found.robots).items()), values={"standing": standing},
-        robots=robots[first : first + PER_PAGE], total=len(robots), first=first + 1, number=number,
-        pages=-(-len(robots) // PER_PAGE),
+        robots=cut(robots, number),
     )  # fmt: skip
 
 
@@ -137,8 +128,7 @@ async def steer(request: Request, rollout: Id, action: Id, person: Operator, for
         raise InputError("INPUT_INVALID", "reason: say why; it goes into the log")
     more = {"keep": True} if action == "abort" and form.get("keep") else {}
     await getattr(rooms.rollouts, action)(rollout, person.name, reason, **more)
-    for key in (("rollout", rollout), ("rollout's course", rollout), "rollouts"):
-        rooms.shared.forget(key)
+    rooms.shared.forget(("rollout", rollout), ("rollout's course", rollout), "rollouts")
     return RedirectResponse(f"/rollouts/{rollout}", 303)
 
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar, cast
 
 _T = TypeVar("_T")
@@ -14,13 +16,20 @@ _REST = 10.0
 _REMEMBERED = 256
 
 
+class _Answer:
+    """What was found, or is being looked for; good until ``until_s`` by the machine's clock."""
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.task, self.until_s = task, math.inf
+
+
 class Shared:
-    """Answers that several people get. Unlike the server's clock, which tests move, the time that is spent is the machine's."""
+    """Answers that several people get. Their age is measured on the machine's clock: it is the machine's time that is spared."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, tuple[float, asyncio.Future[Any]]] = {}
+        self._answers: dict[Any, _Answer] = {}
 
-    async def get(self, key: Any, find: Callable[[], Awaitable[_T]], *, at_least_s: float = 0.0) -> _T:
+    async def get(self, key: Any, find: Callable[[], Coroutine[Any, Any, _T]], *, at_least_s: float = 0.0) -> _T:
         """Return what ``find`` returned lately, or call it.
 
         Args:
@@ -28,31 +37,21 @@ class Shared:
             find: answers it; what it raises, everybody gets who waits for it, and nobody later.
             at_least_s: so long an answer is good.
         """
-        until_s, answer = self._known.get(key, (0.0, None))
-        if answer is None or (answer.done() and time.monotonic() >= until_s):
-            if len(self._known) >= _REMEMBERED:
-                self._known = {k: known for k, known in self._known.items() if not known[1].done()}
-            answer = asyncio.ensure_future(self._find(key, find, at_least_s))
-            self._known[key] = 0.0, answer
-        return cast(_T, await asyncio.shield(answer))
+        answer, now_s = self._answers.get(key), time.monotonic()
+        if answer is None or answer.until_s <= now_s:
+            if len(self._answers) >= _REMEMBERED:
+                self._answers = {k: a for k, a in self._answers.items() if a.until_s > now_s}
+            answer = self._answers[key] = _Answer(asyncio.create_task(find()))
+            answer.task.add_done_callback(partial(self._found, key, answer, now_s, at_least_s))
+        return cast(_T, await asyncio.shield(answer.task))  # others may wait for it when this one is gone
 
-    async def _find(self, key: Any, find: Callable[[], Awaitable[_T]], at_least_s: float) -> _T:
-        began_s = time.monotonic()
-        answer = asyncio.current_task()
-        try:
-            found = await find()
-        except BaseException:
-            if self._mine(key, answer):
-                del self._known[key]
-            raise
+    def _found(self, key: Any, answer: _Answer, began_s: float, at_least_s: float, _: object) -> None:
         now_s = time.monotonic()
-        if answer is not None and self._mine(key, answer):
-            self._known[key] = now_s + max(at_least_s, _REST * (now_s - began_s)), answer
-        return found
+        answer.until_s = now_s + max(at_least_s, _REST * (now_s - began_s))
+        if (answer.task.cancelled() or answer.task.exception()) and self._answers.get(key) is answer:
+            del self._answers[key]
 
-    def _mine(self, key: Any, answer: asyncio.Future[Any] | None) -> bool:
-        return key in self._known and self._known[key][1] is answer
-
-    def forget(self, key: Any) -> None:
-        """Find it out again next time: somebody has just changed it."""
-        self._known.pop(key, None)
+    def forget(self, *keys: Any) -> None:
+        """Find these out again next time: somebody has just changed them."""
+        for key in keys:
+            self._answers.pop(key, None)

@@ -71,14 +71,13 @@ class Overview:
     async def counts(self, online_since_s: float) -> Counts:
         """Count all robots; those seen since ``online_since_s`` are online."""
         kinds = (
-            _said("active_version"), _said("state"), RobotRow.last_seen_s >= online_since_s,
-            func.coalesce(RobotRow.status["holding"].as_boolean(), literal(value=False)), _said("error_code") != "",
+            _said("active_version").label("version"), _said("state").label("state"),
+            (RobotRow.last_seen_s >= online_since_s).label("online"), RobotRow.status["holding"].as_boolean().label("holding"),
+            (_said("error_code") != "").label("error"),
         )  # fmt: skip
         found = Counts()
         async with self._database.begin() as session:
-            for version, state, online, holding, error, number in await session.execute(
-                select(*kinds, func.count()).group_by(*kinds)
-            ):
+            for version, state, online, holding, error, number in await session.execute(_counted(select(*kinds))):
                 found.robots += number
                 found.online += number * bool(online)
                 found.holding += number * bool(holding)
@@ -88,7 +87,7 @@ class Overview:
         return found
 
     async def robots(
-        self, wanted: Filter, online_since_s: float, *, sort: Sort = "name", offset: int = 0, limit: int = 50
+        self, wanted: Filter, online_since_s: float, sort: Sort, offset: int, limit: int
     ) -> tuple[int, list[RobotRow]]:
         """Return how many robots there are of the wanted kind, and some of them."""
         chosen = _chosen(wanted, online_since_s)
@@ -102,10 +101,9 @@ class Overview:
 
     async def digests(self) -> dict[str, int]:
         """Return on how many robots each bundle acts."""
-        digest = _said("active_digest")
         async with self._database.begin() as session:
-            found = await session.execute(select(digest, func.count()).group_by(digest))
-            return {own: number for own, number in found}
+            found = await session.execute(_counted(select(_said("active_digest").label("digest"))))
+            return {digest: number for digest, number in found}
 
     async def course(self, begin_s: float, end_s: float, steps: int) -> Course:
         """Return how many robots ran each version, from the record of what ran where (:mod:`vla_fleet.robots.history`).
@@ -121,6 +119,12 @@ class Overview:
                 if name:
                     changes.setdefault(name, [0] * (steps + 1))[min(int(step) + 1, steps)] += change
         return Course(begin_s, end_s, {name: list(itertools.accumulate(own)) for name, own in changes.items()})
+
+
+def _counted(kinds: Select[Any]) -> Select[Any]:
+    """Return how many rows there are of each kind."""
+    each = kinds.subquery()
+    return select(*each.c, func.count()).group_by(*each.c)
 
 
 def _chosen(wanted: Filter, online_since_s: float) -> list[ColumnElement[bool]]:

@@ -10,11 +10,12 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from vla_fleet.episodes.files import OffsetError
 from vla_fleet.errors import BusyError, FleetError
+from vla_fleet.page.render import page
 from vla_fleet.page.routes import add_page
 from vla_fleet.server import episodes, experiments, files, models, people, robots, rollouts, socket
 from vla_fleet.server.rooms import Rooms
@@ -85,8 +86,10 @@ async def _refuse_input(_: Request, error: RequestValidationError) -> JSONRespon
     return _answer(422, "INPUT_INVALID", f"{where}: {first['msg']}")
 
 
-async def _refuse_http(_: Request, error: HTTPException) -> JSONResponse:
+async def _refuse_http(request: Request, error: HTTPException) -> Response:
     code = _CODES.get(error.status_code, "INPUT_INVALID")
+    if error.status_code == 404 and "text/html" in request.headers.get("accept", ""):
+        return page(request, "error.html", 404, code=code, message=f"nothing is at {request.url.path}")
     headers = dict(error.headers) if error.headers else None
     return _answer(error.status_code, code, str(error.detail).removeprefix(f"{code}: "), headers)
 

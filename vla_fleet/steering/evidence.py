@@ -106,8 +106,8 @@ async def course(session: AsyncSession, name: str, most: int) -> Course:
     header = await session.scalar(select(JudgementLineRow.line).where(own, JudgementLineRow.number == 0))
     rank = func.row_number().over(order_by=JudgementLineRow.number).label("rank")
     verdicts = own, JudgementLineRow.line.startswith('{"record": "verdict"', autoescape=True)
-    lines = select(JudgementLineRow.line, rank, func.count().over().label("all")).where(*verdicts).subquery()
-    chosen = (lines.c.all - lines.c.rank) % (lines.c.all // most + 1) == 0
+    lines = select(JudgementLineRow.line, rank, func.count().over().label("number")).where(*verdicts).subquery()
+    chosen = (lines.c.number - lines.c.rank) % ((lines.c.number - 1) // most + 1) == 0
     found = await session.scalars(select(lines.c.line).where(chosen).order_by(lines.c.rank))
     return Course(json.loads(header or "{}").get("settings", {}), [json.loads(line) for line in found])
 

@@ -6,7 +6,7 @@
 const EVERY_MS = 2000, SLOWEST_MS = 30000, GIVE_UP_MS = 10000;
 const connection = document.getElementById("connection"), fresh = document.getElementById("fresh");
 const shown = new Map(); // region → what it was last given: its own markup changes when somebody opens something in it
-let tag = null, wait = EVERY_MS, timer = null, failed = false;
+let tag = null, wait = EVERY_MS, timer = null, busy = false, failed = false;
 
 function clock() {
   return new Date().toISOString().slice(11, 19);
@@ -26,24 +26,29 @@ function replace(old, now) {
   return true;
 }
 
+// Puts what has changed in place; false: something of it has to wait.
 function show(text) {
+  let all = true;
   const now = new DOMParser().parseFromString(text, "text/html");
   for (const old of document.querySelectorAll("[data-live]")) {
     const other = now.getElementById(old.id);
     if (!other || other.innerHTML === shown.get(old.id)) continue;
-    if (other.innerHTML !== old.innerHTML && !replace(old, other)) continue;
-    shown.set(old.id, other.innerHTML);
+    if (other.innerHTML === old.innerHTML || replace(old, other)) shown.set(old.id, other.innerHTML);
+    else all = false;
   }
   // a region that the page did not have before, or has no longer: the first robot has come, a plot has begun
   const ids = (page) => [...page.querySelectorAll("[data-live]")].map((region) => region.id).join();
-  if (ids(now) !== ids(document) && !document.querySelector("dialog[open]")) location.reload();
+  if (ids(now) !== ids(document)) {
+    if (document.querySelector("dialog[open]")) return false;
+    location.reload();
+  }
+  return all;
 }
 
 function trouble(text) {
   if (!failed) {
     connection.textContent = text;
     connection.className = "bad";
-    connection.hidden = false;
   }
   failed = true;
   wait = Math.min(2 * wait, SLOWEST_MS);
@@ -54,7 +59,7 @@ function well() {
   if (failed) {
     connection.textContent = "The server answers again.";
     connection.className = "good";
-    setTimeout(() => { if (!failed) connection.hidden = true; }, 5000);
+    setTimeout(() => { if (!failed) connection.textContent = ""; }, 5000);
   }
   failed = false;
   wait = EVERY_MS;
@@ -67,8 +72,7 @@ async function refresh() {
     const answer = await fetch(location.href, { headers, signal: AbortSignal.timeout(GIVE_UP_MS) });
     if (answer.status === 401) return location.reload(); // signed out: the server asks for a key
     if (answer.status === 200) {
-      show(await answer.text());
-      tag = answer.headers.get("ETag");
+      tag = show(await answer.text()) ? answer.headers.get("ETag") : null;
     } else if (answer.status !== 304) {
       return trouble(`The server answers with an error (${answer.status}). What you see is from ${since}.`);
     }
@@ -79,8 +83,11 @@ async function refresh() {
 }
 
 async function turn() {
+  if (busy) return;
+  busy = true;
   clearTimeout(timer);
   if (!document.hidden) await refresh();
+  busy = false;
   timer = setTimeout(turn, wait);
 }
 
