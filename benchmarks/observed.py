@@ -52,7 +52,7 @@ class ObservedControl(ControlClient):
             time.sleep(0.01)
         return status
 
-    def ticks(self, begin_ns: int, end_ns: int) -> Ticks:
+    def between(self, begin_ns: int, end_ns: int) -> Ticks:
         """Return what happened between two times of the monotonic clock.
 
         The records hold each tick's number and the time when its command was out, but not when it was due. Deadlines are
@@ -77,10 +77,11 @@ class ControlInThread(ObservedControl):
 
     def start(self, timeout_s: float = 10.0) -> dict[str, Any]:
         """Start the thread."""
-        assert self._status is not None
+        assert self._status is not None and self._operator is not None
         self._channel, self._theirs = Channel.pair()
         self._command_sink: CommandSink = open_sink(self._sink, self._contract)
-        self._runner = Runner(self._contract, self._theirs, self._observation, self._status, self._command_sink)
+        arenas = self._observation, self._status, self._operator
+        self._runner = Runner(self._contract, self._theirs, *arenas, self._command_sink)
         self._loop_thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._drain = threading.Thread(target=self._listen, name="events", daemon=True)
         self._loop_thread.start()

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from vla_policy_node.contract.message_types import COMPRESSED_IMAGE, JOINT_STATE, JOINT_TRAJECTORY
+from vla_policy_node.contract.message_types import JOINT_STATE, JOINT_TRAJECTORY
 from vla_policy_node.contract.model import Align, Output, Qos, Source
 from vla_policy_node.errors import ObservationError
 from vla_policy_node.pictures import Image, PictureReader

@@ -91,7 +91,7 @@ def run(way: str, rate_hz: float, joints: int, duration_s: float, domain_id: int
         with Witness(rate_hz, priority) as witness:
             begin_ns, pictures = time.monotonic_ns(), cameras.taken
             time.sleep(duration_s)
-            ticks = control.ticks(begin_ns, time.monotonic_ns())
+            ticks = control.between(begin_ns, time.monotonic_ns())
             machines = witness.share(ticks.missed, begin_ns / 1e9)
         return {
             "p50_ms": percentile(ticks.late_ms, 0.5),
