@@ -488,9 +488,9 @@ class PolicyEngine:
                 self._emit_score(source, value, active, episode)
 
     def _hand_on_steps(self) -> None:
-        """Call it with the episodes' lock: what is taken belongs to the episode that is open."""
+        """Call it with the episodes' lock: what is taken belongs to the open episode. A policy in shadow makes no steps."""
         episode = self._episodes.open
-        if episode is not None:
+        if episode is not None and not self.config.shadow_only:
             for steps in self._steps.take(self._episode_number):
                 self._listener.on_steps(steps, episode, self.generations.residents.by_id(steps.generation))
 

@@ -59,3 +59,14 @@ def test_an_operators_part_of_an_episode_is_marked_and_counts_as_an_intervention
     marked = np.concatenate([s.interventions for _, s in rig.steps])
     actions = np.concatenate([s.actions for _, s in rig.steps])
     assert not marked[0] and not marked[-1] and np.ptp(actions[marked], axis=0) == pytest.approx([0.0, 0.0])
+
+
+def test_a_policy_in_shadow_makes_no_steps(tmp_path: Path) -> None:
+    """Nothing that it wants is commanded; what is, comes from somewhere else."""
+    scripted_bundle(tmp_path / "1.0.0", amplitude=0.05)
+    with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0"), shadow_only=True) as rig:
+        rig.wait_running("1.0.0")
+        rig.engine.start_episode("shown", "reach", 0.0)
+        rig.wait_for(lambda: len(rig.shadow_actions) > 4, "chunks in shadow")
+        rig.engine.end_episode("", success=True)
+    assert not rig.steps
