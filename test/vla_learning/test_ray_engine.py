@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from support.episodes import make_episode
 from vla_learning.datasets.build import build_dataset
 from vla_learning.datasets.ray_engine import write_with_ray
 from vla_learning.datasets.selection import BuildSettings, Source
+from vla_learning.datasets.writing import FileResult, FileTask
 from vla_learning.episodes.summary import summarize
 from vla_learning.errors import LearningError
 
@@ -19,6 +23,18 @@ from vla_learning.errors import LearningError
 def digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def with_a_damaged_one(tasks: Sequence[FileTask]) -> Generator[FileResult, None, None]:
+    """Write the files and one more whose episode is cut short: its refusal comes through Ray as it is."""
+    placed = tasks[0].episodes[0]
+    cut = Path("cut.mcap").absolute()
+    cut.write_bytes(placed.source.path.read_bytes()[:-50])
+    damaged = replace(placed, source=replace(placed.source, path=cut))
+    results = write_with_ray([*tasks, replace(tasks[0], path=Path("x.parquet").absolute(), episodes=(damaged,))])
+    yield from itertools.islice(results, len(tasks))
+    with pytest.raises(LearningError, match=r"EPISODE_TRUNCATED: cut\.mcap"):
+        next(results)
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray uses what Python and Ray call out of date
@@ -37,13 +53,8 @@ def test_ray_builds_the_same_bytes_and_reports_a_damaged_episode(
         sources.append(Source(summarize(path), path, number, new=number >= 3))
     settings = BuildSettings(file_bytes=15_000)
     build_dataset(sources, tmp_path / "plain", settings)
-    build_dataset(sources, "ray", settings, engine=write_with_ray)
+    build_dataset(sources, "ray", settings, engine=with_a_damaged_one)
     plain = digests(tmp_path / "plain")
     assert len([name for name in plain if name.startswith("data/")]) == 3
     assert digests(tmp_path / "ray") == plain
-
-    sources[4].path.write_bytes(sources[4].path.read_bytes()[:-50])
-    with pytest.raises(LearningError, match=r"EPISODE_TRUNCATED: 4\.mcap"):
-        build_dataset(sources, tmp_path / "damaged", settings, engine=write_with_ray)
-    assert not list(tmp_path.glob("damaged*"))
-    assert not (tmp_path / "home").exists(), "nothing is kept in the home folder"
+    assert not (tmp_path / "home").exists(), "nothing stays, nor in the home folder"

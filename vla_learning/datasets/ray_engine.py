@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -51,9 +52,9 @@ def write_with_ray(tasks: Sequence[FileTask]) -> Generator[FileResult, None, Non
 
 
 def _prepare_environment() -> None:
-    """Say what Ray reads when it is imported."""
+    """Say what Ray reads when it is imported; a Ray that somebody has imported already keeps its own ways."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-    if not os.environ.get("RAY_ADDRESS"):
+    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray keeps one in the home folder
 
