@@ -64,7 +64,7 @@ def test_the_base_acts_as_the_shipped_policy_and_has_the_new_words_in_its_vocabu
         assert (named or [episode.colour]) == [episode.colour]
 
 
-def test_averaged_factors_are_the_seeds(tmp_path: Path) -> None:
+def test_factors_are_averaged_apart_as_in_the_lesson(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     parts = [{"a": rng.standard_normal((2, 3)).astype(np.float32)} for _ in range(3)]
     for i, part in enumerate(parts):
