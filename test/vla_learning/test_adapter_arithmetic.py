@@ -55,7 +55,7 @@ def test_recompression_is_the_truncated_svd_of_the_dense_matrix(ranks: tuple[int
         assert difference(merged, small) == pytest.approx(np.linalg.norm(s[rank:]), rel=1e-9, abs=1e-11)
 
 
-def test_the_seeds_merger_is_exact_where_averaged_factors_are_not() -> None:
+def test_the_lessons_merger_is_exact_where_averaged_factors_are_not() -> None:
     merger = LoRAFederatedMerger(base_dim=64, lora_rank=8)
     adapters = [merger.create_lora() for _ in range(5)]
     assert adapters[0]["A"].shape == (8, 64) and adapters[0]["B"].shape == (64, 8)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
+from support.refusals import refused
 
 from vla_learning.simulate.federated import WAYS, Settings, average, make_base, run
-from vla_learning.simulate.federated_jobs import ROBOTS, WORDS, site_episode
+from vla_learning.simulate.federated_jobs import ROBOTS, WORDS, Workers, site_episode
 from vla_learning.simulate.federated_plot import ALONE, AVERAGED, AVERAGED_ALIKE, BASE, CENTRAL, EXACT
 from vla_sim.arm import BLOCK_COLOURS, Arm
 from vla_sim.bundle import SHIPPED_BUNDLE, load_policy
@@ -63,7 +64,7 @@ def test_the_base_acts_as_the_shipped_policy_and_has_the_new_words_in_its_vocabu
         assert (named or [episode.colour]) == [episode.colour]
 
 
-def test_averaged_factors_are_the_seeds(tmp_path: Path) -> None:
+def test_factors_are_averaged_apart_as_in_the_lesson(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     parts = [{"a": rng.standard_normal((2, 3)).astype(np.float32)} for _ in range(3)]
     for i, part in enumerate(parts):
@@ -72,3 +73,8 @@ def test_averaged_factors_are_the_seeds(tmp_path: Path) -> None:
     average([tmp_path / f"{i}" for i in range(3)], tmp_path / "out")
     found = safetensors.numpy.load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert np.allclose(found["a"], sum(part["a"] for part in parts) / 3)
+
+
+def test_a_job_that_fails_ends_the_exercise_with_a_code(tmp_path: Path) -> None:
+    with refused("SIMULATION_FAILED"), Workers(1, lambda done: None) as workers:
+        workers.do([{"job": "judge", "policy": str(tmp_path / "nothing"), "trials": 1, "seed": 0, "number": 0}])

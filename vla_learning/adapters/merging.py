@@ -107,7 +107,8 @@ def merge(clients: Sequence[Client], settings: Settings) -> Merge:
     _check(settings, len(clients))
     given = list(settings.weights) or [1.0] * len(clients)
     ordered = sorted(
-        zip(clients, given, strict=True), key=lambda pair: (pair[0].sha256, pair[0].config_sha256, pair[1])
+        zip(clients, given, strict=True),
+        key=lambda pair: (pair[0].sha256, pair[0].config_sha256, pair[1], pair[0].name),
     )
     clients = [client for client, _ in ordered]
     names = sorted({module for client in clients for module in client.changes})

@@ -6,9 +6,9 @@ has the words in its vocabulary and has never learned them. Each robot records e
 round the adapters are merged, the merge is folded into the base of the next round (as FLoRA does, arXiv 2409.05976), and every
 robot goes on from there. Only the robot itself sees its episodes; in the end each is asked for all words alike.
 
-Compared are the exact merge, the average of the factors A and B (the seed's; with a start of its own for each robot, or a common
-one), every robot for itself, and LoRA training on all episodes in one place for as many batches. Policies are judged in the same
-simulated episodes. Trainings and judgements run in processes beside each other; results depend on the seed only.
+Compared are the exact merge, the average of the factors A and B (the lesson's merge; with a start of its own for each robot, or a
+common one), every robot for itself, and LoRA training on all episodes in one place for as many batches. Policies are judged in
+the same simulated episodes. Trainings and judgements run in processes beside each other; results depend on the seed only.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def make_base(folder: Path, seed: int) -> Bundle:
 
 
 def average(clients: Sequence[Path], out: Path) -> None:
-    """Write the seed's merge: the average of the A, and the average of the B."""
+    """Write the lesson's merge: the average of the A, and the average of the B."""
     shutil.copytree(clients[0], out)
     parts = [safetensors.numpy.load_file(client / ADAPTER_WEIGHTS_NAME) for client in clients]
     mean = {name: np.stack([part[name] for part in parts]).mean(axis=0) for name in parts[0]}
