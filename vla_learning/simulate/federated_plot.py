@@ -32,7 +32,7 @@ def success(outcome: Outcome, path: Path) -> None:
             axes.axhspan(*wilson_interval(*outcome.scores[way].all), color=colour, alpha=0.12, linewidth=0)
         axes.set(xlabel="round", ylabel="success, with 95 % intervals", ylim=(0, 1.02))
         axes.set_xticks(range(outcome.settings.rounds + 1))
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
 def traffic(outcome: Outcome, path: Path) -> None:
