@@ -112,11 +112,11 @@ def _picture(message: Any) -> tuple[tuple[int, int] | None, str]:
 def _listeners(seen: Mapping[str, TopicSeen], wanted: Sequence[str]) -> dict[str, Endpoint]:
     """Return command topic → who listens; of the wanted ones, or of all."""
     found: dict[str, Endpoint] = {}
+    ours = {p.node for topic in seen.values() for p in topic.publishers if p.type == "vla_ota/msg/PolicyStatus"}
     for name, topic in sorted(seen.items()):
-        listener = next((s for s in topic.subscriptions if s.type in types.OUTPUT_FIELDS), None)
-        if listener is not None and not (
-            listener.type == types.JOINT_STATE and topic.publishers
-        ):  # that is a measurement
+        listeners = (s for s in topic.subscriptions if s.type in types.OUTPUT_FIELDS and s.node not in ours)
+        listener = next(listeners, None)  # policy_node's topics for an operator command no controller
+        if listener is not None and not (listener.type == types.JOINT_STATE and topic.publishers):  # a measurement
             found[name] = listener
     if missing := sorted(set(wanted) - found.keys()):
         listened = ", ".join(found) or "none"

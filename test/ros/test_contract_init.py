@@ -17,6 +17,7 @@ from std_msgs.msg import Float64MultiArray, String
 from support.doctor_robot import Publishers
 from support.ros import RosHarness
 from trajectory_msgs.msg import JointTrajectory
+from vla_ota.msg import PolicyStatus
 
 from vla_ros import qos
 
@@ -51,6 +52,9 @@ def robot(stack: ExitStack, domain: int) -> None:
     description = ros.advertise(String, "robot_description", qos.LATCHED, readers=0)
     ros.on_executor(lambda: description.publish(String(data=URDF)))
     ros.subscribe(JointState, "joint_states")  # as robot_state_publisher does; that is no command
+    policy = stack.enter_context(RosHarness(domain, "policy_node"))  # runs already, and listens to an operator
+    policy.advertise(PolicyStatus, "policy_node/status", qos.LATCHED, readers=0)
+    policy.subscribe(JointTrajectory, "operator/arm_controller/joint_trajectory")
     controller(
         stack,
         domain,

@@ -104,6 +104,10 @@ class Doctor(Node):
         others = tuple(s for s in subscriptions if s.node != own)
         return TopicSeen(name, tuple(publishers), others, samples or Samples())
 
+    def topics(self) -> list[tuple[str, list[str]]]:
+        """Return each topic with its types."""
+        return self.get_topic_names_and_types()
+
     def topics_of_type(self, kind: str, *, published: bool) -> list[str]:
         """Return topics of a type that somebody publishes (or subscribes to)."""
         count = self.count_publishers if published else self.count_subscribers
