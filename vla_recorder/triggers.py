@@ -35,7 +35,7 @@ class Triggers:
         if first:
             return None
         if self._reason and self._reason != reason_before and self._reason not in ORDINARY_HOLDS:
-            return Cause(f"hold-{self._reason.lower()}", f"the robot holds, {self._reason}: {message.message}")
+            return Cause(f"hold-{self._reason.lower()}", f"the robot holds, {self._reason}{_why(message)}")
         if message.state == ERROR != before:
             return Cause("control-lost", f"the control process was lost: {message.message}")
         if message.state == MOTION_DISABLED != before and before in (RUNNING, HOLDING, OPERATOR):
@@ -59,7 +59,9 @@ class Triggers:
         """Take in a ModelEvent."""
         if message.to_state != "ROLLING_BACK":
             return None
-        return Cause("rollback", f"{message.version} is rolled back: {message.error_code} {message.message}")
+        version = message.version or "what acted"  # an operator's rollback belongs to no update
+        why = " ".join(filter(None, (message.error_code, message.message)))
+        return Cause("rollback", f"{version} is rolled back: {why}")
 
     def silence(self, now_s: float) -> Cause | None:
         """Look whether the policy node has fallen silent."""
@@ -67,3 +69,10 @@ class Triggers:
             return None
         self._state, self._reason = None, ""  # the next status begins anew
         return Cause("policy-silent", f"policy_node has said nothing for {SILENT_S:g} s")
+
+
+def _why(status: Any) -> str:
+    """Return what a holding PolicyStatus says of its hold. Its ``message`` is the last error's, which may be an older one."""
+    if status.error_code not in ("", status.hold_reason):
+        return f"; last error {status.error_code}: {status.message}"
+    return f": {status.message.removeprefix(f'{status.hold_reason}: ')}"

@@ -16,8 +16,10 @@ from vla_recorder.pictures import jpeg
 from vla_recorder.triggers import HOLDING, MOTION_DISABLED, ORDINARY_HOLDS, RUNNING, Triggers
 
 
-def status(state: int = RUNNING, reason: str = "") -> Any:
-    return SimpleNamespace(state=state, holding=bool(reason), hold_reason=reason, message="why")
+def status(state: int = RUNNING, reason: str = "", error_code: str = "", message: str = "why") -> Any:
+    return SimpleNamespace(
+        state=state, holding=bool(reason), hold_reason=reason, error_code=error_code, message=message
+    )
 
 
 def causes(*statuses: Any, apart_s: float = 1.0) -> list[str]:
@@ -40,6 +42,36 @@ def test_a_hold_that_gets_another_reason_is_another_one() -> None:
         "hold-starved",
         "hold-worker_lost",
     ]
+
+
+@pytest.mark.parametrize(
+    ("error_code", "message", "said"),
+    [
+        ("", "OBSERVATION_STALE: too old", "the robot holds, OBSERVATION_STALE: too old"),
+        ("OBSERVATION_STALE", "too old", "the robot holds, OBSERVATION_STALE: too old"),
+        ("LIMIT", "j1 jumps", "the robot holds, OBSERVATION_STALE; last error LIMIT: j1 jumps"),
+    ],
+)
+def test_a_hold_is_not_explained_by_the_error_before_it(error_code: str, message: str, said: str) -> None:
+    triggers = Triggers()
+    triggers.status(status(), 0.0)
+    cause = triggers.status(status(HOLDING, "OBSERVATION_STALE", error_code, message), 1.0)
+    assert cause is not None and cause.text == said
+
+
+@pytest.mark.parametrize(
+    ("version", "error_code", "said"),
+    [
+        ("1.1.0", "SCORES_WORSE", "1.1.0 is rolled back: SCORES_WORSE back to 1.0.0"),
+        ("", "", "what acted is rolled back: back to 1.0.0"),
+    ],
+)
+def test_the_cause_of_a_rollback_names_the_version_where_the_event_does(
+    version: str, error_code: str, said: str
+) -> None:
+    event = SimpleNamespace(to_state="ROLLING_BACK", version=version, error_code=error_code, message="back to 1.0.0")
+    cause = Triggers().event(event)
+    assert cause is not None and cause.text == said
 
 
 def test_what_was_so_before_the_recorder_looked_is_no_event() -> None:
