@@ -31,7 +31,7 @@ def test_the_reconstructed_lateness_is_the_loops_own(tmp_path: Path, kind: type[
         time.sleep(0.5)
         control.enable(False)
         status = control.wait_for("INACTIVE")
-        ticks = control.ticks(0, time.monotonic_ns())
+        ticks = control.between(0, time.monotonic_ns())
     finally:
         control.close()
         policy.close()

@@ -121,4 +121,6 @@ def test_a_first_contract_holds_what_the_running_robot_shows(seen: int, tmp_path
     wrong = init(seen, tmp_path / "wrong.yaml", "--commands", "/nowhere")
     assert wrong.returncode == 1 and wrong.stderr.startswith("COMMANDS_UNKNOWN: /nowhere")
     assert "/arm_controller/joint_trajectory" in wrong.stderr
-    assert not {"/joint_states", "/operator/arm_controller/joint_trajectory"} & {*wrong.stderr.replace(",", " ").split()}
+    assert not {"/joint_states", "/operator/arm_controller/joint_trajectory"} & {
+        *wrong.stderr.replace(",", " ").split()
+    }

@@ -46,6 +46,7 @@ class Episodes:
         self._shelf, self._maker, self._meta = shelf, StepMaker(contract), meta_of(contract, robot)
         self._limits = {"max_waiting_bytes": max_waiting_bytes, "max_file_bytes": max_file_bytes}
         self._open: _Episode | None = None
+        self._before: _Episode | None = None  # the one before it, whose outcome is still to come
         self._known: deque[str] = deque(maxlen=_KNOWN)  # episodes that were begun, or whose beginning was missed
         self._heard_any = False
         self._finishing: list[FileWriter] = []
@@ -83,8 +84,8 @@ class Episodes:
     def steps(self, message: Any, now_s: float) -> None:
         """Take in a PolicySteps."""
         self._follow(message.episode_id, now_s)
-        episode = self._open
-        if episode is None or message.episode_id != episode.id:
+        episode = self._find(message.episode_id)
+        if episode is None:
             return
         episode.heard_s = now_s
         known = message.generation in episode.generations
@@ -104,8 +105,8 @@ class Episodes:
 
     def outcome(self, message: Any, now_s: float) -> None:
         """Take in an EpisodeOutcome."""
-        episode = self._open
-        if episode is not None and message.episode_id == episode.id and episode.outcome is None:
+        episode = self._find(message.episode_id)
+        if episode is not None and episode.outcome is None:
             episode.closes_s, episode.outcome = now_s + _LATE_S, message
 
     def add(self, record: Record) -> None:
@@ -115,8 +116,7 @@ class Episodes:
 
     def tick(self, now_s: float) -> None:
         """Close what has ended; call it a few times a second."""
-        episode = self._open
-        if episode is not None:
+        for episode in self._unfinished():
             if not episode.writer.is_alive() and not episode.writer.error:
                 episode.writer.error = f"RECORDING_IO: {episode.writer.path}: its thread has ended"
             silent = now_s - episode.heard_s > _SILENT_S
@@ -132,8 +132,8 @@ class Episodes:
 
     def close(self) -> None:
         """Finish what is being written: the episode goes on without a recorder, and counts as interrupted."""
-        if self._open is not None:
-            self._close(self._open)
+        for episode in self._unfinished():
+            self._close(episode)
         for writer in self._finishing:
             writer.join(_CLOSE_S)
         self.tick(time.monotonic())
@@ -148,8 +148,14 @@ class Episodes:
         missed, self._heard_any = not self._heard_any, True
         if not episode_id or not new or missed:
             return
-        if self._open is not None:
-            self._close(self._open)
+        if self._before is not None:
+            self._close(self._before)
+        if (
+            self._open is not None
+        ):  # its outcome is on a topic of its own, and may be read later than the next one's status
+            self._before, self._open = self._open, None
+            if self._before.closes_s is None:
+                self._before.closes_s = now_s + _LATE_S
         meta = dataclasses.replace(self._meta, episode_id=episode_id, started_ns=time.time_ns())
         try:
             path = self._shelf.new_path(episode_id.replace(":", "_"))
@@ -165,8 +171,17 @@ class Episodes:
         if not episode.writer.put(item):
             self.dropped += 1
 
+    def _unfinished(self) -> list[_Episode]:
+        return [episode for episode in (self._before, self._open) if episode is not None]
+
+    def _find(self, episode_id: str) -> _Episode | None:
+        return next((episode for episode in self._unfinished() if episode.id == episode_id), None)
+
     def _close(self, episode: _Episode) -> None:
-        self._open = None
+        if episode is self._open:
+            self._open = None
+        else:
+            self._before = None
         if episode.first_ns is None and not episode.writer.error:
             LOG.info("episode %s is not kept: it has no step", episode.id)
             episode.writer.drop()

@@ -99,6 +99,23 @@ def test_an_episode_is_one_file_with_all_its_steps_and_how_it_ended(tmp_path: Pa
     assert robot.episodes.kept == 1 and not robot.episodes.dropped
 
 
+def test_an_outcome_counts_though_the_next_episode_is_heard_of_first(tmp_path: Path) -> None:
+    """They are different topics, and a robot may begin the next task at once."""
+    robot = Robot(tmp_path)
+    robot.episodes.status(status("first"), robot.now_s)
+    robot.episodes.steps(steps("first", 0, 3), robot.now_s)
+    robot.episodes.status(status("second"), robot.now_s)
+    robot.episodes.steps(steps("second", 10, 2), robot.now_s)
+    robot.episodes.steps(steps("first", 3, 1), robot.now_s)
+    robot.episodes.outcome(outcome("first"), robot.now_s)
+    robot.run(1.0)
+    robot.episodes.outcome(outcome("second", success=False), robot.now_s)
+    robot.run(1.0)
+    robot.settle()
+    first, second = robot.files
+    assert (first.steps, first.meta.success) == (4, True) and (second.steps, second.meta.success) == (2, False)
+
+
 def test_episodes_without_a_step_or_whose_beginning_was_missed_leave_no_file(tmp_path: Path) -> None:
     robot = Robot(tmp_path)
     robot.episodes.status(status("empty"), robot.now_s)
@@ -141,7 +158,7 @@ CHILD = """
 import sys, time
 sys.path[:0] = ["test", "test/vla_recorder"]
 from pathlib import Path
-from test_episodes import Robot, outcome, status, steps
+from test_recorded_episodes import Robot, outcome, status, steps
 robot = Robot(Path(sys.argv[1]))
 for name in ("whole", "cut"):
     robot.episodes.status(status(name), robot.now_s)
