@@ -66,6 +66,7 @@ class Robot:
         self.episodes = Episodes(self.shelf, CONTRACT, "arm", max_waiting_bytes=1 << 20, max_file_bytes=max_bytes // 4)
         self.now_s = 100.0
         self.episodes.status(status(), self.now_s)
+        self.now_s += 2.0
 
     def run(self, seconds: float) -> None:
         for _ in range(round(seconds * 10)):
@@ -122,10 +123,12 @@ def test_episodes_without_a_step_or_whose_beginning_was_missed_leave_no_file(tmp
     robot.episodes.outcome(outcome("empty"), robot.now_s)
     robot.run(1.0)
     late = Episodes(robot.shelf, CONTRACT, "arm", max_waiting_bytes=1 << 20, max_file_bytes=1 << 20)
+    late.status(status("ended"), robot.now_s)  # a latched one, older than what runs
     late.steps(steps("running", 0, 5), robot.now_s)
-    late.status(status("running"), robot.now_s)
+    late.status(status("running"), robot.now_s + 1.0)
+    late.steps(steps("running", 5, 5), robot.now_s + 2.0)
     assert late.writing is None
-    late.steps(steps("next", 0, 5), robot.now_s)
+    late.steps(steps("next", 0, 5), robot.now_s + 2.0)
     assert late.writing is not None
     late.close()
     wait_for(lambda: len(robot.files) == 1 and not list(tmp_path.glob("*.part")))

@@ -25,6 +25,8 @@ _LATE_S = 0.5
 """Steps and outcome are different topics: what was published before the outcome may come so much later [s]."""
 _SILENT_S = 5.0
 """A policy node that says nothing for so long has died with its episode [s]."""
+_STALE_S = 1.5
+"""The first status heard may be older than the episode that runs: what is new so soon may have begun before [s]."""
 _CLOSE_S = 10.0
 _KNOWN = 64
 
@@ -48,7 +50,7 @@ class Episodes:
         self._open: _Episode | None = None
         self._before: _Episode | None = None  # the one before it, whose outcome is still to come
         self._known: deque[str] = deque(maxlen=_KNOWN)  # episodes that were begun, or whose beginning was missed
-        self._heard_any = False
+        self._heard_s: float | None = None  # when the policy node was heard first
         self._finishing: list[FileWriter] = []
         self.kept = 0
         """Episodes since the start that became whole files."""
@@ -145,7 +147,9 @@ class Episodes:
         new = episode_id not in self._known
         if new:
             self._known.append(episode_id)
-        missed, self._heard_any = not self._heard_any, True
+        if self._heard_s is None:
+            self._heard_s = now_s
+        missed = now_s - self._heard_s < _STALE_S
         if not episode_id or not new or missed:
             return
         if self._before is not None:
