@@ -25,8 +25,8 @@ CHUNKS, LIMIT = 10, 5.0
 Floats = npt.NDArray[np.float64]
 
 
-def judge() -> ShadowJudge:
-    return ShadowJudge(CONTRACT, LIMITER, SPEC, chunks=CHUNKS, divergence_limit=LIMIT)
+def judge(chunks: int = CHUNKS) -> ShadowJudge:
+    return ShadowJudge(CONTRACT, LIMITER, SPEC, chunks=chunks, divergence_limit=LIMIT)
 
 
 def shadow(rng: np.random.Generator, change: Callable[[Floats], Floats], own: float, other: float) -> str:
@@ -74,7 +74,7 @@ def test_a_wrong_sign_unit_or_place_is_refused_nearly_always(change: Callable[[F
 
 def report_of(*differences: float) -> ShadowReport:
     """A shadow in which the acting policy never differs from itself, and the candidate by so many largest steps of j2."""
-    here = judge()
+    here = judge(len(differences))
     for difference in differences:
         acting = np.full((SPEC.execute, 2), 0.5)
         here.candidate(np.full((SPEC.horizon, 2), 0.5) + np.array([0, difference]) * STEP, 0.02, acting)
@@ -88,6 +88,10 @@ def test_one_bad_observation_refuses_nobody_and_the_report_names_the_worst_chann
     with refused("SHADOW_DIVERGED") as error:
         report_of(*[0.1] * 7, *[2.0] * 3)
     assert "j2" in str(error.value) and "3 of 10" in str(error.value)
+    assert report_of(0.1, 2.0, 0.1).compared == 3  # few chunks make no rule of one
+    for differences in ([2.0, 0.1, 2.0], [2.0]):
+        with refused("SHADOW_DIVERGED"):
+            report_of(*differences)
 
 
 def test_chunks_that_come_too_late_are_counted_and_one_alone_refuses_nobody() -> None:

@@ -11,8 +11,8 @@ executed part, per channel ``c``, in units of the largest step that the contract
     own_c        = ‖incumbent - incumbent one chunk earlier‖, for the same ticks, one a pair of chunks
     divergence_c = difference_c / (third quartile of own_c + FLOOR)
 
-A candidate diverges if ``divergence_c`` exceeds the limit for more than ``TOLERATED_SHARE`` of the chunks, in any channel: one
-bad observation refuses nobody. ``FLOOR`` is what counts as no difference at all.
+A candidate diverges if ``divergence_c`` exceeds the limit for more than ``TOLERATED_SHARE`` of the chunks, in any channel, and
+for more than one: a single bad observation refuses nobody. ``FLOOR`` is what counts as no difference at all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vla_policy_node.worker.api import PrepareError
 Floats = npt.NDArray[np.float64]
 
 TOLERATED_SHARE = 0.25
-"""Share of chunks that may exceed a bound."""
+"""Share of chunks that may exceed a bound; of two or three chunks one may."""
 FLOOR = 0.1
 """Smallest own difference that is assumed, as a share of a channel's largest step."""
 
@@ -61,7 +61,7 @@ class ShadowJudge:
         """``limiter``: the contract's limits as the candidate's bundle tightens them; ``chunks``: how many are judged."""
         self._limiter, self._spec, self._contract = limiter, spec, contract
         self._limit, self._wanted = divergence_limit, chunks
-        self._tolerated = int(TOLERATED_SHARE * chunks)
+        self._tolerated = max(int(TOLERATED_SHARE * chunks), min(1, chunks - 1))
         self._scale = np.array([c.limits.rate * contract.period_s for c in contract.channels])
         self._own: list[Floats] = []
         self._differences: list[Floats] = []
