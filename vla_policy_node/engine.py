@@ -189,7 +189,7 @@ class PolicyEngine:
         self._recovery = Recovery(
             config, self.generations, current_episode=self._open_episode, report_error=self._report_error
         )
-        self._enabling, self._resuming = threading.Lock(), threading.Lock()
+        self._enabling, self._asking = threading.Lock(), threading.Lock()
         self._enable_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._resume_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._operator_answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -350,7 +350,7 @@ class PolicyEngine:
         self._answer(lambda: self._control.take_over(on), self._operator_answers)
 
     def _answer(self, ask: Callable[[], None], answers: queue.SimpleQueue[dict[str, Any]]) -> dict[str, Any]:
-        with self._resuming:
+        with self._asking:
             while not answers.empty():
                 answers.get()
             ask()

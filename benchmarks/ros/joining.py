@@ -64,4 +64,7 @@ def _topic(way: str) -> str:
 
 
 if __name__ == "__main__":
-    publish(sys.argv[2]) if sys.argv[1] == "publish" else join()
+    if sys.argv[1] == "publish":
+        publish(sys.argv[2])
+    else:
+        join()

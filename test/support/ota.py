@@ -249,5 +249,12 @@ class Robot:
         return State.from_bytes((self.store_dir / "state.json").read_bytes())
 
     def trail(self, update_id: str) -> list[str]:
-        """Return the states that an update went through."""
-        return [event.to_state for event in self.events if event.update_id == update_id]
+        """Return the states that an update went through, up to the end that the engine tells."""
+
+        def states() -> list[str]:
+            return [event.to_state for event in self.events if event.update_id == update_id]
+
+        outcome = self.engine.outcome(update_id) if self.engine is not None else None
+        if outcome is not None and outcome.final:  # known a moment before its event is
+            self.until(lambda: states()[-1:] == [outcome.state.name])
+        return states()

@@ -65,8 +65,13 @@ def test_a_trial_is_not_entered_again_without_permission(robot: Robot) -> None:
 
 @pytest.mark.parametrize("by", ["topic", "parameter"])
 def test_permission_that_is_withdrawn_while_a_boundary_is_waited_for_withdraws_the_swap(robot: Robot, by: str) -> None:
-    quick = {"min_trial_chunks": 1000, "policy_wait_s": 0.0, "swap_timeout_s": 0.3}
-    robot.settings = {"require_permission": by == "topic", **quick}
+    timeout_s = 2.0
+    robot.settings = {
+        "require_permission": by == "topic",
+        "min_trial_chunks": 1000,
+        "policy_wait_s": 0.0,
+        "swap_timeout_s": timeout_s,
+    }
     robot.begin(swap_s=1000.0)
     permit = robot.engine.set_update_permitted if by == "topic" else robot.engine.set_updates_allowed
     permit(True)
@@ -75,8 +80,8 @@ def test_permission_that_is_withdrawn_while_a_boundary_is_waited_for_withdraws_t
     permit(False)
     robot.until(lambda: "waits for update_permitted" in robot.engine.status().message)
     robot.say(swap_s=0.0)
-    seen = len(robot.statuses)
-    robot.until(lambda: len(robot.statuses) > seen + 10)
+    seen, withdrawn = len(robot.statuses), time.monotonic()
+    robot.until(lambda: len(robot.statuses) > seen + 10 and time.monotonic() > withdrawn + timeout_s)
     assert robot.engine.status().state is S.SWAPPING and robot.policy.look()["active"]["version"] == "1.0.0"
     permit(True)
     robot.reach(S.TRIAL)

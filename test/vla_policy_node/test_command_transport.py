@@ -36,7 +36,11 @@ def transports(environment: dict[str, str]) -> tuple[ET.Element, list[tuple[str,
     ]
 
 
-@pytest.mark.parametrize("profile", [None, SHIPPED], ids=["no profile", "the shipped profile"])
+@pytest.mark.parametrize(
+    "profile",
+    [None, SHIPPED, Path(__file__)],
+    ids=["no profile", "the shipped profile", "one that Fast DDS cannot read"],
+)
 def test_commands_go_by_udp_alone(profile: Path | None) -> None:
     environment = {} if profile is None else {VARIABLE: str(profile)}
     with by_udp(environment):

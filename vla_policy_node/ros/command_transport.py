@@ -25,31 +25,34 @@ _UDP = "vla_ota_commands"
 def by_udp(environment: MutableMapping[str, str]) -> Iterator[None]:
     """Change the variables that Fast DDS reads so that this process's participants have their profile, without shared memory.
 
-    The process's first participant must be made inside. Where another middleware is used, or a discovery that a profile does not
-    describe (static peers, range ``OFF``), nothing is changed. Raises OSError or ElementTree.ParseError if it cannot be read.
+    The process's first participant must be made inside: the profile is read then, once. Where another middleware is used, or a
+    discovery that a profile does not describe (static peers, range ``OFF``), nothing is changed.
     """
     local = environment.get(_LOCALHOST_ONLY) == "1" or environment.get(_RANGE) == "LOCALHOST"
-    known = local or environment.get(_RANGE, "SUBNET") in ("", "SUBNET", "SYSTEM_DEFAULT")
-    if (
-        "fastrtps" not in get_rmw_implementation_identifier()
-        or not known
-        or (local and "ROS_STATIC_PEERS" in environment)
-    ):
+    if local:
+        described = "ROS_STATIC_PEERS" not in environment
+    else:
+        described = environment.get(_RANGE, "") in ("", "SUBNET", "SYSTEM_DEFAULT")
+    if not described or "fastrtps" not in get_rmw_implementation_identifier():
         yield
         return
-    path = next((environment[name] for name in _PROFILES if environment.get(name)), None)
-    root = ET.parse(path).getroot() if path else ET.fromstring(_EMPTY)
+    root = _profile(next((environment[name] for name in _PROFILES if environment.get(name)), ""))
     ET.register_namespace("", root.tag.partition("}")[0].lstrip("{"))
     if local:  # the middleware would add a shared-memory transport of its own
         environment[_RANGE] = "SYSTEM_DEFAULT"
         environment.pop(_LOCALHOST_ONLY, None)
-    with tempfile.NamedTemporaryFile(
-        prefix="vla_ota_commands_", suffix=".xml"
-    ) as file:  # read once, by the first participant
+    with tempfile.NamedTemporaryFile(prefix="vla_ota_commands_", suffix=".xml") as file:
         file.write(ET.tostring(without_shared_memory(root, local), encoding="utf-8", xml_declaration=True))
         file.flush()
         environment.update(dict.fromkeys(_PROFILES, file.name))
         yield
+
+
+def _profile(path: str) -> ET.Element:
+    try:
+        return ET.parse(path).getroot()
+    except (OSError, ET.ParseError):  # none, or one that Fast DDS ignores as well; the doctor reports it
+        return ET.fromstring(_EMPTY)
 
 
 def without_shared_memory(root: ET.Element, local: bool) -> ET.Element:
