@@ -53,6 +53,16 @@ def serve(
     max_episodes_per_robot: Annotated[
         int, typer.Option(help="Episodes of one robot that are kept; failures and corrections longest.", min=1)
     ] = 10_000,
+    database: Annotated[
+        str,
+        typer.Option(envvar="VLA_FLEET_DATABASE", help="postgresql://USER@HOST/NAME; default: SQLite in DATA."),
+    ] = "",
+    bus: Annotated[
+        str, typer.Option(envvar="VLA_FLEET_BUS", help="nats://HOST:4222, if several servers share the database.")
+    ] = "",
+    blobs: Annotated[
+        str, typer.Option(envvar="VLA_FLEET_BLOBS", help="s3://BUCKET/PREFIX for the files; default: in DATA.")
+    ] = "",
 ) -> None:
     """Run the server. The first start writes an admin's key to DATA/admin.key."""
     if host in ("0.0.0.0", "::") and not public_url:
@@ -61,7 +71,10 @@ def serve(
         )
     from vla_fleet.server.run import run  # fastapi and sqlalchemy take a second that no other command needs
 
-    run(data, host, port, public_url, heartbeat_s, certificate, certificate_key, open_files, max_episodes_per_robot)
+    run(
+        data, host, port, public_url, heartbeat_s, certificate, certificate_key, open_files, max_episodes_per_robot,
+        database, bus, blobs,
+    )  # fmt: skip
 
 
 def main() -> None:

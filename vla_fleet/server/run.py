@@ -31,6 +31,9 @@ def run(
     certificate_key: Path | None,
     open_files: bool = False,
     max_episodes_per_robot: int = Settings.max_episodes_per_robot,
+    database: str = "",
+    bus: str = "",
+    blobs: str = "",
     make_rooms: Callable[[Settings], Rooms] = Rooms,
 ) -> None:
     """Serve until SIGINT or SIGTERM. ``make_rooms`` puts the server's parts together."""
@@ -47,6 +50,9 @@ def run(
             heartbeat_s=heartbeat_s,
             open_files=open_files,
             max_episodes_per_robot=max_episodes_per_robot,
+            database=database,
+            bus=bus,
+            blobs=blobs,
         )
         _check(certificate, certificate_key)
         config = uvicorn.Config(
