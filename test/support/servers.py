@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Self
 
 import asyncpg
+
 from support.waits import wait_for
 
 _NOBODY = 65534

@@ -38,10 +38,11 @@ from vla_fleet.server.metrics import Metrics
 from vla_fleet.server.passes import Passes
 from vla_fleet.steering import loop
 from vla_fleet.steering.leader import Leader
-from vla_fleet.storage.blobs import LocalBlobs
+from vla_fleet.storage.blobs import BlobStore, LocalBlobs
 from vla_fleet.storage.bus import Bus, LocalBus
 from vla_fleet.storage.database import Database, shared_secret
 from vla_fleet.storage.nats_bus import NatsBus
+from vla_fleet.storage.object_blobs import ObjectBlobs
 
 ADMIN_KEY, FILES_KEY = "admin.key", "files.key"
 _FILES_KEY_BYTES = 32
@@ -85,16 +86,15 @@ class Rooms:
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.settings, self.clock = settings, clock or SystemClock()
-        self._lock = _lock(settings.data)
+        self._lock = lock_folder(settings.data)
         self._files_url = f"{settings.public_url.rstrip('/')}/files"
         self.database = Database(settings.database or embedded(settings.data), self.clock)
-        self.blobs = LocalBlobs(settings.data / "blobs")
+        self.blobs, files = stores(settings)
         self.bus: Bus = NatsBus(settings.bus) if settings.bus else LocalBus()
         self.leader = Leader(self.database, self.clock, f"{socket.gethostname()[:40]} {secrets.token_hex(4)}")
         self.keys = Keys(self.database, self.clock)
         self.registry = Registry(self.database, self.blobs, self.clock)
         self.garbage = GarbageCollector(self.database, self.blobs, self.clock)
-        files = EpisodeFiles(settings.data / "episodes")
         self.episodes = EpisodeStore(self.database, files, self.clock, settings.max_episodes_per_robot)
         self.data_sets = DataSets(self.database, self.clock)
         self.directory = Directory(self.database, self.bus, self.clock)
@@ -182,13 +182,23 @@ def embedded(data: Path) -> str:
     return f"sqlite+aiosqlite:///{data.absolute() / 'fleet.db'}"
 
 
+def stores(settings: Settings) -> tuple[BlobStore, EpisodeFiles]:
+    """Return where the files of versions are, and those of episodes."""
+    episodes = settings.data / "episodes"
+    if not settings.blobs:
+        return LocalBlobs(settings.data / "blobs"), EpisodeFiles(episodes)
+    blobs = ObjectBlobs(settings.blobs, "blobs", settings.data / "blobs" / "incoming")
+    objects = ObjectBlobs(settings.blobs, "episodes", settings.data / "episodes-out")
+    return blobs, EpisodeFiles(episodes, objects)
+
+
 def rooms_of(request: HTTPConnection) -> Rooms:
     """Return the parts of the server that a request came to."""
     rooms: Rooms = request.app.state.rooms
     return rooms
 
 
-def _lock(data: Path) -> int:
+def lock_folder(data: Path) -> int:
     """Keep the folder for this server until the descriptor is closed: two would each order the robots about."""
     try:
         data.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import asyncpg
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import event, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from vla_fleet.clock import Clock
 from vla_fleet.errors import InputError, UnavailableError
-from vla_fleet.storage.tables import LogRow, SecretRow
+from vla_fleet.storage.tables import Base, LogRow, SecretRow
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 _CONNECT_S, _ANSWER_S = 5.0, 60.0
@@ -107,11 +107,17 @@ class Database:
         session.add(row)
 
 
+async def put(session: AsyncSession, table: type[Base], key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Insert a row or change it, in one statement: of two servers that do so at once, both succeed."""
+    made = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(table).values(**key, **values)
+    await session.execute(made.on_conflict_do_update(index_elements=list(key), set_=dict(values)))
+
+
 async def shared_secret(database: Database, name: str, own: bytes) -> bytes:
     """Return the secret that every server on this database has; the first one's ``own`` becomes it."""
     async with database.begin() as session:
         row = {"name": name, "secret": own.decode()}
-        await session.execute(insert(SecretRow).values(row).on_conflict_do_nothing())
+        await session.execute(postgresql.insert(SecretRow).values(row).on_conflict_do_nothing())
         return (await session.get_one(SecretRow, name)).secret.encode()
 
 
