@@ -101,6 +101,18 @@ class Postgres(_Process):
         asyncio.run(make())
         return f"postgresql://postgres@/{name}?host={self._folder}"
 
+    def query(self, name: str, statement: str) -> list[asyncpg.Record]:
+        """Return what a statement finds in a database."""
+
+        async def ask() -> list[asyncpg.Record]:
+            connection = await asyncpg.connect(host=str(self._folder), user="postgres", database=name)
+            try:
+                return list(await connection.fetch(statement))
+            finally:
+                await connection.close()
+
+        return asyncio.run(ask())
+
     def _spawn(self, log: int) -> subprocess.Popen[bytes]:
         options = {"listen_addresses": "", "fsync": "off", "unix_socket_directories": str(self._folder)}
         return subprocess.Popen(

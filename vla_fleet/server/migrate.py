@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vla-fleet migrate``: what a server has kept in its folder goes to PostgreSQL and an object store. The folder stays as it is."""
+"""``vla-fleet migrate``: what a server has kept in its folder is copied to PostgreSQL and an object store."""
 
 from __future__ import annotations
 

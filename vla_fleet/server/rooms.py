@@ -123,6 +123,18 @@ class Rooms:
         self.enrolment_failures = Buckets(self.clock, settings.enrolment_failures_s, 10)
         self._tasks: list[asyncio.Task[None]] = []
 
+    async def reach(self) -> None:
+        """Raise why the server cannot start, if the database, the bus or the object store does not answer."""
+        if self.settings.database:
+            await self.database.migrate()
+            await self.database.close()
+        if self.settings.bus:
+            bus = NatsBus(self.settings.bus)
+            await bus.open()
+            await bus.close()
+        if self.settings.blobs:
+            await self.blobs.size("0" * 64)
+
     async def __aenter__(self) -> Self:
         await self.bus.open()
         await self.database.migrate()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import sys
@@ -55,8 +56,10 @@ def run(
             blobs=blobs,
         )
         _check(certificate, certificate_key)
+        rooms = make_rooms(settings)
+        asyncio.run(rooms.reach())
         config = uvicorn.Config(
-            create_app(make_rooms(settings)),
+            create_app(rooms),
             log_level="warning",
             ws="websockets-sansio",
             ws_max_size=protocol.MAX_FRAME_BYTES,
@@ -67,8 +70,11 @@ def run(
             timeout_graceful_shutdown=5,
         )
         configure_log()
+        first = " of the server that started first" if database else ""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        _Server(config, f"vla-fleet serves {url}; the admin's key is in {data / ADMIN_KEY}").run(sockets=[listener])
+        _Server(config, f"vla-fleet serves {url}; the admin's key is in {data / ADMIN_KEY}{first}").run(
+            sockets=[listener]
+        )
 
 
 def _check(certificate: Path | None, key: Path | None) -> None:
