@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Self
 
 import asyncpg
+import httpx
 
-from support.waits import wait_for
+from support.waits import TIMEOUT_S, wait_for
 
 _NOBODY = 65534
 
@@ -34,7 +35,11 @@ class _Process:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -175,9 +180,8 @@ class Moto(_Process):
 
     def start(self) -> None:
         super().start()
-        import httpx
-
-        httpx.put(f"{self.environment['AWS_ENDPOINT_URL']}/{self._bucket}").raise_for_status()
+        # its first answer takes long: it imports S3 then
+        httpx.put(f"{self.environment['AWS_ENDPOINT_URL']}/{self._bucket}", timeout=TIMEOUT_S).raise_for_status()
 
     def _spawn(self, log: int) -> subprocess.Popen[bytes]:
         program = Path(sys.executable).parent / "moto_server"

@@ -16,6 +16,7 @@ from support.servers import Nats, Postgres
 from support.waits import wait_for
 
 from vla_evidence.log.replay import replay_file
+from vla_fleet.cli.main import main
 from vla_fleet.client import Client
 from vla_fleet.errors import FleetError
 
@@ -124,6 +125,7 @@ def test_what_robots_do_while_the_database_is_down_is_stored_once_when_it_is_bac
         ("--database", "mysql://127.0.0.1/fleet", "DATABASE_URL"),
         ("--bus", "nats://127.0.0.1:9", "BUS_UNREACHABLE"),
         ("--blobs", "ftp://files", "BLOBS_URL"),
+        ("--blobs", "s3://fleet", "BLOBS_UNREACHABLE"),
     ],
 )
 def test_a_server_that_finds_no_other_says_so_in_one_line_and_does_not_start(
@@ -134,8 +136,12 @@ def test_a_server_that_finds_no_other_says_so_in_one_line_and_does_not_start(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from vla_fleet.cli.main import main
-
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_SKIP_SIGNATURE": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.argv", ["vla-fleet", "serve", "--data", str(tmp_path), "--port", "0", option, url])
     with pytest.raises(SystemExit) as end:
         main()

@@ -7,8 +7,9 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore import exceptions
@@ -17,6 +18,10 @@ from obstore.store import S3Store
 from vla_fleet.errors import InputError, MissingError, UnavailableError
 from vla_fleet.storage.blobs import Spool, check_name
 
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
+_RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
 _UNREACHABLE = (exceptions.GenericError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 
 
@@ -36,7 +41,7 @@ class ObjectBlobs:
         if not url.startswith("s3://"):
             raise InputError("BLOBS_URL", "the object store's URL cannot be read; write s3://BUCKET/PREFIX")
         try:
-            self._store = S3Store.from_url(f"{url.rstrip('/')}/{place}")
+            self._store = S3Store.from_url(f"{url.rstrip('/')}/{place}", retry_config=_RETRIES)
         except exceptions.BaseError as e:
             raise InputError("BLOBS_URL", f"the object store cannot be used: {_first_line(e)}") from e
         self._url, self._spool = url, Spool(aside)
