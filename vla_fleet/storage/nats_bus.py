@@ -86,6 +86,6 @@ class NatsBus:
         await self.local.publish_everywhere()
 
     async def _failed(self, error: Exception) -> None:
-        log.warning("NATS", reason=str(error) or type(error).__name__)
+        log.warning("the connection to NATS failed", reason=str(error) or type(error).__name__)
         if isinstance(error, nats.errors.SlowConsumerError):
             await self.local.publish_everywhere()
