@@ -297,6 +297,43 @@ def test_cancel_in_mid_download_is_quick_and_the_next_offer_resumes(robot: Robot
     assert any(headers.get("range", "") == "bytes=60000-" for _, headers in server.requests)
 
 
+def test_a_cancellation_at_the_last_moment_before_the_swap_is_carried_out(
+    robot: Robot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    robot.begin()
+    gate, replies = robot.engine._ctx.gate, []
+    hindrance = gate.hindrance
+
+    def then_cancel(**named: bool) -> str:
+        found = hindrance(**named)
+        if robot.policy.look()["prepared"]:  # nothing is waited for any more
+            replies.append(robot.engine.cancel("u-1.1.0"))
+        return found
+
+    monkeypatch.setattr(gate, "hindrance", then_cancel)
+    robot.ended(robot.offer("1.1.0"), S.CANCELLED, "CANCELLED")
+    assert replies[0].success and robot.policy.look()["active"]["version"] == "1.0.0"
+
+
+def test_a_cancellation_that_the_swap_overtakes_is_refused_and_the_update_goes_on(
+    robot: Robot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    robot.begin(prepare_s=1000.0, swap_s=1000.0)
+    update_id = robot.offer("1.1.0")
+    robot.reach(S.PREPARING)
+    request = robot.engine._ctx.request_cancel
+
+    def overtaken(*what: str) -> None:
+        robot.say(prepare_s=0.0)
+        robot.reach(S.SWAPPING)
+        request(*what)
+
+    monkeypatch.setattr(robot.engine._ctx, "request_cancel", overtaken)
+    assert robot.engine.cancel(update_id).error_code == "UNCANCELLABLE"
+    robot.say(swap_s=0.0)
+    robot.ended(update_id, S.COMMITTED)
+
+
 def test_cancel_before_its_turn_and_of_nothing(robot: Robot) -> None:
     robot.publish("1.2.0")
     robot.feeding = False
