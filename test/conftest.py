@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import support.one_thread  # noqa: F401  (before anything that imports numpy)
 from support import dds_profile
 from support.kept import KEPT
 
