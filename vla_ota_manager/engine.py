@@ -186,6 +186,10 @@ class UpdateEngine:
         if record.state not in PIPELINE:
             return Reply(False, "UNCANCELLABLE", f"update_id: {update_id} is in {record.state.name} already")
         self._ctx.request_cancel(update_id, "CANCELLED", "cancelled on request")
+        with self.store.edit(durable=False) as state:  # once a transition is over that may not have seen it
+            record = state.update
+        if record is not None and record.update.update_id == update_id and record.state not in PIPELINE:
+            return Reply(False, "UNCANCELLABLE", f"update_id: {update_id} is in {record.state.name} already")
         return Reply(True, "", "will be cancelled")
 
     def rollback(
