@@ -52,9 +52,9 @@ class Robot:
         self.server = stack.enter_context(CheckpointServer(folder / "www"))
         self.ros = stack.enter_context(RosHarness(domain))
         self.events = self.ros.subscribe(ModelEvent, "ota_manager/events")
-        self.model = self.ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED)
-        self.policy = self.ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED)
-        self.reports = self.ros.subscribe(SwapReport, "policy_node/swap_report", qos.LATCHED)
+        self.model = self.ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED_EACH)
+        self.policy = self.ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED_EACH)
+        self.reports = self.ros.subscribe(SwapReport, "policy_node/swap_report", qos.LATCHED_EACH)
         self.outcomes = self.ros.subscribe(EpisodeOutcome, "episode_outcome")
         self.diagnostics = self.ros.subscribe(DiagnosticArray, "/diagnostics")
         store, logs = folder / "store", folder / "logs"

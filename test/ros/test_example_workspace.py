@@ -84,7 +84,7 @@ def test_the_workspaces_own_policy_drives_the_arm_and_is_changed_in_motion(
         ),
         RosHarness(ros_domain) as ros,
     ):
-        status = ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED)
+        status = ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED_EACH)
         joints = ros.subscribe(JointState, "joint_states", qos.SENSORS)
         there = lambda target: lambda m: np.allclose(m.position, target, atol=0.05)  # noqa: E731
         status.wait(lambda m: m.active_version == "1.0.0", PATIENCE_S, "1.0.0 loaded")

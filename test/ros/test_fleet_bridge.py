@@ -30,7 +30,7 @@ class FleetRig:
         self.client = stack.enter_context(self.server.client())
         parameters = {"allowed_sources": [f"{self.server.url}/files/"]}
         self.robot = stack.enter_context(ManagerRig(domain, folder / "robot", parameters=parameters))
-        self.line = self.robot.ros.subscribe(BridgeStatus, "fleet_bridge/status", qos.LATCHED)
+        self.line = self.robot.ros.subscribe(BridgeStatus, "fleet_bridge/status", qos.LATCHED_EACH)
         self.robot.start()
         self.folder, self._domain, self._stack = folder, domain, stack
         self.bridge = self.start_bridge(self.client.make_code(ROBOT))

@@ -49,7 +49,7 @@ def test_an_empty_rollback_goes_to_the_previous_version_and_blocks_nothing(rig: 
 
 
 def test_a_refused_command_is_a_warning_in_the_log_and_one_that_is_done_is_none(rig: ManagerRig) -> None:
-    log = rig.ros.subscribe(Log, "/rosout", qos.LATCHED)
+    log = rig.ros.subscribe(Log, "/rosout", qos.LATCHED_EACH)
     assert not rig.ros.call(PinModel, "ota_manager/pin_model", PinModel.Request(version="7.7.7\x1b[31m")).success
     refused = log.wait(lambda m: m.msg.startswith("pin_model: MODEL_NOT_FOUND"), what="the refusal in the log")
     assert refused.level == Log.WARN and "\x1b" not in refused.msg

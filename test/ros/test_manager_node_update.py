@@ -92,7 +92,7 @@ def test_an_expired_offer_is_rejected(rig: ManagerRig, untouched: None) -> None:
 def test_a_token_and_a_password_in_an_offers_url_are_neither_published_nor_logged(
     rig: ManagerRig, untouched: None
 ) -> None:
-    logged = rig.ros.subscribe(Log, "/rosout", qos.LATCHED)
+    logged = rig.ros.subscribe(Log, "/rosout", qos.LATCHED_EACH)
     refuse(rig, rig.offer("1.3.0", "0" * 64, manifest_url=f"http://u:SECRET@{rig.server.base[7:]}/x"), "URL_INVALID")
     missing = rig.offer("1.3.0", "0" * 64, manifest_url=rig.server.url("gone?X-Amz-Signature=SECRET"))
     assert "gone?***" in rig.wait_event(missing, "FAILED").message
@@ -178,5 +178,5 @@ def test_a_policy_node_that_is_not_configured_is_not_said_to_be_silent_and_what_
 
 
 def test_a_late_joiner_gets_the_latched_status(rig: ManagerRig) -> None:
-    late = rig.ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED)
+    late = rig.ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED_EACH)
     assert late.wait().committed_version == rig.status.last.committed_version

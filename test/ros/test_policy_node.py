@@ -52,7 +52,7 @@ def shared_rig(tmp_path_factory: pytest.TempPathFactory, shared_domain: int) -> 
     """One robot that runs 1.0.0, for tests that change nothing; in the end its node ends cleanly."""
     folder = tmp_path_factory.mktemp("shared")
     scripted_bundle(folder / "a", "1.0.0")
-    (folder / "contract.yaml").write_text(contract_text().replace("observations:", "observations:" + TASK))
+    (folder / "contract.yaml").write_text(contract_text(patient=True).replace("observations:", "observations:" + TASK))
     with PolicyRig(shared_domain, folder, model_path=str(folder / "a")) as running:
         running.wait_running("1.0.0")
         yield running
@@ -196,7 +196,7 @@ def test_run_policy_ends_with_what_end_episode_said_or_with_cancel(shared_rig: P
 
 def test_a_late_subscriber_gets_the_status_at_once(shared_rig: PolicyRig, shared_domain: int) -> None:
     with RosHarness(shared_domain, "late") as late:
-        status = late.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED).wait()
+        status = late.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED_EACH).wait()
     assert status.active_version == "1.0.0" and status.boot_id == shared_rig.status.last.boot_id
 
 
@@ -223,7 +223,7 @@ def test_a_lifecycle_manager_can_stop_and_start_the_commands(ros_domain: int, tm
 
 
 def test_without_a_usable_contract_the_node_stays_unconfigured_and_says_why(ros_domain: int, tmp_path: Path) -> None:
-    (tmp_path / "contract.yaml").write_text(contract_text() + "hold_on: 3\n")
+    (tmp_path / "contract.yaml").write_text(contract_text(patient=True) + "hold_on: 3\n")
     with PolicyRig(ros_domain, tmp_path) as rig:
         status = rig.status.wait(lambda m: m.message)
         assert status.state == PolicyStatus.STATE_UNCONFIGURED
@@ -298,7 +298,7 @@ def test_a_second_policy_node_is_kept_off_the_command_topic(rig: PolicyRig, ros_
         wait_for(lambda: second.node.log.count("COMMAND_TOPIC_") > 1, "the second node's refusals")
         rig.wait_running("1.0.0")
         assert rig.node.stop() == 0  # cleanly, because it was asked to
-        second.status = second.ros.subscribe(PolicyStatus, "second/status", qos.LATCHED)
+        second.status = second.ros.subscribe(PolicyStatus, "second/status", qos.LATCHED_EACH)
         second.wait_running("1.0.0")  # it had not given up
 
 

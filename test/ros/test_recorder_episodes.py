@@ -101,7 +101,7 @@ def recorded(shared_domain: int, tmp_path_factory: pytest.TempPathFactory) -> It
         node("vla_sim.ros.sim_robot", operator_after_s=1.0, task_timeout_s=20.0),
     ):
         outcomes = ros.subscribe(EpisodeOutcome, "episode_outcome")
-        status = ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED)
+        status = ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED_EACH)
         running = PolicyStatus.STATE_RUNNING
         status.wait(lambda m: m.state == running and m.episode_id, timeout_s=90.0, what="the policy to act")
         outcomes.wait(what="the end of the episode in which the policy came", timeout_s=60.0)

@@ -53,10 +53,8 @@ DECISIVE: Mapping[str, Any] = {
     "score_sources": ["reversal"],  # looks at one chunk alone: a busy machine does not change it
     "tolerated_exceedance": 0.3,
     "commit_max_evidence": 1.0,
-    "trial_lease_s": 30.0,
+    "trial_lease_s": 60.0,
     "policy_wait_s": 60.0,
-    "policy_silent_s": 3.0,
-    "heartbeat_timeout_s": 30.0,
     "max_trial_attempts": 10,
 }
 """Parameters of a manager that decides as soon as a test has shown it enough, and never because the machine is busy."""
@@ -99,15 +97,15 @@ class RobotRig:
         folder.mkdir(parents=True, exist_ok=True)
         self.domain, self.folder, self.namespace, self._kept = domain, folder, namespace, kept
         self.store = folder / "store"
-        (folder / "contract.yaml").write_text(contract_text(**(contract or {})))
+        (folder / "contract.yaml").write_text(contract_text(patient=True, **(contract or {})))
         self.server = CheckpointServer(folder / "registry")
         self.server.__enter__()
         self.ros = RosHarness(domain, namespace=namespace)
         self.robot = WatchedRobot(self.ros)
-        self.policy_status: Inbox = self.ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED)
-        self.reports: Inbox = self.ros.subscribe(SwapReport, "policy_node/swap_report", qos.LATCHED)
+        self.policy_status: Inbox = self.ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED_EACH)
+        self.reports: Inbox = self.ros.subscribe(SwapReport, "policy_node/swap_report", qos.LATCHED_EACH)
         self.scores: Inbox = self.ros.subscribe(AnomalyScore, "anomaly_score", qos.EVENTS)
-        self.status: Inbox = self.ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED)
+        self.status: Inbox = self.ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED_EACH)
         self.events: Inbox = self.ros.subscribe(ModelEvent, "ota_manager/events")
         self.diagnostics: Inbox = self.ros.subscribe(DiagnosticArray, "/diagnostics")
         self._offers = self.ros.advertise(ModelUpdate, "model_update", readers=0)
@@ -171,6 +169,8 @@ class RobotRig:
             },
         )
         self._keep(self.manager)
+        if not crash_at:
+            self.ros.known_to("ota_manager")
         return self.manager
 
     def _keep(self, process: NodeProcess) -> None:
