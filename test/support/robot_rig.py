@@ -42,6 +42,8 @@ PERIOD_S, VELOCITY, LOW, HIGH = 0.02, 4.0, -2.0, 2.0
 PLACE_STEP = 0.015
 """Distance between the places of two versions [rad]."""
 _REPLY_S = 6.0
+LONG_HORIZON = 150
+"""Actions of a chunk: three seconds, so that a machine that stalls for one or two starves nobody."""
 EPISODES = 2
 """With a known outcome, that a commit needs."""
 
@@ -212,6 +214,7 @@ class RobotRig:
         """Put a bundle into the registry; ``size``: of the ballast beside its weights [bytes]. Return its digest."""
         self.places.setdefault(version, PLACE_STEP * (len(self.places) % 19))
         wave = {"amplitude": (0.1, 0.0), "frequency_hz": 1.0, "offset": (0.0, self.places[version])}
+        wave["horizon"] = LONG_HORIZON
         if size:
             seed = int(self.places[version] / PLACE_STEP) + len(self.digests)
             ballast = np.random.default_rng(seed).standard_normal(size // 4).astype(np.float32)
@@ -316,6 +319,15 @@ class RobotRig:
         return str(self.state()["committed"]["version"])
 
     # -- what the robot does ------------------------------------------------------------------------------------------------
+
+    def wait_commands(self) -> int:
+        """Wait until no command has come for a while; return how many there were: the last ones may come after all else."""
+        while True:
+            sent = len(self.robot.record)
+            time.sleep(0.5)
+            self.ros.on_executor(lambda: None)
+            if len(self.robot.record) == sent:
+                return sent
 
     def call(self, service_type: type, name: str, request: Any = None) -> Any:
         """Call a service for which a repeated request does no harm: one right after a restart may get lost on a dead server."""

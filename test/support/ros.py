@@ -258,6 +258,10 @@ class RosHarness:
             return self._ask(client, request, timeout_s)
         return self.wait_future(client.call_async(request), f"a reply of {name}", timeout_s)
 
+    def asked(self, name: str) -> int:
+        """Return how many requests of ``call`` to a service are not answered yet."""
+        return len(self._clients[name]._pending_requests)
+
     def _ask(self, client: Any, request: Any, timeout_s: float) -> Any:
         """Ask, and again every few seconds: a question to a node that has just come, or just gone, may be lost."""
         answered, futures = threading.Event(), []
