@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -32,6 +33,13 @@ SPACE = "/learning"
 
 def files(folder: Path, ends: str = ".mcap") -> list[Path]:
     return sorted(p for p in (folder / "recordings" / "episodes").glob(f"*{ends}"))
+
+
+def large_part(folder: Path) -> Path | None:
+    """Return an unfinished file with something in it."""
+    with contextlib.suppress(FileNotFoundError):  # it was finished this moment
+        return next((path for path in files(folder, ".mcap.part") if path.stat().st_size > 20_000), None)
+    return None
 
 
 class EpisodeFile:
@@ -108,8 +116,7 @@ def recorded(shared_domain: int, tmp_path_factory: pytest.TempPathFactory) -> It
         outcomes.clear()
         outcome = outcomes.wait(what="the end of a corrected episode", timeout_s=60.0)
         corrected = wait_for(lambda: of(outcome.episode_id), "its file")
-        part = wait_for(lambda: next(iter(files(folder, ".part")), None), "the next episode")
-        wait_for(lambda: part.stat().st_size > 20_000, "some of it on disk")
+        part = wait_for(lambda: large_part(folder), "some of the next episode on disk")
         first.kill()
         with node("vla_recorder.ros.recorder", **recorder) as second:
             cut = part.with_suffix("")
