@@ -41,7 +41,7 @@ PERIOD_S, VELOCITY, LOW, HIGH = 0.02, 4.0, -2.0, 2.0
 """Of the contract in ``engine_rig.py``: [s], [rad/s], [rad]."""
 PLACE_STEP = 0.015
 """Distance between the places of two versions [rad]."""
-_REPLY_S = 6.0
+_REPLY_S = 10.0
 LONG_HORIZON = 150
 """Actions of a chunk: three seconds, so that a machine that stalls for one or two starves nobody."""
 EPISODES = 2
@@ -331,7 +331,7 @@ class RobotRig:
 
     def call(self, service_type: type, name: str, request: Any = None) -> Any:
         """Call a service for which a repeated request does no harm: one right after a restart may get lost on a dead server."""
-        for _ in range(7):
+        for _ in range(5):
             with contextlib.suppress(AssertionError):
                 return self.ros.call(service_type, name, request, timeout_s=_REPLY_S)
         return self.ros.call(service_type, name, request, timeout_s=_REPLY_S)
