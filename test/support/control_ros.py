@@ -29,10 +29,10 @@ class Peer:
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
 
-    def wait(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+    def wait(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
         end = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < end
+            assert time.monotonic() < end, "waited in vain"
             self.executor.spin_once(timeout_sec=0.05)
         return condition()
 

@@ -31,16 +31,16 @@ fps: {rate_hz}
 observations:
   observation.state:
     channel: {{topic: joint_states, type: sensor_msgs/msg/JointState}}
-    align: {{strategy: asof, timeline: receive, tolerance_ms: 200}}
+    align: {{strategy: asof, timeline: receive, tolerance_ms: {tolerance_ms}}}
     select: [position.j1, position.j2]
 actions:
   action:
     channel: {{topic: commands, type: std_msgs/msg/Float64MultiArray}}
     select: [data.0, data.1]
 safety:
-  motion_enabled: {{required: {motion_required}, timeout_s: 0.5}}
+  motion_enabled: {{required: {motion_required}, timeout_s: {motion_timeout_s}}}
   auto_resume: {auto_resume}
-  observation_max_age_ms: 250
+  observation_max_age_ms: {max_age_ms}
   blend_ticks: 2
   rest_ticks: 5
   latency_margin_ticks: 2
@@ -62,10 +62,15 @@ safety:
 """
 
 
-def contract_text(*, rate_hz: float = 50, auto_resume: bool = True, motion_required: bool = False) -> str:
-    """A contract for the bundles of ``scripted_bundle``."""
+def contract_text(
+    *, rate_hz: float = 50, auto_resume: bool = True, motion_required: bool = False, patient: bool = False
+) -> str:
+    """A contract for the bundles of ``scripted_bundle``. ``patient``: a machine that stalls for seconds makes nothing stale."""
     flags = {"auto_resume": str(auto_resume).lower(), "motion_required": str(motion_required).lower()}
-    return CONTRACT.format(rate_hz=rate_hz, **flags)
+    ages = {"tolerance_ms": 200, "max_age_ms": 250, "motion_timeout_s": 0.5}
+    if patient:
+        ages = {"tolerance_ms": 4000, "max_age_ms": 5000, "motion_timeout_s": 5.0}
+    return CONTRACT.format(rate_hz=rate_hz, **flags, **ages)
 
 
 class EngineRig:
