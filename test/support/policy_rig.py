@@ -60,7 +60,7 @@ def policy_parameters(folder: Path, **parameters: Any) -> dict[str, Any]:
         "policy_modules": [f"{k}={v}" for k, v in POLICY_MODULES.items()],
         "worker_paths": [TEST_FOLDER],
         "worker_imports": [""],
-        "inference_timeout_s": 2.0,
+        "inference_timeout_s": 20.0,
         "load_timeout_s": 60.0,
         "status_period_s": 0.2,
         "shadow_chunks": 0,  # tests of the shadow set it
