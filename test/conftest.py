@@ -76,7 +76,7 @@ def _descendants(spared: set[int] = frozenset()) -> dict[int, str]:  # type: ign
 def _no_process_left_behind(kept: set[int]) -> Iterator[None]:
     before = set(_descendants())
     yield
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 30.0
     left = _descendants(before | kept)
     while left and time.monotonic() < deadline:
         time.sleep(0.1)
