@@ -184,7 +184,7 @@ def test_a_draw_is_the_episodes_automatic_swap(trial: Trial) -> None:
     assert active is not None
     os.kill(active.generation.pid, signal.SIGKILL)
     rig.wait_for(lambda: rig.snapshot.error_code == "AUTO_SWAP_LIMIT", "the hold")
-    rig.wait_for(lambda: rig.control.hold_reason == "WORKER_LOST", "the robot holding")
+    rig.wait_for(lambda: rig.control.mode == "HOLDING", "the robot holding")
     assert rig.snapshot.active is None
     rig.engine.end_episode("", success=False)
     rig.wait_running("1.0.0")

@@ -36,11 +36,11 @@ def test_an_episodes_steps_are_handed_on_whole_with_what_was_seen_wanted_and_com
     wanted, states = (np.concatenate([getattr(s, part) for s in first]) for part in ("policy_actions", "states"))
     assert wanted == pytest.approx(actions, abs=1e-6) and not any(any(s.interventions) for s in first)
     # The robot is where it was last told to be, or about to be; on a machine that stalls for a moment, later.
-    assert np.median(np.abs(states[1:] - actions[:-1])) < 0.01 < np.ptp(states, axis=0).min()
+    assert np.median(np.abs(states[1:] - actions[:-1])) < 0.005
 
 
 def test_an_operators_part_of_an_episode_is_marked_and_counts_as_an_intervention(tmp_path: Path) -> None:
-    scripted_bundle(tmp_path / "1.0.0", amplitude=0.05)
+    scripted_bundle(tmp_path / "1.0.0", amplitude=0.03)  # one tick brings it back to the operator
     with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:
         rig.wait_running("1.0.0")
         rig.engine.start_episode("corrected", "reach", 0.0)

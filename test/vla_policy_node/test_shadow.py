@@ -17,7 +17,7 @@ from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import SwapRequest
 from vla_policy_node.shadow import session
 
-CALM = {"amplitude": 0.1, "frequency_hz": 0.1}
+CALM = {"amplitude": 0.02, "frequency_hz": 0.1}  # a worker that stalls for a second answers nearly the same
 SHORT = {"horizon": 16}
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an offset": ({"offset": (0.5, 0.9)}, "SHADOW_DIVERGED"),
