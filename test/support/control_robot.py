@@ -26,11 +26,11 @@ MAX_AGE_MS, HORIZON = 2000, 100
 class Robot:
     """A control process with a recorded sink, an observation that is renewed, and workers that answer from a thread.
 
-    On a machine that stalls for a second it does not hold: observations and chunks last longer.
+    On a machine that stalls for a second it does not hold, and no hold is latched: observations, chunks and holds last longer.
     """
 
     def __init__(self, folder: Path, **changes: Any) -> None:
-        self.contract = contract(**{"max_age_ms": MAX_AGE_MS, **changes})
+        self.contract = contract(**{"max_age_ms": MAX_AGE_MS, "timeout_s": 60.0, **changes})
         self.path = folder / "commands"
         self._channels = len(self.contract.channels)
         self.observation = Arena.create(observation_layout(self.contract.features, self._channels))
