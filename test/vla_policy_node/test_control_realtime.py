@@ -82,7 +82,8 @@ def test_a_busy_process_gets_nothing_of_the_processor_while_a_helper_works(fifo_
     found = in_a_process(PUSHED_ASIDE)
     assert found["fifo"] == (2 if fifo_allowed else 0)
     assert found["ordinary"] > 0, "the busy process was not busy"
-    assert (found["lifted"] == 0) == fifo_allowed, found
+    # Moments are the kernel's: it keeps a share of each second from all of SCHED_FIFO, and stops a process between two steps.
+    assert (found["lifted"] < 0.1 * found["ordinary"]) == fifo_allowed, found
 
 
 THREADS = """
