@@ -14,6 +14,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from support.control_robot import Robot
+from support.waits import TIMEOUT_S
 from vla_policy_node.control.client import ControlClient
 
 TOPICS = {"commands": "/arm/commands"}
@@ -29,7 +30,7 @@ class Peer:
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
 
-    def wait(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    def wait(self, condition: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
         end = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < end, "waited in vain"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.bundles import make_bundle
 from support.rollouts import HOUR_S, MODEL, NEW, OLD, RolloutFleet
-from support.waits import wait_for
+from support.waits import TIMEOUT_S, wait_for
 
 from vla_evidence.log.replay import replay_file
 from vla_fleet.errors import ConflictError, MissingError
@@ -401,7 +401,8 @@ def test_two_servers_on_one_database_give_each_order_once_and_count_each_outcome
         await asyncio.gather(rooms.rollouts.step(), other.step())
 
     rollout, played = fleet.client.create_rollout(MODEL, stages=ONE_STAGE)["id"], False
-    for _ in range(40):
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
         found = fleet.client.rollout(rollout)
         if found["state"] in ("DONE", "ASKING", "ROLLED_BACK"):
             break

@@ -138,7 +138,7 @@ def test_golden_records_the_policys_own_answers_and_a_fresh_worker_repeats_them(
     bundle = verify_bundle(tmp_path / "b")
     golden = bundle.golden()
     assert golden is not None and len(golden) == 3
-    assert np.allclose(golden.action, np.broadcast_to(np.float32([0.2, -0.1]), (3, 50, 2)))
+    assert np.allclose(golden.action, np.broadcast_to(np.float32([0.2, -0.1]), (3, 100, 2)))
     assert golden.tolerance.tolist() == pytest.approx([0.002, 0.002])
     assert made["difference"] == 0.0
     assert made["digest"] == bundle.digest != before.digest
