@@ -269,7 +269,7 @@ def test_check_runs_what_the_robot_would_and_says_one_line_each(
     assert [line.split()[1] for line in lines[:-1]] == [
         "bundle:", "robot:", "units:", "interpreter:", "policy:", "golden:", "horizon:",
     ]  # fmt: skip
-    assert "numpy" in lines[3] and "50 actions, 8 executed, 2 blended" in lines[6]
+    assert "numpy" in lines[3] and "100 actions, 8 executed, 2 blended" in lines[6]
 
 
 @pytest.mark.parametrize(
