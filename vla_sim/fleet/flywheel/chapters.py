@@ -36,7 +36,7 @@ def first_policy(stage: FlywheelStage) -> None:
 
 def they_work(stage: FlywheelStage) -> None:
     """Robots record what they do, and send it."""
-    _wait(stage, lambda seen: len(seen) >= EARLIER, f"{EARLIER} episodes on the server")
+    _wait(stage, lambda seen: sum(e["success"] is True for e in seen) >= EARLIER, f"{EARLIER} successes on the server")
     robots = {episode["robot"] for episode in stage.episodes()}
     stage.watch.say("server", f"has {len(stage.episodes())} episodes of {len(robots)} robots: they are kept for replay")
 
@@ -48,10 +48,13 @@ def new_colour(stage: FlywheelStage) -> None:
     text = f"from now on half of the tasks ask for the {NEW_COLOUR} block, a word that the policy never learned"
     stage.watch.say("demo", text, "bold yellow", mark=f"{NEW_COLOUR} comes")
     stage.watch.say("operator", "takes over what is not done after 3.5 s, finishes it, and gives back", "yellow")
-    _wait(stage, lambda seen: len(_corrected(seen)) >= CORRECTED, f"{CORRECTED} corrected episodes on the server")
-    seen = stage.episodes()
-    asked = [e for e in seen if e["started_s"] >= stage.times["new_colour"] and NEW_COLOUR in e["instructions"][0]]
-    alone = [e for e in asked if e["success"] and not e["corrections"]]
+    _wait(
+        stage,
+        lambda seen: sum(e["corrections"] > 0 for e in _asked(seen)) >= CORRECTED,
+        f"{CORRECTED} corrected episodes of the new colour on the server",
+    )
+    asked = _asked(stage.episodes())
+    alone = [episode for episode in asked if episode["success"] and not episode["corrections"]]
     stage.watch.say("server", f"{NEW_COLOUR}: the policy has done {len(alone)} of {len(asked)} episodes alone", "red")
 
 
@@ -59,7 +62,7 @@ def learn(stage: FlywheelStage) -> None:
     """Data set, training, gate, publication: two commands, while the robots work on."""
     since = datetime.datetime.fromtimestamp(stage.times["new_colour"], datetime.UTC).isoformat()
     stage.vla_fleet(
-        "dataset", "build", "--out", stage.data_set, "--since", since,
+        "dataset", "build", "--policy", NAME, "--out", stage.data_set, "--since", since,
         "--episodes", stage.folder / "episodes", timeout_s=_TOOL_S,
     )  # fmt: skip
     stage.times["trains"] = time.time()
@@ -100,8 +103,8 @@ def afterwards(stage: FlywheelStage) -> None:
     )
 
 
-def _corrected(seen: Sequence[Json]) -> list[Json]:
-    return [episode for episode in seen if episode["corrections"]]
+def _asked(seen: Sequence[Json]) -> list[Json]:
+    return [episode for episode in seen if NEW_COLOUR in episode["instructions"][0]]
 
 
 def _canary_s(stage: FlywheelStage) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_fleet.client import Json
+from vla_sim.bundle import NAME
 from vla_sim.demo.processes import DemoError
 from vla_sim.fleet.flywheel.ros.tasks import Tasks
 from vla_sim.fleet.flywheel.tool import vla_fleet
@@ -60,5 +61,5 @@ class FlywheelStage(Stage):
         return str(argument.relative_to(self.folder)) if isinstance(argument, Path) else str(argument)
 
     def episodes(self) -> list[Json]:
-        """Return the episodes that the server has, the oldest first."""
-        return self.client.episodes(_MOST_EPISODES)[::-1]
+        """Return the episodes of the policy that the server has, the oldest first."""
+        return self.client.episodes(_MOST_EPISODES, policy=NAME)[::-1]
