@@ -14,16 +14,17 @@ from vla_sim.demo.processes import DemoError
 from vla_sim.fleet.flywheel.stage import ROBOTS, FlywheelStage
 from vla_sim.fleet.play.stage import Chapter
 
-_FIRST_S, _WORK_S, _TOOL_S, _ROLLOUT_S = 150.0, 240.0, 240.0, 400.0
+_FIRST_S, _WORK_S, _TOOL_S, _ROLLOUT_S = 300.0, 600.0, 900.0, 900.0
+"""How long a chapter waits at most: minutes longer than on an idle machine [s]."""
 _LOOK_S = 1.0
-EARLIER, CORRECTED, AFTER = 24, 18, 30
+EARLIER, CORRECTED, AFTER = 36, 18, 30
 """Episodes before the new colour came; corrected ones to learn from; of the whole fleet with what was learned."""
 NEW_TASKS = (*OLD_COLOURS, *[NEW_COLOUR] * len(OLD_COLOURS))
 """Half of the tasks ask for the new colour."""
 _NEEDED = 130
 """Episodes of a canary stage: the judge wants 50 of each version, and each episode is drawn by a fair coin."""
-_TRAINING = ("--set", "steps=150", "--set", "batch=32", "--set", "warm_up_steps=10")
-_GATE = ("--gate", "episodes_old=120", "--gate", "margin_old=0.1", "--gate", "episodes_new=40")
+_TRAINING = ("--set", "steps=400", "--set", "batch=32", "--set", "warm_up_steps=10")
+_GATE = ("--gate", "episodes_old=80", "--gate", "margin_old=0.1", "--gate", "episodes_new=30")
 
 
 def first_policy(stage: FlywheelStage) -> None:
@@ -59,7 +60,9 @@ def new_colour(stage: FlywheelStage) -> None:
 
 
 def learn(stage: FlywheelStage) -> None:
-    """Data set, training, gate, publication: two commands, while the robots work on."""
+    """Data set, training, gate, publication: two commands. The robots rest: they share this machine with the training."""
+    stage.tasks.work(False)
+    stage.watch.say("demo", "the robots rest: here they share a machine with the training", "dim")
     since = datetime.datetime.fromtimestamp(stage.times["new_colour"], datetime.UTC).isoformat()
     stage.vla_fleet(
         "dataset", "build", "--policy", NAME, "--out", stage.data_set, "--since", since,
@@ -82,6 +85,7 @@ def canary(stage: FlywheelStage) -> None:
     ]
     text = f"half of the episodes for {stages[0]['duration_s']:.0f} s, which is {_NEEDED} episodes at the fleet's pace"
     stage.watch.say("operator", f"wants a canary: {text}", "magenta")
+    stage.tasks.work(True)
     stage.rollout = stage.begin_rollout(stage.learned, "all", stages)
     stage.rollout.wait({"JUDGING"}, _ROLLOUT_S)
     stage.times["canary"] = time.time()
@@ -128,7 +132,7 @@ CHAPTERS = (
     Chapter("Three robots get a policy that knows three colours", "first\npolicy", first_policy),
     Chapter("They work; what they do comes to the server as episodes", "they\nwork", they_work),
     Chapter(f"A new colour: {NEW_COLOUR}. Robots fail, an operator corrects", "a new colour,\ncorrected", new_colour),
-    Chapter("Data set, training, gate, publication, while the robots work on", "learning", learn),
+    Chapter("Data set, training, gate, publication", "learning", learn),
     Chapter("The canary: each episode is drawn, and the judge decides", "canary", canary),
     Chapter("The fleet can do it", "after", afterwards),
 )

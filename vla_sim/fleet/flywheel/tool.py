@@ -13,12 +13,12 @@ from typing import Any
 
 from vla_sim.demo.processes import DemoError
 
-_TOOL = ("nice", "-n", "10", sys.executable, "-c", "from vla_fleet.cli.main import main; main()")
+_TOOL = (sys.executable, "-c", "from vla_fleet.cli.main import main; main()")
 _TOP = Path(__file__).resolve().parents[3]
 
 
 def vla_fleet(server: str, key: str, *arguments: Any, timeout_s: float) -> str:
-    """Run a command, niced, because robots run on this machine too; return what it prints. Raises DemoError if it fails."""
+    """Run a command and return what it prints. Raises DemoError if it fails."""
     environment = {
         **os.environ,
         "VLA_FLEET_SERVER": server,

@@ -24,8 +24,15 @@ class Tasks(BackgroundNode):
 
     def ask_for(self, colours: Sequence[str]) -> None:
         """Let every robot's tasks ask for these colours from the next one on. Raises DemoError if one does not answer."""
-        value = ParameterValue(type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=list(colours))
-        request = SetParameters.Request(parameters=[Parameter(name="task_colours", value=value)])
+        kind = ParameterType.PARAMETER_STRING_ARRAY
+        self._set("task_colours", ParameterValue(type=kind, string_array_value=list(colours)))
+
+    def work(self, on: bool) -> None:
+        """Let every robot work, or rest after its task. Raises DemoError if one does not answer."""
+        self._set("run_tasks", ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=on))
+
+    def _set(self, name: str, value: ParameterValue) -> None:
+        request = SetParameters.Request(parameters=[Parameter(name=name, value=value)])
         deadline = time.monotonic() + _ANSWER_S
         for robot, client in self._clients.items():
             if not client.wait_for_service(max(0.0, deadline - time.monotonic())):
