@@ -17,13 +17,13 @@ from vla_sim.fleet.play.stage import Chapter
 _FIRST_S, _WORK_S, _TOOL_S, _ROLLOUT_S = 300.0, 600.0, 900.0, 900.0
 """How long a chapter waits at most: minutes longer than on an idle machine [s]."""
 _LOOK_S = 1.0
-EARLIER, CORRECTED, AFTER = 36, 18, 30
+EARLIER, CORRECTED, AFTER = 30, 16, 30
 """Episodes before the new colour came; corrected ones to learn from; of the whole fleet with what was learned."""
 NEW_TASKS = (*OLD_COLOURS, *[NEW_COLOUR] * len(OLD_COLOURS))
 """Half of the tasks ask for the new colour."""
 _NEEDED = 130
 """Episodes of a canary stage: the judge wants 50 of each version, and each episode is drawn by a fair coin."""
-_TRAINING = ("--set", "steps=400", "--set", "batch=32", "--set", "warm_up_steps=10")
+_TRAINING = ("--set", "steps=300", "--set", "batch=32", "--set", "warm_up_steps=10")
 _GATE = ("--gate", "episodes_old=80", "--gate", "margin_old=0.1", "--gate", "episodes_new=30")
 
 
@@ -31,7 +31,13 @@ def first_policy(stage: FlywheelStage) -> None:
     """Everybody gets the first policy."""
     stage.publish(stage.base, alias="champion")
     stage.tasks.ask_for(OLD_COLOURS)
-    stage.follow(stage.client.deploy(f"{NAME}@champion", everyone=True), _FIRST_S)
+    commands = stage.client.deploy(f"{NAME}@champion", everyone=True)
+    loaded = ("SHADOW", "SWAPPING", "TRIAL", "COMMITTED")
+    stage.watch.wait(
+        lambda seen: all(seen[name]["status"].get("state") in loaded for name in ROBOTS), "policies in memory", _FIRST_S
+    )
+    stage.tasks.work(True)
+    stage.follow(commands, _FIRST_S)
     stage.wait_committed("1.0.0", ROBOTS, _FIRST_S)
 
 
