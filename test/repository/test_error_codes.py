@@ -27,7 +27,7 @@ from vla_policy_node.ipc.layouts import CHUNK_ERRORS, MODES
 TOP = Path(__file__).resolve().parents[2]
 PAGE = TOP / "docs" / "errors.md"
 
-OTHER_PAGES = ("vla_doctor/", "vla_sim/demo/", "vla_sim/fleet/demo/")
+OTHER_PAGES = ("vla_doctor/", "vla_sim/demo/", "vla_sim/fleet/demo/", "vla_sim/fleet/play/", "vla_sim/fleet/flywheel/")
 """The doctor's findings are in docs/doctor.md; the demos give no codes, they expect them."""
 
 VOCABULARIES = {*AT, *MODES, *(state.name for state in UpdateState)}

@@ -92,6 +92,9 @@ EXTRA = {
     "vla_sim/fleet/": {"vla_evidence", "vla_fleet", "vla_fleet_bridge"},
     "vla_sim/fleet/demo/": {"rich"},
     "vla_sim/fleet/demo/picture.py": {"matplotlib"},
+    "vla_sim/fleet/play/": {"rich"},
+    "vla_sim/fleet/flywheel/": {"rich", "vla_learning"},
+    "vla_sim/fleet/flywheel/picture.py": {"matplotlib"},
 }
 
 

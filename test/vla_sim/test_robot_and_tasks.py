@@ -10,9 +10,10 @@ import pytest
 from support.waits import wait_for
 
 from vla_sim.arm import BLOCK_COLOURS, BLOCK_SIZE_M, HOME_RAD
-from vla_sim.errors import CommandRefusedError
+from vla_sim.errors import CommandRefusedError, SimSettingError
 from vla_sim.expert import expert_chunk, goal_point
 from vla_sim.robot import SimRobot
+from vla_sim.settings import SimSettings
 from vla_sim.task import TaskRules
 from vla_sim.task_runner import Reply, State, TaskRunner
 
@@ -130,6 +131,24 @@ class Scene:
         colour = next(c for c in BLOCK_COLOURS if c in self.runner.instruction)
         goal = goal_point(seen.blocks[BLOCK_COLOURS.index(colour)], BLOCK_SIZE_M)
         self.robot.command(expert_chunk(seen.arm.position, goal, 1)[0].tolist())
+
+
+def test_tasks_ask_for_the_colours_that_are_set_from_the_next_task_on() -> None:
+    scene = Scene(timeout_s=0.5)
+    for colours in (("red", "blue"), ("yellow",)):
+        scene.runner.colours = colours
+        scene.run(1.0)
+        asked: set[str] = set()
+        for _ in range(20):
+            scene.run(1.0)
+            asked |= {colour for colour in BLOCK_COLOURS if colour in scene.runner.instruction}
+        assert asked == set(colours)
+
+
+@pytest.mark.parametrize("colours", [(), ("red", "pink")])
+def test_colours_that_no_block_has_are_refused(colours: tuple[str, ...]) -> None:
+    with pytest.raises(SimSettingError, match="red, green, blue, yellow"):
+        SimSettings(task_colours=colours)
 
 
 def test_tasks_that_are_done_are_reported_as_successes_one_after_the_other() -> None:
