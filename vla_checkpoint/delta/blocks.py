@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Coding of one block of numbers: differences sorted by what is expected of them, each sort coded with its own distribution.
+
+The layout of the bytes is in docs/delta_format.md. A block decodes by itself, so that blocks are coded side by side. The entropy
+coder is pcodec's (tANS over bins of its own choosing), restricted to its classic mode without its own differences.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, wrapped
+
+from vla_checkpoint.delta.contexts import LEVELS, UNIT_BITS, Bytes, Classes, estimate, flat, levels
+from vla_checkpoint.delta.numbers import FloatType, Integers, difference, exponents, ordered, restore
+
+MAX_GROUPS = 64
+_GROUP_NUMBERS = 2048
+"""Fewer numbers are not worth a distribution of their own."""
+_PCO_HEADER = wrapped.FileCompressor().write_header()
+_PCO_NUMBERS = 1 << 24
+_CONFIG = ChunkConfig(
+    compression_level=8,
+    mode_spec=ModeSpec.classic(),
+    delta_spec=DeltaSpec.no_op(),
+    paging_spec=PagingSpec.equal_pages_up_to(_PCO_NUMBERS),
+)
+_HEAD = struct.Struct("<Bhl")
+"""Groups, origin of the levels, length of the classes' stream [bytes]."""
+_LENGTH = struct.Struct("<L")
+
+
+class BlockError(Exception):
+    """The bytes of a block are not what an encoder writes."""
+
+
+def encode_difference(old: Integers, new: Integers, kind: FloatType, columns: int) -> bytes:
+    """Return the stream that makes ``new`` of ``old``; ``columns`` is 0 where rows and columns mean nothing."""
+    classes = estimate(old, new, kind, columns) if columns else flat(len(old), 0)
+    classes, found = _centred(old, kind, classes)
+    steps = difference(old, new)
+    counts = np.bincount(found, minlength=LEVELS)
+    bounds = _bounds(counts)
+    groups = _group_of_level(bounds).take(found)
+    order = np.argsort(groups, kind="stable")
+    steps = steps.take(order)
+    ends = np.cumsum(np.bincount(groups, minlength=len(bounds) + 1))
+    parts = [_encode_group(part) for part in np.split(steps, ends[:-1])]
+    side = b""
+    if columns:
+        side = zstandard.compress(classes.rows.tobytes() + classes.columns.tobytes(), 9)
+    return _join(classes.origin, side, bounds, parts)
+
+
+def decode_difference(old: Integers, stream: memoryview, kind: FloatType, columns: int) -> Integers:
+    """Return the numbers that ``stream`` makes of ``old``.
+
+    Raises:
+        BlockError: it is damaged, or made to do harm.
+    """
+    origin, side, bounds, parts = _split(stream)
+    if columns:
+        rows = len(old) // columns
+        plain = decompress(side, rows + columns)
+        both = np.frombuffer(plain, np.uint8)
+        classes = Classes(both[:rows], both[rows:], origin)
+    else:
+        classes = flat(len(old), origin)
+    groups = _group_of_level(bounds).take(levels(old, kind, classes))
+    order = np.argsort(groups, kind="stable")
+    grouped = np.empty(len(old), kind.integer)
+    position = 0
+    for part, count in zip(parts, np.bincount(groups, minlength=len(parts)).tolist(), strict=True):
+        _decode_group(part, grouped[position : position + count])
+        position += count
+    steps = np.empty_like(grouped)
+    steps[order] = grouped
+    return restore(old, steps)
+
+
+def encode_numbers(new: Integers) -> bytes:
+    """Return the stream of numbers without a base."""
+    return _encode_group(ordered(new))
+
+
+def decode_numbers(stream: memoryview, kind: FloatType, count: int) -> Integers:
+    """Return ``count`` numbers of :func:`encode_numbers`; raises :class:`BlockError`."""
+    found = np.empty(count, kind.integer)
+    _decode_group(stream, found)
+    return ordered(found)
+
+
+def decompress(stream: bytes | memoryview, size: int) -> bytes:
+    """Return the ``size`` bytes that a zstd frame holds; raises :class:`BlockError`, before more is allocated."""
+    try:
+        parameters = zstandard.get_frame_parameters(bytes(stream[:18]))
+        if parameters.content_size != size or parameters.window_size > max(size, 1 << 20):
+            raise BlockError(f"a zstd frame of {parameters.content_size} bytes instead of {size}")
+        plain = zstandard.ZstdDecompressor().decompress(stream, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as e:
+        raise BlockError(f"zstd: {e}") from e
+    if len(plain) != size:
+        raise BlockError(f"{len(plain)} bytes instead of {size}")
+    return plain
+
+
+def _centred(old: Integers, kind: FloatType, classes: Classes) -> tuple[Classes, Bytes]:
+    """Choose the origin so that the most frequent ulp of a number that moves is in the middle."""
+    sample = old[:: max(1, len(old) // 4096)]
+    typical = int(np.median(exponents(sample, kind, UNIT_BITS))) if len(sample) else 0
+    middle = int(classes.rows.max(initial=0) > 0) * 128 + int(classes.columns.max(initial=0) > 0) * 128
+    centred = Classes(classes.rows, classes.columns, LEVELS // 2 + typical - middle)
+    return centred, levels(old, kind, centred)
+
+
+def _bounds(counts: npt.NDArray[np.int64]) -> Bytes:
+    """Return the first level of every group but the lowest, ascending: neighbours are joined until a group is large enough."""
+    least = max(_GROUP_NUMBERS, int(counts.sum()) // 256)
+    bounds: list[int] = []
+    size = 0
+    for level, count in enumerate(counts.tolist()):
+        if size >= least and len(bounds) < MAX_GROUPS - 1 and count:
+            bounds.append(level)
+            size = 0
+        size += count
+    return np.array(bounds, np.uint8)
+
+
+def _group_of_level(bounds: Bytes) -> Bytes:
+    return np.searchsorted(bounds, np.arange(LEVELS), side="right").astype(np.uint8)
+
+
+def _encode_group(numbers: Integers) -> bytes:
+    if not numbers.any():
+        return b""
+    compressor = wrapped.FileCompressor().chunk_compressor(np.ascontiguousarray(numbers), _CONFIG)
+    return bytes(compressor.write_meta()) + bytes(compressor.write_page(0))
+
+
+def _decode_group(stream: memoryview, numbers: Integers) -> None:
+    """Fill ``numbers``; no bytes stand for zeros only."""
+    if not len(stream):
+        numbers[:] = 0
+        return
+    if stream[0]:  # mode and differences: others than ours can ask for much memory
+        raise BlockError("an entropy-coded stream of another kind")
+    data = bytes(stream)
+    try:
+        decompressor, _ = wrapped.FileDecompressor.new(_PCO_HEADER)
+        chunk, begin = decompressor.chunk_decompressor(data, f"i{numbers.dtype.itemsize * 8}")
+        progress, used = chunk.read_page_into(data[begin:], len(numbers), numbers)
+    except (RuntimeError, TypeError, ValueError) as e:
+        raise BlockError(f"entropy-coded stream: {e}") from e
+    if progress.n_processed != len(numbers) or begin + used != len(data):
+        raise BlockError("an entropy-coded stream of another length")
+
+
+def _join(origin: int, side: bytes, bounds: Bytes, parts: Sequence[bytes]) -> bytes:
+    lengths = b"".join(_LENGTH.pack(len(part)) for part in parts)
+    return b"".join([_HEAD.pack(len(parts), origin, len(side)), bounds.tobytes(), lengths, side, *parts])
+
+
+def _split(stream: memoryview) -> tuple[int, memoryview, Bytes, list[memoryview]]:
+    """Return origin, classes, bounds and the groups' bytes, every length checked against the stream's."""
+    if len(stream) < _HEAD.size:
+        raise BlockError("a block's head is cut short")
+    count, origin, side_size = _HEAD.unpack_from(stream)
+    begin = _HEAD.size + count - 1 + count * _LENGTH.size
+    if not 0 < count <= MAX_GROUPS or len(stream) < begin:
+        raise BlockError(f"{count} groups in a block of {len(stream)} bytes")
+    bounds = np.frombuffer(stream, np.uint8, count - 1, _HEAD.size)
+    lengths = np.frombuffer(stream, "<u4", count, _HEAD.size + count - 1).tolist()
+    if side_size < 0 or begin + side_size + sum(lengths) != len(stream):
+        raise BlockError("the lengths of a block's parts do not add up")
+    if (np.diff(bounds.astype(np.int16)) <= 0).any():
+        raise BlockError("the bounds of a block's groups do not ascend")
+    parts, position = [], begin + side_size
+    for length in lengths:
+        parts.append(stream[position : position + length])
+        position += length
+    return origin, stream[begin : begin + side_size], bounds, parts
+
