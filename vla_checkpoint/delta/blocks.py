@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ import zstandard
 from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, wrapped
 
 from vla_checkpoint.delta.contexts import LEVELS, UNIT_BITS, Bytes, Classes, estimate, flat, levels
-from vla_checkpoint.delta.numbers import FloatType, Integers, difference, exponents, ordered, restore
+from vla_checkpoint.delta.lowrank import MAX_RANK, Factors, fit, is_worth_it
+from vla_checkpoint.delta.numbers import FloatType, Integers, difference, exponents, ordered, restore, values
 
-MAX_GROUPS = 64
-_GROUP_NUMBERS = 2048
+MAX_GROUPS = 32
+_GROUP_NUMBERS = 4096
 """Fewer numbers are not worth a distribution of their own."""
 _PCO_HEADER = wrapped.FileCompressor().write_header()
 _PCO_NUMBERS = 1 << 24
@@ -30,8 +32,8 @@ _CONFIG = ChunkConfig(
     delta_spec=DeltaSpec.no_op(),
     paging_spec=PagingSpec.equal_pages_up_to(_PCO_NUMBERS),
 )
-_HEAD = struct.Struct("<Bhl")
-"""Groups, origin of the levels, length of the classes' stream [bytes]."""
+_HEAD = struct.Struct("<BBhhL")
+"""Groups, rank of the prediction, its scale, origin of the levels, length of the side stream [bytes]."""
 _LENGTH = struct.Struct("<L")
 
 
@@ -41,20 +43,27 @@ class BlockError(Exception):
 
 def encode_difference(old: Integers, new: Integers, kind: FloatType, columns: int) -> bytes:
     """Return the stream that makes ``new`` of ``old``; ``columns`` is 0 where rows and columns mean nothing."""
-    classes = estimate(old, new, kind, columns) if columns else flat(len(old), 0)
-    classes, found = _centred(old, kind, classes)
     steps = difference(old, new)
-    counts = np.bincount(found, minlength=LEVELS)
-    bounds = _bounds(counts)
+    factors, classes = None, flat(len(old), 0)
+    if columns:
+        real = _real_steps(old, new, kind).reshape(-1, columns)
+        factors = fit(real, kind)
+        if factors is not None:
+            predicted = factors.steps(old, kind)
+            if is_worth_it(factors, steps, predicted):
+                steps -= predicted
+                real -= factors.products() * np.float32(factors.unit(kind))
+            else:
+                factors = None
+        classes = estimate(real)
+    classes, found = _centred(old, kind, classes)
+    bounds = _bounds(np.bincount(found, minlength=LEVELS))
     groups = _group_of_level(bounds).take(found)
-    order = np.argsort(groups, kind="stable")
-    steps = steps.take(order)
+    steps = steps.take(np.argsort(groups, kind="stable"))
     ends = np.cumsum(np.bincount(groups, minlength=len(bounds) + 1))
     parts = [_encode_group(part) for part in np.split(steps, ends[:-1])]
-    side = b""
-    if columns:
-        side = zstandard.compress(classes.rows.tobytes() + classes.columns.tobytes(), 9)
-    return _join(classes.origin, side, bounds, parts)
+    side = _pack_side(classes, factors) if columns else b""
+    return _join(classes.origin, factors, side, bounds, parts)
 
 
 def decode_difference(old: Integers, stream: memoryview, kind: FloatType, columns: int) -> Integers:
@@ -63,23 +72,24 @@ def decode_difference(old: Integers, stream: memoryview, kind: FloatType, column
     Raises:
         BlockError: it is damaged, or made to do harm.
     """
-    origin, side, bounds, parts = _split(stream)
+    block = _split(stream)
     if columns:
-        rows = len(old) // columns
-        plain = decompress(side, rows + columns)
-        both = np.frombuffer(plain, np.uint8)
-        classes = Classes(both[:rows], both[rows:], origin)
+        classes, factors = _unpack_side(block, len(old) // columns, columns)
+    elif block.rank or len(block.side):
+        raise BlockError("factors for numbers without rows")
     else:
-        classes = flat(len(old), origin)
-    groups = _group_of_level(bounds).take(levels(old, kind, classes))
+        classes, factors = flat(len(old), block.origin), None
+    groups = _group_of_level(block.bounds).take(levels(old, kind, classes))
     order = np.argsort(groups, kind="stable")
     grouped = np.empty(len(old), kind.integer)
     position = 0
-    for part, count in zip(parts, np.bincount(groups, minlength=len(parts)).tolist(), strict=True):
+    for part, count in zip(block.parts, np.bincount(groups, minlength=len(block.parts)).tolist(), strict=True):
         _decode_group(part, grouped[position : position + count])
         position += count
     steps = np.empty_like(grouped)
     steps[order] = grouped
+    if factors is not None:
+        steps += factors.steps(old, kind)
     return restore(old, steps)
 
 
@@ -120,7 +130,7 @@ def _centred(old: Integers, kind: FloatType, classes: Classes) -> tuple[Classes,
 
 def _bounds(counts: npt.NDArray[np.int64]) -> Bytes:
     """Return the first level of every group but the lowest, ascending: neighbours are joined until a group is large enough."""
-    least = max(_GROUP_NUMBERS, int(counts.sum()) // 256)
+    least = max(_GROUP_NUMBERS, int(counts.sum()) // MAX_GROUPS)
     bounds: list[int] = []
     size = 0
     for level, count in enumerate(counts.tolist()):
@@ -160,22 +170,60 @@ def _decode_group(stream: memoryview, numbers: Integers) -> None:
         raise BlockError("an entropy-coded stream of another length")
 
 
-def _join(origin: int, side: bytes, bounds: Bytes, parts: Sequence[bytes]) -> bytes:
+def _real_steps(old: Integers, new: Integers, kind: FloatType) -> npt.NDArray[np.float32]:
+    with np.errstate(all="ignore"):
+        steps = values(new, kind) - values(old, kind)
+    steps[~np.isfinite(steps)] = 0.0
+    return steps
+
+
+def _pack_side(classes: Classes, factors: Factors | None) -> bytes:
+    plain = classes.rows.tobytes() + classes.columns.tobytes()
+    if factors is not None:
+        plain += factors.rows.T.tobytes() + factors.columns.T.tobytes()
+    return zstandard.compress(plain, 9)
+
+
+def _unpack_side(block: _Block, rows: int, columns: int) -> tuple[Classes, Factors | None]:
+    plain = np.frombuffer(decompress(block.side, (rows + columns) * (1 + block.rank)), np.uint8)
+    classes = Classes(plain[:rows], plain[rows : rows + columns], block.origin)
+    if not block.rank:
+        return classes, None
+    of_rows, of_columns = np.split(plain[rows + columns :].view(np.int8), [rows * block.rank])
+    return classes, Factors(of_rows.reshape(block.rank, -1).T, of_columns.reshape(block.rank, -1).T, block.scale)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The parts of a block's bytes."""
+
+    rank: int
+    scale: int
+    origin: int
+    side: memoryview
+    bounds: Bytes
+    parts: list[memoryview]
+
+
+def _join(origin: int, factors: Factors | None, side: bytes, bounds: Bytes, parts: Sequence[bytes]) -> bytes:
+    rank, scale = (factors.rank, factors.scale) if factors is not None else (0, 0)
     lengths = b"".join(_LENGTH.pack(len(part)) for part in parts)
-    return b"".join([_HEAD.pack(len(parts), origin, len(side)), bounds.tobytes(), lengths, side, *parts])
+    return b"".join([_HEAD.pack(len(parts), rank, scale, origin, len(side)), bounds.tobytes(), lengths, side, *parts])
 
 
-def _split(stream: memoryview) -> tuple[int, memoryview, Bytes, list[memoryview]]:
-    """Return origin, classes, bounds and the groups' bytes, every length checked against the stream's."""
+def _split(stream: memoryview) -> _Block:
+    """Take a block apart, every length checked against the stream's."""
     if len(stream) < _HEAD.size:
         raise BlockError("a block's head is cut short")
-    count, origin, side_size = _HEAD.unpack_from(stream)
+    count, rank, scale, origin, side_size = _HEAD.unpack_from(stream)
     begin = _HEAD.size + count - 1 + count * _LENGTH.size
     if not 0 < count <= MAX_GROUPS or len(stream) < begin:
         raise BlockError(f"{count} groups in a block of {len(stream)} bytes")
+    if rank > MAX_RANK:
+        raise BlockError(f"a prediction of rank {rank}, at most {MAX_RANK}")
     bounds = np.frombuffer(stream, np.uint8, count - 1, _HEAD.size)
     lengths = np.frombuffer(stream, "<u4", count, _HEAD.size + count - 1).tolist()
-    if side_size < 0 or begin + side_size + sum(lengths) != len(stream):
+    if begin + side_size + sum(lengths) != len(stream):
         raise BlockError("the lengths of a block's parts do not add up")
     if (np.diff(bounds.astype(np.int16)) <= 0).any():
         raise BlockError("the bounds of a block's groups do not ascend")
@@ -183,5 +231,4 @@ def _split(stream: memoryview) -> tuple[int, memoryview, Bytes, list[memoryview]
     for length in lengths:
         parts.append(stream[position : position + length])
         position += length
-    return origin, stream[begin : begin + side_size], bounds, parts
-
+    return _Block(rank, scale, origin, stream[begin : begin + side_size], bounds, parts)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vla_checkpoint.delta.numbers import FloatType, Integers, exponents, values
+from vla_checkpoint.delta.numbers import FloatType, Integers, exponents
 
 Bytes = npt.NDArray[np.uint8]
 UNIT_BITS = 2
@@ -26,7 +26,7 @@ _STILL = 0
 """Class of a row or column in which nothing changed."""
 _MIDDLE = 128
 """Class of a row or column of average step."""
-_SAMPLE = 256
+_SAMPLE = 128
 """So many rows or columns are enough for an estimate."""
 
 
@@ -59,19 +59,17 @@ def levels(old: Integers, kind: FloatType, classes: Classes) -> Bytes:
     return found.astype(np.uint8)
 
 
-def estimate(old: Integers, new: Integers, kind: FloatType, columns: int) -> Classes:
-    """Return classes for a block: the encoder's choice, for which any method will do.
+def estimate(steps: npt.NDArray[np.float32]) -> Classes:
+    """Return classes for real steps ``[rows, columns]``: the encoder's choice, for which any method will do.
 
-    Fits |step| ≈ row factor × column factor, twice alternating, on a sample of the rows or columns.
+    Fits |step| ≈ row factor × column factor, twice alternating, on a sample of the rows and columns.
     """
-    shape = (len(old) // columns, columns)
+    row_stride, column_stride = (max(1, size // _SAMPLE) for size in steps.shape)
     with np.errstate(all="ignore"):
-        steps = np.abs(values(new, kind) - values(old, kind)).reshape(shape)
-        row_sample = steps[:, :: max(1, columns // _SAMPLE)]
-        row_means = _finite(row_sample.mean(axis=1))
-        column_sample = slice(None, None, max(1, shape[0] // _SAMPLE))
-        column_means = _finite(_inverse(row_means[column_sample]) @ steps[column_sample])
-        row_means = _finite(row_sample @ _inverse(column_means[:: max(1, columns // _SAMPLE)]))
+        of_rows, of_columns = np.abs(steps[:, ::column_stride]), np.abs(steps[::row_stride])
+        row_means = _finite(of_rows.mean(axis=1))
+        column_means = _finite(_inverse(row_means[::row_stride]) @ of_columns)
+        row_means = _finite(of_rows @ _inverse(column_means[::column_stride]))
     return Classes(_classes(row_means), _classes(column_means), 0)
 
 

@@ -25,7 +25,7 @@ from vla_checkpoint.files import PathLike, file_size, open_regular, read_exactly
 from vla_checkpoint.strict_json import is_int, parse_json
 
 MAGIC = b"VLADELT1"
-BLOCK_BYTES = 2 << 20
+BLOCK_BYTES = 4 << 20
 """Bytes of the target that one coded record makes, at most."""
 MAX_RECORDS = 1 << 18
 MAX_HEADER_BYTES = 1 << 16

@@ -31,6 +31,11 @@ class FloatType:
     exponent_bits: int
 
     @property
+    def bias(self) -> int:
+        """What an exponent field of 2 ** 0 holds."""
+        return (1 << (self.exponent_bits - 1)) - 1
+
+    @property
     def nbytes(self) -> int:
         """Size of one number [bytes]."""
         return int(self.integer.itemsize)
