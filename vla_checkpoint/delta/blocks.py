@@ -19,7 +19,7 @@ from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, wrapped
 
 from vla_checkpoint.delta.contexts import LEVELS, UNIT_BITS, Bytes, Classes, estimate, flat, levels
 from vla_checkpoint.delta.lowrank import MAX_RANK, Factors, fit, is_worth_it
-from vla_checkpoint.delta.numbers import FloatType, Integers, difference, exponents, ordered, restore, values
+from vla_checkpoint.delta.numbers import FloatType, Integers, difference, exponents, ordered, restore, tiles, values
 
 MAX_GROUPS = 32
 _GROUP_NUMBERS = 4096
@@ -49,16 +49,18 @@ def encode_difference(old: Integers, new: Integers, kind: FloatType, columns: in
         real = _real_steps(old, new, kind).reshape(-1, columns)
         factors = fit(real, kind)
         if factors is not None:
-            predicted = factors.steps(old, kind)
-            if is_worth_it(factors, steps, predicted):
-                steps -= predicted
-                real -= factors.products() * np.float32(factors.unit(kind))
+            left = steps.copy()
+            factors.add(left, old, kind, -1)
+            if is_worth_it(factors, steps, left):
+                steps = left
+                for _, rows in tiles(len(old), columns):
+                    real[rows] -= factors.products(rows) * np.float32(factors.unit(kind))
             else:
                 factors = None
         classes = estimate(real)
     classes, found = _centred(old, kind, classes)
     bounds = _bounds(np.bincount(found, minlength=LEVELS))
-    groups = _group_of_level(bounds).take(found)
+    groups = _groups(found, bounds)
     steps = steps.take(np.argsort(groups, kind="stable"))
     ends = np.cumsum(np.bincount(groups, minlength=len(bounds) + 1))
     parts = [_encode_group(part) for part in np.split(steps, ends[:-1])]
@@ -79,7 +81,7 @@ def decode_difference(old: Integers, stream: memoryview, kind: FloatType, column
         raise BlockError("factors for numbers without rows")
     else:
         classes, factors = flat(len(old), block.origin), None
-    groups = _group_of_level(block.bounds).take(levels(old, kind, classes))
+    groups = _groups(levels(old, kind, classes), block.bounds)
     order = np.argsort(groups, kind="stable")
     grouped = np.empty(len(old), kind.integer)
     position = 0
@@ -89,7 +91,7 @@ def decode_difference(old: Integers, stream: memoryview, kind: FloatType, column
     steps = np.empty_like(grouped)
     steps[order] = grouped
     if factors is not None:
-        steps += factors.steps(old, kind)
+        factors.add(steps, old, kind)
     return restore(old, steps)
 
 
@@ -141,8 +143,10 @@ def _bounds(counts: npt.NDArray[np.int64]) -> Bytes:
     return np.array(bounds, np.uint8)
 
 
-def _group_of_level(bounds: Bytes) -> Bytes:
-    return np.searchsorted(bounds, np.arange(LEVELS), side="right").astype(np.uint8)
+def _groups(found: Bytes, bounds: Bytes) -> Bytes:
+    """Return the group of every number, by its level."""
+    table = np.searchsorted(bounds, np.arange(LEVELS), side="right").astype(np.uint8)
+    return np.frombuffer(found.tobytes().translate(table.tobytes()), np.uint8)
 
 
 def _encode_group(numbers: Integers) -> bytes:

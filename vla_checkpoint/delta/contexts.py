@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vla_checkpoint.delta.numbers import FloatType, Integers, exponents
+from vla_checkpoint.delta.numbers import FloatType, Integers, exponents, tiles
 
 Bytes = npt.NDArray[np.uint8]
 UNIT_BITS = 2
@@ -42,21 +42,20 @@ class Classes:
 
 def flat(count: int, origin: int) -> Classes:
     """Return the classes of ``count`` numbers of which only the ulp is known."""
-    return Classes(np.zeros(1, np.uint8), np.zeros(count, np.uint8), origin)
+    return Classes(np.zeros(count, np.uint8), np.zeros(1, np.uint8), origin)
 
 
 def levels(old: Integers, kind: FloatType, classes: Classes) -> Bytes:
     """Return the level of every number of ``old``, in its order."""
-    found = exponents(old, kind, UNIT_BITS)
-    if len(classes.rows) == 1 and not classes.columns.any():
-        np.subtract(np.int16(int(classes.rows[0]) + classes.origin), found, out=found)
-    else:
-        grid = found.reshape(len(classes.rows), len(classes.columns))
-        columns = classes.columns.astype(np.int16) + np.int16(classes.origin)
-        np.subtract(columns[np.newaxis, :], grid, out=grid)
-        np.add(grid, classes.rows.astype(np.int16)[:, np.newaxis], out=grid)
-    np.clip(found, 0, LEVELS - 1, out=found)
-    return found.astype(np.uint8)
+    found = np.empty(len(old), np.uint8)
+    of_columns = classes.columns.astype(np.int16) + np.int16(classes.origin)
+    of_rows = classes.rows.astype(np.int16)[:, np.newaxis]
+    for numbers, rows in tiles(len(old), len(classes.columns)):
+        tile = exponents(old[numbers], kind, UNIT_BITS).reshape(-1, len(of_columns))
+        np.subtract(of_columns, tile, out=tile)
+        np.add(tile, of_rows[rows], out=tile)
+        found[numbers] = np.clip(tile, 0, LEVELS - 1, out=tile).ravel()
+    return found
 
 
 def estimate(steps: npt.NDArray[np.float32]) -> Classes:

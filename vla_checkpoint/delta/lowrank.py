@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vla_checkpoint.delta.numbers import FloatType, Integers, exponents
+from vla_checkpoint.delta.numbers import FloatType, Integers, exponents, tiles
 
 MAX_RANK = 16
 _LIMIT = 127
@@ -48,18 +48,21 @@ class Factors:
         """Return the real step that a product of 1 stands for."""
         return 2.0 ** (self.scale - kind.bias - kind.mantissa_bits)
 
-    def products(self) -> npt.NDArray[np.float32]:
-        """Return the product of the factors, ``[rows, columns]``: integers."""
-        product: npt.NDArray[np.float32] = self.rows.astype(np.float32) @ self.columns.astype(np.float32).T
+    def products(self, rows: slice) -> npt.NDArray[np.float32]:
+        """Return the products of some rows, ``[rows, columns]``: integers."""
+        product: npt.NDArray[np.float32] = self.rows[rows].astype(np.float32) @ self.columns.T.astype(np.float32)
         return product
 
-    def steps(self, old: Integers, kind: FloatType) -> Integers:
-        """Return the predicted differences of ``old`` [ulp]."""
-        powers = np.clip(self.scale - np.arange(1 << kind.exponent_bits), -_SCALE_LIMIT, _SCALE_LIMIT)
-        found = self.products().ravel()
-        found *= np.exp2(powers.astype(np.float64)).astype(np.float32).take(exponents(old, kind, 0))
+    def add(self, steps: Integers, old: Integers, kind: FloatType, sign: int = 1) -> None:
+        """Add the predicted differences of ``old``, times ``sign``, to ``steps`` [ulp]."""
         bound = np.float32(1 << (kind.nbytes * 8 - 2))
-        return np.rint(np.clip(found, -bound, bound, out=found), out=found).astype(kind.integer)
+        for numbers, rows in tiles(len(old), len(self.columns)):
+            tile = self.products(rows).ravel()
+            powers = np.subtract(np.int16(self.scale), exponents(old[numbers], kind, 0))
+            bits = np.clip(powers, -_SCALE_LIMIT, _SCALE_LIMIT, out=powers).astype(np.int32)
+            tile *= ((bits + 127) << 23).view(np.float32)  # 2 ** powers
+            np.rint(np.clip(tile, -bound, bound, out=tile), out=tile)
+            steps[numbers] += sign * tile.astype(kind.integer)
 
 
 def fit(steps: npt.NDArray[np.float32], kind: FloatType) -> Factors | None:
@@ -89,12 +92,11 @@ def fit(steps: npt.NDArray[np.float32], kind: FloatType) -> Factors | None:
     return _quantised(projected @ turn[:, :rank], basis @ turn[:, :rank], np.sqrt(np.sqrt(values[:rank])), kind)
 
 
-def is_worth_it(factors: Factors, steps: Integers, predicted: Integers) -> bool:
+def is_worth_it(factors: Factors, before: Integers, after: Integers) -> bool:
     """Return whether a prediction seems to save more than its factors cost, on a sample of the differences [ulp]."""
-    stride = max(1, len(steps) // _SAMPLE)
-    before, after = steps[::stride].astype(np.float64), (steps[::stride] - predicted[::stride]).astype(np.float64)
-    saved = np.log2(1.0 + 2.0 * np.abs(before)).mean() - np.log2(1.0 + 2.0 * np.abs(after)).mean()
-    return bool(saved * len(steps) > _FACTOR_BITS * (factors.rows.size + factors.columns.size))
+    stride = max(1, len(before) // _SAMPLE)
+    one, other = (np.log2(1.0 + 2.0 * np.abs(steps[::stride].astype(np.float64))).mean() for steps in (before, after))
+    return bool((one - other) * len(before) > _FACTOR_BITS * (factors.rows.size + factors.columns.size))
 
 
 def _quantised(rows: Any, columns: Any, roots: Any, kind: FloatType) -> Factors | None:

@@ -8,7 +8,7 @@ Only integers are computed here: the result is the same on every machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+TILE = 1 << 16
+"""So many numbers at a time: what is made on the way stays in the cache."""
 Integers = npt.NDArray[Any]
 
 
@@ -47,6 +49,14 @@ FLOAT_TYPES: Mapping[str, FloatType] = MappingProxyType({
     "F32": FloatType(3, np.dtype("<i4"), 23, 8),
 })  # fmt: skip
 FLOAT_TYPES_BY_CODE: Mapping[int, FloatType] = MappingProxyType({kind.code: kind for kind in FLOAT_TYPES.values()})
+
+
+def tiles(count: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Yield ranges of ``count`` numbers, and of their rows, by whole rows of ``columns``."""
+    step = max(1, TILE // columns)
+    for row in range(0, count // columns, step):
+        rows = slice(row, min(row + step, count // columns))
+        yield slice(rows.start * columns, rows.stop * columns), rows
 
 
 def ordered(bits: Integers) -> Integers:
