@@ -17,7 +17,7 @@ import numpy.typing as npt
 import zstandard
 from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, wrapped
 
-from vla_checkpoint.delta.contexts import LEVELS, UNIT_BITS, Bytes, Classes, estimate, flat, levels
+from vla_checkpoint.delta.contexts import LEVELS, MIDDLE, UNIT_BITS, Bytes, Classes, estimate, flat, levels
 from vla_checkpoint.delta.lowrank import MAX_RANK, Factors, fit, is_worth_it
 from vla_checkpoint.delta.numbers import FloatType, Integers, difference, exponents, ordered, restore, tiles, values
 
@@ -125,7 +125,7 @@ def _centred(old: Integers, kind: FloatType, classes: Classes) -> tuple[Classes,
     """Choose the origin so that the most frequent ulp of a number that moves is in the middle."""
     sample = old[:: max(1, len(old) // 4096)]
     typical = int(np.median(exponents(sample, kind, UNIT_BITS))) if len(sample) else 0
-    middle = int(classes.rows.max(initial=0) > 0) * 128 + int(classes.columns.max(initial=0) > 0) * 128
+    middle = sum(MIDDLE for side in (classes.rows, classes.columns) if side.any())
     centred = Classes(classes.rows, classes.columns, LEVELS // 2 + typical - middle)
     return centred, levels(old, kind, centred)
 
@@ -168,7 +168,9 @@ def _decode_group(stream: memoryview, numbers: Integers) -> None:
         decompressor, _ = wrapped.FileDecompressor.new(_PCO_HEADER)
         chunk, begin = decompressor.chunk_decompressor(data, f"i{numbers.dtype.itemsize * 8}")
         progress, used = chunk.read_page_into(data[begin:], len(numbers), numbers)
-    except (RuntimeError, TypeError, ValueError) as e:
+    except BaseException as e:  # a panic of the library is no Exception
+        if isinstance(e, (KeyboardInterrupt, SystemExit)):
+            raise
         raise BlockError(f"entropy-coded stream: {e}") from e
     if progress.n_processed != len(numbers) or begin + used != len(data):
         raise BlockError("an entropy-coded stream of another length")

@@ -24,7 +24,7 @@ LEVELS = 256
 _UNIT = 1 << UNIT_BITS
 _STILL = 0
 """Class of a row or column in which nothing changed."""
-_MIDDLE = 128
+MIDDLE = 128
 """Class of a row or column of average step."""
 _SAMPLE = 128
 """So many rows or columns are enough for an estimate."""
@@ -83,10 +83,10 @@ def _inverse(means: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 
 
 def _classes(means: npt.NDArray[np.float64]) -> Bytes:
-    """Return the logarithms of means as classes around ``_MIDDLE``."""
+    """Return the logarithms of means as classes around ``MIDDLE``."""
     found = np.full(len(means), _STILL, np.uint8)
     moved = means > 0
     if moved.any():
         logs = np.log2(means[moved])
-        found[moved] = np.clip(np.rint((logs - logs.mean()) * _UNIT) + _MIDDLE, 1, 255).astype(np.uint8)
+        found[moved] = np.clip(np.rint((logs - logs.mean()) * _UNIT) + MIDDLE, 1, 255).astype(np.uint8)
     return found

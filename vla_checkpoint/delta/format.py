@@ -7,7 +7,6 @@ Whatever a file says of itself is checked here before anything is allocated for 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -121,8 +120,6 @@ def write_delta(path: Path, target: FileRef, bases: tuple[FileRef, ...], records
         out.write(MAGIC + len(head).to_bytes(8, "little") + head + table)
         while data := source.read(BLOCK_BYTES):
             out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def _refuse(path: PathLike, reason: str) -> NoReturn:
