@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vla-checkpoint delta make | apply | info``."""
+"""``vla-checkpoint delta make | apply | info | offer``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from vla_checkpoint.delta.apply import apply_to_file
 from vla_checkpoint.delta.format import Codec, Delta, FileRef, read_delta
 from vla_checkpoint.delta.make import make_delta
+from vla_checkpoint.delta.offers import offer_deltas
 from vla_checkpoint.digest import sha256_file
 from vla_checkpoint.errors import DeltaError
 from vla_checkpoint.files import Progress
@@ -41,7 +42,12 @@ def add_command(commands: Any, text: Callable[[dict[str, Any]], str], progress: 
     info = actions.add_parser("info", help="say what a delta is against, what it makes and how")
     info.add_argument("delta", type=Path, metavar="DELTA", help="the delta")
     info.set_defaults(run=lambda options: describe(read_delta(options.delta)))
-    for action in (make, apply, info):
+    offer = actions.add_parser("offer", help="put the deltas between two bundles into a registry folder")
+    offer.add_argument("old", type=Path, metavar="OLD", help="bundle that robots have")
+    offer.add_argument("new", type=Path, metavar="NEW", help="bundle that they are to get, published in REGISTRY")
+    offer.add_argument("registry", type=Path, metavar="REGISTRY", help="folder that a static server serves")
+    offer.set_defaults(run=lambda o: offer_deltas(o.old, o.new, o.registry, progress=progress(None)))
+    for action in (make, apply, info, offer):
         action.add_argument("--json", action="store_true", help="print one JSON object")
         action.set_defaults(text=text, report=False)
 

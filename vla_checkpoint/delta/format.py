@@ -143,11 +143,16 @@ def _parse_head(data: bytes, path: PathLike) -> tuple[FileRef, tuple[FileRef, ..
     return _file_ref(document["target"], path), tuple(_file_ref(base, path) for base in bases), count, packed
 
 
+def is_sha256(value: Any) -> bool:
+    """Return whether a JSON value is a digest as text."""
+    return isinstance(value, str) and len(value) == 64 and _HEX.issuperset(value)
+
+
 def _file_ref(value: Any, path: PathLike) -> FileRef:
     if not isinstance(value, dict) or value.keys() != {"sha256", "size"}:
         _refuse(path, "a file must have exactly sha256 and size")
     sha256, size = value["sha256"], value["size"]
-    if not isinstance(sha256, str) or len(sha256) != 64 or not _HEX.issuperset(sha256):
+    if not is_sha256(sha256):
         _refuse(path, "sha256 must be 64 lower-case hexadecimal digits")
     if not is_int(size) or not 0 <= size <= limits.FILE_BYTES:
         _refuse(path, "size of a file is out of range")
