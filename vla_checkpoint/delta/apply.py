@@ -8,7 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from vla_checkpoint.delta.blocks import BlockError, decode_difference, decode_nu
 from vla_checkpoint.delta.format import BLOCK_BYTES, Codec, Delta, FileRef, read_delta
 from vla_checkpoint.delta.numbers import FLOAT_TYPES_BY_CODE
 from vla_checkpoint.digest import sha256_file
-from vla_checkpoint.errors import CheckpointError, DeltaError, FileError
+from vla_checkpoint.errors import DeltaError, FileError
 from vla_checkpoint.files import Cancel, PathLike, Progress, check_cancel, file_size, open_regular
 
 MAX_WORKERS = 3
@@ -110,16 +110,22 @@ def apply_to_file(path: PathLike, bases: Sequence[PathLike], out: Path, *, progr
     aside = out.with_name(out.name + ".partial")
     try:
         with aside.open("wb") as file:
-            made = apply_delta(path, bases, file.write, progress=progress)
+
+            def write(data: bytes) -> None:
+                try:
+                    file.write(data)
+                except OSError as e:  # else it would be taken for one of reading
+                    raise FileError("FILE_NOT_WRITTEN", out, e.strerror or str(e)) from e
+
+            made = apply_delta(path, bases, write, progress=progress)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(out)
-    except CheckpointError:
-        aside.unlink(missing_ok=True)
-        raise
     except OSError as e:
-        aside.unlink(missing_ok=True)
         raise FileError("FILE_NOT_WRITTEN", out, e.strerror or str(e)) from e
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
     return made
 
 
@@ -141,9 +147,7 @@ def _pieces(delta: Delta) -> Iterator[_Piece]:
         stream += length
 
 
-def _in_order(
-    pieces: Iterator[_Piece], decode: Callable[[_Piece], bytes], workers: int
-) -> Iterator[bytes]:
+def _in_order(pieces: Iterator[_Piece], decode: Callable[[_Piece], bytes], workers: int) -> Iterator[bytes]:
     """Yield what pieces decode to, in their order, with few of them under way."""
     pending: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(max(1, workers), "delta") as pool:

@@ -34,6 +34,7 @@ _CONFIG = ChunkConfig(
 )
 _HEAD = struct.Struct("<BBhhL")
 """Groups, rank of the prediction, its scale, origin of the levels, length of the side stream [bytes]."""
+_NO_STEP = np.float32(1e12)
 _LENGTH = struct.Struct("<L")
 
 
@@ -177,9 +178,10 @@ def _decode_group(stream: memoryview, numbers: Integers) -> None:
 
 
 def _real_steps(old: Integers, new: Integers, kind: FloatType) -> npt.NDArray[np.float32]:
+    """Return how far the numbers have moved; 0 where that is no step of a training (NaN, infinity, arbitrary bits)."""
     with np.errstate(all="ignore"):
         steps = values(new, kind) - values(old, kind)
-    steps[~np.isfinite(steps)] = 0.0
+        steps[~(np.abs(steps) < _NO_STEP)] = 0.0
     return steps
 
 

@@ -106,7 +106,9 @@ def read_delta(path: PathLike) -> Delta:
     return delta
 
 
-def write_delta(path: Path, target: FileRef, bases: tuple[FileRef, ...], records: npt.NDArray[Any], streams: Path) -> None:
+def write_delta(
+    path: Path, target: FileRef, bases: tuple[FileRef, ...], records: npt.NDArray[Any], streams: Path
+) -> None:
     """Write a delta whose streams are in another file; raises ``OSError``."""
     table = zstandard.compress(records.tobytes(), 9)
     document = {

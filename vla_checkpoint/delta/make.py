@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from vla_checkpoint.delta.blocks import encode_difference, encode_numbers
 from vla_checkpoint.delta.format import BLOCK_BYTES, MAX_RECORDS, RECORD, Codec, FileRef, write_delta
 from vla_checkpoint.delta.numbers import FLOAT_TYPES
 from vla_checkpoint.digest import sha256_file
-from vla_checkpoint.errors import CheckpointError, DeltaError, FileError
+from vla_checkpoint.errors import DeltaError, FileError
 from vla_checkpoint.files import PathLike, Progress, open_regular
 from vla_checkpoint.header import Header, TensorInfo, read_header
 
@@ -108,23 +108,22 @@ def make_delta(
     """
     threads = default_workers() if workers is None else workers
     aside, streams = out.with_name(out.name + ".partial"), out.with_name(out.name + ".streams")
-    try:
-        with ExitStack() as stack:
-            stack.callback(aside.unlink, missing_ok=True)
-            stack.callback(streams.unlink, missing_ok=True)
-            pool = stack.enter_context(ThreadPoolExecutor(max(1, threads), "delta"))
-            sources = [_open(stack, path) for path in (*bases, target)]
+    with ExitStack() as stack:
+        sources = [_open(stack, path) for path in (*bases, target)]
+        pool = stack.enter_context(ThreadPoolExecutor(max(1, threads), "delta"))
+        try:
             digests = [pool.submit(sha256_file, source.path) for source in sources]
-            encoder = _Encoder(sources[:-1], sources[-1])
             with streams.open("wb") as file:
-                records = _encode_all(encoder, pool, threads, file, progress)
+                records = _encode_all(_Encoder(sources[:-1], sources[-1]), pool, threads, file, progress)
             refs = [FileRef(d.result(), s.header.file_size) for d, s in zip(digests, sources, strict=True)]
             write_delta(aside, refs[-1], tuple(refs[:-1]), records, streams)
             aside.replace(out)
-    except CheckpointError:
-        raise
-    except OSError as e:
-        raise FileError("FILE_NOT_WRITTEN", out, e.strerror or str(e)) from e
+        except OSError as e:
+            raise FileError("FILE_NOT_WRITTEN", out, e.strerror or str(e)) from e
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+                streams.unlink(missing_ok=True)
 
 
 def _open(stack: ExitStack, path: PathLike) -> _Source:
