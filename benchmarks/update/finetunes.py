@@ -2,14 +2,13 @@
 """Real fine-tunes to measure deltas on: a transformer is trained on the text of docs/, then trained further on the sources.
 
 A byte-level language model stands for a policy's network: what decides about the size of a delta is how AdamW has moved the
-weights, and it moves those of every transformer in the same way. Weights are trained in float32; the bf16 files hold them rounded,
-as mixed-precision training saves them. The pictures and robots of a policy would only make the training slower.
+weights, and it moves those of every transformer in the same way. Weights are trained in float32; the bf16 files hold them
+rounded, as mixed-precision training saves them. The pictures and robots of a policy would only make the training slower.
 """
 
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,7 +193,3 @@ def _save(state: dict[str, Tensor], folder: Path, name: str) -> None:
         path = folder / f"{name}.{label}.safetensors"
         save_file({key: value.to(dtype).contiguous() for key, value in state.items()}, path.with_suffix(".new"))
         path.with_suffix(".new").rename(path)
-
-
-if __name__ == "__main__":
-    make(TOP / "build/bench/finetunes", FULL, lambda text: print(f"{time.strftime('%H:%M:%S')} {text}", flush=True))

@@ -98,7 +98,7 @@ def read_delta(path: PathLike) -> Delta:
         table = bytearray(packed)
         read_exactly(file, path, memoryview(table))
     try:
-        records = np.frombuffer(decompress(table, count * RECORD.itemsize), RECORD)
+        records = np.frombuffer(decompress(bytes(table), count * RECORD.itemsize), RECORD)
     except BlockError as e:
         raise DeltaError("DELTA_FORMAT", path, f"table: {e}") from e
     delta = Delta(target, bases, records, streams, size)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a step has in common with the others of its row and column: a product of small matrices predicts it.
 
-The steps of a fine-tune are much alike: the gradient of a layer is a sum of few outer products, and of a merged adapter the whole
-change is one. The encoder sends the leading factors as int8. Both sides multiply them in float32, exactly: every partial sum is an
+The steps of a fine-tune are much alike: the gradient of a layer is a sum of few outer products, and a merged adapter is
+nothing else. The encoder sends the leading factors as int8. Both sides multiply them in float32, exactly: every partial sum is an
 integer below 2 ** 24, so neither the order of the sums nor fused operations can make a difference. Dividing by the unit in the
 last place (ulp) is multiplying by a power of two, rounding to nearest even is IEEE 754's.
 """

@@ -62,7 +62,8 @@ def tiles(count: int, columns: int) -> Iterator[tuple[slice, slice]]:
 def ordered(bits: Integers) -> Integers:
     """Return signed integers that ascend with the values; applied twice it gives the bits again."""
     width = bits.dtype.itemsize * 8
-    return bits ^ ((bits >> (width - 1)) & np.array((1 << (width - 1)) - 1, bits.dtype))
+    found: Integers = bits ^ ((bits >> (width - 1)) & np.array((1 << (width - 1)) - 1, bits.dtype))
+    return found
 
 
 def difference(old: Integers, new: Integers) -> Integers:
@@ -79,7 +80,8 @@ def exponents(bits: Integers, kind: FloatType, unit_bits: int) -> npt.NDArray[np
     """Return the exponent fields times ``2 ** unit_bits``, as int16."""
     mask = ((1 << kind.exponent_bits) - 1) << unit_bits
     shifted = bits >> (kind.mantissa_bits - unit_bits)
-    return np.bitwise_and(shifted, np.array(mask, bits.dtype)).astype(np.int16, copy=False)
+    found: npt.NDArray[np.int16] = np.bitwise_and(shifted, np.array(mask, bits.dtype)).astype(np.int16, copy=False)
+    return found
 
 
 def values(bits: Integers, kind: FloatType) -> npt.NDArray[np.float32]:

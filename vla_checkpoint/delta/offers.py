@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``deltas.json``: the deltas that a registry offers for the files of a version, beside its manifest.
 
-It is no part of the bundle: deltas against other versions can be added later, and a wrong one costs a robot no more than its bytes.
+It is no part of the bundle: deltas against other versions can be added later, and a wrong one costs a robot its bytes only.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file made of one that is on the disk and a delta, where a registry offers one. Whatever goes wrong, the file is fetched whole.
+"""A file made of one on the disk and a delta, where a registry offers one. Whatever goes wrong, the file is fetched whole.
 
 What the delta makes is hashed before it becomes a blob, as a download is: a delta can waste its own bytes, and nothing else.
 """
