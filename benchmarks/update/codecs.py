@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other ways of sending a checkpoint to somebody who has the last one; each returns what it sends and makes the file of it again."""
+"""Other ways of sending a checkpoint to somebody who has the last one: each makes what is sent, and the file of it again."""
 
 from __future__ import annotations
 
