@@ -70,7 +70,7 @@ def _planes(width: int, *, xor: bool) -> tuple[Encode, Decode]:
         planes = np.frombuffer(zstandard.decompress(sent[8:]), np.uint8).reshape(width, -1)
         steps = np.ascontiguousarray(planes.T).view(kind).ravel()
         numbers = steps ^ one if xor else one + ((steps >> kind.type(1)) ^ (kind.type(0) - (steps & kind.type(1))))
-        return numbers.tobytes()[:size]
+        return bytes(numbers.tobytes()[:size])
 
     return encode, decode
 
@@ -152,7 +152,7 @@ def _named(data: Data) -> list[tuple[bytes, Data]]:
 
 def _bsdiff() -> tuple[Encode, Decode] | None:
     try:
-        import bsdiff4
+        import bsdiff4  # type: ignore[import-not-found]
     except ImportError:
         return None
     return (lambda old, new: bytes(bsdiff4.diff(old, new))), (lambda old, sent: bytes(bsdiff4.patch(old, sent)))

@@ -144,7 +144,7 @@ def make(folder: Path, size: Size, say: Callable[[str], None]) -> list[str]:
             if len(losses) % 50 == 0:
                 say(f"{BASE}: step {len(losses)} of {size.steps}, loss {sum(losses[-50:]) / 50:.3f}")
         _save(base.state_dict(), folder, BASE)
-    names = []
+    names: list[str] = []
     for plan in FINE_TUNES:
         stops = {max(1, round(stop * size.share)): f"{plan.name}x{stop}" for stop in plan.stops}
         names += stops.values()
@@ -163,8 +163,9 @@ def _fine_tune(folder: Path, size: Size, plan: FineTune, stops: dict[int, str], 
         parts = [*network.layers[-2:], network.norm, network.head]
         parameters = [parameter for part in parts for parameter in part.parameters()]
     elif plan.trained == "lora":
-        places = [(layer.self_attn, "in_proj_weight") for layer in network.layers]
-        places += [(layer.self_attn.out_proj, "weight") for layer in network.layers]
+        attentions = [module for module in network.modules() if isinstance(module, nn.MultiheadAttention)]
+        places: list[tuple[nn.Module, str]] = [(attention, "in_proj_weight") for attention in attentions]
+        places += [(attention.out_proj, "weight") for attention in attentions]
         added = [(module, name, LowRank(getattr(module, name))) for module, name in places]
         parameters = [parameter for _, _, low_rank in added for parameter in low_rank.parameters()]
         for module, name, low_rank in added:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -133,10 +134,8 @@ def test_streams_of_numbers(edits: list[tuple[float, int]], dtype: str, columns:
             lambda data: decode_difference(old, memoryview(data), kind, columns),
             lambda data: decode_numbers(memoryview(data), kind, 1600),
         ):
-            try:
+            with contextlib.suppress(BlockError):
                 assert len(decode(content)) == 1600
-            except BlockError:
-                pass
 
 
 def test_a_compressed_bomb_is_refused_before_it_is_unpacked() -> None:
@@ -150,12 +149,16 @@ def test_a_compressed_bomb_is_refused_before_it_is_unpacked() -> None:
         decompress(unsized, 1000)
 
 
-@BOUNDED
-@given(st.binary(max_size=200) | st.recursive(
+WORDS = st.sampled_from(["schema", "deltas", "target", "bases", "sha256", "size"])
+VALUES = st.recursive(
     st.none() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["schema", "deltas", "target", "bases", "size"]), inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner),
     max_leaves=8,
-).map(lambda value: json.dumps({"schema": 1, "deltas": value}).encode()))  # fmt: skip
+)
+
+
+@BOUNDED
+@given(data=st.binary(max_size=200) | VALUES.map(lambda value: json.dumps({"schema": 1, "deltas": value}).encode()))
 def test_a_page_of_offers_is_read_or_refused(data: bytes) -> None:
     try:
         parse_offers(data, "deltas.json")
