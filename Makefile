@@ -60,5 +60,8 @@ bench-evidence: setup ## error rates of the statistical judges beside a threshol
 bench-merge: setup-dev ## LoRA adapters merged: exactness, speed and memory beside PEFT, bad clients; build/bench/merge.json
 	@$(RUN) python -m benchmarks.merge --out build/bench
 
+bench-update: setup-dev ## what updates cost on the wire: tensor deltas of real fine-tunes beside other ways; SMALL=1 only tries it
+	@$(RUN) python -m benchmarks.update --out build/bench $(if $(SMALL),--small)
+
 clean: ## forget the environment and the build
 	rm -rf .venv .venv-lerobot build install log

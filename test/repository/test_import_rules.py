@@ -20,7 +20,7 @@ ROS = {
 }  # fmt: skip
 
 ROOMS = {
-    "vla_checkpoint": {"numpy", "safetensors", "rfc8785", "semver", "vla_ros.plain"},
+    "vla_checkpoint": {"numpy", "pcodec", "safetensors", "rfc8785", "semver", "vla_ros.plain", "zstandard"},
     "vla_contract": {"yaml", "vla_checkpoint", "vla_doctor", "vla_policy_node", "vla_ros"},
     "vla_evidence": {"numpy", "scipy", "vla_ros.drawing"},
     "vla_ros": {"numpy"},
