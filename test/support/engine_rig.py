@@ -32,7 +32,7 @@ fps: {rate_hz}
 observations:
   observation.state:
     channel: {{topic: joint_states, type: sensor_msgs/msg/JointState}}
-    align: {{strategy: asof, timeline: receive, tolerance_ms: 2000}}
+    align: {{strategy: asof, timeline: receive, tolerance_ms: {tolerance_ms}}}
     select: [position.j1, position.j2]
 actions:
   action:
@@ -41,7 +41,7 @@ actions:
 safety:
   motion_enabled: {{required: {motion_required}, timeout_s: 3.0}}
   auto_resume: {auto_resume}
-  observation_max_age_ms: 2000
+  observation_max_age_ms: {max_age_ms}
   blend_ticks: 2
   rest_ticks: 5
   latency_margin_ticks: 2
@@ -63,10 +63,17 @@ safety:
 """
 
 
-def contract_text(*, rate_hz: float = 50, auto_resume: bool = True, motion_required: bool = False) -> str:
+def contract_text(
+    *,
+    rate_hz: float = 50,
+    auto_resume: bool = True,
+    motion_required: bool = False,
+    tolerance_ms: int = 2000,
+    max_age_ms: int = 2000,
+) -> str:
     """A contract for the bundles of ``scripted_bundle``; a robot on a machine that stalls for a second does not hold."""
     flags = {"auto_resume": str(auto_resume).lower(), "motion_required": str(motion_required).lower()}
-    return CONTRACT.format(rate_hz=rate_hz, **flags)
+    return CONTRACT.format(rate_hz=rate_hz, tolerance_ms=tolerance_ms, max_age_ms=max_age_ms, **flags)
 
 
 class EngineRig:
