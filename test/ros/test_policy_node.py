@@ -17,7 +17,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import GetState
 from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import Trigger
-from support.engine_rig import contract_text
+from support.engine_rig import PATIENT, contract_text
 from support.policy_rig import PolicyRig
 from support.robot_rig import LONG_HORIZON
 from support.ros import RosHarness
@@ -53,7 +53,7 @@ def shared_rig(tmp_path_factory: pytest.TempPathFactory, shared_domain: int) -> 
     """One robot that runs 1.0.0, for tests that change nothing; in the end its node ends cleanly."""
     folder = tmp_path_factory.mktemp("shared")
     scripted_bundle(folder / "a", "1.0.0", horizon=LONG_HORIZON)
-    (folder / "contract.yaml").write_text(contract_text(patient=True).replace("observations:", "observations:" + TASK))
+    (folder / "contract.yaml").write_text(contract_text(**PATIENT).replace("observations:", "observations:" + TASK))
     with PolicyRig(shared_domain, folder, model_path=str(folder / "a")) as running:
         running.wait_running("1.0.0")
         yield running
@@ -226,7 +226,7 @@ def test_a_lifecycle_manager_can_stop_and_start_the_commands(ros_domain: int, tm
 
 
 def test_without_a_usable_contract_the_node_stays_unconfigured_and_says_why(ros_domain: int, tmp_path: Path) -> None:
-    (tmp_path / "contract.yaml").write_text(contract_text(patient=True) + "hold_on: 3\n")
+    (tmp_path / "contract.yaml").write_text(contract_text(**PATIENT) + "hold_on: 3\n")
     with PolicyRig(ros_domain, tmp_path) as rig:
         status = rig.status.wait(lambda m: m.message)
         assert status.state == PolicyStatus.STATE_UNCONFIGURED

@@ -15,7 +15,7 @@ from builtin_interfaces.msg import Time
 from lifecycle_msgs.msg import Transition
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
-from support.engine_rig import contract_text
+from support.engine_rig import PATIENT, contract_text
 from support.policy_rig import PolicyRig
 from support.scripted import scripted_bundle
 from support.waits import wait_for
@@ -104,7 +104,7 @@ def test_ctrl_c_while_the_contract_is_being_read_starts_nothing_afterwards(ros_d
             wait_for(lambda: rig.ros.node.count_publishers("policy_node/status"), "the node in the graph")
             os.killpg(rig.node.process.pid, signal.SIGINT)
             wait_for(lambda: not rig.ros.node.count_publishers("policy_node/status"), "the end of the node")
-            contract.write(contract_text(patient=True))
+            contract.write(contract_text(**PATIENT))
         assert rig.node.wait() == 0
         assert "control process" not in rig.node.log and "[ERROR]" not in rig.node.log, rig.node.log
 
@@ -114,7 +114,7 @@ def test_an_event_that_a_cleanup_interrupts_does_not_keep_observations_from_the_
 ) -> None:
     scripted_bundle(tmp_path / "a", "1.0.0")
     topic = "type: sensor_msgs/msg/JointState"
-    reliable = contract_text(patient=True).replace(topic, f"{topic}, qos: {{reliability: reliable}}")
+    reliable = contract_text(**PATIENT).replace(topic, f"{topic}, qos: {{reliability: reliable}}")
     (tmp_path / "contract.yaml").write_text(reliable)
     rig = PolicyRig(ros_domain, tmp_path, module="support.interrupted_policy_node", model_path=str(tmp_path / "a"))
     with rig:  # its robot is best effort: the event is there at once

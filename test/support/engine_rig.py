@@ -63,17 +63,22 @@ safety:
 """
 
 
-def contract_text(
-    *, rate_hz: float = 50, auto_resume: bool = True, motion_required: bool = False, patient: bool = False
-) -> str:
-    """A contract for the bundles of ``scripted_bundle``; a robot on a machine that stalls for a second does not hold.
+PATIENT: dict[str, Any] = {"tolerance_ms": 4000, "max_age_ms": 5000, "motion_timeout_s": 5.0}
+"""For ``contract_text``: nor does it hold on a machine that stalls for several seconds."""
 
-    ``patient``: nor on one that stalls for several.
-    """
+
+def contract_text(
+    *,
+    rate_hz: float = 50,
+    auto_resume: bool = True,
+    motion_required: bool = False,
+    tolerance_ms: int = 2000,
+    max_age_ms: int = 2000,
+    motion_timeout_s: float = 3.0,
+) -> str:
+    """A contract for the bundles of ``scripted_bundle``; a robot on a machine that stalls for a second does not hold."""
     flags = {"auto_resume": str(auto_resume).lower(), "motion_required": str(motion_required).lower()}
-    ages = {"tolerance_ms": 2000, "max_age_ms": 2000, "motion_timeout_s": 3.0}
-    if patient:
-        ages = {"tolerance_ms": 4000, "max_age_ms": 5000, "motion_timeout_s": 5.0}
+    ages = {"tolerance_ms": tolerance_ms, "max_age_ms": max_age_ms, "motion_timeout_s": motion_timeout_s}
     return CONTRACT.format(rate_hz=rate_hz, **flags, **ages)
 
 

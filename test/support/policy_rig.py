@@ -18,7 +18,7 @@ from std_srvs.srv import Trigger
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, SwapReport
 from vla_ota.srv import SwapModel
 
-from support.engine_rig import contract_text
+from support.engine_rig import PATIENT, contract_text
 from support.ros import Inbox, NodeProcess, RosHarness
 from support.scripted import POLICY_MODULES, TEST_FOLDER
 from vla_ros import qos
@@ -53,7 +53,7 @@ def policy_parameters(folder: Path, **parameters: Any) -> dict[str, Any]:
     """Parameters of a policy node for scripted bundles below ``folder``."""
     contract = folder / "contract.yaml"
     if not contract.exists():
-        contract.write_text(contract_text(patient=True))
+        contract.write_text(contract_text(**PATIENT))
     return {
         "contract": str(contract),
         "bundle_roots": [str(folder)],
@@ -85,7 +85,7 @@ class PolicyRig:
         **parameters: Any,
     ) -> None:
         if contract is not None:
-            (folder / "contract.yaml").write_text(contract_text(patient=True, **contract))
+            (folder / "contract.yaml").write_text(contract_text(**PATIENT, **contract))
         self.folder = folder
         self.ros = RosHarness(domain, namespace=namespace)
         self.robot = IdealRobot(self.ros)

@@ -25,7 +25,7 @@ from std_srvs.srv import Trigger
 from vla_ota.msg import AnomalyScore, ModelEvent, ModelStatus, ModelUpdate, PolicyStatus, SwapReport
 from vla_ota.srv import EndEpisode, StartEpisode
 
-from support.engine_rig import contract_text
+from support.engine_rig import PATIENT, contract_text
 from support.kept import KEPT
 from support.manager_rig import QUICK
 from support.policy_rig import IdealRobot, policy_parameters
@@ -99,7 +99,7 @@ class RobotRig:
         folder.mkdir(parents=True, exist_ok=True)
         self.domain, self.folder, self.namespace, self._kept = domain, folder, namespace, kept
         self.store = folder / "store"
-        (folder / "contract.yaml").write_text(contract_text(patient=True, **(contract or {})))
+        (folder / "contract.yaml").write_text(contract_text(**PATIENT, **(contract or {})))
         self.server = CheckpointServer(folder / "registry")
         self.server.__enter__()
         self.ros = RosHarness(domain, namespace=namespace)

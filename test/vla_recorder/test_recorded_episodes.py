@@ -24,7 +24,7 @@ from vla_recorder.episodes.shelf import REFUSED, UPLOADED, EpisodeShelf
 from vla_recorder.errors import RecorderError
 
 TOP = Path(__file__).resolve().parents[2]
-CONTRACT = parse_contract(contract_text())
+CONTRACT = parse_contract(contract_text(tolerance_ms=200, max_age_ms=250))
 FIRST_NS = 1_767_225_600_000_000_000
 
 
