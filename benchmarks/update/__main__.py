@@ -54,11 +54,11 @@ def measure(folder: Path, names: list[str], dtype: str, *, slow: bool) -> Table:
             if apply() != new:
                 raise AssertionError(f"{OURS} does not make {name}")
             _add(table, OURS, name, read_delta(delta).size, len(new), between - begin, time.monotonic() - between)
-        print(f"  {name} {dtype} measured", file=sys.stderr, flush=True)
     return table
 
 
 def _add(table: Table, way: str, name: str, sent: int, size: int, making: float, applying: float) -> None:
+    print(f"  {table.title}, {name}, {way}: {100 * sent / size:.2f} %", file=sys.stderr, flush=True)
     table.row(way, name).add(share=100 * sent / size, make=size / 1e6 / making, apply=size / 1e6 / applying)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,6 @@ Encode = Callable[[Data, Data], Data]
 Decode = Callable[[Data, Data], Data]
 """Takes the old file and what was sent."""
 _WINDOW_LOG = 27
-_CHUNK_MASK = np.uint64((1 << 16) - 1)  # 64 KB on average
 _LEAST, _MOST = 16 << 10, 256 << 10
 
 
@@ -103,13 +103,12 @@ def _pco(width: int) -> tuple[Encode, Decode]:
 
 def _cuts(data: Data) -> list[int]:
     """Return the ends of content-defined chunks (a gear hash over the last 16 bytes, 64 KB on average)."""
-    gear = np.random.default_rng(1).integers(0, 1 << 63, 256, np.uint64)
-    values = gear[np.frombuffer(data, np.uint8)]
-    rolling = np.zeros(len(values), np.uint64)
-    for age in range(16):
-        rolling[age:] += values[: len(values) - age] << np.uint64(age)
+    gear = np.random.default_rng(1).integers(0, 1 << 32, 256, np.uint32)
+    rolling = gear[np.frombuffer(data, np.uint8)]
+    for age in (1, 2, 4, 8):  # then of 2, 4, 8, 16 bytes
+        rolling[age:] += rolling[:-age] << np.uint32(age)
     ends, begin = [], 0
-    for cut in (np.flatnonzero(((rolling >> np.uint64(16)) & _CHUNK_MASK) == 0) + 1).tolist():
+    for cut in (np.flatnonzero((rolling >> np.uint32(16)) == 0) + 1).tolist():
         while cut - begin > _MOST:
             begin += _MOST
             ends.append(begin)
@@ -125,8 +124,8 @@ def _cuts(data: Data) -> list[int]:
 def chunks(old: Data, new: Data) -> Data:
     """Chunks that the old file does not have, zstd-3 each, and 32 bytes for each of the others."""
     parts = []
-    there = {digest for digest, _ in _named(old)}
-    for digest, chunk in _named(new):
+    new_chunks, there = _named(new), {digest for digest, _ in _named(old)}
+    for digest, chunk in new_chunks:
         packed = b"" if digest in there else zstandard.compress(chunk, 3)
         parts.append(digest + len(packed).to_bytes(4, "little") + packed)
     return b"".join(parts)
@@ -142,6 +141,7 @@ def unchunks(old: Data, sent: Data) -> Data:
     return b"".join(made)
 
 
+@functools.lru_cache(maxsize=1)
 def _named(data: Data) -> list[tuple[bytes, Data]]:
     found, begin = [], 0
     for end in _cuts(data):
