@@ -188,7 +188,6 @@ def robot(context: LaunchContext) -> list[Action]:
         manager["allowed_sources"] = given("allowed_sources").split()
     elif given("fleet"):
         manager["allowed_sources"] = [given("fleet").rstrip("/").replace("ws", "http", 1) + "/files/"]
-
     manager |= {"mirror_url": given("mirror_url")} if given("mirror_url") else {}
 
     def node(name: str, own: dict[str, Any]) -> Node:
@@ -206,6 +205,8 @@ def robot(context: LaunchContext) -> list[Action]:
             output="screen",
             respawn=truth("respawn"),
             respawn_delay=1.0,
+            # a delta is made into a file beside a moving robot: on one core
+            additional_env={"OPENBLAS_NUM_THREADS": "1"} if name == "ota_manager" else None,
             ros_arguments=["--log-level", given("log_level"), *enclave],
         )
 
