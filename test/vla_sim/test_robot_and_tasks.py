@@ -134,13 +134,13 @@ class Scene:
 
 
 def test_tasks_ask_for_the_colours_that_are_set_from_the_next_task_on() -> None:
-    scene = Scene(timeout_s=0.5)
+    scene = Scene(timeout_s=0.2)
     for colours in (("red", "blue"), ("yellow",)):
         scene.runner.colours = colours
-        scene.run(1.0)
+        scene.run(0.5)
         asked: set[str] = set()
-        for _ in range(20):
-            scene.run(1.0)
+        for _ in range(12):
+            scene.run(0.4)
             asked |= {colour for colour in BLOCK_COLOURS if colour in scene.runner.instruction}
         assert asked == set(colours)
 

@@ -23,8 +23,8 @@ NEW_TASKS = (*OLD_COLOURS, *[NEW_COLOUR] * len(OLD_COLOURS))
 """Half of the tasks ask for the new colour."""
 _NEEDED = 130
 """Episodes of a canary stage: the judge wants 50 of each version, and each episode is drawn by a fair coin."""
-_TRAINING = ("--set", "steps=300", "--set", "batch=32", "--set", "warm_up_steps=10")
-_GATE = ("--gate", "episodes_old=80", "--gate", "margin_old=0.1", "--gate", "episodes_new=30")
+_TRAINING = ("--set", "steps=400", "--set", "batch=32", "--set", "warm_up_steps=10")
+_GATE = ("--gate", "episodes_old=150", "--gate", "margin_old=0.1", "--gate", "episodes_new=30")
 
 
 def first_policy(stage: FlywheelStage) -> None:
