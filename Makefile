@@ -29,6 +29,9 @@ demo: setup-demo ## a simulated arm changes its policy in motion and undoes a ba
 demo-fleet: setup-dev ## a fleet of eight: rollouts, rollbacks and an A/B test on evidence (under 4 minutes once set up)
 	@$(RUN) python -m vla_sim.fleet.demo --out build/demo-fleet
 
+demo-flywheel: setup-dev ## robots fail at a new colour, an operator corrects, the fleet learns it (under 6 minutes once set up)
+	@$(RUN) python -m vla_sim.fleet.flywheel --out build/demo-flywheel
+
 test: setup-dev ## the whole test suite on real ROS 2: files side by side, then what counts ticks by itself
 	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
 	@$(RUN) python -m pytest -q -m alone $$(grep -rlE 'witness: Witness|mark.alone' test --include 'test_*.py')
@@ -63,6 +66,9 @@ bench-evidence: setup ## error rates of the statistical judges beside a threshol
 
 bench-merge: setup-dev ## LoRA adapters merged: exactness, speed and memory beside PEFT, bad clients; build/bench/merge.json
 	@$(RUN) python -m benchmarks.merge --out build/bench
+
+bench-update: setup-dev ## what updates cost on the wire: tensor deltas of real fine-tunes beside other ways; SMALL=1 only tries it
+	@$(RUN) python -m benchmarks.update --out build/bench $(if $(SMALL),--small)
 
 clean: ## forget the environment and the build
 	rm -rf .venv .venv-lerobot build install log

@@ -11,6 +11,7 @@
     ├── ConflictError   409  it contradicts what is there
     ├── BusyError       429  too many of them; ``retry_after_s`` says when it may be tried again
     │   └── UnavailableError 503  what the server stands on does not answer
+    ├── UpstreamError   502  the server behind a mirror cannot be reached, or answers nonsense
     └── FullError       507  the server has no room for it
 """
 
@@ -71,6 +72,12 @@ class UnavailableError(BusyError):
     """What the server stands on, its database for example, does not answer."""
 
     status = 503
+
+
+class UpstreamError(FleetError):
+    """The server behind a mirror cannot be reached, or answers nonsense."""
+
+    status = 502
 
 
 class FullError(FleetError):

@@ -96,6 +96,23 @@ def migrate(
     out.print(f"copied {sum(done.rows.values())} rows of {len(done.rows)} tables and {done.files} files", markup=False)
 
 
+@app.command()
+def mirror(
+    origin: Annotated[str, typer.Option(help="The server's URL, as robots have it.")],
+    data: Annotated[Path, typer.Option(help="Folder of the blobs; made if it is missing.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="Port; 0 = any free one.")] = 8090,
+    max_gb: Annotated[float, typer.Option(help="Room for blobs [GB]; the least used go first.", min=0.001)] = 100.0,
+) -> None:
+    """Keep the blobs that a site's robots fetch: each crosses the line to the server once.
+
+    Give each manager at the site the parameter mirror_url. A robot that cannot use the mirror fetches from the server.
+    """
+    from vla_fleet.server.run import run_mirror
+
+    run_mirror(origin, data, host, port, round(max_gb * 1e9))
+
+
 def main() -> None:
     """Entry point of ``vla-fleet``."""
     try:

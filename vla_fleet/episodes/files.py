@@ -58,7 +58,7 @@ class EpisodeFiles:
     async def append(self, robot: str, sha256: str, offset: int, total: int, data: AsyncIterator[bytes]) -> int:
         """Write what comes behind what is there; return how much has arrived now [bytes].
 
-        Of two that send at once, the first to write goes on; the other is told where the file ends by then.
+        When two send at once, the first to write goes on; the other gets the offset at which the file ends by then.
 
         Raises:
             FleetError: EPISODE_OFFSET, INPUT_INVALID (more than ``total``), DISK_FULL.

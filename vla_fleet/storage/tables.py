@@ -178,6 +178,11 @@ class OutcomeRow(Base):
         Index("ix_outcomes_version_time", "version", "time_s"),
     )
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether the policy has done it. What a person had to take over it has not, however the episode ended."""
+        return self.success and not self.intervention
+
 
 class LogRow(Base):
     """Who did what. Rows are only ever added."""

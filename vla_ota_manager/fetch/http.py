@@ -222,7 +222,8 @@ class Http:
 
     def __init__(self, config: OtaConfig) -> None:
         self.config = config
-        self.allowed = AllowedSources(config.allowed_sources)
+        mirror = (config.mirror_url,) if config.mirror_url else ()
+        self.allowed = AllowedSources((*config.allowed_sources, *mirror))
 
     def open(self, url: Url, headers: dict[str, str], cancelled: Cancelled) -> tuple[Connection, Reply]:
         """Return a started connection (close it by ``with``) and the head of a reply with status 200, 206 or 416.
