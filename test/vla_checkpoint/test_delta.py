@@ -115,7 +115,7 @@ def test_what_has_not_changed_costs_nothing_wherever_it_is_now(tmp_path: Path) -
 
 
 def test_a_small_step_costs_less_than_the_plain_difference(tmp_path: Path) -> None:
-    """Rows and columns that move more than others, and weights of finer resolution, are told apart."""
+    """The coder expects larger steps in rows and columns that move more, and of weights with a finer resolution."""
     import zstandard
 
     old, new = trained(5, (1024, 1024), 3e-5)

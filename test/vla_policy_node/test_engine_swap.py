@@ -161,11 +161,11 @@ def test_an_episode_that_begins_right_after_the_request_is_its_boundary(
 
 @alone
 def test_a_boundary_that_does_not_come_leaves_the_old_one_acting_and_the_new_one_ready(tmp_path: Path) -> None:
-    digests = bundles(tmp_path, "1.0.0", "1.1.0")
+    digests = bundles(tmp_path, "1.0.0", "1.1.0", phase=(0.0, np.pi / 2))
     with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:
         rig.wait_running("1.0.0")
         rig.engine.prepare(str(tmp_path / "1.1.0"), "", lambda *_: None, bool)
-        for at in ("EPISODE", "REST"):  # no episode begins, and a sinusoid never rests
+        for at in ("EPISODE", "REST"):  # no episode begins, and when one joint turns round the other is fastest
             with refused("SWAP_TIMEOUT"):
                 rig.engine.swap(SwapRequest(digest=digests["1.1.0"], at=at, timeout_s=0.2))
         snapshot = rig.snapshot

@@ -19,6 +19,7 @@ import zstandard
 from vla_checkpoint import limits
 from vla_checkpoint.delta.blocks import BlockError, decompress
 from vla_checkpoint.delta.numbers import FLOAT_TYPES_BY_CODE
+from vla_checkpoint.digest import is_sha256
 from vla_checkpoint.errors import DeltaError, JsonError
 from vla_checkpoint.files import PathLike, file_size, open_regular, read_exactly
 from vla_checkpoint.strict_json import is_int, parse_json
@@ -33,7 +34,6 @@ RECORD = np.dtype([
     ("codec", "u1"), ("dtype", "u1"), ("base", "<u2"), ("columns", "<u4"), ("size", "<u8"), ("offset", "<u8"), ("length", "<u8"),
 ])  # fmt: skip
 _PREFIX = len(MAGIC) + 8
-_HEX = frozenset("0123456789abcdef")
 
 
 class Codec(IntEnum):
@@ -143,11 +143,6 @@ def _parse_head(data: bytes, path: PathLike) -> tuple[FileRef, tuple[FileRef, ..
     if not is_int(packed) or not 0 <= packed <= 1024 + 2 * MAX_RECORDS * RECORD.itemsize:
         _refuse(path, "table_bytes is out of range")
     return _file_ref(document["target"], path), tuple(_file_ref(base, path) for base in bases), count, packed
-
-
-def is_sha256(value: Any) -> bool:
-    """Return whether a JSON value is a digest as text."""
-    return isinstance(value, str) and len(value) == 64 and _HEX.issuperset(value)
 
 
 def _file_ref(value: Any, path: PathLike) -> FileRef:

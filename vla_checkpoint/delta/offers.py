@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vla_checkpoint import limits
-from vla_checkpoint.delta.format import MAX_BASES, is_sha256, read_delta
+from vla_checkpoint.delta.format import MAX_BASES, read_delta
 from vla_checkpoint.delta.make import make_delta
-from vla_checkpoint.digest import sha256_bytes, sha256_file
+from vla_checkpoint.digest import is_sha256, sha256_bytes, sha256_file
 from vla_checkpoint.errors import DeltaError, FileError, JsonError
 from vla_checkpoint.files import PathLike, Progress, read_bytes, write_atomically
 from vla_checkpoint.manifest import Manifest, load_manifest

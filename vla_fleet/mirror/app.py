@@ -56,14 +56,10 @@ def create_app(origin_url: str, folder: Path, max_bytes: int, clock: Clock | Non
             raise MissingError("NOT_FOUND", "a mirror has blobs only; ask the origin")
         authorization = request.headers.get("authorization", "")
         size = await origin.permit(path, authorization, is_here=cache.find(found[1]) is not None)
-        here = cache.find(found[1])
-        if here is None and size is None:  # it went while the origin was asked
-            size = await origin.permit(path, authorization, is_here=False)
+        here = cache.find(found[1]) or cache.fill(found[1], size, path, authorization)
         headers = {"ETag": f'"{found[1]}"', "Accept-Ranges": "bytes"}
         if isinstance(here, Path):
             return FileResponse(here, media_type="application/octet-stream", headers=headers)
-        if here is None:
-            here = cache.fill(found[1], size or 0, path, authorization)
         return _growing(request, here, headers)
 
     return app

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +24,8 @@ from vla_fleet.clock import Clock
 from vla_fleet.errors import ConflictError, FleetError, FullError, UpstreamError
 from vla_fleet.mirror.origin import Origin
 
-MIN_FREE_BYTES = 1 << 30
+_MIN_FREE_BYTES = 1 << 30
+"""So much of the disk stays free."""
 _CHUNK_BYTES = 1 << 20
 _ATTEMPTS = 6
 _BACKOFF_S = 0.5
@@ -70,21 +71,13 @@ class Cache:
         max_bytes: of complete blobs.
         origin: where blobs come from.
         clock: of the pauses between attempts.
-        free_bytes: free space of a folder's disk; at least ``MIN_FREE_BYTES`` stay free.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        max_bytes: int,
-        origin: Origin,
-        clock: Clock,
-        free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
-    ) -> None:
+    def __init__(self, folder: Path, max_bytes: int, origin: Origin, clock: Clock) -> None:
         self._blobs, self._incoming = folder / "sha256", folder / "incoming"
         for made in (self._blobs, self._incoming):
             made.mkdir(parents=True, exist_ok=True)
-        self._max_bytes, self._origin, self._clock, self._free_bytes = max_bytes, origin, clock, free_bytes
+        self._max_bytes, self._origin, self._clock = max_bytes, origin, clock
         self._fills: dict[str, Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -129,7 +122,7 @@ class Cache:
         oldest_first = sorted(self._blobs.iterdir(), key=lambda path: path.stat().st_mtime)
         held = size + sum(fill.size for fill in self._fills.values()) + sum(p.stat().st_size for p in oldest_first)
         to_come = size + sum(fill.size - fill.arrived for fill in self._fills.values())
-        while held > self._max_bytes or self._free_bytes(self._blobs) - to_come < MIN_FREE_BYTES:
+        while held > self._max_bytes or shutil.disk_usage(self._blobs).free - to_come < _MIN_FREE_BYTES:
             if not oldest_first or size > self._max_bytes:
                 what = f"{size} bytes do not fit; give the mirror's disk more room, or raise --max-gb"
                 raise FullError("MIRROR_FULL", what)
@@ -151,7 +144,7 @@ class Cache:
                     return
                 except UpstreamError as e:
                     failure = e
-        except ConflictError as e:
+        except FleetError as e:  # what another attempt cannot change
             failure = e
         except OSError as e:
             failure = UpstreamError("MIRROR_FULL", f"blob {sha256} cannot be written: {e.strerror or e}")

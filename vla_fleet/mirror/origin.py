@@ -29,32 +29,34 @@ class Origin:
 
     def __init__(self, url: str, client: httpx.AsyncClient, clock: Clock) -> None:
         self._url, self._client, self._clock = url.rstrip("/"), client, clock
-        self._granted: dict[tuple[str, str], float] = {}  # (folder of the blobs, authorization) → when
+        self._granted: dict[
+            tuple[str, str], tuple[float, int]
+        ] = {}  # (path, authorization) → when, and the blob's size
         self.fetched_bytes = 0
 
-    async def permit(self, path: str, authorization: str, is_here: bool) -> int | None:
-        """Return a blob's size [bytes] at the origin, or None if whoever asks was permitted already and the blob ``is_here``.
+    async def permit(self, path: str, authorization: str, is_here: bool) -> int:
+        """Return a blob's size [bytes] if the origin lets whoever asks read it; an earlier answer counts if the blob ``is_here``.
 
         Raises:
             RoleError, MissingError: what the origin answered.
             UpstreamError: MIRROR_ORIGIN: it cannot be reached, or answered something else.
         """
-        key = (path.rpartition("/")[0], authorization)
-        granted = self._granted.get(key)
-        if is_here and granted is not None and self._clock.now() - granted < GRANT_S:
-            return None
+        key = (path, authorization)
+        granted_s, size = self._granted.get(key, (float("-inf"), 0))
+        if is_here and self._clock.now() - granted_s < GRANT_S:
+            return size
         try:
             size = await self._size(path, authorization)
         except UpstreamError:
-            if is_here and granted is not None:  # the line to the origin may be down for hours
-                return None
+            if is_here and key in self._granted:  # the line to the origin may be down for hours
+                return size
             raise
         except (RoleError, MissingError):
             self._granted.pop(key, None)
             raise
         while len(self._granted) >= _GRANTS:
             del self._granted[next(iter(self._granted))]
-        self._granted[key] = self._clock.now()
+        self._granted[key] = self._clock.now(), size
         return size
 
     async def _size(self, path: str, authorization: str) -> int:

@@ -30,7 +30,7 @@ from vla_sim.fleet.demo.ros.arms import Arms
 from vla_sim.fleet.demo.stage import ARMS, EVERYBODY, SIMULATED, FleetStage, Work
 from vla_sim.fleet.demo.versions import BEHAVIOURS, RATE_HZ, make_versions, write_contract
 from vla_sim.fleet.play.arm import start_arm
-from vla_sim.fleet.play.stage import play
+from vla_sim.fleet.play.stage import play, tell_end
 from vla_sim.fleet.play.watch import Watch
 from vla_sim.fleet.server import FleetServer
 from vla_sim.fleet.simulated_robot import SimulatedRobot
@@ -74,13 +74,7 @@ def _run(out: Path) -> int:
     draw(report, out / PICTURE)
     console.print()
     print_loops(console, loops)
-    console.print(f"\nPicture: {out / PICTURE}; report: {out / REPORT}", soft_wrap=True)
-    if stage.problems:
-        console.print("The demonstration did NOT go as expected:", style="bold red")
-        for problem in stage.problems:
-            console.print(f"  - {problem}", style="red", markup=False, soft_wrap=True)
-        console.print(f"Logs: {out / 'logs'}/*.log and {out / 'server.log'}", soft_wrap=True)
-    return 1 if stage.problems else 0
+    return tell_end(console, out, PICTURE, REPORT, stage.problems)
 
 
 def _set_up(stack: ExitStack, out: Path, console: Console, clock: FastClock) -> FleetStage:
@@ -106,7 +100,7 @@ def _set_up(stack: ExitStack, out: Path, console: Console, clock: FastClock) -> 
             name,
             out,
             contract,
-            server.url.replace("http", "ws", 1),
+            server.url,
             client.make_code(name, "arms"),
             {"sim_robot": _ARM, "policy_node": {"fifo_priority": FIFO_PRIORITY}},
             "vla_sim.fleet.ros.fast_bridge",

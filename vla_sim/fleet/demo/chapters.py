@@ -83,6 +83,7 @@ def experiment(stage: FleetStage) -> None:
         "unit": "episode",
         "group": "simulated",
         "difference": 0.1,
+        "power": 0.99,  # with the usual 80 % one demonstration of five would show nothing
     }
     found = run_experiment(stage, design, _ROLLOUT_S)
     stage.check(found["state"] == "WIN_B", f"the A/B test ended as {found['state']}")

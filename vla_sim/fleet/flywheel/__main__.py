@@ -28,7 +28,7 @@ from vla_sim.fleet.flywheel.report import make_report
 from vla_sim.fleet.flywheel.ros.tasks import Tasks
 from vla_sim.fleet.flywheel.stage import ROBOTS, FlywheelStage
 from vla_sim.fleet.play.arm import start_arm
-from vla_sim.fleet.play.stage import play
+from vla_sim.fleet.play.stage import play, tell_end
 from vla_sim.fleet.play.watch import Watch
 from vla_sim.fleet.server import FleetServer
 
@@ -65,13 +65,7 @@ def _run(out: Path) -> int:
     (out / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     draw(report, out / PICTURE)
     _print_success(console, report["success"])
-    console.print(f"\nPicture: {out / PICTURE}; report: {out / REPORT}", soft_wrap=True)
-    if report["problems"]:
-        console.print("The demonstration did NOT go as expected:", style="bold red")
-        for problem in report["problems"]:
-            console.print(f"  - {problem}", style="red", markup=False, soft_wrap=True)
-        console.print(f"Logs: {out / 'logs'}/*.log and {out / 'server.log'}", soft_wrap=True)
-    return 1 if report["problems"] else 0
+    return tell_end(console, out, PICTURE, REPORT, report["problems"])
 
 
 def _print_success(console: Console, success: Json) -> None:
@@ -97,8 +91,7 @@ def _set_up(stack: ExitStack, out: Path, console: Console) -> FlywheelStage:
     watch = stack.enter_context(Watch(client, console, lambda: "; ".join(processes.ended())))
     watch.say("demo", f"starts vla-fleet serve and {len(ROBOTS)} robots, six processes each, in ROS domain {domain}")
     for name in ROBOTS:
-        line = server.url.replace("http", "ws", 1)
-        start_arm(processes, name, out, _CONTRACT, line, client.make_code(name, "arms"), _OWN)
+        start_arm(processes, name, out, _CONTRACT, server.url, client.make_code(name, "arms"), _OWN)
     stage = FlywheelStage(
         server=server, client=client, processes=processes, watch=watch, folder=out, tasks=tasks, base=base
     )

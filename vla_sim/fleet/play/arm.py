@@ -48,14 +48,14 @@ def start_arm(
         name: of the robot, ending with its number, which is the seed of its tasks.
         folder: its store is made there.
         contract: of the arm.
-        server: its address, ``ws://…``.
+        server: its address, ``http://…``.
         code: that the robot enrols with.
         own: node → parameters beside those of every demonstration. With ``recorder`` its episodes are recorded and uploaded.
         bridge: module of ``fleet_bridge``.
     """
     store = folder / "store" / name
     store.mkdir(parents=True)
-    state = str(store / "fleet")
+    line = {"server": server.replace("http", "ws", 1), "state_dir": str(store / "fleet")}
     nodes: dict[str, tuple[str, dict[str, Any]]] = {
         "sim_robot": ("vla_sim.ros.sim_robot", {"seed": int(name.rpartition("_")[2])}),
         "policy_node": (
@@ -67,13 +67,13 @@ def start_arm(
             {
                 **_MANAGER,
                 "store_dir": str(store),
-                "allowed_sources": [server.replace("ws", "http", 1) + "/files/"],
+                "allowed_sources": [f"{server}/files/"],
             },
         ),
-        "fleet_bridge": (bridge, {"server": server, "enrolment_code": code, "state_dir": state}),
+        "fleet_bridge": (bridge, {**line, "enrolment_code": code}),
     }
     if "recorder" in own:
         known = {"contract": str(contract), "recording_dir": str(store / "recordings"), "min_free_bytes": 64 << 20}
-        nodes["recorder"] = ("vla_recorder.ros.recorder", {**known, "server": server, "state_dir": state})
+        nodes["recorder"] = ("vla_recorder.ros.recorder", {**known, **line})
     for node, (module, parameters) in nodes.items():
         processes.start(f"{name}.{node}", module, {**parameters, **own.get(node, {})}, namespace=name)

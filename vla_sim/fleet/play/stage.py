@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from rich.console import Console
+
 from vla_fleet.client import Client, Json
 from vla_fleet.errors import FleetError
 from vla_sim.bundle import NAME
@@ -109,3 +111,14 @@ def play(chapters: Sequence[Chapter[S]], stage: S) -> None:
             return
         if len(stage.problems) == problems:
             stage.watch.say("demo", f"as expected, in {time.monotonic() - begun_s:.1f} s", "dim")
+
+
+def tell_end(console: Console, out: Path, picture: str, report: str, problems: Sequence[str]) -> int:
+    """Print where everything is, and what did not go as it should; return the exit status."""
+    console.print(f"\nPicture: {out / picture}; report: {out / report}", soft_wrap=True)
+    if problems:
+        console.print("The demonstration did NOT go as expected:", style="bold red")
+        for problem in problems:
+            console.print(f"  - {problem}", style="red", markup=False, soft_wrap=True)
+        console.print(f"Logs: {out / 'logs'}/*.log and {out / 'server.log'}", soft_wrap=True)
+    return 1 if problems else 0
