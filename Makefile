@@ -5,6 +5,9 @@ RUN := scripts/run
 # Tests side by side. With more than cores the run is shorter, and tests that wait for discovery are nearer to their bounds.
 JOBS ?= $(shell nproc)
 
+# Tests of the fleet server that hold on PostgreSQL as well.
+ON_POSTGRES := $(addprefix test/vla_fleet/test_,line.py registry.py garbage.py rollouts.py experiments.py)
+
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -39,6 +42,10 @@ test-lerobot: setup-dev ## real LeRobot checkpoints in the workers, equal to LeR
 
 test-browser: setup-dev ## the fleet server's page in real Chromium, clean by axe (Debian and Ubuntu: apt install chromium)
 	@$(RUN) python -m pytest -q test/browser
+
+test-fleet-servers: setup-dev ## the fleet server on PostgreSQL, NATS and S3's protocol: two replicas, one killed; under 3 minutes
+	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile test/vla_fleet_servers
+	@PYTHONPATH=test $(RUN) python -m pytest -q -n $(JOBS) --dist loadfile -p support.on_postgres $(ON_POSTGRES)
 
 lint: setup-dev ## ruff and mypy
 	@$(RUN) ruff check --output-format concise .

@@ -40,10 +40,13 @@ ROOMS = {
     "vla_doctor": {"numpy", "yaml", "vla_checkpoint", "vla_ota_manager", "vla_policy_node", "vla_recorder", "vla_ros"},
     "vla_fleet": {
         "alembic",
+        "asyncpg",
         "fastapi",
         "httpx",
         "jinja2",
         "markupsafe",  # what Jinja escapes with
+        "nats",
+        "obstore",
         "prometheus_client",
         "pydantic",
         "rich",

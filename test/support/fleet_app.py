@@ -88,7 +88,8 @@ class ClockedServer(Generic[_C]):
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # its log is no test's output
         self.rooms = Rooms(Settings(data=data, public_url=self.url, **settings), clock)
-        event.listen(self.rooms.database.engine.sync_engine, "connect", _no_wait_for_the_disk)
+        if not self.rooms.database.shared:  # SQLite
+            event.listen(self.rooms.database.engine.sync_engine, "connect", _no_wait_for_the_disk)
         config = uvicorn.Config(
             create_app(self.rooms), log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=2,
             timeout_keep_alive=120,  # a client that pauses between two requests does not meet a line that is just being closed

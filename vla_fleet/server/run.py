@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import sys
@@ -32,6 +33,9 @@ def run(
     certificate_key: Path | None,
     open_files: bool = False,
     max_episodes_per_robot: int = Settings.max_episodes_per_robot,
+    database: str = "",
+    bus: str = "",
+    blobs: str = "",
     make_rooms: Callable[[Settings], Rooms] = Rooms,
 ) -> None:
     """Serve until SIGINT or SIGTERM. ``make_rooms`` puts the server's parts together."""
@@ -43,10 +47,15 @@ def run(
             heartbeat_s=heartbeat_s,
             open_files=open_files,
             max_episodes_per_robot=max_episodes_per_robot,
+            database=database,
+            bus=bus,
+            blobs=blobs,
         )
         _check(certificate, certificate_key)
+        rooms = make_rooms(settings)
+        asyncio.run(rooms.reach())
         config = uvicorn.Config(
-            create_app(make_rooms(settings)),
+            create_app(rooms),
             log_level="warning",
             ws="websockets-sansio",
             ws_max_size=protocol.MAX_FRAME_BYTES,
@@ -57,8 +66,11 @@ def run(
             timeout_graceful_shutdown=5,
         )
         configure_log()
+        first = " of the server that started first" if database else ""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        _Server(config, f"vla-fleet serves {url}; the admin's key is in {data / ADMIN_KEY}").run(sockets=[listener])
+        _Server(config, f"vla-fleet serves {url}; the admin's key is in {data / ADMIN_KEY}{first}").run(
+            sockets=[listener]
+        )
 
 
 def run_mirror(origin: str, data: Path, host: str, port: int, max_bytes: int) -> None:

@@ -224,6 +224,23 @@ class JudgedOutcomeRow(Base):
     fate: Mapped[str] = mapped_column(String(16))
 
 
+class LeaseRow(Base):
+    """Which of several servers steers rollouts and experiments: one at a time, until it is silent for too long."""
+
+    __tablename__ = "leases"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(64))
+    until_s: Mapped[float]
+
+
+class SecretRow(Base):
+    """A secret that several servers share and nobody else needs."""
+
+    __tablename__ = "secrets"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    secret: Mapped[str] = mapped_column(String(128))
+
+
 class RolloutRow(Base):
     """One version on its way through the stages to a part of the fleet."""
 
