@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.servers import Postgres
 from vla_fleet.server import rooms
+from vla_sim.fleet.server import FleetServer
 
 
 @pytest.fixture(scope="session")
@@ -25,9 +27,15 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(autouse=True, scope="session")
 def embedded_database_is_postgres(postgres: Postgres) -> Iterator[None]:
-    """Give PostgreSQL to servers in this process that ask for no other database."""
+    """Give PostgreSQL to servers in this process, and to those started from it, that ask for no other database."""
+    make = FleetServer.__init__
+
+    def with_database(self: FleetServer, data: Path, *more: Any, options: tuple[str, ...] = (), **named: Any) -> None:
+        make(self, data, *more, options=(*options, "--database", postgres.url(_name(data))), **named)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rooms, "embedded", lambda data: postgres.url(_name(data)))
+        patch.setattr(FleetServer, "__init__", with_database)
         yield
 
 
