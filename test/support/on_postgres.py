@@ -30,8 +30,9 @@ def embedded_database_is_postgres(postgres: Postgres) -> Iterator[None]:
     """Give PostgreSQL to servers in this process, and to those started from it, that ask for no other database."""
     make = FleetServer.__init__
 
-    def with_database(self: FleetServer, data: Path, *more: Any, options: tuple[str, ...] = (), **named: Any) -> None:
-        make(self, data, *more, options=(*options, "--database", postgres.url(_name(data))), **named)
+    def with_database(self: FleetServer, data: Path, **named: Any) -> None:
+        options = (*named.pop("options", ()), "--database", postgres.url(_name(data)))
+        make(self, data, options=options, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rooms, "embedded", lambda data: postgres.url(_name(data)))
