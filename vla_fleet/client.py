@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from urllib.parse import quote
 
 import httpx
 
-from vla_checkpoint import MANIFEST_NAME, Manifest, least_bump, parse_version, verify_bundle
+from vla_checkpoint import MANIFEST_NAME, Manifest, least_bump, parse_version, sha256_file, verify_bundle
+from vla_checkpoint.delta import changed_files, make_delta
 from vla_checkpoint.version import BUMPS
 from vla_fleet.errors import FleetError, InputError, MissingError, SignInError
 
@@ -78,6 +80,7 @@ class Client:
         alias: str = "",
         parent: str = "",
         lineage: Mapping[str, Any] | None = None,
+        delta_from: Sequence[str] = (),
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Json:
         """Verify a bundle, upload what the server does not have, and publish it; return the version.
@@ -90,6 +93,8 @@ class Client:
             parent: ``name@version`` or ``name@alias`` that it was trained from.
             lineage: what else to keep in the manifest, as JSON: ``method`` (``fine_tune``, ``adapter`` or ``merge`` of the
                 parent is a patch), ``data_set``, ``training_run``, ``git_commit``, ``metrics``.
+            delta_from: versions, ``name@version`` or ``name@alias``, against which deltas are made and offered as well:
+                robots that hold one of them fetch less. What is returned says how much, as ``deltas``.
             progress: called with bytes done and bytes in all.
         """
         folder = Path(bundle)
@@ -98,6 +103,7 @@ class Client:
         if parent:
             origin["parent"] = str(self._version(parent)["digest"])
         manifest = replace(manifest, lineage=origin)
+        bases = [self._version(reference) for reference in delta_from]
         done = 0
         for entry in manifest.files:
             if not self._has_blob(entry.sha256):
@@ -105,9 +111,40 @@ class Client:
             done += entry.size
             progress(done, manifest.total_bytes)
         published = self._publish_next(manifest) if bump else self._publish(manifest, version or manifest.version)
+        if bases:
+            published["deltas"] = [self._offer_deltas(folder, manifest, published["version"], base) for base in bases]
         if alias:
             self.set_alias(manifest.name, alias, published["version"], "published")
         return published
+
+    def _offer_deltas(self, folder: Path, manifest: Manifest, version: str, base: Json) -> Json:
+        """Make the deltas between a published version and a bundle, upload and offer them; return what they save."""
+        before = self._manifest(base["name"], base["version"])
+        size = instead_of = 0
+        with tempfile.TemporaryDirectory(prefix="vla_fleet_") as aside:
+            bases: list[Path] = []
+            for path in changed_files(before, manifest):
+                bases = bases or self._fetch_weights(before, Path(aside))
+                delta = Path(aside) / "delta"
+                make_delta(bases, folder / path, delta)
+                if delta.stat().st_size < (folder / path).stat().st_size:
+                    size += delta.stat().st_size
+                    instead_of += (folder / path).stat().st_size
+                    sha256 = sha256_file(delta)
+                    self._upload(delta, sha256, lambda done: None)
+                    self._post(f"/v1/models/{_q(manifest.name)}/versions/{_q(version)}/deltas", {"sha256": sha256})
+        return {"against": f"{base['name']}@{base['version']}", "bytes": size, "instead_of": instead_of}
+
+    def _fetch_weights(self, manifest: Manifest, folder: Path) -> list[Path]:
+        found = []
+        for entry in manifest.files:
+            if entry.path.endswith(".safetensors"):
+                found.append(folder / entry.sha256)
+                self._fetch(f"/files/blobs/sha256/{entry.sha256}", found[-1])
+        return found
+
+    def _manifest(self, name: str, version: str) -> Manifest:
+        return Manifest.parse(self._request("GET", f"/files/{_q(name)}/{_q(version)}/manifest.json").content)
 
     def _publish(self, manifest: Manifest, version: str) -> Json:
         text = replace(manifest, version=version).canonical().decode()
@@ -119,8 +156,8 @@ class Client:
         if not versions:
             return self._publish(manifest, manifest.version)
         highest = versions[0]["version"]
-        text = self._request("GET", f"/files/{_q(manifest.name)}/{_q(highest)}/manifest.json").content
-        for step in BUMPS[BUMPS.index(least_bump(Manifest.parse(text), manifest)) :]:
+        before = self._manifest(manifest.name, highest)
+        for step in BUMPS[BUMPS.index(least_bump(before, manifest)) :]:
             try:
                 return self._publish(manifest, str(parse_version(highest).next_version(step)))
             except InputError as e:

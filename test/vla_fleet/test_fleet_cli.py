@@ -153,4 +153,4 @@ def test_every_command_that_answers_can_answer_in_json() -> None:
         )
 
     silent = [c.name for c in leaves(get_command(commands)) if not any("--json" in p.opts for p in c.params)]
-    assert silent == ["serve", "mirror", "migrate", "log", "log"], "an evidence log is JSON lines anyway"
+    assert silent == ["serve", "migrate", "mirror", "log", "log"], "an evidence log is JSON lines anyway"

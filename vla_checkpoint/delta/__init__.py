@@ -6,7 +6,15 @@ from __future__ import annotations
 from vla_checkpoint.delta.apply import apply_delta, apply_to_file
 from vla_checkpoint.delta.format import Codec, Delta, FileRef, read_delta
 from vla_checkpoint.delta.make import make_delta
-from vla_checkpoint.delta.offers import MIN_BYTES, OFFERS_NAME, Offer, offer_deltas, parse_offers
+from vla_checkpoint.delta.offers import (
+    MIN_BYTES,
+    OFFERS_NAME,
+    Offer,
+    changed_files,
+    offer_deltas,
+    offers_json,
+    parse_offers,
+)
 
 __all__ = [
     "MIN_BYTES",
@@ -17,8 +25,10 @@ __all__ = [
     "Offer",
     "apply_delta",
     "apply_to_file",
+    "changed_files",
     "make_delta",
     "offer_deltas",
+    "offers_json",
     "parse_offers",
     "read_delta",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,6 +69,19 @@ def parse_offers(data: bytes, path: PathLike) -> list[Offer]:
     return found
 
 
+def offers_json(offers: Iterable[Offer]) -> bytes:
+    """Return ``deltas.json``."""
+    return json.dumps({"schema": 1, "deltas": [asdict(offer) for offer in offers]}, indent=1).encode()
+
+
+def changed_files(before: Manifest, after: Manifest) -> Iterator[str]:
+    """Give the files of ``after`` for which a delta against ``before`` is worth a request: paths."""
+    there = {entry.sha256 for entry in before.files}
+    for entry in after.files:
+        if entry.path.endswith(_SAFETENSORS) and entry.sha256 not in there and entry.size >= MIN_BYTES:
+            yield entry.path
+
+
 def offer_deltas(old: Path, new: Path, registry: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Make the deltas between two bundles and put them into a registry folder; return what was offered, as JSON values.
 
@@ -89,21 +102,13 @@ def offer_deltas(old: Path, new: Path, registry: Path, *, progress: Progress | N
     offers = parse_offers(read_bytes(page, limits.JSON_BYTES), page) if page.exists() else []
     bases = [old / entry.path for entry in before.files if entry.path.endswith(_SAFETENSORS)]
     made, whole = 0, 0
-    for path in _changed(before, after):
+    for path in changed_files(before, after):
         offer = _make(bases, new / path, registry / "blobs" / "sha256", progress)
         whole += (new / path).stat().st_size
         made += offer.size
         offers = [o for o in offers if (o.target, o.bases) != (offer.target, offer.bases)] + [offer]
-    document = {"schema": 1, "deltas": [asdict(offer) for offer in offers]}
-    write_atomically(page, json.dumps(document, indent=1).encode())
+    write_atomically(page, offers_json(offers))
     return {"name": after.name, "version": after.version, "against": before.version, "bytes": made, "instead_of": whole}
-
-
-def _changed(before: Manifest, after: Manifest) -> Iterator[str]:
-    there = {entry.sha256 for entry in before.files}
-    for entry in after.files:
-        if entry.path.endswith(_SAFETENSORS) and entry.sha256 not in there and entry.size >= MIN_BYTES:
-            yield entry.path
 
 
 def _make(bases: list[Path], target: Path, blobs: Path, progress: Progress | None) -> Offer:

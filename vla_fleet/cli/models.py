@@ -26,6 +26,9 @@ def publish(
     data_set: Annotated[str, typer.Option(help="Data that it was trained on.")] = "",
     training_run: Annotated[str, typer.Option(help="The training run.")] = "",
     git_commit: Annotated[str, typer.Option(help="Commit of the training code.")] = "",
+    delta_from: Annotated[
+        list[str] | None, typer.Option(help="NAME@VERSION or NAME@ALIAS that robots have: they fetch the difference.")
+    ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER; may be repeated.")] = None,
     server: ServerOption = LOCAL,
     key: KeyOption = "",
@@ -40,9 +43,14 @@ def publish(
         lineage["metrics"] = dict(_metric(text) for text in metric)
     with Client(server, key) as client, byte_bar(bundle.name) as progress:
         found = client.publish(
-            bundle, version=version, bump=bump, alias=alias, parent=parent, lineage=lineage, progress=progress  # type: ignore[arg-type]
+            bundle, version=version, bump=bump, alias=alias, parent=parent, lineage=lineage,  # type: ignore[arg-type]
+            delta_from=delta_from or (), progress=progress,
         )  # fmt: skip
-    show(found, as_json, f"{found['name']} {found['version']} is published ({found['digest'][:12]}…)")
+    lines = [f"{found['name']} {found['version']} is published ({found['digest'][:12]}…)"]
+    for delta in found.get("deltas", ()):
+        sizes = f"{delta['bytes'] / 1e6:.1f} MB in place of {delta['instead_of'] / 1e6:.1f}"
+        lines.append(f"robots that have {delta['against']} fetch {sizes}")
+    show(found, as_json, "\n".join(lines))
 
 
 @app.command()

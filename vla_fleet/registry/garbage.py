@@ -11,9 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_checkpoint import Manifest
 from vla_fleet.clock import Clock
+from vla_fleet.registry.deltas import needed_deltas
 from vla_fleet.storage.blobs import BlobStore
 from vla_fleet.storage.database import Database
-from vla_fleet.storage.tables import AliasRow, BlobRow, CommandRow, RobotRow, VersionRow
+from vla_fleet.storage.tables import AliasRow, BlobRow, CommandRow, DeltaRow, RobotRow, VersionRow
 
 GRACE_S = 24 * 3600.0
 """A blob that somebody sent or asked for less than this ago may belong to a version that is about to be published."""
@@ -62,6 +63,7 @@ class GarbageCollector:
                     self._database.log(session, who, "collect_garbage", f"{found.blobs} blobs", bytes=found.size_bytes)
                 for sha256 in doomed:
                     await session.execute(delete(BlobRow).where(BlobRow.sha256 == sha256))
+                    await session.execute(delete(DeltaRow).where(DeltaRow.sha256 == sha256))
                     await self._blobs.remove(sha256)
         return found
 
@@ -83,7 +85,8 @@ class GarbageCollector:
         kept |= {manifest.digest: manifest for manifest in manifests if manifest.digest in bases}
         retired = {row.digest for row in rows if row.retired_s is not None}
         held = {f"{m.name}@{m.version}" for digest, m in kept.items() if digest in retired}
-        return {entry.sha256 for manifest in kept.values() for entry in manifest.files}, held
+        files = {entry.sha256 for manifest in kept.values() for entry in manifest.files}
+        return files | await needed_deltas(session, files), held
 
     async def _on_robots(self, session: AsyncSession) -> tuple[set[str], set[str]]:
         """Return digests and version numbers that robots hold or are about to.

@@ -53,6 +53,12 @@ async def get_manifest(request: Request, name: Name, version: Version, _: Reader
     return Response(await rooms_of(request).registry.manifest(name, version), media_type="application/json")
 
 
+@router.get("/files/{name}/{version}/deltas.json")
+async def get_deltas(request: Request, name: Name, version: Version, _: Reader) -> Response:
+    """Give the deltas that make a version's files."""
+    return Response(await rooms_of(request).deltas.page(name, version), media_type="application/json")
+
+
 @router.get("/files/blobs/sha256/{sha256}", response_class=FileResponse)
 async def get_blob(request: Request, sha256: protocol.Digest, _: Reader) -> Response:
     """Give a file, from any byte on (``Range``)."""
@@ -63,6 +69,12 @@ async def get_blob(request: Request, sha256: protocol.Digest, _: Reader) -> Resp
 async def get_manifest_by_pass(request: Request, name: Name, version: Version, _: Bearer) -> Response:
     """Give a manifest to the robot that was ordered to install it."""
     return Response(await rooms_of(request).registry.manifest(name, version), media_type="application/json")
+
+
+@router.get("/files/{ticket}/{name}/{version}/deltas.json")
+async def get_deltas_by_pass(request: Request, name: Name, version: Version, _: Bearer) -> Response:
+    """Give the deltas that make a version's files to the robot that was ordered to install it."""
+    return Response(await rooms_of(request).deltas.page(name, version), media_type="application/json")
 
 
 @router.get("/files/{ticket}/blobs/sha256/{sha256}", response_class=FileResponse)

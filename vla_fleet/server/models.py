@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
+from vla_checkpoint.delta import Offer
 from vla_fleet import protocol
 from vla_fleet.errors import InputError, MissingError
 from vla_fleet.protocol import Name, Version
@@ -24,6 +25,12 @@ class NewVersion(BaseModel):
 
     manifest: str
     """The bytes of manifest.json as text: canonical JSON."""
+
+
+class NewDelta(BaseModel):
+    """A delta to offer; it is uploaded before, as a blob."""
+
+    sha256: protocol.Digest
 
 
 class AliasTarget(BaseModel):
@@ -73,6 +80,12 @@ async def _touch(rooms: Rooms, sha256: str) -> None:
 async def publish(request: Request, name: Name, body: NewVersion, person: Publisher) -> Published:
     """Publish a version."""
     return await rooms_of(request).registry.publish(name, body.manifest.encode(), person.name)
+
+
+@router.post("/v1/models/{name}/versions/{version}/deltas", status_code=201)
+async def offer_delta(request: Request, name: Name, version: Version, body: NewDelta, person: Publisher) -> Offer:
+    """Offer a delta that makes a file of a version to the robots that hold what it is made of."""
+    return await rooms_of(request).deltas.offer(name, version, body.sha256, person.name)
 
 
 @router.get("/v1/models")

@@ -23,6 +23,7 @@ from vla_fleet.errors import ConflictError, FleetError, UnavailableError
 from vla_fleet.experiments.manager import ABTestManager
 from vla_fleet.page.sessions import Sessions
 from vla_fleet.page.shared import Shared
+from vla_fleet.registry.deltas import Deltas
 from vla_fleet.registry.garbage import GarbageCollector
 from vla_fleet.registry.registry import Registry
 from vla_fleet.robots.commands import Commands, topic
@@ -94,6 +95,7 @@ class Rooms:
         self.leader = Leader(self.database, self.clock, f"{socket.gethostname()[:40]} {secrets.token_hex(4)}")
         self.keys = Keys(self.database, self.clock)
         self.registry = Registry(self.database, self.blobs, self.clock)
+        self.deltas = Deltas(self.database, self.blobs, self.registry, self.clock)
         self.garbage = GarbageCollector(self.database, self.blobs, self.clock)
         self.episodes = EpisodeStore(self.database, files, self.clock, settings.max_episodes_per_robot)
         self.data_sets = DataSets(self.database, self.clock)

@@ -48,6 +48,16 @@ class BlobRow(Base):
     touched_s: Mapped[float]
 
 
+class DeltaRow(Base):
+    """A blob that makes a file of a version out of files of others."""
+
+    __tablename__ = "deltas"
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    target: Mapped[str] = mapped_column(String(64), index=True)
+    bases: Mapped[list[str]]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+
+
 class AliasRow(Base):
     """A name that moves between versions, for example ``champion``. Who moved it is in the log."""
 
