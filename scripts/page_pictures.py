@@ -17,7 +17,7 @@ TOP = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TOP / "test"))
 
 from support.browsing import PHONE, WIDE, chromium, looking, signed_in  # noqa: E402
-from support.page_fleet import crowd, experiment, rollout  # noqa: E402
+from support.page_fleet import crowd, experiment, learnt, rollout  # noqa: E402
 from support.rollouts import NEW, OLD, RolloutFleet  # noqa: E402
 
 
@@ -36,6 +36,7 @@ def main() -> None:
         lasting(fleet, 21.0, 18.0)
         compared = experiment(fleet, "packers", 12)
         crowd(fleet, 1200)
+        learnt(fleet, "picker_3", Path(folder))
         fleet.heard()
         with chromium() as browser:
             for name, path, dark, size, whole in (

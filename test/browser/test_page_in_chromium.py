@@ -12,7 +12,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from support.browsing import PHONE, chromium, looking, signed_in
-from support.page_fleet import crowd, experiment, rollout
+from support.page_fleet import crowd, experiment, learnt, rollout
 from support.rollouts import HOUR_S, MODEL, NEW, OLD, RolloutFleet
 
 TOP = Path(__file__).resolve().parents[2]
@@ -36,6 +36,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutFleet]:
         fleet.add("gripper_1", "gripper_2", group="grippers")
         fleet.experiment = experiment(fleet, "grippers", 2)  # type: ignore[attr-defined]
         fleet.client.set_alias("pick_place", "champion", OLD, "first of all")
+        learnt(fleet, "arm_1", tmp_path_factory.mktemp("learnt"))
         fleet.heard()
         yield fleet
 
@@ -49,8 +50,8 @@ def paths(fleet: RolloutFleet) -> list[str]:
     rollout, experiment = f"/rollouts/{fleet.rollout}", f"/experiments/{fleet.experiment}"
     return [
         "/", "/?q=nobody", "/robots/arm_1", "/robots/arm_1?at=2027-01-15T08:00", "/rollouts", rollout, f"{rollout}/approve",
-        f"{rollout}/abort", "/experiments", experiment, f"{experiment}/stop", "/models", "/models/pick_place", "/events",
-        "/robots/nobody",
+        f"{rollout}/abort", "/experiments", experiment, f"{experiment}/stop", "/models", "/models/pick_place", "/learning",
+        "/learning?outcome=unknown", "/events", "/robots/nobody",
     ]  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def test_every_link_of_the_navigation_leads_to_its_page(
 ) -> None:
     with looking(browser) as context:
         page = signed_in(context, fleet.url, keys["viewer"])
-        for name in ("Rollouts", "Experiments", "Models", "Events", "Fleet"):
+        for name in ("Rollouts", "Experiments", "Models", "Learning", "Events", "Fleet"):
             page.get_by_role("navigation", name="Main").get_by_role("link", name=name).click()
             expect(page.get_by_role("heading", level=1)).to_have_text(name)
             expect(page.get_by_role("link", name=name, exact=True)).to_have_attribute("aria-current", "page")

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
+import httpx
 from sqlalchemy import insert
 
+from support.bundles import make_bundle
+from support.episodes import make_episode
 from support.rollouts import HOUR_S, MODEL, NEW, OLD, RolloutFleet
 from vla_evidence.assignment import uniform
 from vla_fleet import protocol
@@ -64,6 +69,21 @@ def rollout(fleet: RolloutFleet, group: str, steps: int) -> str:
         fleet.episodes(5)
         fleet.step()
     return str(found["id"])
+
+
+def learnt(fleet: RolloutFleet, robot: str, folder: Path) -> None:
+    """Upload an episode as a robot; keep that a data set was built of it, and publish a version that was trained."""
+    make_episode(folder / "episode.mcap", 1, steps=12, corrected=3, success=False, version=OLD)
+    data = (folder / "episode.mcap").read_bytes()
+    url = f"{fleet.url}/v1/robot/episodes/{hashlib.sha256(data).hexdigest()}?offset=0&total_bytes={len(data)}"
+    httpx.put(
+        url, headers={"Authorization": f"Bearer {fleet.tokens[robot]}"}, content=data, timeout=40.0
+    ).raise_for_status()
+    built = {"policy": "pick_place", "lineage_sha256": "ab" * 32, "seed": 7, "new_rule": "all", "last_episode": 1}
+    fleet.client._post("/v1/datasets", {**built, "episodes": 1, "frames": 12, "corrections": 3})
+    checks = [{"name": "old tasks", "passed": True, "text": "78 of 80 before, 79 of 80 after"}]
+    make_bundle(folder / "trained", name="reach_block", version="1.1.0")
+    fleet.client.publish(folder / "trained", lineage={"training_run": "weekly-3", "gate": {"checks": checks}})
 
 
 def experiment(fleet: RolloutFleet, group: str, steps: int) -> str:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from vla_fleet.page.access import PageRoute, Viewer
+from vla_fleet.page.learning import gate_lines
 from vla_fleet.page.render import page
 from vla_fleet.protocol import Name
 from vla_fleet.registry.registry import Version
@@ -33,7 +34,8 @@ async def show_model(request: Request, name: Name, person: Viewer) -> Response:
     lineage = await rooms.registry.lineage(name)
     versions = {version.version: version for version in await rooms.registry.versions(name)}
     return page(
-        request, "model.html", name=name, lineage=[(versions[own.version], own) for own in lineage], runs=await _runs(rooms),
+        request, "model.html", name=name, runs=await _runs(rooms),
+        lineage=[(versions[own.version], own, list(gate_lines(own.lineage.get("gate")))) for own in lineage],
         aliases=sorted((alias, version.version) for version in versions.values() for alias in version.aliases),
         moves=await rooms.registry.moves(name),
     )  # fmt: skip

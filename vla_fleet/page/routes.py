@@ -6,10 +6,10 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from vla_fleet.page import events, experiments, fleet, models, robots, rollouts, sign_in
+from vla_fleet.page import events, experiments, fleet, learning, models, robots, rollouts, sign_in
 from vla_fleet.page.render import STATIC
 
-PARTS = (sign_in, fleet, robots, rollouts, experiments, models, events)
+PARTS = (sign_in, fleet, robots, rollouts, experiments, models, learning, events)
 
 
 def add_page(app: FastAPI) -> None:

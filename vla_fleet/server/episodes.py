@@ -138,6 +138,11 @@ async def show_episode(request: Request, episode: Prefix, _: Viewer) -> EpisodeI
 @router.get("/v1/episodes/{episode}/file", response_class=FileResponse)
 async def get_episode(request: Request, episode: Prefix, _: Viewer) -> Response:
     """Give an episode's file, from any byte on (``Range``)."""
+    return await episode_file(request, episode)
+
+
+async def episode_file(request: Request, episode: str) -> Response:
+    """Return the file of the episode whose SHA-256 begins so."""
     store = rooms_of(request).episodes
     row = await store.find(episode)
     missing = MissingError("EPISODE_NOT_FOUND", f"{row.sha256}: its file is not on this server any more")
