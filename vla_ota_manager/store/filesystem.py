@@ -4,10 +4,8 @@
 Its methods keep one promise: a name that exists names complete, flushed content. Files are written aside, flushed and renamed;
 folders are flushed after a change of names. Readers need no such care and use ``pathlib``.
 
-A test double that forgets what was not flushed (power loss) implements the same methods: everything that changes the disk goes
-through ``_flush``, ``_flush_dir``, ``_rename``, ``_link`` and the append handle.
-
-The points do nothing here. A test's subclass notes them, or ends its process at one of them.
+The points do nothing here. A test's subclass notes them, or ends its process at one of them; another one forgets what did not pass
+``_flush`` and ``_flush_dir``, as a disk does that loses power.
 """
 
 from __future__ import annotations
@@ -111,9 +109,14 @@ class Filesystem:
         return AppendFile(self, path, size)
 
     def seal(self, path: Path) -> None:
-        """Make a finished file read-only."""
+        """Make a finished file read-only, flushed: that it is says that its content is complete."""
         with _wrapped(path):
-            path.chmod(0o444)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.fchmod(fd, 0o444)
+                self._flush(fd, path)
+            finally:
+                os.close(fd)
 
     def link(self, source: Path, target: Path, point: str) -> None:
         """Give ``source`` a second name, flushed; a target that exists stays as it is."""
