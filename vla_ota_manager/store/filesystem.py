@@ -4,8 +4,8 @@
 Its methods keep one promise: a name that exists names complete, flushed content. Files are written aside, flushed and renamed;
 folders are flushed after a change of names. Readers need no such care and use ``pathlib``.
 
-The points do nothing here. A test's subclass notes them, or ends its process at one of them; another one forgets what did not pass
-``_flush`` and ``_flush_dir``, as a disk does that loses power.
+The points do nothing here. A test's subclass notes them, or ends its process at one of them; another one forgets what did not
+pass ``_flush`` and ``_flush_dir``, as a disk does that loses power.
 """
 
 from __future__ import annotations
