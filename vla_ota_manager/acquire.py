@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from vla_checkpoint import (
@@ -39,6 +40,9 @@ from vla_ota_manager.store.store import Store
 from vla_ros.fault import Fault
 from vla_ros.plain import redacted
 
+if TYPE_CHECKING:
+    from vla_ota_manager.fetch.signed import SignedVersions
+
 _S = UpdateState
 STEPS = (_S.CHECKING, _S.FETCHING, _S.VERIFYING)
 """States whose work is here."""
@@ -65,6 +69,7 @@ class Acquirer:
         self._config, self._store, self._fetcher, self._wall_clock = config, store, fetcher, wall_clock
         self._repaired = ("", "")
         self._deltas = Deltas(store.blobs, fetcher)
+        self._signed = _signed_versions(config, store, fetcher, wall_clock)
 
     def step(self, record: UpdateRecord, callbacks: Callbacks) -> tuple[UpdateRecord, str]:
         """Do the work of the record's state, one of ``STEPS``; return what it leads to, and why, in words.
@@ -80,7 +85,8 @@ class Acquirer:
     def _check(self, record: UpdateRecord, callbacks: Callbacks) -> tuple[UpdateRecord, str]:
         update = record.update
         self.refuse_expired(update)
-        trust.check_offer(update)
+        if self._signed is None:
+            trust.check_offer(update)
         url = parse_url(update.manifest_url)
         data = self._manifest_on_disk(update.manifest_sha256)
         received = Received()
@@ -90,8 +96,11 @@ class Acquirer:
             data = self._fetcher.manifest(url, received, callbacks.interrupted)
         trust.check_manifest(update, data)
         manifest = Manifest.parse(data)
-        self.refuse_unsuitable(update, manifest)
         ref = Ref(manifest.name, manifest.version, manifest.digest)
+        if self._signed is not None:
+            callbacks.show(f"checking who signed {ref}")
+            self._signed.check(ref, data, url, received, callbacks.interrupted)
+        self.refuse_unsuitable(update, manifest)
         known = replace(record, ref=ref, bytes_downloaded=record.bytes_downloaded + received.count)
         if self._store.has(ref) and self._repaired != _repair_of(known):
             return replace(known, state=_S.VERIFYING), "already on disk"
@@ -336,6 +345,18 @@ class Acquirer:
         folder = self._store.path_of(Ref(manifest.name, manifest.version, manifest.digest))
         for entry in manifest.files:
             self._store.blobs.rescue(entry.sha256, entry.size, folder / entry.path, callbacks.interrupted)
+
+
+def _signed_versions(
+    config: OtaConfig, store: Store, fetcher: Fetcher, wall_clock: Callable[[], float]
+) -> SignedVersions | None:
+    if not config.trust_root:
+        return None
+    from vla_ota_manager.fetch import signed  # cryptography is loaded only where somebody needs it
+
+    return signed.SignedVersions(
+        Path(config.trust_root).expanduser(), store.root / signed.FILE, store.fs, fetcher, wall_clock
+    )
 
 
 @contextmanager
