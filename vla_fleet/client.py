@@ -78,6 +78,7 @@ class Client:
         alias: str = "",
         parent: str = "",
         lineage: Mapping[str, Any] | None = None,
+        sign_with: str | Path = "",
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Json:
         """Verify a bundle, upload what the server does not have, and publish it; return the version.
@@ -90,6 +91,7 @@ class Client:
             parent: ``name@version`` or ``name@alias`` that it was trained from.
             lineage: what else to keep in the manifest, as JSON: ``method`` (``fine_tune``, ``adapter`` or ``merge`` of the
                 parent is a patch), ``data_set``, ``training_run``, ``git_commit``, ``metrics``.
+            sign_with: folder of keys that sign the version here, where the server has no key of targets (docs/trust.md).
             progress: called with bytes done and bytes in all.
         """
         folder = Path(bundle)
@@ -105,9 +107,23 @@ class Client:
             done += entry.size
             progress(done, manifest.total_bytes)
         published = self._publish_next(manifest) if bump else self._publish(manifest, version or manifest.version)
+        if sign_with:
+            signed = replace(manifest, version=published["version"])
+            self._sign(sign_with, add={f"{signed.name}/{signed.version}/{MANIFEST_NAME}": signed.canonical()})
         if alias:
             self.set_alias(manifest.name, alias, published["version"], "published")
         return published
+
+    def trust(self) -> dict[str, str]:
+        """Return the signed metadata by file name; empty if nothing is signed."""
+        return cast(dict[str, str], self._get("/v1/trust"))
+
+    def _sign(self, keys: str | Path, add: Mapping[str, bytes], remove: Sequence[str] = ()) -> None:
+        from vla_checkpoint.repository import metadata  # cryptography is loaded where somebody signs
+
+        data = metadata.next_targets(self.trust(), Path(keys), add, remove, metadata.utc_now())
+        if data is not None:
+            self._request("PUT", "/v1/trust/targets", json={"metadata": data.decode()})
 
     def _publish(self, manifest: Manifest, version: str) -> Json:
         text = replace(manifest, version=version).canonical().decode()
@@ -181,9 +197,12 @@ class Client:
         """Return where each version of a model comes from, newest first."""
         return cast(list[Json], self._get(f"/v1/models/{_q(name)}/lineage"))
 
-    def retire(self, name: str, version: str) -> Json:
-        """Take a version out of use."""
-        return cast(Json, self._json("DELETE", f"/v1/models/{_q(name)}/versions/{_q(version)}"))
+    def retire(self, name: str, version: str, sign_with: str | Path = "") -> Json:
+        """Take a version out of use; ``sign_with`` as in :meth:`publish`."""
+        retired = self._json("DELETE", f"/v1/models/{_q(name)}/versions/{_q(version)}")
+        if sign_with:
+            self._sign(sign_with, add={}, remove=[f"{name}/{version}/{MANIFEST_NAME}"])
+        return cast(Json, retired)
 
     def collect_garbage(self, *, dry_run: bool = False) -> Json:
         """Remove files that nothing needs; with ``dry_run`` say what would go."""

@@ -66,7 +66,9 @@ ROOMS = {
 """Third-party and sibling packages that a room may import, beside the standard library and itself."""
 
 EXTRA = {
-    "vla_checkpoint/repository/": {"cryptography", "securesystemslib", "tuf"},  # who signs
+    # Who signs.
+    "vla_checkpoint/repository/": {"cryptography", "securesystemslib", "tuf"},
+    "vla_fleet/registry/signing.py": {"securesystemslib", "tuf"},
     "vla_fleet_bridge/": {"vla_fleet"},  # its protocol: ``from vla_fleet import protocol``
     "vla_policy_node/pictures.py": {"PIL"},  # in the node: neither the control process nor a worker decodes
     # Whoever starts a worker or trains may use torch; so may policies, which run in workers.

@@ -51,7 +51,7 @@ def load_signers(folder: Path) -> dict[str, Signer]:
                 key = Key.from_dict(entry["keyid"], entry["public"])
                 signers[path.name.removesuffix(".key.json")] = Signer.from_priv_key_uri(entry["uri"], key)
             else:
-                signers[path.name.removesuffix(".pem")] = CryptoSigner(load_pem_private_key(data, None))  # type: ignore[arg-type]
+                signers[path.name.removesuffix(".pem")] = CryptoSigner(load_pem_private_key(data, None))
         except (ValueError, TypeError, KeyError, OSError, UnsupportedAlgorithm, LibraryError) as e:
             raise TrustKeyError("TRUST_KEYS", path, f"is no key that can sign: {e!r}") from e
     return signers

@@ -14,15 +14,16 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from securesystemslib.signer import Signer
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from vla_checkpoint import MANIFEST_NAME, limits, load_manifest
 from vla_checkpoint.errors import TrustKeyError
 from vla_checkpoint.files import read_bytes, write_atomically
+from vla_checkpoint.repository.keys import load_roots, load_signers
 
 FOLDER = "trust"
 """Where robots look for these files: beside the models' folders."""
@@ -33,7 +34,6 @@ VALID_DAYS = {"targets": 365, "snapshot": 30, "timestamp": 7}
 _KEPT = 8
 """Older targets and snapshots that stay for robots which have just read the timestamp before."""
 _FILE = re.compile(r"(?:([1-9][0-9]{0,8})\.(root|targets|snapshot)|timestamp)\.json")
-_T = TypeVar("_T", bound=Signed)
 
 
 def target_path(name: str, version: str) -> str:
@@ -55,14 +55,23 @@ class Repository:
     """
 
     def __init__(self, files: Mapping[str, bytes], roots: Mapping[str, bytes]) -> None:
-        self.files = {**files, **roots}
+        others = {
+            name: data for name, data in files.items() if not name.endswith("root.json")
+        }  # of another chain, perhaps
+        self.files = {**others, **roots}
         latest = max(roots, key=lambda name: int(name.partition(".")[0]))
         self.root: Root = Metadata[Root].from_bytes(roots[latest]).signed
 
-    def targets(self) -> dict[str, TargetFile]:
-        """Return what is signed now, by path."""
-        found = self._latest("targets", Targets)
-        return dict(found.signed.targets) if found is not None else {}
+    def verified_targets(self) -> dict[str, TargetFile]:
+        """Return what is signed now, by path; raise TrustKeyError TRUST_TARGETS if the keys of the root did not sign it."""
+        found = self._latest("targets")
+        if found is None:
+            return {}
+        try:
+            self.root.verify_delegate("targets", found.signed_bytes, found.signatures)
+        except RepositoryError as e:
+            raise TrustKeyError("TRUST_TARGETS", "targets", str(e)) from e
+        return dict(found.signed.targets)
 
     def sign(self, signers: Iterable[Signer], targets: Mapping[str, TargetFile] | None, now: datetime) -> bool:
         """Bring everything up to date; return whether a file changed.
@@ -77,16 +86,16 @@ class Repository:
         """
         before = dict(self.files)
         signers, now = list(signers), now.replace(microsecond=0)
-        old = self._latest("targets", Targets)
+        old = self._latest("targets")
         wanted = dict(targets) if targets is not None else (old.signed.targets if old is not None else {})
         if old is None or old.signed.targets != wanted or self._is_due("targets", old, now):
             self._publish("targets", Targets(targets=wanted), signers, now)
         meta = {"targets.json": self._entry("targets")}
-        snapshot = self._latest("snapshot", Snapshot)
+        snapshot = self._latest("snapshot")
         if snapshot is None or snapshot.signed.meta != meta or self._is_due("snapshot", snapshot, now):
             self._publish("snapshot", Snapshot(meta=meta), signers, now)
         entry = self._entry("snapshot")
-        timestamp = self._latest("timestamp", Timestamp)
+        timestamp = self._latest("timestamp")
         if timestamp is None or timestamp.signed.snapshot_meta != entry or self._is_due("timestamp", timestamp, now):
             fresh = Timestamp(snapshot_meta=entry)
             fresh.unrecognized_fields[SIGNED_AT] = int(now.timestamp())
@@ -94,17 +103,48 @@ class Repository:
         self._prune()
         return self.files != before
 
+    def can_sign(self, role: str, signers: Iterable[Signer]) -> bool:
+        """Whether enough keys of a role are among the signers."""
+        entry = self.root.roles[role]
+        return len({signer.public_key.keyid for signer in signers} & set(entry.keyids)) >= entry.threshold
+
+    def take_targets(self, data: bytes) -> None:
+        """Take targets that somebody else has signed; ``sign`` then says that they are the newest.
+
+        Raises:
+            TrustKeyError: TRUST_TARGETS: they are not what follows the newest, or not signed as the root demands.
+        """
+        try:
+            metadata = Metadata[Targets].from_bytes(data)
+            if not isinstance(metadata.signed, Targets):
+                raise RepositoryError(f"they are {metadata.signed.type!r}")
+            self.root.verify_delegate("targets", metadata.signed_bytes, metadata.signatures)
+        except RepositoryError as e:
+            raise TrustKeyError("TRUST_TARGETS", "targets", str(e)) from e
+        expected = self._newest("targets") + 1
+        if metadata.signed.version != expected:
+            what = (
+                f"they are version {metadata.signed.version}, {expected} follows: somebody else was faster, sign again"
+            )
+            raise TrustKeyError("TRUST_TARGETS", "targets", what)
+        self.files[f"{expected}.targets.json"] = data
+
+    def sign_targets(self, signers: Iterable[Signer], targets: Mapping[str, TargetFile], now: datetime) -> bytes:
+        """Sign the targets that follow the newest, and nothing else; return them. Raises TrustKeyError TRUST_KEYS."""
+        self._publish("targets", Targets(targets=dict(targets)), list(signers), now.replace(microsecond=0))
+        return self.files[f"{self._newest('targets')}.targets.json"]
+
     def expiry(self) -> dict[str, datetime]:
         """Return until when each role holds, for those that are there."""
         kinds = {"targets": Targets, "snapshot": Snapshot, "timestamp": Timestamp}
-        found = {role: self._latest(role, kind) for role, kind in kinds.items()}
+        found = {role: self._latest(role) for role, kind in kinds.items()}
         times = {role: metadata.signed.expires for role, metadata in found.items() if metadata is not None}
         return {"root": self.root.expires, **times}
 
     def _publish(self, role: str, signed: Targets | Snapshot | Timestamp, signers: list[Signer], now: datetime) -> None:
         signed.version = self._version(role) + 1
         signed.expires = now + timedelta(days=VALID_DAYS[role])
-        metadata: Metadata[Targets | Snapshot | Timestamp] = Metadata(signed)
+        metadata: Metadata[Any] = Metadata(signed)
         entry = self.root.roles[role]
         for signer in signers:
             if signer.public_key.keyid in entry.keyids:
@@ -115,12 +155,12 @@ class Repository:
         name = "timestamp.json" if role == "timestamp" else f"{signed.version}.{role}.json"
         self.files[name] = metadata.to_bytes()
 
-    def _latest(self, role: str, kind: type[_T]) -> Metadata[_T] | None:
+    def _latest(self, role: str) -> Metadata[Any] | None:
         name = "timestamp.json" if role == "timestamp" else f"{self._newest(role)}.{role}.json"
         data = self.files.get(name)
-        return Metadata[kind].from_bytes(data) if data is not None else None  # type: ignore[valid-type]
+        return Metadata.from_bytes(data) if data is not None else None
 
-    def _is_due(self, role: str, metadata: Metadata[_T], now: datetime) -> bool:
+    def _is_due(self, role: str, metadata: Metadata[Any], now: datetime) -> bool:
         """Whether a role has to be signed again: half of its time is over, or the root names other keys by now."""
         if metadata.signed.expires - now < timedelta(days=VALID_DAYS[role]) / 2:
             return True
@@ -137,7 +177,7 @@ class Repository:
     def _version(self, role: str) -> int:
         if role != "timestamp":
             return self._newest(role)
-        timestamp = self._latest(role, Timestamp)
+        timestamp = self._latest(role)
         return timestamp.signed.version if timestamp is not None else 0
 
     def _newest(self, role: str) -> int:
@@ -155,6 +195,31 @@ class Repository:
 def target(path: str, manifest: bytes) -> TargetFile:
     """Return the target of a manifest."""
     return TargetFile.from_data(path, manifest, ["sha256"])
+
+
+def next_targets(
+    files: Mapping[str, str], folder: Path, add: Mapping[str, bytes], remove: Iterable[str], now: datetime
+) -> bytes | None:
+    """Sign, with the keys of a folder, what a repository says from now on; None = it says so already.
+
+    Args:
+        files: what the repository has, by name. Nobody has to be trusted with it: the targets in it must be signed.
+        folder: keys and roots.
+        add: manifests of versions by target path.
+        remove: target paths.
+        now: UTC.
+
+    Raises:
+        TrustKeyError: TRUST_KEYS; TRUST_TARGETS: the targets in ``files`` are not signed by this folder's keys.
+    """
+    repository = Repository({name: text.encode() for name, text in files.items()}, load_roots(folder))
+    before = repository.verified_targets()
+    after = {**before, **{path: target(path, data) for path, data in add.items()}}
+    for path in remove:
+        after.pop(path, None)
+    if after == before and before:
+        return None
+    return repository.sign_targets(load_signers(folder).values(), after, now)
 
 
 def sign_tree(tree: Path, roots: Mapping[str, bytes], signers: Iterable[Signer], now: datetime) -> Repository:

@@ -13,6 +13,10 @@ from vla_fleet.cli.common import LOCAL, JsonOption, KeyOption, ServerOption, byt
 from vla_fleet.client import Client
 
 app = typer.Typer()
+SignOption = Annotated[
+    Path | None,
+    typer.Option(help="Sign here, with the keys of this folder, if the server has no key of targets; docs/trust.md."),
+]
 
 
 @app.command()
@@ -27,6 +31,7 @@ def publish(
     training_run: Annotated[str, typer.Option(help="The training run.")] = "",
     git_commit: Annotated[str, typer.Option(help="Commit of the training code.")] = "",
     metric: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER; may be repeated.")] = None,
+    sign_with: SignOption = None,
     server: ServerOption = LOCAL,
     key: KeyOption = "",
     as_json: JsonOption = False,
@@ -40,7 +45,8 @@ def publish(
         lineage["metrics"] = dict(_metric(text) for text in metric)
     with Client(server, key) as client, byte_bar(bundle.name) as progress:
         found = client.publish(
-            bundle, version=version, bump=bump, alias=alias, parent=parent, lineage=lineage, progress=progress  # type: ignore[arg-type]
+            bundle, version=version, bump=bump, alias=alias, parent=parent, lineage=lineage, sign_with=sign_with or "",  # type: ignore[arg-type]
+            progress=progress,
         )  # fmt: skip
     show(found, as_json, f"{found['name']} {found['version']} is published ({found['digest'][:12]}…)")
 
@@ -97,6 +103,7 @@ def alias(
 @app.command()
 def retire(
     model: Annotated[str, typer.Argument(help="NAME@VERSION.")],
+    sign_with: SignOption = None,
     server: ServerOption = LOCAL,
     key: KeyOption = "",
     as_json: JsonOption = False,
@@ -106,7 +113,7 @@ def retire(
     if not mark:
         raise typer.BadParameter(f"{model!r}: write NAME@VERSION")
     with Client(server, key) as client:
-        found = client.retire(name, version)
+        found = client.retire(name, version, sign_with or "")
     show(found, as_json, f"{name} {version} is retired; its files go with `vla-fleet gc` once no robot holds it")
 
 
