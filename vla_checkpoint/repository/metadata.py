@@ -33,17 +33,14 @@ VALID_DAYS = {"targets": 365, "snapshot": 30, "timestamp": 7}
 """How long what is signed holds. It is signed again when half of that is over."""
 _KEPT = 8
 """Older targets and snapshots that stay for robots which have just read the timestamp before."""
+_MAX_BYTES = 5_000_000
+"""Largest file that a robot reads [bytes]: about 20,000 versions."""
 _FILE = re.compile(r"(?:([1-9][0-9]{0,8})\.(root|targets|snapshot)|timestamp)\.json")
 
 
 def target_path(name: str, version: str) -> str:
     """Return the name of a version's target."""
     return f"{name}/{version}/{MANIFEST_NAME}"
-
-
-def is_file_name(name: str) -> bool:
-    """Whether a repository can have a file of that name."""
-    return _FILE.fullmatch(name) is not None
 
 
 class Repository:
@@ -158,7 +155,10 @@ class Repository:
     def _latest(self, role: str) -> Metadata[Any] | None:
         name = "timestamp.json" if role == "timestamp" else f"{self._newest(role)}.{role}.json"
         data = self.files.get(name)
-        return Metadata.from_bytes(data) if data is not None else None
+        try:
+            return Metadata.from_bytes(data) if data is not None else None
+        except RepositoryError as e:
+            raise TrustKeyError("TRUST_TARGETS", name, f"cannot be read; remove it, and sign again: {e}") from e
 
     def _is_due(self, role: str, metadata: Metadata[Any], now: datetime) -> bool:
         """Whether a role has to be signed again: half of its time is over, or the root names other keys by now."""
@@ -231,9 +231,7 @@ def sign_tree(tree: Path, roots: Mapping[str, bytes], signers: Iterable[Signer],
         CheckpointError: TRUST_KEYS; or a manifest cannot be read.
     """
     folder = tree / FOLDER
-    files = {
-        path.name: read_bytes(path, limits.JSON_BYTES * 8) for path in folder.glob("*.json") if is_file_name(path.name)
-    }
+    files = _files_of(folder)
     repository = Repository(files, roots)
     targets = {}
     for path in sorted(tree.glob(f"*/*/{MANIFEST_NAME}")):
@@ -249,6 +247,15 @@ def sign_tree(tree: Path, roots: Mapping[str, bytes], signers: Iterable[Signer],
     for name in files.keys() - repository.files.keys():
         (folder / name).unlink()
     return repository
+
+
+def read_folder(folder: Path, roots: Mapping[str, bytes]) -> Repository:
+    """Return the repository whose files are in a folder."""
+    return Repository(_files_of(folder), roots)
+
+
+def _files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: read_bytes(path, _MAX_BYTES) for path in folder.glob("*.json") if _FILE.fullmatch(path.name)}
 
 
 def utc_now() -> datetime:
