@@ -291,10 +291,10 @@ class Client:
         return cast(list[Json], self._get(f"/v1/robots/{_q(robot)}/history", limit=limit, **at))
 
     def deploy(
-        self, model: str, robots: Sequence[str] = (), group: str = "", *, everyone: bool = False, urgent: bool = False
+        self, model: str, robots: Sequence[str] = (), group: str = "", *, everyone: bool = False, **options: bool
     ) -> list[Json]:
-        """Order robots to install a version; return the commands."""
-        body = {"model": model, "robots": list(robots), "group": group, "everyone": everyone, "urgent": urgent}
+        """Order robots to install a version; return the commands. ``options``: ``urgent``, ``allow_older``."""
+        body = {"model": model, "robots": list(robots), "group": group, "everyone": everyone, **options}
         return cast(list[Json], self._post("/v1/deployments", body))
 
     def rollback(

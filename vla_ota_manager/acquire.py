@@ -21,6 +21,7 @@ from vla_checkpoint import (
     CheckpointError,
     Manifest,
     limits,
+    parse_version,
     sha256_bytes,
     verify_bundle,
 )
@@ -100,6 +101,7 @@ class Acquirer:
         if self._signed is not None:
             callbacks.show(f"checking who signed {ref}")
             self._signed.check(ref, data, url, received, callbacks.interrupted)
+            self._refuse_older(update, ref)
         self.refuse_unsuitable(update, manifest)
         known = replace(record, ref=ref, bytes_downloaded=record.bytes_downloaded + received.count)
         if self._store.has(ref) and self._repaired != _repair_of(known):
@@ -163,6 +165,15 @@ class Acquirer:
             what = f"{manifest.total_bytes} bytes, at most {config.max_bundle_bytes} are accepted"
             raise RefusedError("BUNDLE_TOO_LARGE", what, "max_bundle_bytes")
         self.refuse_blocked(Ref(manifest.name, manifest.version, manifest.digest))
+
+    def _refuse_older(self, update: Update, ref: Ref) -> None:
+        """Refuse to act with what is older than what is committed, unless somebody means that: signed, it may be known as bad."""
+        committed = self._store.state.committed
+        if committed is None or committed.name != ref.name or not update.activate or update.allow_older:
+            return
+        if parse_version(ref.version) < parse_version(committed.version):
+            what = f"is older than the committed {committed.version}: roll back to it, or offer it with allow_older"
+            raise RefusedError("VERSION_OLDER", what, str(ref))
 
     def refuse_blocked(self, ref: Ref) -> None:
         """Raise ``RefusedError`` for a version that a verdict has rolled back."""

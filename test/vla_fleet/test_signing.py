@@ -13,6 +13,7 @@ from support.bundles import make_bundle
 from support.fleet import TOP, FleetServer, enrolled
 from support.ota import Robot
 from support.refusals import refused
+from support.waits import wait_for
 
 from vla_checkpoint import Manifest
 from vla_checkpoint.repository import keys
@@ -129,7 +130,7 @@ def test_a_server_that_gets_keys_signs_what_it_has_and_a_rotated_key_needs_no_re
         assert client.trust() == {}
     keys.init(folder, utc_now())
     with FleetServer(data, options=("--signing-keys", str(folder))) as signing, signing.client() as client:
-        files = client.trust()
+        files = wait_for(client.trust, "the first signature")
         assert list(json.loads(files["1.targets.json"])["signed"]["targets"]) == ["early/1.0.0/manifest.json"]
         root = keys.rotate(folder, utc_now(), "targets")
         make_bundle(tmp_path / "b", name="early", version="1.1.0", seed=2)

@@ -123,6 +123,41 @@ def test_what_was_taken_back_cannot_be_activated_anew_but_rolled_back_to(
     assert robot.current_version() == "1.1.0"
 
 
+def test_an_older_version_acts_only_where_somebody_says_that_it_is_meant(
+    robot: Robot, registry: SignedRegistry
+) -> None:
+    for version in ("1.1.0", "1.1.0-rc.1", "0.9.0"):
+        robot.publish(version)
+    registry.sign()
+    engine = robot.start()
+    robot.install("1.1.0")
+    for version in ("1.1.0-rc.1", "0.9.0"):
+        outcome = robot.ended(robot.offer(version), _S.REJECTED, "VERSION_OLDER")
+        assert "1.1.0" in outcome.message
+    assert robot.current_version() == "1.1.0"
+    robot.install("1.1.0-rc.1", update_id="u-meant", allow_older=True)
+    robot.install("0.9.0", _S.INSTALLED, update_id="u-kept", activate=False)
+    assert robot.current_version() == "1.1.0-rc.1"
+    assert engine.rollback("0.9.0").success and robot.current_version() == "0.9.0"
+
+
+def test_an_update_that_an_earlier_release_has_queued_is_carried_out(robot: Robot, registry: SignedRegistry) -> None:
+    robot.publish("1.1.0")
+    robot.server.behave("timestamp.json", Behaviour(silent_s=3600.0))
+    engine = robot.start()
+    robot.offer("1.1.0")
+    robot.offer("1.1.0", update_id="u-queued", activate=False)
+    robot.until(lambda: robot.saved().update is not None and robot.saved().queue)
+    assert engine is robot.engine
+    robot.stop()
+    path = robot.store_dir / "state.json"
+    document = json.loads(path.read_text())
+    for update in (document["update"]["update"], *document["queue"]):
+        del update["allow_older"]
+    path.write_text(json.dumps(document))
+    assert robot.saved().state is _S.CHECKING and [update.update_id for update in robot.saved().queue] == ["u-queued"]
+
+
 def test_a_robot_whose_trust_root_is_not_there_goes_on_and_can_go_back(robot: Robot, registry: SignedRegistry) -> None:
     """Without a network, and without signatures, what was committed acts, and the way back is open."""
     robot.publish("1.1.0")

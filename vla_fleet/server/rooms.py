@@ -148,7 +148,6 @@ class Rooms:
             with suppress(ConflictError):  # another server was faster
                 await self.keys.make("admin", Role.ADMIN, "first start", lambda key: write_secret(path, key))
         steps = [part.run(self.settings.step_s, self.leader.leads) for part in (self.rollouts, self.experiments)]
-        await self.signing.bring_up_to_date()
         if self.settings.signing_keys is not None:
             steps.append(loop.run(self.signing.bring_up_to_date, self.clock, LOOK_S, self.leader.leads))
         if self.database.shared:
