@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vla-checkpoint inspect | verify | manifest | import | delta``: bundles, for people and scripts.
+"""``vla-checkpoint inspect | verify | manifest | import | delta | trust``: bundles, for people and scripts.
 
 The executable also has what needs a robot contract or a worker (``vla_policy_node.desk``).
 
@@ -25,6 +25,7 @@ from vla_checkpoint.errors import CheckpointError
 from vla_checkpoint.files import Progress
 from vla_checkpoint.importing import command
 from vla_checkpoint.manifest import MODES, Channel, Mode, load_manifest, write_manifest
+from vla_checkpoint.repository import command as repository_command
 from vla_checkpoint.stats import constant_channels
 from vla_ros.plain import printable
 
@@ -250,6 +251,7 @@ def _parser(extend: Callable[[Commands], None]) -> argparse.ArgumentParser:
         if sub.get_default("text") is None:
             sub.set_defaults(text=text_of, report=False)
     add_command(commands, text_of, _progress)
+    repository_command.add_command(commands, text_of)
     return parser
 
 

@@ -94,6 +94,10 @@ class DeltaError(CheckpointError):
     """A tensor delta is malformed, or does not make what it promises of what it is given."""
 
 
+class TrustKeyError(CheckpointError):
+    """Keys or roots that sign published versions are missing, or cannot sign."""
+
+
 class ImportFolderError(CheckpointError):
     """A foreign checkpoint folder cannot be turned into a bundle."""
 

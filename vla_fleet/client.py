@@ -81,6 +81,7 @@ class Client:
         parent: str = "",
         lineage: Mapping[str, Any] | None = None,
         delta_from: Sequence[str] = (),
+        sign_with: str | Path = "",
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Json:
         """Verify a bundle, upload what the server does not have, and publish it; return the version.
@@ -95,6 +96,7 @@ class Client:
                 parent is a patch), ``data_set``, ``training_run``, ``git_commit``, ``metrics``.
             delta_from: versions, ``name@version`` or ``name@alias``, against which deltas are made and offered as well:
                 robots that hold one of them fetch less. What is returned says how much, as ``deltas``.
+            sign_with: folder of keys that sign the version here, where the server has no key of targets (docs/trust.md).
             progress: called with bytes done and bytes in all.
         """
         folder = Path(bundle)
@@ -111,6 +113,9 @@ class Client:
             done += entry.size
             progress(done, manifest.total_bytes)
         published = self._publish_next(manifest) if bump else self._publish(manifest, version or manifest.version)
+        if sign_with:
+            signed = replace(manifest, version=published["version"])
+            self._sign(sign_with, add={f"{signed.name}/{signed.version}/{MANIFEST_NAME}": signed.canonical()})
         if bases:
             published["deltas"] = [self._offer_deltas(folder, manifest, published["version"], base) for base in bases]
         if alias:
@@ -145,6 +150,17 @@ class Client:
 
     def _manifest(self, name: str, version: str) -> Manifest:
         return Manifest.parse(self._request("GET", f"/files/{_q(name)}/{_q(version)}/manifest.json").content)
+
+    def trust(self) -> dict[str, str]:
+        """Return the signed metadata by file name; empty if nothing is signed."""
+        return cast(dict[str, str], self._get("/v1/trust"))
+
+    def _sign(self, keys: str | Path, add: Mapping[str, bytes], remove: Sequence[str] = ()) -> None:
+        from vla_checkpoint.repository import metadata  # cryptography is loaded where somebody signs
+
+        data = metadata.next_targets(self.trust(), Path(keys), add, remove, metadata.utc_now())
+        if data is not None:
+            self._request("PUT", "/v1/trust/targets", json={"metadata": data.decode()})
 
     def _publish(self, manifest: Manifest, version: str) -> Json:
         text = replace(manifest, version=version).canonical().decode()
@@ -218,9 +234,12 @@ class Client:
         """Return where each version of a model comes from, newest first."""
         return cast(list[Json], self._get(f"/v1/models/{_q(name)}/lineage"))
 
-    def retire(self, name: str, version: str) -> Json:
-        """Take a version out of use."""
-        return cast(Json, self._json("DELETE", f"/v1/models/{_q(name)}/versions/{_q(version)}"))
+    def retire(self, name: str, version: str, sign_with: str | Path = "") -> Json:
+        """Take a version out of use; ``sign_with`` as in :meth:`publish`."""
+        retired = self._json("DELETE", f"/v1/models/{_q(name)}/versions/{_q(version)}")
+        if sign_with:
+            self._sign(sign_with, add={}, remove=[f"{name}/{version}/{MANIFEST_NAME}"])
+        return cast(Json, retired)
 
     def collect_garbage(self, *, dry_run: bool = False) -> Json:
         """Remove files that nothing needs; with ``dry_run`` say what would go."""
@@ -309,10 +328,10 @@ class Client:
         return cast(list[Json], self._get(f"/v1/robots/{_q(robot)}/history", limit=limit, **at))
 
     def deploy(
-        self, model: str, robots: Sequence[str] = (), group: str = "", *, everyone: bool = False, urgent: bool = False
+        self, model: str, robots: Sequence[str] = (), group: str = "", *, everyone: bool = False, **options: bool
     ) -> list[Json]:
-        """Order robots to install a version; return the commands."""
-        body = {"model": model, "robots": list(robots), "group": group, "everyone": everyone, "urgent": urgent}
+        """Order robots to install a version; return the commands. ``options``: ``urgent``, ``allow_older``."""
+        body = {"model": model, "robots": list(robots), "group": group, "everyone": everyone, **options}
         return cast(list[Json], self._post("/v1/deployments", body))
 
     def rollback(

@@ -58,6 +58,7 @@ class ModelUpdate(_Message):
     manifest_sha256: Digest
     activate: bool = True
     urgent: bool = False
+    allow_older: bool = False
 
 
 class Rollback(_Message):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from vla_checkpoint import (
@@ -20,6 +21,7 @@ from vla_checkpoint import (
     CheckpointError,
     Manifest,
     limits,
+    parse_version,
     sha256_bytes,
     verify_bundle,
 )
@@ -38,6 +40,9 @@ from vla_ota_manager.store.state import UpdateRecord
 from vla_ota_manager.store.store import Store
 from vla_ros.fault import Fault
 from vla_ros.plain import redacted
+
+if TYPE_CHECKING:
+    from vla_ota_manager.fetch.signed import SignedVersions
 
 _S = UpdateState
 STEPS = (_S.CHECKING, _S.FETCHING, _S.VERIFYING)
@@ -65,6 +70,7 @@ class Acquirer:
         self._config, self._store, self._fetcher, self._wall_clock = config, store, fetcher, wall_clock
         self._repaired = ("", "")
         self._deltas = Deltas(store.blobs, fetcher)
+        self._signed = _signed_versions(config, store, fetcher, wall_clock)
 
     def step(self, record: UpdateRecord, callbacks: Callbacks) -> tuple[UpdateRecord, str]:
         """Do the work of the record's state, one of ``STEPS``; return what it leads to, and why, in words.
@@ -80,7 +86,8 @@ class Acquirer:
     def _check(self, record: UpdateRecord, callbacks: Callbacks) -> tuple[UpdateRecord, str]:
         update = record.update
         self.refuse_expired(update)
-        trust.check_offer(update)
+        if self._signed is None:
+            trust.check_offer(update)
         url = parse_url(update.manifest_url)
         data = self._manifest_on_disk(update.manifest_sha256)
         received = Received()
@@ -90,8 +97,12 @@ class Acquirer:
             data = self._fetcher.manifest(url, received, callbacks.interrupted)
         trust.check_manifest(update, data)
         manifest = Manifest.parse(data)
-        self.refuse_unsuitable(update, manifest)
         ref = Ref(manifest.name, manifest.version, manifest.digest)
+        if self._signed is not None:
+            callbacks.show(f"checking who signed {ref}")
+            self._signed.check(ref, data, url, received, callbacks.interrupted)
+            self._refuse_older(update, ref)
+        self.refuse_unsuitable(update, manifest)
         known = replace(record, ref=ref, bytes_downloaded=record.bytes_downloaded + received.count)
         if self._store.has(ref) and self._repaired != _repair_of(known):
             return replace(known, state=_S.VERIFYING), "already on disk"
@@ -154,6 +165,15 @@ class Acquirer:
             what = f"{manifest.total_bytes} bytes, at most {config.max_bundle_bytes} are accepted"
             raise RefusedError("BUNDLE_TOO_LARGE", what, "max_bundle_bytes")
         self.refuse_blocked(Ref(manifest.name, manifest.version, manifest.digest))
+
+    def _refuse_older(self, update: Update, ref: Ref) -> None:
+        """Refuse to act with what is older than what is committed, unless somebody means that: signed, it may be known as bad."""
+        committed = self._store.state.committed
+        if committed is None or committed.name != ref.name or not update.activate or update.allow_older:
+            return
+        if parse_version(ref.version) < parse_version(committed.version):
+            what = f"is older than the committed {committed.version}: roll back to it, or offer it with allow_older"
+            raise RefusedError("VERSION_OLDER", what, str(ref))
 
     def refuse_blocked(self, ref: Ref) -> None:
         """Raise ``RefusedError`` for a version that a verdict has rolled back."""
@@ -336,6 +356,18 @@ class Acquirer:
         folder = self._store.path_of(Ref(manifest.name, manifest.version, manifest.digest))
         for entry in manifest.files:
             self._store.blobs.rescue(entry.sha256, entry.size, folder / entry.path, callbacks.interrupted)
+
+
+def _signed_versions(
+    config: OtaConfig, store: Store, fetcher: Fetcher, wall_clock: Callable[[], float]
+) -> SignedVersions | None:
+    if not config.trust_root:
+        return None
+    from vla_ota_manager.fetch import signed  # cryptography is loaded only where somebody needs it
+
+    return signed.SignedVersions(
+        Path(config.trust_root).expanduser(), store.root / signed.FILE, store.fs, fetcher, wall_clock
+    )
 
 
 @contextmanager

@@ -41,6 +41,12 @@ class OtaConfig:
     allowed_sources: tuple[str, ...] = setting(
         (), "URL prefixes (http, https, file) to fetch from; empty = nothing is fetched"
     )
+    trust_root: str = setting(
+        "",
+        "File of the signed root (1.root.json of `vla-checkpoint trust init`): only versions that its keys signed are accepted; "
+        "empty = the SHA-256 of an offer is enough",
+        path=True,
+    )
     mirror_url: str = setting(
         "",
         "URL of a mirror at this site (`vla-fleet mirror`), asked first for each file; what it does not give comes from the "

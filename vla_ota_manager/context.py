@@ -300,7 +300,7 @@ class Context:
             experiment_robot=experiment.robot if experiment else "",
             experiment_digests=self._drawn(state),
             experiment_probability=experiment.probability if experiment else 0.0,
-            trust=trust.NAME,
+            trust=trust.SIGNED if self.config.trust_root else trust.OFFERED,
             rollback_ready=self._rollback_ready(state, snapshot),
             error_code=error_code,
             message=message,

@@ -6,10 +6,12 @@
     OtaError
     ├── ConfigError          PARAMETER_INVALID
     ├── OfferError           OFFER_INVALID OFFER_REPEATED OFFER_QUEUE_FULL NO_SUCH_UPDATE UNCANCELLABLE
-    ├── RefusedError         UPDATE_EXPIRED VERSION_BLOCKED VERSION_CONFLICT NAME_MISMATCH VERSION_MISMATCH
+    ├── RefusedError         UPDATE_EXPIRED VERSION_BLOCKED VERSION_CONFLICT VERSION_OLDER NAME_MISMATCH VERSION_MISMATCH
     │                        ROBOT_TYPE_MISMATCH CHANNELS_MISMATCH BASE_MISSING BUNDLE_TOO_LARGE; and the policy node's own
     │                        codes when it refuses a bundle
-    ├── TrustError           MANIFEST_UNTRUSTED MANIFEST_DIGEST_MISMATCH
+    ├── TrustError           MANIFEST_UNTRUSTED MANIFEST_DIGEST_MISMATCH TRUST_SIGNATURE TRUST_ROLLBACK TRUST_METADATA
+    │   │                    TRUST_UNKNOWN_TARGET
+    │   └── OutdatedTrustError TRUST_EXPIRED TRUST_CLOCK
     ├── FetchError           TOO_MANY_REDIRECTS HTTP_STATUS NOT_FOUND CONNECTION_FAILED STALLED TRUNCATED CONTENT_RANGE_INVALID
     │   └── RefusedFetchError URL_INVALID SOURCE_NOT_ALLOWED REDIRECT_REFUSED MANIFEST_TOO_LARGE CONTENT_ENCODING_REFUSED
     │                        SIZE_MISMATCH BLOB_DIGEST_MISMATCH
@@ -73,9 +75,15 @@ class RefusedError(OtaError):
 
 
 class TrustError(OtaError):
-    """The manifest is not the one that was promised."""
+    """The manifest is not the one that was promised, or nobody whom this robot trusts has signed it."""
 
     fault = Fault.BUNDLE
+
+
+class OutdatedTrustError(TrustError):
+    """What was signed no longer holds by this robot's clock, or the clock is wrong: the same offer may be good later."""
+
+    fault = Fault.ROBOT
 
 
 class FetchError(OtaError):

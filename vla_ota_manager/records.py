@@ -65,6 +65,7 @@ class Update:
     activate: bool = True
     urgent: bool = False
     expires_s: float = 0.0
+    allow_older: bool = False
 
     def check(self) -> None:
         """Raise ``OfferError`` for fields that no offer can have."""

@@ -46,7 +46,7 @@ NOT_CODES = {
     "kinds of pictures": "JPEG PNG RGB RGBA",
     "words of PEFT": "LORA",
     "words of LeRobot": "ACTION IDENTITY MEAN_STD MIN_MAX QUANTILES STATE VISUAL",
-    "words of command lines": "BASE BUNDLE DELTA DIR FILE HEX HZ JSON NEW NS OLD OUT REGISTRY TARGET TOPIC UTC VERSION",
+    "words of command lines": "BASE BUNDLE DELTA DIR FILE HEX HZ JSON KEYS NAME NEW NS OLD OUT REGISTRY TARGET TOPIC UTC VERSION",
     "what stands in a contract's draft where a value is open": "TODO",
     "words of Pillow, and its package": "BGR BGRX JPEG PIL RGB RGBX",
     "why a wait of the policy port was given up": "TIMEOUT",

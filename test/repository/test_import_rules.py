@@ -36,7 +36,7 @@ ROOMS = {
         "vla_policy_node.errors",
         "vla_ros",
     },
-    "vla_ota_manager": {"numpy", "requests", "urllib3", "vla_checkpoint", "vla_evidence", "vla_ros"},
+    "vla_ota_manager": {"numpy", "requests", "tuf", "urllib3", "vla_checkpoint", "vla_evidence", "vla_ros"},
     "vla_doctor": {"numpy", "yaml", "vla_checkpoint", "vla_ota_manager", "vla_policy_node", "vla_recorder", "vla_ros"},
     "vla_fleet": {
         "alembic",
@@ -66,6 +66,9 @@ ROOMS = {
 """Third-party and sibling packages that a room may import, beside the standard library and itself."""
 
 EXTRA = {
+    # Who signs.
+    "vla_checkpoint/repository/": {"cryptography", "securesystemslib", "tuf"},
+    "vla_fleet/registry/signing.py": {"securesystemslib", "tuf"},
     "vla_fleet_bridge/": {"vla_fleet"},  # its protocol: ``from vla_fleet import protocol``
     "vla_policy_node/pictures.py": {"PIL"},  # in the node: neither the control process nor a worker decodes
     # Whoever starts a worker or trains may use torch; so may policies, which run in workers.

@@ -74,7 +74,8 @@ def _serve() -> None:
     import requests  # noqa: F401  (what the children need is imported once, here)
 
     import support.simulated_policy  # noqa: F401
-    import vla_ota_manager.engine  # noqa: F401
+    import vla_ota_manager.engine
+    import vla_ota_manager.fetch.signed  # noqa: F401
 
     for line in sys.stdin:
         job = Job(**json.loads(line))

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import threading
 import time
 import tracemalloc
+from contextlib import suppress
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -238,6 +240,35 @@ def test_a_server_that_trickles_is_given_up(bench: Bench) -> None:
     bench.server.behave(PATH, Behaviour(rate_bytes_s=20_000))
     error = bench.refused(stall_window_s=0.5, stall_min_bytes=100_000, retries=1)
     assert error.code == "STALLED"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"HTTP/1.1 200 OK\r\n" + b"X-Many: 1\r\n" * 200_000, b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 2_000_000,
+     b"HTTP/1.1 " + b"2" * 2_000_000],
+    ids=["many", "long", "status"],
+)  # fmt: skip
+def test_a_head_that_is_far_too_large_is_given_up_before_a_byte_is_kept(bench: Bench, head: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            line, _ = listener.accept()
+            with line, suppress(ConnectionError):  # the client does not read it to its end
+                line.recv(65_536)
+                line.sendall(head)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        tracemalloc.start()
+        try:
+            assert bench.refused(f"{base}/x", allowed_sources=(base,), retries=0).code == "CONNECTION_FAILED"
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
+            server.join(60.0)
+    assert not server.is_alive() and not list((bench.folder / "partial").iterdir())
+    wait_until_nothing_is_left_behind()
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour(silent_s=20.0), Behaviour(stall_after=1000)])

@@ -64,6 +64,10 @@ def serve(
     blobs: Annotated[
         str, typer.Option(envvar="VLA_FLEET_BLOBS", help="s3://BUCKET/PREFIX for the files; default: in DATA.")
     ] = "",
+    signing_keys: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `vla-checkpoint trust init`: what is published is signed; docs/trust.md."),
+    ] = None,
 ) -> None:
     """Run the server. The first start writes an admin's key to DATA/admin.key."""
     if host in ("0.0.0.0", "::") and not public_url:
@@ -74,7 +78,7 @@ def serve(
 
     run(
         data, host, port, public_url, heartbeat_s, certificate, certificate_key, open_files, max_episodes_per_robot,
-        database, bus, blobs,
+        database, bus, blobs, signing_keys,
     )  # fmt: skip
 
 

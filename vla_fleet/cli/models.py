@@ -13,6 +13,10 @@ from vla_fleet.cli.common import LOCAL, JsonOption, KeyOption, ServerOption, byt
 from vla_fleet.client import Client
 
 app = typer.Typer()
+SignOption = Annotated[
+    Path | None,
+    typer.Option(help="Sign here, with the keys of this folder, if the server has no key of targets; docs/trust.md."),
+]
 
 
 @app.command()
@@ -30,6 +34,7 @@ def publish(
         list[str] | None, typer.Option(help="NAME@VERSION or NAME@ALIAS that robots have: they fetch the difference.")
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER; may be repeated.")] = None,
+    sign_with: SignOption = None,
     server: ServerOption = LOCAL,
     key: KeyOption = "",
     as_json: JsonOption = False,
@@ -44,7 +49,7 @@ def publish(
     with Client(server, key) as client, byte_bar(bundle.name) as progress:
         found = client.publish(
             bundle, version=version, bump=bump, alias=alias, parent=parent, lineage=lineage,  # type: ignore[arg-type]
-            delta_from=delta_from or (), progress=progress,
+            delta_from=delta_from or (), sign_with=sign_with or "", progress=progress,
         )  # fmt: skip
     lines = [f"{found['name']} {found['version']} is published ({found['digest'][:12]}…)"]
     for delta in found.get("deltas", ()):
@@ -105,6 +110,7 @@ def alias(
 @app.command()
 def retire(
     model: Annotated[str, typer.Argument(help="NAME@VERSION.")],
+    sign_with: SignOption = None,
     server: ServerOption = LOCAL,
     key: KeyOption = "",
     as_json: JsonOption = False,
@@ -114,7 +120,7 @@ def retire(
     if not mark:
         raise typer.BadParameter(f"{model!r}: write NAME@VERSION")
     with Client(server, key) as client:
-        found = client.retire(name, version)
+        found = client.retire(name, version, sign_with or "")
     show(found, as_json, f"{name} {version} is retired; its files go with `vla-fleet gc` once no robot holds it")
 
 

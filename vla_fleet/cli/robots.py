@@ -128,6 +128,10 @@ def deploy(
     group: GroupOption = "",
     everyone: AllOption = False,
     urgent: Annotated[bool, typer.Option(help="May replace a running trial of another version.")] = False,
+    allow_older: Annotated[
+        bool,
+        typer.Option("--allow-older", help="Also where a newer one is committed; asked by robots with a trust root."),
+    ] = False,
     wait: WaitOption = 0.0,
     server: ServerOption = LOCAL,
     key: KeyOption = "",
@@ -135,7 +139,7 @@ def deploy(
 ) -> None:
     """Order robots to install a version now."""
     with Client(server, key) as client:
-        commands = client.deploy(model, robots or [], group, everyone=everyone, urgent=urgent)
+        commands = client.deploy(model, robots or [], group, everyone=everyone, urgent=urgent, allow_older=allow_older)
         follow(client, commands, wait, as_json)
 
 

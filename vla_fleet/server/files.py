@@ -83,6 +83,18 @@ async def get_blob_by_pass(request: Request, sha256: protocol.Digest, _: Bearer)
     return await _file(request, sha256)
 
 
+@router.get("/files/trust/{file}")
+async def get_trust(request: Request, file: protocol.Word, _: Reader) -> Response:
+    """Give a file of signed metadata."""
+    return Response(await rooms_of(request).signing.file(file), media_type="application/json")
+
+
+@router.get("/files/{ticket}/trust/{file}")
+async def get_trust_by_pass(request: Request, file: protocol.Word, _: Bearer) -> Response:
+    """Give a file of signed metadata to a robot."""
+    return Response(await rooms_of(request).signing.file(file), media_type="application/json")
+
+
 async def _file(request: Request, sha256: str) -> Response:
     missing = MissingError("BLOB_MISSING", f"blob {sha256} is not here")
     return await ranges.blob(request, rooms_of(request).blobs, sha256, missing)

@@ -40,6 +40,13 @@ class AliasTarget(BaseModel):
     reason: protocol.Text = ""
 
 
+class SignedTargets(BaseModel):
+    """Which versions there are, signed by a publisher."""
+
+    metadata: str
+    """The bytes of the next ``N.targets.json`` as text."""
+
+
 class Collection(BaseModel):
     """How garbage is collected."""
 
@@ -79,7 +86,10 @@ async def _touch(rooms: Rooms, sha256: str) -> None:
 @router.post("/v1/models/{name}/versions", status_code=201)
 async def publish(request: Request, name: Name, body: NewVersion, person: Publisher) -> Published:
     """Publish a version."""
-    return await rooms_of(request).registry.publish(name, body.manifest.encode(), person.name)
+    rooms = rooms_of(request)
+    published = await rooms.registry.publish(name, body.manifest.encode(), person.name)
+    await rooms.signing.bring_up_to_date()
+    return published
 
 
 @router.post("/v1/models/{name}/versions/{version}/deltas", status_code=201)
@@ -103,7 +113,22 @@ async def show_lineage(request: Request, name: Name, _: Viewer) -> list[Ancestry
 @router.delete("/v1/models/{name}/versions/{version}")
 async def retire(request: Request, name: Name, version: Version, person: Publisher) -> Published:
     """Take a version out of use. Robots that hold it keep it, and its files stay for them."""
-    return await rooms_of(request).registry.retire(name, version, person.name)
+    rooms = rooms_of(request)
+    retired = await rooms.registry.retire(name, version, person.name)
+    await rooms.signing.bring_up_to_date()
+    return retired
+
+
+@router.get("/v1/trust")
+async def show_trust(request: Request, _: Viewer) -> dict[str, str]:
+    """Give every file of signed metadata, by name; none if nothing is signed."""
+    return await rooms_of(request).signing.files()
+
+
+@router.put("/v1/trust/targets", status_code=204)
+async def put_targets(request: Request, body: SignedTargets, _: Publisher) -> None:
+    """Take targets that a publisher has signed with the key of targets."""
+    await rooms_of(request).signing.take_targets(body.metadata.encode())
 
 
 @router.get("/v1/models/{name}/aliases")

@@ -57,6 +57,8 @@ class Deployment(Robots):
     model: protocol.Word
     """``name@version``, ``name@alias`` or ``name``."""
     urgent: bool = False
+    allow_older: bool = False
+    """Also to robots with a trust root that have committed a newer one."""
 
 
 class RollbackRequest(Robots):
@@ -198,7 +200,12 @@ async def deploy(request: Request, body: Deployment, person: Operator) -> list[C
     robots = await rooms.directory.choose(body.robots, body.group, everyone=body.everyone)
     url = rooms.manifest_url(version.name, version.version)
     order = protocol.ModelUpdate(
-        name=version.name, version=version.version, manifest_url=url, manifest_sha256=version.digest, urgent=body.urgent
+        name=version.name,
+        version=version.version,
+        manifest_url=url,
+        manifest_sha256=version.digest,
+        urgent=body.urgent,
+        allow_older=body.allow_older,
     )
     return [_command(row) for row in await rooms.commands.issue(robots, order, person.name)]
 

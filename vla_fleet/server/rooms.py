@@ -26,6 +26,7 @@ from vla_fleet.page.shared import Shared
 from vla_fleet.registry.deltas import Deltas
 from vla_fleet.registry.garbage import GarbageCollector
 from vla_fleet.registry.registry import Registry
+from vla_fleet.registry.signing import LOOK_S, Signing
 from vla_fleet.robots.commands import Commands, topic
 from vla_fleet.robots.directory import Directory
 from vla_fleet.robots.history import History
@@ -78,6 +79,8 @@ class Settings:
     """URL of NATS, through which several servers tell each other to look; empty: this is the only one."""
     blobs: str = ""
     """URL of an object store for the files; empty: ``data``."""
+    signing_keys: Path | None = None
+    """Folder of the keys that sign what is published; None: nothing is signed here."""
     enrolment_failures_s: float = 1 / 60
     """Wrong enrolment codes a second from one address, in the long run [1/s]."""
 
@@ -96,6 +99,7 @@ class Rooms:
         self.keys = Keys(self.database, self.clock)
         self.registry = Registry(self.database, self.blobs, self.clock)
         self.deltas = Deltas(self.database, self.blobs, self.registry, self.clock)
+        self.signing = Signing(self.database, self.clock, settings.signing_keys)
         self.garbage = GarbageCollector(self.database, self.blobs, self.clock)
         self.episodes = EpisodeStore(self.database, files, self.clock, settings.max_episodes_per_robot)
         self.data_sets = DataSets(self.database, self.clock)
@@ -146,6 +150,8 @@ class Rooms:
             with suppress(ConflictError):  # another server was faster
                 await self.keys.make("admin", Role.ADMIN, "first start", lambda key: write_secret(path, key))
         steps = [part.run(self.settings.step_s, self.leader.leads) for part in (self.rollouts, self.experiments)]
+        if self.settings.signing_keys is not None:
+            steps.append(loop.run(self.signing.bring_up_to_date, self.clock, LOOK_S, self.leader.leads))
         if self.database.shared:
             self.passes.key = await shared_secret(self.database, FILES_KEY, self.passes.key)
             steps.append(loop.run(self._look_again, self.clock, _LOOK_AGAIN_S, _always))

@@ -36,6 +36,7 @@ def run(
     database: str = "",
     bus: str = "",
     blobs: str = "",
+    signing_keys: Path | None = None,
     make_rooms: Callable[[Settings], Rooms] = Rooms,
 ) -> None:
     """Serve until SIGINT or SIGTERM. ``make_rooms`` puts the server's parts together."""
@@ -50,6 +51,7 @@ def run(
             database=database,
             bus=bus,
             blobs=blobs,
+            signing_keys=signing_keys,
         )
         _check(certificate, certificate_key)
         rooms = make_rooms(settings)

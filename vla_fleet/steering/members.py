@@ -70,7 +70,7 @@ async def updates(
     )
     return {
         version: protocol.ModelUpdate(
-            name=model, version=version, manifest_url=url(model, version), manifest_sha256=digest
+            name=model, version=version, manifest_url=url(model, version), manifest_sha256=digest, allow_older=True
         )
         for version, digest in await session.execute(query)
     }

@@ -251,6 +251,14 @@ class SecretRow(Base):
     secret: Mapped[str] = mapped_column(String(128))
 
 
+class TrustFileRow(Base):
+    """A file of signed metadata, as robots fetch it."""
+
+    __tablename__ = "trust_files"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    text: Mapped[str] = mapped_column(Text)
+
+
 class RolloutRow(Base):
     """One version on its way through the stages to a part of the fleet."""
 

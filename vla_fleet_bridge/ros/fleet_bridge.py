@@ -167,6 +167,7 @@ class FleetBridgeNode(Node):
             manifest_sha256=order.manifest_sha256,
             activate=order.activate,
             urgent=order.urgent,
+            allow_older=order.allow_older,
         )
         message.header.stamp = self.get_clock().now().to_msg()
         self._offers.publish(message)

@@ -105,13 +105,14 @@ class Fetcher:
         """Raise ``FetchError`` unless the URL is below an allowed source."""
         self._http.allowed.check(url)
 
-    def manifest(self, url: Url, received: Received, cancelled: Cancelled) -> bytes:
-        """Fetch a manifest of at most ``max_manifest_bytes``.
+    def manifest(self, url: Url, received: Received, cancelled: Cancelled, most_bytes: int = 0) -> bytes:
+        """Fetch a manifest, or another file into memory, of at most ``most_bytes`` (0: ``max_manifest_bytes``).
 
         Raises:
             FetchError, CancelledError: see :meth:`Http.open`; MANIFEST_TOO_LARGE.
         """
-        attempt = functools.partial(self._small, url, received, cancelled)
+        limit = most_bytes or self.config.max_manifest_bytes
+        attempt = functools.partial(self._small, url, received, cancelled, limit)
         return self._with_retries(attempt, cancelled, lambda: 0, self.config.retries)
 
     def blob(
@@ -164,11 +165,10 @@ class Fetcher:
             return False
         return True
 
-    def _small(self, url: Url, received: Received, cancelled: Cancelled) -> bytes:
+    def _small(self, url: Url, received: Received, cancelled: Cancelled, with_limit: int) -> bytes:
         data = bytearray()
         connection, _ = self._http.open(url, {}, cancelled)
         guard = StallGuard(self.config, url)
-        with_limit = self.config.max_manifest_bytes
         try:
             while chunk := connection.read():
                 received.add(len(chunk))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who vouches for a manifest: its SHA-256 comes with the offer, so whoever may publish offers. Nothing is signed yet."""
+"""Who vouches for a manifest without a trust root: its SHA-256 comes with the offer, so whoever may publish offers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import hmac
 from vla_ota_manager.errors import TrustError
 from vla_ota_manager.records import Update
 
-NAME = "sha256"
-"""What the status calls it."""
+OFFERED, SIGNED = "sha256", "tuf"
+"""What the status calls it: the offer's SHA-256 counts, or the signatures that a trust root asks for."""
 
 
 def check_offer(update: Update) -> None:
@@ -20,8 +20,9 @@ def check_offer(update: Update) -> None:
 
 
 def check_manifest(update: Update, manifest: bytes) -> None:
-    """Raise ``TrustError`` if these bytes are not the promised ones."""
-    check_offer(update)
+    """Raise ``TrustError`` if these bytes are not the promised ones. Nothing was promised: only signatures count."""
+    if not update.manifest_sha256:
+        return
     actual = hashlib.sha256(manifest).hexdigest()
     if not hmac.compare_digest(actual, update.manifest_sha256):
         raise TrustError(

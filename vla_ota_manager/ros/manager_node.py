@@ -218,6 +218,9 @@ class OtaManagerNode(Node):
         return Report(OK, f"runs {snapshot.active_version or 'nothing'}", values)
 
     def _trust_report(self) -> Report:
+        if self._config.trust_root:
+            words = f"only versions that are signed by the keys of {self._config.trust_root} are accepted"
+            return Report(OK, words, {"trust": self._engine.status().trust})
         what = "manifests are checked against the offer's SHA-256, and not signed"
         words = f"{what}: whoever can publish on model_update decides what runs"
         return Report(

@@ -26,6 +26,7 @@ def to_update(message: ModelUpdate) -> Update:
         version=message.version,
         activate=message.activate,
         urgent=message.urgent,
+        allow_older=message.allow_older,
         expires_s=0.0 if never else max(to_seconds(expires), 1e-9),
     )
 

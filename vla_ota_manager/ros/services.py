@@ -168,6 +168,7 @@ class InstallAction:
                 version=request.version,
                 activate=request.activate,
                 urgent=request.urgent,
+                allow_older=request.allow_older,
             )
             reply = self._engine.offer(update)
             if not reply.success:

@@ -233,10 +233,20 @@ class State:
         if schema > SCHEMA:
             raise StateError("STATE_TOO_NEW", f"schema {schema!r}; this version knows {SCHEMA}", "state.json")
         try:
-            document.setdefault("experiment", None)  # earlier releases had none
+            _complete(document)
             state: State = decode(State, document, "")
             state.settle()
             state.check()
         except (ValueError, OtaError) as e:
             raise StateError("STATE_CORRUPT", str(e), "state.json") from e
         return state
+
+
+def _complete(document: dict[str, Any]) -> None:
+    """Give a document of an earlier release the fields that it had not."""
+    document.setdefault("experiment", None)
+    record, queue = document.get("update"), document.get("queue")
+    updates = [record.get("update")] if isinstance(record, dict) else []
+    for update in (*updates, *(queue if isinstance(queue, list) else ())):
+        if isinstance(update, dict):
+            update.setdefault("allow_older", False)
