@@ -19,8 +19,9 @@ from support.kept import KEPT
 from vla_sim.dds import claim_domain, remove_orphans
 from vla_sim.witness import Witness
 
-# No test asserts how long something takes on a busy machine.
-hypothesis.settings.register_profile("vla_ota", deadline=None)
+# No test asserts how long something takes on a busy machine. Each run tries the same examples; others are tried with
+# --hypothesis-profile=default.
+hypothesis.settings.register_profile("vla_ota", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("vla_ota")
 
 # Before any rclpy context: nodes of a test never talk to anything outside this machine.

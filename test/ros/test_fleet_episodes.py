@@ -65,19 +65,19 @@ def test_both_arms_act_on_one_robot_the_server_counts_them_and_the_end_leaves_a(
         state = rig.state()["experiment"]
         assert (state["experiment"], state["robot"], state["code"]) == (experiment, ROBOT, "")
 
+        names = (f"episode-{number}" for number in range(1000))
+
         def play(count: int) -> list[str]:
-            """Run episodes; return the arms of those that the robot drew, each as the server draws it."""
+            """Run episodes, of each arm in turn as the server draws their names; return the arms that the robot drew."""
             arms = []
-            for _ in range(count):
-                outcome = rig.episode(True)
-                assert not outcome.mixed and outcome.version == {"A": A, "B": B}[outcome.arm]
-                assert outcome.arm == "AB"[arm(experiment, ROBOT, outcome.episode_id, 0.5)]
-                arms.append(outcome.arm)
+            for number in range(count):
+                due = "AB"[number % 2]
+                outcome = rig.episode(True, next(n for n in names if "AB"[arm(experiment, ROBOT, n, 0.5)] == due))
+                assert not outcome.mixed and (outcome.arm, outcome.version) == (due, {"A": A, "B": B}[due])
+                arms.append(due)
             return arms
 
         arms = play(10)
-        while len({*arms}) < 2:
-            arms += play(1)
         wait_for(lambda: counted(client, experiment) == len(arms), "every episode at the server")
         runs = client.history(ROBOT)
         assert {A, B} <= {run["version"] for run in runs} and "EXPERIMENT" in {run["cause"] for run in runs}

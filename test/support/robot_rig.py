@@ -336,9 +336,9 @@ class RobotRig:
                 return self.ros.call(service_type, name, request, timeout_s=_REPLY_S)
         return self.ros.call(service_type, name, request, timeout_s=_REPLY_S)
 
-    def episode(self, success: bool) -> Any:
-        """Run one episode; return its outcome."""
-        name = uuid.uuid4().hex[:12]
+    def episode(self, success: bool, name: str = "") -> Any:
+        """Run one episode, of a name of its own if none is given; return its outcome."""
+        name = name or uuid.uuid4().hex[:12]
         opened = self.call(StartEpisode, "policy_node/start_episode", StartEpisode.Request(episode_id=name))
         assert opened.success or opened.error_code == "EPISODE_OPEN", opened.message
         closed = self.call(EndEpisode, "policy_node/end_episode", EndEpisode.Request(episode_id=name, success=success))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,15 +89,24 @@ class Fleet:
         return self.until(all_run, "robots that take part")
 
     def play(self, name: str, each: int) -> dict[str, Any]:
-        """Let every robot play so many episodes; return the experiment when they have been looked at."""
-        before = self.counted(self.client.experiment(name))
-        played = sum(len(robot.episodes(each)) for robot in self.robots)
+        """Let every robot play so many episodes; return the experiment when they have been looked at.
 
-        def looked_at() -> dict[str, Any] | None:
-            found = self.client.experiment(name)
-            return found if found["state"] != "RUNNING" or self.counted(found) >= before + played else None
+        They play one after the other: the sequence of outcomes decides when the evidence is enough, so it is the same each time.
+        """
+        found = self.client.experiment(name)
+        expected, takes_part = self.counted(found), {r["robot"] for r in found["robots"] if r["state"] == "RUNNING"}
+        for robot in self.robots:
+            played = len(robot.episodes(each))
+            expected += played if robot.name in takes_part else 0
 
-        return self.until(looked_at, f"{played} outcomes")
+            def looked_at(expected: int = expected) -> dict[str, Any] | None:
+                found = self.client.experiment(name)
+                return found if found["state"] != "RUNNING" or self.counted(found) >= expected else None
+
+            found = self.until(looked_at, f"{expected} outcomes")
+            if found["state"] != "RUNNING":
+                break
+        return found
 
     @staticmethod
     def counted(found: Mapping[str, Any]) -> int:
@@ -135,9 +145,14 @@ class Fleet:
 
 
 class KilledServer(FleetServer):
-    """A server of its own process, on the machine's clock: it can be killed."""
+    """A server of its own process, on the machine's clock: it can be killed. Its experiment has the same name each time."""
 
     clock = SystemClock()
+
+    def __init__(self, data: Path) -> None:
+        named = "manager.secrets = types.SimpleNamespace(token_hex=lambda size: '00' * size)"
+        serve = f"import types; from vla_fleet.cli.main import main; from vla_fleet.experiments import manager; {named}; main()"
+        super().__init__(data, command=(sys.executable, "-c", serve, "serve"))
 
     @staticmethod
     def until(found: Callable[[], T], what: str) -> T:
@@ -184,7 +199,7 @@ def test_by_episode_a_better_b_wins_and_every_verdict_can_be_replayed(fleet: Fle
 
 
 def test_by_robot_a_better_b_wins_and_stays_where_it_was_drawn(fleet: Fleet) -> None:
-    fleet.add(8, {A: 0.4, B: 0.98})
+    fleet.add(8, {A: 0.0, B: 1.0})
     name = fleet.create("robot", rate=0.4, difference=0.5)
     found = fleet.to_the_end(name)
     assert found["state"] == "WIN_B", found["reason"]
@@ -195,7 +210,7 @@ def test_by_robot_a_better_b_wins_and_stays_where_it_was_drawn(fleet: Fleet) -> 
 
 
 def test_by_robot_harm_ends_it_early_and_sends_every_robot_back_to_a(fleet: Fleet) -> None:
-    fleet.add(12, {A: 0.95, B: 0.2})
+    fleet.add(12, {A: 1.0, B: 0.0})
     name = fleet.create("robot", rate=0.9)
     found = fleet.to_the_end(name)
     assert found["state"] == "WIN_A", found["reason"]
@@ -204,7 +219,7 @@ def test_by_robot_harm_ends_it_early_and_sends_every_robot_back_to_a(fleet: Flee
 
 
 def test_an_equal_b_does_not_win_and_the_test_ends_when_all_that_was_planned_is_in(fleet: Fleet) -> None:
-    fleet.add(2, {A: 1.0, B: 1.0}, episode_arms=True)  # 0.7 would win in α of the runs: arms are drawn anew in each
+    fleet.add(2, {A: 1.0, B: 1.0}, episode_arms=True)  # of a rate below 1 the arms' draws could make one that wins
     found = fleet.to_the_end(fleet.create("episode", rate=0.6, difference=0.3), each=60)
     assert found["state"] == "NO_DIFFERENCE"
     assert found["difference"]["low"] < 0.0 < found["difference"]["high"]
@@ -278,7 +293,7 @@ def test_a_robot_that_is_away_is_caught_up_and_one_that_comes_to_the_group_joins
 
 
 def test_b_does_not_win_by_robot_if_a_person_took_it_from_a_robot(fleet: Fleet) -> None:
-    fleet.add(12, {A: 0.3, B: 0.99})
+    fleet.add(12, {A: 0.0, B: 1.0})
     name = fleet.create("robot", rate=0.3, difference=0.6)
     fleet.joined(name)
     fleet.server.advance(60.0)
@@ -383,7 +398,7 @@ async def crashed(*_: object) -> None:
 
 
 def test_the_winner_is_promoted_into_one_rollout(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    fleet.add(3, {A: 0.3, B: 0.98}, episode_arms=True)
+    fleet.add(3, {A: 0.0, B: 1.0}, episode_arms=True)
     name = fleet.create("episode", rate=0.3, difference=0.6)
     with pytest.raises(ConflictError, match="NOT_WON"):
         fleet.client.promote_experiment(name)
@@ -416,7 +431,7 @@ def test_a_server_that_is_killed_in_the_middle_comes_to_the_same_end_and_counts_
 ) -> None:
     server = KilledServer(tmp_path / "fleet")
     with fleet_on(server, tmp_path) as fleet:
-        fleet.add(3, {A: 0.2, B: 0.98}, episode_arms=True)
+        fleet.add(3, {A: 0.0, B: 1.0}, episode_arms=True)
         away, *there = fleet.robots
         away.disconnect()
         name = fleet.create("episode", rate=0.2, difference=0.7)

@@ -24,6 +24,9 @@ from vla_fleet.client import Client
 from vla_fleet.errors import FleetError
 from vla_sim.fleet.simulated_robot import Behaviour, SimulatedRobot
 
+pytestmark = pytest.mark.timeout(
+    300
+)  # several servers start one after the other, and a busy machine takes long for each
 NAMES = ("arm_0", "arm_1")
 EPISODES = 80
 

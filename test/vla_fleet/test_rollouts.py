@@ -57,7 +57,7 @@ def actions(rollout: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def test_a_good_version_reaches_every_robot_stage_by_stage(fleet: RolloutFleet) -> None:
-    robots = fleet.add(*NAMES, new=0.95)
+    robots = fleet.add(*NAMES, old=0.0, new=1.0)
     rollout = fleet.client.create_rollout(MODEL, stages=STAGES)
     assert (rollout["state"], rollout["unit"]) == ("INSTALLING", "episode")
     fleet.until(rollout["id"], "JUDGING")
@@ -413,7 +413,7 @@ def test_of_two_servers_that_begin_something_for_a_robot_at_the_same_moment_one_
 
 
 def test_two_servers_on_one_database_give_each_order_once_and_count_each_outcome_once(fleet: RolloutFleet) -> None:
-    robots = fleet.add(*NAMES, new=0.95)
+    robots = fleet.add(*NAMES, old=0.0, new=1.0)
     rooms = fleet.rooms
     other = Rollouts(rooms.database, rooms.registry, rooms.commands, fleet.clock, rooms.manifest_url, rooms.online)
 

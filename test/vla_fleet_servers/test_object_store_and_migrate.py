@@ -21,6 +21,10 @@ from vla_checkpoint import Manifest
 from vla_fleet.cli.main import main
 from vla_fleet.client import Client
 
+pytestmark = pytest.mark.timeout(
+    300
+)  # several servers start one after the other, and a busy machine takes long for each
+
 
 def episode(folder: Path) -> bytes:
     make_episode(folder / "1.mcap", 1)

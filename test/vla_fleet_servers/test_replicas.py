@@ -20,6 +20,9 @@ from vla_fleet.cli.main import main
 from vla_fleet.client import Client
 from vla_fleet.errors import FleetError
 
+pytestmark = pytest.mark.timeout(
+    300
+)  # several servers start one after the other, and a busy machine takes long for each
 NAMES = ("arm_0", "arm_1")
 EPISODES = 80
 OLD_MODEL = f"pick_place@{OLD}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from support.bundles import make_bundle
 from support.fleet import FleetServer, enrolled
 from support.rollouts import MODEL, NEW
@@ -12,6 +13,10 @@ from support.servers import Postgres
 from support.waits import wait_for
 
 from vla_sim.fleet.simulated_robot import Behaviour, SimulatedRobot
+
+pytestmark = pytest.mark.timeout(
+    300
+)  # several servers start one after the other, and a busy machine takes long for each
 
 
 def test_a_robot_commits_what_was_published_and_the_server_remembers_it_when_it_starts_again(

@@ -36,7 +36,7 @@ class FleetServer:
     def __init__(
         self,
         data: Path,
-        heartbeat_s: float = 0.5,
+        heartbeat_s: float = 5.0,
         command: Sequence[str] = SERVE,
         environment: Mapping[str, str] | None = None,
         options: Sequence[str] = (),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,10 @@ class FleetStage(Stage):
 
 
 class Work:
-    """Lets the simulated robots work: each plays an episode, again and again. Use as a context manager."""
+    """Lets the simulated robots work: each plays an episode every ``period_s``. Use as a context manager.
+
+    What a busy machine delays they catch up with: else too few episodes would show what is to be shown.
+    """
 
     def __init__(self, robots: Iterable[SimulatedRobot], period_s: float) -> None:
         self._robots, self._period_s = list(robots), period_s
@@ -50,6 +54,9 @@ class Work:
         self._thread.join(10.0)
 
     def _run(self) -> None:
+        begun_s, played = time.monotonic(), 0
         while not self._stopping.wait(self._period_s):
+            due = int((time.monotonic() - begun_s) / self._period_s)
             for robot in self._robots:
-                robot.episodes()
+                robot.episodes(due - played)
+            played = due

@@ -15,7 +15,7 @@ from vla_sim.fleet.simulated_robot import Behaviour
 RATE_HZ = 20.0
 FIRST, BETTER, WORSE, CANDIDATE = "1.0.0", "1.1.0", "1.3.0", "1.4.0"
 BEHAVIOURS = {
-    FIRST: Behaviour(success=0.75, duration_s=12.0),
+    FIRST: Behaviour(success=0.65, duration_s=12.0),
     BETTER: Behaviour(success=0.87, duration_s=12.0),
     WORSE: Behaviour(success=0.60, duration_s=12.0),
     CANDIDATE: Behaviour(success=0.98, duration_s=12.0),
