@@ -482,7 +482,7 @@ def _q(name: str) -> str:
     return quote(name, safe="")
 
 
-def _shifted(progress: Callable[[int, int], None], before: int, total: int, done: int, _: int) -> None:
+def _shifted(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
     """Report progress of one file as progress of the whole."""
     progress(before + done, total)
 
