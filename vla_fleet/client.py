@@ -14,7 +14,8 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast
@@ -109,7 +110,7 @@ class Client:
         done = 0
         for entry in manifest.files:
             if not self._has_blob(entry.sha256):
-                self._upload(folder / entry.path, entry.sha256, _Shifted(progress, done, manifest.total_bytes))
+                self._upload(folder / entry.path, entry.sha256, partial(_shifted, progress, done, manifest.total_bytes))
             done += entry.size
             progress(done, manifest.total_bytes)
         published = self._publish_next(manifest) if bump else self._publish(manifest, version or manifest.version)
@@ -518,16 +519,9 @@ def _q(name: str) -> str:
     return quote(name, safe="")
 
 
-@dataclass(frozen=True)
-class _Shifted:
-    """Progress of one file as progress of the whole."""
-
-    progress: Callable[[int, int], None]
-    before: int
-    total: int
-
-    def __call__(self, done: int) -> None:
-        self.progress(self.before + done, self.total)
+def _shifted(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    """Report progress of one file as progress of the whole."""
+    progress(before + done, total)
 
 
 def _error(response: httpx.Response) -> FleetError:

@@ -56,7 +56,8 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     config = OtaConfig(store_dir=str(folder), allowed_sources=(f"{parts.scheme}://{parts.netloc}",), retries=0)
     filesystem = Filesystem()
     fetcher = Fetcher(config, BlobStore(folder / "blobs", folder / "partial", filesystem))
-    signed = SignedVersions(folder / "trust_root", folder / FILE, filesystem, fetcher, _now)
+    filesystem.make_dir(folder / "robot")
+    signed = SignedVersions(folder / "trust_root", folder / "robot" / FILE, filesystem, fetcher, _now)
     base, received = parse_url(options.metadata_url.rstrip("/") + "/"), Received()
     for name in options.target_name or [""]:
         target = signed.find(name, base, received, lambda: False)
@@ -99,12 +100,13 @@ def _now() -> float:
 
 def _lay_out(folder: Path) -> None:
     """Write what the manager keeps in one file under the names that the suite reads."""
-    if not (folder / FILE).exists():
+    file = folder / "robot" / FILE
+    if not file.exists():
         return
-    kept = json.loads((folder / FILE).read_bytes())
+    kept = json.loads(file.read_bytes())
     roots = {int(name.split("/")[1].partition(".")[0]): text for name, text in kept.items() if "/" in name}
     for path in folder.glob("*.json"):
-        if path.name not in (FILE, "root.json") and path.name not in kept:
+        if path.name != "root.json" and path.name not in kept:
             path.unlink()
     (folder / "root.json").write_text(roots[max(roots)], encoding="utf-8")
     for name, text in kept.items():
