@@ -35,7 +35,8 @@ from vla_sim.fleet.server import FleetServer
 REPORT, PICTURE = "report.json", "flywheel.png"
 _CONTRACT = Path(__file__).resolve().parents[3] / "config" / "sim_arm.contract.yaml"
 _OWN: dict[str, dict[str, Any]] = {
-    "sim_robot": {"camera_rate_hz": 15.0, "operator_after_s": 3.5, "run_tasks": False},
+    # As often as the contract's control rate, and pictures as often as a chunk needs a new one: three robots share two cores.
+    "sim_robot": {"camera_rate_hz": 10.0, "joint_rate_hz": 50.0, "operator_after_s": 3.5, "run_tasks": False},
     "policy_node": {"load_timeout_s": 300.0},
     "recorder": {"upload": "all", "upload_only_idle": False},  # a robot's tasks follow each other within 0.2 s
 }

@@ -28,8 +28,12 @@ class Tasks(BackgroundNode):
         self._set("task_colours", ParameterValue(type=kind, string_array_value=list(colours)))
 
     def work(self, on: bool) -> None:
-        """Let every robot work, or rest after its task. Raises DemoError if one does not answer."""
+        """Let every robot work, or stop after its task. Raises DemoError if one does not answer."""
         self._set("run_tasks", ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=on))
+
+    def move(self, on: bool) -> None:
+        """Allow motion, or not: a policy acts between tasks, too. Raises DemoError if a robot does not answer."""
+        self._set("motion_enabled", ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=on))
 
     def _set(self, name: str, value: ParameterValue) -> None:
         request = SetParameters.Request(parameters=[Parameter(name=name, value=value)])
