@@ -29,7 +29,7 @@ demo: setup-demo ## a simulated arm changes its policy in motion and undoes a ba
 demo-fleet: setup-dev ## a fleet of eight: rollouts, rollbacks and an A/B test on evidence (under 4 minutes once set up)
 	@$(RUN) python -m vla_sim.fleet.demo --out build/demo-fleet
 
-demo-flywheel: setup-dev ## robots fail at a new colour, an operator corrects, the fleet learns it (unfinished: docs/learning.md)
+demo-flywheel: setup-dev ## robots fail at a new colour, an operator corrects, the fleet learns it
 	@$(RUN) python -m vla_sim.fleet.flywheel --out build/demo-flywheel
 
 test: setup-dev ## the whole test suite on real ROS 2: files side by side, then what counts ticks by itself

@@ -23,7 +23,7 @@ from vla_sim.task import ReachJudge, TaskRules, instruction_for, sample_layout
 
 _REPLY_TIMEOUT_S = 3.0
 _RETRY_PAUSE_S = 0.5
-_OPERATOR_LOOKS_AHEAD = 5  # control periods: what it takes until the arm follows, and a little more
+_OPERATOR_LEADS_RAD = 0.1  # an operator waits for an arm that is farther behind what he commands
 
 Array = npt.NDArray[np.float64]
 
@@ -105,6 +105,7 @@ class TaskRunner:
         self._judge = ReachJudge(self._colour, self.rules)
         self._seen_s = self._lasted_s = 0.0
         self._success = False
+        self._operator_at: Array | None = None
 
     @property
     def episode_id(self) -> str:
@@ -202,13 +203,20 @@ class TaskRunner:
             self.state, self._next_s = State.PAUSING, self._next_s - _REPLY_TIMEOUT_S + self._pause_s
 
     def operator_action(self) -> Array | None:
-        """Return what the operator commands now, joints ``[3]`` [rad]; None while the policy acts."""
+        """Return what the operator commands in this control period, joints ``[3]`` [rad]; None while the policy acts.
+
+        He goes on from his last command, not from where the arm is: whoever learns from it must not learn to run ahead of it.
+        """
         if not self.operates:
+            self._operator_at = None
             return None
         seen = self._robot.snapshot()
         goal = goal_point(seen.blocks[BLOCK_COLOURS.index(self._colour)], BLOCK_SIZE_M)
-        action: Array = expert_chunk(seen.arm.position, goal, _OPERATOR_LOOKS_AHEAD)[-1]
-        return action
+        at = seen.arm.position if self._operator_at is None else self._operator_at
+        if self._operator_at is None or np.abs(at - seen.arm.position).max() <= _OPERATOR_LEADS_RAD:
+            at = expert_chunk(at, goal, 1)[-1]
+        self._operator_at = at
+        return at
 
     def _give_up(self, now_s: float) -> None:
         """No answer in time. An episode that may have been opened all the same is closed, as a failure, if anybody listens."""

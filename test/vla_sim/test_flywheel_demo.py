@@ -33,7 +33,7 @@ def good_report() -> Json:
     early = [episode(n, 1.0 + n, new=False, alone=True) for n in range(4)]
     before = [episode(10 + n, 11.0 + n / 2, new=n % 4 < 2, alone=n % 4 >= 2) for n in range(40)]
     after = [episode(100 + n, 41.0 + n, new=n % 4 < 2, alone=True, digest="learned") for n in range(40)]
-    times = {"new_colour": 10.0, "canary": 35.0, "swapped": 40.0}
+    times = {"new_colour": 10.0, "published": 32.0, "canary": 35.0, "swapped": 40.0}
     episodes = [*early, *before, *after]
     entries = [{"sha256": e["sha256"], "part": "replay", "corrections": 0} for e in early]
     entries += [{"sha256": e["sha256"], "part": "new", "corrections": e["corrections"]} for e in before]
@@ -44,7 +44,7 @@ def good_report() -> Json:
         "robots": {name: {"committed_version": "1.1.0", "active_version": "1.1.0"} for name in ROBOTS},
         "expected_robots": ROBOTS,
         "times_s": times,
-        "success": success(episodes, times),
+        "success": success(episodes, times, "learned"),
         "correction": {"corrected": 20, "kept_policy_actions": 20, "pictures": 90},
         "data_set": {"sha256": "d", "recorded": [{"lineage_sha256": "d"}], "lineage": {"episodes": entries}},
         "run": {
@@ -70,7 +70,7 @@ def good_report() -> Json:
 def learned_nothing(report: Json) -> None:
     for of in report["episodes"]:
         of["alone"] = not of["new"]
-    report["success"] = success(report["episodes"], report["times_s"])
+    report["success"] = success(report["episodes"], report["times_s"], "learned")
 
 
 def uncorrected(report: Json) -> None:
@@ -121,8 +121,12 @@ def test_what_did_not_happen_is_a_problem(change: Callable[[Json], Any], what: s
     assert any(what in problem for problem in found), found
 
 
-def test_success_is_what_the_policy_does_alone_before_the_canary_and_after_every_robot_has_the_new_version() -> None:
-    found = good_report()["success"]
-    assert (found["before"]["new"]["successes"], found["before"]["new"]["episodes"]) == (0, 20)
-    assert (found["before"]["old"]["successes"], found["after"]["all"]["successes"]) == (20, 40)
+def test_success_is_what_each_version_does_alone_since_the_new_colour_came() -> None:
+    report = good_report()
+    canary = [episode(200, 36.0, new=True, alone=False), episode(201, 36.0, new=True, alone=True, digest="learned")]
+    loading = [episode(300, 33.0, new=False, alone=True)]
+    found = success([*report["episodes"], *canary, *loading], report["times_s"], "learned")
+    assert (found["before"]["new"]["successes"], found["before"]["new"]["episodes"]) == (0, 21)
+    assert (found["before"]["old"]["successes"], found["before"]["all"]["episodes"]) == (20, 41)
+    assert (found["after"]["new"]["episodes"], found["after"]["all"]["successes"]) == (21, 41)
     assert found["before"]["new"]["high"] < 0.2 < 0.8 < found["after"]["new"]["low"]

@@ -176,6 +176,19 @@ def test_an_operator_takes_over_what_is_not_done_in_time_does_it_and_gives_back_
     assert kinds[:8] == one * 2
 
 
+def test_an_operator_commands_what_the_arm_follows_at_once() -> None:
+    """Of commands far ahead of the arm a policy would learn to jump when it begins a chunk."""
+    scene = Scene(operator_after_s=0.5)
+    leads = []
+    for _ in range(500):
+        arm = scene.robot.snapshot().arm
+        scene.run(0.02)
+        if scene.runner.operates:
+            leads.append(np.abs(scene.robot._arm.commanded - arm.position).max())
+    assert scene.runner.counts.corrected >= 2
+    assert 0.0 < max(leads) < 0.06
+
+
 def test_an_operator_is_not_forgotten_by_a_policy_node_that_does_not_answer() -> None:
     scene = Scene(operator_after_s=1.0)
     scene.run(1.5)

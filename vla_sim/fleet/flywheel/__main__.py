@@ -35,8 +35,9 @@ from vla_sim.fleet.server import FleetServer
 REPORT, PICTURE = "report.json", "flywheel.png"
 _CONTRACT = Path(__file__).resolve().parents[3] / "config" / "sim_arm.contract.yaml"
 _OWN: dict[str, dict[str, Any]] = {
-    "sim_robot": {"camera_rate_hz": 15.0, "operator_after_s": 3.5, "run_tasks": False},
-    "policy_node": {"load_timeout_s": 300.0},
+    # As often as the contract's control rate, and pictures as often as a chunk needs a new one: three robots share two cores.
+    "sim_robot": {"camera_rate_hz": 10.0, "joint_rate_hz": 50.0, "operator_after_s": 3.5, "run_tasks": False},
+    "policy_node": {"load_timeout_s": 300.0, "shadow_chunks": 8},  # of so many, two may differ by chance
     "recorder": {"upload": "all", "upload_only_idle": False},  # a robot's tasks follow each other within 0.2 s
 }
 """Parameters of these robots; with ``recorder`` a robot has one."""
@@ -89,7 +90,7 @@ def _set_up(stack: ExitStack, out: Path, console: Console) -> FlywheelStage:
     processes = stack.enter_context(Processes(out / "logs", environment))
     tasks = stack.enter_context(Tasks(domain, ROBOTS))
     watch = stack.enter_context(Watch(client, console, lambda: "; ".join(processes.ended())))
-    watch.say("demo", f"starts vla-fleet serve and {len(ROBOTS)} robots, six processes each, in ROS domain {domain}")
+    watch.say("demo", f"starts vla-fleet serve and {len(ROBOTS)} robots, five nodes each, in ROS domain {domain}")
     for name in ROBOTS:
         start_arm(processes, name, out, _CONTRACT, server.url, client.make_code(name, "arms"), _OWN)
     stage = FlywheelStage(

@@ -17,14 +17,14 @@ from vla_sim.fleet.play.stage import Chapter
 _FIRST_S, _WORK_S, _TOOL_S, _ROLLOUT_S = 300.0, 600.0, 900.0, 900.0
 """How long a chapter waits at most: minutes longer than on an idle machine [s]."""
 _LOOK_S = 1.0
-EARLIER, CORRECTED, AFTER = 30, 16, 30
+EARLIER, CORRECTED, AFTER = 24, 16, 30
 """Episodes before the new colour came; corrected ones to learn from; of the whole fleet with what was learned."""
 NEW_TASKS = (*OLD_COLOURS, *[NEW_COLOUR] * len(OLD_COLOURS))
 """Half of the tasks ask for the new colour."""
-_NEEDED = 130
+_NEEDED = 110
 """Episodes of a canary stage: the judge wants 50 of each version, and each episode is drawn by a fair coin."""
 _TRAINING = ("--set", "steps=400", "--set", "batch=32", "--set", "warm_up_steps=10")
-_GATE = ("--gate", "episodes_old=150", "--gate", "margin_old=0.1", "--gate", "episodes_new=30")
+_GATE = ("--gate", "episodes_old=150", "--gate", "margin_old=0.1", "--gate", "episodes_new=80")
 
 
 def first_policy(stage: FlywheelStage) -> None:
@@ -68,12 +68,13 @@ def new_colour(stage: FlywheelStage) -> None:
 def learn(stage: FlywheelStage) -> None:
     """Data set, training, gate, publication: two commands. The robots rest: they share this machine with the training."""
     stage.tasks.work(False)
-    stage.watch.say("demo", "the robots rest: here they share a machine with the training", "dim")
     since = datetime.datetime.fromtimestamp(stage.times["new_colour"], datetime.UTC).isoformat()
     stage.vla_fleet(
         "dataset", "build", "--policy", NAME, "--out", stage.data_set, "--since", since,
         "--episodes", stage.folder / "episodes", timeout_s=_TOOL_S,
     )  # fmt: skip
+    stage.tasks.move(False)
+    stage.watch.say("demo", "the robots rest, motion is off: here they share a machine with the training", "dim")
     stage.times["trains"] = time.time()
     stage.vla_fleet(
         "train", stage.data_set, "--base", f"{NAME}@champion", "--runs", stage.folder / "runs",
@@ -91,26 +92,46 @@ def canary(stage: FlywheelStage) -> None:
     ]
     text = f"half of the episodes for {stages[0]['duration_s']:.0f} s, which is {_NEEDED} episodes at the fleet's pace"
     stage.watch.say("operator", f"wants a canary: {text}", "magenta")
+    # A robot lets no version act that wants something else than the active one (SHADOW_DIVERGED). At the new colour it must want
+    # something else, for the active one is at a loss there; so robots compare the two at what both know.
+    stage.tasks.ask_for(OLD_COLOURS)
+    stage.tasks.move(True)
     stage.tasks.work(True)
+    stage.watch.say(
+        "demo", "robots are asked for the old colours while they load it beside the version that acts", "dim"
+    )
     stage.rollout = stage.begin_rollout(stage.learned, "all", stages)
     stage.rollout.wait({"JUDGING"}, _ROLLOUT_S)
+    stage.tasks.ask_for(NEW_TASKS)
     stage.times["canary"] = time.time()
     stage.watch.say("demo", "the canary begins", "magenta", mark="the canary begins")
     stage.rollout.wait_stage("full", _ROLLOUT_S)
-    stage.rollout.wait({"DONE"}, _ROLLOUT_S)
-    stage.rollout.check("DONE", stage.learned, ROBOTS)
+    stage.watch.wait(
+        lambda seen: all(_has(seen[name]["status"], stage.learned) for name in ROBOTS),
+        f"{stage.learned} on every robot",
+        _ROLLOUT_S,
+    )
     stage.times["swapped"] = time.time()
-    stage.watch.say("demo", f"every robot has {stage.learned}", "bold green", mark="every robot has it")
+    stage.watch.say("demo", f"every robot runs {stage.learned}", "bold green", mark="every robot runs it")
 
 
 def afterwards(stage: FlywheelStage) -> None:
-    """The same tasks, the learned version, and an operator who has little to do."""
+    """The same tasks, the learned version, and an operator who has little to do; each robot ends its own trial meanwhile."""
     swapped = stage.times["swapped"]
     _wait(
         stage,
         lambda seen: sum(episode["started_s"] >= swapped for episode in seen) >= AFTER,
         f"{AFTER} more episodes on the server",
     )
+    assert stage.rollout is not None
+    stage.rollout.wait({"DONE"}, _ROLLOUT_S)
+    stage.rollout.check("DONE", stage.learned, ROBOTS)
+
+
+def _has(status: Json, version: str) -> bool:
+    """Whether a robot runs this version in every episode: on trial or committed. In the canary it may act too, but is neither."""
+    swapped = status.get("state") in ("TRIAL", "COMMITTED") and status.get("active_version") == version
+    return swapped and version in (status.get("trial_version"), status.get("committed_version"))
 
 
 def _asked(seen: Sequence[Json]) -> list[Json]:

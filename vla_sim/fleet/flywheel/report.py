@@ -24,13 +24,14 @@ def make_report(stage: FlywheelStage) -> Json:
     began_s = stage.watch.began_s
     times = {what: round(at_s - began_s, 2) for what, at_s in stage.times.items()}
     episodes = [_episode(episode, began_s) for episode in stage.episodes()]
+    learned = stage.run.get("published", {}).get("digest", "")
     return {
         "problems": stage.problems,
         "new_task": NEW_COLOUR,
         "robots": {robot["name"]: _robot(robot) for robot in stage.client.robots()},
         "expected_robots": list(ROBOTS),
         "times_s": times,
-        "success": success(episodes, times),
+        "success": success(episodes, times, learned),
         "correction": _correction(stage, episodes),
         "data_set": _data_set(stage),
         "run": stage.run,
@@ -43,20 +44,19 @@ def make_report(stage: FlywheelStage) -> Json:
     }
 
 
-def success(episodes: Iterable[Json], times: Json) -> Json:
-    """Return successes without an operator: before, since the new task came, and after, since every robot has what was learned.
+def success(episodes: Iterable[Json], times: Json, learned: str) -> Json:
+    """Return successes without an operator since the new colour came: of what robots ran before, and of what was learned.
 
     ``{"before" | "after": {"new" | "old" | "all": {"successes", "episodes", "rate", "low", "high"}}}``, with the interval of
-    Clopper and Pearson at 95 %. A part that has no episode is missing.
+    Clopper and Pearson at 95 %. A part that has no episode is missing. Both have the canary's episodes, which were drawn; what
+    was done between publication and canary is left out, for nobody asked for the new colour then.
     """
     never = float("inf")
-    spans = {
-        "before": (times.get("new_colour", never), times.get("canary", never)),
-        "after": (times.get("swapped", never), never),
-    }
-    found: Json = {}
-    for name, (begin, end) in spans.items():
-        own = [episode for episode in episodes if begin <= episode["at_s"] < end]
+    first, published, canary = (times.get(what, never) for what in ("new_colour", "published", "canary"))
+    asked = [episode for episode in episodes if first <= episode["at_s"] < published or canary <= episode["at_s"]]
+    found: Json = {"before": {}, "after": {}}
+    for name in found:
+        own = [episode for episode in asked if (episode["digest"] == learned) is (name == "after")]
         parts = {"new": [e for e in own if e["new"]], "old": [e for e in own if not e["new"]], "all": own}
         found[name] = {part: _rate(of) for part, of in parts.items() if of}
     return found

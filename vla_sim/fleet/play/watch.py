@@ -119,7 +119,8 @@ class Watch:
         if last is None or replace(last, at_s=now.at_s) != now:
             self.moments.append(now)
         state = "offline" if not robot["online"] else status.get("state", "")
-        shown = state, version, status.get("error_code", "")
+        acts = f"{status.get('committed_version', '')} or {drawn}" if drawn else version  # not a line for each draw
+        shown = state, acts, status.get("error_code", "")
         if self._shown.get(name) != shown:
             self._shown[name] = shown
-            self.say(name, f"{version or '-':6} {state:12} {shown[2]}", _COLOURS.get(state, ""))
+            self.say(name, f"{acts or '-':6} {state:12} {shown[2]}", _COLOURS.get(state, ""))
