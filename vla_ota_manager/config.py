@@ -41,6 +41,9 @@ class OtaConfig:
     allowed_sources: tuple[str, ...] = setting(
         (), "URL prefixes (http, https, file) to fetch from; empty = nothing is fetched"
     )
+    adapter_dir: str = setting(
+        "", "Folder of the node adaptation, whose adapters are fetched too; empty = none", path=True
+    )
     ca_file: str = setting("", "PEM file of certificate authorities for https; empty = the system's", path=True)
     proxy: str = setting("", "Proxy URL for http and https; empty = none (the environment is not looked at)")
     bandwidth_bytes_s: int = setting(0, "Largest mean download rate [bytes/s]; 0 = no cap", 0)
