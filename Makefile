@@ -40,7 +40,7 @@ test-browser: setup-dev ## the fleet server's page in real Chromium, clean by ax
 lint: setup-dev ## ruff and mypy
 	@$(RUN) ruff check --output-format concise .
 	@$(RUN) ruff format --check -q .
-	@$(RUN) mypy vla_checkpoint vla_contract vla_doctor vla_evidence vla_ros vla_policy_node vla_recorder vla_ota_manager vla_fleet vla_fleet_bridge vla_learning vla_sim benchmarks
+	@$(RUN) mypy vla_adaptation vla_checkpoint vla_contract vla_doctor vla_evidence vla_ros vla_policy_node vla_recorder vla_ota_manager vla_fleet vla_fleet_bridge vla_learning vla_sim benchmarks
 
 bench: setup-dev ## control loop, swap and download against other ways of doing it; tables, and build/bench/*.json
 	@$(RUN) python -m benchmarks --out build/bench

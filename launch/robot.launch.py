@@ -88,6 +88,17 @@ ARGUMENTS = [
         "recorder", default_value="true", choices=TRUTH, description="Start recorder, the black box (false: none)"
     ),
     DeclareLaunchArgument(
+        "adaptation",
+        default_value="false",
+        choices=TRUTH,
+        description="Start adaptation, which trains an adapter on the robot's own episodes while it is idle",
+    ),
+    DeclareLaunchArgument(
+        "adaptation_python",
+        default_value="",
+        description="Interpreter that adaptation trains in, one with torch and pyarrow; empty = what params_file says",
+    ),
+    DeclareLaunchArgument(
         "fleet", default_value="", description="Fleet server, wss://host[:port]; starts fleet_bridge. Empty = no fleet"
     ),
     DeclareLaunchArgument(
@@ -165,7 +176,7 @@ def robot(context: LaunchContext) -> list[Action]:
 
     def given(name: str) -> str:
         text = LaunchConfiguration(name).perform(context)
-        return str(Path(text).expanduser()) if text and name in (*PATHS, "worker_python") else text
+        return str(Path(text).expanduser()) if text and name in (*PATHS, "worker_python", "adaptation_python") else text
 
     def truth(name: str) -> bool:
         return given(name).lower() == "true"
@@ -205,7 +216,14 @@ def robot(context: LaunchContext) -> list[Action]:
     box = {"contract": given("contract"), "recording_dir": str(Path(store, "recordings"))}
     if given("fleet"):
         box |= {"server": given("fleet"), "state_dir": str(Path(store, "fleet"))}
-    optional = (("manager", "ota_manager", manager), ("recorder", "recorder", box))
+    adapts = {"adaptation_dir": str(Path(store, "adaptation")), "recording_dir": box["recording_dir"], **stored}
+    if given("fleet"):
+        adapts |= {"server": given("fleet"), "state_dir": str(Path(store, "fleet"))}
+    if given("adaptation_python"):
+        adapts["python"] = given("adaptation_python")
+    if truth("adaptation"):
+        manager["adapter_dir"] = str(Path(store, "adaptation", "offers"))
+    optional = (("manager", "ota_manager", manager), ("recorder", "recorder", box), ("adaptation", "adaptation", adapts))
     actions: list[Action] = [node("policy_node", policy)]
     actions += [node(name, own) for argument, name, own in optional if truth(argument)]
     if given("fleet"):

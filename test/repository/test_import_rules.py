@@ -20,6 +20,13 @@ ROS = {
 }  # fmt: skip
 
 ROOMS = {
+    "vla_adaptation": {
+        "vla_checkpoint",
+        "vla_learning.episodes.format",
+        "vla_policy_node.worker.environment",
+        "vla_recorder",
+        "vla_ros",
+    },
     "vla_checkpoint": {"numpy", "safetensors", "rfc8785", "semver", "vla_ros.plain"},
     "vla_contract": {"yaml", "vla_checkpoint", "vla_doctor", "vla_policy_node", "vla_ros"},
     "vla_evidence": {"numpy", "scipy", "vla_ros.drawing"},
@@ -63,6 +70,7 @@ ROOMS = {
 """Third-party and sibling packages that a room may import, beside the standard library and itself."""
 
 EXTRA = {
+    "vla_adaptation/training.py": {"vla_learning"},  # the training process
     "vla_fleet_bridge/": {"vla_fleet"},  # its protocol: ``from vla_fleet import protocol``
     "vla_policy_node/pictures.py": {"PIL"},  # in the node: neither the control process nor a worker decodes
     # Whoever starts a worker or trains may use torch; so may policies, which run in workers.
