@@ -223,7 +223,11 @@ def robot(context: LaunchContext) -> list[Action]:
         adapts["python"] = given("adaptation_python")
     if truth("adaptation"):
         manager["adapter_dir"] = str(Path(store, "adaptation", "offers"))
-    optional = (("manager", "ota_manager", manager), ("recorder", "recorder", box), ("adaptation", "adaptation", adapts))
+    optional = (
+        ("manager", "ota_manager", manager),
+        ("recorder", "recorder", box),
+        ("adaptation", "adaptation", adapts),
+    )
     actions: list[Action] = [node("policy_node", policy)]
     actions += [node(name, own) for argument, name, own in optional if truth(argument)]
     if given("fleet"):

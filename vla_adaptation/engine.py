@@ -70,6 +70,7 @@ class Adaptation:
         self._folder, self._job = settings.folder, settings.folder / "job"
         self._lock_file = _lock(self._folder)
         self._state = state.load(self._folder)
+        self._unsaved = False
         self._library = Library(settings.episodes)
         self._hearing = threading.Lock()  # never held while a file is written
         self._policy: facts.Policy | None = None
@@ -97,6 +98,25 @@ class Adaptation:
         if self._state.work is not None:
             self._state.save(self._folder)
         os.close(self._lock_file)
+
+    # -- for the uploader ---------------------------------------------------------------------------------------------------
+
+    def to_upload(self) -> state.Adapter | None:
+        """Return the adapter that has proved itself and was not uploaded yet."""
+        adapter = self._state.adapter
+        if adapter is None or adapter.standing != state.COMMITTED or adapter.uploaded or adapter.upload_refused:
+            return None
+        return adapter
+
+    def may_upload(self) -> bool:
+        """Whether no episode runs, as far as is known."""
+        policy = self._policy
+        return policy is not None and not policy.episode_id
+
+    def sent(self, adapter: state.Adapter, refusal: str = "") -> None:
+        """Remember that the server has an adapter, or why it never will; the next look saves it."""
+        adapter.uploaded, adapter.upload_refused = not refusal, refusal
+        self._unsaved = True
 
     # -- what is heard ------------------------------------------------------------------------------------------------------
 
@@ -183,6 +203,9 @@ class Adaptation:
         elapsed, self._last_s = now - self._last_s, now
         self._follow()
         self._find_base()
+        if self._unsaved:
+            self._unsaved = False
+            self._state.save(self._folder)
         if self._state.work is not None:
             self._supervise(now, elapsed)
         elif now - self._looked_s >= _LOOK_S:
@@ -332,7 +355,8 @@ class Adaptation:
         last = _last_line(self._job / LOG)
         log.warning("the training process %s: %s", end, last)
         if work.deaths >= _MOST_DEATHS:
-            text = f"ADAPTATION_FAILED: the training process {end}, the {work.deaths}rd time: {last}"
+            bound = f"it may take max_memory_bytes ({self._settings.max_memory_bytes})"
+            text = f"ADAPTATION_FAILED: the training process {end}, the {work.deaths}rd time; {bound}; it said last: {last}"
             self._give_up("ADAPTATION_FAILED", text)
 
     def _take(self, result: Result) -> None:

@@ -24,10 +24,8 @@ class AdaptationSettings:
     )
     threads: int = setting(1, "Threads of the training process", 1, 64)
     nice: int = setting(19, "Niceness of the training process: 19 takes what nobody else wants", 0, 19)
-    cpu_share: float = setting(
-        0.5, "Most CPU time of the training process, as a share of one core", 0.01, 64.0
-    )
-    max_memory_bytes: int = setting(4 << 30, "Most memory of the training process [bytes]", 64 << 20)
+    cpu_share: float = setting(0.5, "Most CPU time of the training process, as a share of one core", 0.01, 64.0)
+    max_memory_bytes: int = setting(4 << 30, "Most memory of the training process [bytes]", 256 << 20)
     max_run_s: float = setting(
         7200.0, "Longest time that one adapter is trained, without its pauses [s]", 1.0, 604_800.0
     )

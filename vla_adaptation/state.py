@@ -38,6 +38,8 @@ class Adapter:
     episodes: int = 0
     corrections: int = 0
     uploaded: bool = False
+    upload_refused: str = ""
+    """Why the server will never take it."""
 
     @property
     def update_id(self) -> str:

@@ -177,7 +177,7 @@ def _train(folder: Path, job: Job, base: Bundle, learned: Sequence[Source], held
     )  # fmt: skip
     out = _empty(folder / "bundle")
     episodes = tuple(range(len(dataset.episodes)))
-    task = Task(dataset.folder, base, episodes, out, folder / "work", _SEED, quiet=True)
+    task = Task(dataset.folder, base, episodes, out, folder / "work", _SEED, quiet=True, plots=False)
     trainer = TinyVLATrainer(settings)
     figures = dict(trainer.train(task).figures)
     return _sealed(out, base, held, {"trainer": dict(trainer.describe()), "training": figures})
@@ -234,7 +234,7 @@ def main(arguments: Sequence[str]) -> int:
         if isinstance(e, RuntimeError) and "alloc" not in str(e):  # torch has no error of its own for memory
             raise
         text = f"the training process needs more than max_memory_bytes ({job.max_memory_bytes}); allow more"
-        result = Result(code="ADAPTATION_MEMORY", message=f"ADAPTATION_MEMORY: {text}")
+        result = Result(code="ADAPTATION_FAILED", message=f"ADAPTATION_FAILED: {text}")
     write(folder / RESULT, result)
     return 0
 

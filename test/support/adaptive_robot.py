@@ -6,10 +6,12 @@ Nothing runs in the background but the manager and the training process: adaptat
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 
 from support.ota import Robot
 from support.simulated_policy import SimulatedPolicy
-from support.tiny_vla_bundles import CAMERA, STATE
+from support.tiny_vla_bundles import CAMERA, STATE, make
 from vla_adaptation import facts
 from vla_adaptation.engine import Adaptation
 from vla_adaptation.settings import AdaptationSettings
@@ -26,7 +28,7 @@ from vla_learning.episodes.format import Channel, EpisodeMeta, Feature
 from vla_learning.episodes.writing import write_episode
 from vla_ota_manager.engine import UpdateEngine
 from vla_ota_manager.records import Update
-from vla_sim.checkpoint_server import CheckpointServer
+from vla_sim.checkpoint_server import CheckpointServer, publish_bundle
 
 STEPS = 14
 FEATURES = {STATE: Feature("float32", (2,), ("j1", "j2")), CAMERA: Feature("image", (32, 32, 3))}
@@ -68,7 +70,8 @@ class AdaptiveRobot:
         self.episode, self.later_s = "", 0.0
         self.offers: list[facts.Offer] = []
         self.base = base
-        UpdateEngine(self.robot.config, SimulatedPolicy(self.robot.policy_file)).import_bundle(base)
+        if not self.robot.store_dir.exists():
+            UpdateEngine(self.robot.config, SimulatedPolicy(self.robot.policy_file)).import_bundle(base)
         self.robot.start()
         self.adaptation: Adaptation | None = None
 
@@ -121,7 +124,7 @@ class AdaptiveRobot:
         self.adaptation.tick()
         return self.adaptation.status()
 
-    def until(self, condition: Callable[[facts.Status], Any], timeout_s: float = 60.0) -> facts.Status:
+    def until(self, condition: Callable[[facts.Status], Any], timeout_s: float = 100.0) -> facts.Status:
         """Go on until a status of adaptation is as it should be, and return it."""
         deadline = time.monotonic() + timeout_s
         while not condition(status := self.tick()):
@@ -149,9 +152,42 @@ class AdaptiveRobot:
     def kill_training(self) -> None:
         os.kill(self.process, signal.SIGKILL)
 
+    def install_base(self, folder: Path, version: str, **config: Any) -> None:
+        """Publish another full version, made as the base was, and let it prove itself."""
+        make(folder, 0.0, version=version, **config)
+        publish_bundle(self.robot.registry, folder)
+        self.robot.manifests[version] = load_manifest(folder)
+        self.robot.install(version)
+
+    def rewrite_state(self, **fields: Any) -> None:
+        """Change what adaptation remembers of its adapter."""
+        path = self.folder / "adaptation" / "state.json"
+        document = json.loads(path.read_text())
+        document["adapter"].update(fields)
+        path.write_text(json.dumps(document))
+
+    def adapter_folder(self) -> Path:
+        """Where the adapter is that adaptation remembers."""
+        document = json.loads((self.folder / "adaptation" / "state.json").read_text())
+        return Path(document["adapter"]["folder"])
+
     def committed(self) -> str:
         """Return the version that ``current`` names."""
         return load_manifest(self.robot.store_dir / "current").version
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a robot made of 30 good episodes and some bad ones, from its base to COMMITTED."""
+
+    status: facts.Status
+    robot: Path
+    committed: str
+    offers: int
+
+
+Made = Callable[..., AdaptiveRobot]
+"""Makes a robot, or one that goes on where another one (a :class:`Trained`) is."""
 
 
 def state_of(pid: int) -> str:

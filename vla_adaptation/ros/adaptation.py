@@ -14,6 +14,7 @@ from vla_ota.msg import AdaptationStatus, ModelStatus, ModelUpdate, PolicyStatus
 from vla_adaptation import facts
 from vla_adaptation.engine import Adaptation
 from vla_adaptation.settings import AdaptationSettings
+from vla_adaptation.upload import AdapterUploader
 from vla_ros import qos
 from vla_ros.diagnostics import OK, WARN, Diagnostics, Report
 from vla_ros.log_forwarding import forward_log
@@ -46,10 +47,15 @@ class AdaptationNode(Node):
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
         self.create_timer(_LOOK_S, self._say, clock=self._steady)
         Diagnostics(self, lambda: "").add("adaptation", self._report)
+        self._uploader = AdapterUploader(self._engine, settings) if settings.server else None
         self._engine.start()
+        if self._uploader is not None:
+            self._uploader.start()
 
     def close(self) -> None:
         """End the training process; its next one goes on from the checkpoint."""
+        if self._uploader is not None:
+            self._uploader.stop()
         self._engine.close()
 
     def _on_policy(self, message: PolicyStatus) -> None:
@@ -92,6 +98,8 @@ class AdaptationNode(Node):
         values = dataclasses.asdict(status)
         if status.error_code:
             return Report(WARN, status.message, values)
+        if self._uploader is not None and self._uploader.problem:
+            return Report(WARN, f"the adapter waits to be uploaded: {self._uploader.problem}", values)
         doing = status.state.lower() + (f": waits for {status.waits_for}" if status.waits_for else "")
         return Report(OK, doing, values)
 

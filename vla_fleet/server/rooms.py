@@ -13,6 +13,7 @@ from typing import Self
 
 from fastapi.requests import HTTPConnection
 
+from vla_fleet.adapters.store import AdapterFiles, AdapterStore
 from vla_fleet.clock import Clock, SystemClock
 from vla_fleet.episodes.data_sets import DataSets
 from vla_fleet.episodes.files import EpisodeFiles
@@ -83,6 +84,7 @@ class Rooms:
         self.garbage = GarbageCollector(self.database, self.blobs, self.clock)
         files = EpisodeFiles(settings.data / "episodes")
         self.episodes = EpisodeStore(self.database, files, self.clock, settings.max_episodes_per_robot)
+        self.adapters = AdapterStore(self.database, AdapterFiles(settings.data / "adapters"), self.clock)
         self.data_sets = DataSets(self.database, self.clock)
         self.directory = Directory(self.database, self.bus, self.clock)
         self.commands = Commands(self.database, self.bus, self.clock)
@@ -113,6 +115,7 @@ class Rooms:
     async def __aenter__(self) -> Self:
         await self.database.migrate()
         await self.episodes.open()
+        await self.adapters.open()
         if not await self.keys.exist():
             path = self.settings.data / ADMIN_KEY
             await self.keys.make("admin", Role.ADMIN, "first start", lambda key: write_secret(path, key))
