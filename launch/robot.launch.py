@@ -164,6 +164,13 @@ def _workers(given: dict[str, str]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value}
 
 
+def _adaptation(store: str, box: dict[str, Any], python: str) -> dict[str, Any]:
+    """Return what adaptation is given: as the recorder, whose episodes it learns from, and with the same server."""
+    known = {name: value for name, value in box.items() if name != "contract"}
+    known |= {"store_dir": store, "adaptation_dir": str(Path(store, "adaptation"))}
+    return known | ({"python": python} if python else {})
+
+
 def _stay_down(event: ProcessExited, context: LaunchContext) -> EmitEvent | None:
     """End the respawning of a node that has refused to start: launch itself would start it again for ever."""
     if event.returncode != REFUSED or not isinstance(event.action, Node) or event.action.node_package != "vla_ota":
@@ -216,11 +223,7 @@ def robot(context: LaunchContext) -> list[Action]:
     box = {"contract": given("contract"), "recording_dir": str(Path(store, "recordings"))}
     if given("fleet"):
         box |= {"server": given("fleet"), "state_dir": str(Path(store, "fleet"))}
-    adapts = {"adaptation_dir": str(Path(store, "adaptation")), "recording_dir": box["recording_dir"], **stored}
-    if given("fleet"):
-        adapts |= {"server": given("fleet"), "state_dir": str(Path(store, "fleet"))}
-    if given("adaptation_python"):
-        adapts["python"] = given("adaptation_python")
+    adapts = _adaptation(store, box, given("adaptation_python"))
     if truth("adaptation"):
         manager["adapter_dir"] = str(Path(store, "adaptation", "offers"))
     optional = (

@@ -53,6 +53,7 @@ NOT_CODES = {
     "states of experiments and of their robots": "AB ENDED INCONCLUSIVE JOINING LEAVING LEFT NO_DIFFERENCE STOPPED WIN_A WIN_B",
     "orders to robots, their states, and what acts": "ACCEPTED ACTIVE ASSIGN DONE FOUND GET_STATUS MODEL_UPDATE PIN RUNNING"
     " WAITING",
+    "states of adaptation, and how an adapter stands": "DROPPED OFFERED PAUSED TRAINING VALIDATING",
     "states of a rollout, and how a robot stands in it": "ABORTED ASKING BACK INSTALLING JUDGING ORDERED OUTSIDE SILENT",
     "methods of HTTP and words of SQL": "BEGIN COMMIT DELETE GET HEAD POST PUT ROLLBACK",
 }

@@ -21,6 +21,7 @@ ROS = {
 
 ROOMS = {
     "vla_adaptation": {
+        "requests",
         "vla_checkpoint",
         "vla_learning.episodes.format",
         "vla_policy_node.worker.environment",
