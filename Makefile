@@ -5,6 +5,9 @@ RUN := scripts/run
 # Tests side by side. With more than cores the run is shorter, and tests that wait for discovery are nearer to their bounds.
 JOBS ?= $(shell nproc)
 
+# Tests of the fleet server that hold on PostgreSQL as well.
+ON_POSTGRES := $(addprefix test/vla_fleet/test_,line.py registry.py garbage.py rollouts.py experiments.py)
+
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -26,6 +29,9 @@ demo: setup-demo ## a simulated arm changes its policy in motion and undoes a ba
 demo-fleet: setup-dev ## a fleet of eight: rollouts, rollbacks and an A/B test on evidence (under 4 minutes once set up)
 	@$(RUN) python -m vla_sim.fleet.demo --out build/demo-fleet
 
+demo-flywheel: setup-dev ## robots fail at a new colour, an operator corrects, the fleet learns it (unfinished: docs/learning.md)
+	@$(RUN) python -m vla_sim.fleet.flywheel --out build/demo-flywheel
+
 test: setup-dev ## the whole test suite on real ROS 2: files side by side, then what counts ticks by itself
 	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
 	@$(RUN) python -m pytest -q -m alone $$(grep -rlE 'witness: Witness|mark.alone' test --include 'test_*.py')
@@ -36,6 +42,10 @@ test-lerobot: setup-dev ## real LeRobot checkpoints in the workers, equal to LeR
 
 test-browser: setup-dev ## the fleet server's page in real Chromium, clean by axe (Debian and Ubuntu: apt install chromium)
 	@$(RUN) python -m pytest -q test/browser
+
+test-fleet-servers: setup-dev ## the fleet server on PostgreSQL, NATS and S3's protocol: two replicas, one killed; under 3 minutes
+	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile test/vla_fleet_servers
+	@PYTHONPATH=test $(RUN) python -m pytest -q -n $(JOBS) --dist loadfile -p support.on_postgres $(ON_POSTGRES)
 
 lint: setup-dev ## ruff and mypy
 	@$(RUN) ruff check --output-format concise .
@@ -56,6 +66,9 @@ bench-evidence: setup ## error rates of the statistical judges beside a threshol
 
 bench-merge: setup-dev ## LoRA adapters merged: exactness, speed and memory beside PEFT, bad clients; build/bench/merge.json
 	@$(RUN) python -m benchmarks.merge --out build/bench
+
+bench-update: setup-dev ## what updates cost on the wire: tensor deltas of real fine-tunes beside other ways; SMALL=1 only tries it
+	@$(RUN) python -m benchmarks.update --out build/bench $(if $(SMALL),--small)
 
 clean: ## forget the environment and the build
 	rm -rf .venv .venv-lerobot build install log

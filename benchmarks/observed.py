@@ -45,7 +45,7 @@ class ObservedControl(ControlClient):
 
     def wait_for(self, mode: str) -> ControlStatus:
         """Wait until the loop is in this mode; return its status."""
-        deadline = time.monotonic() + 15.0
+        deadline = time.monotonic() + 60.0
         while (status := self.status()) is None or status.mode != mode:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the loop is not {mode}: {status}")

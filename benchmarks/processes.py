@@ -137,7 +137,7 @@ class PeakMemory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join(5.0)
+        self._thread.join(60.0)
 
     def _sample(self) -> None:
         below: list[int] = []

@@ -95,7 +95,7 @@ class FreePolicy:
     def close(self) -> None:
         """Stop answering; the memory of the control process stays."""
         self._over.set()
-        self._thread.join(5.0)
+        self._thread.join(60.0)
         for arena in (self._chunks, self._requests, self.observation):
             arena.close()
         os.close(self._eventfd)

@@ -59,6 +59,11 @@ ARGUMENTS = [
         default_value="",
         description="URL prefixes that checkpoints may come from, separated by spaces; empty = what params_file says",
     ),
+    DeclareLaunchArgument(
+        "mirror_url",
+        default_value="",
+        description="URL of this site's `vla-fleet mirror`, asked first for each file; empty = what params_file says",
+    ),
     DeclareLaunchArgument("model_path", default_value="", description="Bundle to start from while the store is empty"),
     DeclareLaunchArgument(
         "worker_python",
@@ -201,6 +206,7 @@ def robot(context: LaunchContext) -> list[Action]:
         manager["allowed_sources"] = given("allowed_sources").split()
     elif given("fleet"):
         manager["allowed_sources"] = [given("fleet").rstrip("/").replace("ws", "http", 1) + "/files/"]
+    manager |= {"mirror_url": given("mirror_url")} if given("mirror_url") else {}
 
     def node(name: str, own: dict[str, Any]) -> Node:
         enclave = ["--enclave", f"{given('enclave').rstrip('/')}/{name}"] if given("enclave") else []
@@ -217,6 +223,8 @@ def robot(context: LaunchContext) -> list[Action]:
             output="screen",
             respawn=truth("respawn"),
             respawn_delay=1.0,
+            # a delta is made into a file beside a moving robot: on one core
+            additional_env={"OPENBLAS_NUM_THREADS": "1"} if name == "ota_manager" else None,
             ros_arguments=["--log-level", given("log_level"), *enclave],
         )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import support.one_thread  # noqa: F401  (before anything that imports numpy)
 from support import dds_profile
 from support.kept import KEPT
 
@@ -76,7 +77,7 @@ def _descendants(spared: set[int] = frozenset()) -> dict[int, str]:  # type: ign
 def _no_process_left_behind(kept: set[int]) -> Iterator[None]:
     before = set(_descendants())
     yield
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 30.0
     left = _descendants(before | kept)
     while left and time.monotonic() < deadline:
         time.sleep(0.1)

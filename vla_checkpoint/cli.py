@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vla-checkpoint inspect | verify | manifest | import``: bundles, for people and scripts.
+"""``vla-checkpoint inspect | verify | manifest | import | delta``: bundles, for people and scripts.
 
 The executable also has what needs a robot contract or a worker (``vla_policy_node.desk``).
 
@@ -20,6 +20,7 @@ from typing import Any
 from vla_checkpoint.build import build_manifest
 from vla_checkpoint.bundle import Bundle, open_bundle, verify_bundle
 from vla_checkpoint.config import load_config
+from vla_checkpoint.delta.command import add_command
 from vla_checkpoint.errors import CheckpointError
 from vla_checkpoint.files import Progress
 from vla_checkpoint.importing import command
@@ -248,6 +249,7 @@ def _parser(extend: Callable[[Commands], None]) -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         if sub.get_default("text") is None:
             sub.set_defaults(text=text_of, report=False)
+    add_command(commands, text_of, _progress)
     return parser
 
 

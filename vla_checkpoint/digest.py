@@ -4,8 +4,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 from vla_checkpoint.files import BUFFER_BYTES, Cancel, PathLike, Progress, check_cancel, open_regular
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_sha256(value: object) -> bool:
+    """Return whether a JSON value is a SHA-256 as 64 lower-case hexadecimal digits."""
+    return isinstance(value, str) and SHA256.fullmatch(value) is not None
 
 
 def sha256_bytes(data: bytes | bytearray | memoryview) -> str:

@@ -90,6 +90,10 @@ class BundleError(CheckpointError):
     """The folder does not hold what the manifest says, or holds what it must not."""
 
 
+class DeltaError(CheckpointError):
+    """A tensor delta is malformed, or does not make what it promises of what it is given."""
+
+
 class ImportFolderError(CheckpointError):
     """A foreign checkpoint folder cannot be turned into a bundle."""
 

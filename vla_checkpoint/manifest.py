@@ -22,7 +22,7 @@ from typing import Any, Literal, NoReturn, cast
 import rfc8785
 
 from vla_checkpoint import limits
-from vla_checkpoint.digest import sha256_bytes
+from vla_checkpoint.digest import SHA256, is_sha256, sha256_bytes
 from vla_checkpoint.errors import JsonError, ManifestError, VersionError
 from vla_checkpoint.files import PathLike, read_bytes, write_atomically
 from vla_checkpoint.paths import MANIFEST_NAME, check_paths
@@ -47,7 +47,6 @@ _WORDS = {
     _ROBOT: "1 to 64 letters, digits, '_', '.', '-', such as so101_follower",
 }
 _CREATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
-_HEX = re.compile(r"[0-9a-f]{64}")
 _DISTRIBUTION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 _CLAUSE = r"(?:>=|<=|==|!=|>|<)[0-9]{1,9}(?:\.[0-9]{1,9}){0,4}"
 _VERSIONS = re.compile(rf"{_CLAUSE}(?:,{_CLAUSE}){{0,7}}")
@@ -243,7 +242,7 @@ class _Parser:
         return BaseRef(
             self._name(base["name"], "base.name"),
             self._version(base["version"], "base.version"),
-            self._match(base["digest"], "base.digest", _HEX),
+            self._match(base["digest"], "base.digest", SHA256),
         )
 
     def _action(self, value: Any) -> ActionSpec:
@@ -278,7 +277,7 @@ class _Parser:
                 self._field(f"files[{i}].size", f"must be an integer from 0 to {limits.FILE_BYTES}")
             if not isinstance(entry["path"], str):
                 self._field(f"files[{i}].path", "must be a string")
-            entries.append(FileEntry(entry["path"], size, self._match(entry["sha256"], f"files[{i}].sha256", _HEX)))
+            entries.append(FileEntry(entry["path"], size, self._match(entry["sha256"], f"files[{i}].sha256", SHA256)))
         check_paths([entry.path for entry in entries], self._path)
         return tuple(sorted(entries, key=lambda entry: entry.path))
 
@@ -291,7 +290,7 @@ class _Parser:
             if not isinstance(tensors, dict) or len(tensors) > limits.TENSORS:
                 self._refuse("MANIFEST_FIELD", f"{file}: must map at most {limits.TENSORS} tensors to digests")
             for tensor, digest in tensors.items():
-                if not isinstance(digest, str) or not _HEX.fullmatch(digest):
+                if not is_sha256(digest):
                     self._refuse("MANIFEST_FIELD", f"{file}: the digest of {tensor!r} is not 64 hexadecimal digits")
         return MappingProxyType({file: MappingProxyType(tensors) for file, tensors in value.items()})
 

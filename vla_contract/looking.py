@@ -18,6 +18,8 @@ from vla_ros.interfaces import UnknownTypeError
 
 _NEAR_S = 0.5
 """Stamps that differ from ROS time by less may be used [s]."""
+_FIRST_MESSAGE_S = 3.0
+"""Longest wait for the first message of a topic that somebody publishes [s]."""
 
 
 class Graph(Protocol):
@@ -50,6 +52,8 @@ def look(graph: Graph, seconds: float, wanted: Sequence[str] = ()) -> tuple[Robo
     heard = {name: samples for name, kind in kinds.items() if (samples := _listen(graph, kind, seen[name])) is not None}
     described = [n for n, kind in kinds.items() if n.endswith("/robot_description") and kind == "std_msgs/msg/String"]
     descriptions = [graph.listen_to_status(name, kinds[name]) for name in described]
+    samples_of_all = [*heard.values(), *descriptions]  # a connection takes its time: the silence before it is nobody's
+    graph.wait(_FIRST_MESSAGE_S, lambda: all(samples.arrivals_s for samples in samples_of_all))
     graph.wait(seconds)
     commands = [_command(graph, name, listener.type, listener.node) for name, listener in listeners.items()]
     cameras, states, others = [], [], []

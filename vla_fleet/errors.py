@@ -10,6 +10,8 @@
     ├── MissingError    404  what a request names does not exist
     ├── ConflictError   409  it contradicts what is there
     ├── BusyError       429  too many of them; ``retry_after_s`` says when it may be tried again
+    │   └── UnavailableError 503  what the server stands on does not answer
+    ├── UpstreamError   502  the server behind a mirror cannot be reached, or answers nonsense
     └── FullError       507  the server has no room for it
 """
 
@@ -64,6 +66,18 @@ class BusyError(FleetError):
     def __init__(self, code: str, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(code, message)
         self.retry_after_s = retry_after_s
+
+
+class UnavailableError(BusyError):
+    """What the server stands on, its database for example, does not answer."""
+
+    status = 503
+
+
+class UpstreamError(FleetError):
+    """The server behind a mirror cannot be reached, or answers nonsense."""
+
+    status = 502
 
 
 class FullError(FleetError):

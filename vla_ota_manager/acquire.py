@@ -23,10 +23,12 @@ from vla_checkpoint import (
     sha256_bytes,
     verify_bundle,
 )
+from vla_checkpoint.delta import MIN_BYTES, Offer
 from vla_checkpoint.files import read_bytes
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import CancelledError, FetchError, OtaError, RefusedError, StoreError
 from vla_ota_manager.fetch import trust
+from vla_ota_manager.fetch.deltas import Deltas
 from vla_ota_manager.fetch.fetcher import Fetcher, Received
 from vla_ota_manager.fetch.source import Url, join_url, parse_url
 from vla_ota_manager.records import Ref, Update
@@ -62,6 +64,7 @@ class Acquirer:
     def __init__(self, config: OtaConfig, store: Store, fetcher: Fetcher, wall_clock: Callable[[], float]) -> None:
         self._config, self._store, self._fetcher, self._wall_clock = config, store, fetcher, wall_clock
         self._repaired = ("", "")
+        self._deltas = Deltas(store.blobs, fetcher)
 
     def step(self, record: UpdateRecord, callbacks: Callbacks) -> tuple[UpdateRecord, str]:
         """Do the work of the record's state, one of ``STEPS``; return what it leads to, and why, in words.
@@ -169,11 +172,19 @@ class Acquirer:
             return replace(record, state=_S.CHECKING), "the manifest is gone from the disk"
         self.refuse_expired(record.update)
         blobs = _blobs(manifest)
-        self._store.blobs.release({*blobs, ref.digest})
+        offers = self._deltas.saved(ref.digest)
+        self._store.blobs.release({*blobs, ref.digest, *(offer.sha256 for offer in offers or ())})
         missing = {sha256: size for sha256, size in blobs.items() if not self._store.blobs.claim(sha256, size)}
-        self._make_room(missing)
-        downloaded = self._download(record, manifest, missing, callbacks)
-        after = replace(record, state=_S.VERIFYING, bytes_downloaded=downloaded)
+        # bytes that an earlier process wrote and could not put into the record any more; a delta's are fewer than what it made
+        fetched_before = 0 if offers else self._present(manifest) - record.bytes_present
+        received = Received(max(record.bytes_downloaded, fetched_before))
+        if offers is None and max(missing.values(), default=0) >= MIN_BYTES and any(self._store.folders()):
+            url = parse_url(record.update.manifest_url)
+            offers = self._deltas.fetch(url, ref.digest, received, callbacks.interrupted)
+        chosen = self._deltas.choose(offers or (), missing)
+        self._make_room({**missing, **{offer.sha256: offer.size for offer in chosen.values()}})
+        self._download(record, manifest, missing, chosen, received, callbacks)
+        after = replace(record, state=_S.VERIFYING, bytes_downloaded=received.count)
         return after, f"{len(missing)} of {len(blobs)} files fetched"
 
     def _make_room(self, missing: dict[str, int]) -> None:
@@ -187,12 +198,17 @@ class Acquirer:
         what = f"{need} bytes needed and {self._config.min_free_bytes} to stay free, {free} are free"
         raise StoreError("DISK_FULL", what, str(self._store.root))
 
-    def _download(self, record: UpdateRecord, manifest: Manifest, missing: dict[str, int], callbacks: Callbacks) -> int:
-        """Fetch what is missing; return the payload received so far, over all attempts [bytes]."""
+    def _download(
+        self,
+        record: UpdateRecord,
+        manifest: Manifest,
+        missing: dict[str, int],
+        deltas: dict[str, Offer],
+        received: Received,
+        callbacks: Callbacks,
+    ) -> None:
+        """Fetch what is missing; ``received`` counts the payload over all attempts [bytes]."""
         base = parse_url(record.update.manifest_url)
-        # bytes that an earlier process wrote and could not put into the record any more
-        fetched_before = self._present(manifest) - record.bytes_present
-        received = Received(max(record.bytes_downloaded, fetched_before))
         done_before = record.bytes_total - sum(missing.values())
         paths = {entry.sha256: entry.path for entry in manifest.files}
         for sha256, size in missing.items():
@@ -200,12 +216,36 @@ class Acquirer:
             def on_progress(offset: int, done: int = done_before) -> None:
                 callbacks.on_fetched(done + offset, received.count)
 
-            callbacks.show(f"fetching {paths[sha256]}")
-            urls = self._places(base, sha256, paths[sha256])
-            self._fetcher.blob(urls, sha256, size, received, on_progress, callbacks.interrupted)
+            if not self._make_of_delta(deltas.get(sha256), base, paths[sha256], size, received, on_progress, callbacks):
+                callbacks.show(f"fetching {paths[sha256]}")
+                urls = self._places(base, sha256, paths[sha256])
+                self._fetcher.blob(urls, sha256, size, received, on_progress, callbacks.interrupted)
             done_before += size
         callbacks.on_fetched(record.bytes_total, received.count)
-        return received.count
+
+    def _make_of_delta(
+        self,
+        offer: Offer | None,
+        base: Url,
+        path: str,
+        size: int,
+        received: Received,
+        on_progress: Callable[[int], None],
+        callbacks: Callbacks,
+    ) -> bool:
+        """Make a file of a delta if one was chosen; false = it has to be fetched whole."""
+        if offer is None:
+            return False
+        callbacks.show(f"fetching a delta of {offer.size} bytes for {path}")
+        try:
+            url = join_url(base, f"../../blobs/sha256/{offer.sha256}")
+            self._fetcher.check(url)
+        except FetchError:
+            return False
+        problem = self._deltas.use(offer, size, url, received, on_progress, callbacks.interrupted)
+        if problem:
+            callbacks.show(f"the delta for {path} is of no use, it is fetched whole: {problem}")
+        return not problem
 
     def _places(self, base: Url, sha256: str, path: str) -> list[Url]:
         """Return where a blob may be: where a registry keeps it, and beside the manifest, as in a plain folder."""

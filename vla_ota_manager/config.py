@@ -44,6 +44,11 @@ class OtaConfig:
     adapter_dir: str = setting(
         "", "Folder of the node adaptation, whose adapters are fetched too; empty = none", path=True
     )
+    mirror_url: str = setting(
+        "",
+        "URL of a mirror at this site (`vla-fleet mirror`), asked first for each file; what it does not give comes from the "
+        "server; empty = none",
+    )
     ca_file: str = setting("", "PEM file of certificate authorities for https; empty = the system's", path=True)
     proxy: str = setting("", "Proxy URL for http and https; empty = none (the environment is not looked at)")
     bandwidth_bytes_s: int = setting(0, "Largest mean download rate [bytes/s]; 0 = no cap", 0)

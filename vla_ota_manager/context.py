@@ -17,7 +17,7 @@ from vla_ota_manager.fetch.fetcher import Fetcher
 from vla_ota_manager.policy_gate import PolicyGate
 from vla_ota_manager.port import PolicyPort, PolicySnapshot
 from vla_ota_manager.records import EpisodeResult, Event, Score, Status, Update
-from vla_ota_manager.states import UpdateState, check_transition
+from vla_ota_manager.states import PIPELINE, UpdateState, check_transition
 from vla_ota_manager.store.scrub import Scrubber
 from vla_ota_manager.store.state import SEEN_SIZE, Outcome, State
 from vla_ota_manager.store.store import Store, newest_first
@@ -110,7 +110,7 @@ class Context:
         record, request = self.store.state.update, self._cancel
         if record is None or request is None or request[0] != record.update.update_id:
             return None
-        return request[1], request[2]
+        return (request[1], request[2]) if record.state in PIPELINE else None
 
     def interrupted(self) -> bool:
         """Whether a blocking step has to end: the engine stops, a person wants something, or the update is cancelled."""

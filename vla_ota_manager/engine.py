@@ -7,6 +7,7 @@ and ``on_event``. It can be killed at any moment; the next one on the same store
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -186,6 +187,10 @@ class UpdateEngine:
         if record.state not in PIPELINE:
             return Reply(False, "UNCANCELLABLE", f"update_id: {update_id} is in {record.state.name} already")
         self._ctx.request_cancel(update_id, "CANCELLED", "cancelled on request")
+        with self.store.edit(durable=False) as state:  # once a transition is over that may not have seen it
+            record = state.update
+        if record is not None and record.update.update_id == update_id and record.state not in PIPELINE:
+            return Reply(False, "UNCANCELLABLE", f"update_id: {update_id} is in {record.state.name} already")
         return Reply(True, "", "will be cancelled")
 
     def rollback(
@@ -241,9 +246,9 @@ class UpdateEngine:
         self._ctx.inbox.look()
         self._ctx.notify()
 
-    def set_update_permitted(self, permitted: bool | None) -> None:
+    def set_update_permitted(self, permitted: bool | None, lasts_s: float = math.inf) -> None:
         """Say whether swaps to new versions may happen; None = the topic is stale or was never heard."""
-        self._ctx.gate.set_permitted(permitted)
+        self._ctx.gate.set_permitted(permitted, lasts_s)
         self._ctx.notify()
 
     def set_updates_allowed(self, allowed: bool) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -28,12 +30,12 @@ class PolicyGate:
     ) -> None:
         self._config, self._store, self._port = config, store, port
         self._show, self._report = show, report
-        self._permitted: bool | None = None
+        self._permitted_until_s = -math.inf
         self._allowed = True
 
-    def set_permitted(self, permitted: bool | None) -> None:
-        """Take over ``update_permitted``; None = stale or never heard."""
-        self._permitted = permitted
+    def set_permitted(self, permitted: bool | None, lasts_s: float) -> None:
+        """Take over ``update_permitted``, true for so long [s]; None = stale or never heard."""
+        self._permitted_until_s = time.monotonic() + lasts_s if permitted else -math.inf
 
     def set_allowed(self, allowed: bool) -> None:
         """Take over the parameter ``update_permitted``."""
@@ -41,7 +43,7 @@ class PolicyGate:
 
     def permitted(self) -> bool:
         """Whether a swap to a new version may happen now; fails closed."""
-        return self._allowed and (not self._config.require_permission or self._permitted is True)
+        return self._allowed and (not self._config.require_permission or time.monotonic() < self._permitted_until_s)
 
     def policy(self) -> PolicySnapshot | None:
         """Return the policy node's status if it is fresh and of a node that is configured, else None."""

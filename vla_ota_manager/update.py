@@ -127,6 +127,8 @@ class UpdatePipeline:
                 raise PolicyError(result.error_code, result.message, "prepare_model")
         self._wait_until_possible(record, time.monotonic() + self._config.policy_wait_s)
         with self._ctx.transition(_S.SWAPPING) as draft:
+            if self._ctx.cancelled():  # the last moment for it; see UpdateEngine.cancel
+                raise CancelledError("CANCELLED", "stopped on request")
             draft.trial = TrialRecord(ref, record.update.update_id, first_install=draft.committed is None)
 
     def _prepare(self, ref: Ref, *, skip_shadow: bool) -> PrepareResult:

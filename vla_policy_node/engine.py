@@ -382,6 +382,8 @@ class PolicyEngine:
                 with self._episode_lock:
                     episode = self._episodes.start(name, instruction, timeout_s, time.monotonic(), draw.arm)
                     self._steps.begin()
+                    if draw.arm:
+                        self._note_who_acts()  # what was drawn acts already; it may be lost before the supervisor looks
                     if self._operated:
                         self._episodes.intervened()
             except BaseException:

@@ -42,7 +42,9 @@ class RecorderSettings:
     upload: str = setting(
         "failures", "Episodes that are uploaded: failures (and corrections, and unknown ends), or all"
     )
-    upload_only_idle: bool = setting(True, "Upload only while no episode runs")
+    upload_only_idle: bool = setting(
+        True, "Upload while no episode runs; what has waited 10 minutes for that is sent all the same"
+    )
     upload_bandwidth_bytes_s: int = setting(0, "Largest mean upload rate [bytes/s]; 0 = no cap", 0)
     policy_node: str = setting("policy_node", "Name of the policy node, relative to this namespace, or absolute")
     ota_manager: str = setting("ota_manager", "Name of the manager's node, relative to this namespace, or absolute")

@@ -38,18 +38,22 @@ _WRONG_PATH = (FileExistsError, FileNotFoundError, NotADirectoryError, Permissio
 """What STORE_IO comes from where no folder can be: a fault of the settings after all."""
 
 
-def run(make_node: Callable[[], Node], args: Sequence[str] | None = None, *, threads: int = 4) -> int:
+def run(
+    make_node: Callable[[], Node], args: Sequence[str] | None = None, *, threads: int = 4, last: bool = False
+) -> int:
     """Initialise ROS, spin the node until SIGINT, SIGTERM or shutdown, close it; return the exit status.
 
     A node that cannot be made (a wrong argument or parameter, a broken store), and one whose callback raises an error with a
     ``code`` because it cannot go on, ends the program with one clear line. Status: ``REFUSED`` if its next start would end in the
     same way, else 1.
+
+    ``last``: the process ends next; a second Ctrl-C has nothing left to interrupt.
     """
     # rclpy's MultiThreadedExecutor hands a callback to a thread and then asks again and again whether it has begun (rclpy 7):
     # with the interpreter's 5 ms each callback costs 5 ms of a core before the thread gets its turn.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     arguments = sys.argv if args is None else args
-    with _signal_pipe() as signals:
+    with _signal_pipe(last) as signals:
         try:
             _check_profiles()
             # rclpy's own handlers would invalidate the context before close() has said goodbye on topics.
@@ -107,10 +111,7 @@ def main(
     if others:
         text = f"ARGUMENTS_INVALID: {others[0]}: give parameters as --ros-args -p NAME:=VALUE; --help lists them"
         sys.exit(_refuse(text, sys.argv, REFUSED))
-    status = run(make_node, threads=threads)
-    for number in _SIGNALS:  # it is ending: a second Ctrl-C has nothing left to interrupt
-        signal.signal(number, signal.SIG_IGN)
-    sys.exit(status)
+    sys.exit(run(make_node, threads=threads, last=True))
 
 
 def process_arguments(arguments: Sequence[str]) -> list[str]:
@@ -162,14 +163,14 @@ def _spin(node: Node, signals: int, threads: int) -> int:
         if asked.is_set():
             watcher.join()
         close()
-        _await_callbacks(executor)
+        await_callbacks(executor)
         executor.shutdown(timeout_sec=0)
     for failure in failures:
         node.get_logger().error(f"closing failed:\n{failure}")
     return 1 if failures else 0
 
 
-def _await_callbacks(executor: MultiThreadedExecutor) -> None:
+def await_callbacks(executor: MultiThreadedExecutor) -> None:
     """Wait for callbacks that run, and drop those that wait for a thread.
 
     ``Executor.shutdown`` does neither (rclpy 7), and takes away what they use.
@@ -184,8 +185,8 @@ def _await_callbacks(executor: MultiThreadedExecutor) -> None:
 
 
 @contextmanager
-def _signal_pipe() -> Iterator[int]:
-    """Yield a file descriptor that gets a byte at once for each SIGINT and SIGTERM.
+def _signal_pipe(last: bool) -> Iterator[int]:
+    """Yield a file descriptor that gets a byte at once for each SIGINT and SIGTERM; ``last``: they are ignored afterwards.
 
     A Python signal handler would run only when the main thread comes back from its wait in C++, and in the middle of whatever it
     does then.
@@ -199,7 +200,7 @@ def _signal_pipe() -> Iterator[int]:
     finally:
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if last else handler)
         with suppress(OSError):
             os.close(writer)
         os.close(reader)

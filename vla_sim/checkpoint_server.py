@@ -26,7 +26,7 @@ from types import TracebackType
 from vla_checkpoint import load_manifest
 
 _SLICE_BYTES = 8192
-_STALL_LIMIT_S = 30.0
+_STALL_LIMIT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class CheckpointServer:
         return self.usual
 
     def count(self, path: str, size: int) -> None:
-        """Count bytes that were sent."""
+        """Count bytes that are sent; a negative number takes back what could not be."""
         with self._lock:
             self.served[path] += size
             self._sent.append((time.time(), size))
@@ -219,9 +219,13 @@ def _send(handler: BaseHTTPRequestHandler, server: CheckpointServer, behaviour: 
     end = min([len(body), *stops])
     while sent < end:
         data = body[sent : min(end, sent + _SLICE_BYTES)]
-        handler.wfile.write(b"%x\r\n%s\r\n" % (len(data), data) if behaviour.chunked else data)
+        server.count(handler.path, len(data))  # before a client has them: whoever got a byte finds it counted
+        try:
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(data), data) if behaviour.chunked else data)
+        except ConnectionError:
+            server.count(handler.path, -len(data))
+            raise
         sent += len(data)
-        server.count(handler.path, len(data))
         if behaviour.rate_bytes_s:
             ahead = sent / behaviour.rate_bytes_s - (time.monotonic() - begun)
             if ahead > 0 and server.closing.wait(ahead):

@@ -10,6 +10,12 @@ class CommandRefusedError(Exception):
     code = "COMMAND_REFUSED"
 
 
+class SimSettingError(ValueError):
+    """A parameter of ``sim_robot`` names what is not there."""
+
+    code = "PARAMETER_INVALID"
+
+
 class RecipeError(Exception):
     """A bundle could not be derived from its base."""
 

@@ -9,7 +9,7 @@ operator too: where the policy has not done a task in time, the scripted expert 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,8 +85,11 @@ class TaskRunner:
         rules: TaskRules | None = None,
         pause_s: float = 0.2,
         operator_after_s: float = 0.0,
+        colours: Sequence[str] = BLOCK_COLOURS,
     ) -> None:
         self._operator_after_s = operator_after_s
+        self.colours = colours
+        """That tasks ask for, from the next one on; one that is named twice is asked for twice as often."""
         self.operates = False
         """An operator has taken over, or is about to."""
         self.rules = rules or TaskRules()
@@ -127,7 +130,7 @@ class TaskRunner:
         if not motion_enabled or not self._port.available():
             self._next_s = now_s + _RETRY_PAUSE_S
             return
-        self._colour = BLOCK_COLOURS[int(self._rng.integers(len(BLOCK_COLOURS)))]
+        self._colour = self.colours[int(self._rng.integers(len(self.colours)))]
         self.instruction = instruction_for(self._colour, self._rng)
         self._robot.place_blocks(sample_layout(self._rng, self._robot.snapshot().arm.tip))
         self._judge, self._lasted_s = ReachJudge(self._colour, self.rules), 0.0

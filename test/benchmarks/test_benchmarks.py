@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.waits import wait_for
 
 from benchmarks.observed import ControlInThread, ObservedControl
 from benchmarks.processes import Host, HostError, PeakMemory, cpu_s
@@ -23,12 +24,13 @@ def test_the_reconstructed_lateness_is_the_loops_own(tmp_path: Path, kind: type[
     policy = FreePolicy(100.0, 3)
     control = kind(contract(100.0, 3), policy.observation, {"kind": "record", "path": str(tmp_path / "commands")}, None)
     try:
-        control.start()
+        control.start(60.0)
         control.add_generation(policy.handle)
-        control.activate(1, "NOW", "first", 10.0)
+        control.activate(1, "NOW", "first", 60.0)
         control.enable(True)
-        control.wait_for("RUNNING")
-        time.sleep(0.5)
+        running = control.wait_for("RUNNING")
+        seen = running.ticks - running.missed
+        wait_for(lambda: (now := control.status()) is not None and now.ticks - now.missed >= seen + 20, "twenty ticks")
         control.enable(False)
         status = control.wait_for("INACTIVE")
         ticks = control.between(0, time.monotonic_ns())
@@ -49,11 +51,11 @@ def test_memory_is_that_of_all_processes_below() -> None:
     try:
         process.stdout.readline()
         with PeakMemory(process.pid) as memory:
-            time.sleep(0.2)
+            wait_for(lambda: memory.peak, "a sample")
     finally:
         process.stdin.close()
         process.stdout.close()
-        process.wait(10.0)
+        process.wait(60.0)
     assert 160 << 20 < memory.peak < 260 << 20
 
 
@@ -67,12 +69,12 @@ def test_processor_time_is_that_of_the_other_process() -> None:
     finally:
         process.stdin.close()
         process.stdout.close()
-        process.wait(10.0)
+        process.wait(60.0)
 
 
 def test_a_program_that_ends_early_is_an_error_at_once() -> None:
     with Host("benchmarks.bare_loop", {"no": "settings"}) as host, pytest.raises(HostError, match="ended with 1"):
-        host.hear(30.0)
+        host.hear(60.0)
 
 
 def test_ratios_compare_runs_with_the_same_run_and_leave_out_zeros(tmp_path: Path) -> None:

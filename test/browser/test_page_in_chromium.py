@@ -16,7 +16,7 @@ from support.page_fleet import crowd, experiment, rollout
 from support.rollouts import HOUR_S, MODEL, NEW, OLD, RolloutFleet
 
 TOP = Path(__file__).resolve().parents[2]
-LIVE_MS = 20_000
+LIVE_MS = 60_000
 """So long something may take to appear on an open page, which looks every two seconds."""
 
 

@@ -27,7 +27,7 @@ from vla_policy_node.ipc.layouts import CHUNK_ERRORS, MODES
 TOP = Path(__file__).resolve().parents[2]
 PAGE = TOP / "docs" / "errors.md"
 
-OTHER_PAGES = ("vla_doctor/", "vla_sim/demo/", "vla_sim/fleet/demo/")
+OTHER_PAGES = ("vla_doctor/", "vla_sim/demo/", "vla_sim/fleet/demo/", "vla_sim/fleet/play/", "vla_sim/fleet/flywheel/")
 """The doctor's findings are in docs/doctor.md; the demos give no codes, they expect them."""
 
 VOCABULARIES = {*AT, *MODES, *(state.name for state in UpdateState)}
@@ -38,7 +38,7 @@ NOT_CODES = {
     " FASTRTPS_DEFAULT_PROFILES_FILE HF_HOME HF_LEROBOT_HOME LD_LIBRARY_PATH PATH PKG_CONFIG_PATH PYTHONPATH"
     " RAY_ADDRESS RAY_AUTH_MODE RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED ROS_AUTOMATIC_DISCOVERY_RANGE ROS_LOCALHOST_ONLY"
     " SYSTEM_DEFAULT VLA_SIM_FLEET_CLOCK",
-    "constants of modules": "MANIFEST_NAME MAP_POPULATE SCHED_RESET_ON_FORK SC_PAGE_SIZE",
+    "constants of modules": "MANIFEST_NAME MAP_POPULATE MIN_BYTES OFFERS_NAME SCHED_RESET_ON_FORK SC_CLK_TCK SC_PAGE_SIZE",
     "events between processes": "CHUNK_ERROR DISABLED ENABLED ENABLE_FAILED EXITED HOLD LOG LOST MOTION_ENABLED REFUSED RESUMED"
     " GIVEN_BACK RESUME_ACCEPTED RESUME_REFUSED SPAN SPARE_READY STARTED START_FAILED SWAPPED TAKEN_OVER",
     "states of a preparation": "BUILD DIGEST GOLDEN LOADING QUEUED READY WARM_UP",
@@ -46,7 +46,7 @@ NOT_CODES = {
     "kinds of pictures": "JPEG PNG RGB RGBA",
     "words of PEFT": "LORA",
     "words of LeRobot": "ACTION IDENTITY MEAN_STD MIN_MAX QUANTILES STATE VISUAL",
-    "words of command lines": "BUNDLE DIR FILE HEX HZ JSON NS TOPIC UTC VERSION",
+    "words of command lines": "BASE BUNDLE DELTA DIR FILE HEX HZ JSON NEW NS OLD OUT REGISTRY TARGET TOPIC UTC VERSION",
     "what stands in a contract's draft where a value is open": "TODO",
     "words of Pillow, and its package": "BGR BGRX JPEG PIL RGB RGBX",
     "why a wait of the policy port was given up": "TIMEOUT",

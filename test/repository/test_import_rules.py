@@ -28,7 +28,7 @@ ROOMS = {
         "vla_recorder",
         "vla_ros",
     },
-    "vla_checkpoint": {"numpy", "safetensors", "rfc8785", "semver", "vla_ros.plain"},
+    "vla_checkpoint": {"numpy", "pcodec", "safetensors", "rfc8785", "semver", "vla_ros.plain", "zstandard"},
     "vla_contract": {"yaml", "vla_checkpoint", "vla_doctor", "vla_policy_node", "vla_ros"},
     "vla_evidence": {"numpy", "scipy", "vla_ros.drawing"},
     "vla_ros": {"numpy"},
@@ -48,10 +48,13 @@ ROOMS = {
     "vla_doctor": {"numpy", "yaml", "vla_checkpoint", "vla_ota_manager", "vla_policy_node", "vla_recorder", "vla_ros"},
     "vla_fleet": {
         "alembic",
+        "asyncpg",
         "fastapi",
         "httpx",
         "jinja2",
         "markupsafe",  # what Jinja escapes with
+        "nats",
+        "obstore",
         "prometheus_client",
         "pydantic",
         "rich",
@@ -101,6 +104,9 @@ EXTRA = {
     "vla_sim/fleet/": {"vla_evidence", "vla_fleet", "vla_fleet_bridge"},
     "vla_sim/fleet/demo/": {"rich"},
     "vla_sim/fleet/demo/picture.py": {"matplotlib"},
+    "vla_sim/fleet/play/": {"rich"},
+    "vla_sim/fleet/flywheel/": {"rich", "vla_learning"},
+    "vla_sim/fleet/flywheel/picture.py": {"matplotlib"},
 }
 
 
@@ -148,7 +154,7 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
 )
 def test_the_control_loop_and_the_engine_come_up_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=TOP, timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=TOP, timeout=110, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -159,7 +165,7 @@ def test_evidence_comes_up_without_the_packages_for_analysis(module: str) -> Non
     heavy = "{'matplotlib', 'tqdm', 'scipy.stats'}"
     code = f"import sys, {module}; sys.exit(' '.join({heavy} & sys.modules.keys()) or 0)"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=TOP, timeout=60, check=False, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=TOP, timeout=110, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 
@@ -170,7 +176,7 @@ def test_evidence_comes_up_without_the_packages_for_analysis(module: str) -> Non
 def test_an_engine_comes_up_without_ros(module: str) -> None:
     code = f"import sys, {module}; sys.exit(' '.join(m for m in sys.modules if m.split('.')[0] == 'rclpy') or 0)"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=TOP, timeout=60, check=False, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=TOP, timeout=110, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 

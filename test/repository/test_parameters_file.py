@@ -15,7 +15,7 @@ def test_the_parameters_file_has_every_parameter_with_its_default() -> None:
         [sys.executable, str(TOP / "scripts" / "params_yaml.py")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=True,
     )
     assert (TOP / "config" / "vla_ota.yaml").read_text() == made.stdout, (

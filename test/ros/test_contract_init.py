@@ -90,7 +90,7 @@ def init(domain: int, out: Path, *arguments: str) -> subprocess.CompletedProcess
         *arguments,
     ]
     env = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
-    return subprocess.run(command, env=env, capture_output=True, timeout=60, check=False, text=True)
+    return subprocess.run(command, env=env, capture_output=True, timeout=110, check=False, text=True)
 
 
 @pytest.fixture

@@ -293,7 +293,7 @@ def test_a_sound_robot_passes_without_an_argument_and_in_a_namespace(ros_domain:
             )
         )
         probe = stack.enter_context(RosHarness(ros_domain, "probe", "/arm_1"))
-        probe.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED).wait()
+        probe.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED_EACH).wait()
         verdict = run_doctor(ros_domain, seconds=2.5)
         assert verdict.failed == set() and verdict.exit_status == 0, verdict.findings
         for part in (
@@ -319,7 +319,7 @@ def test_two_policy_nodes_of_one_name_and_stores_that_differ_fail(ros_domain: in
         stack.enter_context(StandInPolicy(ros_domain, parameters=twin))
         stack.enter_context(NodeProcess("vla_ota_manager.ros.manager_node", ros_domain, tmp_path, parameters=manager))
         probe = stack.enter_context(RosHarness(ros_domain, "probe"))
-        probe.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED).wait()
+        probe.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED_EACH).wait()
         verdict = run_doctor(ros_domain)
     assert "NODE_TWICE" in verdict.codes("node /policy_node") and verdict.exit_status == 1
     assert "robot_type of ota_manager to 'sim_arm'" in verdict.one("ROBOT_TYPE_DIFFERS")["remedy"]

@@ -26,7 +26,7 @@ from vla_ota.srv import SwapModel
 from vla_ros import qos
 
 WORKSPACE = Path(__file__).parents[2] / "examples" / "workspace"
-PATIENCE_S = 40.0
+PATIENCE_S = 60.0
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Built:
     def bundle(self, out: Path, version: str, *target: float) -> Path:
         command = [self.executables / "make_bundle", "--out", out, "--version", version, "--target", *map(str, target)]
         subprocess.run(
-            [*map(str, command)], env={**os.environ, **self.environment}, check=True, timeout=60, capture_output=True
+            [*map(str, command)], env={**os.environ, **self.environment}, check=True, timeout=100, capture_output=True
         )
         return out
 
@@ -84,7 +84,7 @@ def test_the_workspaces_own_policy_drives_the_arm_and_is_changed_in_motion(
         ),
         RosHarness(ros_domain) as ros,
     ):
-        status = ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED)
+        status = ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED_EACH)
         joints = ros.subscribe(JointState, "joint_states", qos.SENSORS)
         there = lambda target: lambda m: np.allclose(m.position, target, atol=0.05)  # noqa: E731
         status.wait(lambda m: m.active_version == "1.0.0", PATIENCE_S, "1.0.0 loaded")

@@ -11,6 +11,7 @@ import pytest
 from action_msgs.msg import GoalStatus
 from rcl_interfaces.msg import Log
 from support.manager_rig import ManagerRig
+from support.waits import wait_for
 from vla_ota.action import InstallModel
 from vla_ota.srv import CommitModel, ListModels, PinModel, Rollback, UnblockModel
 
@@ -49,7 +50,7 @@ def test_an_empty_rollback_goes_to_the_previous_version_and_blocks_nothing(rig: 
 
 
 def test_a_refused_command_is_a_warning_in_the_log_and_one_that_is_done_is_none(rig: ManagerRig) -> None:
-    log = rig.ros.subscribe(Log, "/rosout", qos.LATCHED)
+    log = rig.ros.subscribe(Log, "/rosout", qos.LATCHED_EACH)
     assert not rig.ros.call(PinModel, "ota_manager/pin_model", PinModel.Request(version="7.7.7\x1b[31m")).success
     refused = log.wait(lambda m: m.msg.startswith("pin_model: MODEL_NOT_FOUND"), what="the refusal in the log")
     assert refused.level == Log.WARN and "\x1b" not in refused.msg
@@ -63,9 +64,15 @@ def test_two_rollbacks_at_once_go_back_one_version(ros_domain: int, tmp_path: Pa
         rig.start()
         for version in ("1.0.0", "1.1.0", "1.2.0"):
             rig.install(version)
-        rig.policy.swap_s = 1.0
+        refused = rig.ros.call(Rollback, "ota_manager/rollback", Rollback.Request(version="7.7.7"))
+        assert refused.error_code == "MODEL_NOT_FOUND"  # from here on the service is known
+        rig.policy.swapping.clear()
         with ThreadPoolExecutor(2) as people:
             asked = [people.submit(rig.ros.call, Rollback, "ota_manager/rollback") for _ in range(2)]
+            wait_for(lambda: rig.ros.asked("ota_manager/rollback") == 2, "both requests")
+            for _ in range(3):  # they were sent before these
+                assert rig.ros.call(ListModels, "ota_manager/list_models").success
+            rig.policy.swapping.set()
             replies = [future.result() for future in asked]
         assert [(reply.success, reply.to_version) for reply in replies] == [(True, "1.1.0")] * 2
         status = rig.status.wait(lambda m: m.committed_version == "1.1.0" and m.active_version == "1.1.0")

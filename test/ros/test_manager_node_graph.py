@@ -72,7 +72,7 @@ def test_swaps_wait_for_permission_and_a_stale_permission_is_none(robots: tuple[
         lambda m: m.update_id == update_id and "update_permitted" in m.message, what="the wait for permission"
     )
     gate.publish(Bool(data=False))
-    waiting = right.ros.subscribe(ModelStatus, "/right/ota_manager/status", qos.LATCHED)
+    waiting = right.ros.subscribe(ModelStatus, "/right/ota_manager/status", qos.LATCHED_EACH)
     wait_for(lambda: len(waiting.messages) > 3, "some more statuses")
     assert not right.policy.swaps and all(m.state_name != "TRIAL" for m in waiting.messages)
 
@@ -162,6 +162,6 @@ def test_the_policy_nodes_name_is_a_parameter(ros_domain: int, tmp_path: Path) -
         ) as node,
     ):
         policy.active, policy.generation = ("ab" * 32, "3.2.1"), 7
-        status = ros.subscribe(ModelStatus, "updates/status", qos.LATCHED)
+        status = ros.subscribe(ModelStatus, "updates/status", qos.LATCHED_EACH)
         status.wait(lambda m: m.active_version == "3.2.1", what="the version that the policy node runs")
         assert node.stop() == 0

@@ -51,6 +51,7 @@ def test_an_offer_by_topic_is_fetched_swapped_in_tried_and_committed(rig: Manage
         + rig.server.served[f"/blobs/sha256/{rig.weights('1.1.0')}"]
     )
     assert status.bytes_downloaded == sent
+    rig.wait_event(update_id, "COMMITTED")
     assert path_of(rig, update_id) == [
         "CHECKING", "FETCHING", "VERIFYING", "INSTALLED", "PREPARING", "SWAPPING", "TRIAL", "COMMITTED",
     ]  # fmt: skip
@@ -92,7 +93,7 @@ def test_an_expired_offer_is_rejected(rig: ManagerRig, untouched: None) -> None:
 def test_a_token_and_a_password_in_an_offers_url_are_neither_published_nor_logged(
     rig: ManagerRig, untouched: None
 ) -> None:
-    logged = rig.ros.subscribe(Log, "/rosout", qos.LATCHED)
+    logged = rig.ros.subscribe(Log, "/rosout", qos.LATCHED_EACH)
     refuse(rig, rig.offer("1.3.0", "0" * 64, manifest_url=f"http://u:SECRET@{rig.server.base[7:]}/x"), "URL_INVALID")
     missing = rig.offer("1.3.0", "0" * 64, manifest_url=rig.server.url("gone?X-Amz-Signature=SECRET"))
     assert "gone?***" in rig.wait_event(missing, "FAILED").message
@@ -124,12 +125,17 @@ def test_scores_that_are_no_numbers_and_odd_outcomes_do_not_upset_the_node(rig: 
     scores = rig.ros.advertise(AnomalyScore, "anomaly_score")
     outcomes = rig.ros.advertise(EpisodeOutcome, "episode_outcome")
     diagnostics = rig.ros.subscribe(DiagnosticArray, "/diagnostics")
-    for value in (float("nan"), float("inf"), -float("inf"), 1e308):
-        scores.publish(AnomalyScore(source="tce", score=value))
-    scores.publish(AnomalyScore(source="", score=1.0))
+    rig.ros.known_to("ota_manager")
+
+    def told() -> DiagnosticArray | None:
+        for value in (float("nan"), float("inf"), -float("inf"), 1e308):
+            scores.publish(AnomalyScore(source="tce", score=value))
+        scores.publish(AnomalyScore(source="", score=1.0))
+        return next((m for m in diagnostics.messages if any("SCORE_INVALID" in s.message for s in m.status)), None)
+
     outcomes.publish(EpisodeOutcome(episode_id="\u0000\u2603" * 1000, duration_s=float("nan")))
     assert rig.ros.call(ListModels, "ota_manager/list_models").success
-    finding = diagnostics.wait(lambda m: any("SCORE_INVALID" in s.message for s in m.status), what="SCORE_INVALID")
+    finding = wait_for(told, "SCORE_INVALID")
     assert {s.name.rpartition(": ")[2] for s in finding.status} >= {
         "qos",
         "store",
@@ -160,7 +166,7 @@ def test_a_policy_node_that_is_not_configured_is_not_said_to_be_silent_and_what_
     statuses = rig.ros.advertise(PolicyStatus, "policy_node/status", qos.LATCHED, readers=0)
     diagnostics = rig.ros.subscribe(DiagnosticArray, "/diagnostics")
     assert rig.status.last.active_version
-    rig.policy.silent = True
+    rig.policy.fall_silent("")
     try:
 
         def told() -> bool:
@@ -172,11 +178,12 @@ def test_a_policy_node_that_is_not_configured_is_not_said_to_be_silent_and_what_
         wait_for(told, "its own words in the diagnostics")
         wait_for(lambda: rig.status.last.active_version == "", "a status in which nothing acts")
     finally:
+        rig.ros.withdraw(statuses)
         rig.policy.silent = False
         rig.policy.publish_status()
     rig.status.wait(lambda m: m.active_version != "", what="what acts again")
 
 
 def test_a_late_joiner_gets_the_latched_status(rig: ManagerRig) -> None:
-    late = rig.ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED)
+    late = rig.ros.subscribe(ModelStatus, "ota_manager/status", qos.LATCHED_EACH)
     assert late.wait().committed_version == rig.status.last.committed_version

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.bundles import make_bundle
@@ -21,7 +22,8 @@ from vla_ros.diagnostics import Diagnostics
 from vla_ros.fault import Fault
 from vla_sim.dds import claim_domain
 
-SILENT_S = 1.5
+SILENT_S = 60.0
+MODULE = "vla_ota_manager.ros.policy_port"
 
 
 def never() -> bool:
@@ -45,6 +47,13 @@ def stand_in(node: RosHarness) -> Iterator[StandInPolicyNode]:
         yield policy
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine of the tests; who tests what these are for sets them again."""
+    monkeypatch.setattr(f"{MODULE}.DISCOVERY_S", 40.0)
+    monkeypatch.setattr(f"{MODULE}.REPLY_S", 40.0)
+
+
 @pytest.fixture
 def policy(stand_in: StandInPolicyNode) -> StandInPolicyNode:
     """A policy node that has just been started; it was in the graph before, because to be discovered takes seconds."""
@@ -52,20 +61,50 @@ def policy(stand_in: StandInPolicyNode) -> StandInPolicyNode:
     return stand_in
 
 
-def make_port(node: RosHarness, policy_node: str = "policy_node") -> RosPolicyPort:
+def make_port(node: RosHarness, policy_node: str = "policy_node", silent_s: float = SILENT_S) -> RosPolicyPort:
     return node.on_executor(
-        lambda: RosPolicyPort(node.node, policy_node, SILENT_S, lambda: None, Diagnostics(node.node, lambda: "test"))
+        lambda: RosPolicyPort(node.node, policy_node, silent_s, lambda: None, Diagnostics(node.node, lambda: "test"))
     )
 
 
-@pytest.fixture
-def port(node: RosHarness, policy: StandInPolicyNode) -> RosPolicyPort:
-    port = make_port(node)
+def connected(port: RosPolicyPort, node: RosHarness, policy: StandInPolicyNode) -> RosPolicyPort:
+    """The port, when it and the policy node know each other, and it has heard what the one of this test says."""
+    wait_for(lambda: port._prepare.server_is_ready() and port._swap.service_is_ready(), "the policy node's servers")
+    node.known_to("policy_node")
     wait_for(lambda: (status := port.status()) is not None and status.boot_id == policy.boot_id, "a status")
     return port
 
 
-def test_without_a_policy_node_calls_return_policy_absent_and_the_status_is_unknown(node: RosHarness) -> None:
+@pytest.fixture
+def port(node: RosHarness, policy: StandInPolicyNode) -> RosPolicyPort:
+    return connected(make_port(node), node, policy)
+
+
+@pytest.fixture
+def say(node: RosHarness) -> Iterator[Callable[[str, PolicyStatus], None]]:
+    """Publish a status on a topic, instead of a policy node; what it has latched goes with the test."""
+    publishers: dict[str, Any] = {}
+
+    def publish(topic: str, status: PolicyStatus) -> None:
+        if topic not in publishers:
+            publishers[topic] = node.advertise(PolicyStatus, topic, qos.LATCHED)
+        publishers[topic].publish(status)
+
+    yield publish
+    for publisher in publishers.values():
+        node.withdraw(publisher)
+
+
+def fall_silent(port: RosPolicyPort, policy: StandInPolicyNode) -> None:
+    """The policy node publishes no status any more, and the port has heard the last one."""
+    policy.fall_silent("the last words")
+    wait_for(lambda: (s := port.status()) is not None and s.episode_id == "the last words", "the last status")
+
+
+def test_without_a_policy_node_calls_return_policy_absent_and_the_status_is_unknown(
+    node: RosHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{MODULE}.DISCOVERY_S", 0.2)
     port = make_port(node, "nobody")
     assert port.status() is None
     prepared = port.prepare(Path("/nowhere"), "0" * 64, ignore, never, 600.0, skip_shadow=False)
@@ -106,38 +145,43 @@ def test_a_preparation_that_is_cancelled_or_takes_too_long_is_cancelled_there_to
     port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path
 ) -> None:
     digest = make_bundle(tmp_path / "b").digest
-    policy.prepare_s = 30.0
-    asked = threading.Event()
-    threading.Timer(0.3, asked.set).start()
-    assert port.prepare(tmp_path / "b", digest, ignore, asked.is_set, 60.0, skip_shadow=False).error_code == "CANCELLED"
+    policy.prepare_s = 600.0
+    begun = lambda: bool(policy.prepared_paths)  # noqa: E731
+    assert port.prepare(tmp_path / "b", digest, ignore, begun, 600.0, skip_shadow=False).error_code == "CANCELLED"
     wait_for(lambda: policy.cancelled == 1, "the first cancellation")
     assert port.prepare(tmp_path / "b", digest, ignore, never, 0.3, skip_shadow=False).error_code == "PREPARE_TIMEOUT"
     wait_for(lambda: policy.cancelled == 2, "the second cancellation")
 
 
 def test_a_policy_node_that_restarts_or_falls_silent_during_a_preparation_is_absent(
-    port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path
+    port: RosPolicyPort, policy: StandInPolicyNode, node: RosHarness, tmp_path: Path
 ) -> None:
     digest = make_bundle(tmp_path / "b").digest
-    policy.prepare_s = 30.0
-    threading.Timer(0.3, lambda: setattr(policy, "boot_id", "another boot")).start()
-    assert port.prepare(tmp_path / "b", digest, ignore, never, 60.0, skip_shadow=False).error_code == "POLICY_ABSENT"
-    policy.silent = True
-    assert port.prepare(tmp_path / "b", digest, ignore, never, 60.0, skip_shadow=False).error_code == "POLICY_ABSENT"
+    policy.prepare_s = 600.0
+
+    def boot(state: str, progress: float) -> None:
+        policy.boot_id = "another boot"
+
+    assert port.prepare(tmp_path / "b", digest, boot, never, 600.0, skip_shadow=False).error_code == "POLICY_ABSENT"
+    impatient = connected(make_port(node, silent_s=1.0), node, policy)
+    silence = lambda state, progress: policy.fall_silent("")  # noqa: E731
+    result = impatient.prepare(tmp_path / "b", digest, silence, never, 600.0, skip_shadow=False)
+    assert result.error_code == "POLICY_ABSENT"
 
 
 def test_a_preparation_that_is_not_accepted_soon_was_lost_on_the_way_and_is_cancelled_if_it_was_not(
     port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = make_bundle(tmp_path / "b").digest
-    policy.accept_s, policy.prepare_s = 1.0, 30.0
-    with monkeypatch.context() as patience:
-        patience.setattr("vla_ota_manager.ros.policy_port.REPLY_S", 0.5)
-        assert (
-            port.prepare(tmp_path / "b", digest, ignore, never, 600.0, skip_shadow=False).error_code == "POLICY_ABSENT"
-        )
+    policy.prepare_s = 600.0
+    policy.accepting.clear()
+    with monkeypatch.context() as soon:
+        soon.setattr(f"{MODULE}.REPLY_S", 0.2)
+        result = port.prepare(tmp_path / "b", digest, ignore, never, 600.0, skip_shadow=False)
+        assert result.error_code == "POLICY_ABSENT"
+    policy.accepting.set()
     wait_for(lambda: policy.cancelled == 1, "the cancellation of what was accepted late")
-    policy.accept_s, policy.prepare_s = 0.0, 0.0
+    policy.prepare_s = 0.0
     assert port.prepare(tmp_path / "b", digest, ignore, never, 600.0, skip_shadow=False).success
 
 
@@ -145,22 +189,21 @@ def test_a_policy_node_that_is_found_at_the_last_moment_is_asked_all_the_same(
     port: RosPolicyPort, policy: StandInPolicyNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = make_bundle(tmp_path / "b").digest
-    monkeypatch.setattr("vla_ota_manager.ros.policy_port.DISCOVERY_S", 0.0)
+    monkeypatch.setattr(f"{MODULE}.DISCOVERY_S", 0.0)
     result = port.prepare(tmp_path / "b", digest, ignore, never, 600.0, skip_shadow=False)
     assert result.success, result
     assert port.swap(SwapRequest(digest), never).success
 
 
 def test_what_went_wrong_is_kept_with_its_time_though_later_statuses_say_no_more_of_it(
-    port: RosPolicyPort, policy: StandInPolicyNode, node: RosHarness
+    port: RosPolicyPort, policy: StandInPolicyNode, say: Callable[[str, PolicyStatus], None]
 ) -> None:
-    policy.silent = True
-    publisher = node.advertise(PolicyStatus, "policy_node/status", qos.LATCHED)
+    fall_silent(port, policy)
 
-    def say(code: str, text: str, generation: int) -> None:
+    def fail(code: str, text: str, generation: int) -> None:
         status = PolicyStatus(state=PolicyStatus.STATE_HOLDING, boot_id=policy.boot_id, generation=generation)
         status.error_code, status.message = code, text
-        publisher.publish(status)
+        say("policy_node/status", status)
         wait_for(lambda: (s := port.status()) is not None and s.generation == generation, f"status {generation}")
 
     def heard() -> tuple[str, str, float]:
@@ -168,53 +211,51 @@ def test_what_went_wrong_is_kept_with_its_time_though_later_statuses_say_no_more
         assert snapshot is not None
         return snapshot.error_code, snapshot.error_text, snapshot.error_heard_s
 
-    say("POLICY_FAILED", 'Traceback (most recent call last):\n  File "p.py"\nValueError: no\x1b\n', 101)
+    fail("POLICY_FAILED", 'Traceback (most recent call last):\n  File "p.py"\nValueError: no\x1b\n', 101)
     assert heard()[:2] == ("POLICY_FAILED", "ValueError: no\N{REPLACEMENT CHARACTER}")
     first = heard()
-    say("POLICY_FAILED", 'Traceback (most recent call last):\n  File "p.py"\nValueError: no\x1b\n', 102)
-    say("", "", 103)
+    fail("POLICY_FAILED", 'Traceback (most recent call last):\n  File "p.py"\nValueError: no\x1b\n', 102)
+    fail("", "", 103)
     assert heard() == first  # repeated, then taken back by a swap
-    say("WORKER_DIED", "1.1.0: killed", 104)
-    say("", "", 105)
-    say("WORKER_DIED", "1.1.0: killed", 106)
+    fail("WORKER_DIED", "1.1.0: killed", 104)
+    fail("", "", 105)
+    fail("WORKER_DIED", "1.1.0: killed", 106)
     assert heard()[:2] == ("WORKER_DIED", "1.1.0: killed") and heard()[2] > first[2]
 
 
 def test_a_policy_node_that_is_not_configured_can_be_asked_nothing_and_its_words_say_so(
-    port: RosPolicyPort, policy: StandInPolicyNode, node: RosHarness
+    port: RosPolicyPort,
+    policy: StandInPolicyNode,
+    say: Callable[[str, PolicyStatus], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    policy.silent = True
-    publisher = node.advertise(PolicyStatus, "policy_node/status", qos.LATCHED)
+    fall_silent(port, policy)
+    clock = SimpleNamespace(now_s=1e9)  # stands still but for what this test does
+    monkeypatch.setattr(f"{MODULE}.time", SimpleNamespace(monotonic=lambda: clock.now_s))
     before = port.status()
-    assert before is not None and not before.unconfigured
+    assert before is not None and not before.unconfigured and before.age_s > SILENT_S
     refusal = {"error_code": "CONTRACT_SYNTAX", "message": "CONTRACT_SYNTAX: my_arm.yaml:\nline 7"}
-
-    def aged() -> bool:
-        publisher.publish(PolicyStatus(state=PolicyStatus.STATE_UNCONFIGURED, **refusal))
-        snapshot = port.status()
-        assert snapshot is not None and snapshot.boot_id == before.boot_id
-        return snapshot.age_s > SILENT_S
-
-    wait_for(aged, "silence")
+    say("policy_node/status", PolicyStatus(state=PolicyStatus.STATE_UNCONFIGURED, **refusal))
+    wait_for(lambda: (s := port.status()) is not None and s.unconfigured, "its words")
     snapshot = port.status()
-    assert snapshot is not None
+    assert snapshot is not None and snapshot.boot_id == policy.boot_id
     assert snapshot.unconfigured == "is not configured: CONTRACT_SYNTAX: my_arm.yaml: line 7"
+    assert snapshot.age_s > SILENT_S, "they are no status of a node that is configured"
     reply = port.swap(SwapRequest("0" * 64), never)
     assert (reply.error_code, reply.message) == ("POLICY_ABSENT", f"policy_node {snapshot.unconfigured}")
-    wait_for(
-        lambda: (s := port.status()) is not None and not s.unconfigured, "silence, of which nothing is said any more"
-    )
+    clock.now_s += SILENT_S + 1.0
+    silent = port.status()
+    assert silent is not None and not silent.unconfigured and silent.age_s > SILENT_S
     policy.silent = False
     policy.publish_status()
     wait_for(lambda: (s := port.status()) is not None and s.age_s < SILENT_S, "the status of a node that is configured")
 
 
 def test_a_policy_node_that_was_never_configured_is_known_and_runs_nothing(
-    node: RosHarness, policy: StandInPolicyNode
+    node: RosHarness, policy: StandInPolicyNode, say: Callable[[str, PolicyStatus], None]
 ) -> None:
     port = make_port(node, "never")
-    publisher = node.advertise(PolicyStatus, "never/status", qos.LATCHED)
-    publisher.publish(PolicyStatus(state=PolicyStatus.STATE_UNCONFIGURED))
+    say("never/status", PolicyStatus(state=PolicyStatus.STATE_UNCONFIGURED))
     wait_for(lambda: port.status() is not None, "the status")
     snapshot = port.status()
     assert snapshot is not None and snapshot.unconfigured == "is not configured"

@@ -98,9 +98,9 @@ def happened(shared_domain: int, tmp_path_factory: pytest.TempPathFactory) -> It
         node("vla_recorder.ros.recorder", **recorder) as box,
         node("vla_policy_node.ros.policy_node", **policy) as acting,
     ):
-        status = ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED)
+        status = ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED_EACH)
         diagnostics = ros.subscribe(DiagnosticArray, "/diagnostics")
-        reports = ros.subscribe(SwapReport, "policy_node/swap_report", qos.LATCHED)
+        reports = ros.subscribe(SwapReport, "policy_node/swap_report", qos.LATCHED_EACH)
         running = PolicyStatus.STATE_RUNNING
         status.wait(lambda m: m.state == running and m.episode_id, timeout_s=90.0, what="an episode")
         reports.wait(what="the report of the first swap")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -32,6 +33,13 @@ SPACE = "/learning"
 
 def files(folder: Path, ends: str = ".mcap") -> list[Path]:
     return sorted(p for p in (folder / "recordings" / "episodes").glob(f"*{ends}"))
+
+
+def large_part(folder: Path) -> Path | None:
+    """Return an unfinished file with something in it."""
+    with contextlib.suppress(FileNotFoundError):  # it was finished this moment
+        return next((path for path in files(folder, ".mcap.part") if path.stat().st_size > 20_000), None)
+    return None
 
 
 class EpisodeFile:
@@ -101,15 +109,14 @@ def recorded(shared_domain: int, tmp_path_factory: pytest.TempPathFactory) -> It
         node("vla_sim.ros.sim_robot", operator_after_s=1.0, task_timeout_s=20.0),
     ):
         outcomes = ros.subscribe(EpisodeOutcome, "episode_outcome")
-        status = ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED)
+        status = ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED_EACH)
         running = PolicyStatus.STATE_RUNNING
         status.wait(lambda m: m.state == running and m.episode_id, timeout_s=90.0, what="the policy to act")
         outcomes.wait(what="the end of the episode in which the policy came", timeout_s=60.0)
         outcomes.clear()
         outcome = outcomes.wait(what="the end of a corrected episode", timeout_s=60.0)
         corrected = wait_for(lambda: of(outcome.episode_id), "its file")
-        part = wait_for(lambda: next(iter(files(folder, ".part")), None), "the next episode")
-        wait_for(lambda: part.stat().st_size > 20_000, "some of it on disk")
+        part = wait_for(lambda: large_part(folder), "some of the next episode on disk")
         first.kill()
         with node("vla_recorder.ros.recorder", **recorder) as second:
             cut = part.with_suffix("")

@@ -40,6 +40,7 @@ def test_an_update_and_an_operators_rollback_cost_no_tick_and_the_way_back_no_by
     report = robot.reports.wait(lambda m: (m.from_version, m.to_version) == (base, "1.1.0"))
     assert (report.cause, report.warm, report.starved_ticks) == ("UPDATE", False, 0)
     assert report.load_s > 0 and report.golden_s > 0 and report.seam_jump < 0.3
+    robot.events.wait(lambda e: e.update_id == update_id and e.to_state == "COMMITTED", what="the last event")
     path = [e.to_state for e in robot.events.messages if e.update_id == update_id]
     assert path == ["CHECKING", "FETCHING", "VERIFYING", "INSTALLED", "PREPARING", "SWAPPING", "TRIAL", "COMMITTED"]
     robot.check("1.1.0")
@@ -143,6 +144,7 @@ def test_a_version_that_fails_on_its_first_live_chunk_never_acts_and_is_not_bloc
     assert (ended.error_code, version in ended.blocked) == ("SEAM_JUMP", False), ended.message
     robot.wait_acting(base)
     assert not any(m.holding for m in robot.policy_status.messages)
+    robot.events.wait(lambda e: e.update_id == update_id and e.to_state == "FAILED", what="the last event")
     path = [e.to_state for e in robot.events.messages if e.update_id == update_id]
     assert path.count("PREPARING") == 1 and "TRIAL" not in path
     robot.check(base, never=(version,))

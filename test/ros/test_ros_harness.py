@@ -19,7 +19,7 @@ def test_the_probe_meets_latched_topics_services_and_bounded_waits(ros_domain: i
                 Trigger, "hello", lambda request, response: Trigger.Response(success=True, message="hi")
             )
         )
-        assert probe.subscribe(String, "word", qos.LATCHED).wait().data == "latched"
+        assert probe.subscribe(String, "word", qos.LATCHED_EACH).wait().data == "latched"
         assert probe.call(Trigger, "hello").message == "hi"
         with pytest.raises(AssertionError, match=r"waited 0\.1 s for a greeting"):
             probe.subscribe(String, "silence").wait(timeout_s=0.1, what="a greeting")

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+expect.set_options(timeout=40_000)  # [ms]; a busy machine
 
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
@@ -40,4 +42,6 @@ def signed_in(context: BrowserContext, url: str, key: str, path: str = "/") -> P
 
 def looking(browser: Browser, *, dark: bool = False, size: Any = WIDE) -> BrowserContext:
     """Return a browser window of its own."""
-    return browser.new_context(viewport=size, color_scheme="dark" if dark else "light", reduced_motion="reduce")
+    context = browser.new_context(viewport=size, color_scheme="dark" if dark else "light", reduced_motion="reduce")
+    context.set_default_timeout(60_000)
+    return context

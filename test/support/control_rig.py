@@ -38,6 +38,7 @@ def contract_text(
     step: float = STEP,
     max_age_ms: int = 200,
     max_decel: float = 50.0,
+    motion_timeout_s: float = 0.5,
 ) -> str:
     limits = {
         "absolute": f"{{position: [{LOW}, {HIGH}], velocity: {RATE}, step: {step}, tolerance: {TOLERANCE}}}",
@@ -67,7 +68,7 @@ actions:
     channel: {{topic: commands, type: std_msgs/msg/Float64MultiArray}}
     select: [data.0, data.1]
 safety:
-  motion_enabled: {{required: {str(motion).lower()}, timeout_s: 0.5}}
+  motion_enabled: {{required: {str(motion).lower()}, timeout_s: {motion_timeout_s}}}
   auto_resume: {str(auto).lower()}
   observation_max_age_ms: {max_age_ms}
   blend_ticks: {blend}

@@ -14,17 +14,23 @@ from typing import Any
 import numpy as np
 
 from support.control_rig import Worker, contract
+from support.waits import TIMEOUT_S
 from vla_policy_node.control.client import ControlClient
 from vla_policy_node.control.sinks import read_record
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.layouts import observation_layout
 
+MAX_AGE_MS, HORIZON = 2000, 100
+
 
 class Robot:
-    """A control process with a recorded sink, an observation that is renewed, and workers that answer from a thread."""
+    """A control process with a recorded sink, an observation that is renewed, and workers that answer from a thread.
+
+    On a machine that stalls for a second it does not hold, and no hold is latched: observations, chunks and holds last longer.
+    """
 
     def __init__(self, folder: Path, **changes: Any) -> None:
-        self.contract = contract(**changes)
+        self.contract = contract(**{"max_age_ms": MAX_AGE_MS, "timeout_s": 60.0, **changes})
         self.path = folder / "commands"
         self._channels = len(self.contract.channels)
         self.observation = Arena.create(observation_layout(self.contract.features, self._channels))
@@ -47,7 +53,7 @@ class Robot:
         return self.client.start(30.0)
 
     def add(self, generation: int, policy: Any = 0.0) -> Worker:
-        worker = Worker(generation, dim=self._channels)
+        worker = Worker(generation, horizon=HORIZON, dim=self._channels)
         self.workers[generation] = (worker, policy)
         self.client.add_generation(worker.handle, latency_s=0.02)
         return worker
@@ -65,7 +71,7 @@ class Robot:
         status = self.client.status()
         return "" if status is None else status.mode
 
-    def wait(self, condition: Callable[[], Any], timeout_s: float = 15.0) -> Any:
+    def wait(self, condition: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
         end = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < end, (self.client.status(), self.events[-5:])
@@ -83,27 +89,31 @@ class Robot:
         self.client.close()
         self._over.set()
         if self._thread.is_alive():
-            self._thread.join(5.0)
+            self._thread.join(TIMEOUT_S)
         for worker, _ in self.workers.values():
             worker.close()
         self.observation.close()
 
+    def write(self) -> None:
+        """Renew the observation."""
+        now = time.monotonic_ns()
+        self.observation.write(
+            {
+                "stamp_ns": now,
+                "written_ns": now,
+                "valid": 1,
+                "measured": self.measured,
+                "measured_ns": now,
+                "motion_ns": now + int(self.motion_s * 1e9),
+                "instruction": 0,
+                "episode": self.episode,
+                "feature:observation.state": 0.0,
+            }
+        )
+
     def _live(self) -> None:
         while not self._over.wait(0.005):
-            now = time.monotonic_ns()
-            self.observation.write(
-                {
-                    "stamp_ns": now,
-                    "written_ns": now,
-                    "valid": 1,
-                    "measured": self.measured,
-                    "measured_ns": now,
-                    "motion_ns": now + int(self.motion_s * 1e9),
-                    "instruction": 0,
-                    "episode": self.episode,
-                    "feature:observation.state": 0.0,
-                }
-            )
+            self.write()
             for worker, policy in list(self.workers.values()):
                 poll = select.poll()
                 poll.register(worker.eventfd, select.POLLIN)

@@ -14,6 +14,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from support.control_robot import Robot
+from support.waits import TIMEOUT_S
 from vla_policy_node.control.client import ControlClient
 
 TOPICS = {"commands": "/arm/commands"}
@@ -29,10 +30,10 @@ class Peer:
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
 
-    def wait(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+    def wait(self, condition: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
         end = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < end
+            assert time.monotonic() < end, "waited in vain"
             self.executor.spin_once(timeout_sec=0.05)
         return condition()
 

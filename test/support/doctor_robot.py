@@ -58,7 +58,7 @@ def run_doctor(domain: int, *arguments: str, ros: Sequence[str] = (), seconds: f
     if ros:
         command += ["--ros-args", *ros]
     env = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
-    done = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False, text=True)
+    done = subprocess.run(command, env=env, capture_output=True, timeout=110, check=False, text=True)
     document = json.loads(done.stdout) if done.stdout.startswith("{") else {"findings": []}
     return Verdict(done.returncode, document["findings"], done.stderr)
 

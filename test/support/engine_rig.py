@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from support.scripted import POLICY_MODULES, TEST_FOLDER
+from support.waits import TIMEOUT_S
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract.model import parse_contract
 from vla_policy_node.control.client import ControlStatus
@@ -31,16 +32,16 @@ fps: {rate_hz}
 observations:
   observation.state:
     channel: {{topic: joint_states, type: sensor_msgs/msg/JointState}}
-    align: {{strategy: asof, timeline: receive, tolerance_ms: 200}}
+    align: {{strategy: asof, timeline: receive, tolerance_ms: {tolerance_ms}}}
     select: [position.j1, position.j2]
 actions:
   action:
     channel: {{topic: commands, type: std_msgs/msg/Float64MultiArray}}
     select: [data.0, data.1]
 safety:
-  motion_enabled: {{required: {motion_required}, timeout_s: 0.5}}
+  motion_enabled: {{required: {motion_required}, timeout_s: {motion_timeout_s}}}
   auto_resume: {auto_resume}
-  observation_max_age_ms: 250
+  observation_max_age_ms: {max_age_ms}
   blend_ticks: 2
   rest_ticks: 5
   latency_margin_ticks: 2
@@ -62,10 +63,23 @@ safety:
 """
 
 
-def contract_text(*, rate_hz: float = 50, auto_resume: bool = True, motion_required: bool = False) -> str:
-    """A contract for the bundles of ``scripted_bundle``."""
+PATIENT: dict[str, Any] = {"tolerance_ms": 4000, "max_age_ms": 5000, "motion_timeout_s": 5.0}
+"""For ``contract_text``: nor does it hold on a machine that stalls for several seconds."""
+
+
+def contract_text(
+    *,
+    rate_hz: float = 50,
+    auto_resume: bool = True,
+    motion_required: bool = False,
+    tolerance_ms: int = 2000,
+    max_age_ms: int = 2000,
+    motion_timeout_s: float = 3.0,
+) -> str:
+    """A contract for the bundles of ``scripted_bundle``; a robot on a machine that stalls for a second does not hold."""
     flags = {"auto_resume": str(auto_resume).lower(), "motion_required": str(motion_required).lower()}
-    return CONTRACT.format(rate_hz=rate_hz, **flags)
+    ages = {"tolerance_ms": tolerance_ms, "max_age_ms": max_age_ms, "motion_timeout_s": motion_timeout_s}
+    return CONTRACT.format(rate_hz=rate_hz, **flags, **ages)
 
 
 class EngineRig:
@@ -100,7 +114,7 @@ class EngineRig:
             "policy_modules": tuple(f"{k}={v}" for k, v in POLICY_MODULES.items()),
             "worker_paths": (TEST_FOLDER,),
             "worker_imports": (),
-            "inference_timeout_s": 2.0,
+            "inference_timeout_s": 20.0,
             "load_timeout_s": 60.0,
             "shadow_chunks": 0,  # tests of the shadow set it
         }
@@ -110,6 +124,8 @@ class EngineRig:
             sink={"kind": "record", "path": str(self.record)},
             listener=self,
         )
+        self._asked = 0  # swaps that the control process was asked for
+        self._count_what_is_asked()
         self._stop = threading.Event()
         self._robot = threading.Thread(target=self._feed, daemon=True)
 
@@ -127,7 +143,16 @@ class EngineRig:
     ) -> None:
         self.engine.close()
         self._stop.set()
-        self._robot.join(5.0)
+        self._robot.join(TIMEOUT_S)
+
+    def _count_what_is_asked(self) -> None:
+        activate = self.engine._control.activate
+
+        def counted(*arguments: Any) -> None:
+            activate(*arguments)
+            self._asked += 1
+
+        self.engine._control.activate = counted  # type: ignore[method-assign]
 
     def _feed(self) -> None:
         position = np.zeros(2)
@@ -182,14 +207,14 @@ class EngineRig:
         assert status is not None
         return status
 
-    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until a condition holds."""
         end = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < end, f"{what} did not happen within {timeout_s} s: {self.snapshot}"
             time.sleep(0.005)
 
-    def wait_running(self, version: str = "", timeout_s: float = 20.0) -> None:
+    def wait_running(self, version: str = "", timeout_s: float = TIMEOUT_S) -> None:
         """Wait until a generation (of that version) commands the robot."""
 
         def running() -> bool:
@@ -200,6 +225,21 @@ class EngineRig:
             return status.generation == active.id and version in ("", active.version)
 
         self.wait_for(running, f"{version or 'any version'} running", timeout_s)
+
+    def wait_asked(self, ask: Callable[[], object]) -> None:
+        """Call something that asks for a swap on another thread, and wait until the control process waits for its boundary."""
+        asked = self._asked
+        ask()
+        self.wait_for(lambda: self._asked > asked, "the request sent")
+        tick = self.control.tick
+        self.wait_for(lambda: self.control.tick > tick + 2, "the control process to have taken note")
+
+    def supervised(self) -> None:
+        """Wait until what the supervisor has begun to look at is over: what comes later is of later."""
+        for _ in range(2):
+            passed = threading.Event()
+            self.engine._events.put(passed.set)
+            assert passed.wait(TIMEOUT_S), "the supervisor stands still"
 
     def commands(self) -> tuple[np.ndarray, np.ndarray]:
         """Every command published so far: stamps [ns] ``[n]`` and values ``[n, 2]``."""

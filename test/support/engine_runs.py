@@ -34,7 +34,7 @@ class Job:
     bad_version: str = ""  # breaks a hard limit whenever it acts
     silent_version: str = ""  # gives no score: its trial stays open
     urgent: dict[str, Any] | None = None  # offered in every TRIAL
-    timeout_s: float = 20.0
+    timeout_s: float = 60.0
 
 
 class EngineRuns:
@@ -57,7 +57,7 @@ class EngineRuns:
     ) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(30.0)
+        self._process.wait(60.0)
         self._process.stdout.close()
 
     def run(self, job: Job) -> int:

@@ -10,15 +10,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Generic, Self, TypeVar
+from unittest import mock
 
 import structlog
 import uvicorn
+from sqlalchemy import event
 
 from support.waits import TIMEOUT_S, wait_for
 from vla_fleet.client import Client
 from vla_fleet.clock import Clock, SystemClock
+from vla_fleet.experiments import manager
+from vla_fleet.rollouts import rollouts
 from vla_fleet.server.app import create_app
 from vla_fleet.server.limits import Buckets
 from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
@@ -68,6 +74,11 @@ class ManualClock:
         self._now_s = end
 
 
+def _no_wait_for_the_disk(connection: Any, _: Any) -> None:
+    """This server ends with the test's process: nothing is read from its database after a loss of power."""
+    connection.execute("PRAGMA synchronous=OFF")
+
+
 class ClockedServer(Generic[_C]):
     """The server on a clock. Use as a context manager."""
 
@@ -77,6 +88,8 @@ class ClockedServer(Generic[_C]):
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # its log is no test's output
         self.rooms = Rooms(Settings(data=data, public_url=self.url, **settings), clock)
+        if not self.rooms.database.shared:  # SQLite
+            event.listen(self.rooms.database.engine.sync_engine, "connect", _no_wait_for_the_disk)
         config = uvicorn.Config(
             create_app(self.rooms), log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=2,
             timeout_keep_alive=120,  # a client that pauses between two requests does not meet a line that is just being closed
@@ -96,7 +109,7 @@ class ClockedServer(Generic[_C]):
 
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(TIMEOUT_S)
         assert not self._thread.is_alive()
 
     def do(self, work: Coroutine[Any, Any, _T]) -> _T:
@@ -122,12 +135,27 @@ class FleetApp(ClockedServer[ShiftedClock]):
 
 
 class ClockedFleet(ClockedServer[ManualClock]):
-    """A server whose clock stands still until the test moves it."""
+    """A server whose clock stands still until the test moves it.
+
+    Its rollouts and experiments are numbered: what is drawn depends on their names, so each run of a test draws the same.
+    """
 
     def __init__(self, data: Path, heartbeat_s: float = 5.0) -> None:
         super().__init__(data, ManualClock(), heartbeat_s=heartbeat_s)
+        self._names = ExitStack()
         # what a moment may hold is limited; this one takes as long as the test
         self.rooms.key_requests = self.rooms.robot_messages = Buckets(SystemClock(), 1e4, 1000)
+
+    def __enter__(self) -> Self:
+        numbers = itertools.count(1)
+        numbered = SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")
+        for module in (manager, rollouts):
+            self._names.enter_context(mock.patch.object(module, "secrets", numbered))
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        with self._names:
+            super().__exit__(*error)
 
     def advance(self, seconds: float) -> None:
         """Move the clock."""

@@ -25,7 +25,8 @@ CHUNKS, EPISODES = 12, 4
 
 QUICK: Mapping[str, Any] = {
     "status_period_s": 0.2,
-    "policy_silent_s": 2.0,
+    "policy_silent_s": 8.0,
+    "heartbeat_timeout_s": 30.0,
     "min_free_bytes": 0,
     "backoff_s": 0.1,
     "retries": 3,
@@ -74,7 +75,7 @@ class ManagerRig:
         }
         self.ros = RosHarness(domain)
         self.policy = StandInPolicyNode(domain, namespace)
-        self.status: Inbox = self.ros.subscribe(ModelStatus, self.name("ota_manager/status"), qos.LATCHED)
+        self.status: Inbox = self.ros.subscribe(ModelStatus, self.name("ota_manager/status"), qos.LATCHED_EACH)
         self.events: Inbox = self.ros.subscribe(ModelEvent, self.name("ota_manager/events"))
         self._offers = self.ros.advertise(ModelUpdate, self.name("model_update"), readers=0)
         self.manager: NodeProcess | None = None
@@ -96,7 +97,7 @@ class ManagerRig:
         return f"{self.namespace}/{relative}" if self.namespace else relative
 
     def start(self, *, scores: bool = True) -> NodeProcess:
-        """Start the manager and wait until it can hear offers and the policy node (``scores``: its scores too)."""
+        """Start the manager and wait until it hears offers and the policy node (``scores``: its scores too) and we hear it."""
         self.status.clear()
         self.manager = NodeProcess(
             "vla_ota_manager.ros.manager_node",
@@ -110,6 +111,7 @@ class ManagerRig:
             self.status.wait()
             wait_for(lambda: self._offers.get_subscription_count() >= 1, "the subscription of model_update")
             wait_for(lambda: self.policy.is_heard(scores=scores), "the manager's subscriptions to the policy node")
+            self.ros.known_to(self.name("ota_manager"))
         except AssertionError as e:
             raise AssertionError(f"{e}\n--- log\n{self.manager.log}") from None
         return self.manager

@@ -41,7 +41,7 @@ BASE = Part(
 )
 
 
-def mixed_contract(*parts: Part, fps: int = 50) -> str:
+def mixed_contract(*parts: Part, fps: int = 50, max_age_ms: int = 200) -> str:
     """A contract whose positions are measured by joints of their channels' names; the base is not measured."""
     actions: dict[str, list[Any]] = {}
     for part in parts:
@@ -55,7 +55,7 @@ def mixed_contract(*parts: Part, fps: int = 50) -> str:
             "actions": actions,
             "safety": {
                 "motion_enabled": {"required": False, "timeout_s": 0.5},
-                "observation_max_age_ms": 200,
+                "observation_max_age_ms": max_age_ms,
                 "blend_ticks": 3,
                 "rest_ticks": 5,
                 "latency_margin_ticks": 1,

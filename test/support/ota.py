@@ -26,10 +26,10 @@ from vla_ota_manager.store.state import State
 from vla_sim.checkpoint_server import CheckpointServer, publish_bundle
 
 QUICK = {
-    "min_free_bytes": 0, "backoff_s": 0.01, "backoff_max_s": 0.05, "trial_lease_s": 5.0, "status_period_s": 0.1,
+    "min_free_bytes": 0, "backoff_s": 0.01, "backoff_max_s": 0.05, "trial_lease_s": 60.0, "status_period_s": 0.1,
     "min_trial_episodes": 0, "min_trial_chunks": 5, "min_trial_time_s": 0.0, "first_install_chunks": 3,
 }  # fmt: skip
-"""Settings with which a test need not wait."""
+"""Settings with which a test need not wait; a lease runs out where a test says so, and not in a stall of the machine."""
 
 
 def shared_weights(seed: int = 7, size: int = 4000) -> dict[str, Any]:
@@ -47,6 +47,8 @@ class Robot:
     events: list[Event] = field(default_factory=list)
     statuses: list[Status] = field(default_factory=list)
     feeding: bool = True
+    later_s: float = 0.0
+    """How far the engine's wall clock is ahead of the machine's [s]: what a test sets to let an offer expire."""
 
     def __post_init__(self) -> None:
         self.store_dir = self.folder / "store"
@@ -106,6 +108,7 @@ class Robot:
             policy.hear_manager(status.trial_digest, status.committed_digest, status.experiment, digests)
 
         engine.setdefault("filesystem", Filesystem())
+        engine.setdefault("wall_clock", lambda: time.time() + self.later_s)
         self.engine = UpdateEngine(self.config, policy, on_status=on_status, on_event=self.events.append, **engine)
         self.engine.start()
         self._stopping.clear()
@@ -116,7 +119,7 @@ class Robot:
     def stop(self) -> None:
         self._stopping.set()
         if self._feeder is not None:
-            self._feeder.join(5.0)
+            self._feeder.join(60.0)
         if self.engine is not None:
             assert self.engine.stop()
             self.engine = None
@@ -186,21 +189,33 @@ class Robot:
         return update_id
 
     def ended(self, update_id: str, state: UpdateState | None = None, code: str | None = None) -> UpdateOutcome:
-        """Wait for an update's end; ``state`` and ``code``: how it must have ended."""
+        """Wait for an update's end and its event; ``state`` and ``code``: how it must have ended."""
         engine = self.engine
         assert engine is not None
         self.until(lambda: (outcome := engine.outcome(update_id)) is not None and outcome.final)
         outcome = engine.outcome(update_id)
         assert outcome is not None
+        self.until(lambda: self.states_of(update_id)[-1:] == [outcome.state.name])  # comes after ``current``
         assert state in (None, outcome.state) and code in (None, outcome.error_code), outcome
         return outcome
 
     def reach(self, state: UpdateState) -> None:
+        """Wait until the engine is in a state and has published that: the state is there before its event and its status."""
         engine = self.engine
         assert engine is not None
-        self.until(lambda: engine.status().state is state)
+        self.until(lambda: engine.status().state is state and self.statuses[-1:] and self.statuses[-1].state is state)
 
-    def until(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+    def rest(self) -> None:
+        """Wait until the engine's thread has done what follows a transition, such as to remove what nobody needs any more."""
+        assert self.engine is not None
+        assert not self.engine.commit("0.0.0-nobody").success  # its thread refuses it, when it comes to it
+
+    def go_round(self, times: int = 3) -> None:
+        """Wait until the engine has gone on for several of its steps, so that what did not happen will not."""
+        seen = len(self.statuses)
+        self.until(lambda: len(self.statuses) >= seen + times)
+
+    def until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             status = self.engine.status() if self.engine is not None else None
@@ -248,13 +263,13 @@ class Robot:
         """Return the state that a restart would find."""
         return State.from_bytes((self.store_dir / "state.json").read_bytes())
 
+    def states_of(self, update_id: str) -> list[str]:
+        """Return the states of an update whose events have come."""
+        return [event.to_state for event in list(self.events) if event.update_id == update_id]
+
     def trail(self, update_id: str) -> list[str]:
         """Return the states that an update went through, up to the end that the engine tells."""
-
-        def states() -> list[str]:
-            return [event.to_state for event in self.events if event.update_id == update_id]
-
         outcome = self.engine.outcome(update_id) if self.engine is not None else None
         if outcome is not None and outcome.final:  # known a moment before its event is
-            self.until(lambda: states()[-1:] == [outcome.state.name])
-        return states()
+            self.until(lambda: self.states_of(update_id)[-1:] == [outcome.state.name])
+        return self.states_of(update_id)

@@ -18,7 +18,7 @@ from std_srvs.srv import Trigger
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, SwapReport
 from vla_ota.srv import SwapModel
 
-from support.engine_rig import contract_text
+from support.engine_rig import PATIENT, contract_text
 from support.ros import Inbox, NodeProcess, RosHarness
 from support.scripted import POLICY_MODULES, TEST_FOLDER
 from vla_ros import qos
@@ -53,14 +53,14 @@ def policy_parameters(folder: Path, **parameters: Any) -> dict[str, Any]:
     """Parameters of a policy node for scripted bundles below ``folder``."""
     contract = folder / "contract.yaml"
     if not contract.exists():
-        contract.write_text(contract_text())
+        contract.write_text(contract_text(**PATIENT))
     return {
         "contract": str(contract),
         "bundle_roots": [str(folder)],
         "policy_modules": [f"{k}={v}" for k, v in POLICY_MODULES.items()],
         "worker_paths": [TEST_FOLDER],
         "worker_imports": [""],
-        "inference_timeout_s": 2.0,
+        "inference_timeout_s": 20.0,
         "load_timeout_s": 60.0,
         "status_period_s": 0.2,
         "shadow_chunks": 0,  # tests of the shadow set it
@@ -85,12 +85,12 @@ class PolicyRig:
         **parameters: Any,
     ) -> None:
         if contract is not None:
-            (folder / "contract.yaml").write_text(contract_text(**contract))
+            (folder / "contract.yaml").write_text(contract_text(**PATIENT, **contract))
         self.folder = folder
         self.ros = RosHarness(domain, namespace=namespace)
         self.robot = IdealRobot(self.ros)
-        self.status: Inbox = self.ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED)
-        self.reports: Inbox = self.ros.subscribe(SwapReport, "policy_node/swap_report", qos.LATCHED)
+        self.status: Inbox = self.ros.subscribe(PolicyStatus, "policy_node/status", qos.LATCHED_EACH)
+        self.reports: Inbox = self.ros.subscribe(SwapReport, "policy_node/swap_report", qos.LATCHED_EACH)
         self.scores: Inbox = self.ros.subscribe(AnomalyScore, "anomaly_score", qos.SCORES)
         self.outcomes: Inbox = self.ros.subscribe(EpisodeOutcome, "episode_outcome", qos.EVENTS)
         self.node = NodeProcess(

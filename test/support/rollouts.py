@@ -11,7 +11,7 @@ from typing import Any
 from support.bundles import make_bundle
 from support.fleet import enrolled
 from support.fleet_app import ClockedFleet
-from support.waits import wait_for
+from support.waits import TIMEOUT_S, wait_for
 from vla_sim.fleet.simulated_robot import Behaviour, SimulatedRobot
 
 HOUR_S = 3600.0
@@ -88,7 +88,7 @@ class RolloutFleet:
         """Wait until the server has stored what the robots on the line have said."""
         lines = [robot._bridge for robot in self.robots.values() if robot._bridge is not None]
         for line in lines:  # what was said a moment ago is in the outbox
-            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), line._loop).result(10)
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), line._loop).result(TIMEOUT_S)
         wait_for(lambda: all(line.outbox_size == 0 and line.line.connected for line in lines), "the lines")
         for robot in self.robots.values():
             robot._tell_status()  # as a heartbeat would
@@ -111,8 +111,13 @@ class RolloutFleet:
     def until(
         self, rollout: str, *states: str, limit: int = 60, hours: float = 0.0, episodes: int = 0
     ) -> dict[str, Any]:
-        """Step until the rollout is in one of these states; while it is judged, ``hours`` pass with ``episodes`` a robot."""
-        for _ in range(limit):
+        """Step until the rollout is in one of these states; while it is judged, ``hours`` pass with ``episodes`` a robot.
+
+        It fails after ``limit`` steps; if robots are slow to carry orders out, not before a while has passed.
+        """
+        deadline, steps = time.monotonic() + TIMEOUT_S, 0
+        while steps < limit or time.monotonic() < deadline:
+            steps += 1
             found = self.client.rollout(rollout)
             if found["state"] in states:
                 return found
@@ -124,4 +129,4 @@ class RolloutFleet:
             else:
                 time.sleep(0.02)  # robots carry orders out
             self.step()
-        raise AssertionError(f"{found['state']} after {limit} steps: {found}")
+        raise AssertionError(f"{found['state']} after {steps} steps: {found}")

@@ -31,6 +31,7 @@ from lifecycle_msgs.srv import GetState
 from rcl_interfaces.srv import GetParameters
 from rclpy.action import ActionClient
 from rclpy.context import Context
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -39,8 +40,9 @@ from vla_ota.srv import ListModels
 
 from support.waits import TIMEOUT_S, wait_for
 from vla_ros import qos
+from vla_ros.runtime import await_callbacks
 
-_ONLY_ASKS, _ATTEMPTS = (GetParameters, GetState, ListModels), 3
+_ONLY_ASKS, _ASK_AGAIN_S = (GetParameters, GetState, ListModels), 4.0
 
 
 class Inbox:
@@ -156,7 +158,8 @@ class RosHarness:
     def _spin(self) -> None:
         try:
             while not self._stopping.is_set():
-                self._executor.spin_once()
+                with contextlib.suppress(InvalidHandle):  # of what a test has withdrawn this moment
+                    self._executor.spin_once()
         except ExternalShutdownException:
             pass
         except Exception as e:  # kept: a probe that died must fail the test that uses it
@@ -187,6 +190,8 @@ class RosHarness:
             self._executor.create_task(lambda: None)  # makes spin_once return
             self._thread.join(0.05)
         alive = self._thread.is_alive()
+        if isinstance(self._executor, MultiThreadedExecutor):  # its threads would live on, and use what is gone
+            await_callbacks(self._executor)
         self._executor.shutdown()
         for client in self._clients.values():
             client.destroy()
@@ -210,6 +215,21 @@ class RosHarness:
         wait_for(lambda: publisher.get_subscription_count() >= readers, f"{readers} subscription(s) of {topic}")
         return publisher
 
+    def withdraw(self, publisher: Any) -> None:
+        """Take a publisher out of the graph, and with it what it has latched."""
+        self.on_executor(lambda: self.node.destroy_publisher(publisher))
+
+    def known_to(self, node: str) -> None:
+        """Wait until a node knows every publisher, subscription and client that this probe has made so far.
+
+        To see a server or a publisher is not enough: until it has discovered us too it sends us nothing, be it an answer. What we
+        make is discovered in the order in which we make it; so we make one client more, and ask until it gets an answer.
+        """
+        client = self.on_executor(lambda: self.node.create_client(GetParameters, f"{node}/get_parameters"))
+        wait_for(client.service_is_ready, f"the node {node}")
+        self._ask(client, GetParameters.Request(), TIMEOUT_S)
+        self.on_executor(lambda: self.node.destroy_client(client))
+
     def now(self) -> Any:
         """Return the ROS time as a message."""
         return self.node.get_clock().now().to_msg()
@@ -227,26 +247,45 @@ class RosHarness:
         return future.result()
 
     def call(self, service_type: type, name: str, request: Any = None, timeout_s: float = TIMEOUT_S) -> Any:
-        """Call a service, as soon as it is there, and return its response; no request = an empty one.
-
-        A server that has not yet discovered this client on a busy machine loses its answer: what only asks is asked again.
-        """
+        """Call a service, as soon as server and client know each other, and return its response; no request = an empty one."""
         client = self._clients.get(name)
         if client is None:
             client = self._clients[name] = self.on_executor(lambda: self.node.create_client(service_type, name))
+            self._meet(client.service_is_ready, name, timeout_s)
         wait_for(client.service_is_ready, f"the service {name}", timeout_s)
         request = request if request is not None else service_type.Request()
-        attempts = _ATTEMPTS if service_type in _ONLY_ASKS else 1
-        for _ in range(attempts - 1):
-            with contextlib.suppress(AssertionError):
-                return self.wait_future(client.call_async(request), f"a reply of {name}", timeout_s / attempts)
-        return self.wait_future(client.call_async(request), f"a reply of {name}", timeout_s / attempts)
+        if service_type in _ONLY_ASKS:
+            return self._ask(client, request, timeout_s)
+        return self.wait_future(client.call_async(request), f"a reply of {name}", timeout_s)
+
+    def asked(self, name: str) -> int:
+        """Return how many requests of ``call`` to a service are not answered yet."""
+        return len(self._clients[name]._pending_requests)
+
+    def _ask(self, client: Any, request: Any, timeout_s: float) -> Any:
+        """Ask, and again every few seconds: a question to a node that has just come, or just gone, may be lost."""
+        answered, futures = threading.Event(), []
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            futures.append(client.call_async(request))
+            futures[-1].add_done_callback(lambda _: answered.set())
+            if answered.wait(_ASK_AGAIN_S):
+                return next(future for future in futures if future.done()).result()
+        raise AssertionError(f"waited {timeout_s} s in vain for a reply of {client.srv_name}: {self._error!r}")
+
+    def _meet(self, is_ready: Callable[[], bool], name: str, timeout_s: float) -> None:
+        """Wait until a client that was just made and its server know each other."""
+        wait_for(is_ready, f"the server of {name}", timeout_s)
+        node = name.rpartition("/")[0]
+        if node:
+            self.known_to(node)
 
     def send_goal(self, action_type: type, name: str, goal: Any, timeout_s: float = TIMEOUT_S) -> Goal:
         """Send a goal, as soon as the server is there, and return it, accepted or not."""
         client = self._clients.get(name)
         if client is None:
             client = self._clients[name] = self.on_executor(lambda: ActionClient(self.node, action_type, name))
+            self._meet(client.server_is_ready, name, timeout_s)
         wait_for(client.server_is_ready, f"the action {name}", timeout_s)
         feedback = Inbox(f"{name} feedback")
         take = lambda message: feedback.put(message.feedback)  # noqa: E731
@@ -303,7 +342,7 @@ class NodeProcess:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(10.0)
+                self.process.wait(30.0)
             except subprocess.TimeoutExpired:
                 self.kill()
         if exc_type is not None:

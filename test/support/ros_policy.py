@@ -29,6 +29,7 @@ from vla_ros.fault import Fault
 Bundle = tuple[str, str]
 """Digest and version."""
 NOTHING: Bundle = ("", "")
+_LONGEST_S = 30.0
 
 
 class StandInPolicyNode:
@@ -42,14 +43,14 @@ class StandInPolicyNode:
         prepared_paths: bundle folders that preparations were asked for, in order.
         swaps: requests of swap_model, in order.
         cancelled: preparations that were cancelled.
-        accept_s: how long it takes to accept a preparation [s].
-        swap_s: how long a swap takes [s].
+        accepting: while it is not set, preparations are not accepted.
+        swapping: while it is not set, swaps take.
     """
 
     def __init__(self, domain: int, namespace: str = "", name: str = "policy_node") -> None:
         self._boots = 0
-        self._forget()
         self._mutex = threading.RLock()
+        self._forget()
         self._ros = RosHarness(domain, name, namespace, threads=4)
         node, group = self._ros.node, ReentrantCallbackGroup()
         self._status = node.create_publisher(PolicyStatus, "~/status", qos.LATCHED)
@@ -76,7 +77,10 @@ class StandInPolicyNode:
         self.close()
 
     def close(self) -> None:
-        """Leave the graph."""
+        """Leave the graph; what is under way is lost."""
+        self.accepting.set()
+        self.swapping.set()
+        self._forget()
         self._ros.close()
 
     def restart(self) -> None:
@@ -84,16 +88,27 @@ class StandInPolicyNode:
         self._forget()
         self.publish_status()
 
+    def fall_silent(self, last_words: str) -> None:
+        """Say so with this episode_id in the last status that is published."""
+        with self._mutex:
+            self.episode_id = last_words
+            self.publish_status()
+            self.silent = True
+
     def _forget(self) -> None:
-        self._boots += 1
-        self.prepare_s, self.accept_s, self.swap_s = 0.05, 0.0, 0.0
-        self.prepare_error, self.swap_error, self.silent = "", "", False
-        self.prepared_paths: list[Path] = []
-        self.swaps: list[Any] = []
-        self.cancelled = 0
-        self.active, self.standby, self.prepared = NOTHING, NOTHING, NOTHING
-        self.generation, self.on_trial, self.boot_id = 0, False, uuid.uuid4().hex
-        self.episode_id = ""
+        with self._mutex:
+            self._boots += 1
+            self.prepare_s = 0.05
+            self.accepting, self.swapping = threading.Event(), threading.Event()
+            self.accepting.set()
+            self.swapping.set()
+            self.prepare_error, self.swap_error, self.silent = "", "", False
+            self.prepared_paths: list[Path] = []
+            self.swaps: list[Any] = []
+            self.cancelled = 0
+            self.active, self.standby, self.prepared = NOTHING, NOTHING, NOTHING
+            self.generation, self.on_trial, self.boot_id = 0, False, uuid.uuid4().hex
+            self.episode_id = ""
 
     def is_heard(self, *, scores: bool = True) -> bool:
         """Whether somebody listens to statuses, reports and outcomes, and to scores."""
@@ -118,9 +133,9 @@ class StandInPolicyNode:
 
     def publish_status(self) -> None:
         """Publish the status as it is now."""
-        if self.silent:
-            return
         with self._mutex:
+            if self.silent:
+                return
             self._status.publish(
                 PolicyStatus(
                     header=self._header(),
@@ -160,7 +175,7 @@ class StandInPolicyNode:
     # -- what it is asked ---------------------------------------------------------------------------------------------------
 
     def _accept(self, _: Any) -> GoalResponse:
-        time.sleep(self.accept_s)
+        self.accepting.wait(_LONGEST_S)
         return GoalResponse.ACCEPT
 
     def _prepare(self, goal: Any) -> Any:
@@ -198,7 +213,7 @@ class StandInPolicyNode:
         return result
 
     def _swap(self, request: Any, response: Any) -> Any:
-        time.sleep(self.swap_s)
+        self.swapping.wait(_LONGEST_S)
         with self._mutex:
             self.swaps.append(request)
             response.active_version, response.generation = self.active[1], self.generation

@@ -31,7 +31,8 @@ def worker_config(**changes: Any) -> WorkerConfig:
         "memory_reserve_bytes": 0,
         "spare_delay_s": 0.0,
         "load_timeout_s": 60.0,
-        "inference_timeout_s": 2.0,
+        "inference_timeout_s": 20.0,
+        "observation_max_age_s": 20.0,
     }
     return WorkerConfig(**{**defaults, **changes})
 
@@ -42,7 +43,7 @@ def scripted_bundle(
     *,
     channels: Sequence[Channel] = JOINTS,
     rate_hz: float = 50.0,
-    horizon: int = 50,
+    horizon: int = 100,
     execute: int = 8,
     amplitude: float | Sequence[float] = 0.3,
     frequency_hz: float | Sequence[float] = 0.2,

@@ -116,7 +116,7 @@ class SimulatedPolicy:
         if document["absent"] or document["unconfigured"]:
             return _not_prepared("POLICY_ABSENT", "nobody answers")
         on_progress("LOADING", 0.1)
-        if self._wait(min(document["prepare_s"], timeout_s), cancelled):
+        if self._wait("prepare_s", timeout_s, cancelled):
             return _not_prepared("CANCELLED", "cancelled")
         if document["lease"] is not None and document["standby"] and not self._resident(document, digest):
             return _not_prepared("TRIAL_RUNNING", "the standby is what the running trial falls back to")
@@ -152,10 +152,13 @@ class SimulatedPolicy:
             document["asked"] += 1
         if not document["motion"] and request.cause != "ROLLBACK":
             return _not_swapped("MOTION_DISABLED", "motion is disabled")
-        if self._wait(min(document["swap_s"], request.timeout_s), cancelled):
+        if self._wait("swap_s", request.timeout_s, cancelled):
             return _not_swapped("CANCELLED", "cancelled")
+        document = self.look()
         if document["swap_s"] > request.timeout_s:
             return _not_swapped("SWAP_TIMEOUT", "no boundary came")
+        if not document["motion"] and request.cause != "ROLLBACK":
+            return _not_swapped("MOTION_DISABLED", "motion is disabled")
         if document["refuse_swap"]:
             return _not_swapped(document["refuse_swap"], "refused as told")
         with self.edit() as document:
@@ -292,10 +295,10 @@ class SimulatedPolicy:
                 return {"digest": entry["digest"], "version": entry["version"]}
         return None
 
-    @staticmethod
-    def _wait(duration_s: float, cancelled: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + duration_s
-        while time.monotonic() < deadline:
+    def _wait(self, key: str, timeout_s: float, cancelled: Callable[[], bool]) -> bool:
+        """Take as long as the document says, which may change meanwhile; true if cancelled."""
+        begun = time.monotonic()
+        while time.monotonic() - begun < min(json.loads(self.path.read_text())[key], timeout_s):
             if cancelled():
                 return True
             time.sleep(0.01)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-TIMEOUT_S = 40.0
+TIMEOUT_S = 60.0
 """Bound of a wait [s]: generous, because discovery takes seconds on a busy machine. Nothing asserts how long it took."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from support.scripted import worker_config
+from support.waits import TIMEOUT_S
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.layouts import (
     CHUNK_ERRORS,
@@ -53,7 +55,7 @@ class WorkerRobot:
             self.events.append(event)
             self._changed.notify_all()
 
-    def wait_for(self, matches: Callable[[WorkerEvent], bool], timeout_s: float = 20.0) -> WorkerEvent:
+    def wait_for(self, matches: Callable[[WorkerEvent], bool], timeout_s: float = TIMEOUT_S) -> WorkerEvent:
         """Return the first event, past or coming, that matches."""
         with self._changed:
             found: list[WorkerEvent] = []
@@ -65,7 +67,7 @@ class WorkerRobot:
             assert self._changed.wait_for(look, timeout_s), self.events
             return found[0]
 
-    def logged(self, text: str, timeout_s: float = 20.0) -> str:
+    def logged(self, text: str, timeout_s: float = TIMEOUT_S) -> str:
         return self.wait_for(lambda e: e.kind == "LOG" and text in e.message, timeout_s).message
 
     @property
@@ -74,7 +76,7 @@ class WorkerRobot:
         spare = self.pool._spare
         return None if spare is None else spare.pid
 
-    def spare_ready(self, not_pid: int = 0, timeout_s: float = 20.0) -> int:
+    def spare_ready(self, not_pid: int = 0, timeout_s: float = TIMEOUT_S) -> int:
         """Wait for a spare worker (another than ``not_pid``) to have its imports done; return its process id."""
         return self.wait_for(lambda e: e.kind == "SPARE_READY" and e.pid != not_pid, timeout_s).pid
 
@@ -120,7 +122,7 @@ class WorkerRobot:
         os.eventfd_write(handle.eventfd, 1)
         return self._request
 
-    def answer(self, generation: Generation, request: int, timeout_s: float = 20.0) -> dict[str, Any] | None:
+    def answer(self, generation: Generation, request: int, timeout_s: float = TIMEOUT_S) -> dict[str, Any] | None:
         """Return the chunk that answers ``request``, ``None`` if it does not come in time."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
@@ -148,8 +150,11 @@ class WorkerRobot:
 
 def thread_levels(pid: int) -> dict[str, int]:
     """Return thread id → nice level."""
-    tasks = Path(f"/proc/{pid}/task")
-    return {t.name: int((t / "stat").read_text().rpartition(")")[2].split()[16]) for t in tasks.iterdir()}
+    levels = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            levels[task.name] = int((task / "stat").read_text().rpartition(")")[2].split()[16])
+    return levels
 
 
 def processes_of_session(pid: int) -> list[int]:
@@ -166,15 +171,16 @@ def processes_of_session(pid: int) -> list[int]:
     return found
 
 
-def gone(pid: int, timeout_s: float = 5.0) -> bool:
+def gone(pid: int, timeout_s: float = TIMEOUT_S) -> bool:
     """Wait until a process, whoever its parent is, has ended."""
     end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
+    while True:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             return True
         if state in ("Z", "X"):
             return True
+        if time.monotonic() > end:
+            return False
         time.sleep(0.01)
-    return False

@@ -24,7 +24,7 @@ IDENTITY = [
 def test_runs_as_a_module(tmp_path: Path) -> None:
     manifest = make_bundle(tmp_path / "b")
     command = [sys.executable, "-m", "vla_checkpoint", "verify", str(tmp_path / "b"), "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     report = json.loads(result.stdout)
     assert report["ok"] is True
@@ -37,7 +37,7 @@ def test_a_reader_that_leaves_early_changes_nothing(tmp_path: Path, folder: str,
     reader, writer = os.pipe()
     os.close(reader)  # as `| head` does, once it has seen enough
     command = [sys.executable, "-m", "vla_checkpoint", "verify", str(tmp_path / folder), "--json"]
-    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=110, check=False)
     os.close(writer)
     assert (result.returncode, result.stderr) == (status, "")
 

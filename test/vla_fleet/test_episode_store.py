@@ -42,7 +42,7 @@ class Robot:
         self._url, self._headers = f"{url}/v1/robot/episodes", {"Authorization": f"Bearer {token}"}
 
     def standing(self, sha256: str) -> dict[str, Any]:
-        return dict(httpx.get(f"{self._url}/{sha256}", headers=self._headers).raise_for_status().json())
+        return dict(httpx.get(f"{self._url}/{sha256}", headers=self._headers, timeout=40.0).raise_for_status().json())
 
     def put(self, sha256: str, data: bytes, offset: int, total: int) -> httpx.Response:
         query = {"offset": offset, "total_bytes": total}
@@ -200,20 +200,20 @@ SEND = """
 import sys, time, httpx
 url, token, path = sys.argv[1:]
 data, headers = open(path, "rb").read(), {"Authorization": f"Bearer {token}"}
-def slowly(begin):
-    for at in range(begin, len(data), 4096):
+def a_part(begin):
+    for at in range(begin, begin + 40960, 4096):
         yield data[at:at + 4096]
-        time.sleep(0.03)
-standing = httpx.get(url, headers=headers).json()
+    time.sleep(3600)
+standing = httpx.get(url, headers=headers, timeout=40.0).json()
 while not standing.get("complete"):
     begin = standing["received_bytes"]
     query = {"offset": begin, "total_bytes": len(data)}
-    standing = httpx.put(url, params=query, headers=headers, content=slowly(begin)).json()
+    standing = httpx.put(url, params=query, headers=headers, content=a_part(begin), timeout=40.0).json()
 """
 
 
 def test_what_arrived_before_a_kill_is_not_sent_again(tmp_path: Path) -> None:
-    data = episode(tmp_path, steps=300)
+    data = episode(tmp_path, steps=600)
     sha256 = hashlib.sha256(data).hexdigest()
     part = tmp_path / "fleet" / "episodes" / "incoming" / "arm" / sha256
     with FleetServer(tmp_path / "fleet") as server, server.client() as client:
@@ -224,7 +224,9 @@ def test_what_arrived_before_a_kill_is_not_sent_again(tmp_path: Path) -> None:
         for victim in ("robot", "server"):
             with subprocess.Popen(command, cwd=TOP, stderr=subprocess.DEVNULL) as robot:
                 wait_for(lambda: part.exists() and part.stat().st_size > arrived + 16384, "an upload under way")  # noqa: B023
-                robot.kill() if victim == "robot" else server.kill()
+                if victim == "server":
+                    server.kill()
+                robot.kill()
                 robot.wait(30)
             if victim == "server":
                 server.start()

@@ -79,7 +79,13 @@ class Fleet:
 
     def line(self, token: str) -> Any:
         url = f"{self.server.url.replace('http', 'ws', 1)}/v1/robots/connect"
-        return connect(url, additional_headers={"Authorization": f"Bearer {token}"}, max_size=None, close_timeout=5)
+        return connect(
+            url,
+            additional_headers={"Authorization": f"Bearer {token}"},
+            max_size=None,
+            open_timeout=40,
+            close_timeout=5,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +115,7 @@ def test_whatever_a_robot_says_the_others_are_served_and_what_is_stored_can_be_r
     fleet.seq += 1
     event = {"type": "event", "seq": fleet.seq, "time_s": 1.0, "from_state": "A", "to_state": "B"}
     calm.send(json.dumps(event))
-    while json.loads(calm.recv(20)) != {"type": "received", "seq": fleet.seq}:
+    while json.loads(calm.recv(40)) != {"type": "received", "seq": fleet.seq}:
         pass
     assert fleet.client.robot("wild")["name"] == "wild"
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ def say(app: FleetApp, client: Client, robot: str, **status: object) -> None:
     """Let a robot say how it stands."""
     token = client.enrol(client.make_code(robot))[1]
     headers = {"Authorization": f"Bearer {token}"}
-    with connect(f"{app.url.replace('http', 'ws', 1)}/v1/robots/connect", additional_headers=headers) as line:
+    url = f"{app.url.replace('http', 'ws', 1)}/v1/robots/connect"
+    with connect(url, additional_headers=headers, open_timeout=40) as line:
         line.send(json.dumps({"type": "hello", "protocols": [1], "outbox_id": "box"}))
         line.send(json.dumps({"type": "status", "time_s": 1.0, **status}))
         wait_for(lambda: client.robot(robot)["status"], "the status")
@@ -124,19 +126,25 @@ def test_an_upload_is_left_alone_for_a_day_from_when_somebody_last_asked_for_it(
     assert {entry.sha256 for entry in manifest.files} == on_disk(app)
 
 
+def is_under_way(upload: Path) -> bool:
+    with suppress(FileNotFoundError):  # it is whole, and has its name
+        return upload.stat().st_size > 1 << 20
+    return False
+
+
 @pytest.mark.parametrize("victim", ["publisher", "server"])
 def test_a_publication_that_is_killed_is_not_seen_and_its_files_go(tmp_path: Path, victim: str) -> None:
     data = tmp_path / "fleet"
     make_bundle(tmp_path / "b", version="1.0.0", files={"notes.txt": b"slow" * (4 << 20)})
     code = (
         "import sys, time; from vla_fleet.client import Client;"
-        f"Client(*sys.argv[1:]).publish({str(tmp_path / 'b')!r}, progress=lambda done, total: time.sleep(0.2))"
+        f"Client(*sys.argv[1:]).publish({str(tmp_path / 'b')!r}, progress=lambda done, total: time.sleep(1.0))"
     )
     with FleetServer(data) as server:
         command = [sys.executable, "-c", code, server.url, server.key]
         with subprocess.Popen(command, cwd=TOP, stderr=subprocess.DEVNULL) as publisher:
             incoming = data / "blobs" / "incoming"
-            wait_for(lambda: any(path.stat().st_size > 1 << 20 for path in incoming.iterdir()), "an upload under way")
+            wait_for(lambda: incoming.exists() and any(map(is_under_way, incoming.iterdir())), "an upload under way")
             if victim == "publisher":
                 publisher.kill()
             else:

@@ -48,7 +48,7 @@ def record(app: FleetApp, tmp_path: Path) -> Record:
         sha256 = hashlib.sha256(data).hexdigest()
         url, headers = f"{app.url}/v1/robot/episodes/{sha256}", {"Authorization": f"Bearer {token}"}
         query = {"offset": 0, "total_bytes": len(data)}
-        assert httpx.put(url, params=query, headers=headers, content=data).json()["complete"]
+        assert httpx.put(url, params=query, headers=headers, content=data, timeout=40.0).json()["complete"]
         return sha256
 
     return upload

@@ -25,7 +25,7 @@ from vla_sim.fleet.simulated_robot import SimulatedRobot
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetServer]:
-    with FleetServer(tmp_path_factory.mktemp("fleet")) as server:
+    with FleetServer(tmp_path_factory.mktemp("fleet"), heartbeat_s=5.0) as server:
         yield server
 
 
@@ -58,7 +58,7 @@ def raw(server: FleetServer, token: str) -> Any:
     return connect(
         f"{server.url.replace('http', 'ws', 1)}/v1/robots/connect",
         additional_headers={"Authorization": f"Bearer {token}"},
-        open_timeout=10,
+        open_timeout=40,
     )
 
 
@@ -132,10 +132,10 @@ def test_a_message_that_is_sent_again_is_stored_once(server: FleetServer, client
     for _ in range(2):
         with raw(server, token) as line:
             line.send(hello())
-            assert json.loads(line.recv(10))["type"] == "welcome"
+            assert json.loads(line.recv(40))["type"] == "welcome"
             for message in (event, outcome, event):
                 line.send(json.dumps(message))
-            while json.loads(line.recv(10)) != {"type": "received", "seq": 2}:
+            while json.loads(line.recv(40)) != {"type": "received", "seq": 2}:
                 pass
     assert len(client.events(name)) == 1
 
@@ -147,7 +147,7 @@ def test_a_robot_can_speak_only_for_itself(server: FleetServer, client: Client, 
     with raw(server, mine) as line:
         line.send(hello())
         line.send(json.dumps(ack))
-        while json.loads(line.recv(10)) != {"type": "received", "seq": 1}:
+        while json.loads(line.recv(40)) != {"type": "received", "seq": 1}:
             pass
     assert client.commands([command])[0]["state"] == "WAITING"
     client._request("DELETE", f"/v1/robots/{name}_b/token")
@@ -170,7 +170,7 @@ def test_a_line_that_begins_wrong_is_closed_with_a_reason(
     with raw(server, enrolled(client, name)) as line:
         line.send(first)
         with pytest.raises(ConnectionClosed) as closed:
-            line.recv(10)
+            line.recv(40)
     assert closed.value.rcvd is not None and closed.value.rcvd.reason.startswith(why)
     assert not client.robot(name)["online"]
 
@@ -178,7 +178,7 @@ def test_a_line_that_begins_wrong_is_closed_with_a_reason(
 def test_a_server_that_dies_while_it_answers_is_tried_again(tmp_path: Path) -> None:
     robot = SimulatedRobot("arm")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(20.0)
+        server.settimeout(40.0)
         robot.connect(f"http://127.0.0.1:{server.getsockname()[1]}", "token", tmp_path)
         try:
             for _ in range(2):

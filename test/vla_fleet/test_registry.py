@@ -37,13 +37,13 @@ def test_what_is_published_is_served_byte_by_byte_with_resume(
     manifest = make_bundle(tmp_path / "b", name="served", version="1.0.0")
     client.publish(tmp_path / "b", alias="champion")
     base, key = f"{server.url}/files", {"Authorization": f"Bearer {server.key}"}
-    text = httpx.get(f"{base}/served/1.0.0/manifest.json", headers=key).content
+    text = httpx.get(f"{base}/served/1.0.0/manifest.json", headers=key, timeout=40.0).content
     assert hashlib.sha256(text).hexdigest() == manifest.digest
     for entry in manifest.files:
-        whole = httpx.get(f"{base}/blobs/sha256/{entry.sha256}", headers=key)
+        whole = httpx.get(f"{base}/blobs/sha256/{entry.sha256}", headers=key, timeout=40.0)
         assert hashlib.sha256(whole.content).hexdigest() == entry.sha256
         end = {"Range": f"bytes={entry.size - 3}-", "If-Range": whole.headers["etag"], **key}
-        rest = httpx.get(f"{base}/blobs/sha256/{entry.sha256}", headers=end)
+        rest = httpx.get(f"{base}/blobs/sha256/{entry.sha256}", headers=end, timeout=40.0)
         assert rest.status_code == 206 and rest.content == whole.content[-3:]
     assert client.models("served")[0]["aliases"] == ["champion"]
 
@@ -201,7 +201,7 @@ def test_bad_requests_are_refused_with_a_code_and_a_reason(
 ) -> None:
     headers = {"Authorization": f"Bearer {server.key}"}
     content = None if body is None else json.dumps(body)
-    answer = httpx.request(method, server.url + path, headers=headers, content=content)
+    answer = httpx.request(method, server.url + path, headers=headers, content=content, timeout=40.0)
     assert 400 <= answer.status_code < 500
     assert answer.json()["error_code"] and answer.json()["message"]
 

@@ -100,7 +100,7 @@ FULL = {"name": "full", "share": 1.0}
 def test_what_no_rollout_can_do_is_refused_with_a_code(fleet: RolloutFleet, change: dict[str, Any], code: str) -> None:
     headers = {"Authorization": f"Bearer {(fleet.folder / 'data' / 'admin.key').read_text().strip()}"}
     before = len(fleet.client.rollouts())
-    answer = httpx.post(f"{fleet.url}/v1/rollouts", json={"model": MODEL, **change}, headers=headers)
+    answer = httpx.post(f"{fleet.url}/v1/rollouts", json={"model": MODEL, **change}, headers=headers, timeout=40.0)
     assert 400 <= answer.status_code < 500 and answer.json()["error_code"] == code, answer.text
     assert len(fleet.client.rollouts()) == before
 

@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 from support.bundles import make_bundle
 from support.rollouts import HOUR_S, MODEL, NEW, OLD, RolloutFleet
-from support.waits import wait_for
+from support.waits import TIMEOUT_S, wait_for
 
 from vla_evidence.log.replay import replay_file
 from vla_fleet.errors import ConflictError, MissingError
 from vla_fleet.experiments.design import Design
+from vla_fleet.protocol import Outcome
 from vla_fleet.rollouts.rollouts import Rollouts
 from vla_fleet.rollouts.settings import RolloutRequest
 from vla_fleet.steering import loop
+from vla_sim.fleet.simulated_robot import SimulatedRobot
 
 NAMES = ("arm_0", "arm_1", "arm_2")
 
@@ -82,6 +84,24 @@ def test_a_worse_version_is_rolled_back_everywhere_and_what_robots_came_from_is_
     assert replayed(fleet, rollout) > 0
     with pytest.raises(ConflictError, match="ROLLOUT_STATE"):
         fleet.client.steer_rollout(rollout, "approve", "all the same")
+
+
+def test_a_version_whose_episodes_a_person_finishes_is_rolled_back(
+    fleet: RolloutFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = SimulatedRobot._episode
+
+    def finished(robot: SimulatedRobot) -> Outcome:
+        outcome = play(robot)
+        taken_over = outcome.version == NEW
+        return outcome.model_copy(update={"success": True, "intervention": True}) if taken_over else outcome
+
+    monkeypatch.setattr(SimulatedRobot, "_episode", finished)
+    robots = fleet.add(*NAMES, old=1.0, new=1.0)
+    rollout = fleet.client.create_rollout(MODEL, stages=STAGES)["id"]
+    end = fleet.until(rollout, "DONE", "ROLLED_BACK", "ASKING", hours=1, episodes=20)
+    assert end["state"] == "ROLLED_BACK" and end["verdict"]["code"] == "SUCCESS_WORSE"
+    assert all(robot.active == OLD for robot in robots) and replayed(fleet, rollout) > 0
 
 
 def test_without_automatic_rollback_a_person_decides_when_harm_was_found(fleet: RolloutFleet) -> None:
@@ -401,7 +421,8 @@ def test_two_servers_on_one_database_give_each_order_once_and_count_each_outcome
         await asyncio.gather(rooms.rollouts.step(), other.step())
 
     rollout, played = fleet.client.create_rollout(MODEL, stages=ONE_STAGE)["id"], False
-    for _ in range(40):
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
         found = fleet.client.rollout(rollout)
         if found["state"] in ("DONE", "ASKING", "ROLLED_BACK"):
             break

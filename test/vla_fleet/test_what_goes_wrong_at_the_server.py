@@ -39,7 +39,7 @@ def at_once(*works: Callable[[], Any]) -> list[FleetError]:
     gate, errors = threading.Barrier(len(works)), list[FleetError]()
 
     def run(work: Callable[[], Any]) -> None:
-        gate.wait(10)
+        gate.wait(40)
         try:
             work()
         except FleetError as e:
@@ -133,16 +133,16 @@ def test_a_robot_that_does_not_read_keeps_no_other_waiting(app: FleetApp) -> Non
         raw = socket.socket()
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.connect(("127.0.0.1", int(app.url.rpartition(":")[2])))
-        with connect(url, additional_headers=deaf, sock=raw, max_queue=1, close_timeout=0.2) as line:
+        with connect(url, additional_headers=deaf, sock=raw, max_queue=1, open_timeout=40, close_timeout=0.2) as line:
             line.send(hello)
             for seq in range(1, 800):  # each is confirmed, and no confirmation is read
                 line.send(json.dumps({**event, "seq": seq}))
             client.rollback(["deaf"], version="1.0.0")
             other = {"Authorization": f"Bearer {enrolled(client, 'other')}"}
-            with connect(url, additional_headers=other) as healthy:
+            with connect(url, additional_headers=other, open_timeout=40) as healthy:
                 healthy.send(hello)
                 order = client.rollback(["other"], version="1.0.0")[0]["id"]
-                while json.loads(healthy.recv(10)).get("id") != order:
+                while json.loads(healthy.recv(40)).get("id") != order:
                     pass
 
 

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import select
 import socket
 import ssl
 import subprocess
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def test_robot_and_server_refuse_a_protocol_that_they_do_not_share(tmp_path: Pat
         assert offered == [protocol.PROTOCOL]
         welcome = {"type": "welcome", "protocol": 99, "robot": "arm", "heartbeat_s": 1.0}
         line.send(json.dumps(welcome))
-        line.recv(10)
+        line.recv(40)
 
     def strict_server(line: ServerConnection) -> None:
         line.recv()
@@ -117,7 +117,7 @@ class Cable:
 
 
 def test_a_line_that_falls_silent_is_noticed_on_both_sides_and_comes_back(tmp_path: Path) -> None:
-    with FleetApp(tmp_path / "fleet", heartbeat_s=0.3) as app, app.client() as client, Cable(app.url) as cable:
+    with FleetApp(tmp_path / "fleet", heartbeat_s=1.0) as app, app.client() as client, Cable(app.url) as cable:
         robot = Robot(cable.url, enrolled(client, "arm"), tmp_path / "arm")
         with robot:
             wait_for(lambda: robot.engine.line.connected, "the line")
@@ -135,7 +135,7 @@ def test_a_robot_that_says_nothing_is_offline_and_its_line_is_closed(tmp_path: P
             line.send(json.dumps({"type": "hello", "protocols": [2, 1], "outbox_id": "box"}))
             with pytest.raises(ConnectionClosed) as closed:
                 while True:
-                    line.recv(10)
+                    line.recv(40)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 4000 and closed.value.rcvd.reason.startswith("HEARTBEAT_LOST")
         wait_for(lambda: not client.robot("arm")["online"], "offline")
@@ -197,6 +197,7 @@ def test_what_ran_and_who_decided_it_is_known_of_a_robot_that_was_away_for_hours
             robot.acts(1000.0, "1.0.0")
             order = ada.deploy("pick@1.1.0", ["arm"])[0]["id"]
             wait_for(lambda: robot.offers, "the offer")
+            wait_for(lambda: not robot.engine.outbox_size, "the server to have stored what ran")
         away = Robot("ws://127.0.0.1:9", secret, tmp_path / "arm")
         with away:
             away.acts(1500.0, "1.0.0", state="SWAPPING", update_id=order)
@@ -248,6 +249,17 @@ def test_what_ran_and_who_decided_it_is_known_of_a_robot_that_was_away_for_hours
             client.history("nobody")
 
 
+def url_of_order(robot: Robot) -> str:
+    """Where the manifest of the robot's open order lies."""
+
+    async def look() -> str:
+        order = robot.engine._outbox.open_orders()[0].command.order
+        assert isinstance(order, protocol.ModelUpdate)
+        return order.manifest_url
+
+    return asyncio.run_coroutine_threadsafe(look(), robot.engine._loop).result(40)
+
+
 def test_an_open_order_is_offered_with_the_newest_pass(tmp_path: Path) -> None:
     with FleetApp(tmp_path / "fleet", heartbeat_s=60.0) as app, app.client() as client:
         make_bundle(tmp_path / "b", name="pick", version="1.0.0")
@@ -256,10 +268,10 @@ def test_an_open_order_is_offered_with_the_newest_pass(tmp_path: Path) -> None:
         client.deploy("pick", ["arm"])
         with Robot(app.url, secret, tmp_path / "arm") as robot:  # no manager is heard: the order waits
             wait_for(lambda: robot.engine.last_command_id, "the order")
+            first = url_of_order(robot)
         app.clock.ahead_s = 8 * 86400.0
         with Robot(app.url, secret, tmp_path / "arm") as robot:
-            wait_for(lambda: robot.engine.line.connected, "the line")
-            time.sleep(0.5)
+            wait_for(lambda: url_of_order(robot) != first, "the order with a new pass")
             robot.acts(1.0, "0.9.0", state="IDLE")
             url = wait_for(lambda: robot.offers, "the offer")[-1][1].manifest_url
-            assert httpx.get(url).status_code == 200
+            assert httpx.get(url, timeout=40.0).status_code == 200

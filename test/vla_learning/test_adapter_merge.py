@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Merged adapters change what the weighted sum of their clients changes, and what is no such adapter is refused by name."""
+"""A merged adapter is the weighted sum of its clients; files that cannot be merged are refused by name."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from vla_learning.adapters.writing import write_merge
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of transformers, about what it was built with
-    torch = pytest.importorskip("torch")
     import peft
+    import torch
     from transformers.pytorch_utils import Conv1D
 
 

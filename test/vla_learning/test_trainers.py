@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training programs of others: they get what they need, their errors are told, and what they wrote becomes a bundle."""
+"""Foreign trainers: they get what they need, their errors are reported, and what they wrote becomes a bundle."""
 
 from __future__ import annotations
 

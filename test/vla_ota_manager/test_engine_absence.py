@@ -64,7 +64,8 @@ def test_a_policy_node_that_is_unconfigured_in_a_trial_is_not_said_to_have_been_
     updated.reach(S.TRIAL)
     unconfigure(updated)
     updated.reach(S.ROLLING_BACK)
-    assert "unconfigured" in updated.events[-1].message and "silent" not in updated.events[-1].message
+    event = next(event for event in updated.events if event.to_state == "ROLLING_BACK")
+    assert "unconfigured" in event.message and "silent" not in event.message
     updated.boot_policy()  # it is configured again, and starts with the committed version
     outcome = updated.ended(update_id, S.ROLLED_BACK, "HEARTBEAT_LOST")
     assert outcome.message.endswith("; 1.1.0 acts again already")

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from support.ota import Robot
 
@@ -110,13 +108,12 @@ def test_permission_withdrawn_while_it_is_loaded_again_withdraws_the_swap(robot:
     robot.try_out()
     robot.stop()
     robot.boot_policy()  # it has nothing of 1.1.0 in memory any more
-    robot.say(prepare_s=1.0)
+    robot.say(prepare_s=1000.0)
     robot.start()
     robot.engine.set_update_permitted(True)
     robot.until(lambda: "policy_node loads" in robot.engine.status().message)
     robot.engine.set_update_permitted(False)
+    robot.say(prepare_s=0.0)
     robot.until(lambda: "waits for update_permitted" in robot.engine.status().message)
-    end = time.monotonic() + 1.0
-    while time.monotonic() < end:
-        assert acts(robot) == "1.0.0"
-        time.sleep(0.05)
+    robot.go_round()
+    assert acts(robot) == "1.0.0" and log(robot) == ["prepare 1.1.0"]

@@ -9,6 +9,7 @@ import pytest
 from support.ota import Robot
 
 from vla_ota_manager.states import UpdateState
+from vla_ota_manager.trial import runner
 
 S = UpdateState
 
@@ -53,7 +54,10 @@ def test_what_a_policy_did_is_the_reason_and_not_that_its_worker_was_ended_for_i
     check(on_trial, verdict, f"policy_node says {code}: {text}")
 
 
-def test_a_broken_limit_is_named_by_the_status_that_comes_after_its_score(on_trial: Robot) -> None:
+def test_a_broken_limit_is_named_by_the_status_that_comes_after_its_score(
+    on_trial: Robot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_NAMED_S", 60.0)
     later = threading.Timer(0.1, on_trial.policy.go_wrong, ("NAN", "the chunk holds NaN or infinity"))
     on_trial.score(1.0, "hard_limit")
     later.start()
@@ -83,4 +87,4 @@ def test_an_error_of_before_the_trial_is_not_its_cause(robot: Robot) -> None:
 def test_who_took_control_is_named(on_trial: Robot) -> None:
     on_trial.policy.let_lease_run_out()
     outcome = on_trial.ended("u-1.1.0")
-    assert outcome.error_code == "LEASE_EXPIRED" and "silent for the lease of 5 s; 1.0.0 acts" in outcome.message
+    assert outcome.error_code == "LEASE_EXPIRED" and "silent for the lease of 60 s; 1.0.0 acts" in outcome.message

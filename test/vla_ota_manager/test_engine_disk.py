@@ -13,7 +13,7 @@ from vla_ota_manager.states import UpdateState
 from vla_sim.checkpoint_server import Behaviour
 
 S = UpdateState
-SLOW = Behaviour(rate_bytes_s=200_000)
+SLOW = Behaviour(rate_bytes_s=40_000)  # ten seconds for the whole
 
 
 def check_nothing_is_left(robot: Robot) -> None:
@@ -28,7 +28,7 @@ def being_fetched(robot: Robot, version: str = "1.1.0", **fields: object) -> str
     entry = robot.manifests[version].file("model.safetensors")
     assert entry is not None
     partial = robot.store_dir / "partial" / entry.sha256
-    robot.until(lambda: partial.exists() and partial.stat().st_size > 50_000)
+    robot.until(lambda: partial.exists() and partial.stat().st_size > 20_000)
     return update_id
 
 

@@ -12,6 +12,7 @@ from support.ota import Robot
 from vla_ota_manager.port import PolicySnapshot
 from vla_ota_manager.records import EpisodeResult, Score
 from vla_ota_manager.states import UpdateState
+from vla_ota_manager.trial import inbox
 from vla_ota_manager.trial.inbox import Inbox
 
 S = UpdateState
@@ -74,19 +75,27 @@ def test_an_outcome_of_another_generation_counts_for_nobody(on_trial: Robot) -> 
     assert on_trial.engine.status().state is S.TRIAL
 
 
-def test_an_outcome_counts_once(on_trial: Robot) -> None:
+def test_an_outcome_counts_once(on_trial: Robot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox, "_STATUS_S", 60.0)
     on_trial.episode(True, episode_id="again")
     for name in ("again", ""):
         on_trial.say(episode=name)
         on_trial.engine.on_policy_status()
+    episodes(on_trial, 1)
+    monkeypatch.setattr(inbox, "_STATUS_S", 0.1)
     for _ in range(5):
         on_trial.outcome(True, episode_id="again")
-    episodes(on_trial, 1)
     on_trial.until(lambda: on_trial.engine.evidence_dropped[0] == 5)
     episodes(on_trial, 1)
 
 
 # -- the inbox alone ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outcome waits for the status of its episode as long as a test takes."""
+    monkeypatch.setattr(inbox, "_STATUS_S", 600.0)
 
 
 class Policy:
@@ -105,6 +114,7 @@ def result(episode_id: str) -> EpisodeResult:
     return EpisodeResult(episode_id, True, 0.0, "1.0.0", 3)
 
 
+@pytest.mark.usefixtures("patient")
 def test_an_outcome_that_arrives_before_the_status_of_its_episode_waits_for_it() -> None:
     policy = Policy()
     policy.inbox.put(result("a"))
@@ -125,6 +135,7 @@ def test_an_episode_that_is_named_again_by_its_owner_counts_again() -> None:
     assert len(policy.inbox.drain()) == 3
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_an_earlier_boot_left_is_known_as_that() -> None:
     policy = Policy()
     policy.say(episode_id="a")

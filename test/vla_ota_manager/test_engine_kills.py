@@ -110,10 +110,17 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def in_parallel(
     several: list[EngineRuns], work: Callable[[EngineRuns, str, int], bool], points: list[tuple[str, int]]
 ) -> list[bool]:
-    """Kill at many points, a few at a time: the runs mostly wait. Return for each whether the point was reached."""
+    """Kill at many points, a few at a time: the runs mostly wait. Return for each whether the point was reached.
+
+    A run may pass a point less often than the recorded one did (a state is written once less, two chunks arrive as one): then it
+    is killed a little earlier.
+    """
+
+    def reached(runs: EngineRuns, name: str, nth: int) -> bool:
+        return any(work(runs, name, earlier) for earlier in range(nth, max(0, nth - 3), -1))
 
     def share(i: int) -> list[bool]:
-        return [work(several[i], name, nth) for name, nth in points[i :: len(several)]]
+        return [reached(several[i], name, nth) for name, nth in points[i :: len(several)]]
 
     with ThreadPoolExecutor(len(several)) as pool:
         return [hit for hits in pool.map(share, range(len(several))) for hit in hits]
@@ -363,7 +370,7 @@ def test_killed_again_and_again_in_mid_download_it_goes_on_where_it_was(fleet: F
     weights = fleet.new.file("model.safetensors")
     assert weights is not None
     path = f"/{folder.name}/blobs/sha256/{weights.sha256}"
-    fleet.server.behave(path, Behaviour(rate_bytes_s=150_000))
+    fleet.server.behave(path, Behaviour(fail_after=8_000))  # so that no attempt gets far before its third chunk
     kills = 0
     while killed(runs, job, "fetch.chunk", 3):
         kills += 1

@@ -118,7 +118,7 @@ def test_a_damaged_version_that_is_offered_again_is_repaired_and_only_what_is_da
     if version != "1.0.0":
         robot.publish(version)
         robot.install(version, S.INSTALLED, activate=False)
-        robot.engine.commit()  # refused, by a thread that has done its work
+        robot.rest()
     damage(robot.store_dir / "models/pick_place" / version)
     if restart:
         robot.stop()
@@ -183,6 +183,7 @@ def test_another_bundle_that_is_whole_or_needed_is_never_overwritten(robot: Robo
     for number, damage in enumerate((lambda: None, lambda: cut(folder / WEIGHTS, 10), (folder / MANIFEST).unlink)):
         damage()
         outcome = robot.install("1.1.0", S.REJECTED, update_id=f"other-{number}")
+        robot.rest()
         assert outcome.error_code == "VERSION_CONFLICT", outcome
     assert (folder / CONFIG).exists() and not (folder / MANIFEST).exists()
     robot.engine.pin("1.1.0", unpin=True)
@@ -218,7 +219,8 @@ def test_folders_that_are_no_version_go_when_an_update_ends(robot: Robot) -> Non
     robot.publish("1.1.0")
     robot.start()
     robot.install("1.1.0")
-    robot.until(lambda: sorted(path.name for path in models.glob("*/*")) == ["1.0.0", "1.1.0"])
+    robot.rest()
+    assert sorted(path.name for path in models.glob("*/*")) == ["1.0.0", "1.1.0"]
     assert not (models / "other").exists()
 
 
@@ -234,5 +236,5 @@ def test_a_needed_version_that_is_damaged_is_not_removed(robot: Robot) -> None:
     robot.stop()
     robot.start()
     robot.install("1.2.0", S.INSTALLED, activate=False)
-    robot.engine.commit()  # refused, by a thread that has done its work
+    robot.rest()
     assert (folder / WEIGHTS).exists()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from support.bundles import flip_last_byte
@@ -16,7 +17,7 @@ from vla_ota_manager.states import UpdateState
 from vla_sim.checkpoint_server import Behaviour
 
 S = UpdateState
-SLOW = Behaviour(rate_bytes_s=150_000)
+SLOW = Behaviour(rate_bytes_s=30_000)  # thirteen seconds for the whole
 
 
 @pytest.fixture
@@ -36,11 +37,17 @@ def weights(robot: Robot, version: str = "1.2.0") -> str:
     return f"/blobs/sha256/{entry.sha256}"
 
 
+def on_disk(robot: Robot) -> int:
+    """Return how much of 1.2.0's weights has been written; what the server has sent may still be on its way."""
+    partial = robot.store_dir / "partial" / Path(weights(robot)).name
+    return partial.stat().st_size if partial.exists() else 0
+
+
 def being_fetched(robot: Robot) -> None:
     """Offer 1.2.0 over a slow line and wait until some of it has come."""
     robot.server.behave("/blobs/", SLOW)
     robot.offer("1.2.0", urgent=True)
-    robot.until(lambda: robot.server.served[weights(robot)] > 20_000)
+    robot.until(lambda: on_disk(robot) > 20_000)
 
 
 def check_trial_goes_on(robot: Robot) -> None:
@@ -124,29 +131,28 @@ def test_the_trial_ends_when_the_urgent_update_is_complete_on_disk_and_nothing_i
 
 
 def test_while_it_is_fetched_the_lease_is_renewed_and_evidence_counts(robot: Robot) -> None:
-    robot.settings = {"trial_lease_s": 0.6, "min_trial_chunks": 10_000, "status_period_s": 0.1}
+    robot.settings = {"min_trial_chunks": 10_000}
     robot.publish("1.2.0", tensors=shared_weights(3, 100_000))
     robot.try_out()
     being_fetched(robot)
-    begun, progress = time.monotonic(), robot.engine.status().trial_progress
-    robot.until(lambda: time.monotonic() - begun > 1.3)  # twice the lease
-    assert robot.engine.status().state is S.TRIAL and robot.engine.status().trial_progress > progress
-    assert "lease expired" not in robot.policy.look()["log"]
+    lease, progress = robot.policy.look()["lease"]["until"], robot.engine.status().trial_progress
+    robot.until(lambda: robot.policy.look()["lease"]["until"] > lease + 1.0)
+    robot.until(lambda: robot.engine.status().trial_progress > progress)
+    assert robot.engine.status().state is S.TRIAL
     assert robot.server.served[weights(robot)] < robot.manifests["1.2.0"].file("model.safetensors").size
 
 
 def test_a_verdict_does_not_wait_for_the_download(on_trial: Robot) -> None:
-    on_trial.server.behave(weights(on_trial), Behaviour(stall_after=30_000))
+    on_trial.server.behave(weights(on_trial), Behaviour(stall_after=30_000), times=1)
     on_trial.offer("1.2.0", urgent=True)
-    on_trial.until(lambda: on_trial.server.served[weights(on_trial)] >= 30_000)
+    on_trial.until(lambda: on_disk(on_trial) == 30_000)
     on_trial.score(1.0, "hard_limit")
     on_trial.ended("u-1.1.0", S.ROLLED_BACK, "HARD_LIMIT")
     assert on_trial.engine.status().blocked == ("1.1.0",)
     assert on_trial.engine.outcome("u-1.2.0").final is False
-    on_trial.server.be_good()
     on_trial.feeding = True
     on_trial.ended("u-1.2.0", S.COMMITTED)
-    assert on_trial.server.served[weights(on_trial)] <= on_trial.manifests["1.2.0"].file("model.safetensors").size
+    assert on_trial.server.served[weights(on_trial)] == on_trial.manifests["1.2.0"].file("model.safetensors").size
 
 
 def test_a_trial_that_proves_itself_meanwhile_is_committed_and_the_update_goes_on_where_it_was(on_trial: Robot) -> None:
@@ -166,7 +172,7 @@ def test_a_person_is_not_kept_waiting_by_the_download(on_trial: Robot) -> None:
     on_trial.ended("u-1.2.0", S.CANCELLED, "CANCELLED")
     on_trial.offer("1.2.0", update_id="again", urgent=True)
     on_trial.until(lambda: "again" in on_trial.engine.status().message)
-    reply = on_trial.engine.rollback(timeout_s=10.0)
+    reply = on_trial.engine.rollback(timeout_s=60.0)
     assert (reply.success, reply.to_version) == (True, "1.0.0")
     assert on_trial.ended("u-1.1.0").error_code == "OPERATOR_ROLLBACK"
     on_trial.server.be_good()
@@ -197,7 +203,9 @@ def test_without_permission_it_lies_ready_and_the_trial_goes_on(not_permitted: R
 
 
 def test_an_offer_that_expires_while_it_lies_ready_is_rejected(not_permitted: Robot) -> None:
-    not_permitted.offer("1.2.0", urgent=True, expires_s=time.time() + 1.5)
+    not_permitted.offer("1.2.0", urgent=True, expires_s=time.time() + 3600)
+    not_permitted.until(lambda: "on disk and waits" in not_permitted.engine.status().message)
+    not_permitted.later_s = 7200.0
     assert not_permitted.ended("u-1.2.0").error_code == "UPDATE_EXPIRED"
     check_trial_goes_on(not_permitted)
 
@@ -226,7 +234,7 @@ def test_after_a_restart_it_goes_on_where_it_was_and_so_does_the_trial(on_trial:
     outcome = on_trial.ended("u-1.2.0")
     assert outcome.state is S.COMMITTED
     size = on_trial.manifests["1.2.0"].file("model.safetensors").size
-    assert size <= on_trial.server.served[weights(on_trial)] < size + 150_000  # but for what was in flight
+    assert size <= on_trial.server.served[weights(on_trial)] < size + size // 2  # but for what was in flight
     assert outcome.bytes_downloaded >= size
 
 

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -37,21 +37,13 @@ def damage(robot: Robot, version: str) -> Callable[[], Any]:
     return lambda: weights.write_bytes(whole)
 
 
-def ask_at_once(robot: Robot, count: int) -> list[RollbackReply]:
-    """Let several people ask for a rollback at the same time."""
-    replies: list[RollbackReply] = []
-    together = threading.Barrier(count)
-
-    def ask() -> None:
-        together.wait(10.0)
-        replies.append(robot.engine.rollback(timeout_s=20.0))
-
-    people = [threading.Thread(target=ask) for _ in range(count)]
-    for person in people:
-        person.start()
-    for person in people:
-        person.join(30.0)
-    return replies
+def ask_at_once(robot: Robot, count: int, waiting: int) -> list[RollbackReply]:
+    """Let several people ask for a rollback; no swap is done before they all have, and ``waiting`` of them have to wait."""
+    with ThreadPoolExecutor(count) as people:
+        replies = [people.submit(robot.engine.rollback) for _ in range(count)]
+        robot.until(lambda: robot.engine._ctx.urgent_work == waiting)
+        robot.say(swap_s=0.0)
+        return [reply.result(60.0) for reply in replies]
 
 
 # -- a disk that cannot be written ----------------------------------------------------------------------------------------------
@@ -121,7 +113,7 @@ def test_a_version_left_without_a_disk_is_not_put_on_trial_again_by_the_next_man
 
 def test_a_policy_node_that_restarts_before_a_rollback_is_written_down_is_sent_back_again(robot: Robot) -> None:
     disk = UnwritableFilesystem()
-    robot.settings = {"require_permission": True}
+    robot.settings = {"require_permission": True, "trial_lease_s": 8.0}  # a quarter of it between two attempts
     robot.begin(disk).set_update_permitted(True)
     robot.install("1.1.0")
     robot.engine.set_update_permitted(False)
@@ -137,9 +129,10 @@ def test_a_policy_node_that_restarts_before_a_rollback_is_written_down_is_sent_b
 
 def test_a_version_that_cannot_be_written_down_as_committed_stays_on_trial(robot: Robot) -> None:
     disk = UnwritableFilesystem("DISK_FULL")
-    robot.settings = {"min_trial_chunks": 40}
+    robot.feeding = False
     update_id = robot.try_out(filesystem=disk)
     disk.broken = True
+    robot.feeding = True
     robot.until(lambda: robot.engine.status().error_code == "DISK_FULL")
     assert robot.engine.status().state is S.TRIAL and robot.engine.status().committed_version == "1.0.0"
     disk.broken = False
@@ -280,14 +273,15 @@ def test_with_nothing_to_go_back_to_a_rollback_cancels_what_does_not_act_yet(
 @pytest.mark.parametrize("state", [S.SWAPPING, S.TRIAL, S.COMMITTED])
 def test_rollbacks_that_are_asked_for_at_once_go_back_one_version(updated: Robot, state: UpdateState) -> None:
     updated.publish("1.2.0")
-    updated.say(swap_s=1.0 if state is S.SWAPPING else 0.2)
+    updated.say(swap_s=1000.0 if state is S.SWAPPING else 0.0)
     updated.feeding = state is S.COMMITTED
     update_id = updated.offer("1.2.0")
     updated.reach(state)
     if state is S.COMMITTED:
         updated.ended(update_id)
         updated.until(lambda: not updated.engine.store.state.activation_due)
-    replies = ask_at_once(updated, 3)
+    updated.say(swap_s=1000.0)
+    replies = ask_at_once(updated, 3, 2)
     assert [(reply.success, reply.to_version) for reply in replies] == [(True, "1.1.0")] * 3
     status = updated.engine.status()
     assert (status.committed_version, status.previous_version) == ("1.1.0", "1.0.0")
@@ -297,10 +291,10 @@ def test_rollbacks_that_are_asked_for_at_once_go_back_one_version(updated: Robot
 
 def test_a_rollback_that_meets_a_verdict_goes_back_one_version(updated: Robot) -> None:
     update_id = updated.try_next()
-    updated.say(swap_s=0.5)
+    updated.say(swap_s=1000.0)
     updated.score(1.0, "hard_limit")
     updated.reach(S.ROLLING_BACK)
-    reply = updated.engine.rollback()
+    (reply,) = ask_at_once(updated, 1, 1)
     assert (reply.success, reply.to_version) == (True, "1.1.0")
     updated.ended(update_id, S.ROLLED_BACK)
     assert updated.engine.status().committed_version == "1.1.0" and updated.engine.status().blocked == ("1.2.0",)

@@ -18,7 +18,7 @@ A, B = "1.0.0", "1.1.0"
 
 def assign(robot: Robot, experiment: str = "x", versions: tuple[str, ...] = (A, B), probability: float = 0.5) -> Reply:
     assert robot.engine is not None
-    return robot.engine.assign_experiment(ExperimentRequest(experiment, "arm_1", versions, probability), 10.0)
+    return robot.engine.assign_experiment(ExperimentRequest(experiment, "arm_1", versions, probability), 60.0)
 
 
 def end(robot: Robot, experiment: str = "x") -> Reply:
@@ -43,12 +43,18 @@ def active(robot: Robot) -> str:
     return snapshot.active_version if snapshot is not None else ""
 
 
+def told(robot: Robot, code: str) -> None:
+    """Wait for the event that says why it ended; the status has it a moment before."""
+    robot.until(lambda: code in [e.error_code for e in list(robot.events)])
+
+
 def left(robot: Robot, code: str) -> None:
     """Fail unless the robot has left with this code, runs A and does not join again."""
     assert robot.engine is not None
     robot.until(lambda: robot.engine is not None and robot.engine.status().experiment == "")
     robot.until(lambda: active(robot) == A)
-    assert code in [e.error_code for e in robot.events] and robot.saved().experiment is not None
+    told(robot, code)
+    assert robot.saved().experiment is not None
     again = assign(robot)
     assert not again.success and again.error_code in ("EXPERIMENT_LEFT", "VERSION_BLOCKED")
     assert robot.current_version() == A
@@ -116,7 +122,7 @@ def test_an_update_waits_for_its_end_and_an_urgent_one_ends_it(joined: Robot) ->
     )
     assert joined.engine.status().experiment == "x"
     joined.ended(joined.offer("1.3.0", urgent=True))
-    assert "SUPERSEDED" in [e.error_code for e in joined.events]
+    told(joined, "SUPERSEDED")
     joined.ended("u-1.2.0")
     assert joined.engine.status().committed_version == "1.2.0"
 
@@ -124,7 +130,7 @@ def test_an_update_waits_for_its_end_and_an_urgent_one_ends_it(joined: Robot) ->
 def test_somebody_who_lets_another_version_act_ends_it(joined: Robot) -> None:
     joined.say(active={"digest": "c" * 64, "version": "9.9.9", "generation": 99, "since": 0.0})
     joined.until(lambda: joined.engine is not None and joined.engine.status().experiment == "")
-    assert "SWAPPED_AWAY" in [e.error_code for e in joined.events]
+    told(joined, "SWAPPED_AWAY")
 
 
 def test_nothing_is_drawn_without_permission(joined: Robot) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import socket
 import stat
+from collections.abc import Iterator
 
 import pytest
 from support.ota import Robot
@@ -29,16 +30,16 @@ def shown(robot: Robot, caplog: pytest.LogCaptureFixture) -> str:
 
 
 @pytest.fixture
-def ready(robot: Robot, caplog: pytest.LogCaptureFixture) -> Robot:
+def ready(robot: Robot, caplog: pytest.LogCaptureFixture) -> Iterator[Robot]:
     caplog.set_level(logging.DEBUG, "vla_ota_manager")
-    with socket.socket() as closed:  # nobody listens there
-        closed.bind(("127.0.0.1", 0))
-        dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    robot.settings = {"allowed_sources": (robot.server.base, dead), "retries": 0}
-    robot.dead = f"{dead}/manifest.json"  # type: ignore[attr-defined]
-    robot.publish("1.0.0")
-    robot.start()
-    return robot
+    with socket.socket() as deaf:  # it holds its port and does not listen
+        deaf.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        robot.settings = {"allowed_sources": (robot.server.base, dead), "retries": 0}
+        robot.dead = f"{dead}/manifest.json"  # type: ignore[attr-defined]
+        robot.publish("1.0.0")
+        robot.start()
+        yield robot
 
 
 def urls(robot: Robot) -> dict[str, str]:
@@ -75,7 +76,7 @@ def test_the_server_gets_the_token_and_state_json_keeps_it_for_its_owner_while_t
     ready: Robot, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = f"{ready.update('1.0.0').manifest_url}?{TOKEN}"
-    ready.server.behave("/manifest.json", Behaviour(silent_s=1.0), times=1)
+    ready.server.behave("/manifest.json", Behaviour(silent_s=600.0), times=1)  # until the manager is stopped
     update_id = ready.offer("1.0.0", manifest_url=url)
     ready.reach(S.CHECKING)
     state = ready.store_dir / "state.json"

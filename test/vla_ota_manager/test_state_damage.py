@@ -191,7 +191,7 @@ def test_whatever_is_damaged_the_engine_starts_and_works(templates: dict[str, Te
         robot = Robot.__new__(Robot)
         robot.engine, robot.events = engine, []
         try:
-            robot.until(lambda: len(statuses) > 5)
+            robot.until(lambda: len(statuses) > 3)
             assert engine.list_models().success
             assert not [status for status in statuses if status.error_code == "INTERNAL_ERROR"], statuses[-1]
         finally:

@@ -31,6 +31,7 @@ from std_msgs.msg import (
 )
 from support.camera_messages import compressed, image
 from support.control_rig import contract_text
+from support.control_robot import MAX_AGE_MS
 from support.control_ros import Peer, robot_for
 from support.mixed_robot import ARM, BASE, GRIPPER, Part, mixed_contract
 from support.refusals import refused
@@ -103,7 +104,7 @@ WANT = {
 
 def test_one_action_is_published_in_every_type_at_once(tmp_path: Path, ros_domain: int, peer: Peer) -> None:
     assert PARTS.keys() == OUTPUT_FIELDS.keys()
-    text = mixed_contract(*(part._replace(type=kind) for kind, part in PARTS.items()))
+    text = mixed_contract(*(part._replace(type=kind) for kind, part in PARTS.items()), max_age_ms=MAX_AGE_MS)
     robot = robot_for(tmp_path, ros_domain, text, topics={"f64s": "/arm/remapped"})
     got: dict[str, list[Any]] = {part.topic: [] for part in PARTS.values()}
     for kind, part in PARTS.items():

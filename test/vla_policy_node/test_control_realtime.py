@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from std_msgs.msg import Float64MultiArray
 from support.control_rig import contract_text
+from support.control_robot import MAX_AGE_MS
 from support.control_ros import TOPICS, Peer, robot_for
+from support.waits import wait_for
 
 from vla_policy_node.control.realtime import take_fifo
 
@@ -23,7 +25,7 @@ RESET_ON_FORK = getattr(os, "SCHED_RESET_ON_FORK", 0)
 
 def in_a_process(script: str) -> Any:
     """Run a script that prints JSON: what it does to its own scheduling must not befall the tests."""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60.0, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100.0, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -80,7 +82,8 @@ def test_a_busy_process_gets_nothing_of_the_processor_while_a_helper_works(fifo_
     found = in_a_process(PUSHED_ASIDE)
     assert found["fifo"] == (2 if fifo_allowed else 0)
     assert found["ordinary"] > 0, "the busy process was not busy"
-    assert (found["lifted"] == 0) == fifo_allowed, found
+    # Moments are the kernel's: it keeps a share of each second from all of SCHED_FIFO, and stops a process between two steps.
+    assert (found["lifted"] < 0.1 * found["ordinary"]) == fifo_allowed, found
 
 
 THREADS = """
@@ -131,22 +134,24 @@ def threads_of(pid: int) -> dict[int, tuple[int, int]]:
     found = {}
     for entry in Path(f"/proc/{pid}/task").iterdir():
         thread = int(entry.name)
-        policy = os.sched_getscheduler(thread) & ~RESET_ON_FORK
-        found[thread] = (policy, os.sched_getparam(thread).sched_priority)
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            policy = os.sched_getscheduler(thread) & ~RESET_ON_FORK
+            found[thread] = (policy, os.sched_getparam(thread).sched_priority)
     return found
 
 
 def test_every_thread_of_a_control_process_on_ros_runs_just_below_its_loop(tmp_path: Path, ros_domain: int) -> None:
     """DDS's threads among them, also once it has met somebody; the one thread above is the loop's."""
-    robot, peer = robot_for(tmp_path, ros_domain, contract_text(auto=True), topics=TOPICS), Peer(ros_domain)
+    robot, peer = (
+        robot_for(tmp_path, ros_domain, contract_text(auto=True, max_age_ms=MAX_AGE_MS), topics=TOPICS),
+        Peer(ros_domain),
+    )
     try:
         robot.run()
         got: list[Any] = []
         peer.node.create_subscription(Float64MultiArray, "/arm/commands", got.append, 1)
         peer.wait(lambda: got)
-        end = time.monotonic() + 10.0
-        while len(threads_of(robot.client.pid)) < 3 and time.monotonic() < end:
-            time.sleep(0.05)
+        wait_for(lambda: len(threads_of(robot.client.pid)) > 3, "the threads of DDS")
         threads, fifo = threads_of(robot.client.pid), robot.events[0]["fifo"]
     finally:
         robot.close()

@@ -138,7 +138,7 @@ def test_golden_records_the_policys_own_answers_and_a_fresh_worker_repeats_them(
     bundle = verify_bundle(tmp_path / "b")
     golden = bundle.golden()
     assert golden is not None and len(golden) == 3
-    assert np.allclose(golden.action, np.broadcast_to(np.float32([0.2, -0.1]), (3, 50, 2)))
+    assert np.allclose(golden.action, np.broadcast_to(np.float32([0.2, -0.1]), (3, 100, 2)))
     assert golden.tolerance.tolist() == pytest.approx([0.002, 0.002])
     assert made["difference"] == 0.0
     assert made["digest"] == bundle.digest != before.digest
@@ -269,7 +269,7 @@ def test_check_runs_what_the_robot_would_and_says_one_line_each(
     assert [line.split()[1] for line in lines[:-1]] == [
         "bundle:", "robot:", "units:", "interpreter:", "policy:", "golden:", "horizon:",
     ]  # fmt: skip
-    assert "numpy" in lines[3] and "50 actions, 8 executed, 2 blended" in lines[6]
+    assert "numpy" in lines[3] and "100 actions, 8 executed, 2 blended" in lines[6]
 
 
 @pytest.mark.parametrize(

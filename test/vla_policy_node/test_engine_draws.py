@@ -114,9 +114,9 @@ def test_nothing_swaps_while_motion_is_disabled_and_a_robot_that_holds_swaps_at_
         tmp_path, contract=contract, model_path=str(tmp_path / "1.0.0"), trial_lease_s=60.0, require_episode=True
     ) as rig:
         rig.motion = True
-        rig.wait_for(lambda: rig.snapshot.motion_permitted and rig.snapshot.active is not None, "motion and a policy")
+        rig.wait_for(lambda: rig.control.mode == "HOLDING" and rig.snapshot.active is not None, "motion and a policy")
         rig.engine.prepare(str(tmp_path / "1.1.0"), "", lambda *_: None, bool)
-        rig.engine.resume()
+        assert rig.engine.resume() == ""
         rig.wait_for(lambda: rig.control.hold_reason == "NO_EPISODE", "the hold between episodes")
         trial = object.__new__(Trial)
         trial.rig, trial.digests = rig, bundles
@@ -132,7 +132,7 @@ def test_nothing_swaps_while_motion_is_disabled_and_a_robot_that_holds_swaps_at_
 
 
 def test_without_a_manager_a_acts_again_and_nothing_is_drawn(tmp_path: Path, bundles: dict[str, str]) -> None:
-    with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0"), trial_lease_s=1.0) as rig:
+    with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0"), trial_lease_s=3.0) as rig:
         trial = Trial(tmp_path, rig, bundles)
         assert trial.begin("B") == "B" and rig.snapshot.on_trial
         rig.wait_for(lambda: rig.snapshot.error_code == "AUTO_SWAP_LIMIT", "the silence noticed")
@@ -184,7 +184,7 @@ def test_a_draw_is_the_episodes_automatic_swap(trial: Trial) -> None:
     assert active is not None
     os.kill(active.generation.pid, signal.SIGKILL)
     rig.wait_for(lambda: rig.snapshot.error_code == "AUTO_SWAP_LIMIT", "the hold")
-    rig.wait_for(lambda: rig.control.hold_reason == "WORKER_LOST", "the robot holding")
+    rig.wait_for(lambda: rig.control.mode == "HOLDING", "the robot holding")
     assert rig.snapshot.active is None
     rig.engine.end_episode("", success=False)
     rig.wait_running("1.0.0")

@@ -35,11 +35,12 @@ def test_an_episodes_steps_are_handed_on_whole_with_what_was_seen_wanted_and_com
     assert np.array_equal(published[begin:end], actions)  # none is missing, none is made up
     wanted, states = (np.concatenate([getattr(s, part) for s in first]) for part in ("policy_actions", "states"))
     assert wanted == pytest.approx(actions, abs=1e-6) and not any(any(s.interventions) for s in first)
-    assert np.abs(states[1:] - actions[:-1]).max() < 0.05  # the robot is where it was last told to be, or about to be
+    # The robot is where it was last told to be, or about to be; on a machine that stalls for a moment, later.
+    assert np.median(np.abs(states[1:] - actions[:-1])) < 0.005
 
 
 def test_an_operators_part_of_an_episode_is_marked_and_counts_as_an_intervention(tmp_path: Path) -> None:
-    scripted_bundle(tmp_path / "1.0.0", amplitude=0.05)
+    scripted_bundle(tmp_path / "1.0.0", amplitude=0.03)  # one tick brings it back to the operator
     with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:
         rig.wait_running("1.0.0")
         rig.engine.start_episode("corrected", "reach", 0.0)
@@ -47,10 +48,11 @@ def test_an_operators_part_of_an_episode_is_marked_and_counts_as_an_intervention
         rig.operator = (float(rig.control.command[0]), float(rig.control.command[1]))
         rig.engine.take_over(on=True)
         rig.wait_for(lambda: rig.control.mode == "OPERATOR", "the operator")
+        rig.supervised()
         scores = len(rig.scores)
         corrected = lambda: [s for _, s in rig.steps if any(s.interventions)]  # noqa: E731
         rig.wait_for(lambda: any(np.isfinite(s.policy_actions).any() for s in corrected()), "what the policy wanted")
-        assert len(rig.scores) <= scores + 4, "what the policy wanted meanwhile is not judged"
+        assert len(rig.scores) == scores, "what the policy wanted meanwhile is not judged"
         rig.engine.take_over(on=False)
         rig.wait_running("1.0.0")
         assert rig.engine.end_episode("", success=True).intervention

@@ -12,6 +12,7 @@ import pytest
 from support.engine_rig import EngineRig
 from support.refusals import refused
 from support.scripted import scripted_bundle
+from support.waits import TIMEOUT_S
 
 from vla_policy_node.errors import PolicyNodeError
 from vla_policy_node.generations.recovery import EXPECTED_ERRORS
@@ -133,7 +134,7 @@ def test_each_boundary_is_kept(tmp_path: Path) -> None:
         rig.wait_for(lambda: rig.control.chunks >= chunks + 2, "two chunk boundaries without an episode")
         assert not result and rig.snapshot.active.version == "1.0.0"  # type: ignore[union-attr]
         rig.engine.start_episode("e1", "", 0.0)
-        waiting.join(20.0)
+        waiting.join(TIMEOUT_S)
         assert result and rig.snapshot.active.version == "1.1.0"  # type: ignore[union-attr]
         no_gap(rig, 0)
 
@@ -153,18 +154,18 @@ def test_an_episode_that_begins_right_after_the_request_is_its_boundary(
 
         monkeypatch.setattr(rig.engine._control, "activate", activate_then_begin)
         for version in ("1.1.0", "1.0.0", "1.1.0"):
-            rig.engine.swap(SwapRequest(digest=digests[version], at="EPISODE", timeout_s=15.0))
+            rig.engine.swap(SwapRequest(digest=digests[version], at="EPISODE", timeout_s=60.0))
             assert rig.snapshot.active.version == version  # type: ignore[union-attr]
             rig.engine.end_episode("", success=True)
 
 
 @alone
 def test_a_boundary_that_does_not_come_leaves_the_old_one_acting_and_the_new_one_ready(tmp_path: Path) -> None:
-    digests = bundles(tmp_path, "1.0.0", "1.1.0")
+    digests = bundles(tmp_path, "1.0.0", "1.1.0", phase=(0.0, np.pi / 2))
     with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:
         rig.wait_running("1.0.0")
         rig.engine.prepare(str(tmp_path / "1.1.0"), "", lambda *_: None, bool)
-        for at in ("EPISODE", "REST"):  # no episode begins, and a sinusoid never rests
+        for at in ("EPISODE", "REST"):  # no episode begins, and when one joint turns round the other is fastest
             with refused("SWAP_TIMEOUT"):
                 rig.engine.swap(SwapRequest(digest=digests["1.1.0"], at=at, timeout_s=0.2))
         snapshot = rig.snapshot
@@ -222,7 +223,7 @@ def test_requests_that_cannot_be_followed_are_refused_with_their_code(tmp_path: 
 
 def test_a_second_swap_or_preparation_meanwhile_is_refused_and_does_not_disturb_the_first(tmp_path: Path) -> None:
     digests = bundles(tmp_path, "1.0.0", "1.1.0")
-    scripted_bundle(tmp_path / "slow", "1.2.0", load_sleep_s=1.0)
+    scripted_bundle(tmp_path / "third", "1.2.0")
     with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:
         rig.wait_running("1.0.0")
         prepared = rig.engine.prepare(str(tmp_path / "1.1.0"), "", lambda *_: None, bool)
@@ -230,27 +231,31 @@ def test_a_second_swap_or_preparation_meanwhile_is_refused_and_does_not_disturb_
         waiting = threading.Thread(
             target=lambda: result.append(rig.engine.swap(SwapRequest(digest=digests["1.1.0"], at="EPISODE")))
         )
-        waiting.start()
-        rig.wait_for(lambda: rig.engine.generations.swap_pending, "the swap pending")
+        rig.wait_asked(waiting.start)
         for call in (
             lambda: rig.engine.swap(SwapRequest(digest=digests["1.1.0"])),
-            lambda: rig.engine.prepare(str(tmp_path / "slow"), "", lambda *_: None, bool),  # its place is taken
+            lambda: rig.engine.prepare(str(tmp_path / "third"), "", lambda *_: None, bool),  # its place is taken
         ):
             with refused("SWAP_IN_PROGRESS"):
                 call()
         assert rig.snapshot.prepared is prepared and prepared.generation.alive
-        tick = rig.control.tick
-        rig.wait_for(lambda: rig.control.tick > tick + 2, "the request to have been sent")
         rig.engine.start_episode("", "", 0.0)
-        waiting.join(20.0)
+        waiting.join(TIMEOUT_S)
         assert result and rig.snapshot.active is prepared
 
-        loading = threading.Thread(target=lambda: rig.engine.prepare(str(tmp_path / "slow"), "", lambda *_: None, bool))
+        begun, go_on = threading.Event(), threading.Event()
+
+        def on_progress(state: str, share: float) -> None:
+            begun.set()
+            go_on.wait(TIMEOUT_S)
+
+        loading = threading.Thread(target=lambda: rig.engine.prepare(str(tmp_path / "third"), "", on_progress, bool))
         loading.start()
-        rig.wait_for(lambda: rig.engine.generations._preparing.locked(), "the preparation under way")
+        assert begun.wait(TIMEOUT_S)
         with refused("PREPARE_IN_PROGRESS"):
             rig.engine.prepare(str(tmp_path / "1.0.0"), "", lambda *_: None, bool)
-        loading.join(30.0)
+        go_on.set()
+        loading.join(TIMEOUT_S)
         assert rig.snapshot.prepared and rig.snapshot.prepared.version == "1.2.0"
 
 

@@ -52,7 +52,7 @@ def test_a_reader_in_another_process_never_sees_a_torn_record() -> None:
         assert answer[0]["torn"] == 0
     finally:
         child.kill()
-        child.wait(10)
+        child.wait(40)
         ours.close()
         arena.close()
 

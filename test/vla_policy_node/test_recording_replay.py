@@ -47,7 +47,7 @@ def run(
     for path, offset in zip(paths, offsets, strict=True):
         settings = {"amplitude": 0.0, "offset": (0.0, offset), "from_state": True, "golden": False, **bundle}
         scripted_bundle(path, **settings)
-    contract = contract or parse_contract(contract_text())
+    contract = contract or parse_contract(contract_text(tolerance_ms=200, max_age_ms=250))
     return replay(contract, messages, paths, worker_config(spare=False), instruction)
 
 
@@ -58,7 +58,7 @@ def test_each_bundle_is_asked_at_every_boundary_with_what_was_observed_then(tmp_
     assert found.actions[0].shape == (13, 8, 2)
     assert found.actions[0][:, 0, 0] == pytest.approx(observed, abs=1e-6)
     assert (found.actions[1] - found.actions[0])[:, :, 1] == pytest.approx(0.25, abs=1e-6)
-    channels = parse_contract(contract_text()).channels
+    channels = parse_contract(contract_text(tolerance_ms=200, max_age_ms=250)).channels
     compared = between(found, channels, "A and B", 0, 1)
     first, second = compared.differences
     assert (first.largest, second.mean) == (0.0, pytest.approx(0.25, abs=1e-6)) and compared.compared == 13 * 8
@@ -79,13 +79,15 @@ def test_a_clock_that_is_set_by_years_costs_no_time(tmp_path: Path) -> None:
 
 
 def test_a_robot_on_simulated_time_is_aged_by_its_own_clock(tmp_path: Path) -> None:
-    contract = parse_contract(contract_text().replace("timeline: receive", "timeline: header"))
+    contract = parse_contract(
+        contract_text(tolerance_ms=200, max_age_ms=250).replace("timeline: receive", "timeline: header")
+    )
     messages = (joints(t, 0.0, 0.0, stamp_ns=10**9 + t * PERIOD_NS) for t in range(100))
     assert len(run(tmp_path, messages, contract=contract).times_s) == 13
 
 
 def test_actions_that_are_relative_begin_at_the_measured_position(tmp_path: Path) -> None:
-    text = contract_text().replace("mode: absolute", "mode: relative")
+    text = contract_text(tolerance_ms=200, max_age_ms=250).replace("mode: absolute", "mode: relative")
     found = run(
         tmp_path,
         moving(50),
@@ -117,7 +119,7 @@ def test_an_episode_of_the_recording_resets_the_policy_and_gives_its_instruction
 def test_a_policy_is_compared_with_what_was_commanded_and_with_nothing_where_nothing_was(
     tmp_path: Path, kind: str
 ) -> None:
-    text = contract_text()
+    text = contract_text(tolerance_ms=200, max_age_ms=250)
     if kind == "trajectory":
         text = text.replace("std_msgs/msg/Float64MultiArray", "trajectory_msgs/msg/JointTrajectory")
         text = text.replace("[data.0, data.1]", "[position.j1, position.j2]")

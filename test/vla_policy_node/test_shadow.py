@@ -17,12 +17,13 @@ from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import SwapRequest
 from vla_policy_node.shadow import session
 
-SHORT = {"horizon": 16, "amplitude": 0.1, "frequency_hz": 0.1}
+CALM = {"amplitude": 0.02, "frequency_hz": 0.1}  # a worker that stalls for a second answers nearly the same
+SHORT = {"horizon": 16}
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an offset": ({"offset": (0.5, 0.9)}, "SHADOW_DIVERGED"),
     "another sign": ({"offset": (-0.5, -0.5)}, "SHADOW_DIVERGED"),
     "an action outside the robot's limits": ({"jump_at_call": 2, "jump": 3.0}, "SHADOW_LIMIT"),
-    "chunks that come too late": ({"live_sleep_s": 0.3}, "SHADOW_TOO_SLOW"),
+    "chunks that come too late": ({"live_sleep_s": 0.3, **SHORT}, "SHADOW_TOO_SLOW"),
     "NaN": ({"nan_at_call": 2}, "SHADOW_FAILED"),
     "a chunk of a wrong shape": ({"wrong_shape_at_call": 2}, "SHADOW_FAILED"),
     "an exception": ({"raise_at_call": 2}, "SHADOW_FAILED"),
@@ -36,8 +37,8 @@ def prepare(rig: EngineRig, folder: Path, states: list[str] | None = None) -> Re
 
 
 def test_a_version_that_wants_what_the_acting_one_wants_passes_and_may_act(tmp_path: Path) -> None:
-    scripted_bundle(tmp_path / "a", "1.0.0", offset=0.5, **SHORT)
-    scripted_bundle(tmp_path / "b", "1.1.0", offset=0.52, **SHORT)
+    scripted_bundle(tmp_path / "a", "1.0.0", offset=0.5, **CALM)
+    scripted_bundle(tmp_path / "b", "1.1.0", offset=0.52, **CALM)
     with EngineRig(tmp_path, model_path=str(tmp_path / "a"), shadow_chunks=6) as rig:
         rig.wait_running("1.0.0")
         starved, levels, states = rig.control.starved, dict[str, int](), list[str]()
@@ -66,28 +67,32 @@ def test_it_is_asked_about_the_observations_that_the_acting_policy_was_asked_abo
     tmp_path: Path, caplog: pytest.LogCaptureFixture, history: int
 ) -> None:
     for version in ("1.0.0", "1.1.0"):
-        scripted_bundle(tmp_path / version, version, echo=True, n_obs_steps=history, **SHORT)
+        scripted_bundle(tmp_path / version, version, echo=True, n_obs_steps=history, **CALM)
     with caplog.at_level("INFO"), EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0"), shadow_chunks=4) as rig:
         rig.wait_running()
         prepared = prepare(rig, tmp_path / "1.1.0")
         active = rig.snapshot.active
         assert active is not None
-        seen = {}
-        for pid in (active.generation.pid, prepared.generation.pid):
-            lines = [r.message.split(" ", 2)[2] for r in caplog.records if r.message.startswith(f"worker {pid}: call ")]
-            seen[pid] = [line.partition("'' ")[2] for line in lines if not line.startswith("call -")]
-    assert len(seen[prepared.generation.pid]) >= 4
-    assert set(seen[prepared.generation.pid]) <= set(seen[active.generation.pid])
+
+        def seen(pid: int) -> list[str]:
+            said = [r.message for r in list(caplog.records)]
+            lines = [text.split(" ", 2)[2] for text in said if text.startswith(f"worker {pid}: call ")]
+            return [line.partition("'' ")[2] for line in lines if not line.startswith("call -")]
+
+        shadow = prepared.generation.pid
+        rig.wait_for(lambda: len(seen(shadow)) >= 4, "what it was asked about")
+        of_the_acting = active.generation.pid
+        rig.wait_for(lambda: set(seen(shadow)) <= set(seen(of_the_acting)), "the acting one asked about the same")
 
 
 def test_what_is_amiss_is_refused_by_name_and_the_acting_policy_does_not_notice(tmp_path: Path) -> None:
-    scripted_bundle(tmp_path / "a", "1.0.0", offset=0.5, **SHORT)
+    scripted_bundle(tmp_path / "a", "1.0.0", offset=0.5, **CALM)
     with EngineRig(tmp_path, model_path=str(tmp_path / "a"), shadow_chunks=4) as rig:
         rig.wait_running("1.0.0")
         before, found = rig.control, {}
         for number, (what, (changes, _)) in enumerate(BAD.items()):
             folder = tmp_path / f"bad{number}"
-            scripted_bundle(folder, "1.1.0", **{"offset": 0.5, **SHORT, **changes})
+            scripted_bundle(folder, "1.1.0", **{"offset": 0.5, **CALM, **changes})
             with pytest.raises(EXPECTED_ERRORS) as caught:
                 prepare(rig, folder)
             found[what] = caught.value.code
@@ -98,9 +103,9 @@ def test_what_is_amiss_is_refused_by_name_and_the_acting_policy_does_not_notice(
 
 
 def test_there_is_nothing_to_compare_a_first_install_or_another_major_version_with(tmp_path: Path) -> None:
-    scripted_bundle(tmp_path / "a", "1.0.0", offset=0.5, **SHORT)
-    scripted_bundle(tmp_path / "b", "2.0.0", offset=-0.5, **SHORT)
-    scripted_bundle(tmp_path / "c", "2.1.0", offset=-0.5, **SHORT, jump_at_call=1, jump=3.0)
+    scripted_bundle(tmp_path / "a", "1.0.0", offset=0.5, **CALM)
+    scripted_bundle(tmp_path / "b", "2.0.0", offset=-0.5, **CALM)
+    scripted_bundle(tmp_path / "c", "2.1.0", offset=-0.5, **CALM, jump_at_call=1, jump=3.0)
     with EngineRig(tmp_path, shadow_chunks=3) as rig:
         first = prepare(rig, tmp_path / "a")
         assert (first.shadow.chunks, first.shadow.compared) == (3, 0)
@@ -115,7 +120,7 @@ def test_there_is_nothing_to_compare_a_first_install_or_another_major_version_wi
 
 def test_a_way_back_and_what_is_not_to_wait_go_without_a_shadow(tmp_path: Path) -> None:
     for version, offset in (("1.0.0", 0.5), ("1.1.0", 0.52), ("1.2.0", 0.55)):
-        scripted_bundle(tmp_path / version, version, offset=offset, **SHORT)
+        scripted_bundle(tmp_path / version, version, offset=offset, **CALM)
     with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0"), shadow_chunks=3) as rig:
         rig.wait_running("1.0.0")
         urgent = rig.engine.prepare(str(tmp_path / "1.1.0"), "", lambda *_: None, bool, skip_shadow=True)
@@ -128,8 +133,8 @@ def test_a_shadow_ends_when_it_is_cancelled_or_sees_nothing_for_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "_PATIENCE_S", 0.5)
-    scripted_bundle(tmp_path / "a", "1.0.0", **SHORT)
-    scripted_bundle(tmp_path / "b", "1.1.0", **SHORT)
+    scripted_bundle(tmp_path / "a", "1.0.0", **CALM, **SHORT)
+    scripted_bundle(tmp_path / "b", "1.1.0", **CALM, **SHORT)
     with EngineRig(tmp_path, model_path=str(tmp_path / "a"), shadow_chunks=2, bundle_roots=(str(tmp_path),)) as rig:
         rig.wait_running("1.0.0")
         cancel = threading.Event()
@@ -145,4 +150,5 @@ def test_a_shadow_ends_when_it_is_cancelled_or_sees_nothing_for_too_long(
         assert "observations" in str(error.value)
         rig.feeding = True
         rig.wait_running("1.0.0")
+        monkeypatch.setattr(session, "_PATIENCE_S", 60.0)
         prepare(rig, tmp_path / "b")

@@ -98,7 +98,7 @@ def test_a_policy_that_leaves_its_history_out_of_account_is_refused(robot: Worke
 
 
 def test_a_golden_observation_is_the_first_of_an_episode(robot: WorkerRobot, tmp_path: Path) -> None:
-    action = np.full((1, 50, 2), 0.25, np.float32)
+    action = np.full((1, 100, 2), 0.25, np.float32)
     action[0, :3] = 0.5  # what it was shown, three times
     golden = Golden({"observation.state": np.full((1, 2), 0.5, np.float32)}, action, ("golden",), np.full(2, 1e-4))
     still = {"amplitude": 0.0, "offset": 0.25, "golden": golden}
@@ -111,7 +111,7 @@ def test_a_golden_observation_is_the_first_of_an_episode(robot: WorkerRobot, tmp
 def test_a_policy_that_draws_random_numbers_is_replayed_with_the_seed_of_its_golden_file(
     robot: WorkerRobot, tmp_path: Path
 ) -> None:
-    noise = np.random.default_rng(11).standard_normal((50, len(JOINTS)), np.float32)
+    noise = np.random.default_rng(11).standard_normal((100, len(JOINTS)), np.float32)
     expected = np.stack([0.25 + np.float32(0.1) * noise] * 2)  # seeded anew for each of the two
     states = {"observation.state": np.zeros((2, 2), np.float32)}
     for seed, code in ((11, None), (12, "GOLDEN_MISMATCH"), (None, "GOLDEN_MISMATCH")):

@@ -61,10 +61,10 @@ def test_a_policy_that_fails_once_is_reported_and_asked_again(
         robot.assert_works(generation)
 
 
-@pytest.mark.parametrize("observed", [None, {"valid": 0}, {"age_s": 1.5}])
+@pytest.mark.parametrize("observed", [None, {"valid": 0}, {"age_s": 30.0}])
 def test_no_action_comes_from_a_missing_or_old_observation(tmp_path: Path, observed: dict[str, Any] | None) -> None:
     scripted_bundle(tmp_path / "a")
-    with WorkerRobot(spare=False, observation_max_age_s=1.0) as robot:
+    with WorkerRobot(spare=False, observation_max_age_s=20.0) as robot:
         generation = robot.pool.prepare(tmp_path / "a")
         if observed is not None:
             robot.observe(**observed)

@@ -99,7 +99,7 @@ def test_a_recorder_that_is_killed_leaves_a_part_that_the_next_one_completes(tmp
     assert child.stdout is not None
     flushed = [int(child.stdout.readline()) for _ in range(20)][-1]
     os.kill(child.pid, signal.SIGKILL)
-    child.communicate(timeout=10)
+    child.communicate(timeout=60)
     (tmp_path / f"{name}.recovering").write_bytes(b"a recovery that was killed too")
     (tmp_path / "mine.mcap.part").write_bytes(b"somebody else's")
     shelf = Shelf(tmp_path, 1 << 30, 0)

@@ -130,6 +130,20 @@ def test_an_upload_goes_on_where_it_was_when_an_episode_begins_and_after_both_si
     assert (tmp_path / "copy.mcap").read_bytes() == (robot.shelf.folder / BAD).read_bytes()
 
 
+def test_a_robot_that_is_never_idle_uploads_what_has_waited_long_enough(
+    robot: Robot, started: Callable[[], FleetApp], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    app = started()
+    never = Uploader(robot.shelf, Upload(app.url, robot.token), lambda: bool(asked.append(False)))
+    never.start()
+    wait_for(lambda: len(asked) > 10, "some looks")
+    assert not on(app), "it waits for a time without an episode"
+    monkeypatch.setattr(upload, "_LONGEST_WAIT_S", 0.0)
+    wait_for(lambda: robot.marked(UPLOADED) == {BAD, CORRECTED}, "both")
+    never.stop()
+
+
 def test_a_file_that_is_no_episode_is_marked_refused_with_the_reason_kept_and_not_sent_again(
     robot: Robot, started: Callable[[], FleetApp]
 ) -> None:

@@ -18,7 +18,7 @@ BODY = bytes(range(256)) * 400
 
 
 def get(server: CheckpointServer, path: str, **headers: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", urlsplit(server.base).port or 0, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", urlsplit(server.base).port or 0, timeout=40)
     try:
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()

@@ -26,7 +26,7 @@ def test_the_fast_clock_is_one_for_all_processes_and_sleeps_by_it(monkeypatch: p
     begun_s = clock.now()
     asyncio.run(clock.sleep(500.0))
     assert clock.now() - begun_s >= 500.0
-    assert clock.wall(clock.now()) == pytest.approx(time.time(), abs=1.0)
+    assert clock.wall(clock.now()) == pytest.approx(time.time(), abs=40.0)  # a thousand times as fast: not by chance
 
 
 def test_a_robot_of_the_fast_server_is_online_while_it_is_connected_and_offline_after_it_has_gone(

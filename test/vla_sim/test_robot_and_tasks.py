@@ -10,9 +10,10 @@ import pytest
 from support.waits import wait_for
 
 from vla_sim.arm import BLOCK_COLOURS, BLOCK_SIZE_M, HOME_RAD
-from vla_sim.errors import CommandRefusedError
+from vla_sim.errors import CommandRefusedError, SimSettingError
 from vla_sim.expert import expert_chunk, goal_point
 from vla_sim.robot import SimRobot
+from vla_sim.settings import SimSettings
 from vla_sim.task import TaskRules
 from vla_sim.task_runner import Reply, State, TaskRunner
 
@@ -27,14 +28,15 @@ def robot() -> Iterator[SimRobot]:
 
 def test_it_follows_commands_and_stays_put_when_they_stop(robot: SimRobot) -> None:
     assert robot.snapshot().holding
-    target = np.add(HOME_RAD, (0.3, 0.0, 0.0))
+    target, held = np.add(HOME_RAD, (0.3, 0.0, 0.0)), set[bool]()
 
     def arrived() -> bool:
         robot.command(target.tolist())
-        assert not robot.snapshot().holding
+        held.add(robot.snapshot().holding)
         return bool(abs(robot.snapshot().arm.position[0] - target[0]) < 0.01)
 
     wait_for(arrived)
+    assert False in held
     wait_for(lambda: robot.snapshot().holding)
     before = robot.snapshot()
     wait_for(lambda: robot.snapshot().sim_time_s > before.sim_time_s + 0.2)
@@ -56,7 +58,7 @@ def test_a_refused_command_does_not_count_as_one(robot: SimRobot) -> None:
 
 
 def test_time_passes_at_the_wall_clocks_pace(robot: SimRobot) -> None:
-    first, began = robot.snapshot(), time.monotonic()
+    began, first = time.monotonic(), robot.snapshot()
     wait_for(lambda: robot.snapshot().sim_time_s > first.sim_time_s + 0.5)
     now = robot.snapshot()
     simulated = now.sim_time_s - first.sim_time_s + now.skipped_s - first.skipped_s
@@ -129,6 +131,24 @@ class Scene:
         colour = next(c for c in BLOCK_COLOURS if c in self.runner.instruction)
         goal = goal_point(seen.blocks[BLOCK_COLOURS.index(colour)], BLOCK_SIZE_M)
         self.robot.command(expert_chunk(seen.arm.position, goal, 1)[0].tolist())
+
+
+def test_tasks_ask_for_the_colours_that_are_set_from_the_next_task_on() -> None:
+    scene = Scene(timeout_s=0.2)
+    for colours in (("red", "blue"), ("yellow",)):
+        scene.runner.colours = colours
+        scene.run(0.5)
+        asked: set[str] = set()
+        for _ in range(12):
+            scene.run(0.4)
+            asked |= {colour for colour in BLOCK_COLOURS if colour in scene.runner.instruction}
+        assert asked == set(colours)
+
+
+@pytest.mark.parametrize("colours", [(), ("red", "pink")])
+def test_colours_that_no_block_has_are_refused(colours: tuple[str, ...]) -> None:
+    with pytest.raises(SimSettingError, match="red, green, blue, yellow"):
+        SimSettings(task_colours=colours)
 
 
 def test_tasks_that_are_done_are_reported_as_successes_one_after_the_other() -> None:

@@ -46,7 +46,7 @@ def orders_by_line(*orders: tuple[str, Order]) -> Iterator[tuple[str, list[dict[
             yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}", said
         finally:
             server.shutdown()
-            thread.join(10)
+            thread.join(40)
 
 
 def update(version: str, *, activate: bool = True) -> ModelUpdate:

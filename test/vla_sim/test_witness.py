@@ -59,17 +59,18 @@ def test_the_share_is_what_the_loops_own_schedule_would_have_missed() -> None:
 
 def test_it_sees_a_stall_while_it_lasts_and_afterwards_with_its_moment_and_length() -> None:
     with Witness(1 / PERIOD_S) as witness:
+        wait_for(lambda: not witness.late(time.monotonic()), "a moment without a stall of the machine")
         begin_s = time.monotonic()
         os.kill(witness.pids[0], signal.SIGSTOP)
-        time.sleep(0.1)
-        (overdue, *_) = [w for w in witness.late(begin_s) if w.late_s > 0.05]
+        time.sleep(0.5)
+        overdue = max(witness.late(begin_s), key=lambda w: w.late_s)  # the machine may stall too, for less
         assert begin_s - PERIOD_S <= overdue.awake_s
         os.kill(witness.pids[0], signal.SIGCONT)
         end_s = time.monotonic()
         wait_for(lambda: all(w.woke_s < time.monotonic() - 0.01 for w in witness.late(begin_s)), "it to go on")
-        (seen, *_) = [w for w in witness.late(begin_s) if w.late_s > 0.05]
+        seen = max(witness.late(begin_s), key=lambda w: w.late_s)
         assert seen.awake_s == pytest.approx(overdue.awake_s, abs=0.005)
-        assert seen.woke_s - seen.awake_s >= 0.1 and begin_s < seen.woke_s
+        assert seen.woke_s - seen.awake_s >= 0.5 and begin_s < seen.woke_s
         assert machines_share(4, PERIOD_S, witness.late(begin_s, end_s)) == 4
         assert seen not in witness.late(seen.woke_s + 1.0) and seen not in witness.late(0.0, seen.awake_s - 1.0)
 
@@ -113,7 +114,7 @@ def test_it_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     assert parent.stdin is not None and parent.stdout is not None
     pids = parent.stdout.readline().split()
     parent.kill()
-    parent.wait(10)
+    parent.wait(40)
     parent.stdout.close()
     parent.stdin.close()
     wait_for(lambda: not any(Path("/proc", pid.decode()).exists() for pid in pids), "the witness to end")

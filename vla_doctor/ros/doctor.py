@@ -38,7 +38,7 @@ from vla_ros.parameters import ParameterError, declare, refuse_unknown
 USAGE = 2
 _DISCOVERY_MIN_S, _DISCOVERY_MAX_S, _SETTLED_S = 2.0, 5.0, 1.0
 """A fresh process learns of the others in 0.25 to 2 s; a lost packet of discovery is sent again after 3 s [s]."""
-_CALL_TIMEOUT_S, _CALL_ATTEMPTS = 2.5, 2
+_CALL_TIMEOUT_S, _CALL_ATTEMPTS = 2.5, 4
 _LOOK_INTO_EVERY_S = 0.2
 
 

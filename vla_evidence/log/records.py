@@ -11,7 +11,7 @@
 
 The header comes first and holds every setting, with the salt of the assignment; then outcomes and verdicts in the order in which
 the judge saw and gave them. The caller keeps the lines, in a database or a file, and appends what :class:`NewLines` hands over.
-A crash can tear the last line of a file: readers leave it out with a warning. Anything else that is no such record is an error
+A crash can tear the last line of a file: readers leave it out with a warning. Any other line that is not such a record is an error
 with its line number. Nothing but the current line is kept in memory.
 """
 

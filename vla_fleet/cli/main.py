@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -53,6 +54,16 @@ def serve(
     max_episodes_per_robot: Annotated[
         int, typer.Option(help="Episodes of one robot that are kept; failures and corrections longest.", min=1)
     ] = 10_000,
+    database: Annotated[
+        str,
+        typer.Option(envvar="VLA_FLEET_DATABASE", help="postgresql://USER@HOST/NAME; default: SQLite in DATA."),
+    ] = "",
+    bus: Annotated[
+        str, typer.Option(envvar="VLA_FLEET_BUS", help="nats://HOST:4222, if several servers share the database.")
+    ] = "",
+    blobs: Annotated[
+        str, typer.Option(envvar="VLA_FLEET_BLOBS", help="s3://BUCKET/PREFIX for the files; default: in DATA.")
+    ] = "",
 ) -> None:
     """Run the server. The first start writes an admin's key to DATA/admin.key."""
     if host in ("0.0.0.0", "::") and not public_url:
@@ -61,7 +72,45 @@ def serve(
         )
     from vla_fleet.server.run import run  # fastapi and sqlalchemy take a second that no other command needs
 
-    run(data, host, port, public_url, heartbeat_s, certificate, certificate_key, open_files, max_episodes_per_robot)
+    run(
+        data, host, port, public_url, heartbeat_s, certificate, certificate_key, open_files, max_episodes_per_robot,
+        database, bus, blobs,
+    )  # fmt: skip
+
+
+@app.command()
+def migrate(
+    data: Annotated[Path, typer.Option(help="Folder of a server that does not run; it stays as it is.")],
+    database: Annotated[
+        str, typer.Option(envvar="VLA_FLEET_DATABASE", help="postgresql://USER@HOST/NAME, an empty database.")
+    ],
+    blobs: Annotated[
+        str,
+        typer.Option(envvar="VLA_FLEET_BLOBS", help="s3://BUCKET/PREFIX for the files; default: they stay in DATA."),
+    ] = "",
+) -> None:
+    """Copy what a server has kept in its folder to PostgreSQL and an object store. After a failure, run it again."""
+    from vla_fleet.server.migrate import migrate as copy
+
+    done = asyncio.run(copy(data, database, blobs, lambda text: out.print(f"copying {text}", markup=False)))
+    out.print(f"copied {sum(done.rows.values())} rows of {len(done.rows)} tables and {done.files} files", markup=False)
+
+
+@app.command()
+def mirror(
+    origin: Annotated[str, typer.Option(help="The server's URL, as robots have it.")],
+    data: Annotated[Path, typer.Option(help="Folder of the blobs; made if it is missing.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="Port; 0 = any free one.")] = 8090,
+    max_gb: Annotated[float, typer.Option(help="Room for blobs [GB]; the least used go first.", min=0.001)] = 100.0,
+) -> None:
+    """Keep the blobs that a site's robots fetch: each crosses the line to the server once.
+
+    Give each manager at the site the parameter mirror_url. A robot that cannot use the mirror fetches from the server.
+    """
+    from vla_fleet.server.run import run_mirror
+
+    run_mirror(origin, data, host, port, round(max_gb * 1e9))
 
 
 def main() -> None:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Episode files: ``<root>/<sha256>.mcap`` once they are whole, ``<root>/incoming/<robot>/<sha256>`` while they arrive."""
+"""Episode files: ``<root>/<sha256>.mcap`` once they are whole, ``<root>/incoming/<robot>/<sha256>`` while they arrive.
+
+With an object store, whole files are there. What is arriving is on the server that it arrives at: a robot that goes on at another
+one hears that nothing is there, and begins again.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from pathlib import Path
 
 from vla_fleet.errors import ConflictError, FullError, InputError
 from vla_fleet.secret_file import flush_folder
+from vla_fleet.storage.object_blobs import ObjectBlobs
 
 MIN_FREE_BYTES = 1 << 30
 """An upload that would leave less than this free is refused, so that the database can go on."""
@@ -31,8 +36,8 @@ class OffsetError(ConflictError):
 class EpisodeFiles:
     """Takes files in piece by piece. What arrived stays, whatever ends the request or the server."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self._incoming = root, root / "incoming"
+    def __init__(self, root: Path, objects: ObjectBlobs | None = None) -> None:
+        self.root, self._incoming, self.objects = root, root / "incoming", objects
         self._incoming.mkdir(parents=True, exist_ok=True)
 
     def path(self, sha256: str) -> Path:
@@ -53,7 +58,7 @@ class EpisodeFiles:
     async def append(self, robot: str, sha256: str, offset: int, total: int, data: AsyncIterator[bytes]) -> int:
         """Write what comes behind what is there; return how much has arrived now [bytes].
 
-        Of two that send at once, the first to write goes on; the other is told where the file ends by then.
+        When two send at once, the first to write goes on; the other gets the offset at which the file ends by then.
 
         Raises:
             FleetError: EPISODE_OFFSET, INPUT_INVALID (more than ``total``), DISK_FULL.
@@ -91,8 +96,15 @@ class EpisodeFiles:
             os.fsync(file.fileno())
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    async def upload(self, part: Path, sha256: str) -> None:
+        """Bring a file that was checked to the object store, if there is one."""
+        if self.objects is not None:
+            await self.objects.put_file(sha256, part)
+
     def name(self, part: Path, sha256: str) -> None:
-        """Give a file its final name; the part keeps its own until :meth:`drop_part`."""
+        """Give a file its final name, if there is no object store; the part keeps its own until :meth:`drop_part`."""
+        if self.objects is not None:
+            return
         with contextlib.suppress(FileExistsError):
             self.path(sha256).hardlink_to(part)
         flush_folder(self.root)
@@ -104,6 +116,13 @@ class EpisodeFiles:
     def remove(self, sha256: str) -> None:
         """Remove a whole file."""
         self.path(sha256).unlink(missing_ok=True)
+
+    async def discard(self, sha256: str) -> None:
+        """Remove a whole file from wherever it is."""
+        if self.objects is not None:
+            await self.objects.remove(sha256)
+        else:
+            self.remove(sha256)
 
     def sweep(self, known: Collection[str]) -> None:
         """Remove what a crash left: names whose row was not committed, and parts whose row was.

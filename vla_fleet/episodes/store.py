@@ -4,6 +4,8 @@
 A robot's upload becomes an episode in this sequence, so that a kill at any point loses nothing and leaves nothing half::
 
     bytes in the part ──► hash ──► read through ──► final name beside the part ──► row committed ──► part removed
+
+In an object store the final name comes to be where the file is read through and the row is not there yet.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import case, delete, func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_fleet.clock import Clock
@@ -114,13 +117,19 @@ class EpisodeStore:
             except (InputError, OffsetError):
                 self.files.drop_part(part)
                 raise
-        async with self._database.begin() as session:
-            session.add(self._new_row(robot, summary))
-            await session.flush()
-            self.files.name(part, sha256)
-            evicted = await self._evict(session, robot, sha256)
+        await self.files.upload(part, sha256)
+        evicted: Sequence[str] = ()
+        try:
+            async with self._database.begin() as session:
+                session.add(self._new_row(robot, summary))
+                await session.flush()
+                self.files.name(part, sha256)
+                evicted = await self._evict(session, robot, sha256)
+        except IntegrityError:  # another server was faster
+            if await self._row(sha256) is None:
+                raise
         for old in evicted:
-            self.files.remove(old)
+            await self.files.discard(old)
         self.files.drop_part(part)
 
     def _new_row(self, robot: str, summary: EpisodeSummary) -> EpisodeRow:

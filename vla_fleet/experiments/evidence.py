@@ -80,7 +80,7 @@ def take_in(judgement: LoggedJudgement, outcomes: Sequence[OutcomeRow], now_s: f
         name = f"{row.robot}/{row.episode_id}"
         judgement.choose(row.robot, name, now_s)
         if row.known:
-            judgement.outcome(name, row.success, now_s, row.duration_s or None)
+            judgement.outcome(name, row.succeeded, now_s, row.duration_s or None)
 
 
 def conclusion(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -144,7 +144,7 @@ class ABTestManager:
     async def stop(self, name: str, reason: str, who: str) -> None:
         """End an experiment by a person's decision; its robots go back to A. One that has ended already stays as it is."""
         async with self._turn, self._database.begin() as session:
-            row = await _get(session, name)
+            row = await _get(session, name, lock=True)
             if row.state == State.RUNNING:
                 await self._steps.end(session, row, State.STOPPED, f"{who}: {reason or 'no reason given'}", who)
 
@@ -172,9 +172,9 @@ class ABTestManager:
 
     # -- the loop -----------------------------------------------------------------------------------------------------------
 
-    async def run(self, every_s: float) -> None:
+    async def run(self, every_s: float, leads: Callable[[], Awaitable[bool]]) -> None:
         """Carry experiments out until cancelled, also those that ran before a restart."""
-        await loop.run(self.step, self._clock, every_s)
+        await loop.run(self.step, self._clock, every_s, leads)
 
     async def step(self) -> None:
         """Take one step of every experiment."""
@@ -188,8 +188,8 @@ def _target(design: Design) -> str:
     return f"group:{design.group}" if design.group else f"tag:{design.tag}"
 
 
-async def _get(session: AsyncSession, name: str) -> ExperimentRow:
-    row = await session.get(ExperimentRow, name)
+async def _get(session: AsyncSession, name: str, *, lock: bool = False) -> ExperimentRow:
+    row = await session.get(ExperimentRow, name, with_for_update={"key_share": True} if lock else None)
     if row is None:
         raise MissingError("EXPERIMENT_NOT_FOUND", f"there is no experiment {name!r}")
     return row

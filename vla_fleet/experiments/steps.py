@@ -12,8 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Select, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import flag_modified
+from sqlalchemy.orm.exc import StaleDataError
 
 from vla_evidence.ab.judge import ABJudge
 from vla_evidence.log.records import to_json
@@ -29,7 +31,7 @@ from vla_fleet.steering import evidence, loop, reconcile
 from vla_fleet.steering.evidence import Judged, Judges
 from vla_fleet.steering.members import ManifestUrl, Online, expire, read_robots, updates
 from vla_fleet.steering.reconcile import Course, Look, Standing
-from vla_fleet.storage.database import Database
+from vla_fleet.storage.database import Database, moved_on
 from vla_fleet.storage.tables import ExperimentRobotRow, ExperimentRow, RobotRow
 
 _VERDICT_EVERY_S, _IDLE_VERDICT_EVERY_S = 60.0, 3600.0
@@ -65,7 +67,7 @@ class Steps:
     async def step(self, name: str) -> None:
         """Take one step of an experiment."""
         try:
-            async with self._database.begin() as session:
+            async with self._database.begin(snapshot=True) as session:
                 row = await session.get_one(ExperimentRow, name)
                 horizon = await evidence.newest(session)
                 await self._invite(session, row)
@@ -74,8 +76,10 @@ class Steps:
                 await self._judge(session, row, [robot for robot, _ in members], horizon)
                 if ordered:
                     flag_modified(row, "state")  # of two servers that give the same orders, one is refused
-        except BaseException:
+        except BaseException as e:
             self._judges.forget(name)
+            if isinstance(e, (StaleDataError, IntegrityError)) or moved_on(e):
+                return  # another server has moved it on
             raise
         await self._commands.hint(ordered)
 

@@ -28,7 +28,7 @@ from vla_checkpoint import (
 from vla_fleet.clock import Clock
 from vla_fleet.errors import ConflictError, InputError, MissingError
 from vla_fleet.storage.blobs import BlobStore
-from vla_fleet.storage.database import Database
+from vla_fleet.storage.database import Database, put
 from vla_fleet.storage.tables import AliasRow, BlobRow, ExperimentRow, LogRow, RolloutRow, VersionRow
 
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -221,7 +221,7 @@ class Registry:
                 raise MissingError("MODEL_NOT_FOUND", f"{name} {version} is not in the registry, or was retired")
             before = await session.get(AliasRow, (name, alias))
             was = before.version if before is not None else ""
-            await session.merge(AliasRow(name=name, alias=alias, version=version))
+            await put(session, AliasRow, {"name": name, "alias": alias}, {"version": version})
             self._database.log(session, who, "alias", f"{name}@{alias}", version=version, before=was, reason=reason)
 
     async def moves(self, name: str, alias: str = "") -> list[Move]:
@@ -283,7 +283,7 @@ class Registry:
 async def touch(session: AsyncSession, blobs: Iterable[str], now_s: float) -> None:
     """Note that somebody is about to publish with these blobs: they are not collected for a while."""
     for sha256 in sorted(set(blobs)):  # in one order, so that two publishers cannot wait for each other
-        await session.merge(BlobRow(sha256=sha256, touched_s=now_s))
+        await put(session, BlobRow, {"sha256": sha256}, {"touched_s": now_s})
 
 
 def _verify(folder: Path, older: Path | Manifest | None) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_fleet import protocol
@@ -14,7 +14,7 @@ from vla_fleet.clock import Clock
 from vla_fleet.errors import MissingError
 from vla_fleet.storage.bus import Bus
 from vla_fleet.storage.database import Database
-from vla_fleet.storage.tables import CommandRow
+from vla_fleet.storage.tables import CommandRow, RobotRow
 
 WAITING = "WAITING"
 """State of a command of which the robot has not said anything; then come the states of ``protocol.AckState``."""
@@ -82,6 +82,16 @@ class Commands:
         """Let the robots' connections look for orders."""
         for robot in robots:
             await self._bus.publish(topic(robot))
+
+    async def unheard(self) -> list[str]:
+        """Return the robots for which something waits that their connections may not have heard of.
+
+        A server that is killed between the database and the bus has stored an order, and told nobody.
+        """
+        waiting = select(CommandRow.robot).where(CommandRow.final.is_(False), CommandRow.state == WAITING)
+        ending = select(RobotRow.name).where(or_(RobotRow.rotate, RobotRow.revoked))
+        async with self._database.begin() as session:
+            return list((await session.scalars(waiting.union(ending))).all())
 
     async def open_for(self, robot: str) -> list[CommandRow]:
         """Return what the robot has not finished, oldest first."""

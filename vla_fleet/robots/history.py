@@ -61,7 +61,7 @@ class Success:
     unknown: int
     """Nobody knows how they ended; they count as failures."""
     interventions: int
-    """Somebody took over in them."""
+    """Somebody took over in them; they count as failures."""
     duration_s: float | None
     """Mean of those that succeeded [s]."""
     last_s: float
@@ -102,7 +102,7 @@ class History:
 
     async def success(self, robot: str) -> list[Success]:
         """Return what a robot did with each version, the one that it ran last first."""
-        succeeded = OutcomeRow.success & OutcomeRow.known
+        succeeded = OutcomeRow.success & OutcomeRow.known & ~OutcomeRow.intervention
         took = case((succeeded & (OutcomeRow.duration_s > 0.0), OutcomeRow.duration_s))
         columns = (
             OutcomeRow.version, func.count(), _number(succeeded), _number(~OutcomeRow.known), _number(OutcomeRow.intervention),

@@ -37,7 +37,7 @@ class Inbox:
         """Note that a robot has connected; return up to which ``seq`` its kept messages are stored."""
 
         async def work(session: AsyncSession) -> int:
-            row = await session.get_one(RobotRow, robot)
+            row = await session.get_one(RobotRow, robot, with_for_update={"key_share": True})
             if row.outbox_id != message.outbox_id:
                 row.outbox_id, row.outbox_seq = message.outbox_id, 0
             row.software, row.last_seen_s = message.software, self._clock.now()
@@ -51,13 +51,20 @@ class Inbox:
         changed = {"robot": robot, "now": self._clock.now(), "about": about}
         await self._writer.write(lambda session: session.execute(_STATUS, changed))
 
-    async def kept(self, robot: str, messages: Sequence[Kept]) -> int:
-        """Store kept messages, all or none, each once; return up to which ``seq`` all are stored."""
-        return await self._writer.write(lambda session: self._kept(session, robot, messages))
+    async def kept(self, robot: str, outbox_id: str, messages: Sequence[Kept]) -> int:
+        """Store kept messages, all or none, each once; return up to which ``seq`` all are stored.
 
-    async def _kept(self, session: AsyncSession, robot: str, messages: Sequence[Kept]) -> int:
+        Messages of an outbox that the robot does not have any more are those of an old line; none of them is stored.
+        """
+        return await self._writer.write(lambda session: self._kept(session, robot, outbox_id, messages))
+
+    async def _kept(self, session: AsyncSession, robot: str, outbox_id: str, messages: Sequence[Kept]) -> int:
         now = self._clock.now()
-        stored = await session.scalar(select(RobotRow.outbox_seq).where(RobotRow.name == robot)) or 0
+        # the robot's old line may store the same on another server at the same moment: one of both waits here
+        query = select(RobotRow.outbox_id, RobotRow.outbox_seq).where(RobotRow.name == robot)
+        current, stored = (await session.execute(query.with_for_update(key_share=True))).one()
+        if current != outbox_id:
+            return 0
         for message in messages:
             if message.seq <= stored:
                 continue
@@ -85,11 +92,12 @@ class Intake:
     Args:
         inbox: where it goes.
         robot: its name.
+        outbox_id: of the outbox that its kept messages are from.
         confirm: is called with the ``seq`` up to which everything is stored.
     """
 
-    def __init__(self, inbox: Inbox, robot: str, confirm: Callable[[int], Awaitable[None]]) -> None:
-        self._inbox, self._robot, self._confirm = inbox, robot, confirm
+    def __init__(self, inbox: Inbox, robot: str, outbox_id: str, confirm: Callable[[int], Awaitable[None]]) -> None:
+        self._inbox, self._robot, self._outbox_id, self._confirm = inbox, robot, outbox_id, confirm
         self._waiting: asyncio.Queue[protocol.Status | Kept] = asyncio.Queue(_ON_THE_WAY)
 
     async def put(self, message: protocol.Status | Kept) -> None:
@@ -109,4 +117,4 @@ class Intake:
         if is_status:
             await self._inbox.status(self._robot, messages[-1])
         else:
-            await self._confirm(await self._inbox.kept(self._robot, messages))
+            await self._confirm(await self._inbox.kept(self._robot, self._outbox_id, messages))

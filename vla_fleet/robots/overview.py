@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Integer, Select, String, and_, cast, func, literal, or_, select, union_all
+from sqlalchemy import ColumnElement, Integer, Select, String, and_, case, cast, func, literal, or_, select, union_all
 
 from vla_fleet import protocol
 from vla_fleet.storage.database import Database
@@ -146,6 +146,12 @@ def _chosen(wanted: Filter, online_since_s: float) -> list[ColumnElement[bool]]:
     return chosen
 
 
+def _floor(number: ColumnElement[float]) -> ColumnElement[int]:
+    """Return the whole part of what is not negative. A cast cuts off in SQLite and rounds in PostgreSQL."""
+    whole = cast(number, Integer)
+    return whole - case((whole > number, 1), else_=0)
+
+
 def _changes(begin_s: float, end_s: float, width: float) -> Select[Any]:
     """Return (step, version before, version from then on, robots); step −1: what ran at the beginning.
 
@@ -160,7 +166,7 @@ def _changes(begin_s: float, end_s: float, width: float) -> Select[Any]:
     )
     during = (
         select(
-            EventRow.robot, EventRow.id, EventRow.version, cast((EventRow.time_s - begin_s) / width, Integer).label("step")
+            EventRow.robot, EventRow.id, EventRow.version, _floor((EventRow.time_s - begin_s) / width).label("step")
         )
         .select_from(RobotRow)
         .join(EventRow, and_(*mine, EventRow.time_s >= begin_s, EventRow.time_s <= end_s))

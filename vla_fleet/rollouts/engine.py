@@ -43,7 +43,7 @@ from vla_fleet.steering import evidence, loop
 from vla_fleet.steering.evidence import Judged, Judges
 from vla_fleet.steering.members import ManifestUrl, Online, expire, read_robots, robot_of, updates
 from vla_fleet.steering.reconcile import Course, Limits, Look, Robot, Standing, arrived, backward, forward
-from vla_fleet.storage.database import Database
+from vla_fleet.storage.database import Database, moved_on
 from vla_fleet.storage.tables import RobotRow, RolloutRobotRow, RolloutRow
 
 SERVER = "vla-fleet"
@@ -149,7 +149,7 @@ class Engine:
     async def step(self, rollout: str) -> None:
         """Move one rollout on."""
         try:
-            async with self._database.begin() as session:
+            async with self._database.begin(snapshot=True) as session:
                 whole = await self.load(session, rollout)
                 if State(whole.row.state).ended:
                     return
@@ -159,7 +159,7 @@ class Engine:
                     flag_modified(whole.row, "state")  # of two servers that give the same orders, one is refused
         except BaseException as e:
             self.judges.forget(rollout)
-            if isinstance(e, (StaleDataError, IntegrityError)):
+            if isinstance(e, (StaleDataError, IntegrityError)) or moved_on(e):
                 return  # another server has moved it on
             raise
         await self._commands.hint(hints)

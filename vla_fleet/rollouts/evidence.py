@@ -105,7 +105,7 @@ def _take(rollout: Rollout, stand: Stand, outcome: OutcomeRow, robot: Robot, now
     if version != stand.drawn(robot, outcome.episode_id):
         return Fate.NOT_DRAWN  # harm was found: the judge draws the new version no more
     if fate is Fate.COUNTED:
-        rollout.outcome(outcome.episode_id, outcome.success, now_s, outcome.duration_s or None)
+        rollout.outcome(outcome.episode_id, outcome.succeeded, now_s, outcome.duration_s or None)
     return fate
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -118,9 +118,9 @@ class Rollouts:
 
     # -- running ------------------------------------------------------------------------------------------------------------
 
-    async def run(self, every_s: float) -> None:
+    async def run(self, every_s: float, leads: Callable[[], Awaitable[bool]]) -> None:
         """Step every rollout until cancelled."""
-        await loop.run(self.step, self._clock, every_s)
+        await loop.run(self.step, self._clock, every_s, leads)
 
     async def step(self) -> None:
         """Move every active rollout on once."""
@@ -279,7 +279,8 @@ class Rollouts:
         robots: list[str] = []
         try:
             async with self._turn, self._database.begin() as session:
-                row = await session.get(RolloutRow, rollout)
+                # a step of another server is waited for, and waits for this
+                row = await session.get(RolloutRow, rollout, with_for_update={"key_share": True})
                 if row is None:
                     raise MissingError("ROLLOUT_NOT_FOUND", f"there is no rollout {rollout!r}")
                 if row.active is None:

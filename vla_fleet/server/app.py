@@ -41,6 +41,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"model": Refusal, "description": "The body is too large."},
     422: {"model": Refusal, "description": "The request does not say what it must."},
     429: {"model": Refusal, "description": "Too many of them; see Retry-After."},
+    503: {"model": Refusal, "description": "What the server stands on does not answer; see Retry-After."},
     507: {"model": Refusal, "description": "The server's disk is full."},
 }
 _CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "BODY_TOO_LARGE"}

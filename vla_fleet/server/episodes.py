@@ -6,13 +6,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, Field, StringConstraints
 from starlette.requests import ClientDisconnect
 
 from vla_fleet import protocol
 from vla_fleet.episodes.store import MAX_EPISODE_BYTES, Filter, Standing
 from vla_fleet.errors import MissingError
+from vla_fleet.server import ranges
 from vla_fleet.server.keys import Publisher, Viewer, bearer
 from vla_fleet.server.limits import refuse
 from vla_fleet.server.rooms import rooms_of
@@ -135,13 +136,16 @@ async def show_episode(request: Request, episode: Prefix, _: Viewer) -> EpisodeI
 
 
 @router.get("/v1/episodes/{episode}/file", response_class=FileResponse)
-async def get_episode(request: Request, episode: Prefix, _: Viewer) -> FileResponse:
+async def get_episode(request: Request, episode: Prefix, _: Viewer) -> Response:
     """Give an episode's file, from any byte on (``Range``)."""
     store = rooms_of(request).episodes
     row = await store.find(episode)
+    missing = MissingError("EPISODE_NOT_FOUND", f"{row.sha256}: its file is not on this server any more")
+    if store.files.objects is not None:
+        return await ranges.blob(request, store.files.objects, row.sha256, missing, f"{row.sha256}.mcap")
     path = store.files.path(row.sha256)
     if not path.is_file():
-        raise MissingError("EPISODE_NOT_FOUND", f"{row.sha256}: its file is not on this server any more")
+        raise missing
     return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
 

@@ -16,8 +16,9 @@ from fastapi.responses import FileResponse, Response
 from vla_fleet import protocol
 from vla_fleet.errors import MissingError, RoleError
 from vla_fleet.protocol import Name, Version
+from vla_fleet.server import ranges
 from vla_fleet.server.keys import bearer, person_of
-from vla_fleet.server.rooms import Rooms, rooms_of
+from vla_fleet.server.rooms import rooms_of
 
 router = APIRouter(tags=["files"])
 
@@ -53,9 +54,9 @@ async def get_manifest(request: Request, name: Name, version: Version, _: Reader
 
 
 @router.get("/files/blobs/sha256/{sha256}", response_class=FileResponse)
-async def get_blob(request: Request, sha256: protocol.Digest, _: Reader) -> FileResponse:
+async def get_blob(request: Request, sha256: protocol.Digest, _: Reader) -> Response:
     """Give a file, from any byte on (``Range``)."""
-    return _file(rooms_of(request), sha256)
+    return await _file(request, sha256)
 
 
 @router.get("/files/{ticket}/{name}/{version}/manifest.json")
@@ -65,13 +66,11 @@ async def get_manifest_by_pass(request: Request, name: Name, version: Version, _
 
 
 @router.get("/files/{ticket}/blobs/sha256/{sha256}", response_class=FileResponse)
-async def get_blob_by_pass(request: Request, sha256: protocol.Digest, _: Bearer) -> FileResponse:
+async def get_blob_by_pass(request: Request, sha256: protocol.Digest, _: Bearer) -> Response:
     """Give a file to a robot, from any byte on (``Range``)."""
-    return _file(rooms_of(request), sha256)
+    return await _file(request, sha256)
 
 
-def _file(rooms: Rooms, sha256: str) -> FileResponse:
-    path = rooms.blobs.path(sha256)
-    if not path.is_file():
-        raise MissingError("BLOB_MISSING", f"blob {sha256} is not here")
-    return FileResponse(path, media_type="application/octet-stream", headers={"ETag": f'"{sha256}"'})
+async def _file(request: Request, sha256: str) -> Response:
+    missing = MissingError("BLOB_MISSING", f"blob {sha256} is not here")
+    return await ranges.blob(request, rooms_of(request).blobs, sha256, missing)

@@ -32,6 +32,9 @@ class Metrics:
         self.rejected = prometheus.Counter(
             "vla_fleet_lines_refused", "Lines of robots that were refused or closed.", ("code",), registry=registry
         )
+        self._leads = prometheus.Gauge(
+            "vla_fleet_leads", "Whether this server steers rollouts and experiments.", registry=registry
+        )
         self._connected = prometheus.Gauge("vla_fleet_robots_connected", "Robots that are online.", registry=registry)
         self._robots = prometheus.Gauge(
             "vla_fleet_robots",
@@ -48,6 +51,7 @@ class Metrics:
         robots = await rooms.directory.robots()
         async with rooms.database.begin() as session:
             orders = (await session.scalars(select(CommandRow.order).where(CommandRow.final.is_(False)))).all()
+        self._leads.set(rooms.leader.leading)
         self._connected.set(sum(rooms.online(robot.last_seen_s) for robot in robots))
         states: Counter[tuple[str, ...]] = Counter(
             (r.status.get("state", ""), r.status.get("active_version", "")) for r in robots

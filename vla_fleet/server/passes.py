@@ -24,7 +24,7 @@ class Passes:
     """
 
     def __init__(self, key: bytes, files_url: str, clock: Clock) -> None:
-        self._key, self._files_url, self._clock = key, files_url, clock
+        self.key, self._files_url, self._clock = key, files_url, clock
 
     def through(self, order: protocol.Order, robot: str) -> protocol.Order:
         """Return an order whose URL carries a pass for ``robot``; an order without a URL of this server stays as it is."""
@@ -52,4 +52,4 @@ class Passes:
         return f"{robot}~{end}~{self._mac(robot, end)}"
 
     def _mac(self, robot: str, end: str) -> str:
-        return hmac.new(self._key, f"{robot}~{end}".encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self.key, f"{robot}~{end}".encode(), hashlib.sha256).hexdigest()

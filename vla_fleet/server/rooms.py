@@ -7,6 +7,8 @@ import asyncio
 import fcntl
 import os
 import secrets
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -18,13 +20,13 @@ from vla_fleet.clock import Clock, SystemClock
 from vla_fleet.episodes.data_sets import DataSets
 from vla_fleet.episodes.files import EpisodeFiles
 from vla_fleet.episodes.store import EpisodeStore
-from vla_fleet.errors import FleetError
+from vla_fleet.errors import ConflictError, FleetError, UnavailableError
 from vla_fleet.experiments.manager import ABTestManager
 from vla_fleet.page.sessions import Sessions
 from vla_fleet.page.shared import Shared
 from vla_fleet.registry.garbage import GarbageCollector
 from vla_fleet.registry.registry import Registry
-from vla_fleet.robots.commands import Commands
+from vla_fleet.robots.commands import Commands, topic
 from vla_fleet.robots.directory import Directory
 from vla_fleet.robots.history import History
 from vla_fleet.robots.inbox import Inbox
@@ -35,12 +37,17 @@ from vla_fleet.server.keys import Keys, Role
 from vla_fleet.server.limits import Buckets
 from vla_fleet.server.metrics import Metrics
 from vla_fleet.server.passes import Passes
-from vla_fleet.storage.blobs import LocalBlobs
+from vla_fleet.steering import loop
+from vla_fleet.steering.leader import Leader
+from vla_fleet.storage.blobs import BlobStore, LocalBlobs
 from vla_fleet.storage.bus import Bus, LocalBus
-from vla_fleet.storage.database import Database
+from vla_fleet.storage.database import Database, shared_secret
+from vla_fleet.storage.nats_bus import NatsBus
+from vla_fleet.storage.object_blobs import ObjectBlobs
 
 ADMIN_KEY, FILES_KEY = "admin.key", "files.key"
 _FILES_KEY_BYTES = 32
+_LOOK_AGAIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Settings:
     """How the server runs."""
 
     data: Path
-    """Folder of the database and the blobs."""
+    """Folder of the database and the blobs; of a server among several, of what it needs for itself."""
     public_url: str
     """How robots and people reach this server, for example ``https://fleet.example``."""
     heartbeat_s: float = 10.0
@@ -65,6 +72,12 @@ class Settings:
     """Messages a second of one robot that are read in the long run; what comes faster is read later [1/s]."""
     key_requests_s: float = 100.0
     """Requests a second with one key, in the long run [1/s]."""
+    database: str = ""
+    """URL of a PostgreSQL database; empty: SQLite in ``data``."""
+    bus: str = ""
+    """URL of NATS, through which several servers tell each other to look; empty: this is the only one."""
+    blobs: str = ""
+    """URL of an object store for the files; empty: ``data``."""
     enrolment_failures_s: float = 1 / 60
     """Wrong enrolment codes a second from one address, in the long run [1/s]."""
 
@@ -74,15 +87,15 @@ class Rooms:
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.settings, self.clock = settings, clock or SystemClock()
-        self._lock = _lock(settings.data)
+        self._lock = lock_folder(settings.data)
         self._files_url = f"{settings.public_url.rstrip('/')}/files"
-        self.database = Database(f"sqlite+aiosqlite:///{settings.data.absolute() / 'fleet.db'}", self.clock)
-        self.blobs = LocalBlobs(settings.data / "blobs")
-        self.bus: Bus = LocalBus()
+        self.database = Database(settings.database or embedded(settings.data), self.clock)
+        self.blobs, files = stores(settings)
+        self.bus: Bus = NatsBus(settings.bus) if settings.bus else LocalBus()
+        self.leader = Leader(self.database, self.clock, f"{socket.gethostname()[:40]} {secrets.token_hex(4)}")
         self.keys = Keys(self.database, self.clock)
         self.registry = Registry(self.database, self.blobs, self.clock)
         self.garbage = GarbageCollector(self.database, self.blobs, self.clock)
-        files = EpisodeFiles(settings.data / "episodes")
         self.episodes = EpisodeStore(self.database, files, self.clock, settings.max_episodes_per_robot)
         self.adapters = AdapterStore(self.database, AdapterFiles(settings.data / "adapters"), self.clock)
         self.data_sets = DataSets(self.database, self.clock)
@@ -112,24 +125,48 @@ class Rooms:
         self.enrolment_failures = Buckets(self.clock, settings.enrolment_failures_s, 10)
         self._tasks: list[asyncio.Task[None]] = []
 
+    async def reach(self) -> None:
+        """Raise why the server cannot start, if the database, the bus or the object store does not answer."""
+        if self.settings.database:
+            await self.database.migrate()
+            await self.database.close()
+        if self.settings.bus:
+            bus = NatsBus(self.settings.bus)
+            await bus.open()
+            await bus.close()
+        if self.settings.blobs:
+            await self.blobs.size("0" * 64)
+
     async def __aenter__(self) -> Self:
+        await self.bus.open()
         await self.database.migrate()
         await self.episodes.open()
         await self.adapters.open()
         if not await self.keys.exist():
             path = self.settings.data / ADMIN_KEY
-            await self.keys.make("admin", Role.ADMIN, "first start", lambda key: write_secret(path, key))
-        self._tasks = [
-            asyncio.create_task(part.run(self.settings.step_s)) for part in (self.rollouts, self.experiments)
-        ]
+            with suppress(ConflictError):  # another server was faster
+                await self.keys.make("admin", Role.ADMIN, "first start", lambda key: write_secret(path, key))
+        steps = [part.run(self.settings.step_s, self.leader.leads) for part in (self.rollouts, self.experiments)]
+        if self.database.shared:
+            self.passes.key = await shared_secret(self.database, FILES_KEY, self.passes.key)
+            steps.append(loop.run(self._look_again, self.clock, _LOOK_AGAIN_S, _always))
+        self._tasks = [asyncio.create_task(step) for step in steps]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(UnavailableError):  # then the lease ends by itself
+            await self.leader.leave()
+        await self.bus.close()
         await self.database.close()
         os.close(self._lock)
+
+    async def _look_again(self) -> None:
+        """Let the lines of this server look for what no message told them of."""
+        for robot in await self.commands.unheard():
+            await self.bus.local.publish(topic(robot))
 
     def manifest_url(self, name: str, version: str) -> str:
         """Return where robots fetch a version."""
@@ -151,13 +188,32 @@ class Rooms:
         return self.clock.now() - 3 * self.settings.heartbeat_s
 
 
+async def _always() -> bool:
+    return True
+
+
+def embedded(data: Path) -> str:
+    """Return the URL of the database in a server's folder."""
+    return f"sqlite+aiosqlite:///{data.absolute() / 'fleet.db'}"
+
+
+def stores(settings: Settings) -> tuple[BlobStore, EpisodeFiles]:
+    """Return where the files of versions are, and those of episodes."""
+    episodes = settings.data / "episodes"
+    if not settings.blobs:
+        return LocalBlobs(settings.data / "blobs"), EpisodeFiles(episodes)
+    blobs = ObjectBlobs(settings.blobs, "blobs", settings.data / "blobs" / "incoming")
+    objects = ObjectBlobs(settings.blobs, "episodes", settings.data / "episodes-out")
+    return blobs, EpisodeFiles(episodes, objects)
+
+
 def rooms_of(request: HTTPConnection) -> Rooms:
     """Return the parts of the server that a request came to."""
     rooms: Rooms = request.app.state.rooms
     return rooms
 
 
-def _lock(data: Path) -> int:
+def lock_folder(data: Path) -> int:
     """Keep the folder for this server until the descriptor is closed: two would each order the robots about."""
     try:
         data.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vla-fleet serve``."""
+"""``vla-fleet serve`` and ``vla-fleet mirror``."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import uvicorn
 
 from vla_fleet import protocol
-from vla_fleet.errors import FleetError
+from vla_fleet.errors import FleetError, InputError
+from vla_fleet.mirror.app import create_app as create_mirror
 from vla_fleet.server.app import create_app
 from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
 from vla_fleet.server.watch import configure_log
@@ -31,26 +33,29 @@ def run(
     certificate_key: Path | None,
     open_files: bool = False,
     max_episodes_per_robot: int = Settings.max_episodes_per_robot,
+    database: str = "",
+    bus: str = "",
+    blobs: str = "",
     make_rooms: Callable[[Settings], Rooms] = Rooms,
 ) -> None:
     """Serve until SIGINT or SIGTERM. ``make_rooms`` puts the server's parts together."""
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as e:
-        raise FleetError("ADDRESS_UNUSABLE", f"{host}:{port}: {e}; choose another --host or --port") from e
-    with listener:
-        name = f"[{host}]" if ":" in host else host
-        url = public_url or f"{'https' if certificate else 'http'}://{name}:{listener.getsockname()[1]}"
+    with _listen(host, port) as listener:
+        url = public_url or f"{'https' if certificate else 'http'}://{_name(host)}:{listener.getsockname()[1]}"
         settings = Settings(
             data=data,
             public_url=url,
             heartbeat_s=heartbeat_s,
             open_files=open_files,
             max_episodes_per_robot=max_episodes_per_robot,
+            database=database,
+            bus=bus,
+            blobs=blobs,
         )
         _check(certificate, certificate_key)
+        rooms = make_rooms(settings)
+        asyncio.run(rooms.reach())
         config = uvicorn.Config(
-            create_app(make_rooms(settings)),
+            create_app(rooms),
             log_level="warning",
             ws="websockets-sansio",
             ws_max_size=protocol.MAX_FRAME_BYTES,
@@ -61,8 +66,38 @@ def run(
             timeout_graceful_shutdown=5,
         )
         configure_log()
+        first = " of the server that started first" if database else ""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        _Server(config, f"vla-fleet serves {url}; the admin's key is in {data / ADMIN_KEY}").run(sockets=[listener])
+        _Server(config, f"vla-fleet serves {url}; the admin's key is in {data / ADMIN_KEY}{first}").run(
+            sockets=[listener]
+        )
+
+
+def run_mirror(origin: str, data: Path, host: str, port: int, max_bytes: int) -> None:
+    """Serve a mirror of ``origin`` until SIGINT or SIGTERM."""
+    if not origin.startswith(("http://", "https://")):
+        raise InputError("INPUT_INVALID", f"--origin: {origin!r} must begin with http:// or https://")
+    with _listen(host, port) as listener:
+        try:
+            app = create_mirror(origin, data, max_bytes)
+        except OSError as e:
+            raise FleetError("DATA_UNUSABLE", f"{data}: {e.strerror or e}; name a folder that can be written") from e
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+        configure_log()
+        where = f"http://{_name(host)}:{listener.getsockname()[1]}"
+        _Server(config, f"vla-fleet mirrors {origin} at {where}").run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; raise FleetError ADDRESS_UNUSABLE."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as e:
+        raise FleetError("ADDRESS_UNUSABLE", f"{host}:{port}: {e}; choose another --host or --port") from e
+
+
+def _name(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _check(certificate: Path | None, key: Path | None) -> None:

@@ -10,11 +10,11 @@ from contextlib import suppress
 from typing import Any
 
 import structlog
-from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Response, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
 from vla_fleet import protocol
-from vla_fleet.errors import FleetError
+from vla_fleet.errors import FleetError, UnavailableError
 from vla_fleet.robots.commands import topic
 from vla_fleet.robots.inbox import Intake
 from vla_fleet.server.keys import bearer
@@ -23,7 +23,7 @@ from vla_fleet.server.rooms import Rooms
 router = APIRouter()
 log = structlog.get_logger("vla_fleet")
 
-_NOT_TEXT, _WRONG_DATA, _POLICY = 1003, 1007, 1008
+_NOT_TEXT, _WRONG_DATA, _POLICY, _TRY_AGAIN = 1003, 1007, 1008, 1013
 _LOST, _REPLACED, _ROTATES = 4000, 4001, 4002
 _HELLO_S = 10.0
 
@@ -47,6 +47,10 @@ async def connect(socket: WebSocket) -> None:
     try:
         token = bearer(socket.headers.get("authorization", ""))
         robot = await rooms.directory.authenticate(token)
+    except UnavailableError as e:
+        log.warning("line refused", reason=str(e))
+        await socket.send_denial_response(Response(str(e), e.status, {"Retry-After": "1"}))
+        return
     except FleetError as e:
         rooms.metrics.rejected.labels(e.code).inc()
         await _close(socket, _POLICY, e.code)  # before accept: the robot sees 403
@@ -60,6 +64,9 @@ async def connect(socket: WebSocket) -> None:
         rooms.metrics.rejected.labels(e.code).inc()
         log.warning("line closed", robot=robot, reason=e.reason)
         await _close(socket, e.number, e.reason)
+    except UnavailableError as e:  # what the robot has not been told is stored it sends again
+        log.warning("line closed", robot=robot, reason=str(e))
+        await _close(socket, _TRY_AGAIN, e.code)
 
 
 async def _close(socket: WebSocket, number: int, reason: str) -> None:
@@ -92,7 +99,7 @@ class _Line:
             await self._send(welcome)
             await self._send(protocol.Received(seq=stored))
             log.info("robot connected", robot=robot, software=hello.software)
-            intake = Intake(rooms.inbox, robot, lambda seq: self._send(protocol.Received(seq=seq)))
+            intake = Intake(rooms.inbox, robot, hello.outbox_id, lambda seq: self._send(protocol.Received(seq=seq)))
             await _first_of(self._listen(intake), intake.run(), self._give_orders(hints))
 
     async def _listen(self, intake: Intake) -> None:

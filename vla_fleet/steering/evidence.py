@@ -181,7 +181,7 @@ async def history(session: AsyncSession, versions: Mapping[str, str], now_s: flo
         query = query.where(OutcomeRow.robot.in_(versions))
     rows = await session.scalars(query.order_by(OutcomeRow.id.desc()).limit(_HISTORY))
     own = [row for row in rows if row.version == versions.get(row.robot)]
-    episodes, successes = Counter(row.robot for row in own), Counter(row.robot for row in own if row.success)
+    episodes, successes = Counter(row.robot for row in own), Counter(row.robot for row in own if row.succeeded)
     by_robot = {robot: (successes[robot], number) for robot, number in episodes.items()}
     hours = max(now_s - min((row.time_s for row in own), default=now_s), _SHORTEST_S) / 3600.0
     per_hour = len(own) / hours / len(versions) if own else None

@@ -17,15 +17,21 @@ MOST_ORDERS = 500
 _REST, _LONGEST_REST_S = 2.0, 60.0
 
 
-async def run(step: Callable[[], Awaitable[None]], clock: Clock, every_s: float) -> None:
-    """Step until cancelled, also after a step that failed, because the database was locked for example.
+async def run(
+    step: Callable[[], Awaitable[None]],
+    clock: Clock,
+    every_s: float,
+    leads: Callable[[], Awaitable[bool]],
+) -> None:
+    """Step until cancelled whenever this server ``leads``, also after a step that failed, for example for a locked database.
 
     After a step that took long, as one over a large fleet does, robots' lines have twice that time.
     """
     while True:
         begun_s = clock.now()
         try:
-            await step()
+            if await leads():
+                await step()
         except Exception:
             log.exception("a step failed; it is tried again")
         rest_s = _REST * (clock.now() - begun_s)

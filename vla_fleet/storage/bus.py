@@ -13,6 +13,17 @@ from typing import Protocol
 class Bus(Protocol):
     """What the server needs of a bus. A subscriber that falls behind gets the newest messages, not all."""
 
+    local: LocalBus
+    """The part within this process."""
+
+    async def open(self) -> None:
+        """Begin; BUS_UNREACHABLE if that is impossible."""
+        ...
+
+    async def close(self) -> None:
+        """End."""
+        ...
+
     async def publish(self, topic: str, text: str = "") -> None:
         """Tell every subscriber of ``topic``."""
         ...
@@ -26,7 +37,14 @@ class LocalBus:
     """A bus within this process."""
 
     def __init__(self) -> None:
+        self.local = self
         self._queues: defaultdict[str, set[asyncio.Queue[str]]] = defaultdict(set)
+
+    async def open(self) -> None:
+        """There is nothing to begin."""
+
+    async def close(self) -> None:
+        """There is nothing to end."""
 
     async def publish(self, topic: str, text: str = "") -> None:
         """Tell every subscriber of ``topic``."""
@@ -34,6 +52,11 @@ class LocalBus:
             if queue.full():
                 queue.get_nowait()
             queue.put_nowait(text)
+
+    async def publish_everywhere(self) -> None:
+        """Let every subscriber look, because messages may have been lost."""
+        for topic in list(self._queues):
+            await self.publish(topic)
 
     @asynccontextmanager
     async def subscribe(self, topic: str) -> AsyncIterator[asyncio.Queue[str]]:

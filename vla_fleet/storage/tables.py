@@ -178,6 +178,11 @@ class OutcomeRow(Base):
         Index("ix_outcomes_version_time", "version", "time_s"),
     )
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether the policy has done it. What a person had to take over it has not, however the episode ended."""
+        return self.success and not self.intervention
+
 
 class LogRow(Base):
     """Who did what. Rows are only ever added."""
@@ -217,6 +222,23 @@ class JudgedOutcomeRow(Base):
     judgement: Mapped[str] = mapped_column(String(64), primary_key=True)
     outcome: Mapped[int] = mapped_column(_ID, ForeignKey("outcomes.id"), primary_key=True, autoincrement=False)
     fate: Mapped[str] = mapped_column(String(16))
+
+
+class LeaseRow(Base):
+    """Which of several servers steers rollouts and experiments: one at a time, until it is silent for too long."""
+
+    __tablename__ = "leases"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(64))
+    until_s: Mapped[float]
+
+
+class SecretRow(Base):
+    """A secret that several servers share and nobody else needs."""
+
+    __tablename__ = "secrets"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    secret: Mapped[str] = mapped_column(String(128))
 
 
 class RolloutRow(Base):

@@ -72,11 +72,12 @@ class FleetBridgeNode(Node):
         except (OSError, sqlite3.Error) as e:
             raise BridgeError("STATE_DIR", f"{config.outbox}: {e}") from e
         hear = self.create_subscription
+        # First: nodes discover these in this order, and an outcome is sent only to who is discovered.
+        hear(EpisodeOutcome, "episode_outcome", self._on_outcome, qos.EVENTS)
         hear(ModelStatus, f"{settings.ota_manager}/status", self._on_manager, qos.LATCHED)
         hear(ModelEvent, f"{settings.ota_manager}/events", self._on_event, qos.EVENTS)
         hear(PolicyStatus, f"{settings.policy_node}/status", self._on_policy, qos.LATCHED)
         hear(SwapReport, f"{settings.policy_node}/swap_report", self._on_swap, qos.LATCHED)
-        hear(EpisodeOutcome, "episode_outcome", self._on_outcome, qos.EVENTS)
         Diagnostics(self, lambda: "").add("fleet", self._report)
         self.create_timer(_STATUS_PERIOD_S, self._publish_status)
         self._engine.start()

@@ -174,13 +174,13 @@ def _step(data: bytes, meta: EpisodeMeta, where: str) -> dict[str, Any]:
 
 def _problem(step: Any, meta: EpisodeMeta) -> str:
     if not isinstance(step, dict) or not isinstance(step.get("state"), dict):
-        return "no object, or without a state"
+        return "a step must be an object with a state"
     if type(step.get("time_ns")) is not int or not 0 <= step["time_ns"] < 2**63:
-        return "time_ns is no time [ns]"
+        return "time_ns must be a time [ns]: an integer from 0 to 2**63 - 1"
     if type(step.get("intervention")) is not bool:
-        return "intervention is neither true nor false"
+        return "intervention must be true or false"
     if not is_text(step.get("instruction")):
-        return "instruction is no text, or too long"
+        return "instruction must be text, and not too long"
     vectors = {name: (step["state"].get(name), f.shape[0]) for name, f in meta.features.items() if not f.is_picture}
     vectors["action"] = step.get("action"), len(meta.channels)
     if step.get("policy_action", ...) is not None:

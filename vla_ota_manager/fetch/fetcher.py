@@ -5,22 +5,27 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import random
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import CancelledError, FetchError, RefusedFetchError
 from vla_ota_manager.fetch.http import Cancelled, Connection, Http, Reply
-from vla_ota_manager.fetch.source import Url
+from vla_ota_manager.fetch.source import Url, parse_mirror, parse_url
 from vla_ota_manager.store.blobs import BlobStore
 
 _T = TypeVar("_T")
 _FLUSH_BYTES = 32 << 20  # at most this much is lost of a download at a power loss
 _HASH_BYTES = 1 << 20
+_MIRROR_REST_S = 60.0
+"""A mirror that failed is not asked for so long."""
+_log = logging.getLogger("vla_ota_manager")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
@@ -90,7 +95,9 @@ class Fetcher:
     def __init__(self, config: OtaConfig, blobs: BlobStore, rng: random.Random | None = None) -> None:
         self.config = config
         self._blobs = blobs
+        self._mirror = parse_mirror(config.mirror_url) if config.mirror_url else ""
         self._http = Http(config)
+        self._mirror_at = 0.0  # not before [s, monotonic]
         self._bandwidth = Bandwidth(config.bandwidth_bytes_s)
         self._rng = rng or random.Random()
 
@@ -104,7 +111,8 @@ class Fetcher:
         Raises:
             FetchError, CancelledError: see :meth:`Http.open`; MANIFEST_TOO_LARGE.
         """
-        return self._with_retries(functools.partial(self._small, url, received, cancelled), cancelled)
+        attempt = functools.partial(self._small, url, received, cancelled)
+        return self._with_retries(attempt, cancelled, lambda: 0, self.config.retries)
 
     def blob(
         self,
@@ -115,7 +123,7 @@ class Fetcher:
         on_progress: Callable[[int], None],
         cancelled: Cancelled,
     ) -> None:
-        """Fetch a blob of known size into the store, from the first URL that has it.
+        """Fetch a blob of known size into the store: from the site's mirror, or from the first URL that has it.
 
         Args:
             urls: tried in order while the answer is NOT_FOUND.
@@ -131,14 +139,30 @@ class Fetcher:
             StoreError: DISK_FULL, STORE_IO.
         """
         download = _Download(self, sha256, size, received, on_progress, cancelled)
+        if self._by_mirror(download, urls[0], cancelled):
+            return
         for index, url in enumerate(urls):
             try:
                 attempt = functools.partial(download.attempt, url)
-                self._with_retries(attempt, cancelled, progress=lambda: download.offset)
+                self._with_retries(attempt, cancelled, lambda: download.offset, self.config.retries)
                 return
             except FetchError as e:
                 if e.code != "NOT_FOUND" or index == len(urls) - 1:
                     raise
+
+    def _by_mirror(self, download: _Download, url: Url, cancelled: Cancelled) -> bool:
+        """Fetch what is at ``url`` from this site's mirror; return False if that is not possible."""
+        if not self._mirror or url.is_file or time.monotonic() < self._mirror_at:
+            return False
+        parts = urlsplit(url.text)
+        try:
+            mirrored = parse_url(self._mirror + parts.path + (f"?{parts.query}" if parts.query else ""))
+            self._with_retries(lambda: download.attempt(mirrored), cancelled, lambda: download.offset, retries=1)
+        except FetchError as e:
+            self._mirror_at = time.monotonic() + _MIRROR_REST_S
+            _log.warning("the mirror is not used for %g s: %s", _MIRROR_REST_S, e)
+            return False
+        return True
 
     def _small(self, url: Url, received: Received, cancelled: Cancelled) -> bytes:
         data = bytearray()
@@ -158,7 +182,7 @@ class Fetcher:
         return bytes(data)
 
     def _with_retries(
-        self, attempt: Callable[[], _T], cancelled: Cancelled, progress: Callable[[], int] = lambda: 0
+        self, attempt: Callable[[], _T], cancelled: Cancelled, progress: Callable[[], int], retries: int
     ) -> _T:
         """Repeat ``attempt`` with exponential backoff and full jitter; progress of ``stall_min_bytes`` begins the count anew."""
         failures, mark = 0, progress()
@@ -168,7 +192,7 @@ class Fetcher:
             except FetchError as e:
                 if progress() - mark >= self.config.stall_min_bytes:
                     failures, mark = 0, progress()
-                if not e.retryable or failures >= self.config.retries:
+                if not e.retryable or failures >= retries:
                     raise
                 ceiling = min(self.config.backoff_s * 2 ** min(failures, 30), self.config.backoff_max_s)
                 failures += 1

@@ -88,6 +88,19 @@ def join_url(base: Url, relative: str) -> Url:
     return parse_url(urljoin(base.text, relative))
 
 
+def parse_mirror(text: str) -> str:
+    """Return a mirror's URL without a slash at its end; raise ConfigError if it is no http or https URL without a query."""
+    try:
+        url = parse_url(text)
+    except FetchError as e:
+        raise ConfigError("PARAMETER_INVALID", e.reason, f"mirror_url: {redacted(text)}") from e
+    if url.is_file or "?" in text:
+        raise ConfigError(
+            "PARAMETER_INVALID", "must be http or https, without a query", f"mirror_url: {redacted(text)}"
+        )
+    return text.rstrip("/")
+
+
 class AllowedSources:
     """The URL prefixes from which this robot fetches. An empty list allows nothing.
 

@@ -159,7 +159,8 @@ class OtaManagerNode(Node):
 
     def _on_permitted(self, message: Bool) -> None:
         self._heard_permission_s = time.monotonic()
-        self._engine.set_update_permitted(message.data)
+        # It ends by itself: the timer that says so in the status may be late.
+        self._engine.set_update_permitted(message.data, self._settings.permission_timeout_s)
 
     def _on_policy_status(self) -> None:
         self._engine.on_policy_status()

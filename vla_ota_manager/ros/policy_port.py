@@ -178,13 +178,23 @@ class RosPolicyPort:
             if not over.is_set():
                 on_progress(message.feedback.state, float(message.feedback.progress))
 
+        asked: list[Any] = []
+
         def send() -> Any:
             sent = self._prepare.send_goal_async(goal, feedback_callback=on_feedback)
             sent.add_done_callback(lambda future: self._cancel_late(future, over))
+            asked.append(sent)
             return sent
 
         self._await_server(self._prepare.server_is_ready, cancelled)
-        handle = self._accepted(send, give_up, self._give_up(cancelled, REPLY_S))
+        try:
+            handle = self._accepted(send, give_up, self._give_up(cancelled, REPLY_S))
+        except GivenUpError:
+            over.set()  # before the look: what is accepted from now on is cancelled by its callback
+            for sent in asked:
+                if sent.done():
+                    self._cancel_late(sent, over)
+            raise
         if not handle.accepted:
             return PrepareModel.Result(message="the policy node refused the goal")
         try:

@@ -26,7 +26,7 @@ MAX_GOALS = 4
 MAX_ROLLBACKS = 2
 """Requests of rollback at a time, likewise: they must arrive at once, for the second to be known as the same request."""
 FEEDBACK_S = 0.2
-_CANCEL_RACE_S = 1.0
+_CANCEL_RACE_S = 5.0
 _LAST_RESULT_S = 0.5
 _SEND_S = 0.1
 

@@ -30,7 +30,7 @@ from vla_policy_node.ipc.layouts import MODES, control_status_layout, operator_l
 Event = dict[str, Any]
 
 AT = ("CHUNK", "EPISODE", "REST", "NOW")
-_LEAST_STATUS_SLOTS, _OPERATOR_SLOTS = 64, 4
+_LEAST_STATUS_SLOTS, _STATUS_S, _OPERATOR_SLOTS = 64, 4.0, 4
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -103,7 +103,7 @@ class ControlClient:
     ) -> None:
         self._contract, self._observation, self._sink = contract, observation, dict(sink)
         self._on_event, self._fifo_priority = on_event, fifo_priority
-        slots = max(_LEAST_STATUS_SLOTS, round(contract.rate_hz))  # a second: who reads each tick may be late
+        slots = max(_LEAST_STATUS_SLOTS, round(_STATUS_S * contract.rate_hz))  # who reads each tick may be late
         self._status: Arena | None = Arena.create(
             control_status_layout(len(contract.channels)), slots, "vla_control_status"
         )
@@ -309,7 +309,7 @@ class ControlClient:
     def ticks(self, after: int) -> tuple[int, list[Tick]]:
         """Return the newest tick's sequence number, and the ticks since ``after`` that published a command.
 
-        Those of the last second at least are there still. ``after`` 0: only the number is asked for.
+        Those of the last seconds (four) are there still. ``after`` 0: only the number is asked for.
         """
         with self._status_lock:
             if self._status is None:

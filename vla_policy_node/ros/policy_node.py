@@ -396,6 +396,7 @@ class PolicyNode(LifecycleNode):
 
     def _open_episode(self, engine: PolicyEngine, episode_id: str, instruction: str, timeout_s: float) -> Episode:
         """Open an episode, and say so before it may end: its outcome counts only if a status has named it."""
+        self._outcomes.pop(episode_id, None)  # of an earlier one of that name
         episode = engine.start_episode(episode_id, instruction, timeout_s)
         self._tell(engine)
         return episode

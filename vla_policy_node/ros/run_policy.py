@@ -16,6 +16,8 @@ from vla_policy_node.episodes import Episode, EpisodeError
 from vla_policy_node.errors import ControlError, PolicyNodeError, duration
 
 _POLL_S = 0.1
+_OUTCOME_S = 5.0
+"""How long the outcome may come after the end of its episode, which another thread tells [s]."""
 _INACTIVE = ("INACTIVE", "the node is not active: nothing is commanded, so the policy cannot run")
 
 
@@ -52,7 +54,10 @@ def run_policy(
         return RunPolicy.Result(error_code=e.code, message=str(e))
     _wait_for_its_end(goal, episode, engine, current_engine)
     stopped = not engine.enabled or current_engine() is not engine
-    return _finish(goal, outcome_of(episode.episode_id), stopped=stopped)
+    deadline_s = time.monotonic() + _OUTCOME_S
+    while (outcome := outcome_of(episode.episode_id)) is None and not stopped and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    return _finish(goal, outcome, stopped=stopped)
 
 
 def _wait_for_its_end(

@@ -12,6 +12,7 @@ import logging
 import random
 import ssl
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ LOG = logging.getLogger("vla_recorder")
 
 _PIECE_BYTES = 1 << 20
 _LOOK_S = 5.0  # between two looks for new episodes
+_LONGEST_WAIT_S = 600.0
+"""What has waited so long for a good time is sent at any time [s]: a robot may work all day without a pause."""
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 5.0, 600.0
 _CONNECT_S, _ANSWER_S = 10.0, 60.0
 _FINAL = (413, 422)
@@ -160,13 +163,14 @@ class Uploader(threading.Thread):
     Args:
         shelf: of the episodes.
         upload: how.
-        may: whether this is a good time to send, asked before each piece.
+        may: whether this is a good time to send, asked before each piece. Nothing waits for one longer than ten minutes.
     """
 
     def __init__(self, shelf: EpisodeShelf, upload: Upload, may: Callable[[], bool]) -> None:
         super().__init__(name="upload", daemon=True)
         self._shelf, self._upload, self._may = shelf, upload, may
         self._stopping = threading.Event()
+        self._since: dict[Path, float] = {}  # when each was first seen waiting, monotonic [s]
         self._sender = Sender(upload, "episodes")
         self.uploaded = 0
         """Since the start."""
@@ -190,10 +194,13 @@ class Uploader(threading.Thread):
         while not self._stopping.is_set():
             wait_s = _LOOK_S
             try:
-                for path in self.waiting(self._shelf.kept()) if self._may() else ():
-                    if not self._send(path):
+                waiting, now_s = self.waiting(self._shelf.kept()), time.monotonic()
+                self._since = {path: self._since.get(path, now_s) for path in waiting}
+                for path in waiting:
+                    if self._stopping.is_set():
                         break
-                    failures = 0
+                    if self._good_time(path) and self._send(path):
+                        failures = 0
             except (LaterError, requests.RequestException, OSError) as e:
                 failures += 1
                 wait_s = max(retry_after_s(failures), getattr(e, "wait_s", 0.0))
@@ -203,6 +210,9 @@ class Uploader(threading.Thread):
                 LOG.exception("upload failed")
                 self._say(f"{type(e).__name__}: {e}")
             self._pause(wait_s)
+
+    def _good_time(self, path: Path) -> bool:
+        return self._may() or time.monotonic() - self._since[path] >= _LONGEST_WAIT_S
 
     def _say(self, problem: str) -> None:
         if problem and not self.problem:
@@ -215,7 +225,7 @@ class Uploader(threading.Thread):
     def _send(self, path: Path) -> bool:
         """Send one episode; false: it was left for later, because this is no good time any more."""
         try:
-            if not self._sender.send(path, lambda: self._may() and not self._stopping.is_set(), self._pause):
+            if not self._sender.send(path, lambda: not self._stopping.is_set() and self._good_time(path), self._pause):
                 return False
             self._shelf.mark(path, UPLOADED)
             self.uploaded += 1

@@ -102,7 +102,7 @@ class SimRobotNode(Node):
         self._runner = TaskRunner(
             self._robot, RosEpisodes(self, tasks), boot_id=f"sim-{uuid.uuid4().hex[:8]}", seed=self._settings.seed,
             rules=TaskRules(timeout_s=self._settings.task_timeout_s), pause_s=self._settings.task_pause_s,
-            operator_after_s=self._settings.operator_after_s,
+            operator_after_s=self._settings.operator_after_s, colours=self._settings.task_colours,
         )  # fmt: skip
         if self._settings.operator_after_s:
             self._operator = self.create_publisher(Float64MultiArray, f"operator/{topic}", _PUBLISHER_DEPTH)
@@ -123,6 +123,7 @@ class SimRobotNode(Node):
 
     def _change(self, name: str, value: Any) -> None:
         self._settings = dataclasses.replace(self._settings, **{name: value})
+        self._runner.colours = self._settings.task_colours
 
     def _command(self, message: Float64MultiArray) -> None:
         try:

@@ -26,19 +26,22 @@ from vla_sim.fleet.demo.chapters import CHAPTERS
 from vla_sim.fleet.demo.loops import undisturbed
 from vla_sim.fleet.demo.picture import draw
 from vla_sim.fleet.demo.report import make_report, print_loops
-from vla_sim.fleet.demo.ros.arms import Arms, start_arm
-from vla_sim.fleet.demo.stage import ARMS, EVERYBODY, SIMULATED, Stage, Work, play
+from vla_sim.fleet.demo.ros.arms import Arms
+from vla_sim.fleet.demo.stage import ARMS, EVERYBODY, SIMULATED, FleetStage, Work
 from vla_sim.fleet.demo.versions import BEHAVIOURS, RATE_HZ, make_versions, write_contract
-from vla_sim.fleet.demo.watch import Watch
+from vla_sim.fleet.play.arm import start_arm
+from vla_sim.fleet.play.stage import play, tell_end
+from vla_sim.fleet.play.watch import Watch
 from vla_sim.fleet.server import FleetServer
 from vla_sim.fleet.simulated_robot import SimulatedRobot
-from vla_sim.witness import Witness
+from vla_sim.witness import FIFO_PRIORITY, Witness
 
 CLOCK_RATE = 120.0
 """The fleet's clock against the machine's: an hour of a rollout takes half a minute."""
 EPISODE_S = 0.1
 """Time between two episodes of a simulated robot by the machine's clock [s]: twelve seconds of the fleet's."""
 HEARTBEAT_S = 5.0
+_ARM = {"joint_rate_hz": RATE_HZ, "camera_rate_hz": 10.0, "task_timeout_s": 15.0}
 REPORT, PICTURE = "report.json", "fleet.png"
 _START_S = 90.0
 
@@ -71,16 +74,10 @@ def _run(out: Path) -> int:
     draw(report, out / PICTURE)
     console.print()
     print_loops(console, loops)
-    console.print(f"\nPicture: {out / PICTURE}; report: {out / REPORT}", soft_wrap=True)
-    if stage.problems:
-        console.print("The demonstration did NOT go as expected:", style="bold red")
-        for problem in stage.problems:
-            console.print(f"  - {problem}", style="red", markup=False, soft_wrap=True)
-        console.print(f"Logs: {out / 'logs'}/*.log and {out / 'server.log'}", soft_wrap=True)
-    return 1 if stage.problems else 0
+    return tell_end(console, out, PICTURE, REPORT, stage.problems)
 
 
-def _set_up(stack: ExitStack, out: Path, console: Console, clock: FastClock) -> Stage:
+def _set_up(stack: ExitStack, out: Path, console: Console, clock: FastClock) -> FleetStage:
     """Start the server and the robots, enrol them by codes, and wait until all are connected."""
     contract = write_contract(out / "arm.contract.yaml")
     bundles = make_versions(out / "versions")
@@ -98,9 +95,29 @@ def _set_up(stack: ExitStack, out: Path, console: Console, clock: FastClock) -> 
         f"starts {len(EVERYBODY)} robots in ROS domain {domain}; the fleet's clock is {clock.rate:g} times as fast",
     )
     for name in ARMS:
-        start_arm(processes, name, out, contract, server.url.replace("http", "ws", 1), client.make_code(name, "arms"))
+        start_arm(
+            processes,
+            name,
+            out,
+            contract,
+            server.url,
+            client.make_code(name, "arms"),
+            {"sim_robot": _ARM, "policy_node": {"fifo_priority": FIFO_PRIORITY}},
+            "vla_sim.fleet.ros.fast_bridge",
+        )
     simulated = {name: SimulatedRobot(name, BEHAVIOURS, episode_arms=True, now=clock.now) for name in SIMULATED}
-    stage = Stage(clock, server, client, processes, arms, watch, simulated, _enrol(client), bundles, out)
+    stage = FleetStage(
+        clock=clock,
+        server=server,
+        client=client,
+        processes=processes,
+        arms=arms,
+        watch=watch,
+        simulated=simulated,
+        tokens=_enrol(client),
+        bundles=bundles,
+        folder=out,
+    )
     for name, robot in simulated.items():
         stage.connect(name)
         stack.callback(robot.disconnect)

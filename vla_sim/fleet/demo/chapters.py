@@ -8,8 +8,9 @@ from typing import Any
 
 from vla_sim.bundle import NAME
 from vla_sim.fleet.demo.experiments import run_experiment
-from vla_sim.fleet.demo.stage import ARMS, EVERYBODY, SIMULATED, Chapter, Stage
+from vla_sim.fleet.demo.stage import ARMS, EVERYBODY, SIMULATED, FleetStage
 from vla_sim.fleet.demo.versions import BETTER, CANDIDATE, FIRST, WORSE
+from vla_sim.fleet.play.stage import Chapter
 
 _ALL_S, _UPDATE_S, _ROLLOUT_S = 120.0, 150.0, 150.0
 _DOWN_S = 2.0
@@ -26,9 +27,9 @@ _STAGES_BEFORE_FULL = 3
 AT_ONCE = [{"name": "full", "share": 1.0}]
 
 
-def first_version(stage: Stage) -> None:
+def first_version(stage: FleetStage) -> None:
     """Everybody gets the first version, at once; then one robot goes away."""
-    stage.publish(FIRST)
+    stage.publish(stage.bundles[FIRST])
     commands = stage.client.deploy(f"{NAME}@{FIRST}", everyone=True)
     stage.follow([command for command in commands if command["robot"] in SIMULATED], _ALL_S)
     stage.watch.say(AWAY, "goes where there is no network", "bold yellow", mark=f"{AWAY} is away")
@@ -38,9 +39,9 @@ def first_version(stage: Stage) -> None:
     stage.watch.wait(lambda _: set(stage.arms.moving()) == set(ARMS), "motion of every arm", _UPDATE_S)
 
 
-def better_version(stage: Stage) -> None:
+def better_version(stage: FleetStage) -> None:
     """Canary, wide, full; one robot is away, and the server is killed in the first stage."""
-    stage.publish(BETTER)
+    stage.publish(stage.bundles[BETTER])
     stage.watch.wait(lambda seen: not seen[AWAY]["online"], f"{AWAY} to be missed", _UPDATE_S)
     rollout = stage.begin_rollout(BETTER, "group:simulated", STAGES)
     rollout.wait({"JUDGING"}, _ROLLOUT_S)
@@ -55,7 +56,7 @@ def better_version(stage: Stage) -> None:
     stage.check(len(rollout.stages_seen) == len(STAGES), f"the rollout went through {rollout.stages_seen} alone")
 
 
-def arms_follow(stage: Stage) -> None:
+def arms_follow(stage: FleetStage) -> None:
     """The version has proved itself: the real arms get it, and each lets it prove itself there as well."""
     rollout = stage.begin_rollout(BETTER, "group:arms", AT_ONCE)
     rollout.wait({"DONE"}, _UPDATE_S)
@@ -63,9 +64,9 @@ def arms_follow(stage: Stage) -> None:
     stage.check(set(stage.arms.moving().values()) == {BETTER}, f"not every arm moves with {BETTER}")
 
 
-def worse_version(stage: Stage) -> None:
+def worse_version(stage: FleetStage) -> None:
     """No robot finds it bad by itself; the evidence of all does, and every robot stays with what it had."""
-    stage.publish(WORSE)
+    stage.publish(stage.bundles[WORSE])
     rollout = stage.begin_rollout(WORSE, "group:simulated", STAGES)
     found = rollout.wait({"ROLLED_BACK"}, _ROLLOUT_S)
     rollout.check("ROLLED_BACK", BETTER, EVERYBODY)
@@ -73,15 +74,16 @@ def worse_version(stage: Stage) -> None:
     stage.facts["worse_version"] = {"verdict": found["verdict"].get("message", ""), "outcomes": found["outcomes"]}
 
 
-def experiment(stage: Stage) -> None:
+def experiment(stage: FleetStage) -> None:
     """Which of two is better? Each episode is drawn; the winner goes to everybody."""
-    stage.publish(CANDIDATE)
+    stage.publish(stage.bundles[CANDIDATE])
     design = {
         "a": f"{NAME}@{BETTER}",
         "b": f"{NAME}@{CANDIDATE}",
         "unit": "episode",
         "group": "simulated",
         "difference": 0.1,
+        "power": 0.99,  # with the usual 80 % one demonstration of five would show nothing
     }
     found = run_experiment(stage, design, _ROLLOUT_S)
     stage.check(found["state"] == "WIN_B", f"the A/B test ended as {found['state']}")
@@ -97,7 +99,7 @@ def experiment(stage: Stage) -> None:
     arms.check("DONE", CANDIDATE, EVERYBODY)
 
 
-def remote_rollback(stage: Stage) -> None:
+def remote_rollback(stage: FleetStage) -> None:
     """An operator takes every robot back to the version before."""
     stage.watch.say("operator", "rolls every robot back", "bold yellow")
     took_s = stage.follow(stage.client.rollback(everyone=True, reason="drops the cup"), _ALL_S)
@@ -107,7 +109,7 @@ def remote_rollback(stage: Stage) -> None:
     stage.check(set(stage.arms.moving().values()) == {BETTER}, f"not every arm moves with {BETTER}")
 
 
-def kill_server(stage: Stage) -> None:
+def kill_server(stage: FleetStage) -> None:
     """Kill the server and start it again."""
     stage.watch.say("demo", "SIGKILL to the server", "bold yellow", mark="server killed")
     stage.server.kill()

@@ -10,7 +10,7 @@ from vla_fleet.client import Json
 from vla_sim.demo.processes import DemoError
 
 if TYPE_CHECKING:
-    from vla_sim.fleet.demo.stage import Stage
+    from vla_sim.fleet.play.stage import Stage
 
 _PERIOD_S, _SAY_EVERY_S = 0.5, 3.0
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_sim.fleet.demo.loops import Loop
-from vla_sim.fleet.demo.stage import Stage
+from vla_sim.fleet.demo.stage import FleetStage
 
 
-def make_report(stage: Stage, loops: Sequence[Loop], fifo: int) -> dict[str, Any]:
+def make_report(stage: FleetStage, loops: Sequence[Loop], fifo: int) -> dict[str, Any]:
     """Return the report; times [s] since the demonstration began."""
     began_s = stage.watch.began_s
     moments = [{**asdict(moment), "at_s": round(moment.at_s - began_s, 2)} for moment in stage.watch.moments]

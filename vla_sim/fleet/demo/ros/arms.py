@@ -1,73 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real robots of the demonstration: simulated arms on the nodes that a real arm runs; and what their control loops did."""
+"""The real robots of the demonstration: simulated arms on the nodes that a real arm runs: what their control loops did."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from vla_ota.msg import PolicyStatus
 
 from vla_ros.stamps import to_seconds
-from vla_sim.demo.processes import Processes
 from vla_sim.demo.ros.background_node import BackgroundNode
 from vla_sim.fleet.demo.loops import Loop
 from vla_sim.fleet.demo.versions import RATE_HZ
-from vla_sim.witness import FIFO_PRIORITY, Late, between, machines_share
+from vla_sim.witness import Late, between, machines_share
 
 SENSOR_HOLD = "OBSERVATION_STALE"
 """The simulator's camera was late, which a busy machine does; it says nothing about the fleet."""
 _QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-
-# Quick, but honest, as in the demonstration of one robot: a trial takes seconds here and minutes on a real robot.
-_MANAGER = {
-    "min_free_bytes": 64 << 20,
-    "block_chunks": 1,
-    "tolerated_exceedance": 0.4,
-    "first_install_chunks": 5,
-    "min_trial_chunks": 10,
-    "min_trial_episodes": 10,
-    "min_trial_time_s": 5.0,
-    "status_period_s": 0.5,
-    "backoff_s": 0.2,
-}
-_POLICY = {
-    "shadow_chunks": 3,
-    "status_period_s": 0.5,
-    "load_timeout_s": 90.0,
-    "reversal_deadband": 0.05,
-    "fifo_priority": FIFO_PRIORITY,
-    "worker_threads": 1,
-    "spare_worker": False,
-}
-_ARM = {"joint_rate_hz": RATE_HZ, "camera_rate_hz": 10.0, "task_timeout_s": 15.0}
-
-
-def start_arm(processes: Processes, name: str, folder: Path, contract: Path, server: str, code: str) -> None:
-    """Start the five processes of one robot, in a namespace and with a store of its own."""
-    store = folder / "store" / name
-    store.mkdir(parents=True)
-    seed = int(name.rpartition("_")[2])
-    source = server.replace("ws", "http", 1) + "/files/"
-    bridge = {"server": server, "enrolment_code": code, "state_dir": str(store / "fleet")}
-    for node, module, parameters in (
-        ("sim_robot", "vla_sim.ros.sim_robot", {**_ARM, "seed": seed}),
-        (
-            "policy_node",
-            "vla_policy_node.ros.policy_node",
-            {**_POLICY, "contract": str(contract), "store_dir": str(store)},
-        ),
-        (
-            "ota_manager",
-            "vla_ota_manager.ros.manager_node",
-            {**_MANAGER, "store_dir": str(store), "allowed_sources": [source]},
-        ),
-        ("fleet_bridge", "vla_sim.fleet.ros.fast_bridge", bridge),
-    ):
-        processes.start(f"{name}.{node}", module, parameters, namespace=name)
 
 
 class Arms(BackgroundNode):

@@ -14,7 +14,7 @@ from vla_fleet.errors import FleetError
 from vla_sim.demo.processes import DemoError
 
 if TYPE_CHECKING:
-    from vla_sim.fleet.demo.stage import Stage
+    from vla_sim.fleet.play.stage import Stage
 
 ENDS = {"DONE", "ROLLED_BACK", "ABORTED"}
 _PERIOD_S = 0.4
