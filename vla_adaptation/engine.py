@@ -155,8 +155,8 @@ class Adaptation:
         saved, adapter, base = self._state, self._state.adapter, self._base
         return facts.Status(
             state=self._state_name(),
-            base_version=base[2].version if base else "",
-            base_digest=base[2].digest if base else "",
+            base_version=base[2].version if base else adapter.base_version if adapter else "",
+            base_digest=base[2].digest if base else adapter.base_digest if adapter else "",
             adapter_version=adapter.version if adapter else "",
             adapter_digest=adapter.digest if adapter else "",
             adapter_standing=adapter.standing if adapter else "",
@@ -225,7 +225,7 @@ class Adaptation:
             adapter.standing = state.TRIAL
         elif before == state.COMMITTED:
             if heard.committed_digest == adapter.base_digest:
-                self._set_aside(adapter, state.ROLLED_BACK, "", "it was rolled back by a person")
+                self._set_aside(adapter, state.ROLLED_BACK, "", "somebody has gone back to its base")
         elif heard.update_id == adapter.update_id and heard.state in _ENDED:
             standing = state.ROLLED_BACK if heard.state == "ROLLED_BACK" else state.REJECTED
             self._set_aside(adapter, standing, heard.error_code, heard.message)
