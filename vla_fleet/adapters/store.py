@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sqlalchemy import delete, select
+from sqlalchemy.exc import IntegrityError
 
 from vla_checkpoint import CheckpointError, verify_bundle
 from vla_fleet.clock import Clock
 from vla_fleet.episodes.files import EpisodeFiles, OffsetError
 from vla_fleet.episodes.store import Standing
-from vla_fleet.errors import InputError, MissingError
+from vla_fleet.errors import InputError
 from vla_fleet.storage.database import Database
 from vla_fleet.storage.tables import AdapterRow
 
@@ -99,15 +100,21 @@ class AdapterStore:
         except (InputError, OffsetError):
             self.files.drop_part(part)
             raise
-        async with self._database.begin() as session:
-            session.add(AdapterRow(**asdict(summary), robot=robot, received_s=self._clock.now()))
-            await session.flush()
-            self.files.name(part, sha256)
-            own = select(AdapterRow.sha256).where(AdapterRow.robot == robot).order_by(AdapterRow.number.desc())
-            old = (await session.scalars(own.offset(_MOST_PER_ROBOT))).all()
-            await session.execute(delete(AdapterRow).where(AdapterRow.sha256.in_(old)))
+        await self.files.upload(part, sha256)
+        old: Sequence[str] = ()
+        try:
+            async with self._database.begin() as session:
+                session.add(AdapterRow(**asdict(summary), robot=robot, received_s=self._clock.now()))
+                await session.flush()
+                self.files.name(part, sha256)
+                own = select(AdapterRow.sha256).where(AdapterRow.robot == robot).order_by(AdapterRow.number.desc())
+                old = (await session.scalars(own.offset(_MOST_PER_ROBOT))).all()
+                await session.execute(delete(AdapterRow).where(AdapterRow.sha256.in_(old)))
+        except IntegrityError:  # another server was faster
+            if await self._row(sha256) is None:
+                raise
         for gone in old:
-            self.files.remove(gone)
+            await self.files.discard(gone)
         self.files.drop_part(part)
 
     async def list(self, name: str, base_version: str, limit: int) -> Sequence[AdapterRow]:
@@ -118,13 +125,6 @@ class AdapterStore:
                 query = query.where(column == value)
         async with self._database.begin() as session:
             return (await session.scalars(query)).all()
-
-    async def file(self, sha256: str) -> Path:
-        """Return where an archive is; ADAPTER_NOT_FOUND if there is none."""
-        path = self.files.path(sha256)
-        if await self._row(sha256) is None or not path.is_file():
-            raise MissingError("ADAPTER_NOT_FOUND", f"no adapter {sha256}; see `vla-fleet adapters list`")
-        return path
 
     async def _row(self, sha256: str) -> AdapterRow | None:
         async with self._database.begin() as session:

@@ -198,8 +198,8 @@ def what_ran(
 
 def _committed(status: dict[str, Any]) -> str:
     """Return what a robot has committed; an adapter of its own is named with what it is on."""
-    base = status.get("adapted_version", "")
-    return status.get("committed_version", "") + (f" on {base}" if base else "")
+    committed, base = status.get("committed_version", ""), status.get("adapted_version", "")
+    return f"{committed} on {base}" if base else str(committed)
 
 
 def _line(robot: dict[str, Any]) -> str:

@@ -6,13 +6,15 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from vla_fleet import protocol
 from vla_fleet.adapters.store import MAX_ADAPTER_BYTES
 from vla_fleet.episodes.store import Standing
+from vla_fleet.errors import MissingError
+from vla_fleet.server import ranges
 from vla_fleet.server.episodes import Robot
 from vla_fleet.server.keys import Viewer
 from vla_fleet.server.rooms import rooms_of
@@ -74,7 +76,13 @@ async def list_adapters(
 
 
 @router.get("/v1/adapters/{sha256}/file", response_class=FileResponse)
-async def get_adapter(request: Request, sha256: protocol.Digest, _: Viewer) -> FileResponse:
+async def get_adapter(request: Request, sha256: protocol.Digest, _: Viewer) -> Response:
     """Give an adapter's archive, from any byte on (``Range``)."""
-    path = await rooms_of(request).adapters.file(sha256)
-    return FileResponse(path, media_type="application/x-tar", filename=path.name)
+    files = rooms_of(request).adapters.files
+    missing = MissingError("ADAPTER_NOT_FOUND", f"no adapter {sha256}; see `vla-fleet adapters list`")
+    if files.objects is not None:
+        return await ranges.blob(request, files.objects, sha256, missing, f"{sha256}.tar")
+    path = files.path(sha256)
+    if not path.is_file():
+        raise missing
+    return FileResponse(path, media_type="application/octet-stream", filename=path.name)
