@@ -41,6 +41,8 @@ _SILENT_S = 3.0
 """A node that says nothing for so long is not known to be idle [s]."""
 _LOOK_S = 2.0  # between two looks at the episodes
 _OFFER_AGAIN_S = 5.0
+_MOST_OFFERS = 6
+"""An offer that nothing is heard of for so long was taken once, and its end was missed: it gets another id."""
 _PAUSE_KEPT_S = 120.0
 """A training process that stands still for longer gives its memory back; the next one goes on from its checkpoint [s]."""
 _MOST_DEATHS = 3
@@ -79,6 +81,7 @@ class Adaptation:
         self._process: TrainingProcess | None = None
         self._throttle = Throttle(settings.cpu_share)
         self._stopped_s: float | None = None
+        self._unheard = 0  # offers
         self._last_s = clock()
         self._waits_for = "the policy node and ota_manager"
         self._base: tuple[str, Path, Manifest] | None = None  # committed digest, folder and manifest of the base
@@ -226,7 +229,10 @@ class Adaptation:
         elif before == state.COMMITTED:
             if heard.committed_digest == adapter.base_digest:
                 self._set_aside(adapter, state.ROLLED_BACK, "", "somebody has gone back to its base")
-        elif heard.update_id == adapter.update_id and heard.state in _ENDED:
+        elif heard.update_id != adapter.update_id:
+            if before == state.TRIAL:  # its end was missed
+                adapter.standing, adapter.asked = state.OFFERED, adapter.asked + 1
+        elif heard.state in _ENDED and heard.error_code != "BASE_CHANGED":  # that one is carried
             standing = state.ROLLED_BACK if heard.state == "ROLLED_BACK" else state.REJECTED
             self._set_aside(adapter, standing, heard.error_code, heard.message)
         if adapter.standing != before:
@@ -417,7 +423,10 @@ class Adaptation:
         adapter, heard = self._state.adapter, self._manager
         if adapter is None or adapter.standing != state.OFFERED or heard is None or now - self._manager_s > _SILENT_S:
             return
-        if self._state.work is not None or heard.update_id == adapter.update_id:
+        if heard.update_id == adapter.update_id:
+            self._unheard = 0
+            return
+        if self._state.work is not None or heard.state in _BUSY:
             return
         if self._base is None or self._base[2].digest != adapter.base_digest:
             return
@@ -425,7 +434,9 @@ class Adaptation:
             self._waits_for = f"the end of experiment {heard.experiment}"
             return
         if now - self._offered_s >= _OFFER_AGAIN_S:
-            self._offered_s = now
+            self._offered_s, self._unheard = now, self._unheard + 1
+            if self._unheard > _MOST_OFFERS:
+                self._unheard, self._unsaved, adapter.asked = 1, True, adapter.asked + 1
             url = Path(adapter.folder, MANIFEST_NAME).resolve().as_uri()
             self._offer(facts.Offer(adapter.update_id, adapter.name, adapter.version, url, adapter.digest))
 

@@ -40,11 +40,13 @@ class Adapter:
     uploaded: bool = False
     upload_refused: str = ""
     """Why the server will never take it."""
+    asked: int = 0
+    """How often ota_manager took its offer and then said no more of it."""
 
     @property
     def update_id(self) -> str:
         """Of its offer."""
-        return f"adaptation-{self.digest[:16]}"
+        return f"adaptation-{self.digest[:16]}-{self.asked}"
 
 
 @dataclass

@@ -91,6 +91,7 @@ class Acquirer:
         trust.check_manifest(update, data)
         manifest = Manifest.parse(data)
         self.refuse_unsuitable(update, manifest)
+        self._refuse_overtaken(url, manifest)
         ref = Ref(manifest.name, manifest.version, manifest.digest)
         known = replace(record, ref=ref, bytes_downloaded=record.bytes_downloaded + received.count)
         if self._store.has(ref) and self._repaired != _repair_of(known):
@@ -154,6 +155,18 @@ class Acquirer:
             what = f"{manifest.total_bytes} bytes, at most {config.max_bundle_bytes} are accepted"
             raise RefusedError("BUNDLE_TOO_LARGE", what, "max_bundle_bytes")
         self.refuse_blocked(Ref(manifest.name, manifest.version, manifest.digest))
+
+    def _refuse_overtaken(self, url: Url, manifest: Manifest) -> None:
+        """Raise ``RefusedError`` for an adapter of the robot's own that waited while another base was committed."""
+        committed, base = self._store.state.committed, manifest.base
+        own = Path(self._config.adapter_dir).resolve() if self._config.adapter_dir else None
+        if own is None or committed is None or base is None or not (url.is_file and url.path.is_relative_to(own)):
+            return
+        data = self._manifest_on_disk(committed.digest)
+        below = Manifest.parse(data).base if data is not None else None
+        if base.digest not in (committed.digest, below.digest if below is not None else ""):
+            text = f"was trained on {base.version}, but {committed.version} is committed by now"
+            raise RefusedError("BASE_CHANGED", text, "base")
 
     def refuse_blocked(self, ref: Ref) -> None:
         """Raise ``RefusedError`` for a version that a verdict has rolled back."""

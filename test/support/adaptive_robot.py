@@ -100,10 +100,12 @@ class AdaptiveRobot:
         self.robot.stop()
 
     def _offer(self, offer: facts.Offer) -> None:
-        self.offers.append(offer)
         assert self.robot.engine is not None
         update = Update(offer.update_id, offer.manifest_url, offer.manifest_sha256, offer.name, offer.version)
-        assert self.robot.engine.offer(update).success
+        reply = self.robot.engine.offer(update)
+        if reply.error_code != "OFFER_REPEATED":  # said again because nothing was heard yet
+            assert reply.success, reply
+            self.offers.append(offer)
 
     def hear(self) -> None:
         """Let adaptation hear what the policy node says now."""

@@ -23,7 +23,8 @@ from vla_adaptation.job import JOB, Job, write
 from vla_adaptation.process import Throttle
 from vla_adaptation.settings import AdaptationSettings
 from vla_adaptation.state import ROLLED_BACK
-from vla_checkpoint import verify_bundle
+from vla_checkpoint import load_manifest, verify_bundle
+from vla_ota_manager.records import Update
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -126,6 +127,31 @@ def test_an_adapter_that_the_manager_refuses_is_reported_with_its_code(make_robo
     fresh.start()
     status = fresh.until_standing("REJECTED")
     assert status.error_code == "MANIFEST_DIGEST_MISMATCH" and fresh.committed() == "1.0.0"
+
+
+def test_an_adapter_whose_verdict_was_missed_is_offered_again(adapted: AdaptiveRobot) -> None:
+    engine = adapted.robot.engine
+    assert engine is not None and engine.rollback("", "a test").success
+    assert engine.offer(Update("other", "file:///elsewhere/manifest.json", "0" * 64)).success
+    wait_for(lambda: engine.status().update_id == "other" and engine.status().error_code, "another update")
+    adapted.rewrite_state(standing="TRIAL")
+    adapted.start()
+    status = adapted.until_standing("COMMITTED")
+    assert [offer.version for offer in adapted.offers] == [status.adapter_version] and adapted.committed() != "1.0.0"
+
+
+def test_an_adapter_that_waited_while_another_base_was_committed_never_acts(
+    adapted: AdaptiveRobot, tmp_path: Path
+) -> None:
+    manifest = load_manifest(adapted.adapter_folder())
+    adapted.install_base(tmp_path / "1.1.0", "1.1.0")
+    engine = adapted.robot.engine
+    assert engine is not None
+    url = (adapted.adapter_folder() / "manifest.json").resolve().as_uri()
+    assert engine.offer(Update("late", url, manifest.digest, manifest.name, manifest.version)).success
+    outcome = wait_for(lambda: o if (o := engine.outcome("late")) and o.final else None, "the manager's answer")
+    assert (outcome.state.name, outcome.error_code) == ("REJECTED", "BASE_CHANGED"), outcome
+    assert adapted.committed() == "1.1.0"
 
 
 def test_a_base_of_another_type_and_an_adapter_of_the_fleet_are_not_trained_on(robot: AdaptiveRobot) -> None:
