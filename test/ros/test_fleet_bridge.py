@@ -129,16 +129,20 @@ def test_a_deployment_ends_as_it_would_have_though_server_and_bridge_are_killed_
 
 
 def test_the_server_hears_which_version_is_below_an_adapter_that_the_robot_trained_itself(rig: FleetRig) -> None:
+    def known(committed: str, adapted: str) -> dict[str, str]:
+        def there() -> dict[str, str] | None:
+            about: dict[str, str] = rig.client.robot(ROBOT)["status"]
+            return about if (about["committed_version"], about["adapted_version"]) == (committed, adapted) else None
+
+        return wait_for(there, f"{committed} on {adapted or 'nothing'} at the server")  # type: ignore[no-any-return]
+
     rig.install("1.3.0")
-    about = rig.client.robot(ROBOT)["status"]
-    assert about["committed_version"] == "1.3.0" and not about["adapted_version"]
-    said = AdaptationStatus(adapter_digest=about["committed_digest"], base_version="1.2.9", base_digest="b" * 64)
+    own = known("1.3.0", "")["committed_digest"]
     adaptation = rig.robot.ros.advertise(AdaptationStatus, "adaptation/status", qos.LATCHED, readers=0)
-    adaptation.publish(said)
-    wait_for(lambda: rig.client.robot(ROBOT)["status"]["adapted_version"] == "1.2.9", "what is below it")
-    assert rig.client.robot(ROBOT)["status"]["adapted_digest"] == "b" * 64
+    adaptation.publish(AdaptationStatus(adapter_digest=own, base_version="1.2.9", base_digest="b" * 64))
+    assert known("1.3.0", "1.2.9")["adapted_digest"] == "b" * 64
     rig.install("1.4.0")
-    wait_for(lambda: not rig.client.robot(ROBOT)["status"]["adapted_version"], "a version that is no adapter")
+    known("1.4.0", "")
     rig.robot.ros.withdraw(adaptation)
 
 
