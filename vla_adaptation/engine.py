@@ -243,6 +243,12 @@ class Adaptation:
         adapter.standing = standing
         self._state.code, self._state.message = code, f"adapter {adapter.version}: {message}"
 
+    def _drop(self, why: str) -> None:
+        adapter = self._state.adapter
+        if adapter is not None and adapter.standing in state.IN_USE:
+            self._set_aside(adapter, state.DROPPED, "", why)
+            self._state.save(self._folder)
+
     def _find_base(self) -> None:
         """Find the full bundle below what is committed; a job for another one is over."""
         heard = self._manager
@@ -271,11 +277,10 @@ class Adaptation:
         _, folder, manifest = self._base
         adapter = self._state.adapter
         if manifest.base is not None:
-            if adapter is not None and adapter.standing in state.IN_USE:
-                self._set_aside(adapter, state.DROPPED, "", f"adapter {manifest.version} took its place")
-                self._state.save(self._folder)
+            self._drop(f"adapter {manifest.version} took its place")
             return f"a full base: {manifest.version}, which is committed, is an adapter that was not made here"
         if manifest.policy_type != POLICY_TYPE:
+            self._drop(f"{manifest.version}, which is committed, is of another type")
             text = f"ADAPTATION_UNSUPPORTED: {manifest.version} is of type {manifest.policy_type}; adapters are trained on "
             self._fail("ADAPTATION_UNSUPPORTED", f"{text}the robot for {POLICY_TYPE} only")
             return f"a base of type {POLICY_TYPE}"

@@ -339,9 +339,10 @@ class Client:
         """Write an episode's file; ``path`` appears when it is whole."""
         self._download_upload("episodes", sha256, path)
 
-    def adapters(self, name: str = "", base_version: str = "", limit: int = 100) -> list[Json]:
-        """Return adapters that robots uploaded, newest first."""
-        return cast(list[Json], self._get("/v1/adapters", name=name, base_version=base_version, limit=limit))
+    def adapters(self, name: str = "", base_version: str = "", before: int = 0, limit: int = 100) -> list[Json]:
+        """Return adapters that robots uploaded, newest first: those before number ``before``."""
+        wanted = {"name": name, "base_version": base_version, "before": before, "limit": limit}
+        return cast(list[Json], self._get("/v1/adapters", **wanted))
 
     def download_adapter(self, sha256: str, path: Path) -> None:
         """Write an adapter's archive; ``path`` appears when it is whole."""

@@ -154,14 +154,25 @@ def test_an_adapter_that_waited_while_another_base_was_committed_never_acts(
     assert adapted.committed() == "1.1.0"
 
 
-def test_a_base_of_another_type_and_an_adapter_of_the_fleet_are_not_trained_on(robot: AdaptiveRobot) -> None:
-    robot.record()
-    robot.start()
-    robot.robot.publish("2.0.0", name="tiny", policy_type="scripted")
-    robot.robot.install("2.0.0")
-    status = robot.until(lambda s: s.error_code)
+def test_a_base_of_another_type_is_not_trained_on_and_ends_the_adapter(adapted: AdaptiveRobot) -> None:
+    adapted.start()
+    adapted.robot.publish("2.0.0", name="tiny", policy_type="scripted")
+    adapted.robot.install("2.0.0")
+    status = adapted.until_standing("DROPPED")
     assert status.error_code == "ADAPTATION_UNSUPPORTED" and "scripted" in status.message
-    assert not (robot.folder / "adaptation" / "job").exists()
+    assert not (adapted.folder / "adaptation" / "job").exists()
+
+
+def test_an_adapter_of_the_fleet_takes_the_place_of_the_robots_own_and_is_not_trained_on(
+    adapted: AdaptiveRobot,
+) -> None:
+    """What is committed is an adapter that adaptation does not know as its own."""
+    adapted.rewrite_state(digest="f" * 64)
+    adapted.record(first=200)
+    adapted.start()
+    status = adapted.until_standing("DROPPED")
+    assert "took its place" in status.message and "full base" in adapted.until(lambda s: s.waits_for).waits_for
+    assert not (adapted.folder / "adaptation" / "job").exists()
 
 
 @pytest.mark.parametrize("settings", [{"python": "/bin/false"}, {"max_memory_bytes": 256 << 20}])

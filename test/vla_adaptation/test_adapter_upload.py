@@ -23,6 +23,7 @@ from vla_adaptation import upload
 from vla_adaptation.settings import AdaptationSettings
 from vla_adaptation.upload import AdapterUploader, pack
 from vla_checkpoint import load_manifest, verify_bundle
+from vla_fleet.cli import adapters
 from vla_fleet.cli.main import app as fleet_cli
 from vla_recorder.episodes import upload as pieces
 from vla_recorder.episodes.upload import Sender
@@ -112,8 +113,13 @@ def test_an_adapter_is_uploaded_once_it_is_committed_and_no_byte_twice_whatever_
 
 
 def test_adapters_of_the_fleet_are_listed_fetched_and_merged_by_the_command_line(
-    trained: Trained, tiny_base: Path, started: Callable[[], FleetApp], tmp_path: Path
+    trained: Trained,
+    tiny_base: Path,
+    started: Callable[[], FleetApp],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(adapters, "_AT_ONCE", 1)  # it asks more than once
     bundle = next((trained.robot / "adaptation" / "offers" / "tiny").iterdir())
     pack(bundle, tmp_path / "a.tar")
     app = started()

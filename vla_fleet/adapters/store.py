@@ -117,12 +117,14 @@ class AdapterStore:
             await self.files.discard(gone)
         self.files.drop_part(part)
 
-    async def list(self, name: str, base_version: str, limit: int) -> Sequence[AdapterRow]:
-        """Return adapters, the newest first; empty means any."""
+    async def list(self, name: str, base_version: str, before: int, limit: int) -> Sequence[AdapterRow]:
+        """Return adapters, the newest first; empty and 0 mean any."""
         query = select(AdapterRow).order_by(AdapterRow.number.desc()).limit(limit)
         for column, value in ((AdapterRow.name, name), (AdapterRow.base_version, base_version)):
             if value:
                 query = query.where(column == value)
+        if before:
+            query = query.where(AdapterRow.number < before)
         async with self._database.begin() as session:
             return (await session.scalars(query)).all()
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 adapters_app = typer.Typer(no_args_is_help=True, help="LoRA adapters that robots trained.")
 
 _EXAMPLES = "examples"
+_AT_ONCE = 1000
 _METHODS = "mean (weighted), geometric-median or krum (both stand some bad clients), or ffa (all share a frozen A)."
 
 
@@ -37,7 +38,7 @@ def list_adapters(
 ) -> None:
     """List adapters that robots trained on their own episodes and uploaded, the newest first."""
     with Client(server, key) as client:
-        found = client.adapters(name, base_version, limit)
+        found = client.adapters(name, base_version, limit=limit)
     rows = [
         (
             a["sha256"][:12], a["robot"], f"{a['name']} {a['version']}", a["base_version"], str(a["examples"]),
@@ -66,7 +67,11 @@ def fetch(
     if to.exists():
         raise FleetError("OUTPUT_NOT_WRITTEN", f"{to}: is there already; name another folder")
     with Client(server, key) as client:
-        newest = {a["robot"]: a for a in reversed(client.adapters(name, version, 1000))}
+        newest: dict[str, dict[str, Any]] = {}
+        page = client.adapters(name, version, limit=_AT_ONCE)
+        while page:
+            newest = {a["robot"]: a for a in reversed(page)} | newest
+            page = client.adapters(name, version, page[-1]["number"], _AT_ONCE)
         if not newest:
             raise FleetError("ADAPTER_NOT_FOUND", f"no robot has uploaded an adapter on {base}")
         for robot, adapter in sorted(newest.items()):

@@ -68,10 +68,11 @@ async def list_adapters(
     _: Viewer,
     name: protocol.Word = "",
     base_version: protocol.Word = "",
+    before: Annotated[int, Query(ge=0, lt=2**63)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[AdapterInfo]:
-    """List adapters that robots uploaded, the newest first."""
-    rows = await rooms_of(request).adapters.list(name, base_version, limit)
+    """List adapters that robots uploaded, the newest first: those before number ``before``."""
+    rows = await rooms_of(request).adapters.list(name, base_version, before, limit)
     return [AdapterInfo.model_validate(row, from_attributes=True) for row in rows]
 
 
