@@ -30,6 +30,7 @@ from vla_learning.errors import LearningError
 if TYPE_CHECKING:
     from vla_learning.datasets.reading import DataSet
     from vla_learning.datasets.selection import Source
+    from vla_learning.episodes.format import EpisodeMeta
     from vla_learning.gate.gate import Verdict
 
 _PR_SET_PDEATHSIG = 1
@@ -113,11 +114,8 @@ def _usable(folder: Path, base: Bundle) -> tuple[list[Source], list[str]]:
     return [source for source in found if source.episode.interface == newest], refused
 
 
-def _misfit(meta: object, base: Bundle) -> str:
+def _misfit(meta: EpisodeMeta, base: Bundle) -> str:
     """Return why an episode is of another robot than the base; empty: it is not."""
-    from vla_learning.episodes.format import EpisodeMeta
-
-    assert isinstance(meta, EpisodeMeta)
     manifest = base.manifest
     if meta.robot_type and manifest.robot_type != meta.robot_type:
         return f"of robot type {meta.robot_type}, the base is for {manifest.robot_type}"

@@ -39,13 +39,13 @@ class AdaptingRig(RobotRig):
     """Its manager has a small base to begin with, and its recorder has left 30 episodes."""
 
     def __init__(self, domain: int, folder: Path) -> None:
-        offers = folder / "store" / "adaptation" / "offers"
-        super().__init__(domain, folder, manager={"adapter_dir": str(offers), "calibration_samples": 100_000})
-        (folder / "contract.yaml").write_text(contract_with_camera())
-        make(folder / "base", 0.0)
+        make(folder / "base", 0.0)  # before anything spins in this process: it imports torch
         for number in range(30):
             path = folder / "recordings" / "episodes" / f"20260101T{number:06d}Z_e.mcap"
             write_own_episode(path, number, corrected=number < 15)
+        offers = folder / "store" / "adaptation" / "offers"
+        super().__init__(domain, folder, manager={"adapter_dir": str(offers), "calibration_samples": 100_000})
+        (folder / "contract.yaml").write_text(contract_with_camera())
         pixels = np.zeros((32, 32, 3), np.uint8)
         self._picture = Image(height=32, width=32, encoding="rgb8", step=96, data=pixels.tobytes())
         self._camera = self.ros.advertise(Image, "camera", qos.SENSORS, readers=0)
@@ -70,7 +70,7 @@ class AdaptingRig(RobotRig):
 
     def said(self, accept: Callable[[Any], bool], what: str) -> Any:
         """Wait for what adaptation says."""
-        return self.adaptation_status.wait(accept, what=what)
+        return self.adaptation_status.wait(accept, 120.0, what)
 
 
 @pytest.fixture
@@ -79,6 +79,7 @@ def rig(ros_domain: int, tmp_path: Path) -> Iterator[AdaptingRig]:
         yield made
 
 
+@pytest.mark.timeout(400)  # four processes import torch
 def test_a_robot_trains_when_its_episode_is_over_and_commits_its_own_adapter_after_a_trial(rig: AdaptingRig) -> None:
     opened = rig.call(StartEpisode, "policy_node/start_episode", StartEpisode.Request(episode_id="e-7"))
     assert opened.success or opened.error_code == "EPISODE_OPEN", opened.message
@@ -86,6 +87,7 @@ def test_a_robot_trains_when_its_episode_is_over_and_commits_its_own_adapter_aft
         rig.said(lambda m: m.waits_for == "the end of episode e-7", "waiting for the episode's end")
         assert not (rig.store / "adaptation" / "job").exists()
         rig.call(EndEpisode, "policy_node/end_episode", EndEpisode.Request(episode_id="e-7", success=True))
+        rig.said(lambda m: m.adapter_version, "an adapter that passed")
         trial = rig.said(lambda m: m.state == AdaptationStatus.STATE_TRIAL, "the trial")
         version = trial.adapter_version
         assert version.startswith("1.0.1-adapted.x") and trial.base_version == "1.0.0"
