@@ -50,7 +50,7 @@ test-fleet-servers: setup-dev ## the fleet server on PostgreSQL, NATS and S3's p
 lint: setup-dev ## ruff and mypy
 	@$(RUN) ruff check --output-format concise .
 	@$(RUN) ruff format --check -q .
-	@$(RUN) mypy vla_checkpoint vla_contract vla_doctor vla_evidence vla_ros vla_policy_node vla_recorder vla_ota_manager vla_fleet vla_fleet_bridge vla_learning vla_sim benchmarks
+	@$(RUN) mypy vla_adaptation vla_checkpoint vla_contract vla_doctor vla_evidence vla_ros vla_policy_node vla_recorder vla_ota_manager vla_fleet vla_fleet_bridge vla_learning vla_sim benchmarks
 
 bench: setup-dev ## control loop, swap and download against other ways of doing it; tables, and build/bench/*.json
 	@$(RUN) python -m benchmarks --out build/bench

@@ -93,6 +93,17 @@ ARGUMENTS = [
         "recorder", default_value="true", choices=TRUTH, description="Start recorder, the black box (false: none)"
     ),
     DeclareLaunchArgument(
+        "adaptation",
+        default_value="false",
+        choices=TRUTH,
+        description="Start adaptation, which trains an adapter on the robot's own episodes while it is idle",
+    ),
+    DeclareLaunchArgument(
+        "adaptation_python",
+        default_value="",
+        description="Interpreter that adaptation trains in, one with torch and pyarrow; empty = what params_file says",
+    ),
+    DeclareLaunchArgument(
         "fleet", default_value="", description="Fleet server, wss://host[:port]; starts fleet_bridge. Empty = no fleet"
     ),
     DeclareLaunchArgument(
@@ -158,6 +169,13 @@ def _workers(given: dict[str, str]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value}
 
 
+def _adaptation(store: str, box: dict[str, Any], python: str) -> dict[str, Any]:
+    """Return what adaptation is given: as the recorder, whose episodes it learns from, and with the same server."""
+    known = {name: value for name, value in box.items() if name != "contract"}
+    known |= {"store_dir": store, "adaptation_dir": str(Path(store, "adaptation"))}
+    return known | ({"python": python} if python else {})
+
+
 def _stay_down(event: ProcessExited, context: LaunchContext) -> EmitEvent | None:
     """End the respawning of a node that has refused to start: launch itself would start it again for ever."""
     if event.returncode != REFUSED or not isinstance(event.action, Node) or event.action.node_package != "vla_ota":
@@ -170,7 +188,7 @@ def robot(context: LaunchContext) -> list[Action]:
 
     def given(name: str) -> str:
         text = LaunchConfiguration(name).perform(context)
-        return str(Path(text).expanduser()) if text and name in (*PATHS, "worker_python") else text
+        return str(Path(text).expanduser()) if text and name in (*PATHS, "worker_python", "adaptation_python") else text
 
     def truth(name: str) -> bool:
         return given(name).lower() == "true"
@@ -213,7 +231,14 @@ def robot(context: LaunchContext) -> list[Action]:
     box = {"contract": given("contract"), "recording_dir": str(Path(store, "recordings"))}
     if given("fleet"):
         box |= {"server": given("fleet"), "state_dir": str(Path(store, "fleet"))}
-    optional = (("manager", "ota_manager", manager), ("recorder", "recorder", box))
+    adapts = _adaptation(store, box, given("adaptation_python"))
+    if truth("adaptation"):
+        manager["adapter_dir"] = str(Path(store, "adaptation", "offers"))
+    optional = (
+        ("manager", "ota_manager", manager),
+        ("recorder", "recorder", box),
+        ("adaptation", "adaptation", adapts),
+    )
     actions: list[Action] = [node("policy_node", policy)]
     actions += [node(name, own) for argument, name, own in optional if truth(argument)]
     if given("fleet"):

@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vla_adaptation.settings import AdaptationSettings
 from vla_fleet_bridge.config import BridgeSettings
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.ros.settings import NodeConfig
@@ -31,6 +32,7 @@ NODES: dict[str, tuple[type[Any], ...]] = {
     "policy_node": (PolicyNodeConfig,),
     "ota_manager": (OtaConfig, NodeConfig),
     "recorder": (RecorderSettings,),
+    "adaptation": (AdaptationSettings,),
     "fleet_bridge": (BridgeSettings,),
     "sim_robot": (SimSettings,),
 }
@@ -47,6 +49,8 @@ BY_LAUNCH = {
     "enrolment_code",
     "state_dir",
     "recording_dir",
+    "adaptation_dir",
+    "adapter_dir",
 }
 
 

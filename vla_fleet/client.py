@@ -394,10 +394,22 @@ class Client:
 
     def download_episode(self, sha256: str, path: Path) -> None:
         """Write an episode's file; ``path`` appears when it is whole."""
+        self._download_upload("episodes", sha256, path)
+
+    def adapters(self, name: str = "", base_version: str = "", before: int = 0, limit: int = 100) -> list[Json]:
+        """Return adapters that robots uploaded, newest first: those before number ``before``."""
+        wanted = {"name": name, "base_version": base_version, "before": before, "limit": limit}
+        return cast(list[Json], self._get("/v1/adapters", **wanted))
+
+    def download_adapter(self, sha256: str, path: Path) -> None:
+        """Write an adapter's archive; ``path`` appears when it is whole."""
+        self._download_upload("adapters", sha256, path)
+
+    def _download_upload(self, kind: str, sha256: str, path: Path) -> None:
         part = path.with_name(f"{path.name}.part")
         digest = hashlib.sha256()
         try:
-            with self._http.stream("GET", f"/v1/episodes/{_q(sha256)}/file") as response, part.open("wb") as file:
+            with self._http.stream("GET", f"/v1/{kind}/{_q(sha256)}/file") as response, part.open("wb") as file:
                 if not response.is_success:
                     response.read()
                     raise _error(response)
@@ -405,7 +417,7 @@ class Client:
                     digest.update(data)
                     file.write(data)
             if not digest.hexdigest().startswith(sha256):
-                raise FleetError("EPISODE_DIGEST", f"episode {sha256} came damaged; try again")
+                raise FleetError("EPISODE_DIGEST", f"{sha256} of {kind} came damaged; try again")
             part.replace(path)
         except httpx.HTTPError as e:
             raise FleetError("SERVER_UNREACHABLE", f"{self._http.base_url}: {e or type(e).__name__}; {_HINT}") from e

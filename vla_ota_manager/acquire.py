@@ -86,10 +86,13 @@ class Acquirer:
     def _check(self, record: UpdateRecord, callbacks: Callbacks) -> tuple[UpdateRecord, str]:
         update = record.update
         self.refuse_expired(update)
-        if self._signed is None:
-            trust.check_offer(update)
         url = parse_url(update.manifest_url)
-        data = self._manifest_on_disk(update.manifest_sha256)
+        own = self._is_own(url)
+        signed = None if own else self._signed
+        if signed is None:
+            trust.check_offer(update)
+        # that it is the robot's own is said by the place alone: what is on the disk may be of another place, and taken back
+        data = None if own and self._signed is not None else self._manifest_on_disk(update.manifest_sha256)
         received = Received()
         if data is None:
             self._fetcher.check(url)
@@ -98,11 +101,12 @@ class Acquirer:
         trust.check_manifest(update, data)
         manifest = Manifest.parse(data)
         ref = Ref(manifest.name, manifest.version, manifest.digest)
-        if self._signed is not None:
+        if signed is not None:
             callbacks.show(f"checking who signed {ref}")
-            self._signed.check(ref, data, url, received, callbacks.interrupted)
+            signed.check(ref, data, url, received, callbacks.interrupted)
             self._refuse_older(update, ref)
         self.refuse_unsuitable(update, manifest)
+        self._refuse_overtaken(url, manifest)
         known = replace(record, ref=ref, bytes_downloaded=record.bytes_downloaded + received.count)
         if self._store.has(ref) and self._repaired != _repair_of(known):
             return replace(known, state=_S.VERIFYING), "already on disk"
@@ -174,6 +178,22 @@ class Acquirer:
         if parse_version(ref.version) < parse_version(committed.version):
             what = f"is older than the committed {committed.version}: roll back to it, or offer it with allow_older"
             raise RefusedError("VERSION_OLDER", what, str(ref))
+
+    def _is_own(self, url: Url) -> bool:
+        """Whether this robot made what is there: an adapter, which is trusted as the robot's disk is."""
+        folder = self._config.adapter_dir
+        return bool(folder) and url.is_file and url.path.resolve().is_relative_to(Path(folder).resolve())
+
+    def _refuse_overtaken(self, url: Url, manifest: Manifest) -> None:
+        """Raise ``RefusedError`` for an adapter of the robot's own that waited while another base was committed."""
+        committed, base = self._store.state.committed, manifest.base
+        if committed is None or base is None or not self._is_own(url):
+            return
+        data = self._manifest_on_disk(committed.digest)
+        below = Manifest.parse(data).base if data is not None else None
+        if base.digest not in (committed.digest, below.digest if below is not None else ""):
+            text = f"was trained on {base.version}, but {committed.version} is committed by now"
+            raise RefusedError("BASE_CHANGED", text, "base")
 
     def refuse_blocked(self, ref: Ref) -> None:
         """Raise ``RefusedError`` for a version that a verdict has rolled back."""

@@ -47,6 +47,9 @@ class OtaConfig:
         "empty = the SHA-256 of an offer is enough",
         path=True,
     )
+    adapter_dir: str = setting(
+        "", "Folder of the node adaptation, whose adapters are fetched too; empty = none", path=True
+    )
     mirror_url: str = setting(
         "",
         "URL of a mirror at this site (`vla-fleet mirror`), asked first for each file; what it does not give comes from the "

@@ -7,8 +7,8 @@
     ├── ConfigError          PARAMETER_INVALID
     ├── OfferError           OFFER_INVALID OFFER_REPEATED OFFER_QUEUE_FULL NO_SUCH_UPDATE UNCANCELLABLE
     ├── RefusedError         UPDATE_EXPIRED VERSION_BLOCKED VERSION_CONFLICT VERSION_OLDER NAME_MISMATCH VERSION_MISMATCH
-    │                        ROBOT_TYPE_MISMATCH CHANNELS_MISMATCH BASE_MISSING BUNDLE_TOO_LARGE; and the policy node's own
-    │                        codes when it refuses a bundle
+    │                        ROBOT_TYPE_MISMATCH CHANNELS_MISMATCH BASE_MISSING BASE_CHANGED BUNDLE_TOO_LARGE; and the policy
+    │                        node's own codes when it refuses a bundle
     ├── TrustError           MANIFEST_UNTRUSTED MANIFEST_DIGEST_MISMATCH TRUST_SIGNATURE TRUST_ROLLBACK TRUST_METADATA
     │   │                    TRUST_UNKNOWN_TARGET
     │   └── OutdatedTrustError TRUST_EXPIRED TRUST_CLOCK

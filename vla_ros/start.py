@@ -53,6 +53,7 @@ policy_node = partial(_run, "vla_policy_node.ros.policy_node", interrupted=0)
 ota_manager = partial(_run, "vla_ota_manager.ros.manager_node", interrupted=0)
 fleet_bridge = partial(_run, "vla_fleet_bridge.ros.fleet_bridge", interrupted=0)
 recorder = partial(_run, "vla_recorder.ros.recorder", interrupted=0)
+adaptation = partial(_run, "vla_adaptation.ros.adaptation", interrupted=0)
 sim_robot = partial(_run, "vla_sim.ros.sim_robot", interrupted=0)
 doctor = partial(_run, "vla_doctor.ros.doctor", interrupted=130)
 # … and of commands

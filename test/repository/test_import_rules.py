@@ -20,6 +20,14 @@ ROS = {
 }  # fmt: skip
 
 ROOMS = {
+    "vla_adaptation": {
+        "requests",
+        "vla_checkpoint",
+        "vla_learning.episodes.format",
+        "vla_policy_node.worker.environment",
+        "vla_recorder",
+        "vla_ros",
+    },
     "vla_checkpoint": {"numpy", "pcodec", "safetensors", "rfc8785", "semver", "vla_ros.plain", "zstandard"},
     "vla_contract": {"yaml", "vla_checkpoint", "vla_doctor", "vla_policy_node", "vla_ros"},
     "vla_evidence": {"numpy", "scipy", "vla_ros.drawing"},
@@ -69,6 +77,7 @@ EXTRA = {
     # Who signs.
     "vla_checkpoint/repository/": {"cryptography", "securesystemslib", "tuf"},
     "vla_fleet/registry/signing.py": {"securesystemslib", "tuf"},
+    "vla_adaptation/training.py": {"vla_learning"},  # the training process
     "vla_fleet_bridge/": {"vla_fleet"},  # its protocol: ``from vla_fleet import protocol``
     "vla_policy_node/pictures.py": {"PIL"},  # in the node: neither the control process nor a worker decodes
     # Whoever starts a worker or trains may use torch; so may policies, which run in workers.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from support.launch_stand_in import Node, stand_in_for_launch
 
+from vla_adaptation.settings import AdaptationSettings
 from vla_fleet_bridge.config import BridgeSettings
 from vla_recorder.episodes.upload import upload_of
 from vla_recorder.settings import RecorderSettings
@@ -95,6 +96,17 @@ def test_fleet_starts_a_bridge_that_keeps_its_state_with_the_policy_and_lets_the
     alone = RecorderSettings(**launched(robot)[2].parameters[2])
     assert upload_of(alone) is None, "nothing leaves a robot without a fleet"
     assert manager.parameters[2]["allowed_sources"] == ["https://fleet.example:8443/files/"]
+
+
+def test_adaptation_is_off_unless_asked_for_and_then_the_manager_may_fetch_what_it_makes(robot: Any) -> None:
+    assert "adapter_dir" not in launched(robot)[1].parameters[2]
+    _, manager, recorder, adaptation, _ = launched(robot, adaptation="true", fleet="wss://fleet.example")
+    own = adaptation.parameters[2]
+    assert adaptation.executable == adaptation.name == "adaptation"
+    settings = AdaptationSettings(**own)
+    assert settings.episodes.is_relative_to(recorder.parameters[2]["recording_dir"])
+    assert own["store_dir"] == manager.parameters[2]["store_dir"] and settings.server == "wss://fleet.example"
+    assert Path(manager.parameters[2]["adapter_dir"]) == settings.folder / "offers"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from support.kept import KEPT
 from support.manager_rig import ManagerRig
 from support.ros import NodeProcess
 from support.waits import wait_for
-from vla_ota.msg import BridgeStatus, EpisodeOutcome
+from vla_ota.msg import AdaptationStatus, BridgeStatus, EpisodeOutcome
 
 from vla_ros import qos
 
@@ -126,6 +126,24 @@ def test_a_deployment_ends_as_it_would_have_though_server_and_bridge_are_killed_
     rig.bridge = rig.start_bridge()
     assert rig.ends_as(command, "DONE")["robot_state"] == "COMMITTED"
     assert len([swap for swap in rig.robot.policy.swaps[swaps:] if swap.trial]) == 1, "it was carried out once"
+
+
+def test_the_server_hears_which_version_is_below_an_adapter_that_the_robot_trained_itself(rig: FleetRig) -> None:
+    def known(committed: str, adapted: str) -> dict[str, str]:
+        def there() -> dict[str, str] | None:
+            about: dict[str, str] = rig.client.robot(ROBOT)["status"]
+            return about if (about["committed_version"], about["adapted_version"]) == (committed, adapted) else None
+
+        return wait_for(there, f"{committed} on {adapted or 'nothing'} at the server")  # type: ignore[no-any-return]
+
+    rig.install("1.3.0")
+    own = known("1.3.0", "")["committed_digest"]
+    adaptation = rig.robot.ros.advertise(AdaptationStatus, "adaptation/status", qos.LATCHED, readers=0)
+    adaptation.publish(AdaptationStatus(adapter_digest=own, base_version="1.2.9", base_digest="b" * 64))
+    assert known("1.3.0", "1.2.9")["adapted_digest"] == "b" * 64
+    rig.install("1.4.0")
+    known("1.4.0", "")
+    rig.robot.ros.withdraw(adaptation)
 
 
 def test_a_robot_gets_a_new_token_and_says_how_long_it_has_had_no_line(rig: FleetRig) -> None:

@@ -51,10 +51,12 @@ def test_the_policy_for_sros2_allows_what_each_node_does_and_no_more(ros_domain:
     shared = {"store_dir": store, "use_sim_time": True}  # with it they also listen to /clock
     policy = {"contract": contract, "worker_imports": [""], **shared}
     recorder = {"contract": contract, "recording_dir": str(tmp_path / "recordings"), "use_sim_time": True}
+    adaptation = {**shared, "adaptation_dir": str(tmp_path / "adaptation"), "recording_dir": recorder["recording_dir"]}
     with (
         NodeProcess("vla_policy_node.ros.policy_node", ros_domain, tmp_path, parameters=policy),
         NodeProcess("vla_ota_manager.ros.manager_node", ros_domain, tmp_path, parameters=shared),
         NodeProcess("vla_recorder.ros.recorder", ros_domain, tmp_path, parameters=recorder),
+        NodeProcess("vla_adaptation.ros.adaptation", ros_domain, tmp_path, parameters=adaptation),
         RosHarness(ros_domain) as ros,
     ):
         for name, rules in profiles.items():

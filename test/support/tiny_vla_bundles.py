@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,12 +37,14 @@ CONFIG = TinyVLAConfig(
 )
 
 
-def make(out: Path, golden_shift: float) -> None:
+def make(out: Path, golden_shift: float, version: str = "1.0.0", **config: Any) -> None:
+    """``config``: of the network, over that of ``CONFIG``."""
+    changed = dataclasses.replace(CONFIG, **config)
     out.mkdir()
-    write_json(out / "config.json", CONFIG.to_json())
+    write_json(out / "config.json", changed.to_json())
     write_json(out / "stats.json", {STATE: plain_stats(2), "action": plain_stats(2)})
     torch.manual_seed(0)
-    write_weights(out, {name: tensor.numpy() for name, tensor in TinyVLA(CONFIG).state_dict().items()})
+    write_weights(out, {name: tensor.numpy() for name, tensor in TinyVLA(changed).state_dict().items()})
     rng = np.random.default_rng(0)
     observations = {
         STATE: rng.standard_normal((2, 2), dtype=np.float32),
@@ -55,7 +59,7 @@ def make(out: Path, golden_shift: float) -> None:
         out / "golden.safetensors", observations, np.stack(chunks) + np.float32(golden_shift), INSTRUCTIONS, 0.01
     )
     manifest = build_manifest(
-        out, name="tiny", version="1.0.0", policy_type="tiny_vla", robot_type="sim_arm", channels=JOINTS, rate_hz=20.0
+        out, name="tiny", version=version, policy_type="tiny_vla", robot_type="sim_arm", channels=JOINTS, rate_hz=20.0
     )
     write_manifest(out, manifest)
 

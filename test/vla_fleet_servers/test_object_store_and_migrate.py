@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support.adapters import make_adapter, make_base
 from support.episodes import make_episode
 from support.fleet import FleetServer
 from support.replicas import Replicas, finished
@@ -17,6 +18,7 @@ from support.rollouts import MODEL, NEW, OLD
 from support.servers import Moto, Nats, Postgres
 from support.waits import wait_for
 
+from vla_adaptation.upload import pack
 from vla_checkpoint import Manifest
 from vla_fleet.cli.main import main
 from vla_fleet.client import Client
@@ -31,10 +33,18 @@ def episode(folder: Path) -> bytes:
     return (folder / "1.mcap").read_bytes()
 
 
-def upload(url: str, token: str, data: bytes, offset: int = 0, end: int | None = None) -> dict[str, Any]:
+def adapter(folder: Path) -> bytes:
+    make_adapter(folder / "adapter", make_base(folder / "base"))
+    pack(folder / "adapter", folder / "adapter.tar")
+    return (folder / "adapter.tar").read_bytes()
+
+
+def upload(
+    url: str, token: str, data: bytes, offset: int = 0, end: int | None = None, kind: str = "episodes"
+) -> dict[str, Any]:
     headers, sha256 = {"Authorization": f"Bearer {token}"}, hashlib.sha256(data).hexdigest()
     given = {"offset": offset, "total_bytes": len(data)}
-    target = f"{url}/v1/robot/episodes/{sha256}"
+    target = f"{url}/v1/robot/{kind}/{sha256}"
     found: dict[str, Any] = httpx.put(target, params=given, content=data[offset:end], headers=headers).json()
     return found
 
@@ -67,6 +77,11 @@ def test_files_that_one_server_took_in_the_other_one_gives_from_any_byte_on(
         assert upload(fleet.a.url, token, data)["complete"], "also where its first half is"
         assert get(f"{fleet.a.url}/v1/episodes/{digest}/file", fleet.key) == (200, data)
 
+        data = adapter(tmp_path)
+        assert upload(fleet.b.url, token, data, kind="adapters")["complete"]
+        assert upload(fleet.a.url, token, data, kind="adapters")["complete"], "it is there already"
+        assert get(f"{fleet.a.url}/v1/adapters/{hashlib.sha256(data).hexdigest()}/file", fleet.key) == (200, data)
+
         client.retire("pick_place", NEW)
         assert client.collect_garbage(dry_run=True)["blobs"] == 0, "nothing is a day old"
 
@@ -96,7 +111,7 @@ def test_a_server_goes_from_its_folder_to_postgresql_and_an_object_store_with_al
         assert end.value.code in (0, 1)
         return captured.out + captured.err
 
-    data = episode(tmp_path)
+    data, learned = episode(tmp_path), adapter(tmp_path)
     with Replicas(tmp_path) as fleet, fleet.client(fleet.a) as client:
         fleet.b.stop()
         fleet.publish(client)
@@ -104,6 +119,7 @@ def test_a_server_goes_from_its_folder_to_postgresql_and_an_object_store_with_al
         finished(client, [order["id"] for order in client.deploy(f"pick_place@{OLD}", ["arm_0"])])
         robot.episodes(5)
         assert upload(fleet.a.url, fleet.tokens["arm_0"], data)["complete"]
+        assert upload(fleet.a.url, fleet.tokens["arm_0"], learned, kind="adapters")["complete"]
         client.set_alias("pick_place", "champion", OLD)
         wait_for(lambda: robot._bridge is not None and robot._bridge.outbox_size == 0, "the outbox")
         wait_for(lambda: client.robots()[0]["status"].get("committed_version") == OLD, "the status")
@@ -119,6 +135,7 @@ def test_a_server_goes_from_its_folder_to_postgresql_and_an_object_store_with_al
         with FleetServer(tmp_path / "new", options=own) as server, server.client(key) as there:
             assert known(there) == before
             assert get(f"{server.url}/v1/episodes/{hashlib.sha256(data).hexdigest()}/file", key) == (200, data)
+            assert get(f"{server.url}/v1/adapters/{hashlib.sha256(learned).hexdigest()}/file", key) == (200, learned)
             assert (tmp_path / "a" / "files.key").read_text() != (tmp_path / "new" / "files.key").read_text()
             robot.connect(server.url, token, tmp_path / "arm_0")
             ids = [order["id"] for order in there.deploy(MODEL, ["arm_0"])]
@@ -128,5 +145,5 @@ def test_a_server_goes_from_its_folder_to_postgresql_and_an_object_store_with_al
 
 def known(client: Client) -> list[Any]:
     """Return what a server knows that must not change on the way."""
-    looks: list[Callable[[], Any]] = [client.models, client.events, client.episodes, client.log]
+    looks: list[Callable[[], Any]] = [client.models, client.events, client.episodes, client.adapters, client.log]
     return [look() for look in looks]

@@ -15,7 +15,7 @@ from support.waits import wait_for
 
 from vla_recorder.episodes import upload
 from vla_recorder.episodes.shelf import REFUSED, UPLOADED, EpisodeShelf
-from vla_recorder.episodes.upload import Upload, Uploader
+from vla_recorder.episodes.upload import Sender, Upload, Uploader
 from vla_recorder.settings import ALL, FAILURES
 
 GOOD, BAD, CORRECTED = ("20260101T000000Z_good.mcap", "20260101T000001Z_bad.mcap", "20260101T000002Z_corrected.mcap")
@@ -102,16 +102,16 @@ def test_an_upload_goes_on_where_it_was_when_an_episode_begins_and_after_both_si
 ) -> None:
     monkeypatch.setattr(upload, "_PIECE_BYTES", 500)
     sent: list[tuple[int, int]] = []
-    ask = Uploader._ask
+    ask = Sender.ask
 
-    def counted(self: Uploader, method: str, sha256: str, data: bytes | None = None, query: Any = None) -> Any:
+    def counted(self: Sender, method: str, sha256: str, data: bytes | None = None, query: Any = None) -> Any:
         answer = ask(self, method, sha256, data, query)
         if data is not None:
             sent.append((query["offset"], len(data)))
             robot.may = len(sent) != 2  # an episode begins
         return answer
 
-    monkeypatch.setattr(Uploader, "_ask", counted)
+    monkeypatch.setattr(Sender, "ask", counted)
     app = started()
     first = robot.uploader(app)
     wait_for(lambda: len(sent) == 2 and not robot.may, "the begin of an episode")

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vla_fleet.cli.common import JsonOption, err, out, table
+from vla_fleet.cli.common import LOCAL, JsonOption, KeyOption, ServerOption, err, out, table, utc
+from vla_fleet.client import Client
+from vla_fleet.errors import FleetError
 
 if TYPE_CHECKING:
     from vla_learning.adapters.merging import Merge
@@ -16,12 +18,72 @@ if TYPE_CHECKING:
 adapters_app = typer.Typer(no_args_is_help=True, help="LoRA adapters that robots trained.")
 
 _EXAMPLES = "examples"
+_AT_ONCE = 1000
 _METHODS = "mean (weighted), geometric-median or krum (both stand some bad clients), or ffa (all share a frozen A)."
 
 
 @adapters_app.callback()
 def adapters() -> None:
     """LoRA adapters that robots trained."""
+
+
+@adapters_app.command("list")
+def list_adapters(
+    name: Annotated[str, typer.Option(help="Only of this policy.")] = "",
+    base_version: Annotated[str, typer.Option(help="Only on this version.")] = "",
+    limit: Annotated[int, typer.Option(help="Show at most so many.", min=1, max=1000)] = 100,
+    server: ServerOption = LOCAL,
+    key: KeyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List adapters that robots trained on their own episodes and uploaded, the newest first."""
+    with Client(server, key) as client:
+        found = client.adapters(name, base_version, limit=limit)
+    rows = [
+        (
+            a["sha256"][:12], a["robot"], f"{a['name']} {a['version']}", a["base_version"], str(a["examples"]),
+            f"{a['size_bytes'] / 1e3:,.0f} kB", utc(a["received_s"]),
+        )
+        for a in found
+    ]  # fmt: skip
+    table(found, as_json, ("adapter", "robot", "version", "base", "examples", "size", "received"), rows)
+
+
+@adapters_app.command()
+def fetch(
+    base: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="What the adapters were trained on.")],
+    to: Annotated[Path, typer.Option("--out", help="Folder to create, with a folder for each robot.")],
+    server: ServerOption = LOCAL,
+    key: KeyOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch the newest adapter of each robot on a base. Then: vla-fleet adapters merge DIR/* --base …."""
+    from vla_checkpoint import verify_bundle
+    from vla_fleet.adapters.store import unpack
+
+    name, _, version = base.partition("@")
+    if not name or not version:
+        raise typer.BadParameter("must be NAME@VERSION", param_hint="NAME@VERSION")
+    if to.exists():
+        raise FleetError("OUTPUT_NOT_WRITTEN", f"{to}: is there already; name another folder")
+    with Client(server, key) as client:
+        newest: dict[str, dict[str, Any]] = {}
+        page = client.adapters(name, version, limit=_AT_ONCE)
+        while page:
+            newest = {a["robot"]: a for a in reversed(page)} | newest
+            page = client.adapters(name, version, page[-1]["number"], _AT_ONCE)
+        if not newest:
+            raise FleetError("ADAPTER_NOT_FOUND", f"no robot has uploaded an adapter on {base}")
+        for robot, adapter in sorted(newest.items()):
+            folder = to / robot
+            folder.mkdir(parents=True)
+            archive = to / f"{robot}.tar"
+            client.download_adapter(adapter["sha256"], archive)
+            unpack(archive, folder)
+            archive.unlink()
+            verify_bundle(folder, expected_digest=adapter["digest"])
+    rows = [(robot, a["version"], str(a["examples"]), str(to / robot)) for robot, a in sorted(newest.items())]
+    table(list(newest.values()), as_json, ("robot", "version", "examples", "folder"), rows)
 
 
 @adapters_app.command()

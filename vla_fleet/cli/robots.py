@@ -54,7 +54,7 @@ def robots(ctx: typer.Context, server: ServerOption = LOCAL, key: KeyOption = ""
     rows = [
         (
             r["name"], r["group"], _line(r), r["status"].get("state", ""), r["status"].get("active_version", ""),
-            r["status"].get("committed_version", ""), r["status"].get("error_code", ""),
+            _committed(r["status"]), r["status"].get("error_code", ""),
         )
         for r in found
     ]  # fmt: skip
@@ -198,6 +198,12 @@ def what_ran(
         show([], as_json, f"the server knows nothing of {robot} at {utc(at_s)}")
         raise typer.Exit(FAILED)
     table(runs, as_json, ("from", "until", "version", "digest", "by", "ended"), rows)
+
+
+def _committed(status: dict[str, Any]) -> str:
+    """Return what a robot has committed; an adapter of its own is named with what it is on."""
+    committed, base = status.get("committed_version", ""), status.get("adapted_version", "")
+    return f"{committed} on {base}" if base else str(committed)
 
 
 def _line(robot: dict[str, Any]) -> str:

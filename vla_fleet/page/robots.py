@@ -55,7 +55,7 @@ def _held(status: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """Return the versions on a robot, and what each is to it."""
     roles = {
         "runs": status["active_version"], "committed": status["committed_version"], "on trial": status["trial_version"],
-        "previous": status["previous_version"],
+        "adapted here": status["adapted_version"], "previous": status["previous_version"],
     }  # fmt: skip
     known = [*status["versions"], *roles.values(), *status["blocked"]]
     return [

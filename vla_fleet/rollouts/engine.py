@@ -332,7 +332,11 @@ class Engine:
             if name in members or taken.get(name, mine) != mine or not request.means(group, tags):
                 continue
             robot = robot_of(name, status)
-            if robot.runs(whole.course.update) or (whole.stage.probability < 1.0 and not can_draw(status)):
+            if (
+                robot.runs(whole.course.update)
+                or robot.adapted == row.digest
+                or (whole.stage.probability < 1.0 and not can_draw(status))
+            ):
                 continue
             members[name] = RolloutRobotRow(
                 rollout=row.id, robot=name, origin=robot.committed, joined=row.stage, wanted=None, reported_failed=False

@@ -205,7 +205,11 @@ class Rollouts:
         request.check()
         rows = await session.execute(select(RobotRow.name, RobotRow.group, RobotRow.tags, RobotRow.status))
         meant: dict[str, dict[str, Any]] = {r.name: r.status for r in rows if request.means(r.group, r.tags)}
-        statuses = {name: status for name, status in meant.items() if status.get("committed_digest") != digest}
+        statuses = {
+            name: status
+            for name, status in meant.items()
+            if digest not in (status.get("committed_digest"), status.get("adapted_digest"))
+        }
         if not statuses:
             why = f"every robot of {request.target} runs it already" if meant else f"no robot is in {request.target}"
             raise MissingError("NO_ROBOTS", why)

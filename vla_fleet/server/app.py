@@ -17,7 +17,7 @@ from vla_fleet.episodes.files import OffsetError
 from vla_fleet.errors import BusyError, FleetError
 from vla_fleet.page.render import page
 from vla_fleet.page.routes import add_page
-from vla_fleet.server import episodes, experiments, files, models, people, robots, rollouts, socket
+from vla_fleet.server import adapters, episodes, experiments, files, models, people, robots, rollouts, socket
 from vla_fleet.server.rooms import Rooms
 from vla_fleet.server.watch import Watch
 
@@ -64,7 +64,7 @@ def create_app(rooms: Rooms) -> FastAPI:
     app.add_exception_handler(404, _refuse_http)  # type: ignore[arg-type]
     app.add_exception_handler(405, _refuse_http)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _fail)
-    for part in (models, files, robots, episodes, rollouts, experiments, people, socket):
+    for part in (models, files, robots, episodes, adapters, rollouts, experiments, people, socket):
         app.include_router(part.router)
     add_page(app)
     return app

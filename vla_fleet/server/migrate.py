@@ -13,12 +13,11 @@ from sqlalchemy import Table, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_fleet.clock import SystemClock
-from vla_fleet.episodes.files import EpisodeFiles
 from vla_fleet.errors import ConflictError, FleetError, InputError
 from vla_fleet.server.rooms import FILES_KEY, Settings, embedded, lock_folder, stores
 from vla_fleet.storage.blobs import BlobStore
 from vla_fleet.storage.database import Database, shared_secret
-from vla_fleet.storage.tables import Base, EpisodeRow, LeaseRow
+from vla_fleet.storage.tables import AdapterRow, Base, EpisodeRow, LeaseRow
 
 _AT_ONCE = 1000
 _CHUNK_BYTES = 1 << 20
@@ -115,19 +114,20 @@ async def _count_on(new: AsyncSession, table: Table) -> None:
 
 
 async def _copy_files(data: Path, blobs: str, source: Database, tell: Callable[[str], None]) -> int:
-    old = EpisodeFiles(data / "episodes")
-    new_blobs, new_episodes = stores(Settings(data=data, public_url="", blobs=blobs))
-    assert new_episodes.objects is not None
+    _, *old = stores(Settings(data=data, public_url=""))
+    new_blobs, *new = stores(Settings(data=data, public_url="", blobs=blobs))
     tell("files of versions")
     copied = 0
     for path in sorted((data / "blobs" / "sha256").iterdir()):
         copied += await _copy_file(path, new_blobs, path.name)
-    tell("files of episodes")
-    async with source.begin() as session:
-        episodes = (await session.scalars(select(EpisodeRow.sha256))).all()
-    for sha256 in episodes:
-        if old.path(sha256).is_file():  # else somebody has taken it away, and the old server has none either
-            copied += await _copy_file(old.path(sha256), new_episodes.objects, sha256)
+    for sha256_of, here, there in zip((EpisodeRow.sha256, AdapterRow.sha256), old, new, strict=True):
+        assert there.objects is not None
+        tell(f"files of {here.root.name}")
+        async with source.begin() as session:
+            names = (await session.scalars(select(sha256_of))).all()
+        for sha256 in names:
+            if here.path(sha256).is_file():  # else somebody has taken it away, and the old server has none either
+                copied += await _copy_file(here.path(sha256), there.objects, sha256)
     return copied
 
 

@@ -15,6 +15,7 @@ from typing import Self
 
 from fastapi.requests import HTTPConnection
 
+from vla_fleet.adapters.store import AdapterFiles, AdapterStore
 from vla_fleet.clock import Clock, SystemClock
 from vla_fleet.episodes.data_sets import DataSets
 from vla_fleet.episodes.files import EpisodeFiles
@@ -93,7 +94,7 @@ class Rooms:
         self._lock = lock_folder(settings.data)
         self._files_url = f"{settings.public_url.rstrip('/')}/files"
         self.database = Database(settings.database or embedded(settings.data), self.clock)
-        self.blobs, files = stores(settings)
+        self.blobs, episodes, adapters = stores(settings)
         self.bus: Bus = NatsBus(settings.bus) if settings.bus else LocalBus()
         self.leader = Leader(self.database, self.clock, f"{socket.gethostname()[:40]} {secrets.token_hex(4)}")
         self.keys = Keys(self.database, self.clock)
@@ -101,7 +102,8 @@ class Rooms:
         self.deltas = Deltas(self.database, self.blobs, self.registry, self.clock)
         self.signing = Signing(self.database, self.clock, settings.signing_keys)
         self.garbage = GarbageCollector(self.database, self.blobs, self.clock)
-        self.episodes = EpisodeStore(self.database, files, self.clock, settings.max_episodes_per_robot)
+        self.episodes = EpisodeStore(self.database, episodes, self.clock, settings.max_episodes_per_robot)
+        self.adapters = AdapterStore(self.database, adapters, self.clock)
         self.data_sets = DataSets(self.database, self.clock)
         self.directory = Directory(self.database, self.bus, self.clock)
         self.commands = Commands(self.database, self.bus, self.clock)
@@ -145,6 +147,7 @@ class Rooms:
         await self.bus.open()
         await self.database.migrate()
         await self.episodes.open()
+        await self.adapters.open()
         if not await self.keys.exist():
             path = self.settings.data / ADMIN_KEY
             with suppress(ConflictError):  # another server was faster
@@ -202,14 +205,14 @@ def embedded(data: Path) -> str:
     return f"sqlite+aiosqlite:///{data.absolute() / 'fleet.db'}"
 
 
-def stores(settings: Settings) -> tuple[BlobStore, EpisodeFiles]:
-    """Return where the files of versions are, and those of episodes."""
-    episodes = settings.data / "episodes"
-    if not settings.blobs:
-        return LocalBlobs(settings.data / "blobs"), EpisodeFiles(episodes)
-    blobs = ObjectBlobs(settings.blobs, "blobs", settings.data / "blobs" / "incoming")
-    objects = ObjectBlobs(settings.blobs, "episodes", settings.data / "episodes-out")
-    return blobs, EpisodeFiles(episodes, objects)
+def stores(settings: Settings) -> tuple[BlobStore, EpisodeFiles, AdapterFiles]:
+    """Return where the files of versions are, and those of episodes and adapters."""
+    data, url = settings.data, settings.blobs
+    if not url:
+        return LocalBlobs(data / "blobs"), EpisodeFiles(data / "episodes"), AdapterFiles(data / "adapters")
+    blobs = ObjectBlobs(url, "blobs", data / "blobs" / "incoming")
+    episodes = EpisodeFiles(data / "episodes", ObjectBlobs(url, "episodes", data / "episodes-out"))
+    return blobs, episodes, AdapterFiles(data / "adapters", ObjectBlobs(url, "adapters", data / "adapters-out"))
 
 
 def rooms_of(request: HTTPConnection) -> Rooms:

@@ -50,6 +50,7 @@ def robot_of(name: str, status: dict[str, Any], **more: Any) -> Robot:
     return Robot(
         name, managed=bool(status.get("state")), blocked=frozenset(status.get("blocked", ())),
         committed=status.get("committed_version", ""), digest=status.get("committed_digest", ""),
+        adapted=status.get("adapted_digest", ""),
         trying=bool(status.get("trial_version")) or status.get("active_digest") != status.get("committed_digest"),
         experiment=status.get("experiment", ""), status_s=status.get("time_s", 0.0), **more,
     )  # fmt: skip

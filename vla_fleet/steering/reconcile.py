@@ -67,6 +67,8 @@ class Robot:
     committed: str = ""
     digest: str = ""
     """Of what it has committed."""
+    adapted: str = ""
+    """Of the full version below that, if it is an adapter that the robot has trained itself; empty: it is none."""
     trying: bool = False
     """Something else acts than what it has committed."""
     experiment: str = ""
@@ -82,6 +84,10 @@ class Robot:
     def runs(self, update: protocol.ModelUpdate) -> bool:
         """Whether an update would change nothing. A version number alone does not tell: another model may have the same."""
         return self.digest == update.manifest_sha256 and not self.trying
+
+    def has(self, update: protocol.ModelUpdate) -> bool:
+        """Whether what it has committed is an update's version, or an adapter that the robot has trained itself on it."""
+        return self.committed == update.version or self.adapted == update.manifest_sha256
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,8 @@ class Course:
 
     def _moved_on(self, robot: Robot, update: Given | None) -> bool:
         done = update is not None and update.state == "DONE" and robot.status_s > update.robot_s
-        return done and bool(robot.origin) and robot.committed not in ("", robot.origin, self.update.version)
+        elsewhere = robot.committed not in ("", robot.origin) and not robot.has(self.update)
+        return done and bool(robot.origin) and elsewhere
 
     def stay(self, robot: Robot) -> tuple[protocol.Order, ...]:
         """Return what ends the draws and changes nothing else."""
@@ -211,7 +218,7 @@ def lost_by(robot: Robot, order: protocol.Order, since_s: float) -> str:
         return "VERSION_BLOCKED"
     if robot.status_s <= since_s:
         return ""
-    if isinstance(order, protocol.ModelUpdate) and robot.committed != order.version:
+    if isinstance(order, protocol.ModelUpdate) and not robot.has(order):
         return f"runs {robot.committed or 'nothing'}"
     if isinstance(order, protocol.Assign) and robot.experiment != order.experiment:
         return f"draws for {robot.experiment or 'nothing'}"

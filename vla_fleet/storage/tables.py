@@ -316,6 +316,29 @@ class RolloutRobotRow(Base):
 # -- episodes ---------------------------------------------------------------------------------------------------------------
 
 
+class AdapterRow(Base):
+    """An adapter that a robot trained and uploaded. Its archive is whole, and the bundle in it was verified."""
+
+    __tablename__ = "adapters"
+    number: Mapped[int] = mapped_column(_ID, primary_key=True, autoincrement=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    """Of the archive."""
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    robot: Mapped[str] = mapped_column(String(64), ForeignKey("robots.name"))
+    name: Mapped[str] = mapped_column(String(128))
+    version: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(64))
+    base_version: Mapped[str] = mapped_column(String(64))
+    base_digest: Mapped[str] = mapped_column(String(64))
+    examples: Mapped[int]
+    """That it was trained on, as its manifest says; 0: it does not."""
+    received_s: Mapped[float]
+    __table_args__ = (
+        Index("ix_adapters_robot", "robot", "number"),
+        Index("ix_adapters_base", "name", "base_version", "number"),
+    )
+
+
 class EpisodeRow(Base):
     """An episode that a robot has uploaded. Its file is whole and was read through and through."""
 

@@ -15,7 +15,16 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
-from vla_ota.msg import BridgeStatus, EpisodeOutcome, ModelEvent, ModelStatus, ModelUpdate, PolicyStatus, SwapReport
+from vla_ota.msg import (
+    AdaptationStatus,
+    BridgeStatus,
+    EpisodeOutcome,
+    ModelEvent,
+    ModelStatus,
+    ModelUpdate,
+    PolicyStatus,
+    SwapReport,
+)
 from vla_ota.srv import AssignExperiment, PinModel, Rollback
 
 from vla_fleet import protocol
@@ -58,6 +67,7 @@ class FleetBridgeNode(Node):
         self._policy: PolicyStatus | None = None
         self._policy_heard_s = -math.inf
         self._swap: SwapReport | None = None
+        self._adaptation = AdaptationStatus()
         self._closing = False
         self._publisher = self.create_publisher(BridgeStatus, "~/status", qos.LATCHED)
         self._offers = self.create_publisher(ModelUpdate, "model_update", qos.OFFERS)
@@ -78,6 +88,7 @@ class FleetBridgeNode(Node):
         hear(ModelEvent, f"{settings.ota_manager}/events", self._on_event, qos.EVENTS)
         hear(PolicyStatus, f"{settings.policy_node}/status", self._on_policy, qos.LATCHED)
         hear(SwapReport, f"{settings.policy_node}/swap_report", self._on_swap, qos.LATCHED)
+        hear(AdaptationStatus, "adaptation/status", self._on_adaptation, qos.LATCHED)
         Diagnostics(self, lambda: "").add("fleet", self._report)
         self.create_timer(_STATUS_PERIOD_S, self._publish_status)
         self._engine.start()
@@ -98,6 +109,11 @@ class FleetBridgeNode(Node):
         self._swap = message
         self._send_status()
 
+    def _on_adaptation(self, message: AdaptationStatus) -> None:
+        before, self._adaptation = self._adaptation, message
+        if (before.adapter_digest, before.base_digest) != (message.adapter_digest, message.base_digest):
+            self._send_status()
+
     def _on_policy(self, message: PolicyStatus) -> None:
         before, self._policy, self._policy_heard_s = self._policy, message, time.monotonic()
         if before is None or (before.holding, before.active_digest) != (message.holding, message.active_digest):
@@ -117,9 +133,12 @@ class FleetBridgeNode(Node):
         if manager is None:
             return
         version, digest, cause = self._acting(manager)
+        own = self._adaptation
+        adapted = bool(own.adapter_digest) and own.adapter_digest == manager.committed_digest
         self._tell(
             self._engine.on_status, protocol.Status, state=manager.state_name, update_id=manager.update_id,
             name=manager.name, committed_version=manager.committed_version, committed_digest=manager.committed_digest,
+            adapted_version=own.base_version if adapted else "", adapted_digest=own.base_digest if adapted else "",
             previous_version=manager.previous_version, trial_version=manager.trial_version, active_version=version,
             active_digest=digest, active_cause=cause, progress=min(1.0, max(0.0, manager.progress)),
             versions=list(manager.versions)[:256], blocked=list(manager.blocked)[:256],

@@ -78,7 +78,7 @@ def judge(base: Bundle, candidate: Bundle, held: Held, settings: GateSettings, *
     checks = []
     if base.manifest.robot_type == SIMULATED:
         checks += _simulated(policies, held, settings, quiet)
-    checks += _recorded(policies, base, held, settings)
+    checks += recorded_checks(policies, base, held, settings)
     return Verdict(tuple(checks))
 
 
@@ -104,7 +104,8 @@ def _simulated(policies: tuple[Policy, Policy], held: Held, settings: GateSettin
     return checks
 
 
-def _recorded(policies: tuple[Policy, Policy], base: Bundle, held: Held, settings: GateSettings) -> list[Check]:
+def recorded_checks(policies: tuple[Policy, Policy], base: Bundle, held: Held, settings: GateSettings) -> list[Check]:
+    """Compare base and candidate on the held-out episodes alone; no simulator is asked."""
     checks = []
     wanted: list[tuple[Part, Sequence[int], float]] = [
         ("old", held.old, settings.margin_recorded), ("new", held.new, 0.0)

@@ -23,14 +23,15 @@ class TrainingLog:
         steps: of the whole run.
         done: steps that an earlier call has done.
         quiet: show no bar; without a terminal none is shown anyway.
+        events: write event files.
     """
 
-    def __init__(self, folder: Path, steps: int, done: int, *, quiet: bool) -> None:
+    def __init__(self, folder: Path, steps: int, done: int, *, quiet: bool, events: bool = True) -> None:
         from tqdm import tqdm
 
         hidden = quiet or not sys.stderr.isatty()
         self._bar = tqdm(total=steps, initial=done, desc="training", unit="step", file=sys.stderr, disable=hidden)
-        self._events = _event_writer(folder, done)
+        self._events = _event_writer(folder, done) if events else None
 
     def step(self, step: int, loss: float, learning_rate: float) -> None:
         """Note one optimiser step."""

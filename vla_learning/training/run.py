@@ -125,7 +125,7 @@ def train(
     run.note(training=dict(trained.figures), held_out=sorted(kept))
     candidate = seal(out, opened, trained.kind, {**_lineage(run), "training": dict(trained.figures)})
     if not candidate.has_golden:
-        add_golden(out, candidate, opened, *_golden_observations(data, opened, settings.seed))
+        add_golden(out, candidate, opened, *golden_observations(data, opened, settings.seed))
         candidate = seal(out, opened, trained.kind, {**_lineage(run), "training": dict(trained.figures)})
     verdict = judge(opened, candidate, held, settings.gate, quiet=quiet)
     candidate = add_lineage(candidate, {"gate": verdict.as_json()})
@@ -200,7 +200,7 @@ def _lineage(run: Run) -> Json:
 
 def _hold_out(data: DataSet, settings: RunSettings) -> Held:
     """Choose the episodes that are kept for the gate: by the seed, so many of the old and of the corrected ones."""
-    old, corrected, new = _parts(data)
+    old, corrected, new = parts_of(data)
     rng = np.random.default_rng(settings.seed)
 
     def kept(numbers: Sequence[int]) -> list[int]:
@@ -212,7 +212,7 @@ def _hold_out(data: DataSet, settings: RunSettings) -> Held:
     return Held(data, kept(old), kept(asked), [task_of[n] for n in old], [task_of[n] for n in asked])
 
 
-def _parts(data: DataSet) -> tuple[list[int], list[int], list[int]]:
+def parts_of(data: DataSet) -> tuple[list[int], list[int], list[int]]:
     """Return the episodes that are replayed, those that were corrected, and all new ones; a foreign data set is all new."""
     path = data.folder / layout.LINEAGE
     if not path.exists():
@@ -223,8 +223,10 @@ def _parts(data: DataSet) -> tuple[list[int], list[int], list[int]]:
     return [n for n, entry in enumerate(entries) if entry["part"] == "replay"], corrected, new
 
 
-def _golden_observations(data: DataSet, base: Bundle, seed: int) -> tuple[dict[str, Any], list[str]]:
+def golden_observations(
+    data: DataSet, base: Bundle, seed: int, count: int = _GOLDEN_COUNT
+) -> tuple[dict[str, Any], list[str]]:
     """Return moments of the data set for the golden file."""
-    frames = np.sort(np.random.default_rng(seed).choice(data.frames, min(_GOLDEN_COUNT, data.frames), replace=False))
+    frames = np.sort(np.random.default_rng(seed).choice(data.frames, min(count, data.frames), replace=False))
     tasks = data.columns("task_index")["task_index"][frames]
     return observations_of(data, frames, base.config.input_features), [data.tasks[task] for task in tasks]

@@ -31,7 +31,7 @@ GOLDEN_TOLERANCE_STDS = 0.01
 """Largest difference of a replay, in standard deviations of a channel: above rounding, below what another policy would answer."""
 
 
-def seal(folder: Path, base: Bundle, kind: Kind, lineage: Mapping[str, Any]) -> Bundle:
+def seal(folder: Path, base: Bundle, kind: Kind, lineage: Mapping[str, Any], version: str = "") -> Bundle:
     """Write the manifest over what lies in the folder: name and robot of the base, its version bumped as little as allowed.
 
     Args:
@@ -39,6 +39,7 @@ def seal(folder: Path, base: Bundle, kind: Kind, lineage: Mapping[str, Any]) -> 
         base: what was trained from.
         kind: ``full`` or ``adapter`` (on ``base``).
         lineage: kept in the manifest, with ``parent`` and ``method``.
+        version: of the bundle; empty: the least step over the base's that the change needs.
 
     Raises:
         CheckpointError: the files make no bundle.
@@ -61,8 +62,8 @@ def seal(folder: Path, base: Bundle, kind: Kind, lineage: Mapping[str, Any]) -> 
     )
     write_manifest(folder, manifest)
     draft = open_bundle(folder)
-    version = parse_version(old.version).next_version(least_bump(base, draft))
-    return _rewritten(draft, replace(manifest, version=str(version)))
+    least = str(parse_version(old.version).next_version(least_bump(base, draft)))
+    return _rewritten(draft, replace(manifest, version=version or least))
 
 
 def add_lineage(bundle: Bundle, more: Mapping[str, Any]) -> Bundle:

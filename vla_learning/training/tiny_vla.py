@@ -102,6 +102,7 @@ def fine_tune(
     run: Mapping[str, Any] | None = None,
     held_out: Examples | None = None,
     quiet: bool = False,
+    plots: bool = True,
 ) -> Standing:
     """Train, and write the candidate's files (without manifest and golden) to ``out``; return the losses.
 
@@ -115,6 +116,7 @@ def fine_tune(
         run: what else identifies the run (digests of base and data): a checkpoint of another run is refused.
         held_out: examples to watch, not learned from.
         quiet: show no progress.
+        plots: draw the loss and write event files.
 
     Raises:
         TrainingError: ``TRAINING_NO_EXAMPLES``, ``TRAINING_CHECKPOINT``, ``TRAINING_DIVERGED``.
@@ -128,7 +130,7 @@ def fine_tune(
         tuner = _Tuner(base, examples, settings, seed)
         whole = {**(run or {}), "seed": seed, **asdict(settings)}
         standing = checkpoint.restore(work, whole, tuner.learned, tuner.optimizer)
-        with TrainingLog(work, settings.steps, standing.step, quiet=quiet) as log:
+        with TrainingLog(work, settings.steps, standing.step, quiet=quiet, events=plots) as log:
             while standing.step < settings.steps:
                 tuner.step(standing, log)
                 if standing.step % settings.checkpoint_every == 0 or standing.step == settings.steps:
@@ -136,7 +138,8 @@ def fine_tune(
                         standing.held_out.append((standing.step, tuner.watched(held_out)))
                         log.held_out(*standing.held_out[-1])
                     checkpoint.save(work, whole, standing, tuner.learned, tuner.optimizer)
-        plot_losses(work / "loss.png", standing.losses, standing.held_out)
+        if plots:
+            plot_losses(work / "loss.png", standing.losses, standing.held_out)
         tuner.write(base, out)
     return standing
 
@@ -255,7 +258,7 @@ class TinyVLATrainer:
         )
         standing = fine_tune(
             task.base.path, examples, task.out, task.work, self.settings, seed=task.seed, held_out=held_out,
-            run={"base": task.base.digest, "episodes": list(task.episodes)}, quiet=task.quiet,
+            run={"base": task.base.digest, "episodes": list(task.episodes)}, quiet=task.quiet, plots=task.plots,
         )  # fmt: skip
         last = standing.losses[-_LAST_STEPS:]
         figures = {"steps": standing.step, "examples": len(examples), "loss": float(np.mean(last))}

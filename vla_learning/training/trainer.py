@@ -28,6 +28,7 @@ class Task:
         work: folder for what the trainer keeps for itself: checkpoints, plots, logs.
         seed: of everything that is drawn.
         quiet: show no progress.
+        plots: draw the loss and write event files.
     """
 
     dataset: Path
@@ -37,6 +38,7 @@ class Task:
     work: Path
     seed: int
     quiet: bool = False
+    plots: bool = True
 
 
 @dataclass(frozen=True)

@@ -222,8 +222,9 @@ class Http:
 
     def __init__(self, config: OtaConfig) -> None:
         self.config = config
+        own = (Path(config.adapter_dir).resolve().as_uri(),) if config.adapter_dir else ()
         mirror = (config.mirror_url,) if config.mirror_url else ()
-        self.allowed = AllowedSources((*config.allowed_sources, *mirror))
+        self.allowed = AllowedSources((*config.allowed_sources, *mirror, *own))
 
     def open(self, url: Url, headers: dict[str, str], cancelled: Cancelled) -> tuple[Connection, Reply]:
         """Return a started connection (close it by ``with``) and the head of a reply with status 200, 206 or 416.

@@ -36,7 +36,7 @@ _FINAL = (413, 422)
 _MOST_SETBACKS = 3
 
 
-class _LaterError(Exception):
+class LaterError(Exception):
     """It did not work; it may later. ``wait_s``: the server's wish [s]."""
 
     def __init__(self, text: str, wait_s: float = 0.0) -> None:
@@ -44,7 +44,7 @@ class _LaterError(Exception):
         self.wait_s = wait_s
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """The server will not take this file, today or later."""
 
 
@@ -68,6 +68,95 @@ def upload_of(settings: RecorderSettings) -> Upload | None:
     return Upload(server, token, settings.ca_file, settings.upload, settings.upload_bandwidth_bytes_s)
 
 
+class Sender:
+    """Sends files of one kind, piece by piece.
+
+    Args:
+        upload: how.
+        kind: as the server's addresses name it, for example ``episodes``.
+    """
+
+    def __init__(self, upload: Upload, kind: str) -> None:
+        self._upload, self._kind = upload, kind
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxies, credentials or certificates that nobody configured here
+
+    def send(self, path: Path, may: Callable[[], bool], pause: Callable[[float], None]) -> bool:
+        """Send a file.
+
+        Args:
+            path: of it.
+            may: whether this is a good time, asked before each piece.
+            pause: waits [s], for the bound of the bandwidth.
+
+        Returns:
+            Whether the server has all of it; false: it was left for later.
+
+        Raises:
+            LaterError, requests.RequestException, OSError: not now.
+            RefusedError: the server will never take it.
+        """
+        with path.open("rb") as file:
+            sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+            received, complete = self.ask("GET", sha256)
+            setbacks, before = 0, -1
+            while not complete:
+                setbacks += received <= before
+                if setbacks >= _MOST_SETBACKS or not 0 <= received <= size:
+                    raise LaterError(f"the server has {received} of {size} bytes of {path.name}, and takes no more")
+                if not may():
+                    return False
+                file.seek(received)
+                piece, before = file.read(self._piece_bytes), received
+                received, complete = self.ask("PUT", sha256, piece, {"offset": before, "total_bytes": size})
+                if self._upload.bandwidth_bytes_s:
+                    pause(len(piece) / self._upload.bandwidth_bytes_s)
+        return True
+
+    @property
+    def _piece_bytes(self) -> int:
+        """With a bound, no more than it allows in a second."""
+        return min(_PIECE_BYTES, self._upload.bandwidth_bytes_s or _PIECE_BYTES)
+
+    def ask(self, method: str, sha256: str, data: bytes | None = None, query: Any = None) -> tuple[int, bool]:
+        """Return how much the server has of a file, and whether that is all. Raises LaterError, RefusedError."""
+        reply = self._session.request(
+            method,
+            f"{self._upload.server}/v1/robot/{self._kind}/{sha256}",
+            params=query,
+            data=data,
+            headers={"Authorization": f"Bearer {self._token()}"},
+            timeout=(_CONNECT_S, _ANSWER_S),
+            allow_redirects=False,
+            verify=self._upload.ca_file or ssl.get_default_verify_paths().cafile or True,
+        )
+        try:
+            answer = reply.json()
+        except ValueError:
+            answer = {}
+        answer = answer if isinstance(answer, dict) else {}
+        received = answer.get("received_bytes")
+        if reply.status_code in (200, 409) and type(received) is int:
+            return received, reply.status_code == 200 and answer.get("complete") is True
+        said = f"{answer.get('error_code', '')} {answer.get('message', '')}".strip() or reply.reason
+        text = f"{self._upload.server} answered {reply.status_code}: {said}"
+        if reply.status_code in _FINAL:
+            raise RefusedError(text)
+        wait_s = reply.headers.get("Retry-After", "")
+        raise LaterError(text, min(float(wait_s), _LONGEST_RETRY_S) if wait_s.isdecimal() else 0.0)
+
+    def _token(self) -> str:
+        try:
+            token = self._upload.token_file.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            token = ""
+        if not token:
+            raise LaterError(
+                f"NOT_ENROLLED: {self._upload.token_file} holds no token: fleet_bridge has not enrolled yet"
+            )
+        return token
+
+
 class Uploader(threading.Thread):
     """Uploads in the background until :meth:`stop`.
 
@@ -82,8 +171,7 @@ class Uploader(threading.Thread):
         self._shelf, self._upload, self._may = shelf, upload, may
         self._stopping = threading.Event()
         self._since: dict[Path, float] = {}  # when each was first seen waiting, monotonic [s]
-        self._session = requests.Session()
-        self._session.trust_env = False  # no proxies, credentials or certificates that nobody configured here
+        self._sender = Sender(upload, "episodes")
         self.uploaded = 0
         """Since the start."""
         self.problem = ""
@@ -113,7 +201,7 @@ class Uploader(threading.Thread):
                         break
                     if self._good_time(path) and self._send(path):
                         failures = 0
-            except (_LaterError, requests.RequestException, OSError) as e:
+            except (LaterError, requests.RequestException, OSError) as e:
                 failures += 1
                 wait_s = max(retry_after_s(failures), getattr(e, "wait_s", 0.0))
                 self._say(" ".join(str(e).split()))
@@ -137,76 +225,18 @@ class Uploader(threading.Thread):
     def _send(self, path: Path) -> bool:
         """Send one episode; false: it was left for later, because this is no good time any more."""
         try:
-            with path.open("rb") as file:
-                sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
-                received, complete = self._ask("GET", sha256)
-                setbacks, before = 0, -1
-                while not complete:
-                    setbacks += received <= before
-                    if setbacks >= _MOST_SETBACKS or not 0 <= received <= size:
-                        raise _LaterError(
-                            f"the server has {received} of {size} bytes of {path.name}, and takes no more"
-                        )
-                    if self._stopping.is_set() or not self._good_time(path):
-                        return False
-                    file.seek(received)
-                    piece, before = file.read(self._piece_bytes), received
-                    received, complete = self._ask("PUT", sha256, piece, {"offset": before, "total_bytes": size})
-                    if self._upload.bandwidth_bytes_s:
-                        self._pause(len(piece) / self._upload.bandwidth_bytes_s)
+            if not self._sender.send(path, lambda: not self._stopping.is_set() and self._good_time(path), self._pause):
+                return False
             self._shelf.mark(path, UPLOADED)
             self.uploaded += 1
             LOG.info("%s is uploaded", path.name)
         except FileNotFoundError:  # it has made room for others
             pass
-        except _RefusedError as e:
+        except RefusedError as e:
             LOG.error("%s is refused, and stays here: %s", path.name, e)
             self._shelf.mark(path, REFUSED, f"{e}\n")
         self._say("")
         return True
-
-    @property
-    def _piece_bytes(self) -> int:
-        """With a bound, no more than it allows in a second."""
-        return min(_PIECE_BYTES, self._upload.bandwidth_bytes_s or _PIECE_BYTES)
-
-    def _ask(self, method: str, sha256: str, data: bytes | None = None, query: Any = None) -> tuple[int, bool]:
-        """Return how much the server has of a file, and whether that is all. Raises _LaterError, _RefusedError."""
-        reply = self._session.request(
-            method,
-            f"{self._upload.server}/v1/robot/episodes/{sha256}",
-            params=query,
-            data=data,
-            headers={"Authorization": f"Bearer {self._token()}"},
-            timeout=(_CONNECT_S, _ANSWER_S),
-            allow_redirects=False,
-            verify=self._upload.ca_file or ssl.get_default_verify_paths().cafile or True,
-        )
-        try:
-            answer = reply.json()
-        except ValueError:
-            answer = {}
-        answer = answer if isinstance(answer, dict) else {}
-        received = answer.get("received_bytes")
-        if reply.status_code in (200, 409) and type(received) is int:
-            return received, reply.status_code == 200 and answer.get("complete") is True
-        said = f"{answer.get('error_code', '')} {answer.get('message', '')}".strip() or reply.reason
-        text = f"{self._upload.server} answered {reply.status_code}: {said}"
-        if reply.status_code in _FINAL:
-            raise _RefusedError(text)
-        wait_s = reply.headers.get("Retry-After", "")
-        raise _LaterError(text, min(float(wait_s), _LONGEST_RETRY_S) if wait_s.isdecimal() else 0.0)
-
-    def _token(self) -> str:
-        try:
-            token = self._upload.token_file.read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
-            token = ""
-        if not token:
-            raise _LaterError(
-                f"NOT_ENROLLED: {self._upload.token_file} holds no token: fleet_bridge has not enrolled yet"
-            )
-        return token
 
 
 def retry_after_s(failures: int) -> float:

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node of local adaptation. The engine is outside."""
