@@ -88,8 +88,7 @@ class Acquirer:
         self.refuse_expired(update)
         url = parse_url(update.manifest_url)
         own = self._is_own(url)
-        signed = None if own else self._signed
-        if signed is None:
+        if self._signed is None or own:
             trust.check_offer(update)
         # that it is the robot's own is said by the place alone: what is on the disk may be of another place, and taken back
         data = None if own and self._signed is not None else self._manifest_on_disk(update.manifest_sha256)
@@ -101,9 +100,9 @@ class Acquirer:
         trust.check_manifest(update, data)
         manifest = Manifest.parse(data)
         ref = Ref(manifest.name, manifest.version, manifest.digest)
-        if signed is not None:
+        if self._signed is not None and not (own and manifest.base is not None):
             callbacks.show(f"checking who signed {ref}")
-            signed.check(ref, data, url, received, callbacks.interrupted)
+            self._signed.check(ref, data, url, received, callbacks.interrupted)
             self._refuse_older(update, ref)
         self.refuse_unsuitable(update, manifest)
         self._refuse_overtaken(url, manifest)

@@ -13,6 +13,7 @@ from support.rollouts import HOUR_S, MODEL, NEW, OLD, RolloutFleet
 from support.waits import wait_for
 from typer.testing import CliRunner
 
+from vla_fleet.cli import common
 from vla_fleet.cli.main import app as fleet_cli
 from vla_fleet.errors import MissingError
 from vla_sim.fleet.simulated_robot import SimulatedRobot
@@ -79,11 +80,13 @@ def test_a_rollout_that_is_rolled_back_takes_its_adapted_robots_back_too(fleet: 
     assert [robot.active for robot in robots] == [OLD] * 3
 
 
-def test_command_line_and_page_name_the_version_below_an_adapter(fleet: RolloutFleet) -> None:
+def test_command_line_and_page_name_the_version_below_an_adapter(
+    fleet: RolloutFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     robot, _ = fleet.add("arm_0", "arm_1")
     adapt(fleet, robot)
-    environment = {"VLA_FLEET_KEY": fleet.server.key, "COLUMNS": "200"}
-    shown = CliRunner().invoke(fleet_cli, ["robots", "--server", fleet.url], env=environment)
+    monkeypatch.setattr(common.out, "_width", 200)
+    shown = CliRunner().invoke(fleet_cli, ["robots", "--server", fleet.url], env={"VLA_FLEET_KEY": fleet.server.key})
     assert f"{OWN} on {OLD}" in shown.output, shown.output
     with httpx.Client(base_url=fleet.url, headers={"Origin": fleet.url}, timeout=40.0) as browser:
         browser.post("/sign-in", data={"key": fleet.server.key})

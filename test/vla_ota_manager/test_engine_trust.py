@@ -16,6 +16,7 @@ from support.ota import Robot
 from support.trust import Client, SignedRegistry, expired
 from support.waits import wait_for
 
+from vla_checkpoint.manifest import BaseRef
 from vla_ota_manager.states import UpdateState
 from vla_sim.checkpoint_server import Behaviour
 
@@ -56,6 +57,32 @@ def test_what_is_not_signed_is_refused_before_a_file_of_it_is_asked_for(robot: R
     nothing_changed(robot)
     registry.sign()
     assert manifest.version == robot.install("1.1.0", update_id="u-again").version
+
+
+def test_an_adapter_that_the_robot_trained_itself_needs_no_signature_and_nothing_else_passes_as_one(
+    robot: Robot, registry: SignedRegistry
+) -> None:
+    own = robot.folder / "own"
+    robot.settings["adapter_dir"] = str(own)
+    base = robot.manifests["1.0.0"]
+    robot.publish("1.0.1", base=BaseRef(base.name, base.version, base.digest))
+    robot.publish("1.1.0")
+    for version in ("1.0.1", "1.1.0"):
+        shutil.copytree(robot.folder / f"bundle-{version}", own / version)
+    robot.start()
+    not_an_adapter = (own / "1.1.0" / "manifest.json").as_uri()
+    robot.ended(robot.offer("1.1.0", manifest_url=not_an_adapter), _S.REJECTED)  # its signatures are asked for
+    elsewhere = (robot.folder / "bundle-1.0.1" / "manifest.json").as_uri()
+    for number, url in enumerate(
+        (robot.update("1.0.1").manifest_url, f"{own.as_uri()}/../bundle-1.0.1/manifest.json", elsewhere)
+    ):
+        outcome = robot.ended(robot.offer("1.0.1", manifest_url=url, update_id=f"u-{number}"))
+        assert outcome.state is not _S.COMMITTED, url
+    nothing_changed(robot)
+    made_here = (own / "1.0.1" / "manifest.json").as_uri()
+    robot.install("1.0.1", _S.INSTALLED, manifest_url=made_here, activate=False, update_id="u-own")
+    # what lies on the disk by now has no signature either: no other place makes it trusted
+    robot.ended(robot.offer("1.0.1", update_id="u-later"), _S.REJECTED, "TRUST_UNKNOWN_TARGET")
 
 
 def test_other_content_under_a_signed_version_is_refused(robot: Robot, registry: SignedRegistry) -> None:
