@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.engine_rig import EngineRig
 from support.refusals import refused
@@ -16,6 +18,7 @@ from vla_policy_node.generations.recovery import EXPECTED_ERRORS
 from vla_policy_node.generations.residents import Resident
 from vla_policy_node.generations.swapping import SwapRequest
 from vla_policy_node.shadow import session
+from vla_policy_node.shadow.incumbent import Seen
 
 CALM = {"amplitude": 0.02, "frequency_hz": 0.1}  # a worker that stalls for a second answers nearly the same
 SHORT = {"horizon": 16}
@@ -100,6 +103,26 @@ def test_what_is_amiss_is_refused_by_name_and_the_acting_policy_does_not_notice(
         after = rig.control
         assert (after.starved, after.generation) == (before.starved, before.generation)
         assert len(rig.engine._pool.generations()) == 1  # their memory is back
+
+
+def test_an_observation_that_is_incomplete_is_not_held_against_a_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0", **CALM)
+    scripted_bundle(tmp_path / "b", "1.1.0", **CALM)
+    ask, spoiled = session._Session._ask, []
+
+    def ask_blindly_at_first(self: Any, seen: Seen) -> None:
+        if not spoiled:
+            spoiled.append(True)
+            seen = replace(seen, record={**seen.record, "valid": np.zeros_like(seen.record["valid"])})
+        ask(self, seen)
+
+    monkeypatch.setattr(session._Session, "_ask", ask_blindly_at_first)
+    with EngineRig(tmp_path, model_path=str(tmp_path / "a"), shadow_chunks=3) as rig:
+        rig.wait_running("1.0.0")
+        prepare(rig, tmp_path / "b")
+        assert spoiled
 
 
 def test_there_is_nothing_to_compare_a_first_install_or_another_major_version_with(tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ class Incumbent:
         self._waits = False
         chunk = read[1]
         stamp_ns = int(chunk["observation_ns"])
-        shown = next((s for s, r in self._kept.items() if int(r["stamp_ns"]) == stamp_ns), None)
+        # a record that is incomplete may have the same stamp: nothing new has come since
+        shown = next((s for s, r in self._kept.items() if int(r["stamp_ns"]) == stamp_ns and r["valid"]), None)
         if shown is None or int(chunk["error"]):
             return None
         record = self._kept[shown]

@@ -216,6 +216,9 @@ class _Session:
         if read is None or int(read[1]["request"]) != self._request:
             return None
         error = CHUNK_ERRORS[int(read[1]["error"])]
+        if error == "OBSERVATION_STALE":  # the robot's fault: it is asked about the next one
+            self._asked = None
+            return None
         if error:
             raise PrepareError("SHADOW_FAILED", f"{error} on an observation of the robot; the log has the details")
         return read[1]
