@@ -138,14 +138,14 @@ def test_a_lease_that_expires_while_motion_is_disabled_or_held_is_ended_there(
         rig.wait_for(lambda: rig.control.mode == "MOTION_DISABLED", "motion disabled")
         count = len(rig.commands()[1])
         rig.engine.swap(SwapRequest(digest=digest, trial=True, trial_lease_s=0.1, cause="ROLLBACK"))
-        rig.wait_for(lambda: rig.snapshot.active.version == "1.0.0", "the way back")  # type: ignore[union-attr]
+        rig.wait_for(lambda: (active := rig.snapshot.active) is not None and active.version == "1.0.0", "the way back")
         assert not rig.snapshot.on_trial and len(rig.commands()[1]) == count  # nothing was commanded
 
         rig.motion = True
         rig.wait_for(lambda: rig.control.mode == "HOLDING" and rig.control.latched, "the latched hold")
         with_trial = SwapRequest(digest=digest, at="NOW", trial=True, trial_lease_s=0.1)
         rig.engine.swap(with_trial)  # the pointer moves, the hold stays
-        rig.wait_for(lambda: rig.snapshot.active.version == "1.0.0", "the way back")  # type: ignore[union-attr]
+        rig.wait_for(lambda: (active := rig.snapshot.active) is not None and active.version == "1.0.0", "the way back")
         assert rig.control.latched and len(rig.commands()[1]) == count
 
 

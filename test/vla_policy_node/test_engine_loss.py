@@ -79,7 +79,7 @@ def test_a_policy_on_trial_that_fails_gives_way_to_the_one_before_and_is_told_fo
         rig.wait_running("1.0.0")
         bad, _ = rig.engine.swap(SwapRequest(bundle_path=str(tmp_path / "bad"), trial=True, trial_lease_s=60.0))
         start = len(rig.commands()[1])
-        rig.wait_for(lambda: rig.snapshot.active is not None and rig.snapshot.active.version == "1.0.0", "the fallback")  # type: ignore[union-attr]
+        rig.wait_for(lambda: (active := rig.snapshot.active) is not None and active.version == "1.0.0", "the fallback")
         rig.wait_running("1.0.0")
         rig.wait_for(lambda: "WORKER_LOST" in [r.cause for r in rig.reports], "the report")
         snapshot, report = rig.snapshot, rig.reports[-1]
@@ -181,7 +181,7 @@ def test_without_auto_resume_nothing_moves_after_a_loss_until_resume(tmp_path: P
     with EngineRig(tmp_path, contract={"auto_resume": False}, model_path=str(tmp_path / "a")) as rig:
         rig.wait_running()
         pid = kill_active(rig)
-        rig.wait_for(lambda: rig.snapshot.active is not None and rig.snapshot.active.generation.pid != pid, "reload")  # type: ignore[union-attr]
+        rig.wait_for(lambda: (active := rig.snapshot.active) is not None and active.generation.pid != pid, "reload")
         ticks = rig.control.ticks
         rig.wait_for(lambda: rig.control.ticks > ticks + 40, "time to pass")
         status = rig.control
