@@ -134,7 +134,7 @@ def rotate(folder: Path, now: datetime, name: str = "") -> Metadata[Root]:
     The old key's file becomes ``NAME.pem.old``: nothing reads it any more.
 
     Raises:
-        TrustKeyError: TRUST_KEYS: there is no such key, or too few keys of the old root are here to sign.
+        TrustKeyError: TRUST_KEYS: no key has that name, or too few keys of the old root are here to sign.
     """
     before = Metadata[Root].from_bytes(list(load_roots(folder).values())[-1])
     signers = load_signers(folder)

@@ -54,9 +54,7 @@ async def get_episode(request: Request, episode: Prefix, person: Viewer) -> Resp
 async def _trained(rooms: Rooms) -> list[dict[str, Any]]:
     """Return the versions that say of which run they are, newest first."""
     versions = sorted(await rooms.registry.versions(), key=lambda version: -version.published_s)
-    lineages: dict[tuple[str, str], dict[str, Any]] = {}
-    for name in {version.name for version in versions}:
-        lineages |= {(own.name, own.version): own.lineage for own in await rooms.registry.lineage(name)}
+    lineages = {(own.name, own.version): own.lineage for own in await rooms.registry.lineage()}
     return [
         {"version": version, "lineage": lineage, "gate": list(gate_lines(lineage.get("gate")))}
         for version in versions

@@ -162,15 +162,15 @@ class Registry:
             row.retired_s = at_s
         return _version(row, version.aliases)
 
-    async def lineage(self, name: str) -> list[Ancestry]:
-        """Return where each version of a model comes from, newest first."""
+    async def lineage(self, name: str = "") -> list[Ancestry]:
+        """Return where each version of a model, or of all models, comes from, newest first."""
         async with self._database.begin() as session:
             rows = (await session.scalars(select(VersionRow))).all()
         known = {row.digest: f"{row.name}@{row.version}" for row in rows}
         own = sorted(
-            (row for row in rows if row.name == name), key=lambda row: parse_version(row.version), reverse=True
+            (row for row in rows if name in ("", row.name)), key=lambda row: parse_version(row.version), reverse=True
         )
-        if not own:
+        if name and not own:
             raise MissingError("MODEL_NOT_FOUND", f"{name} is not in the registry")
         return [_ancestry(row, known) for row in own]
 

@@ -27,8 +27,9 @@ from tuf.api.exceptions import (
 from tuf.api.metadata import Metadata, Root, TargetFile, Timestamp
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
-from vla_checkpoint import MANIFEST_NAME, CheckpointError
+from vla_checkpoint import CheckpointError
 from vla_checkpoint.files import read_bytes
+from vla_checkpoint.repository.metadata import FOLDER, SIGNED_AT, target_path
 from vla_ota_manager.errors import ConfigError, FetchError, OutdatedTrustError, TrustError
 from vla_ota_manager.fetch.fetcher import Fetcher, Received
 from vla_ota_manager.fetch.http import Cancelled
@@ -38,8 +39,7 @@ from vla_ota_manager.store.filesystem import Filesystem
 
 FILE = "trust.json"
 """What this robot has verified, in its store."""
-_PLACE = "../../trust/"
-_SIGNED_AT = "x-vla-signed"
+_PLACE = f"../../{FOLDER}/"
 _BEHIND_S = 3600.0
 """A clock may be so much behind the server's when it signed."""
 _MAX_ROOT_BYTES = 512_000
@@ -83,8 +83,7 @@ class SignedVersions:
                 TRUST_EXPIRED, TRUST_CLOCK.
             FetchError, CancelledError: see ``Fetcher.manifest``.
         """
-        path = f"{ref.name}/{ref.version}/{MANIFEST_NAME}"
-        found = self.find(path, join_url(url, _PLACE), received, cancelled)
+        found = self.find(target_path(ref.name, ref.version), join_url(url, _PLACE), received, cancelled)
         if found is None:
             raise TrustError("TRUST_UNKNOWN_TARGET", "is not signed, or was taken back", str(ref))
         try:
@@ -131,7 +130,7 @@ class SignedVersions:
     def _check_clock(self, folder: Path) -> None:
         """Refuse to go by a clock that is behind the moment of a signature: what expires would not."""
         timestamp = Metadata[Timestamp].from_file(str(folder / "timestamp.json")).signed
-        signed_s, now_s = timestamp.unrecognized_fields.get(_SIGNED_AT), self._wall_clock()
+        signed_s, now_s = timestamp.unrecognized_fields.get(SIGNED_AT), self._wall_clock()
         if isinstance(signed_s, int) and not isinstance(signed_s, bool) and now_s < signed_s - _BEHIND_S:
             what = f"is {utc_text(now_s)}, but timestamp.json was signed at {utc_text(signed_s)}: set the clock (NTP)"
             raise OutdatedTrustError("TRUST_CLOCK", what, "this robot's clock")
