@@ -215,7 +215,7 @@ class Client:
 
     def _fetch(self, url: str, path: Path) -> None:
         try:
-            with self._http.stream("GET", url) as response, path.open("wb") as file:
+            with self._http.stream("GET", url, follow_redirects=True) as response, path.open("wb") as file:
                 if not response.is_success:
                     response.read()
                     raise _error(response)
@@ -417,7 +417,7 @@ class Client:
                     digest.update(data)
                     file.write(data)
             if not digest.hexdigest().startswith(sha256):
-                raise FleetError("EPISODE_DIGEST", f"{sha256} of {kind} came damaged; try again")
+                raise FleetError("UPLOAD_DIGEST", f"{sha256} of {kind} came damaged; try again")
             part.replace(path)
         except httpx.HTTPError as e:
             raise FleetError("SERVER_UNREACHABLE", f"{self._http.base_url}: {e or type(e).__name__}; {_HINT}") from e

@@ -165,6 +165,10 @@ class Status(_Message):
     adapted_digest: Word = ""
     previous_version: Version = ""
     trial_version: Version = ""
+    trial_progress: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the exposure that a commit needs."""
+    trial_message: Text = ""
+    """What the trial has shown so far."""
     active_version: Version = ""
     active_digest: Word = ""
     progress: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -173,6 +177,8 @@ class Status(_Message):
     rollback_ready: Annotated[int, Field(ge=0, le=255)] = 0
     holding: bool = False
     hold_reason: Word = ""
+    scores: Annotated[dict[Word, Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=16)] = {}
+    """Newest anomaly score of what acts, by its source; larger is worse."""
     error_code: Word = ""
     message: Text = ""
     experiment: Word = ""

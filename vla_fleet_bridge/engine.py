@@ -100,6 +100,8 @@ class BridgeEngine:
         """Close the line; what was not sent is sent after the next start."""
         self._loop.call_soon_threadsafe(lambda: self._main and self._main.cancel())
         self._thread.join(10.0)
+        with suppress(sqlite3.Error):
+            self._acts.flush()
         self._outbox.close()
 
     def on_status(self, status: protocol.Status) -> None:
@@ -356,6 +358,8 @@ class _Acting:
         self._last = outbox.active
         self._looks_since_s: float | None = None
         self._nothing_since_s: float | None = None
+        self._unexplained: protocol.Event | None = None
+        """A change of which nobody has said why."""
 
     def on_status(self, status: protocol.Status) -> None:
         """Take in a status."""
@@ -368,6 +372,10 @@ class _Acting:
             if abs(status.time_s - since_s) < _SURE_S:  # the robot's clock may have been set back
                 return
         now = status.active_version, status.active_digest
+        waits = self._unexplained
+        if waits is not None and now != (waits.version, waits.digest):
+            self.flush()
+            waits = None
         if now == self._last:
             return
         settled = abs(since_s - self._looks_since_s) > _SETTLED_S
@@ -380,8 +388,23 @@ class _Acting:
             to_state=protocol.ACTIVE, version=now[0], digest=now[1],
             cause="ROLLBACK" if ordered else self._cause(status) if looked else "FOUND",
         )  # fmt: skip
+        if waits is not None:
+            event = event.model_copy(update={"time_s": waits.time_s})
+        if (
+            not event.cause and abs(status.time_s - event.time_s) < _SURE_S
+        ):  # the report of the swap comes a second later
+            self._unexplained = event
+        else:
+            self._keep(event)
+
+    def flush(self) -> None:
+        """Keep a change though nobody has said why."""
+        if self._unexplained is not None:
+            self._keep(self._unexplained)
+
+    def _keep(self, event: protocol.Event) -> None:
         self._outbox.put_active(event)
-        self._last = now
+        self._last, self._unexplained = (event.version, event.digest), None
 
     @staticmethod
     def _cause(status: protocol.Status) -> str:

@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from vla_fleet.cli.main import app as cli
 from vla_fleet.server.app import create_app
+from vla_fleet.server.files import ACCEL
 from vla_fleet.server.rooms import Rooms, Settings
 from vla_fleet.storage.database import Database
 from vla_fleet.storage.object_blobs import ObjectBlobs
@@ -153,3 +154,13 @@ def test_the_robots_unit_launches_with_arguments_that_the_launch_file_has() -> N
     named = set(re.findall(r"\b([A-Z]{4,})\b", (DEPLOY / "vla-robot.service").read_text().split("\n[Unit]")[0]))
     assert {value.strip("${}") for value in given.values()} <= named, "the unit says which variables it needs"
     assert service["KillSignal"] == "SIGINT", "what ros2 launch ends its nodes on"
+
+
+def test_nginx_sends_the_files_from_where_the_server_keeps_them() -> None:
+    nginx, server = (DEPLOY / "nginx.conf").read_text(), shlex.split(unit("vla-fleet.service")["Service"]["ExecStart"])
+    place = re.search(r"location (\S+)/ \{\s+internal;\s+alias (\S+)/;", nginx)
+    assert place is not None and place[1] == ACCEL
+    data = Path(server[server.index("--data") + 1])
+    assert Path(place[2]) == data / "blobs/sha256"
+    assert f"proxy_pass http://127.0.0.1:{server[server.index('--port') + 1]};" in nginx
+    assert "--files-by" in serve_options() and "--files-by x-accel" in nginx

@@ -15,7 +15,7 @@ from support.kept import KEPT
 from support.manager_rig import ManagerRig
 from support.ros import NodeProcess
 from support.waits import wait_for
-from vla_ota.msg import AdaptationStatus, BridgeStatus, EpisodeOutcome
+from vla_ota.msg import AdaptationStatus, AnomalyScore, BridgeStatus, EpisodeOutcome
 
 from vla_ros import qos
 
@@ -144,6 +144,21 @@ def test_the_server_hears_which_version_is_below_an_adapter_that_the_robot_train
     rig.install("1.4.0")
     known("1.4.0", "")
     rig.robot.ros.withdraw(adaptation)
+
+
+def test_the_server_hears_the_newest_scores_of_what_acts(rig: FleetRig) -> None:
+    scores = rig.robot.ros.advertise(AnomalyScore, "anomaly_score", qos.SCORES, readers=2)
+
+    def heard() -> bool:
+        about = rig.client.robot(ROBOT)["status"]
+        for score in (0.5, 0.25):
+            scores.publish(AnomalyScore(source="reversal", version=about["active_version"], score=score))
+        scores.publish(AnomalyScore(source="tce", version="0.9.9", score=7.0))
+        scores.publish(AnomalyScore(source="force", version=about["active_version"], score=float("nan")))
+        return bool(about["scores"] == {"reversal": 0.25})
+
+    wait_for(heard, "the scores at the server")
+    rig.robot.ros.withdraw(scores)
 
 
 def test_a_robot_gets_a_new_token_and_says_how_long_it_has_had_no_line(rig: FleetRig) -> None:

@@ -27,6 +27,7 @@ from vla_fleet.experiments import manager
 from vla_fleet.rollouts import rollouts
 from vla_fleet.server.app import create_app
 from vla_fleet.server.limits import Buckets
+from vla_fleet.server.line_protocol import LineProtocol
 from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
 
 _T = TypeVar("_T")
@@ -91,7 +92,7 @@ class ClockedServer(Generic[_C]):
         if not self.rooms.database.shared:  # SQLite
             event.listen(self.rooms.database.engine.sync_engine, "connect", _no_wait_for_the_disk)
         config = uvicorn.Config(
-            create_app(self.rooms), log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=2,
+            create_app(self.rooms), log_config=None, ws=LineProtocol, timeout_graceful_shutdown=2,
             timeout_keep_alive=120,  # a client that pauses between two requests does not meet a line that is just being closed
         )  # fmt: skip
         self._server = uvicorn.Server(config)

@@ -91,7 +91,7 @@ def test_an_upload_goes_on_where_it_was_interrupted(client: Client, arm: Robot, 
     assert arm.put(sha256, data[:half], 0, len(data)).json() == {"received_bytes": half, "complete": False}
     for wrong in (0, half - 1, half + 1):
         refused = arm.put(sha256, data[wrong:], wrong, len(data))
-        assert refused.status_code == 409 and refused.json()["error_code"] == "EPISODE_OFFSET"
+        assert refused.status_code == 409 and refused.json()["error_code"] == "UPLOAD_OFFSET"
         assert refused.json()["received_bytes"] == half
     assert arm.standing(sha256) == {"received_bytes": half, "complete": False}
     assert arm.put(sha256, data[half:], half, len(data)).json()["complete"]
@@ -130,7 +130,7 @@ def test_bytes_that_were_damaged_on_the_way_are_sent_again(client: Client, arm: 
     data = episode(tmp_path)
     sha256 = hashlib.sha256(data).hexdigest()
     refused = arm.put(sha256, data[:-1] + b"\0", 0, len(data))
-    assert refused.status_code == 409 and refused.json()["error_code"] == "EPISODE_DIGEST"
+    assert refused.status_code == 409 and refused.json()["error_code"] == "UPLOAD_DIGEST"
     assert refused.json()["received_bytes"] == 0
     assert arm.upload(data) == sha256
 
@@ -150,7 +150,7 @@ def test_a_full_disk_refuses_the_upload_and_loses_none(
     sha256 = hashlib.sha256(data).hexdigest()
     arm.put(sha256, data[:100], 0, len(data))
     with monkeypatch.context() as full:
-        full.setattr("vla_fleet.episodes.files.MIN_FREE_BYTES", 1 << 60)
+        full.setattr("vla_fleet.uploads.files.MIN_FREE_BYTES", 1 << 60)
         refused = arm.put(sha256, data[100:], 100, len(data))
     assert refused.status_code == 507 and refused.json()["error_code"] == "DISK_FULL"
     assert arm.put(sha256, data[100:], 100, len(data)).json()["complete"]
@@ -245,9 +245,9 @@ def test_a_server_that_is_killed_while_an_episode_becomes_one_ends_with_one(tmp_
     digests = {moment: hashlib.sha256(data).hexdigest() for moment, data in uploads.items()}
     token = ""
     for moment, name in MOMENTS.items():
-        place = "files" if name == "flush_folder" else "files.EpisodeFiles"
+        place = "files" if name == "flush_folder" else "files.UploadFiles"
         die = (
-            "import os; from vla_fleet.cli.main import main; from vla_fleet.episodes import files;"
+            "import os; from vla_fleet.cli.main import main; from vla_fleet.uploads import files;"
             f"{place}.{name} = lambda *a: os.kill(os.getpid(), 9); main()"
         )
         with FleetServer(tmp_path / "fleet", command=(sys.executable, "-c", die, "serve")) as server:

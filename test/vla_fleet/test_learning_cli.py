@@ -82,6 +82,7 @@ def test_each_data_set_takes_as_new_what_came_after_the_one_before(
     assert "DATASET_NOTHING_NEW" in nothing and "after data set 1" in nothing
     record(3, corrected=2, success=True)
     record(4, success=False)
+    record(5, policy="", version="", success=True)  # the robot worked before it had a policy
     second = shell.json("dataset", "build", "--out", str(tmp_path / "2"), *cache)
     assert [(e["part"], e["episode_id"]) for e in second["episodes"]] == [
         ("replay", "e-1"),
@@ -89,9 +90,12 @@ def test_each_data_set_takes_as_new_what_came_after_the_one_before(
         ("new", "e-3"),
     ]
     assert second["mix"]["replay_share"] == 0.7 and second["left_out"] == {"not a success, and not corrected": 1}
+    assert second["of_no_policy"] == 1
     assert second["number"] == 2 and open_dataset(tmp_path / "2").frames == 36
 
     # the same episodes, said in another way, and without a cache
+    told = shell.run("dataset", "build", "--out", str(tmp_path / "5"), "--since", "2026-01-01", *cache).stdout
+    assert "left out     1 episode: recorded before the robot had a policy" in told
     again = ("--new-version", "1.0.0", "--episodes", str(tmp_path / "other"))
     third = shell.json("dataset", "build", "--out", str(tmp_path / "3"), *again)
     assert {e["part"] for e in third["episodes"]} == {"new"} and third["new"] == "done by version 1.0.0"
@@ -102,7 +106,7 @@ def test_each_data_set_takes_as_new_what_came_after_the_one_before(
         assert (tmp_path / "4" / path.relative_to(tmp_path / "2")).read_bytes() == path.read_bytes()
     assert "DATASET_LINEAGE" in shell.run("dataset", "rebuild", str(tmp_path), *again, status=1).stderr
     assert "data set" in shell.run("dataset", "list").stdout
-    assert [row["frames"] for row in shell.json("dataset", "list")] == [36, 36, 24]
+    assert [row["frames"] for row in shell.json("dataset", "list")] == [36, 36, 36, 24]
 
 
 def test_bad_input_is_refused_by_name_and_loses_no_episode(shell: Shell, record: Record, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from websockets.sync.client import connect
 
 from vla_fleet import protocol
 from vla_fleet.client import Client
+from vla_fleet.server import run
 from vla_sim.fleet.simulated_robot import SimulatedRobot
 
 
@@ -185,3 +186,28 @@ def test_a_server_that_dies_while_it_answers_is_tried_again(tmp_path: Path) -> N
                 server.accept()[0].close()
         finally:
             robot.disconnect()
+
+
+def test_what_a_robot_says_before_it_hangs_up_is_stored(server: FleetServer, client: Client, name: str) -> None:
+    with raw(server, enrolled(client, name)) as line:
+        line.send(hello())
+        while json.loads(line.recv(40))["type"] != "received":
+            pass
+        event = {"type": "event", "seq": 1, "time_s": 1.0, "from_state": "TRIAL", "to_state": "COMMITTED"}
+        line.send(json.dumps(event))
+        line.send(json.dumps({"type": "status", "time_s": 1.0, "state": "STOPPING"}))
+    wait_for(lambda: client.robot(name)["status"].get("state") == "STOPPING", "the last status")
+    assert [found["to_state"] for found in client.events(name)] == ["COMMITTED"], "stored with it"
+
+
+def test_compression_keeps_little_of_a_line(server: FleetServer, client: Client, name: str) -> None:
+    with raw(server, enrolled(client, name)) as line:
+        agreed = line.response.headers["Sec-WebSocket-Extensions"]
+    assert "server_no_context_takeover" in agreed and "client_max_window_bits=10" in agreed
+
+
+def test_a_connection_whose_other_end_takes_nothing_ends_after_a_minute() -> None:
+    with run._listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2], 40.0):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000  # [ms]

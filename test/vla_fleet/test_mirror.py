@@ -213,6 +213,14 @@ def test_only_whom_the_server_lets_read_may_read_at_the_mirror(tmp_path: Path) -
             mirror.end()
 
 
+def test_a_link_to_another_host_is_followed_without_the_robots_token(site: Site, tmp_path: Path) -> None:
+    with CheckpointServer(site.origin.root) as store:
+        site.origin.behave(PATH, Behaviour(redirect=f"{store.base}/{PATH}?signature=1"))
+        assert site.mirror().get(Authorization="Bearer vr_secret").content == DATA
+        assert store.requests and all("authorization" not in headers for _, headers in store.requests)
+    assert all(headers["authorization"] == "Bearer vr_secret" for _, headers in site.origin.requests)
+
+
 def test_permission_ends_with_the_servers_but_not_with_the_line_to_it(site: Site) -> None:
     clock = ManualClock()
 

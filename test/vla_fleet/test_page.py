@@ -267,6 +267,7 @@ def test_nothing_that_a_robot_or_a_person_says_becomes_markup(fleet: RolloutFlee
     about = {
         "time_s": 1.0, "state": EVIL, "active_version": EVIL, "hold_reason": EVIL, "holding": True, "message": EVIL,
         "versions": [EVIL], "blocked": [EVIL], "error_code": EVIL, "name": EVIL, "experiment": EVIL, "trial_version": EVIL,
+        "trial_message": EVIL, "scores": {EVIL: 1.0},
     }  # fmt: skip
     event = {
         "robot": "evil", "time_s": 1.0, "received_s": 1.0, "update_id": EVIL, "from_state": EVIL, "to_state": "ACTIVE",
@@ -334,7 +335,7 @@ def test_what_is_not_there_is_said_on_a_page(operator: httpx.Client) -> None:
 
 def test_a_robot_whose_clock_is_wrong_breaks_no_page(fleet: RolloutFleet, viewer: httpx.Client) -> None:
     event = protocol.Event(time_s=1e12, from_state="", to_state="ACTIVE", version="9.9.9", seq=2**40)
-    fleet.do(fleet.rooms.inbox.kept("unit_00003", "", [event]))
+    fleet.do(fleet.rooms.inbox.news("unit_00003", "", [event]))
     for path in ("/", "/robots/unit_00003", "/events?robot=unit_00003", "/robots/unit_00003?at=9999-12-31T23:59"):
         assert viewer.get(path).status_code == 200, path
     assert "1000000000000 s" in viewer.get("/events?robot=unit_00003").text

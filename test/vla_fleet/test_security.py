@@ -37,10 +37,8 @@ ALLOWED = {
     "GET /files/{name}/{version}/deltas.json": ("robot", *ALL),
     "GET /files/trust/{file}": ("robot", *ALL),
     "GET /files/blobs/sha256/{sha256}": ("robot", *ALL),
-    "GET /v1/robot/episodes/{sha256}": ("robot",),
-    "PUT /v1/robot/episodes/{sha256}": ("robot",),
-    "GET /v1/robot/adapters/{sha256}": ("robot",),
-    "PUT /v1/robot/adapters/{sha256}": ("robot",),
+    "GET /v1/robot/{kind}/{sha256}": ("robot",),
+    "PUT /v1/robot/{kind}/{sha256}": ("robot",),
     "GET /v1/adapters": ALL,
     "GET /v1/adapters/{sha256}/file": ALL,
     "GET /v1/trust": ALL,
@@ -150,7 +148,7 @@ def test_every_route_lets_in_whom_it_should_and_nobody_else(app: FleetApp, clien
     for route, allowed in ALLOWED.items():
         method, path = route.split(" ")
         # of the right shape, so that it is the door that refuses; nothing is there, so that nothing happens
-        path = path.replace("{sha256}", "0" * 64).replace("{version}", "9.9.9")
+        path = path.replace("{kind}", "episodes").replace("{sha256}", "0" * 64).replace("{version}", "9.9.9")
         path = re.sub(r"\{\w+\}", "nothing", path)
         for who, secret in secrets.items():
             headers = {"Authorization": f"Bearer {secret}"} if secret else {}

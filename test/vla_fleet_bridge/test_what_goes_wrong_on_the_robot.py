@@ -159,6 +159,19 @@ def test_why_a_version_acts_is_known_though_the_robots_clock_is_set_back(server:
     assert server.acts == [("1.0.0", "FOUND"), ("1.1.0", "UPDATE"), ("", "")]
 
 
+def test_why_a_version_acts_is_known_though_its_status_comes_before_the_reason(server: Server, robot: Robot) -> None:
+    robot.acts(10.0, "1.0.0")
+    robot.acts(20.0, "1.1.0", state="PREPARING")
+    robot.acts(21.0, "1.1.0", state="IDLE", active_cause="WORKER_LOST")
+    robot.acts(30.0, "1.2.0", state="IDLE")
+    robot.acts(31.0, "1.3.0", state="SWAPPING")
+    robot.acts(40.0, "1.4.0", state="IDLE")
+    robot.acts(44.0, "1.4.0", state="IDLE")
+    wait_for(lambda: len(server.acts) == 5, "the record")
+    reasons = [("1.0.0", "FOUND"), ("1.1.0", "WORKER_LOST"), ("1.2.0", ""), ("1.3.0", "UPDATE"), ("1.4.0", "")]
+    assert server.acts == reasons, "nobody ever said why of 1.2.0 and 1.4.0"
+
+
 def test_an_order_that_the_robots_software_does_not_know_is_refused_and_the_line_stays(
     server: Server, robot: Robot
 ) -> None:

@@ -72,7 +72,7 @@ def test_files_that_one_server_took_in_the_other_one_gives_from_any_byte_on(
         half, digest = len(data) // 2, hashlib.sha256(data).hexdigest()
         assert upload(fleet.a.url, token, data, 0, half) == {"received_bytes": half, "complete": False}
         elsewhere = upload(fleet.b.url, token, data, half)
-        assert (elsewhere["error_code"], elsewhere["received_bytes"]) == ("EPISODE_OFFSET", 0), "it begins again there"
+        assert (elsewhere["error_code"], elsewhere["received_bytes"]) == ("UPLOAD_OFFSET", 0), "it begins again there"
         assert upload(fleet.b.url, token, data)["complete"]
         assert upload(fleet.a.url, token, data)["complete"], "also where its first half is"
         assert get(f"{fleet.a.url}/v1/episodes/{digest}/file", fleet.key) == (200, data)

@@ -89,8 +89,8 @@ def test_what_a_robot_says_on_two_lines_at_once_is_stored_once_and_what_an_old_o
         ]
         for begin in range(0, 40, 4):
             said = events[begin : begin + 4]
-            assert await asyncio.gather(*(inbox.kept("arm", OUTBOX, said) for inbox in inboxes)) == [begin + 4] * 2
-        assert await inboxes[0].kept("arm", "an older one", [events[0].model_copy(update={"seq": 99})]) == 0
+            assert await asyncio.gather(*(inbox.news("arm", OUTBOX, said) for inbox in inboxes)) == [begin + 4] * 2
+        assert await inboxes[0].news("arm", "an older one", [events[0].model_copy(update={"seq": 99})]) == 0
         async with one.begin() as session:
             stored = list(await session.scalars(select(EventRow.update_id).order_by(EventRow.id)))
             assert stored == [event.update_id for event in events]

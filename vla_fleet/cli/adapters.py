@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +15,9 @@ from vla_fleet.client import Client
 from vla_fleet.errors import FleetError
 
 if TYPE_CHECKING:
+    from vla_checkpoint import Bundle
     from vla_learning.adapters.merging import Merge
+    from vla_learning.adapters.reading import Client as Adapter
 
 adapters_app = typer.Typer(no_args_is_help=True, help="LoRA adapters that robots trained.")
 
@@ -105,6 +109,9 @@ def merge(
     ] = None,
     attackers: Annotated[int | None, typer.Option(help="krum: adapters that may be bad.", min=1)] = None,
     version: Annotated[str, typer.Option(help="Of the result; default: the next patch.")] = "",
+    golden: Annotated[
+        bool, typer.Option(help="Run the merged policy on golden observations, which robots then check it by.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Merge adapters into one bundle, with a certificate of what it is the sum of. Then: vla-fleet publish."""
@@ -123,7 +130,8 @@ def merge(
         given = example_counts(clients)
     settings = Settings(chosen, given, rank, clip, attackers)
     merged = merge_adapters(clients, settings)
-    manifest, certificate = write_merge(merged, opened, to, version)
+    replay = partial(_replay, opened, clients) if golden else None
+    manifest, certificate = write_merge(merged, opened, to, version, replay)
     if as_json:
         made = {"name": manifest.name, "version": manifest.version, "digest": manifest.digest}
         out.print_json(data={**made, "certificate": certificate})
@@ -144,6 +152,24 @@ def merge(
     if unknown:
         text = f"their base is known by the tensors' shapes only (no manifest): {', '.join(unknown)}"
         err.print(text, soft_wrap=True, markup=False)
+
+
+def _replay(base: Bundle, clients: Sequence[Adapter], folder: Path, merged: Bundle) -> None:
+    """Write what the merged policy answers to golden observations; say why if that is impossible here."""
+    from vla_learning.errors import LearningError
+    from vla_learning.running import load_policy
+    from vla_learning.training.sealing import replay_golden
+
+    try:
+        load_policy(base)
+    except (ImportError, LearningError) as e:
+        why = f"the policy cannot run here ({e})"
+    else:
+        others = [client.bundle for client in clients if client.bundle is not None]
+        if replay_golden(folder, merged, base, others):
+            return
+        why = "neither the base nor an adapter has any"
+    err.print(f"the merge has no golden observations: {why}", soft_wrap=True, markup=False)
 
 
 def _show(merged: Merge, order: list[str]) -> None:

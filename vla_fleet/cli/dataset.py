@@ -72,7 +72,7 @@ def build(
         chosen_from = " ".join(
             [*sorted(f"robot:{name}" for name in robot or []), *([f"interface:{interface}"] * bool(interface))]
         )
-        found = _episodes(client, policy, robot or [], interface)
+        found, of_none = _episodes(client, policy, robot or [], interface)
         rule, is_new = _new(client, found, chosen_from, seconds(since) if since else 0.0, new_version)
         sources = [_source(episode, episodes.expanduser(), is_new(episode)) for episode in found]
         settings = BuildSettings(
@@ -82,7 +82,9 @@ def build(
             lineage = build_dataset(sources, out_dir, settings, engine=write, **shown)
         number = _record(client, out_dir, lineage, found[0], chosen_from)
     told = f"{out_dir}: data set {number}, {_told(lineage)}"
-    show({"number": number, "folder": str(out_dir), **lineage}, as_json, told)
+    if of_none:
+        told += f"\n{'left out':12} {_episodes_text(of_none)}: recorded before the robot had a policy"
+    show({"number": number, "folder": str(out_dir), "of_no_policy": of_none, **lineage}, as_json, told)
 
 
 @dataset_app.command()
@@ -185,16 +187,16 @@ def list_data_sets(
     table(found, as_json, columns, rows)
 
 
-def _episodes(client: Client, policy: str, robots: list[str], interface: str) -> list[dict[str, Any]]:
-    """Return the episodes that a data set may take, the newest first; of one policy."""
+def _episodes(client: Client, policy: str, robots: list[str], interface: str) -> tuple[list[dict[str, Any]], int]:
+    """Return the episodes that a data set may take, the newest first, of one policy; and how many there are of none."""
     found = client.episodes(_EVERY_EPISODE, policy=policy)
     found = [e for e in found if (not robots or e["robot"] in robots) and interface in ("", e["interface"])]
-    policies = sorted({episode["policy"] for episode in found})
+    policies = sorted({episode["policy"] for episode in found} - {""})
     if len(policies) > 1:
         raise InputError(
             "DATASET_MIXED", f"episodes are of several policies ({', '.join(policies)}); choose one with --policy"
         )
-    return found
+    return [episode for episode in found if episode["policy"]], sum(not episode["policy"] for episode in found)
 
 
 def _new(

@@ -21,6 +21,7 @@ from vla_fleet.cli.episodes import episodes_app
 from vla_fleet.cli.rollout import rollout_app
 from vla_fleet.cli.simulate import simulate_app
 from vla_fleet.errors import FleetError
+from vla_fleet.storage.blobs import FilesBy
 from vla_learning.errors import LearningError
 
 app = typer.Typer(
@@ -68,6 +69,9 @@ def serve(
         Path | None,
         typer.Option(help="Folder of `vla-checkpoint trust init`: what is published is signed; docs/trust.md."),
     ] = None,
+    files_by: Annotated[
+        FilesBy, typer.Option(help="Who sends the files: links to the object store, x-accel by the nginx in front.")
+    ] = FilesBy.SERVER,
 ) -> None:
     """Run the server. The first start writes an admin's key to DATA/admin.key."""
     if host in ("0.0.0.0", "::") and not public_url:
@@ -78,7 +82,7 @@ def serve(
 
     run(
         data, host, port, public_url, heartbeat_s, certificate, certificate_key, open_files, max_episodes_per_robot,
-        database, bus, blobs, signing_keys,
+        database, bus, blobs, signing_keys, files_by,
     )  # fmt: skip
 
 

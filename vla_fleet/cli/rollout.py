@@ -50,6 +50,7 @@ def create(
             help="NAME:PERCENT:HOURS[:POINTS]; may be repeated. Default: canary:5:24:10 early:25:48:5 wide:50:24:2."
         ),
     ] = None,
+    min_episodes: Annotated[int, typer.Option(help="That each version needs in a stage.", min=10)] = 50,
     judge: Annotated[str, typer.Option(help="'evidence', or 'simple': two means are compared.")] = "evidence",
     advance: Annotated[
         str, typer.Option(help="Robots with one version each: 'ask' a person, or 'same_shift'.")
@@ -73,7 +74,8 @@ def create(
     """Say what a rollout would do in this fleet, ask, and begin it."""
     body: dict[str, Any] = {
         "model": model, "target": target_of(group, tag, everyone), "reason": reason,
-        "stages": _stages(stage or []), "judge": judge, "advance": advance, "windows": window or [], "time_zone": time_zone,
+        "stages": _stages(stage or []), "min_episodes": min_episodes, "judge": judge, "advance": advance,
+        "windows": window or [], "time_zone": time_zone,
         "max_concurrent": max_concurrent, "per_minute": per_minute, "deadline_s": deadline_h * 3600.0,
         "auto_rollback": auto_rollback,
     }  # fmt: skip

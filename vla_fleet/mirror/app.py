@@ -26,7 +26,9 @@ _TIMEOUT = httpx.Timeout(30.0, connect=5.0, pool=None)
 def create_app(origin_url: str, folder: Path, max_bytes: int, clock: Clock | None = None) -> FastAPI:
     """Return a mirror of ``origin_url`` that keeps at most ``max_bytes`` in ``folder``."""
     clock = clock or SystemClock()
-    client = httpx.AsyncClient(timeout=_TIMEOUT, limits=httpx.Limits(max_connections=32), trust_env=False)
+    # a redirect to an object store is followed; the authorization goes to no other host
+    limits = httpx.Limits(max_connections=32)
+    client = httpx.AsyncClient(timeout=_TIMEOUT, limits=limits, trust_env=False, follow_redirects=True)
     origin = Origin(origin_url, client, clock)
     cache = Cache(folder, max_bytes, origin, clock)
 

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import secrets
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import Select, Table, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from vla_fleet import protocol
 from vla_fleet.clock import Clock
 from vla_fleet.errors import MissingError
+from vla_fleet.storage.batches import Batches
 from vla_fleet.storage.bus import Bus
 from vla_fleet.storage.database import Database
 from vla_fleet.storage.tables import CommandRow, RobotRow
@@ -29,6 +32,17 @@ _AT_ONCE = 1000
 """Robots of one query: databases bound the values of a statement."""
 
 
+_COMMANDS = cast(Table, CommandRow.__table__)
+_ACK = (
+    _COMMANDS.update()
+    .where(_COMMANDS.c.id == bindparam("command"))
+    .values(
+        state=bindparam("to"), final=bindparam("ends"), robot_state=bindparam("manager"), version=bindparam("of"),
+        error_code=bindparam("code"), message=bindparam("text"), updated_s=bindparam("now"), robot_time_s=bindparam("said_s"),
+    )
+)  # fmt: skip
+
+
 def _open(robots: Sequence[str]) -> Select[CommandRow]:
     query = select(CommandRow).where(CommandRow.robot.in_(robots), CommandRow.final.is_(False))
     return query.order_by(CommandRow.number)
@@ -39,6 +53,7 @@ class Commands:
 
     def __init__(self, database: Database, bus: Bus, clock: Clock) -> None:
         self._database, self._bus, self._clock = database, bus, clock
+        self._looks = Batches(database, self._open_of)
 
     async def issue(
         self, robots: Sequence[str], order: protocol.Order, who: str, *, expires_s: float = 0.0
@@ -95,8 +110,14 @@ class Commands:
 
     async def open_for(self, robot: str) -> list[CommandRow]:
         """Return what the robot has not finished, oldest first."""
-        async with self._database.begin() as session:
-            return list((await session.scalars(_open([robot]))).all())
+        return await self._looks.do(robot)
+
+    @staticmethod
+    async def _open_of(session: AsyncSession, robots: Sequence[str]) -> list[list[CommandRow]]:
+        found = defaultdict(list)
+        for row in await session.scalars(_open(robots)):
+            found[row.robot].append(row)
+        return [found[robot] for robot in robots]
 
     async def latest(self, robot: str, limit: int) -> list[CommandRow]:
         """Return what a robot was ordered, newest first."""
@@ -118,12 +139,23 @@ class Commands:
             raise MissingError("COMMAND_NOT_FOUND", "no such command")
         return sorted(rows, key=lambda row: row.number)
 
-    async def take(self, session: AsyncSession, robot: str, ack: protocol.Ack) -> None:
-        """Note what a robot says of a command. A word about another robot's command, or after the end, changes nothing."""
-        row = await session.scalar(select(CommandRow).where(CommandRow.id == ack.command_id, CommandRow.robot == robot))
-        if row is None or row.final:
+    async def take(self, session: AsyncSession, acks: Sequence[tuple[str, protocol.Ack]]) -> None:
+        """Note what robots say of commands. A word about another robot's command, or after the end, changes nothing."""
+        if not acks:
             return
-        row.state, row.final = ack.state.value, ack.state.final
-        row.robot_state, row.version = ack.robot_state, ack.version
-        row.error_code, row.message, row.updated_s = ack.error_code, ack.message, self._clock.now()
-        row.robot_time_s = ack.time_s
+        known = select(CommandRow.id, CommandRow.robot).where(
+            CommandRow.id.in_({ack.command_id for _, ack in acks}), CommandRow.final.is_(False)
+        )
+        open_of = {id: robot for id, robot in await session.execute(known)}
+        newest: dict[str, dict[str, Any]] = {}
+        for robot, ack in acks:
+            if open_of.get(ack.command_id) != robot:
+                continue
+            if ack.state.final:
+                del open_of[ack.command_id]
+            newest[ack.command_id] = {
+                "command": ack.command_id, "now": self._clock.now(), "to": ack.state.value, "ends": ack.state.final,
+                "manager": ack.robot_state, "of": ack.version, "code": ack.error_code, "text": ack.message, "said_s": ack.time_s,
+            }  # fmt: skip
+        if newest:
+            await session.execute(_ACK, list(newest.values()))

@@ -46,6 +46,8 @@ class RolloutRequest(BaseModel):
     reason: Text = ""
     stages: Annotated[list[StageRequest], Field(max_length=20)] = []
     """Empty: canary 5 % 24 h, early 25 % 48 h, wide 50 % 24 h, full."""
+    min_episodes: Annotated[int, Field(ge=10, le=1_000_000)] = 50
+    """With an outcome, that each version needs in a stage before the judge lets it go on; its margin needs more or fewer."""
     judge: Literal["evidence", "simple"] = "evidence"
     advance: Literal["ask", "same_shift"] = "ask"
     """Where robots run one version each: ask a person, or assume that it changes every robot alike."""
@@ -95,7 +97,10 @@ class RolloutRequest(BaseModel):
         """
         stages = tuple(self._stage(stage, unit) for stage in self.stages)
         stages = stages or (DEFAULT_STAGES if unit is Unit.EPISODE else ROBOT_STAGES)
-        known: dict[str, Any] = {"stages": stages, "advance": self.advance, "rule": self.judge, "deadline_s": _LOST_S}
+        known: dict[str, Any] = {
+            "stages": stages, "min_episodes": self.min_episodes, "advance": self.advance, "rule": self.judge,
+            "deadline_s": _LOST_S,
+        }  # fmt: skip
         config = CanaryConfig(**known)
         if episodes:
             config = CanaryConfig.of_incumbent(successes, episodes, latencies_s, **known)

@@ -8,18 +8,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
 
-from vla_fleet.episodes.files import OffsetError
 from vla_fleet.errors import BusyError, FleetError
 from vla_fleet.page.render import page
 from vla_fleet.page.routes import add_page
-from vla_fleet.server import adapters, episodes, experiments, files, models, people, robots, rollouts, socket
+from vla_fleet.server import adapters, episodes, experiments, files, models, people, robots, rollouts, socket, uploads
 from vla_fleet.server.rooms import Rooms
 from vla_fleet.server.watch import Watch
+from vla_fleet.uploads.files import OffsetError
 
 
 class Refusal(BaseModel):
@@ -29,7 +30,7 @@ class Refusal(BaseModel):
     """Stable; docs/errors.md lists them."""
     message: str
     received_bytes: int | None = None
-    """Of an episode's upload: where to go on."""
+    """Of an upload: where to go on."""
 
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -47,6 +48,17 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 _CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "BODY_TOO_LARGE"}
 
 
+class _App(FastAPI):
+    """Requests as ever; robots' lines go past what only requests need: each step on the way costs every line its memory."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            scope["app"] = self
+            await socket.serve(WebSocket(scope, receive, send))
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def create_app(rooms: Rooms) -> FastAPI:
     """Return the application over the server's parts; it opens and closes them."""
 
@@ -55,7 +67,7 @@ def create_app(rooms: Rooms) -> FastAPI:
         async with rooms:
             yield
 
-    app = FastAPI(title="vla_fleet", lifespan=lifespan, responses=_REFUSALS)
+    app = _App(title="vla_fleet", lifespan=lifespan, responses=_REFUSALS)
     app.state.rooms = rooms
     app.add_middleware(Watch, rooms=rooms)
     app.add_exception_handler(FleetError, _refuse)  # type: ignore[arg-type]
@@ -64,7 +76,7 @@ def create_app(rooms: Rooms) -> FastAPI:
     app.add_exception_handler(404, _refuse_http)  # type: ignore[arg-type]
     app.add_exception_handler(405, _refuse_http)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _fail)
-    for part in (models, files, robots, episodes, adapters, rollouts, experiments, people, socket):
+    for part in (models, files, robots, uploads, episodes, adapters, rollouts, experiments, people):
         app.include_router(part.router)
     add_page(app)
     return app

@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Endpoints for episodes: robots upload them, people look at them and build data sets."""
+"""Endpoints for episodes: people look at them and build data sets of them."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, Field, StringConstraints
-from starlette.requests import ClientDisconnect
 
 from vla_fleet import protocol
-from vla_fleet.episodes.store import MAX_EPISODE_BYTES, Filter, Standing
+from vla_fleet.episodes.store import Filter
 from vla_fleet.errors import MissingError
-from vla_fleet.server import ranges
-from vla_fleet.server.keys import Publisher, Viewer, bearer
-from vla_fleet.server.limits import refuse
+from vla_fleet.server.keys import Publisher, Viewer
 from vla_fleet.server.rooms import rooms_of
+from vla_fleet.server.uploads import uploaded_file
 
 router = APIRouter(tags=["episodes"])
 Prefix = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,64}$")]
@@ -69,48 +67,6 @@ class DataSetInfo(NewDataSet):
     created_by: str
 
 
-# -- robots -----------------------------------------------------------------------------------------------------------------
-
-
-async def _robot(request: Request) -> str:
-    """Return which robot sent a request."""
-    rooms = rooms_of(request)
-    robot = await rooms.directory.authenticate(bearer(request.headers.get("authorization", "")))
-    request.state.who = robot  # for the request log
-    refuse(f"requests of {robot}", rooms.robot_messages.take(robot))
-    return robot
-
-
-Robot = Annotated[str, Depends(_robot)]
-
-
-@router.get("/v1/robot/episodes/{sha256}")
-async def show_upload(request: Request, sha256: protocol.Digest, robot: Robot) -> Standing:
-    """Say how much of an episode has arrived."""
-    return await rooms_of(request).episodes.standing(robot, sha256)
-
-
-@router.put("/v1/robot/episodes/{sha256}")
-async def upload(
-    request: Request,
-    sha256: protocol.Digest,
-    robot: Robot,
-    offset: Annotated[int, Query(ge=0, lt=2**63)],
-    total_bytes: Annotated[int, Query(ge=1, lt=2**63)],
-) -> Standing:
-    """Take in an episode, or a piece of it from byte ``offset`` on. What arrived stays, whatever ends the request."""
-    store = rooms_of(request).episodes
-    if total_bytes > MAX_EPISODE_BYTES:
-        raise HTTPException(413, f"an episode has at most {MAX_EPISODE_BYTES} bytes")
-    try:
-        return await store.receive(robot, sha256, offset, total_bytes, request.stream())
-    except ClientDisconnect:
-        return await store.standing(robot, sha256)  # nobody reads it
-
-
-# -- people -----------------------------------------------------------------------------------------------------------------
-
-
 @router.get("/v1/episodes")
 async def list_episodes(
     request: Request,
@@ -146,12 +102,7 @@ async def episode_file(request: Request, episode: str) -> Response:
     store = rooms_of(request).episodes
     row = await store.find(episode)
     missing = MissingError("EPISODE_NOT_FOUND", f"{row.sha256}: its file is not on this server any more")
-    if store.files.objects is not None:
-        return await ranges.blob(request, store.files.objects, row.sha256, missing, f"{row.sha256}.mcap")
-    path = store.files.path(row.sha256)
-    if not path.is_file():
-        raise missing
-    return FileResponse(path, media_type="application/octet-stream", filename=path.name)
+    return await uploaded_file(request, store.files, row.sha256, missing)
 
 
 @router.get("/v1/datasets")

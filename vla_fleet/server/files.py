@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from vla_fleet import protocol
 from vla_fleet.errors import MissingError, RoleError
@@ -19,8 +19,13 @@ from vla_fleet.protocol import Name, Version
 from vla_fleet.server import ranges
 from vla_fleet.server.keys import bearer, person_of
 from vla_fleet.server.rooms import rooms_of
+from vla_fleet.storage.blobs import FilesBy
+from vla_fleet.storage.object_blobs import ObjectBlobs
 
 router = APIRouter(tags=["files"])
+
+ACCEL = "/vla_fleet_blobs"
+"""Where the nginx in front finds the folder ``DATA/blobs/sha256``: an internal location, see ``deploy/nginx.conf``."""
 
 
 async def _reader(request: Request) -> None:
@@ -96,5 +101,13 @@ async def get_trust_by_pass(request: Request, file: protocol.Word, _: Bearer) ->
 
 
 async def _file(request: Request, sha256: str) -> Response:
+    rooms = rooms_of(request)
+    blobs, by = rooms.blobs, rooms.settings.files_by
     missing = MissingError("BLOB_MISSING", f"blob {sha256} is not here")
-    return await ranges.blob(request, rooms_of(request).blobs, sha256, missing)
+    if by is FilesBy.SERVER:
+        return await ranges.blob(request, blobs, sha256, missing)
+    if await blobs.size(sha256) is None:
+        raise missing
+    if isinstance(blobs, ObjectBlobs):
+        return RedirectResponse(await blobs.link(sha256), 307, {"Cache-Control": "no-store"})
+    return Response(media_type="application/octet-stream", headers={"X-Accel-Redirect": f"{ACCEL}/{sha256}"})

@@ -7,6 +7,7 @@ from vla_fleet.clock import Clock
 from vla_fleet.errors import BusyError
 
 _REMEMBERED = 10_000
+"""So many keys are kept without looking which of them have all of their tokens again."""
 
 
 class Buckets:
@@ -15,6 +16,7 @@ class Buckets:
     def __init__(self, clock: Clock, rate: float, burst: int) -> None:
         self._clock, self._rate, self._burst = clock, rate, burst
         self._spent: dict[str, tuple[float, float]] = {}  # key → (tokens that were left, when)
+        self._look_at = _REMEMBERED
 
     def wait_s(self, key: str) -> float:
         """Return how long ``key`` must wait for its next token [s]; 0: not at all."""
@@ -24,8 +26,9 @@ class Buckets:
         """Take a token; return 0, or how long ``key`` must wait for one [s] (then none is taken)."""
         wait_s = self.wait_s(key)
         if wait_s == 0.0:
-            if len(self._spent) >= _REMEMBERED:
+            if len(self._spent) >= self._look_at:
                 self._spent = {k: v for k, v in self._spent.items() if self._left(k) < self._burst}
+                self._look_at = max(_REMEMBERED, 2 * len(self._spent))  # else every token costs a look at all keys
             self._spent[key] = self._left(key) - 1.0, self._clock.now()
         return wait_s
 

@@ -15,10 +15,9 @@ from typing import Self
 
 from fastapi.requests import HTTPConnection
 
-from vla_fleet.adapters.store import AdapterFiles, AdapterStore
+from vla_fleet.adapters.store import AdapterStore
 from vla_fleet.clock import Clock, SystemClock
 from vla_fleet.episodes.data_sets import DataSets
-from vla_fleet.episodes.files import EpisodeFiles
 from vla_fleet.episodes.store import EpisodeStore
 from vla_fleet.errors import ConflictError, FleetError, UnavailableError
 from vla_fleet.experiments.manager import ABTestManager
@@ -41,11 +40,12 @@ from vla_fleet.server.metrics import Metrics
 from vla_fleet.server.passes import Passes
 from vla_fleet.steering import loop
 from vla_fleet.steering.leader import Leader
-from vla_fleet.storage.blobs import BlobStore, LocalBlobs
+from vla_fleet.storage.blobs import BlobStore, FilesBy, LocalBlobs
 from vla_fleet.storage.bus import Bus, LocalBus
 from vla_fleet.storage.database import Database, shared_secret
 from vla_fleet.storage.nats_bus import NatsBus
 from vla_fleet.storage.object_blobs import ObjectBlobs
+from vla_fleet.uploads.files import UploadFiles
 
 ADMIN_KEY, FILES_KEY = "admin.key", "files.key"
 _FILES_KEY_BYTES = 32
@@ -80,6 +80,8 @@ class Settings:
     """URL of NATS, through which several servers tell each other to look; empty: this is the only one."""
     blobs: str = ""
     """URL of an object store for the files; empty: ``data``."""
+    files_by: FilesBy = FilesBy.SERVER
+    """Who sends the files of versions."""
     signing_keys: Path | None = None
     """Folder of the keys that sign what is published; None: nothing is signed here."""
     enrolment_failures_s: float = 1 / 60
@@ -104,6 +106,7 @@ class Rooms:
         self.garbage = GarbageCollector(self.database, self.blobs, self.clock)
         self.episodes = EpisodeStore(self.database, episodes, self.clock, settings.max_episodes_per_robot)
         self.adapters = AdapterStore(self.database, adapters, self.clock)
+        self.uploads: dict[str, EpisodeStore | AdapterStore] = {"episodes": self.episodes, "adapters": self.adapters}
         self.data_sets = DataSets(self.database, self.clock)
         self.directory = Directory(self.database, self.bus, self.clock)
         self.commands = Commands(self.database, self.bus, self.clock)
@@ -146,8 +149,8 @@ class Rooms:
     async def __aenter__(self) -> Self:
         await self.bus.open()
         await self.database.migrate()
-        await self.episodes.open()
-        await self.adapters.open()
+        for store in self.uploads.values():
+            await store.open()
         if not await self.keys.exist():
             path = self.settings.data / ADMIN_KEY
             with suppress(ConflictError):  # another server was faster
@@ -205,14 +208,15 @@ def embedded(data: Path) -> str:
     return f"sqlite+aiosqlite:///{data.absolute() / 'fleet.db'}"
 
 
-def stores(settings: Settings) -> tuple[BlobStore, EpisodeFiles, AdapterFiles]:
+def stores(settings: Settings) -> tuple[BlobStore, UploadFiles, UploadFiles]:
     """Return where the files of versions are, and those of episodes and adapters."""
     data, url = settings.data, settings.blobs
-    if not url:
-        return LocalBlobs(data / "blobs"), EpisodeFiles(data / "episodes"), AdapterFiles(data / "adapters")
-    blobs = ObjectBlobs(url, "blobs", data / "blobs" / "incoming")
-    episodes = EpisodeFiles(data / "episodes", ObjectBlobs(url, "episodes", data / "episodes-out"))
-    return blobs, episodes, AdapterFiles(data / "adapters", ObjectBlobs(url, "adapters", data / "adapters-out"))
+
+    def uploads(kind: str, suffix: str) -> UploadFiles:
+        return UploadFiles(data / kind, suffix, ObjectBlobs(url, kind, data / f"{kind}-out") if url else None)
+
+    blobs = ObjectBlobs(url, "blobs", data / "blobs" / "incoming") if url else LocalBlobs(data / "blobs")
+    return blobs, uploads("episodes", ".mcap"), uploads("adapters", ".tar")
 
 
 def rooms_of(request: HTTPConnection) -> Rooms:

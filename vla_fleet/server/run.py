@@ -16,11 +16,15 @@ from vla_fleet import protocol
 from vla_fleet.errors import FleetError, InputError
 from vla_fleet.mirror.app import create_app as create_mirror
 from vla_fleet.server.app import create_app
+from vla_fleet.server.line_protocol import LineProtocol
 from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
 from vla_fleet.server.watch import configure_log
+from vla_fleet.storage.blobs import FilesBy
 
 _SWITCH_INTERVAL_S = 0.0005
 """The database and forecasts work in threads; with the interpreter's 5 ms each statement waits so long for its turn."""
+_UNREAD_MS = 60_000
+"""A connection whose other end takes nothing for so long ends: else what waits for it would be kept for ever."""
 
 
 def run(
@@ -37,6 +41,7 @@ def run(
     bus: str = "",
     blobs: str = "",
     signing_keys: Path | None = None,
+    files_by: FilesBy = FilesBy.SERVER,
     make_rooms: Callable[[Settings], Rooms] = Rooms,
 ) -> None:
     """Serve until SIGINT or SIGTERM. ``make_rooms`` puts the server's parts together."""
@@ -52,17 +57,18 @@ def run(
             bus=bus,
             blobs=blobs,
             signing_keys=signing_keys,
+            files_by=files_by,
         )
         _check(certificate, certificate_key)
+        _check_files_by(settings)
         rooms = make_rooms(settings)
         asyncio.run(rooms.reach())
         config = uvicorn.Config(
             create_app(rooms),
             log_level="warning",
-            ws="websockets-sansio",
+            ws=LineProtocol,
             ws_max_size=protocol.MAX_FRAME_BYTES,
-            ws_ping_interval=heartbeat_s,
-            ws_ping_timeout=2 * heartbeat_s,
+            ws_ping_interval=None,  # robots ping, and one that says nothing is offline: see server/socket.py
             ssl_certfile=certificate,
             ssl_keyfile=certificate_key,
             timeout_graceful_shutdown=5,
@@ -93,7 +99,9 @@ def run_mirror(origin: str, data: Path, host: str, port: int, max_bytes: int) ->
 def _listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens; raise FleetError ADDRESS_UNUSABLE."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)  # connections inherit it
+        return listener
     except (OSError, OverflowError) as e:
         raise FleetError("ADDRESS_UNUSABLE", f"{host}:{port}: {e}; choose another --host or --port") from e
 
@@ -108,6 +116,15 @@ def _check(certificate: Path | None, key: Path | None) -> None:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
         except OSError as e:  # ssl.SSLError is one
             raise FleetError("CERTIFICATE_INVALID", f"{certificate}, {key or 'no key'}: {e}") from e
+
+
+def _check_files_by(settings: Settings) -> None:
+    by, elsewhere = settings.files_by, bool(settings.blobs)
+    if (by is FilesBy.LINKS and not elsewhere) or (by is FilesBy.X_ACCEL and elsewhere):
+        what = "links lead to the object store of --blobs" if by is FilesBy.LINKS else "x-accel is for files in DATA"
+        raise InputError(
+            "INPUT_INVALID", f"--files-by {by.value}: {what}; use {'server' if not elsewhere else 'links'}"
+        )
 
 
 class _Server(uvicorn.Server):

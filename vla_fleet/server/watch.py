@@ -17,7 +17,7 @@ from vla_fleet.server.rooms import Rooms
 
 MAX_BODY_BYTES = 8 << 20
 """Of a request that is no upload: a manifest, and what JSON adds to it."""
-_UPLOADS = ("/v1/blobs/", "/v1/robot/episodes/")
+_UPLOADS = ("/v1/blobs/", "/v1/robot/")
 
 log = structlog.get_logger("vla_fleet")
 

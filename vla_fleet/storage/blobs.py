@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,16 @@ from vla_fleet.secret_file import flush_folder
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20
+
+
+class FilesBy(str, Enum):
+    """Who sends the bytes of the files of versions, once the server has said that somebody may have them."""
+
+    SERVER = "server"
+    LINKS = "links"
+    """The object store: the server answers with a link that is good for an hour."""
+    X_ACCEL = "x-accel"
+    """The nginx in front of the server, from the server's folder."""
 
 
 class BlobStore(Protocol):

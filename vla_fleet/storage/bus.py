@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
 class Bus(Protocol):
-    """What the server needs of a bus. A subscriber that falls behind gets the newest messages, not all."""
+    """What the server needs of a bus."""
 
     local: LocalBus
     """The part within this process."""
@@ -28,8 +27,8 @@ class Bus(Protocol):
         """Tell every subscriber of ``topic``."""
         ...
 
-    def subscribe(self, topic: str) -> AbstractAsyncContextManager[asyncio.Queue[str]]:
-        """Give a queue of what is published on ``topic`` while the context lasts."""
+    def subscribe(self, topic: str, hear: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Call ``hear`` with what is published on ``topic`` while the context lasts; it must not wait or raise."""
         ...
 
 
@@ -38,7 +37,7 @@ class LocalBus:
 
     def __init__(self) -> None:
         self.local = self
-        self._queues: defaultdict[str, set[asyncio.Queue[str]]] = defaultdict(set)
+        self._listeners: defaultdict[str, set[Callable[[str], None]]] = defaultdict(set)
 
     async def open(self) -> None:
         """There is nothing to begin."""
@@ -48,24 +47,21 @@ class LocalBus:
 
     async def publish(self, topic: str, text: str = "") -> None:
         """Tell every subscriber of ``topic``."""
-        for queue in self._queues.get(topic, ()):
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(text)
+        for hear in tuple(self._listeners.get(topic, ())):
+            hear(text)
 
     async def publish_everywhere(self) -> None:
         """Let every subscriber look, because messages may have been lost."""
-        for topic in list(self._queues):
+        for topic in list(self._listeners):
             await self.publish(topic)
 
-    @asynccontextmanager
-    async def subscribe(self, topic: str) -> AsyncIterator[asyncio.Queue[str]]:
-        """Give a queue of what is published on ``topic`` while the context lasts."""
-        queue: asyncio.Queue[str] = asyncio.Queue(64)
-        self._queues[topic].add(queue)
+    @contextmanager
+    def subscribe(self, topic: str, hear: Callable[[str], None]) -> Iterator[None]:
+        """Call ``hear`` with what is published on ``topic`` while the context lasts; it must not wait or raise."""
+        self._listeners[topic].add(hear)
         try:
-            yield queue
+            yield
         finally:
-            self._queues[topic].discard(queue)
-            if not self._queues[topic]:
-                del self._queues[topic]
+            self._listeners[topic].discard(hear)
+            if not self._listeners[topic]:
+                del self._listeners[topic]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import nats
 import structlog
@@ -73,9 +74,9 @@ class NatsBus:
         except nats.errors.Error as e:  # the other servers look by themselves, later
             log.warning("a hint was not sent", reason=str(e))
 
-    def subscribe(self, topic: str) -> AbstractAsyncContextManager[asyncio.Queue[str]]:
-        """Give a queue of what is published on ``topic`` while the context lasts."""
-        return self.local.subscribe(topic)
+    def subscribe(self, topic: str, hear: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Call ``hear`` with what is published on ``topic`` while the context lasts; it must not wait or raise."""
+        return self.local.subscribe(topic, hear)
 
     async def _heard(self, message: Msg) -> None:
         topic, text = json.loads(message.data)

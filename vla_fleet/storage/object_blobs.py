@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
 _RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
+_LINK_VALID = timedelta(hours=1)
+"""A download that has begun goes on beyond it; one that is taken up again gets another link."""
 _UNREACHABLE = (exceptions.GenericError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 
 
@@ -76,6 +78,11 @@ class ObjectBlobs:
             found = await obstore.get_async(self._store, check_name(sha256), options={"range": (begin, end)})
             async for chunk in found.stream():
                 yield bytes(chunk)
+
+    async def link(self, sha256: str) -> str:
+        """Return a URL at which whoever has it can fetch a blob for an hour, at the ``AWS_ENDPOINT_URL`` of this server."""
+        with self._reached():
+            return str(await obstore.sign_async(self._store, "GET", check_name(sha256), _LINK_VALID))
 
     async def sizes(self) -> dict[str, int]:
         """Return every blob's size [bytes]."""

@@ -17,6 +17,7 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from vla_ota.msg import (
     AdaptationStatus,
+    AnomalyScore,
     BridgeStatus,
     EpisodeOutcome,
     ModelEvent,
@@ -45,6 +46,7 @@ _STATUS_PERIOD_S = 1.0
 _SERVICE_S, _ROLLBACK_S = 5.0, 150.0
 _THREADS = 4
 _POLICY_SILENT_S = 3.0
+_MOST_SCORES = 16
 
 
 class FleetBridgeNode(Node):
@@ -68,6 +70,7 @@ class FleetBridgeNode(Node):
         self._policy_heard_s = -math.inf
         self._swap: SwapReport | None = None
         self._adaptation = AdaptationStatus()
+        self._scores: dict[str, AnomalyScore] = {}
         self._closing = False
         self._publisher = self.create_publisher(BridgeStatus, "~/status", qos.LATCHED)
         self._offers = self.create_publisher(ModelUpdate, "model_update", qos.OFFERS)
@@ -89,6 +92,7 @@ class FleetBridgeNode(Node):
         hear(PolicyStatus, f"{settings.policy_node}/status", self._on_policy, qos.LATCHED)
         hear(SwapReport, f"{settings.policy_node}/swap_report", self._on_swap, qos.LATCHED)
         hear(AdaptationStatus, "adaptation/status", self._on_adaptation, qos.LATCHED)
+        hear(AnomalyScore, "anomaly_score", self._on_score, qos.SCORES)
         Diagnostics(self, lambda: "").add("fleet", self._report)
         self.create_timer(_STATUS_PERIOD_S, self._publish_status)
         self._engine.start()
@@ -113,6 +117,17 @@ class FleetBridgeNode(Node):
         before, self._adaptation = self._adaptation, message
         if (before.adapter_digest, before.base_digest) != (message.adapter_digest, message.base_digest):
             self._send_status()
+
+    def _on_score(self, message: AnomalyScore) -> None:
+        """Keep it for the next status; of a monitor that gives each score a source of its own only the first are kept."""
+        if message.source in self._scores or len(self._scores) < _MOST_SCORES:
+            self._scores[message.source] = message
+
+    def _scores_of(self, version: str) -> dict[str, float]:
+        """Return the newest score of each source, if this version had it."""
+        return {
+            s.source[:128]: s.score for s in self._scores.values() if s.version == version and math.isfinite(s.score)
+        }
 
     def _on_policy(self, message: PolicyStatus) -> None:
         before, self._policy, self._policy_heard_s = self._policy, message, time.monotonic()
@@ -139,12 +154,14 @@ class FleetBridgeNode(Node):
             self._engine.on_status, protocol.Status, state=manager.state_name, update_id=manager.update_id,
             name=manager.name, committed_version=manager.committed_version, committed_digest=manager.committed_digest,
             adapted_version=own.base_version if adapted else "", adapted_digest=own.base_digest if adapted else "",
-            previous_version=manager.previous_version, trial_version=manager.trial_version, active_version=version,
-            active_digest=digest, active_cause=cause, progress=min(1.0, max(0.0, manager.progress)),
-            versions=list(manager.versions)[:256], blocked=list(manager.blocked)[:256],
-            rollback_ready=manager.rollback_ready, holding=policy is not None and policy.holding,
-            hold_reason=policy.hold_reason if policy is not None else "", error_code=manager.error_code,
-            message=manager.message[:4096], experiment=manager.experiment,
+            previous_version=manager.previous_version, trial_version=manager.trial_version,
+            trial_progress=min(1.0, max(0.0, manager.trial_progress)) if manager.trial_version else 0.0,
+            trial_message=manager.trial_message[:4096] if manager.trial_version else "",
+            scores=self._scores_of(version), active_version=version, active_digest=digest, active_cause=cause,
+            progress=min(1.0, max(0.0, manager.progress)), versions=list(manager.versions)[:256],
+            blocked=list(manager.blocked)[:256], rollback_ready=manager.rollback_ready,
+            holding=policy is not None and policy.holding, hold_reason=policy.hold_reason if policy is not None else "",
+            error_code=manager.error_code, message=manager.message[:4096], experiment=manager.experiment,
             episode_arms=policy is not None and policy.episode_arms,
         )  # fmt: skip
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Episode files: ``<root>/<sha256>.mcap`` once they are whole, ``<root>/incoming/<robot>/<sha256>`` while they arrive.
+"""Files of one kind: ``<root>/<sha256><suffix>`` once they are whole, ``<root>/incoming/<robot>/<sha256>`` while they arrive.
 
 With an object store, whole files are there. What is arriving is on the server that it arrives at: a robot that goes on at another
 one hears that nothing is there, and begins again.
@@ -26,23 +26,23 @@ _MOST_PARTS = 4
 
 
 class OffsetError(ConflictError):
-    """EPISODE_OFFSET, EPISODE_DIGEST: the robot goes on at ``received_bytes``."""
+    """UPLOAD_OFFSET, UPLOAD_DIGEST: the robot goes on at ``received_bytes``."""
 
     def __init__(self, code: str, message: str, received_bytes: int) -> None:
         super().__init__(code, message)
         self.received_bytes = received_bytes
 
 
-class EpisodeFiles:
+class UploadFiles:
     """Takes files in piece by piece. What arrived stays, whatever ends the request or the server."""
 
-    def __init__(self, root: Path, objects: ObjectBlobs | None = None) -> None:
-        self.root, self._incoming, self.objects = root, root / "incoming", objects
+    def __init__(self, root: Path, suffix: str, objects: ObjectBlobs | None = None) -> None:
+        self.root, self._incoming, self.suffix, self.objects = root, root / "incoming", suffix, objects
         self._incoming.mkdir(parents=True, exist_ok=True)
 
     def path(self, sha256: str) -> Path:
         """Return where a whole file is, or would be."""
-        return self.root / f"{sha256}.mcap"
+        return self.root / (sha256 + self.suffix)
 
     def part(self, robot: str, sha256: str) -> Path:
         """Return where a file is while it arrives."""
@@ -61,7 +61,7 @@ class EpisodeFiles:
         When two send at once, the first to write goes on; the other gets the offset at which the file ends by then.
 
         Raises:
-            FleetError: EPISODE_OFFSET, INPUT_INVALID (more than ``total``), DISK_FULL.
+            FleetError: UPLOAD_OFFSET, INPUT_INVALID (more than ``total``), DISK_FULL.
         """
         part = self.part(robot, sha256)
         if offset > total:
@@ -86,15 +86,23 @@ class EpisodeFiles:
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            raise FullError(
-                "DISK_FULL", f"episode {sha256} cannot be stored: {e.strerror}; give the server room"
-            ) from e
+            raise FullError("DISK_FULL", f"{sha256} cannot be stored: {e.strerror}; give the server room") from e
 
-    def hash(self, part: Path) -> str:
-        """Make a file that has arrived durable, and return its SHA-256."""
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    def check_hash(self, part: Path, sha256: str) -> None:
+        """Make a file that has arrived durable.
+
+        Raises:
+            OffsetError: UPLOAD_DIGEST if it hashes to something else, UPLOAD_OFFSET if another request has removed it.
+        """
+        try:
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError as e:
+            raise OffsetError("UPLOAD_OFFSET", "nothing is here; send it again", 0) from e
+        if found != sha256:
+            text = f"the bytes hash to {found}, not to {sha256}; they were thrown away, send them again"
+            raise OffsetError("UPLOAD_DIGEST", text, 0)
 
     async def upload(self, part: Path, sha256: str) -> None:
         """Bring a file that was checked to the object store, if there is one."""
@@ -157,4 +165,4 @@ def _write_at(descriptor: int, chunk: bytes, offset: int, total: int) -> None:
 
 
 def _elsewhere(size: int) -> OffsetError:
-    return OffsetError("EPISODE_OFFSET", f"{size} bytes are here; go on from there", size)
+    return OffsetError("UPLOAD_OFFSET", f"{size} bytes are here; go on from there", size)
