@@ -14,10 +14,11 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 _SAMPLE_S = 0.05
 _LOOK_AROUND_SAMPLES = 5
@@ -115,21 +116,25 @@ class Host:
         self._process.stdout.close()
 
 
-class PeakMemory:
-    """Largest memory of a process and its descendants while ``with`` lasts [bytes], sampled every 50 ms.
+class Beside(ABC):
+    """Works in a thread beside what is measured, while ``with`` lasts; what it raises is raised at the end."""
 
-    Anonymous and shared-memory pages of all processes, and the file pages of the process that maps most of them: libraries that
-    several map are there once. (Proportional set sizes would say the same to the page, but reading them walks page tables and
-    makes the processes late that are being measured.)
-    """
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    def __init__(self) -> None:
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self.peak = 0
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._guarded, daemon=True)
 
-    def __enter__(self) -> PeakMemory:
+    @abstractmethod
+    def _work(self) -> None:
+        """Work until ``_over`` is set."""
+
+    def _guarded(self) -> None:
+        try:
+            self._work()
+        except Exception as e:
+            self._failure = e
+
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -138,8 +143,24 @@ class PeakMemory:
     ) -> None:
         self._over.set()
         self._thread.join(60.0)
+        if self._failure is not None and error is None:
+            raise self._failure
 
-    def _sample(self) -> None:
+
+class PeakMemory(Beside):
+    """Largest memory of a process and its descendants while ``with`` lasts [bytes], sampled every 50 ms.
+
+    Anonymous and shared-memory pages of all processes, and the file pages of the process that maps most of them: libraries that
+    several map are there once. (Proportional set sizes would say the same to the page, but reading them walks page tables and
+    makes the processes late that are being measured.)
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__()
+        self._pid = pid
+        self.peak = 0
+
+    def _work(self) -> None:
         below: list[int] = []
         for sample in itertools.count():
             if sample % _LOOK_AROUND_SAMPLES == 0:  # asking for children takes longer than asking for sizes
