@@ -8,6 +8,7 @@ A bundle of about 300 MB comes over HTTP from this machine: into our store, and 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -25,7 +26,10 @@ from vla_checkpoint import Channel, build_manifest, write_manifest
 
 TENSORS, ELEMENTS = 75, 1_000_000
 PLAIN, DURABLE, OURS = "requests, sha256sum", "requests, flushed, hashlib", "ours: fetch, verify, install"
-FETCHES = {"plain": PLAIN, "durable": DURABLE, "ours": OURS}
+CURL, HUB = "curl, sync, sha256sum", "huggingface_hub, not hashed"
+FETCHES = {"plain": PLAIN, "durable": DURABLE, "curl": CURL, "hub": HUB, "ours": OURS}
+NEEDS = {"curl": shutil.which("curl"), "hub": importlib.util.find_spec("huggingface_hub")}
+"""What not every machine has."""
 HASHLIB = "hashlib, one pass"
 CHECKS = {"hashed": HASHLIB, "verified_without_values": "verify_bundle without values", "verified": "verify_bundle"}
 COLUMNS = (("mb_s", "MB/s", ".0f"), ("seconds", "s", ".2f"), ("peak_mb", "peak resident memory, MB", ".0f"))
@@ -71,6 +75,8 @@ def measure(folder: Path, runs: int, stop_at_s: float) -> tuple[int, list[Table]
         for _ in range(runs):
             begin = time.monotonic()
             for way, name in {**FETCHES, **CHECKS}.items():
+                if not NEEDS.get(way, True):
+                    continue
                 settings = {"way": way, "bundle": str(bundle), "base_url": url, "target": str(target)}
                 with Host("benchmarks.store_clients", settings) as client:
                     found = client.hear(120.0)
@@ -81,7 +87,8 @@ def measure(folder: Path, runs: int, stop_at_s: float) -> tuple[int, list[Table]
                 os.sync()  # what one way left to be written is not the next one's to wait for
             if time.monotonic() + (time.monotonic() - begin) > stop_at_s:
                 break
-    for peer in (PLAIN, DURABLE):
+    fetches.notes += [f"not installed, so not measured: {FETCHES[way]}" for way, there in NEEDS.items() if not there]
+    for peer in (PLAIN, DURABLE, CURL, HUB):
         fetches.note_ratio("mb_s", OURS, peer, "throughput")
         fetches.note_ratio("peak_mb", OURS, peer, "peak memory")
     for name in CHECKS.values():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -28,6 +29,46 @@ def plain(settings: dict[str, Any]) -> None:
     for path, sha256 in _download(settings, flush=False):
         found = subprocess.run(["sha256sum", str(path)], check=True, capture_output=True, text=True)
         _same(path, found.stdout.split()[0], sha256)
+
+
+def curl(settings: dict[str, Any]) -> None:
+    """``curl`` into files, ``sync`` of them, ``sha256sum`` over them: what a shell script does."""
+    target = Path(settings["target"])
+    settings["begin"]()
+    subprocess.run(
+        ["curl", "-sSf", settings["base_url"] + "manifest.json", "--create-dirs", "-o", target / "manifest.json"],
+        check=True,
+    )
+    entries = Manifest.parse((target / "manifest.json").read_bytes()).files
+    for entry in entries:
+        path = target / entry.path
+        subprocess.run(["curl", "-sSf", settings["base_url"] + entry.path, "--create-dirs", "-o", path], check=True)
+    subprocess.run(["sync", *(target / entry.path for entry in entries)], check=True)
+    found = subprocess.run(
+        ["sha256sum", *(target / entry.path for entry in entries)], check=True, capture_output=True, text=True
+    )
+    for entry, line in zip(entries, found.stdout.splitlines(), strict=True):
+        _same(target / entry.path, line.split()[0], entry.sha256)
+
+
+def hub(settings: dict[str, Any]) -> None:
+    """``huggingface_hub``'s downloader from an endpoint on this machine; it does not hash what it gets."""
+    os.environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    os.environ |= {"HF_HOME": settings["target"]}
+    import huggingface_hub
+
+    data = (Path(settings["bundle"]) / "manifest.json").read_bytes()
+    settings["begin"]()
+    for entry in Manifest.parse(data).files:
+        path = huggingface_hub.hf_hub_download(
+            "bench/policy",
+            entry.path,
+            endpoint=settings["base_url"].rstrip("/"),
+            cache_dir=settings["target"],
+            token=False,
+        )
+        if Path(path).stat().st_size != entry.size:
+            raise RuntimeError(f"{path}: another size")
 
 
 def durable(settings: dict[str, Any]) -> None:
@@ -88,7 +129,7 @@ def verified_without_values(settings: dict[str, Any]) -> None:
 
 
 WAYS: dict[str, Callable[[dict[str, Any]], None]] = {
-    f.__name__: f for f in (plain, durable, ours, hashed, verified, verified_without_values)
+    f.__name__: f for f in (plain, curl, hub, durable, ours, hashed, verified, verified_without_values)
 }
 
 
@@ -136,7 +177,7 @@ def _never() -> bool:
 def _peak_bytes() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
+            return max(int(line.split()[1]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024
     raise RuntimeError("no VmHWM")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,16 +152,58 @@ def _named(data: Data) -> list[tuple[bytes, Data]]:
     return found
 
 
-def _bsdiff() -> tuple[Encode, Decode] | None:
-    try:
-        import bsdiff4  # type: ignore[import-not-found]
-    except ImportError:
-        return None
+def _bsdiff() -> tuple[Encode, Decode]:
+    import bsdiff4
+
     return (lambda old, new: bytes(bsdiff4.diff(old, new))), (lambda old, sent: bytes(bsdiff4.patch(old, sent)))
 
 
-def ways(width: int) -> dict[str, tuple[Encode, Decode]]:
-    """Return the ways for numbers of ``width`` bytes, by name, all but ours."""
+def _xdelta() -> tuple[Encode, Decode]:
+    """xdelta3 through files, which is how its binding has it."""
+    import pyxdelta
+
+    def through_files(run: Callable[..., bool], one: Data, other: Data) -> Data:
+        with tempfile.TemporaryDirectory() as name:
+            paths = [Path(name, file) for file in ("one", "other", "made")]
+            paths[0].write_bytes(one)
+            paths[1].write_bytes(other)
+            if not run(*map(str, paths)):
+                raise RuntimeError("xdelta3 failed")
+            return paths[2].read_bytes()
+
+    return functools.partial(through_files, pyxdelta.run), functools.partial(through_files, pyxdelta.decode)
+
+
+def _zipnn(dtype: str) -> tuple[Encode, Decode]:
+    """ZipNN's delta mode as it comes: XOR against the old file, bytes in groups, an entropy coder that it chooses."""
+    import zipnn
+
+    def coder() -> Any:
+        return zipnn.ZipNN(bytearray_dtype=dtype, delta_compressed_type="byte")
+
+    def encode(old: Data, new: Data) -> Data:
+        same = old[: len(new)].ljust(len(new), b"\0")
+        return len(new).to_bytes(8, "little") + bytes(coder().compress(new, delta_second_data=same))
+
+    def decode(old: Data, sent: Data) -> Data:
+        size = int.from_bytes(sent[:8], "little")
+        return bytes(coder().decompress(sent[8:], delta_second_data=old[:size].ljust(size, b"\0")))
+
+    return encode, decode
+
+
+PEERS: dict[str, tuple[str, Callable[[str], tuple[Encode, Decode]]]] = {
+    "bsdiff4": ("bsdiff4", lambda dtype: _bsdiff()),
+    "xdelta3": ("pyxdelta", lambda dtype: _xdelta()),
+    "ZipNN, delta mode": ("zipnn", lambda dtype: _zipnn({"bf16": "bfloat16", "fp32": "float32"}[dtype])),
+}
+"""Name → the package that has it, and what makes the two functions for a dtype."""
+WIDTHS = {"bf16": 2, "fp32": 4}
+
+
+def ways(dtype: str) -> dict[str, tuple[Encode, Decode]]:
+    """Return the ways for numbers of a dtype, by name, all but ours and what is not installed."""
+    width = WIDTHS[dtype]
     found = {
         "zstd -3, whole file": (zstd_whole, unzstd_whole),
         "64 KB content-defined chunks": (chunks, unchunks),
@@ -169,8 +213,8 @@ def ways(width: int) -> dict[str, tuple[Encode, Decode]]:
         "difference, byte planes, zstd -3": _planes(width, xor=False),
         "difference, pcodec": _pco(width),
     }
-    bsdiff = _bsdiff()
-    return found if bsdiff is None else {**found, "bsdiff4": bsdiff}
+    peers = {name: make(dtype) for name, (package, make) in PEERS.items() if importlib.util.find_spec(package)}
+    return {**found, **peers}
 
 
 def ours(base: Path, target: Path, delta: Path) -> Callable[[], Data]:

@@ -132,7 +132,7 @@ def train(
         yield loss.item()
 
 
-def make(folder: Path, size: Size, say: Callable[[str], None]) -> list[str]:
+def make(folder: Path, size: Size, say: Callable[[str], None], plans: Iterable[FineTune] = FINE_TUNES) -> list[str]:
     """Train what is not in ``folder`` yet; return the names of the fine-tunes, each ``<name>.<dtype>.safetensors``."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -145,7 +145,7 @@ def make(folder: Path, size: Size, say: Callable[[str], None]) -> list[str]:
                 say(f"{BASE}: step {len(losses)} of {size.steps}, loss {sum(losses[-50:]) / 50:.3f}")
         _save(base.state_dict(), folder, BASE)
     names: list[str] = []
-    for plan in FINE_TUNES:
+    for plan in plans:
         stops = {max(1, round(stop * size.share)): f"{plan.name}x{stop}" for stop in plan.stops}
         names += stops.values()
         if not all((folder / f"{name}.fp32.safetensors").exists() for name in stops.values()):

@@ -112,6 +112,8 @@ class PowerLossFilesystem(Filesystem):
     def _meet(self, path: Path) -> None:
         """Note an inode that is new: nothing of it is flushed yet, but a symbolic link is made whole."""
         entry = path.lstat()
+        if not stat.S_ISLNK(entry.st_mode):
+            self.links.pop(entry.st_ino, None)  # a link had this number, and is gone
         if stat.S_ISDIR(entry.st_mode):
             self.folders.setdefault(entry.st_ino, _Folder())
         elif stat.S_ISLNK(entry.st_mode):

@@ -23,7 +23,7 @@ from support.ota import Robot, shared_weights
 from support.simulated_policy import SimulatedPolicy
 
 from vla_checkpoint import Manifest, load_manifest, sha256_file, verify_bundle
-from vla_ota_manager.states import UpdateState
+from vla_ota_manager.states import PIPELINE, UpdateState
 from vla_ota_manager.store.filesystem import Filesystem
 from vla_ota_manager.store.state import State
 from vla_ota_manager.store.store import Store
@@ -65,7 +65,8 @@ class Fleet:
         shutil.copytree(
             self.template.store_dir, folder / "store", symlinks=True, copy_function=os.link, ignore=no_locks
         )
-        SimulatedPolicy.boot(folder / "policy.json", folder / "store/current")
+        with SimulatedPolicy.boot(folder / "policy.json", folder / "store/current").edit() as document:
+            document["shows_shadow"] = True
         (self.server.root / name).symlink_to(".")
         config = {**self.template.config_arguments(), "store_dir": str(folder / "store"), "max_trial_attempts": 5}
         url = self.server.url(f"{name}/pick_place/1.1.0/manifest.json")
@@ -163,6 +164,8 @@ def test_killed_at_every_crash_point_the_update_completes_and_no_blob_is_fetched
     assert runs.run(Job(**{**job.__dict__, "crash_log": str(log)})) == 0
     passed = Counter(log.read_text().split())
     assert {"fetch.chunk", "install.before_rename", "port.after_swap", "current.before_rename"} <= set(passed)
+    way = (*PIPELINE, UpdateState.SWAPPING, UpdateState.TRIAL, UpdateState.COMMITTED)
+    assert {f"entered.{state.name}" for state in way} <= set(passed)
     points = [(name, nth) for name, count in passed.items() for nth in sorted({1, count})]
     reached = in_parallel(several, lambda own, name, nth: kill_and_go_on(fleet, own, name, nth), points)
     fleet.server.be_good()

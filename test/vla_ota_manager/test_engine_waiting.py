@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 from support.ota import Robot
 
-from vla_ota_manager.states import UpdateState
+from vla_ota_manager.records import Event
+from vla_ota_manager.states import PIPELINE, UpdateState
 
 S = UpdateState
 
@@ -160,3 +161,25 @@ def test_an_update_that_was_taken_back_is_not_said_to_wait(ready: Robot) -> None
     ready.until(lambda: "1.2.0 waits until the trial" in ready.engine.status().message)
     assert ready.engine.cancel(patient).success
     ready.until(lambda: "1.2.0" not in ready.engine.status().message)
+
+
+class CancelsIn(list[Event]):
+    """Events of a robot, which cancels its first update the moment that it has entered a state."""
+
+    def __init__(self, robot: Robot, state: S) -> None:
+        self.robot, self.state, self.replies = robot, state, []
+
+    def append(self, event: Event) -> None:
+        super().append(event)
+        if event.to_state == self.state.name and not self.replies:
+            self.replies.append(self.robot.engine.cancel(event.update_id))
+
+
+@pytest.mark.parametrize("state", PIPELINE, ids=lambda state: state.name)
+def test_a_cancellation_is_carried_out_in_every_state_before_the_swap(robot: Robot, state: S) -> None:
+    robot.events = events = CancelsIn(robot, state)
+    robot.begin(shows_shadow=True)
+    robot.ended(robot.offer("1.1.0"), S.CANCELLED, "CANCELLED")
+    assert events.replies[0].success and robot.trail("u-1.1.0")[-2:] == [state.name, "CANCELLED"]
+    assert robot.current_version() == "1.0.0" and robot.policy.look()["active"]["version"] == "1.0.0"
+    robot.install("1.1.0", update_id="again")

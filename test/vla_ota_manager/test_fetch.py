@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import socket
 import threading
 import time
@@ -19,6 +20,7 @@ from support.waits import wait_for
 
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import CancelledError, FetchError, OtaError
+from vla_ota_manager.fetch import fetcher
 from vla_ota_manager.fetch.fetcher import Fetcher, Received
 from vla_ota_manager.fetch.source import parse_url
 from vla_ota_manager.store.blobs import BlobStore
@@ -390,3 +392,29 @@ def test_memory_stays_bounded_whatever_the_size(bench: Bench) -> None:
         tracemalloc.stop()
     assert peak < 8 << 20
     assert bench.blobs.claim(digest.hexdigest(), size)
+
+
+def test_retries_wait_a_random_time_below_a_bound_that_doubles_up_to_its_most(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a fleet whose server was away does not come back all at once."""
+    bench.server.behave(PATH, Behaviour(status=503))
+    bounds: list[tuple[float, float]] = []
+    waits: list[float] = []
+
+    class Draws(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            bounds.append((a, b))
+            return super().uniform(a, b)
+
+    monkeypatch.setattr(fetcher, "pause", lambda duration_s, cancelled: waits.append(duration_s))
+    config = OtaConfig(
+        store_dir="/unused", allowed_sources=(bench.server.base,), retries=6, backoff_s=1.0, backoff_max_s=10.0
+    )
+    downloads = Fetcher(config, bench.blobs, Draws(7))
+    with pytest.raises(FetchError, match="HTTP_STATUS"):
+        downloads.blob(
+            [parse_url(bench.server.url(PATH))], DIGEST, len(DATA), Received(), lambda done: None, lambda: False
+        )
+    assert bounds == [(0.0, most) for most in (1.0, 2.0, 4.0, 8.0, 10.0, 10.0)]
+    assert len(set(waits)) == 6 and all(0 <= wait <= most for wait, (_, most) in zip(waits, bounds, strict=True))

@@ -109,7 +109,14 @@ def test_references_are_resolved_against_the_manifest_and_cannot_climb_out() -> 
     joined = join_url(base, "../../blobs/sha256/abc")
     assert joined.text == "http://models.example/robots/blobs/sha256/abc"
     assert join_url(base, "weights/model.safetensors").text.endswith("/1.0.0/weights/model.safetensors")
-    for reference in ("../../../../../etc/passwd", "http://u@evil.com/x", "%2e%2e/x"):
+    for reference in (
+        "../../../../../etc/passwd",
+        "http://u@evil.com/x",
+        "%2e%2e/x",
+        "http://[",
+        "/\t/evil.com",
+        "/\n/evil.com",
+    ):
         with pytest.raises(FetchError):
             AllowedSources(ALLOWED).check(join_url(base, reference))
 

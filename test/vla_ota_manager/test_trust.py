@@ -6,6 +6,7 @@ The attacks are those of TUF (theupdateframework.io/security): real keys, real H
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -288,7 +289,9 @@ def test_metadata_of_others_without_our_field_need_no_clock(world: World) -> Non
 def test_what_was_kept_and_is_damaged_begins_anew_with_the_trust_root(world: World) -> None:
     robot = world.robot()
     robot.find()
-    for data in (b"", b"{", b'{"timestamp.json": 1}', b'{"../../x.json": "1", "timestamp.json": "null"}'):
+    names = ("../../x.json", "", "root_history/", "x/y/z.json", "timestamp.json/x.json", "n" * 300 + ".json")
+    strange = [json.dumps({name: "1", "timestamp.json": "null"}).encode() for name in names]
+    for data in (b"", b"{", b"[" * 100_000, b'{"timestamp.json": 1}', b'{"timestamp.json": "\\ud800"}', *strange):
         (world.folder / "store/trust.json").write_bytes(data)
         assert robot.find() is not None
     assert not list(world.folder.glob("**/x.json"))

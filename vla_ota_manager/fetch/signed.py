@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from vla_ota_manager.fetch.fetcher import Fetcher, Received
 from vla_ota_manager.fetch.http import Cancelled
 from vla_ota_manager.fetch.source import Url, join_url, parse_url
 from vla_ota_manager.records import Ref, utc_text
+from vla_ota_manager.store.decode import decode, parse
 from vla_ota_manager.store.filesystem import Filesystem
 
 FILE = "trust.json"
@@ -44,6 +46,7 @@ _BEHIND_S = 3600.0
 """A clock may be so much behind the server's when it signed."""
 _MAX_ROOT_BYTES = 512_000
 _MAX_KEPT_BYTES = 32 << 20
+_KEPT_NAME = re.compile(r"(root_history/)?[A-Za-z0-9%_.~-]{1,200}\.json")
 _LIMITS = UpdaterConfig(max_delegations=8, targets_max_length=5_000_000, snapshot_max_length=500_000)
 _log = logging.getLogger("vla_ota_manager")
 
@@ -119,8 +122,8 @@ class SignedVersions:
         if not self._keep.exists():
             return {}
         try:
-            found = json.loads(read_bytes(self._keep, _MAX_KEPT_BYTES))
-            if isinstance(found, dict) and all(isinstance(text, str) for text in found.values()):
+            found: dict[str, str] = decode(dict[str, str], parse(read_bytes(self._keep, _MAX_KEPT_BYTES)), "")
+            if all(map(_KEPT_NAME.fullmatch, found)):
                 return found
         except (CheckpointError, ValueError):
             pass
@@ -190,9 +193,8 @@ def _read_root(path: Path) -> bytes:
 def _unpack(kept: Mapping[str, str], folder: Path) -> None:
     for name, text in kept.items():
         path = folder / name
-        if path.resolve().is_relative_to(folder.resolve()):
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def _pack(folder: Path) -> dict[str, str]:

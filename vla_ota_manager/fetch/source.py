@@ -82,10 +82,16 @@ def _host_of(text: str, hostname: str, netloc: str) -> str:
 
 def join_url(base: Url, relative: str) -> Url:
     """Resolve a reference against a URL and check the result; ``..`` of the reference may not climb above the root."""
+    if not _PLAIN.fullmatch(relative.lower()):  # urljoin drops tabs and line ends: "/\t/evil" would name another host
+        raise _invalid(relative, "holds characters that a URL may not have")
     depth = len(base.segments) - 1
     if posixpath.normpath(relative).split("/").count("..") > depth:
         raise _invalid(relative, f"climbs above the root of {base.text}")
-    return parse_url(urljoin(base.text, relative))
+    try:
+        target = urljoin(base.text, relative)
+    except ValueError as e:
+        raise _invalid(relative, "the host or the port is malformed") from e
+    return parse_url(target)
 
 
 def parse_mirror(text: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from rclpy.action import ActionClient
 from rclpy.action.client import ClientGoalHandle
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 from vla_ota.action import PrepareModel
 from vla_ota.msg import PolicyStatus, SwapReport
@@ -28,6 +28,7 @@ from vla_ota_manager.port import Cancelled, OnProgress, PolicySnapshot, PrepareR
 from vla_ros import qos
 from vla_ros.calls import GivenUpError, GroupThread, wait, wait_until
 from vla_ros.diagnostics import Diagnostics
+from vla_ros.executor import QuickCallbackGroup
 from vla_ros.fault import Fault
 from vla_ros.plain import plain
 from vla_ros.stamps import to_seconds
@@ -73,7 +74,7 @@ class RosPolicyPort:
             node, PrepareModel, f"{prefix}/prepare_model", callback_group=self._among_callbacks.group
         )
         self._swap = node.create_client(SwapModel, f"{prefix}/swap_model", callback_group=ReentrantCallbackGroup())
-        in_order = MutuallyExclusiveCallbackGroup()
+        in_order = QuickCallbackGroup()
         for message_type, name, callback, profile in (
             (PolicyStatus, "status", self._take_status, qos.LATCHED_EACH),
             (SwapReport, "swap_report", self._take_report, qos.LATCHED),

@@ -186,7 +186,7 @@ class Filesystem:
                 fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError as e:
                 os.close(fd)
-                raise StoreError("STORE_LOCKED", "another manager works on this store", str(path)) from e
+                raise StoreError("STORE_LOCKED", "a manager (or fsck) works on this store", str(path)) from e
             return fd
 
     def _flush(self, fd: int, path: Path) -> None:

@@ -69,7 +69,7 @@ class Scrubber:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         with suppress(CancelledCheckError, CancelledError):
             while True:
-                folders = list(filter(_is_version, self._store.folders()))
+                folders = list(filter(is_version, self._store.folders()))
                 self._found = {folder: self._found[folder] for folder in folders if folder in self._found}
                 for folder in folders:
                     self._read(folder)
@@ -88,7 +88,7 @@ class Scrubber:
             self._on_damage(folder.name, damage)
 
 
-def _is_version(folder: Path) -> bool:
+def is_version(folder: Path) -> bool:
     """Whether a folder has a version's name; others are not ours."""
     try:
         check_version(folder.name)

@@ -278,7 +278,7 @@ class Store:
         ref = _ref(manifest)
         path = self.path_of(ref)
         self.refuse_conflict(ref)
-        there = self._manifest_at(path)
+        there = self.manifest_at(path)
         if path.is_dir() and not path.is_symlink() and (there is None or there.digest == ref.digest):
             self._mend(path, staged, manifest)
         else:
@@ -306,7 +306,7 @@ class Store:
         What is left of one that is neither is no obstacle.
         """
         path = self.path_of(ref)
-        there = self._manifest_at(path)
+        there = self.manifest_at(path)
         namesakes = {r.digest for r in self._state.references() if (r.name, r.version) == (ref.name, ref.version)}
         if there is not None and there.digest != ref.digest and not namesakes:
             whole = next(find_damage(path, cancel=cancel), None) is None
@@ -423,7 +423,7 @@ class Store:
 
     def _examine(self, path: Path) -> Installed | None:
         try:
-            manifest = self._manifest_at(path)
+            manifest = self.manifest_at(path)
             if manifest is None or any((path / entry.path).stat().st_size != entry.size for entry in manifest.files):
                 return None
             installed_s = (path / "manifest.json").stat().st_mtime
@@ -432,7 +432,7 @@ class Store:
         except OSError:
             return None
 
-    def _manifest_at(self, path: Path) -> Manifest | None:
+    def manifest_at(self, path: Path) -> Manifest | None:
         """Return the manifest of a version's folder, complete or not; None if there is none that belongs there."""
         try:
             manifest = load_manifest(path)
