@@ -20,13 +20,13 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vla_adaptation import facts, state
 from vla_adaptation.errors import AdaptationError
 from vla_adaptation.job import JOB, LOG, RESULT, Job, Result, read, write
-from vla_adaptation.library import Library, keep
+from vla_adaptation.library import Library, Own, keep
 from vla_adaptation.process import Throttle, TrainingProcess
 from vla_adaptation.settings import AdaptationSettings
 from vla_checkpoint import MANIFEST_NAME, CheckpointError, Manifest, limits
@@ -46,6 +46,8 @@ _MOST_OFFERS = 6
 _PAUSE_KEPT_S = 120.0
 """A training process that stands still for longer gives its memory back; the next one goes on from its checkpoint [s]."""
 _MOST_DEATHS = 3
+_SPARE_BYTES = 2 << 30
+"""Space that training leaves free: more than the recorder and ota_manager want."""
 _BUSY = ("CHECKING", "FETCHING", "VERIFYING", "PREPARING", "SHADOW", "SWAPPING", "TRIAL", "ROLLING_BACK")
 _ENDED = ("REJECTED", "CANCELLED", "FAILED", "ROLLED_BACK")
 
@@ -147,8 +149,8 @@ class Adaptation:
             return f"the end of episode {policy.episode_id}" if policy.episode_id else "the operator"
         if manager is None or now - self._manager_s > _SILENT_S:
             return "ota_manager, which is silent"
-        if manager.state in _BUSY:
-            return f"the update under way ({manager.state})"
+        if manager.state_name in _BUSY:
+            return f"the update under way ({manager.state_name})"
         if now - self._busy_s < self._settings.idle_s:
             return f"{self._settings.idle_s:g} s without an episode"
         return ""
@@ -175,12 +177,11 @@ class Adaptation:
         )
 
     def _state_name(self) -> facts.State:
-        process, adapter = self._process, self._state.adapter
-        if self._state.work is not None:
-            if process is None or self._stopped_s is not None:
+        work, adapter = self._state.work, self._state.adapter
+        if work is not None:
+            if self._process is None or self._stopped_s is not None:
                 return "PAUSED"
-            job = read(self._job / JOB, Job)
-            return "VALIDATING" if job is not None and job.kind == "carry" else "TRAINING"
+            return "VALIDATING" if work.kind == "carry" else "TRAINING"
         if adapter is not None and adapter.standing == state.OFFERED:
             return "OFFERED"
         return "TRIAL" if adapter is not None and adapter.standing == state.TRIAL else "WAITING"
@@ -232,9 +233,11 @@ class Adaptation:
         elif heard.update_id != adapter.update_id:
             if before == state.TRIAL:  # its end was missed
                 adapter.standing, adapter.asked = state.OFFERED, adapter.asked + 1
-        elif heard.state in _ENDED and heard.error_code != "BASE_CHANGED":  # that one is carried
-            standing = state.ROLLED_BACK if heard.state == "ROLLED_BACK" else state.REJECTED
+        elif heard.state_name in _ENDED and heard.error_code != "BASE_CHANGED":
+            standing = state.ROLLED_BACK if heard.state_name == "ROLLED_BACK" else state.REJECTED
             self._set_aside(adapter, standing, heard.error_code, heard.message)
+        elif heard.state_name in _ENDED and heard.committed_digest == adapter.base_digest:  # its base is back
+            self._unsaved, adapter.asked = True, adapter.asked + 1
         if adapter.standing != before:
             log.info("adapter %s is %s", adapter.version, adapter.standing)
             self._state.save(self._folder)
@@ -299,13 +302,21 @@ class Adaptation:
             hindrance = self._hindrance()
         if hindrance:
             return hindrance
+        if lack := self._lack_of_space(own):
+            return lack
         self._write_job(folder, manifest, carry)
         keep([episode.path for episode in own], self._job / "episodes")
-        self._state.work, self._state.code, self._state.message = state.Work(), "", ""
-        if not carry:
-            self._state.seen = [episode.path.name for episode in own if episode.corrected]
+        corrected = [episode.path.name for episode in own if episode.corrected]
+        self._state.work = state.Work("carry", self._state.seen) if carry else state.Work("train", corrected)
+        self._state.code = self._state.message = ""
         self._state.save(self._folder)
         return ""
+
+    def _lack_of_space(self, episodes: Sequence[Own]) -> str:
+        """What the disk lacks for a data set of these episodes; empty: nothing. What is taken here the recorder would free."""
+        needed = 2 * sum(episode.size for episode in episodes) + _SPARE_BYTES
+        free = shutil.disk_usage(self._folder).free
+        return f"{needed / 1e9:.1f} GB of free disk space, {free / 1e9:.1f} GB are there" if free < needed else ""
 
     def _write_job(self, base: Path, manifest: Manifest, carry: bool) -> None:
         shutil.rmtree(self._job, ignore_errors=True)
@@ -333,6 +344,7 @@ class Adaptation:
         with self._hearing:
             self._waits_for = self._hindrance()
             if self._process is None and not self._waits_for:
+                (self._job / RESULT).unlink(missing_ok=True)  # of a process whose adapter was not kept before the end
                 self._process = TrainingProcess(self._job, self._settings.python, self._settings.threads)
                 self._throttle = Throttle(self._settings.cpu_share)
             process = self._process
@@ -372,7 +384,7 @@ class Adaptation:
 
     def _take(self, result: Result) -> None:
         """Keep an adapter that passed; else say why there is none."""
-        assert self._base is not None
+        assert self._base is not None and self._state.work is not None
         self._state.refused, self._state.validation = len(result.refused), result.validation
         for reason in result.refused:
             log.warning("an episode is not learned from: %s", reason)
@@ -384,21 +396,24 @@ class Adaptation:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         (self._job / "bundle").rename(folder)
-        before = self._state.adapter
         self._state.adapter = state.Adapter(
             name=base.name, version=result.version, digest=result.digest, base_version=base.version,
             base_digest=base.digest, folder=str(folder), trained_on=result.trained_on, episodes=result.episodes,
             corrections=result.corrections,
         )  # fmt: skip
         self._state.code, self._state.message = "", result.message
+        self._state.seen = self._state.work.corrected
         self._end_work()
-        if before is not None and before.folder != str(folder):  # the manager has its own copy
-            shutil.rmtree(before.folder, ignore_errors=True)
+        for other in folder.parent.parent.glob("*/*"):  # the manager has its own copy of the one before
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
 
     def _give_up(self, code: str, message: str) -> None:
         """End the job without an adapter; one that could not be carried to its new base is dropped."""
-        adapter, job = self._state.adapter, read(self._job / JOB, Job)
-        if adapter is not None and job is not None and job.kind == "carry":
+        work, adapter = self._state.work, self._state.adapter
+        assert work is not None
+        self._state.seen = work.corrected
+        if adapter is not None and work.kind == "carry":
             adapter.standing = state.DROPPED
             message = f"adapter {adapter.version} is dropped: it does not pass on the new base: {message}"
             shutil.rmtree(adapter.folder, ignore_errors=True)
@@ -406,6 +421,7 @@ class Adaptation:
         self._end_work()
 
     def _end_work(self) -> None:
+        """Forget the job. Its corrections are new for the next one, unless it had an answer."""
         self._kill()
         self._state.work = None
         self._state.save(self._folder)
@@ -431,7 +447,7 @@ class Adaptation:
         if heard.update_id == adapter.update_id:
             self._unheard = 0
             return
-        if self._state.work is not None or heard.state in _BUSY:
+        if self._state.work is not None or heard.state_name in _BUSY:
             return
         if self._base is None or self._base[2].digest != adapter.base_digest:
             return

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 State = Literal["WAITING", "TRAINING", "VALIDATING", "PAUSED", "OFFERED", "TRIAL"]
 STATES: tuple[State, ...] = ("WAITING", "TRAINING", "VALIDATING", "PAUSED", "OFFERED", "TRIAL")
@@ -20,17 +20,16 @@ class Policy:
     """An operator commands the robot."""
 
 
-@dataclass(frozen=True)
-class Manager:
-    """From ModelStatus."""
+class Manager(Protocol):
+    """A ModelStatus."""
 
-    state: str
-    update_id: str = ""
-    committed_digest: str = ""
-    trial_digest: str = ""
-    experiment: str = ""
-    error_code: str = ""
-    message: str = ""
+    state_name: str
+    update_id: str
+    committed_digest: str
+    trial_digest: str
+    experiment: str
+    error_code: str
+    message: str
 
 
 @dataclass(frozen=True)

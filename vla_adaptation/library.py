@@ -20,6 +20,8 @@ class Own:
     path: Path
     corrected: bool
     """By an operator; else the policy succeeded by itself."""
+    size: int
+    """[bytes]"""
 
 
 class Library:
@@ -32,15 +34,16 @@ class Library:
     def own(self) -> list[Own]:
         """Return the successes and the corrected episodes, the oldest first."""
         try:
-            paths = sorted(path for path in self._folder.iterdir() if path.suffix == ".mcap")
-        except OSError:
+            with os.scandir(self._folder) as entries:
+                sizes = {entry.name: entry.stat().st_size for entry in entries if entry.name.endswith(".mcap")}
+        except OSError:  # there is none yet, or one has made room for others this moment
             return []
-        names = {path.name for path in paths}
-        self._known = {name: kind for name, kind in self._known.items() if name in names}
-        for path in paths:
-            if path.name not in self._known:
-                self._known[path.name] = _kind(path)
-        return [Own(path, bool(self._known[path.name])) for path in paths if self._known[path.name] is not None]
+        self._known = {name: self._known[name] if name in self._known else _kind(self._folder / name) for name in sizes}
+        return [
+            Own(self._folder / name, corrected, sizes[name])
+            for name, corrected in sorted(self._known.items())
+            if corrected is not None
+        ]
 
 
 def _kind(path: Path) -> bool | None:

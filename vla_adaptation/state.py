@@ -12,6 +12,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from vla_checkpoint.files import write_atomically
 
@@ -51,8 +52,11 @@ class Adapter:
 
 @dataclass
 class Work:
-    """The job under way."""
+    """The job under way; see ``job.Job``."""
 
+    kind: Literal["train", "carry"]
+    corrected: list[str] = field(default_factory=list)
+    """Corrected episodes that it takes in: once it has an answer, another one is for new ones."""
     run_s: float = 0.0
     """Without its pauses [s]."""
     deaths: int = 0
@@ -66,7 +70,7 @@ class State:
     adapter: Adapter | None = None
     work: Work | None = None
     seen: list[str] = field(default_factory=list)
-    """Corrected episodes that a job has taken in: another one is for new ones."""
+    """Corrected episodes that jobs have given an answer to."""
     refused: int = 0
     """Episodes that the last job could not use."""
     validation: str = ""

@@ -113,6 +113,8 @@ class Shelf:
                     if not recordings:
                         raise RecorderError("DISK_FULL", f"{self.folder}: {self._why_not(needed, written)}")
                     _, oldest, size = recordings.pop(0)
+                    if total + written + needed <= self._max_bytes and _shared(oldest):
+                        continue
                     total -= size
                     self._remove(oldest)
                     LOG.info("%s is removed to make room", oldest.name)
@@ -124,3 +126,10 @@ class Shelf:
             free = self.free_bytes + self._min_free_bytes
             return f"{free} bytes are free, {self._min_free_bytes} must stay, and {needed} are needed"
         return f"a recording of {written + needed} bytes is more than max_disk_bytes, {self._max_bytes}"
+
+
+def _shared(path: Path) -> bool:
+    """Whether it has another name too, as while the robot learns from it: to remove it would free nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_nlink > 1
+    return False

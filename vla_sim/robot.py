@@ -46,6 +46,8 @@ class SimRobot:
         self._holding = True
         self._steps = 0
         self._skipped_s = 0.0
+        self.asleep = False
+        """Whether time stands still."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sim_physics", daemon=True)
 
@@ -86,6 +88,8 @@ class SimRobot:
     def _run(self) -> None:
         began, done = time.monotonic(), 0.0
         while not self._stop.wait(_CYCLE_S):
+            if self.asleep:
+                continue
             now = time.monotonic()
             behind = now - began - done
             if behind > _LARGEST_CATCH_UP_S:  # the machine stood still: time was lost, do not rush after it

@@ -12,7 +12,7 @@ from vla_sim.errors import SimSettingError
 
 @dataclass(frozen=True)
 class SimSettings:
-    """What can be set at the start; ``motion_enabled``, ``run_tasks`` and ``task_colours`` also later."""
+    """What can be set at the start; ``motion_enabled``, ``asleep``, ``run_tasks`` and ``task_colours`` also later."""
 
     joint_rate_hz: float = setting(100.0, "joint_states are published this often [Hz]", 1.0, 500.0)
     camera_rate_hz: float = setting(30.0, "camera/image_raw is published this often [Hz]", 1.0, 60.0)
@@ -20,6 +20,9 @@ class SimSettings:
         0.5, "the arm stays where it is when no command came for this long [s]", 0.05, 10.0
     )
     motion_enabled: bool = setting(True, "what is published on motion_enabled", live=True)
+    asleep: bool = setting(
+        False, "physics, joint states and camera stand still, as those of a robot at night", live=True
+    )
     run_tasks: bool = setting(True, "give the policy node one task after the other", live=True)
     task_timeout_s: float = setting(8.0, "a task not done after this time has failed [s]", 0.5, 600.0)
     operator_after_s: float = setting(

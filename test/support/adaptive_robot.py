@@ -116,13 +116,7 @@ class AdaptiveRobot:
         """Let everybody say how things stand, and adaptation look once."""
         assert self.adaptation is not None and self.robot.engine is not None
         self.hear()
-        said = self.robot.engine.status()
-        self.adaptation.manager(
-            facts.Manager(
-                said.state_name, said.update_id, said.committed_digest, said.trial_digest, said.experiment,
-                said.error_code, said.message,
-            )
-        )  # fmt: skip
+        self.adaptation.manager(self.robot.engine.status())
         self.adaptation.tick()
         return self.adaptation.status()
 

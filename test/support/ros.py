@@ -210,9 +210,15 @@ class RosHarness:
         return inbox
 
     def advertise(self, message_type: type, topic: str, profile: QoSProfile = qos.EVENTS, *, readers: int = 1) -> Any:
-        """Return a publisher that ``readers`` subscriptions are matched with already (0: do not wait)."""
+        """Return a publisher that ``readers`` subscriptions are matched with already, and they with it (0: do not wait).
+
+        That we see a subscription is not enough: a best-effort one gets nothing until its side has seen us.
+        """
         publisher = self.on_executor(lambda: self.node.create_publisher(message_type, topic, profile))
-        wait_for(lambda: publisher.get_subscription_count() >= readers, f"{readers} subscription(s) of {topic}")
+        if readers:
+            wait_for(lambda: publisher.get_subscription_count() >= readers, f"{readers} subscription(s) of {topic}")
+            for reader in self.node.get_subscriptions_info_by_topic(publisher.topic_name):
+                self.known_to(f"{reader.node_namespace.rstrip('/')}/{reader.node_name}")
         return publisher
 
     def withdraw(self, publisher: Any) -> None:

@@ -40,7 +40,7 @@ class SimulatedPolicy:
             "cause": "", "holding": "", "running": True, "absent": False, "log": [],
             "unconfigured": "", "error": ["", "", 0.0], "motion": True, "asked": 0,
             "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
-            "crashed": {}, "crashes_at_swap": "", "episode": "", "fails_to_prepare": {}, "shadowed": [],
+            "crashed": {}, "crashes_at_swap": "", "episode": "", "fails_to_prepare": {}, "shadowed": [], "shows_shadow": False,
             "experiment": "",
             "digests": [], "draw_error": ["", ""],
         }  # fmt: skip
@@ -139,6 +139,8 @@ class SimulatedPolicy:
             if not self._resident(document, digest):
                 document["prepared"] = {"digest": digest, "version": manifest.version}
             document["crashed"].pop(digest, None)
+        if document["shows_shadow"] and not skip_shadow:
+            on_progress("SHADOW", 0.5)
         on_progress("READY", 1.0)
         return PrepareResult(True)
 

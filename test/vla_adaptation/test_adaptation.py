@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from support.refusals import refused
 from support.tiny_vla_bundles import CONFIG
 from support.waits import wait_for
 
-from vla_adaptation import engine
+from vla_adaptation import engine, facts
 from vla_adaptation.engine import Adaptation
-from vla_adaptation.job import JOB, Job, write
+from vla_adaptation.job import JOB, RESULT, Job, Result, write
 from vla_adaptation.process import Throttle
 from vla_adaptation.settings import AdaptationSettings
 from vla_adaptation.state import ROLLED_BACK
 from vla_checkpoint import load_manifest, verify_bundle
 from vla_ota_manager.records import Update
+from vla_ota_manager.states import UpdateState
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -79,16 +81,76 @@ def test_training_stands_still_when_an_episode_begins_and_goes_on_from_its_check
 def test_an_adapter_that_passes_on_a_new_base_runs_on_it_and_one_that_does_not_is_dropped(
     adapted: AdaptiveRobot, tmp_path: Path
 ) -> None:
+    offers = adapted.folder / "adaptation" / "offers"
+    (offers / "tiny" / "0.9.1-adapted.x0").mkdir()  # of a record that was lost
     adapted.start()
     adapted.until(lambda s: s.base_version)
     adapted.install_base(tmp_path / "1.1.0", "1.1.0")
     status = adapted.until(lambda s: s.adapter_standing == "COMMITTED" and s.adapter_version.startswith("1.1.1"))
     assert status.base_version == "1.1.0" and adapted.committed() == status.adapter_version
+    assert [folder.name for folder in offers.glob("*/*")] == [status.adapter_version]
     adapted.install_base(tmp_path / "2.0.0", "2.0.0", dim_model=2 * CONFIG.dim_model)
     status = adapted.until_standing("DROPPED")
     assert status.error_code == "ADAPTER_MISMATCH" and "is dropped" in status.message
     assert adapted.committed() == "2.0.0", "the robot runs the base"
-    assert not list((adapted.folder / "adaptation" / "offers").glob("*/*"))
+    assert not list(offers.glob("*/*"))
+
+
+def test_corrections_whose_training_another_base_ended_are_learned_from_on_that_base(
+    robot: AdaptiveRobot, tmp_path: Path
+) -> None:
+    robot.record()
+    robot.start(steps=100_000)
+    robot.until(lambda s: s.state == "TRAINING")
+    first = robot.process
+    robot.install_base(tmp_path / "1.1.0", "1.1.0")
+    assert robot.until(lambda s: s.base_version == "1.1.0" and s.state == "TRAINING").adapter_version == ""
+    assert robot.process != first and not Path(f"/proc/{first}").exists()
+
+
+def test_what_an_earlier_process_answered_is_not_taken_for_the_answer_of_a_killed_one(robot: AdaptiveRobot) -> None:
+    """The node died between taking an adapter and remembering it; the process that makes it again dies too."""
+    robot.record()
+    robot.start(steps=100_000)
+    robot.until(lambda s: s.state == "TRAINING")
+    robot.stop()
+    write(robot.folder / "adaptation" / "job" / RESULT, Result(version="1.0.1", digest="0" * 64))
+    (robot.folder / "adaptation" / "job" / "bundle").mkdir(exist_ok=True)
+    robot.start()
+    robot.until(lambda s: s.state == "TRAINING")
+    first = robot.process
+    robot.kill_training()
+    status = robot.until(lambda s: s.state == "TRAINING" and robot.process != first)
+    assert (status.adapter_version, status.error_code) == ("", "")
+
+
+def test_training_leaves_space_on_the_disk(robot: AdaptiveRobot, monkeypatch: pytest.MonkeyPatch) -> None:
+    robot.record()
+    robot.start()
+    monkeypatch.setattr(engine, "_SPARE_BYTES", 1 << 60)
+    assert "GB of free disk space" in robot.until(lambda s: s.waits_for).waits_for
+    assert not (robot.folder / "adaptation" / "job").exists()
+    monkeypatch.undo()
+    robot.later_s += 10.0
+    robot.until(lambda s: s.state == "TRAINING")
+
+
+def test_an_adapter_whose_base_was_away_for_a_moment_is_offered_again(adapted: AdaptiveRobot) -> None:
+    manager = adapted.robot.engine
+    assert manager is not None and manager.rollback("", "a test").success
+    adapted.rewrite_state(standing="OFFERED")
+    offers: list[facts.Offer] = []
+    adaptation = Adaptation(AdaptationSettings(**adapted.settings), offers.append, adapted.clock)
+    digest = load_manifest(adapted.adapter_folder()).digest
+    refusal = replace(
+        manager.status(), state=UpdateState.REJECTED, error_code="BASE_CHANGED", update_id=f"adaptation-{digest[:16]}-0"
+    )
+    for _ in range(2):
+        adaptation.policy(facts.Policy(""))
+        adaptation.manager(refusal)
+        adaptation.tick()
+    adaptation.close()
+    assert [offer.update_id for offer in offers] == [f"adaptation-{digest[:16]}-1"]
 
 
 def test_nothing_is_trained_without_enough_corrections_and_the_status_says_how_many_are_there(

@@ -19,13 +19,12 @@ from support.fleet_app import FleetApp
 from support.waits import wait_for
 from typer.testing import CliRunner
 
-from vla_adaptation import upload
 from vla_adaptation.settings import AdaptationSettings
 from vla_adaptation.upload import AdapterUploader, pack
 from vla_checkpoint import load_manifest, verify_bundle
 from vla_fleet.cli import adapters
 from vla_fleet.cli.main import app as fleet_cli
-from vla_recorder.episodes import upload as pieces
+from vla_recorder.episodes import upload
 from vla_recorder.episodes.upload import Sender
 
 
@@ -72,7 +71,7 @@ def put(app: FleetApp, token: str, data: bytes) -> httpx.Response:
 def test_an_adapter_is_uploaded_once_it_is_committed_and_no_byte_twice_whatever_is_restarted(
     adapted: AdaptiveRobot, started: Callable[[], FleetApp], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(pieces, "_PIECE_BYTES", 20_000)
+    monkeypatch.setattr(upload, "_PIECE_BYTES", 20_000)
     sent: list[tuple[int, int]] = []
     ask = Sender.ask
 
@@ -93,7 +92,7 @@ def test_an_adapter_is_uploaded_once_it_is_committed_and_no_byte_twice_whatever_
     adapted.until(lambda s: s.base_version)
     first = AdapterUploader(running, settings)
     first.start()
-    wait_for(lambda: len(sent) == 2, "two pieces")
+    wait_for(lambda: len(sent) == 2, "two upload")
     first.stop()
     assert not listed(app)
     app = started()

@@ -131,6 +131,14 @@ def test_a_small_chunk_that_holds_gigabytes_is_refused_before_it_is_unpacked(tmp
         assert refused(tmp_path / "bomb.mcap").code == "EPISODE_LIMIT"
 
 
+def test_a_chunk_whose_length_no_machine_can_count_is_damage(tmp_path: Path) -> None:
+    make_episode(tmp_path / "e.mcap", steps=2)
+    whole = (tmp_path / "e.mcap").read_bytes()
+    chunk = struct.pack("<QQQII", 0, 0, 1, 0, 4) + b"zstd" + struct.pack("<Q", 1 << 63) + bytes(8)
+    (tmp_path / "huge.mcap").write_bytes(whole[:8] + b"\x06" + struct.pack("<Q", len(chunk)) + chunk + whole[8:])
+    assert refused(tmp_path / "huge.mcap").code == "EPISODE_FORMAT"
+
+
 # -- files that are MCAP and no episodes --------------------------------------------------------------------------------------
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import safetensors.numpy
 from support.refusals import refused
 
-from vla_learning.simulate.federated import WAYS, Settings, average, make_base, run
-from vla_learning.simulate.federated_jobs import ROBOTS, WORDS, Workers, site_episode
+from vla_learning.simulate.federated import JOBS, WAYS, Settings, average, make_base, run
+from vla_learning.simulate.federated_jobs import ROBOTS, WORDS, site_episode
 from vla_learning.simulate.federated_plot import ALONE, AVERAGED, AVERAGED_ALIKE, BASE, CENTRAL, EXACT
+from vla_learning.workers import Workers
 from vla_sim.arm import BLOCK_COLOURS, Arm
 from vla_sim.bundle import SHIPPED_BUNDLE, load_policy
 from vla_sim.observation import observe
@@ -76,5 +77,5 @@ def test_factors_are_averaged_apart_as_in_the_lesson(tmp_path: Path) -> None:
 
 
 def test_a_job_that_fails_ends_the_exercise_with_a_code(tmp_path: Path) -> None:
-    with refused("SIMULATION_FAILED"), Workers(1, lambda done: None) as workers:
+    with refused("SIMULATION_FAILED"), Workers(JOBS, 1, lambda done: None) as workers:
         workers.do([{"job": "judge", "policy": str(tmp_path / "nothing"), "trials": 1, "seed": 0, "number": 0}])

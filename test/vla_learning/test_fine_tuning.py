@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from support.tiny_vla_bundles import CAMERA, STATE
 from support.worker_robot import WorkerRobot
 
 from vla_checkpoint import Bundle, open_bundle, verify_bundle
+from vla_fleet.cli.main import main
 from vla_learning.datasets.build import build_dataset
 from vla_learning.datasets.reading import open_dataset
 from vla_learning.datasets.selection import BuildSettings, Source
@@ -28,6 +33,7 @@ from vla_learning.training.sealing import add_golden, seal
 from vla_learning.training.tiny_vla import Settings, fine_tune
 from vla_policy_node.policies.base import FeatureSpec, Policy
 
+TOP = Path(__file__).resolve().parents[2]
 QUICK = Settings(steps=100, batch=32, learning_rate=3e-3, checkpoint_every=20)
 FEATURES = {STATE: FeatureSpec((2,), "float32"), CAMERA: FeatureSpec((32, 32, 3), "uint8")}
 
@@ -69,29 +75,57 @@ def test_it_learns_demonstrations_that_it_did_not_see_and_bumps_the_version(
     assert list((tmp_path / "work").glob("events.out.tfevents*"))
 
 
+_KILLED = """
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from support.demonstrations import demonstrations
+from vla_learning.training.tiny_vla import Settings, fine_tune
+
+base, out, work, method = sys.argv[1:]
+examples, calls = demonstrations(), 0
+
+def pictures(index):
+    global calls
+    calls += 1
+    if calls == 47:
+        print("in step 47", flush=True)
+        signal.pause()
+    return examples.pictures(index)
+
+settings = Settings(method, steps=100, batch=32, learning_rate=3e-3, checkpoint_every=20)
+fine_tune(Path(base), replace(examples, pictures=pictures), Path(out), Path(work), settings, seed=3)
+"""
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_run_that_was_interrupted_ends_with_the_same_weights(tiny_base: Path, tmp_path: Path, method: str) -> None:
-    settings, examples = replace(QUICK, method=method), demonstrations()
+def test_a_run_whose_process_was_killed_ends_with_the_same_weights(
+    tiny_base: Path, tmp_path: Path, method: str
+) -> None:
+    settings, examples, calls = replace(QUICK, method=method), demonstrations(), 0
 
-    def run(name: str, given: Examples) -> dict[str, np.ndarray]:
-        out = tmp_path / name
-        fine_tune(tiny_base, given, out, tmp_path / f"{name}-work", settings, seed=3)
-        weights = next(out.glob("*model.safetensors"))
-        return safetensors.numpy.load_file(weights)
-
-    whole, calls = run("whole", examples), 0
-
-    def stops(index: np.ndarray) -> np.ndarray:
+    def pictures(index: np.ndarray) -> np.ndarray:
         nonlocal calls
         calls += 1
-        if calls == 47:
-            raise KeyboardInterrupt
         return examples.pictures(index)
 
-    with pytest.raises(KeyboardInterrupt):
-        run("stopped", replace(examples, pictures=stops))
-    again = run("stopped", replace(examples, pictures=stops))
-    assert calls == 47 + 60  # from step 40 on, not from the beginning
+    def run(name: str) -> dict[str, np.ndarray]:
+        out = tmp_path / name
+        given = replace(examples, pictures=pictures)
+        fine_tune(tiny_base, given, out, tmp_path / f"{name}-work", settings, seed=3)
+        return safetensors.numpy.load_file(next(out.glob("*model.safetensors")))
+
+    whole, calls = run("whole"), 0
+    arguments = [tiny_base, tmp_path / "killed", tmp_path / "killed-work", method]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [TOP, TOP / "test"]))}
+    command = [sys.executable, "-c", _KILLED, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None and process.stdout.readline() == "in step 47\n"
+        process.kill()
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed").exists()
+    again = run("killed")
+    assert calls == 60, "from step 40 on, not from the beginning"
     assert whole.keys() == again.keys()
     assert all(np.array_equal(whole[name], again[name]) for name in whole)
 
@@ -138,7 +172,9 @@ def test_a_diverging_run_ends_with_an_error_and_no_candidate(tiny_base: Path, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_robots_worker_runs_an_adapter_as_it_was_trained(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_robots_worker_runs_an_adapter_and_its_merge_as_they_were_trained(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The golden chunks are of the adapter merged here; the worker merges it with its own code, and replays them."""
     out = tiny_base.parent / "1.0.1"
     fine_tune(tiny_base, demonstrations(8), out, tmp_path / "work", replace(QUICK, method="lora", steps=20), seed=1)
@@ -148,10 +184,17 @@ def test_a_robots_worker_runs_an_adapter_as_it_was_trained(tiny_base: Path, tmp_
     own = load_policy(open_bundle(tiny_base))
     differs = own.predict_chunk({k: v[0] for k, v in golden.observations.items()}, golden.instructions[0])
     assert np.abs(differs - golden.action[0]).max() > 10 * golden.tolerance.max()
+    merged = out.with_name("1.0.2")
+    command = ["adapters", "merge", str(out), "--base", str(tiny_base), "--out", str(merged)]
+    monkeypatch.setattr("sys.argv", ["vla-fleet", *command])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code and verify_bundle(merged).has_golden
     with WorkerRobot(FEATURES, imports=(), spare=False) as robot:
-        generation = robot.pool.prepare(out)
-        assert generation.timings.golden_difference < 1e-4
-        robot.assert_works(generation)
+        for folder in (out, merged):
+            generation = robot.pool.prepare(folder)
+            assert generation.timings.golden_difference < 1e-4
+            robot.assert_works(generation)
 
 
 def test_behind_an_episodes_end_the_last_action_counts_only_where_the_robot_came_to_rest(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from support.tiny_vla_bundles import make
 
 from vla_checkpoint import BaseRef, load_manifest, verify_bundle
 from vla_fleet.cli.main import main
+from vla_learning.gate import gate
 from vla_learning.running import load_policy
 from vla_learning.simulate.newcomer import NEW_COLOUR, OLD_COLOURS, make_newcomer, task_for
 from vla_learning.simulate.operator import Recording, run
@@ -90,9 +91,11 @@ def test_corrections_become_a_published_version_that_does_the_new_task(
 
 
 def test_a_candidate_that_has_forgotten_is_stopped_and_not_published(
-    week: Path, fleet: FleetApp, shell: Shell, tmp_path: Path
+    week: Path, fleet: FleetApp, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Learned much too fast: it goes nowhere any more."""
+    """Learned much too fast: it goes nowhere any more. The gate plays in processes beside each other, as with more episodes."""
+    monkeypatch.setattr(gate, "_AT_ONCE", 4)
+    monkeypatch.setattr(gate, "cores", lambda: 2)
     few = ["--gate", "episodes_old=12", "--gate", "episodes_new=6"]
     wild = [
         *few,
@@ -110,7 +113,7 @@ def test_a_candidate_that_has_forgotten_is_stopped_and_not_published(
         said = shell.run("train", str(week), "--base", "reach_block@1.0.0", *wild, "--publish", status=1).stderr
         assert client.models("reach_block") == before
     assert "the gate stops it: GATE_FORGETS, GATE_NO_IMPROVEMENT" in said
-    assert "old tasks in the simulator (red, green, blue)" in said
+    assert "old tasks in the simulator (red, green, blue)" in said and "of 12 before" in said
 
 
 def test_a_data_set_of_another_robot_and_an_adapter_as_base_are_refused(

@@ -168,6 +168,21 @@ def test_without_the_space_that_must_stay_free_nothing_is_written_and_the_next_c
     assert not box.box.error and len(box.shelf.recordings()) == 1
 
 
+def test_no_recording_is_removed_that_would_free_nothing(tmp_path: Path) -> None:
+    """While a robot learns from it, it has another name too."""
+    shelf = Shelf(tmp_path / "b", 1 << 20, 1 << 60)
+    paths = [tmp_path / "b" / f"2026010{day}T000000Z_test.mcap" for day in (1, 2)]
+    for path in paths:
+        path.write_bytes(bytes(100))
+    (tmp_path / "learned.mcap").hardlink_to(paths[0])
+    with pytest.raises(RecorderError, match="DISK_FULL"):
+        shelf.make_room(10)
+    assert shelf.recordings() == paths[:1]
+    shelf = Shelf(tmp_path / "b", 50, 0)
+    shelf.make_room(10)
+    assert not shelf.recordings(), "what the folder may hold counts all the same"
+
+
 def test_a_disk_that_fills_while_a_recording_is_written_ends_it_early_and_leaves_it_complete(tmp_path: Path) -> None:
     box = Box(tmp_path)
     box.run(5.0)

@@ -7,8 +7,13 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
+from vla_evidence.canary.config import CanaryConfig, Stage
+from vla_evidence.canary.judge import CanaryJudge
+from vla_evidence.verdict import Decision
+from vla_sim.fleet.flywheel.chapters import _NEEDED, MARGIN, MIN_EPISODES
 from vla_sim.fleet.flywheel.checks import problems
 from vla_sim.fleet.flywheel.report import success
 
@@ -130,3 +135,24 @@ def test_success_is_what_each_version_does_alone_since_the_new_colour_came() -> 
     assert (found["before"]["old"]["successes"], found["before"]["all"]["episodes"]) == (20, 41)
     assert (found["after"]["new"]["episodes"], found["after"]["all"]["successes"]) == (21, 41)
     assert found["before"]["new"]["high"] < 0.2 < 0.8 < found["after"]["new"]["low"]
+
+
+def passes(rates: tuple[float, float], rng: np.random.Generator) -> bool:
+    """Whether the canary of the demonstration passes, if its versions succeed so often."""
+    stages = (Stage("canary", 1.0, 0.5, 60.0, MARGIN), Stage("full", 1.0, 1.0, 0.0, None))
+    judge = CanaryJudge(CanaryConfig(stages=stages, min_episodes=MIN_EPISODES))
+    judge.begin_stage(0, 0.0, ["arm"])
+    for look in range(2):
+        judge.verdict(60.0 * look)
+        versions = rng.random(_NEEDED) < 0.5
+        judge.add_many(versions, rng.random(_NEEDED) < np.where(versions, *rates[::-1]))
+        if (decision := judge.verdict(60.0 * (look + 1)).decision) is not Decision.HOLD:
+            return decision is Decision.ADVANCE
+    return False
+
+
+def test_the_canary_passes_what_was_learned_and_stops_what_is_worse() -> None:
+    """Half of the tasks are new ones. Before, none of them is done; after, they are done worse than the gate measures."""
+    rng = np.random.default_rng(0)
+    assert all(passes((0.48, 0.88), rng) for _ in range(500))
+    assert sum(passes((0.48, 0.48 - MARGIN), rng) for _ in range(60)) <= 0.1 * 60

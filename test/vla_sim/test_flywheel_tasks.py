@@ -34,9 +34,9 @@ class Robot(BackgroundNode):
 
 
 @pytest.mark.parametrize("refuses", [0, 2])
-def test_robots_that_may_move_again_are_resumed_once_they_have_seen_it(ros_domain: int, refuses: int) -> None:
+def test_robots_that_wake_up_are_resumed_once_they_have_seen_it(ros_domain: int, refuses: int) -> None:
     with Robot(ros_domain, refuses) as robot, Tasks(ros_domain, ["arm_1"]) as tasks:
-        tasks.move(False)
-        assert robot.calls == ["motion_enabled False"]
-        tasks.move(True)
-        assert robot.calls[1:] == ["motion_enabled True", *["resume"] * (refuses + 1)]
+        tasks.sleep(True)
+        assert robot.calls == ["motion_enabled False", "asleep True"]
+        tasks.sleep(False)
+        assert robot.calls[2:] == ["motion_enabled True", "asleep False", *["resume"] * (refuses + 1)]

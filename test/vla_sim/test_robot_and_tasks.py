@@ -12,7 +12,7 @@ from support.waits import wait_for
 from vla_sim.arm import BLOCK_COLOURS, BLOCK_SIZE_M, HOME_RAD
 from vla_sim.errors import CommandRefusedError, SimSettingError
 from vla_sim.expert import expert_chunk, goal_point
-from vla_sim.robot import SimRobot
+from vla_sim.robot import _LARGEST_CATCH_UP_S, SimRobot
 from vla_sim.settings import SimSettings
 from vla_sim.task import TaskRules
 from vla_sim.task_runner import Reply, State, TaskRunner
@@ -63,6 +63,13 @@ def test_time_passes_at_the_wall_clocks_pace(robot: SimRobot) -> None:
     now = robot.snapshot()
     simulated = now.sim_time_s - first.sim_time_s + now.skipped_s - first.skipped_s
     assert simulated <= time.monotonic() - began + 0.1
+
+
+def test_time_that_it_has_slept_is_not_made_up_for(robot: SimRobot) -> None:
+    robot.asleep = True
+    time.sleep(2.0 * _LARGEST_CATCH_UP_S)
+    robot.asleep = False
+    wait_for(lambda: robot.snapshot().skipped_s > 0.0)
 
 
 class FakePort:

@@ -43,7 +43,7 @@ class AdaptationNode(Node):
         group = MutuallyExclusiveCallbackGroup()
         hear = self.create_subscription
         hear(PolicyStatus, f"{settings.policy_node}/status", self._on_policy, qos.LATCHED, callback_group=group)
-        hear(ModelStatus, f"{settings.ota_manager}/status", self._on_manager, qos.LATCHED, callback_group=group)
+        hear(ModelStatus, f"{settings.ota_manager}/status", self._engine.manager, qos.LATCHED, callback_group=group)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)  # also while simulated time stands still
         self.create_timer(_LOOK_S, self._say, clock=self._steady)
         Diagnostics(self, lambda: "").add("adaptation", self._report)
@@ -61,19 +61,6 @@ class AdaptationNode(Node):
     def _on_policy(self, message: PolicyStatus) -> None:
         operator = message.state == PolicyStatus.STATE_OPERATOR
         self._engine.policy(facts.Policy(message.episode_id, operator))
-
-    def _on_manager(self, message: ModelStatus) -> None:
-        self._engine.manager(
-            facts.Manager(
-                state=message.state_name,
-                update_id=message.update_id,
-                committed_digest=message.committed_digest,
-                trial_digest=message.trial_digest,
-                experiment=message.experiment,
-                error_code=message.error_code,
-                message=message.message,
-            )
-        )
 
     def _offer(self, offer: facts.Offer) -> None:
         message = ModelUpdate(**dataclasses.asdict(offer))

@@ -12,6 +12,7 @@ import math
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,19 @@ CERTIFICATE_NAME = "merge_certificate.json"
 CERTIFICATE_SCHEMA = 1
 
 
-def write_merge(merge: Merge, base: Bundle, out: Path, version: str = "") -> tuple[Manifest, dict[str, Any]]:
+def write_merge(
+    merge: Merge, base: Bundle, out: Path, version: str = "", replay: Callable[[Path, Bundle], None] | None = None
+) -> tuple[Manifest, dict[str, Any]]:
     """Write the bundle ``out``, which appears when it is complete, or not at all; return its manifest and its certificate.
 
-    Inputs, outputs and statistics are the clients', or the base's if all clients are plain PEFT folders. There is no golden file:
-    that needs the policy to run.
+    Inputs, outputs and statistics are the clients', or the base's if all clients are plain PEFT folders.
 
     Args:
         merge: what to write.
         base: what it acts on.
         out: folder to create.
         version: Semantic Versioning; empty: the least one above the base's and the clients'.
+        replay: writes golden observations into the folder of the bundle; that needs the policy to run.
 
     Raises:
         AdapterError: ``MERGE_DESTINATION``.
@@ -59,24 +62,12 @@ def write_merge(merge: Merge, base: Bundle, out: Path, version: str = "") -> tup
         raise FileError("FILE_NOT_WRITTEN", out, e.strerror or str(e)) from e
     try:
         found = _write_files(merge, base, aside)
-        manifest = build_manifest(
-            aside,
-            name=base.manifest.name,
-            version=version or _next_version(merge, base),
-            policy_type=base.manifest.policy_type,
-            robot_type=base.manifest.robot_type,
-            channels=base.manifest.action.channels,
-            rate_hz=base.manifest.action.rate_hz,
-            kind="adapter",
-            base=BaseRef(base.manifest.name, base.manifest.version, base.digest),
-            requires=base.manifest.requires,
-            lineage={
-                "method": "merge",
-                "merge": merge.settings.method,
-                "merged_from": [_digest(standing.client) or standing.client.sha256 for standing in merge.clients],
-            },
-        )
+        manifest = _manifest(merge, base, aside, version)
         write_manifest(aside, manifest)
+        if replay is not None:
+            replay(aside, open_bundle(aside))
+            manifest = _manifest(merge, base, aside, version)
+            write_manifest(aside, manifest)
         open_bundle(aside)
         aside.chmod(0o755)  # mkdtemp's is private
         aside.rename(out)
@@ -87,6 +78,26 @@ def write_merge(merge: Merge, base: Bundle, out: Path, version: str = "") -> tup
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return manifest, found
+
+
+def _manifest(merge: Merge, base: Bundle, folder: Path, version: str) -> Manifest:
+    return build_manifest(
+        folder,
+        name=base.manifest.name,
+        version=version or _next_version(merge, base),
+        policy_type=base.manifest.policy_type,
+        robot_type=base.manifest.robot_type,
+        channels=base.manifest.action.channels,
+        rate_hz=base.manifest.action.rate_hz,
+        kind="adapter",
+        base=BaseRef(base.manifest.name, base.manifest.version, base.digest),
+        requires=base.manifest.requires,
+        lineage={
+            "method": "merge",
+            "merge": merge.settings.method,
+            "merged_from": [_digest(standing.client) or standing.client.sha256 for standing in merge.clients],
+        },
+    )
 
 
 def peft_config(merge: Merge) -> dict[str, Any]:

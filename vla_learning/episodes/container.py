@@ -97,7 +97,7 @@ _PARSED: dict[int, type[McapRecord]] = {
     Opcode.METADATA: Metadata,
     Opcode.CHUNK: Chunk,
 }
-_DAMAGED = (McapError, CRCValidationError, struct.error, zstandard.ZstdError, ValueError, MemoryError)
+_DAMAGED = (McapError, CRCValidationError, struct.error, zstandard.ZstdError, ValueError, OverflowError, MemoryError)
 
 
 def _parse(opcode: int, data: bytes) -> McapRecord:

@@ -45,11 +45,6 @@ def encode_png(picture: Bytes) -> bytes:
     return out.getvalue()
 
 
-def is_png(data: bytes) -> bool:
-    """Whether a picture file is PNG."""
-    return data.startswith(b"\x89PNG\r\n\x1a\n")
-
-
 def check_header(data: bytes, shape: tuple[int, ...], where: str) -> None:
     """Raise EpisodeError EPISODE_FORMAT unless ``data`` begins as a picture of this shape."""
     try:

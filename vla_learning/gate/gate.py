@@ -15,10 +15,17 @@ from vla_learning.gate.checks import Check, GateSettings, Part, compare_successe
 from vla_learning.gate.recorded import compare_errors, episode_errors
 from vla_learning.running import load_policy
 from vla_learning.training.log import torch_threads
+from vla_learning.workers import Job, Workers, cores
 from vla_policy_node.policies.base import Policy
 
-SIMULATED = "sim_arm"
-"""The robot type that there is a simulator for."""
+SIMULATED = "sim_arm", 50.0
+"""Robot type, and rate of actions [Hz], that there is a simulator for."""
+
+
+_AT_ONCE = 20
+"""Episodes that a process plays before it answers."""
+_WORTH_IT = 4
+"""Answers of a process for which it is worth the seconds of its start."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +81,16 @@ def judge(base: Bundle, candidate: Bundle, held: Held, settings: GateSettings, *
     Raises:
         CheckpointError, LearningError: a policy cannot be loaded here.
     """
-    policies = load_policy(base), load_policy(candidate, base)
     checks = []
-    if base.manifest.robot_type == SIMULATED:
-        checks += _simulated(policies, held, settings, quiet)
-    checks += recorded_checks(policies, base, held, settings)
+    if (base.manifest.robot_type, base.manifest.action.rate_hz) == SIMULATED:
+        checks += _simulated(base, candidate, held, settings, quiet)
+    with torch_threads(1):  # so small a network takes several times as long on more
+        checks += recorded_checks((load_policy(base), load_policy(candidate, base)), base, held, settings)
     return Verdict(tuple(checks))
 
 
-def _simulated(policies: tuple[Policy, Policy], held: Held, settings: GateSettings, quiet: bool) -> list[Check]:
+def _simulated(base: Bundle, candidate: Bundle, held: Held, settings: GateSettings, quiet: bool) -> list[Check]:
+    """Let both play the same episodes, a few at a time in processes beside each other."""
     from vla_learning.gate import simulator  # MuJoCo is not needed for other robots
 
     old, new = simulator.colours_in(held.old_tasks), simulator.colours_in(held.new_tasks)
@@ -90,17 +98,26 @@ def _simulated(policies: tuple[Policy, Policy], held: Held, settings: GateSettin
         ("old", old, settings.episodes_old, settings.margin_old),
         ("new", new, settings.episodes_new, settings.margin_new),
     ]
+    wanted = [part for part in wanted if part[1]]
+    jobs: list[Job] = [
+        {"job": "play", "bundle": str(bundle.path), "base": str(base.path), "colours": colours, "count": count,
+         "seed": settings.seed, "first": first, "last": first + _AT_ONCE}
+        for _, colours, count, _ in wanted for bundle in (base, candidate) for first in range(0, count, _AT_ONCE)
+    ]  # fmt: skip
     bar = no_bar if quiet or not sys.stderr.isatty() else tqdm_bar
+    count = min(cores(), len(jobs) // _WORTH_IT)
+    with torch_threads(1), bar("gate", len(jobs)) as tick:
+        if count < 2:
+            played = [simulator.play(**{k: v for k, v in job.items() if k != "job"}) for job in jobs]
+        else:
+            with Workers(simulator.__name__, count, tick) as workers:
+                played = workers.do(jobs)
+    found = iter(played)
     checks = []
-    # So small a network takes several times as long on more threads.
-    with torch_threads(1), bar("gate", 2 * sum(count for _, colours, count, _ in wanted if colours)) as tick:
-        for part, colours, count, margin in wanted:
-            if not colours:
-                continue
-            episodes = simulator.episodes_for(colours, count, settings.seed)
-            found = [simulator.outcomes(policy, episodes, lambda: tick(1)) for policy in policies]
-            name = f"{part} tasks in the simulator ({', '.join(colours)})"
-            checks.append(compare_successes(name, part, found[0], found[1], margin, settings.alpha))
+    for part, colours, count, margin in wanted:
+        before, after = ([s for _ in range(0, count, _AT_ONCE) for s in next(found)] for _ in range(2))
+        name = f"{part} tasks in the simulator ({', '.join(colours)})"
+        checks.append(compare_successes(name, part, before, after, margin, settings.alpha))
     return checks
 
 

@@ -14,7 +14,6 @@ the same simulated episodes. Trainings and judgements run in processes beside ea
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -35,10 +34,12 @@ from vla_learning.adapters.merging import Settings as MergeSettings
 from vla_learning.adapters.merging import merge
 from vla_learning.adapters.reading import open_clients
 from vla_learning.adapters.writing import write_merge
-from vla_learning.simulate.federated_jobs import ROBOTS, WORDS, Job, Workers
+from vla_learning.simulate.federated_jobs import ROBOTS, WORDS
 from vla_learning.simulate.federated_plot import ALONE, AVERAGED, AVERAGED_ALIKE, BASE, CENTRAL, EXACT, success, traffic
+from vla_learning.workers import Job, Workers, cores
 from vla_sim.bundle import SHIPPED_BUNDLE, read_weights, seal, write_json, write_weights
 
+JOBS = "vla_learning.simulate.federated_jobs"
 WAYS = (EXACT, AVERAGED, AVERAGED_ALIKE)
 
 _TRIALS_AT_ONCE = 50
@@ -134,7 +135,7 @@ def simulate(settings: Settings, bar: Bar = no_bar) -> Outcome:
     with (
         tempfile.TemporaryDirectory(prefix="federated.") as folder,
         bar("federated", jobs) as tick,
-        Workers(s.jobs or len(os.sched_getaffinity(0)), tick) as workers,
+        Workers(JOBS, s.jobs or cores(), tick) as workers,
     ):
         return _Exercise(s, Path(folder), workers).run()
 

@@ -1,32 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work of exercise 4 in processes beside each other: recording, training and judging, a JSON line a job.
-
-Jobs name files and seeds, so a result depends neither on the process that computes it nor on how many there are.
-"""
+"""The work of exercise 4: recording, training and judging."""
 
 from __future__ import annotations
 
 import functools
 import io
-import json
-import os
-import queue
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
-from vla_evidence.analysis import Tick
-from vla_learning.errors import LearningError
 from vla_learning.simulate.operator import Recording, examples_of
 from vla_learning.simulate.operator import run as record_episode
+from vla_learning.workers import Job, serve
 from vla_sim.arm import BLOCK_COLOURS, Arm
 from vla_sim.bundle import load_policy
 from vla_sim.evaluate import Execution, run_episode
@@ -35,67 +22,9 @@ from vla_sim.task import Episode, sample_episode
 WORDS = ("crimson", "emerald", "azure", "amber")
 """New words for the blocks, in the order of ``BLOCK_COLOURS``; each is what one robot's site says most."""
 ROBOTS = len(WORDS)
-Job = dict[str, Any]
-
-_TOP = Path(__file__).parents[2]
 _NEW_SHARE, _OWN_SHARE = 0.5, 0.55
 """Share of the episodes that ask by a new word, and of these the share of the site's own."""
 _EVERY_TICKS = 5
-
-
-class Workers:
-    """Processes that do jobs; they end with the ``with``."""
-
-    def __init__(self, count: int, tick: Tick) -> None:
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{_TOP}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        }
-        command = [sys.executable, "-m", "vla_learning.simulate.federated_jobs"]
-        self._processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-            for _ in range(count)
-        ]
-        self._tick = tick
-        self._idle: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
-        for process in self._processes:
-            self._idle.put(process)
-
-    def do(self, jobs: Sequence[Job]) -> list[Any]:
-        """Return what each job gives, in their order.
-
-        Raises:
-            LearningError: ``SIMULATION_FAILED``: a process ended; what it said is on standard error.
-        """
-        with ThreadPoolExecutor(len(self._processes)) as threads:
-            return list(threads.map(self._one, jobs))
-
-    def _one(self, job: Job) -> Any:
-        process = self._idle.get()
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        self._idle.put(process)
-        if not answer:
-            raise LearningError("SIMULATION_FAILED", "federated", f"the process of a job ended ({job['job']})")
-        self._tick(1)
-        return json.loads(answer)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for process in self._processes:
-            if kind is not None:
-                process.terminate()
-            process.communicate()
 
 
 def site_episode(rng: np.random.Generator, site: int | None) -> Episode:
@@ -175,19 +104,5 @@ def _size(recording: Recording) -> int:
     return size
 
 
-_JOBS: dict[str, Callable[..., Any]] = {"record": record, "train": train, "judge": judge}
-
-
-def main() -> int:
-    """Do jobs from standard input until it ends; answers go to standard output, whatever else is said to standard error."""
-    answers, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        job = json.loads(line)
-        answer = _JOBS[job.pop("job")](**job)
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    serve({"record": record, "train": train, "judge": judge})

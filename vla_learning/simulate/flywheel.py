@@ -2,21 +2,20 @@
 """Exercise 3: how quickly it compounds when a fleet at about 80 % success learns from corrections each week.
 
 Policies are really trained and really run. The fleet begins with a policy that does not know one word: a fifth of its tasks ask
-for a block of that colour, and fail. Every week an operator finishes what failed, and the policy is retrained; with replay of old
-episodes, and, for comparison, on the corrections alone.
+for a block of that colour, and fail. Every week an operator finishes what failed, and the policy is retrained: with replay of old
+episodes, and, for comparison, on the week's episodes without replay, and on its corrections alone. Fleets of a seed get the same
+tasks.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,11 +27,15 @@ from vla_evidence.tables import plural, table
 from vla_learning.errors import LearningError
 from vla_learning.gate.checks import GateSettings
 from vla_learning.simulate import plots
-from vla_learning.simulate.trajectory import TrajectorySettings
+from vla_learning.simulate.trajectory import LearnsFrom, TrajectorySettings
+from vla_learning.workers import cores, environment
 
 Floats = npt.NDArray[np.float64]
-ARMS = {"70 % replay, 30 % new": True, "corrections alone": False}
-_TOP = Path(__file__).resolve().parents[2]
+ARMS: dict[str, LearnsFrom] = {
+    "70 % replay, 30 % new": "replay",
+    "new episodes, no replay": "new",
+    "corrections alone": "corrections",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Settings:
 
     def quick(self) -> Settings:
         """Return a smaller one: fewer weeks, one fleet of each kind, so no error bars."""
-        return replace(self, fleet=replace(self.fleet, weeks=4, measured_old=80, measured_new=40, steps=100), repeats=1)
+        return replace(self, fleet=replace(self.fleet, weeks=3, measured_old=80, measured_new=40, steps=100), repeats=1)
 
 
 Weeks = Mapping[str, Floats]
@@ -60,12 +63,11 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
     """
     s = settings
     wanted = [
-        asdict(replace(s.fleet, replay=replay, seed=s.fleet.seed + number))
-        for replay in ARMS.values()
+        asdict(replace(s.fleet, learns_from=learns_from, seed=s.fleet.seed + number))
+        for learns_from in ARMS.values()
         for number in range(s.repeats)
     ]
-    jobs = s.jobs or len(os.sched_getaffinity(0))
-    with bar("weeks", len(wanted) * (s.fleet.weeks + 1)) as tick, ThreadPoolExecutor(jobs) as executor:
+    with bar("weeks", len(wanted) * (s.fleet.weeks + 1)) as tick, ThreadPoolExecutor(s.jobs or cores()) as executor:
         found = list(executor.map(lambda one: _fleet(one, lambda: tick(1)), wanted))
     arms = {name: _gathered(found[i * s.repeats : (i + 1) * s.repeats]) for i, name in enumerate(ARMS)}
     return _report(s, arms)
@@ -74,13 +76,8 @@ def run(settings: Settings, bar: Bar = no_bar) -> Report:
 def _fleet(wanted: Mapping[str, Any], tick: Callable[[], None]) -> list[dict[str, Any]]:
     """Run one fleet in a process of its own; torch is on one thread there."""
     command = [sys.executable, "-m", "vla_learning.simulate.trajectory", json.dumps(wanted)]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{_TOP}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-    }
     weeks = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
         try:
             assert process.stdout is not None
             for line in process.stdout:
@@ -116,19 +113,21 @@ def _report(s: Settings, arms: Mapping[str, Weeks]) -> Report:
 
 
 def _sentence(s: Settings, arms: Mapping[str, Weeks]) -> str:
-    with_replay, without = arms.values()
+    with_replay, without, corrections = arms.values()
     weeks = s.fleet.weeks
     mean = with_replay["success"].mean(axis=0)
     half = int(np.argmax(mean >= 0.5 * (mean[0] + mean[-1])))
     most = with_replay["corrections"].mean(axis=0)
-    worst = without["old"].mean(axis=0)
-    stopped = without["gate_stops"][:, 1:].mean()
+    begin = with_replay["old"][:, 0].mean()
+    worst = [weeks_of["old"].mean(axis=0)[1:].min() for weeks_of in (with_replay, without, corrections)]
+    stopped = [weeks_of["gate_stops"][:, 1:].mean() for weeks_of in (with_replay, without, corrections)]
     return (
         f"From {mean[0]:.0%} success the flywheel comes to {mean[-1]:.0%} in {weeks} weeks with replay; half of that is done "
         f"after {half} {'week' if half == 1 else 'weeks'}. It slows down by itself, because there is less and less to correct: "
-        f"{most[1]:.1f} corrected episodes in the first week, {most[-1]:.1f} in the last. Trained on the corrections alone, the "
-        f"policy forgets: old tasks fall from {worst[0]:.0%} to {worst[1:].min():.0%} in the worst week, and the gate would have "
-        f"stopped {stopped:.0%} of those candidates."
+        f"{most[1]:.1f} corrected episodes in the first week, {most[-1]:.1f} in the last. Old tasks begin at {begin:.0%} and are "
+        f"in their worst week at {worst[0]:.0%} with replay, at {worst[1]:.0%} on the week's episodes without it, and at "
+        f"{worst[2]:.0%} on the corrections alone; the gate would have stopped {stopped[0]:.0%}, {stopped[1]:.0%} and "
+        f"{stopped[2]:.0%} of these candidates."
     )
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,14 +33,17 @@ EVERY_TICKS = 5
 """Between pictures: of 50 a second ten are kept."""
 
 
+LearnsFrom = Literal["replay", "new", "corrections"]
+
+
 @dataclass(frozen=True)
 class TrajectorySettings:
     """One fleet.
 
     Attributes:
         weeks: how long.
-        replay: train on 70 % replay and 30 % new episodes, with corrections ten times as often, as ``vla-fleet dataset build``
-            does; else on the week's corrections alone.
+        learns_from: ``replay``: 70 % replay and 30 % new episodes, corrections ten times as often, as ``vla-fleet dataset build``
+            mixes; ``new``: the week's episodes without replay, else the same; ``corrections``: the week's corrections alone.
         episodes: of the fleet in a week.
         share_new: share of tasks that ask for the new colour.
         earlier: episodes recorded before the new colour came.
@@ -50,7 +54,7 @@ class TrajectorySettings:
     """
 
     weeks: int = 10
-    replay: bool = True
+    learns_from: LearnsFrom = "replay"
     episodes: int = 25
     share_new: float = 0.2
     earlier: int = 80
@@ -59,7 +63,7 @@ class TrajectorySettings:
     batch: int = 32
     learning_rate: float = 3e-4
     measured_old: int = 200
-    measured_new: int = 100
+    measured_new: int = 50
     seed: int = 0
 
 
@@ -89,7 +93,10 @@ def trajectory(settings: TrajectorySettings, folder: Path) -> Iterator[Week]:
     new = [task_for(NEW_COLOUR, measured) for _ in range(s.measured_new)]
     current = make_newcomer(folder / "0", s.seed)
     policy = load_policy(current)
-    buffer = _work(arm, policy, fleet_tasks(rng, s.earlier, 0.0), s) if s.replay else []
+    earlier = list(
+        fleet_tasks(rng, s.earlier, 0.0)
+    )  # drawn by all, so that all fleets of a seed get the same tasks later
+    buffer = _work(arm, policy, earlier, s) if s.learns_from == "replay" else []
     found = outcomes(policy, old), outcomes(policy, new)
     yield _week(s, 0, found, found, 0)
     for number in range(1, s.weeks + 1):
@@ -97,15 +104,16 @@ def trajectory(settings: TrajectorySettings, folder: Path) -> Iterator[Week]:
         corrected = [recording for recording in week if recording.taken_over is not None]
         before = found
         if corrected:
-            groups = _groups(buffer, week) if s.replay else [(1.0, corrected)]
+            groups = [(1.0, corrected)] if s.learns_from == "corrections" else _groups(buffer, week)
             current = _train(current, groups, folder / str(number), s)
             policy = load_policy(current)
             found = outcomes(policy, old), outcomes(policy, new)
-        buffer += week
+        if s.learns_from == "replay":
+            buffer += week
         yield _week(s, number, before, found, len(corrected))
 
 
-def _work(arm: Arm, policy: Policy, tasks: Iterator[Episode], s: TrajectorySettings) -> list[Recording]:
+def _work(arm: Arm, policy: Policy, tasks: Iterable[Episode], s: TrajectorySettings) -> list[Recording]:
     """Return the week's recordings that show how a task is done."""
     done = [run(arm, policy, task, patience_s=s.patience_s, every=EVERY_TICKS) for task in tasks]
     return [recording for recording in done if recording.success or recording.taken_over is not None]

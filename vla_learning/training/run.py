@@ -149,16 +149,6 @@ def dataset_digest(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def runs_in(folder: Path) -> list[Run]:
-    """Return the runs of a folder, newest first.
-
-    Raises:
-        TrainingError: ``TRAINING_RUN``: a record cannot be read.
-    """
-    found = [_read(path) for path in folder.glob(f"*/{RUN_FILE}")]
-    return sorted(found, key=lambda run: str(run.document["begun"]), reverse=True)
-
-
 def _read(path: Path) -> Run:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

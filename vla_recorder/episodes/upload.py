@@ -13,6 +13,7 @@ import random
 import ssl
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,8 +158,66 @@ class Sender:
         return token
 
 
-class Uploader(threading.Thread):
-    """Uploads in the background until :meth:`stop`.
+class Uploading(threading.Thread, ABC):
+    """Looks again and again for what to upload until :meth:`stop`; after a fault later, and later each time.
+
+    Args:
+        upload: how.
+        kind: of files, as the server's addresses name it.
+    """
+
+    def __init__(self, upload: Upload, kind: str) -> None:
+        super().__init__(name=f"upload of {kind}", daemon=True)
+        self._kind, self._stopping, self._failures = kind, threading.Event(), 0
+        self._sender = Sender(upload, kind)
+        self.problem = ""
+        """Why the last attempt failed; empty = it did not."""
+
+    @abstractmethod
+    def look(self) -> None:
+        """Upload what there is. Raises LaterError, requests.RequestException, OSError: not now."""
+
+    def stop(self) -> None:
+        """End after the piece that is on its way."""
+        self._stopping.set()
+        if self.is_alive():
+            self.join(2.0)
+
+    def run(self) -> None:
+        """See the class."""
+        while not self._stopping.is_set():
+            wait_s = _LOOK_S
+            try:
+                self.look()
+            except (LaterError, requests.RequestException, OSError) as e:
+                self._failed(" ".join(str(e).split()))
+                wait_s = max(retry_after_s(self._failures), getattr(e, "wait_s", 0.0))
+            except Exception as e:  # a defect; the robot works on
+                LOG.exception("upload failed")
+                self._failed(f"{type(e).__name__}: {e}")
+                wait_s = _LONGEST_RETRY_S
+            self._pause(wait_s)
+
+    def _send(self, path: Path, may: Callable[[], bool]) -> bool:
+        """Send a file, as ``Sender.send``."""
+        done = self._sender.send(path, lambda: not self._stopping.is_set() and may(), self._pause)
+        self._went_well()
+        return done
+
+    def _went_well(self) -> None:
+        self._failures, self.problem = 0, ""
+
+    def _failed(self, problem: str) -> None:
+        if not self.problem:
+            LOG.warning("%s are not uploaded: %s", self._kind, problem)
+        self._failures, self.problem = self._failures + 1, problem
+
+    def _pause(self, seconds: float) -> None:
+        self._stopping.wait(seconds)
+
+
+class Uploader(Uploading):
+    """Uploads episodes.
 
     Args:
         shelf: of the episodes.
@@ -167,66 +226,34 @@ class Uploader(threading.Thread):
     """
 
     def __init__(self, shelf: EpisodeShelf, upload: Upload, may: Callable[[], bool]) -> None:
-        super().__init__(name="upload", daemon=True)
+        super().__init__(upload, "episodes")
         self._shelf, self._upload, self._may = shelf, upload, may
-        self._stopping = threading.Event()
         self._since: dict[Path, float] = {}  # when each was first seen waiting, monotonic [s]
-        self._sender = Sender(upload, "episodes")
         self.uploaded = 0
         """Since the start."""
-        self.problem = ""
-        """Why the last attempt failed; empty = it did not."""
-
-    def stop(self) -> None:
-        """End after the piece that is on its way."""
-        self._stopping.set()
-        if self.is_alive():
-            self.join(2.0)
 
     def waiting(self, kept: Sequence[Kept]) -> list[Path]:
         """Return which of these are still to be sent: failures and corrections first, the oldest first."""
         left = [(e.plain, e.path.name, e.path) for e in kept if not (e.uploaded or e.refused)]
         return [path for plain, _, path in sorted(left) if self._upload.what == ALL or not plain]
 
-    def run(self) -> None:
-        """See the class."""
-        failures = 0
-        while not self._stopping.is_set():
-            wait_s = _LOOK_S
-            try:
-                waiting, now_s = self.waiting(self._shelf.kept()), time.monotonic()
-                self._since = {path: self._since.get(path, now_s) for path in waiting}
-                for path in waiting:
-                    if self._stopping.is_set():
-                        break
-                    if self._good_time(path) and self._send(path):
-                        failures = 0
-            except (LaterError, requests.RequestException, OSError) as e:
-                failures += 1
-                wait_s = max(retry_after_s(failures), getattr(e, "wait_s", 0.0))
-                self._say(" ".join(str(e).split()))
-            except Exception as e:  # a defect; the robot records on
-                failures, wait_s = failures + 1, _LONGEST_RETRY_S
-                LOG.exception("upload failed")
-                self._say(f"{type(e).__name__}: {e}")
-            self._pause(wait_s)
+    def look(self) -> None:
+        """See Uploading."""
+        waiting, now_s = self.waiting(self._shelf.kept()), time.monotonic()
+        self._since = {path: self._since.get(path, now_s) for path in waiting}
+        for path in waiting:
+            if self._stopping.is_set():
+                break
+            if self._good_time(path):
+                self._upload_one(path)
 
     def _good_time(self, path: Path) -> bool:
         return self._may() or time.monotonic() - self._since[path] >= _LONGEST_WAIT_S
 
-    def _say(self, problem: str) -> None:
-        if problem and not self.problem:
-            LOG.warning("episodes are not uploaded: %s", problem)
-        self.problem = problem
-
-    def _pause(self, seconds: float) -> None:
-        self._stopping.wait(seconds)
-
-    def _send(self, path: Path) -> bool:
-        """Send one episode; false: it was left for later, because this is no good time any more."""
+    def _upload_one(self, path: Path) -> None:
         try:
-            if not self._sender.send(path, lambda: not self._stopping.is_set() and self._good_time(path), self._pause):
-                return False
+            if not self._send(path, lambda: self._good_time(path)):
+                return
             self._shelf.mark(path, UPLOADED)
             self.uploaded += 1
             LOG.info("%s is uploaded", path.name)
@@ -235,8 +262,7 @@ class Uploader(threading.Thread):
         except RefusedError as e:
             LOG.error("%s is refused, and stays here: %s", path.name, e)
             self._shelf.mark(path, REFUSED, f"{e}\n")
-        self._say("")
-        return True
+            self._went_well()
 
 
 def retry_after_s(failures: int) -> float:

@@ -25,6 +25,7 @@ from vla_ota.srv import EndEpisode, StartEpisode
 
 from vla_ros import qos
 from vla_ros.diagnostics import OK, WARN, Diagnostics, Report
+from vla_ros.executor import QuickCallbackGroup
 from vla_ros.parameters import declare, on_live_change, refuse_unknown
 from vla_ros.runtime import main as run_main
 from vla_sim.arm import CONTROL_HZ, JOINT_NAMES, ROBOT_TYPE
@@ -94,7 +95,7 @@ class SimRobotNode(Node):
         topic = "forward_position_controller/commands"
         self.create_subscription(
             Float64MultiArray, topic, self._command, qos.SENSORS,
-            callback_group=MutuallyExclusiveCallbackGroup(), event_callbacks=diagnostics.subscription_events(topic),
+            callback_group=QuickCallbackGroup(), event_callbacks=diagnostics.subscription_events(topic),
         )  # fmt: skip
 
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)  # its physics run in real time, whatever /clock says
@@ -108,7 +109,7 @@ class SimRobotNode(Node):
             self._operator = self.create_publisher(Float64MultiArray, f"operator/{topic}", _PUBLISHER_DEPTH)
             self._every(CONTROL_HZ, self._operate, tasks)
         self._every(_TASKS_HZ, self._tick_tasks, tasks)
-        self._every(self._settings.joint_rate_hz, self._publish_joints)
+        self._every(self._settings.joint_rate_hz, self._publish_joints, QuickCallbackGroup())
         self._every(self._settings.camera_rate_hz, self._publish_picture)
         self._every(_MOTION_ENABLED_HZ, lambda: self._motion.publish(Bool(data=self._settings.motion_enabled)))
         self._robot.start()
@@ -124,6 +125,7 @@ class SimRobotNode(Node):
     def _change(self, name: str, value: Any) -> None:
         self._settings = dataclasses.replace(self._settings, **{name: value})
         self._runner.colours = self._settings.task_colours
+        self._robot.asleep = self._settings.asleep
 
     def _command(self, message: Float64MultiArray) -> None:
         try:
@@ -133,12 +135,16 @@ class SimRobotNode(Node):
             self.get_logger().error(f"{error.code}: {error}", throttle_duration_sec=1.0)
 
     def _publish_joints(self) -> None:
+        if self._settings.asleep:
+            return
         arm = self._robot.snapshot().arm
         message = JointState(name=list(JOINT_NAMES), position=arm.position.tolist(), velocity=arm.velocity.tolist())
         message.header.stamp = self.get_clock().now().to_msg()
         self._joints.publish(message)
 
     def _publish_picture(self) -> None:
+        if self._settings.asleep:
+            return
         message = Image()
         message.header.stamp = self.get_clock().now().to_msg()  # before drawing: when it was seen
         picture = self._robot.picture()

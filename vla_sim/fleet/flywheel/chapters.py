@@ -21,8 +21,10 @@ EARLIER, CORRECTED, AFTER = 24, 16, 30
 """Episodes before the new colour came; corrected ones to learn from; of the whole fleet with what was learned."""
 NEW_TASKS = (*OLD_COLOURS, *[NEW_COLOUR] * len(OLD_COLOURS))
 """Half of the tasks ask for the new colour."""
-_NEEDED = 110
-"""Episodes of a canary stage: the judge wants 50 of each version, and each episode is drawn by a fair coin."""
+MIN_EPISODES, MARGIN = 20, 0.10
+_NEEDED = 60
+"""Episodes of the canary's time, each drawn by a fair coin; the judge may prolong it once. What it does with so few of so
+different versions is simulated in ``test_flywheel_demo.py``."""
 _TRAINING = ("--set", "steps=400", "--set", "batch=32", "--set", "warm_up_steps=10")
 _GATE = ("--gate", "episodes_old=150", "--gate", "margin_old=0.1", "--gate", "episodes_new=80")
 
@@ -66,15 +68,15 @@ def new_colour(stage: FlywheelStage) -> None:
 
 
 def learn(stage: FlywheelStage) -> None:
-    """Data set, training, gate, publication: two commands. The robots rest: they share this machine with the training."""
+    """Data set, training, gate, publication: two commands. The robots sleep: they share this machine with the training."""
     stage.tasks.work(False)
     since = datetime.datetime.fromtimestamp(stage.times["new_colour"], datetime.UTC).isoformat()
     stage.vla_fleet(
         "dataset", "build", "--policy", NAME, "--out", stage.data_set, "--since", since,
         "--episodes", stage.folder / "episodes", timeout_s=_TOOL_S,
     )  # fmt: skip
-    stage.tasks.move(False)
-    stage.watch.say("demo", "the robots rest, motion is off: here they share a machine with the training", "dim")
+    stage.tasks.sleep(True)  # their last tasks have ended meanwhile
+    stage.watch.say("demo", "the robots sleep: here they share a machine with the training", "dim")
     stage.times["trains"] = time.time()
     stage.vla_fleet(
         "train", stage.data_set, "--base", f"{NAME}@champion", "--runs", stage.folder / "runs",
@@ -87,7 +89,7 @@ def learn(stage: FlywheelStage) -> None:
 def canary(stage: FlywheelStage) -> None:
     """Half of the episodes are drawn for the new version; the judge decides, nobody else."""
     stages = [
-        {"name": "canary", "share": 0.5, "duration_s": _canary_s(stage), "margin": 0.10},
+        {"name": "canary", "share": 0.5, "duration_s": _canary_s(stage), "margin": MARGIN},
         {"name": "full", "share": 1.0},
     ]
     text = f"half of the episodes for {stages[0]['duration_s']:.0f} s, which is {_NEEDED} episodes at the fleet's pace"
@@ -95,12 +97,12 @@ def canary(stage: FlywheelStage) -> None:
     # A robot lets no version act that wants something else than the active one (SHADOW_DIVERGED). At the new colour it must want
     # something else, for the active one is at a loss there; so robots compare the two at what both know.
     stage.tasks.ask_for(OLD_COLOURS)
-    stage.tasks.move(True)
+    stage.tasks.sleep(False)
     stage.tasks.work(True)
     stage.watch.say(
         "demo", "robots are asked for the old colours while they load it beside the version that acts", "dim"
     )
-    stage.rollout = stage.begin_rollout(stage.learned, "all", stages)
+    stage.rollout = stage.begin_rollout(stage.learned, "all", stages, min_episodes=MIN_EPISODES)
     stage.rollout.wait({"JUDGING"}, _ROLLOUT_S)
     stage.tasks.ask_for(NEW_TASKS)
     stage.times["canary"] = time.time()

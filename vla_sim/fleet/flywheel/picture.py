@@ -35,7 +35,7 @@ def draw(report: Json, path: Path) -> None:
     ax.set_xlabel("time [s]. Below: each episode; | the policy did it alone, × an operator took over or it failed")
     ax.set_ylabel(f"success without an operator, {_WINDOW_S:g} s each, 95 %")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="center right", frameon=False)
+    ax.legend(loc="center", frameon=False)
     figure.suptitle("Robots meet a new colour, an operator corrects them, the fleet learns it", fontweight="bold")
     figure.savefig(path, metadata={"Software": "vla_ota"})
 

@@ -48,9 +48,9 @@ class Stage:
         self.watch.say("trainer", f"publishes {name} {version} ({digest[:12]}…)", "cyan")
         return digest
 
-    def begin_rollout(self, version: str, target: str, stages: list[Json]) -> Followed:
-        """Begin a rollout."""
-        return self.follow_rollout(self.client.create_rollout(f"{NAME}@{version}", target, stages=stages))
+    def begin_rollout(self, version: str, target: str, stages: list[Json], **settings: Any) -> Followed:
+        """Begin a rollout; ``settings`` are others of ``Client.create_rollout``."""
+        return self.follow_rollout(self.client.create_rollout(f"{NAME}@{version}", target, stages=stages, **settings))
 
     def follow_rollout(self, info: Json) -> Followed:
         """Follow a rollout that has begun."""

@@ -34,13 +34,14 @@ class Tasks(BackgroundNode):
         """Let every robot work, or stop after its task. Raises DemoError if one does not answer."""
         self._set("run_tasks", ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=on))
 
-    def move(self, on: bool) -> None:
-        """Allow motion, or not: a policy acts between tasks, too. Raises DemoError if a robot does not answer.
+    def sleep(self, on: bool) -> None:
+        """Switch motion and sensors off, or on. Raises DemoError if a robot does not answer.
 
         A robot that may move again waits for a person, who sees that nobody is in the way, and resumes.
         """
-        self._set("motion_enabled", ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=on))
-        if on:
+        for name, value in (("motion_enabled", not on), ("asleep", on)):
+            self._set(name, ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=value))
+        if not on:
             for robot in self._clients:
                 self._resume(robot)
 
