@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 
 import rclpy
 from rclpy.exceptions import InvalidHandle
-from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
+from vla_ros.executor import NodeExecutor
 from vla_ros.start import REFUSED
 from vla_ros.usage import usage
 
@@ -131,7 +131,7 @@ def process_arguments(arguments: Sequence[str]) -> list[str]:
 
 def _spin(node: Node, signals: int, threads: int) -> int:
     """Spin until a byte arrives on ``signals`` and the node has been closed; return the exit status."""
-    executor = MultiThreadedExecutor(num_threads=threads)
+    executor = NodeExecutor(num_threads=threads)
     executor.add_node(node)
     once, asked, closed = threading.Lock(), threading.Event(), threading.Event()
     failures: list[str] = []
@@ -170,7 +170,7 @@ def _spin(node: Node, signals: int, threads: int) -> int:
     return 1 if failures else 0
 
 
-def await_callbacks(executor: MultiThreadedExecutor) -> None:
+def await_callbacks(executor: NodeExecutor) -> None:
     """Wait for callbacks that run, and drop those that wait for a thread.
 
     ``Executor.shutdown`` does neither (rclpy 7), and takes away what they use.

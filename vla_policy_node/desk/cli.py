@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vla-checkpoint``: the commands of ``vla_checkpoint.cli``, and ``golden``, ``check`` and ``import --contract``.
+"""``vla-checkpoint``: the commands of ``vla_checkpoint.cli``, and ``golden``, ``check``, ``import --contract`` and ``fsck``.
 
-Those need the robot contract or a worker, which ``vla_checkpoint`` knows nothing of.
+Those need the robot contract, a worker or a robot's store, which ``vla_checkpoint`` knows nothing of.
 """
 
 from __future__ import annotations
@@ -58,6 +58,10 @@ def _extend(commands: cli.Commands) -> None:
     checker = commands.add_parser("check", help="hold a bundle against a robot contract and an interpreter")
     checker.add_argument("--contract", required=True, metavar="FILE", help="robot contract")
     checker.set_defaults(run=_check, text=_check_text, report=True)
+
+    fsck = commands.add_parser("fsck", help="check and repair a robot's store while its manager does not run")
+    fsck.add_argument("--blob-dir", type=Path, metavar="DIR", help="the manager's blob_dir, if it has one")
+    fsck.set_defaults(run=_fsck, text=_fsck_text, report=True)
 
     for sub in (golden, checker):
         sub.add_argument(
@@ -140,6 +144,18 @@ def _check_text(report: dict[str, Any]) -> str:
         lines.append(f"{'ok' if item['ok'] else 'FAILED':7}{item['what'] + ':':13}{printable(code + item['text'])}")
     failed = sum(not item["ok"] for item in report["checks"])
     return "\n".join([*lines, f"{failed} of {len(lines)} failed" if failed else "fit to be published for this robot"])
+
+
+def _fsck(options: argparse.Namespace) -> dict[str, Any]:
+    from vla_ota_manager.store import fsck
+
+    return fsck.run(Path(options.dir), options.blob_dir)
+
+
+def _fsck_text(report: dict[str, Any]) -> str:
+    from vla_ota_manager.store import fsck
+
+    return fsck.text_of(report)
 
 
 def _program(text: str) -> str:

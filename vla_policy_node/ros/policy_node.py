@@ -48,6 +48,7 @@ from vla_policy_node.steps import Steps
 from vla_ros import qos
 from vla_ros.action_server import DestroyableActionServer
 from vla_ros.diagnostics import Diagnostics
+from vla_ros.executor import QuickCallbackGroup
 from vla_ros.interfaces import message_class
 from vla_ros.log_forwarding import forward_log
 from vla_ros.parameters import declare, on_live_change, refuse_unknown
@@ -245,15 +246,16 @@ class PolicyNode(LifecycleNode):
     def _make_interfaces(self, contract: Contract) -> None:
         keep = self._configured.append
         # Made anew: an event that is destroyed just before it is taken keeps its group busy for ever (rclpy 7).
-        # Two of them: the measured state does not wait until a picture is decoded.
-        pictures, numbers = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
+        # Several: the measured state does not wait until a picture is decoded.
+        pictures, words = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
+        numbers = QuickCallbackGroup()
         for observation in contract.observations:
             for index, source in enumerate(observation.sources):
                 receive = partial(self._on_observation, observation.key, index)
                 group = pictures if observation.is_image else numbers
                 keep((self.destroy_subscription, self._subscribe(source, receive, group)))
         if contract.instruction is not None:
-            keep((self.destroy_subscription, self._subscribe(contract.instruction, self._on_instruction, numbers)))
+            keep((self.destroy_subscription, self._subscribe(contract.instruction, self._on_instruction, words)))
         heard: list[tuple[type[Any], str, Callable[[Any], None], QoSProfile]] = [
             (ModelStatus, f"{self.config.ota_manager}/status", self._on_manager, qos.EVENTS),
         ]
