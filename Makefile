@@ -2,8 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: $(shell grep -oE '^[a-z-]+:' Makefile | tr -d :)
 RUN := scripts/run
-# Tests side by side. With more than cores the run is shorter, and tests that wait for discovery are nearer to their bounds.
-JOBS ?= $(shell nproc)
+# Tests side by side, one more than cores: many of them wait. With more still, tests that wait for discovery are nearer to their bounds.
+JOBS ?= $(shell expr $$(nproc) + 1)
 
 # Tests of the fleet server that hold on PostgreSQL as well.
 ON_POSTGRES := $(addprefix test/vla_fleet/test_,line.py registry.py garbage.py rollouts.py experiments.py)
@@ -47,6 +47,13 @@ test-fleet-servers: setup-dev ## the fleet server on PostgreSQL, NATS and S3's p
 	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile test/vla_fleet_servers
 	@PYTHONPATH=test $(RUN) python -m pytest -q -n $(JOBS) --dist loadfile -p support.on_postgres $(ON_POSTGRES)
 
+test-big: setup-dev ## files of 2, 4 and 10 GiB through fetch, verify and store, in little memory (40 GB of disk, under 3 minutes)
+	@$(RUN) python -m pytest -q -s test/big
+
+FUZZ_SECONDS ?= 60
+fuzz: setup-dev ## strangers' bytes to every reader for FUZZ_SECONDS=60; FUZZ_TARGETS="header delta" only to these
+	@PYTHONPATH=test $(RUN) python -m fuzz --seconds $(FUZZ_SECONDS) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED)) $(if $(FUZZ_TARGETS),--targets $(FUZZ_TARGETS))
+
 lint: setup-dev ## ruff and mypy
 	@$(RUN) ruff check --output-format concise .
 	@$(RUN) ruff format --check -q .
@@ -55,8 +62,8 @@ lint: setup-dev ## ruff and mypy
 bench: setup-dev ## control loop, swap and download against other ways of doing it; tables, and build/bench/*.json
 	@$(RUN) python -m benchmarks --out build/bench
 
-bench-fleet: setup-dev ## a rollback of 1,000 connected robots, and what they cost the server; build/bench/fleet.json
-	@$(RUN) python -m benchmarks.fleet --out build/bench
+bench-fleet: setup-dev ## 100 to 10,000 robots, faults, bytes; build/bench/fleet.json; QUICK=1: small; DOCS=1: into docs/fleet.md
+	@PYTHONPATH=test $(RUN) python -m benchmarks.fleet --replicas --out build/bench $(if $(QUICK),--quick) $(if $(DOCS),--docs docs)
 
 bench-dataset: setup-dev ## data sets built from 100, 300 and 1,000 episodes, beside plain pandas; build/bench/dataset.json
 	@$(RUN) python -m benchmarks.dataset --out build/bench
@@ -67,7 +74,8 @@ bench-evidence: setup ## error rates of the statistical judges beside a threshol
 bench-merge: setup-dev ## LoRA adapters merged: exactness, speed and memory beside PEFT, bad clients; build/bench/merge.json
 	@$(RUN) python -m benchmarks.merge --out build/bench
 
-bench-update: setup-dev ## what updates cost on the wire: tensor deltas of real fine-tunes beside other ways; SMALL=1 only tries it
+bench-update: setup-dev ## fetch, verify and store beside curl; tensor deltas of real fine-tunes beside other ways; SMALL=1 only tries it
+	@$(RUN) python -m benchmarks.store --out build/bench $(if $(SMALL),--runs 1)
 	@$(RUN) python -m benchmarks.update --out build/bench $(if $(SMALL),--small)
 
 clean: ## forget the environment and the build

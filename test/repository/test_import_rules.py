@@ -77,6 +77,7 @@ EXTRA = {
     # Who signs.
     "vla_checkpoint/repository/": {"cryptography", "securesystemslib", "tuf"},
     "vla_fleet/registry/signing.py": {"securesystemslib", "tuf"},
+    "vla_fleet/server/line_protocol.py": {"websockets"},  # of uvicorn's protocol: how it compresses
     "vla_adaptation/training.py": {"vla_learning"},  # the training process
     "vla_fleet_bridge/": {"vla_fleet"},  # its protocol: ``from vla_fleet import protocol``
     "vla_policy_node/pictures.py": {"PIL"},  # in the node: neither the control process nor a worker decodes
@@ -88,6 +89,8 @@ EXTRA = {
     "vla_policy_node/replay/": {"PIL", "mcap"},
     "vla_policy_node/replay/plot.py": {"matplotlib"},
     "vla_sim/train.py": {"torch"},
+    # One command line for all that is done at a desk, a robot's store included.
+    "vla_policy_node/desk/cli.py": {"vla_ota_manager.store"},
     # Training: policies, their own loader, and packages for plots within functions.
     "vla_learning/adapters/": {"safetensors", "scipy"},
     "vla_learning/running.py": {"vla_policy_node.errors", "vla_policy_node.policies", "vla_policy_node.worker.loading"},
