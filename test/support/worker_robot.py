@@ -73,8 +73,7 @@ class WorkerRobot:
     @property
     def spare_pid(self) -> int | None:
         """Process id of the spare worker, also while it is still importing."""
-        spare = self.pool._spare
-        return None if spare is None else spare.pid
+        return self.pool._supply.spare_pid
 
     def spare_ready(self, not_pid: int = 0, timeout_s: float = TIMEOUT_S) -> int:
         """Wait for a spare worker (another than ``not_pid``) to have its imports done; return its process id."""

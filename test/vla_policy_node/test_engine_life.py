@@ -138,7 +138,7 @@ def test_swaps_and_lives_leave_no_descriptor_memory_or_process_behind(tmp_path: 
                 rig.engine.swap(SwapRequest(digest=digests[i % 3]))
                 if i in (2, 4, 6):
                     rig.wait_running(versions[i % 3])
-                    rig.wait_for(lambda: rig.engine._pool._spare is None, "no spare while it is counted")
+                    rig.wait_for(lambda: rig.engine._pool._supply.spare_pid is None, "no spare while it is counted")
                     rig.wait_for(lambda: _watched(rig) == rig.snapshot.active, "the new one watched")
                     counts.append(settled_descriptors())
             assert all(count == counts[0] for count in counts), [_changed(count, counts[0]) for count in counts]

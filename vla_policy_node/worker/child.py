@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker process as the node sees it: started, listened to, ended."""
+"""One worker process, or the server that forks them, as the node sees it: started, listened to, ended."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import queue
 import signal
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vla_policy_node.ipc.channel import Channel, ChannelClosedError
@@ -22,16 +23,27 @@ from vla_policy_node.worker.environment import worker_environment
 _LINE_BYTES = 4096
 _LINES_PER_S = 50
 _TAIL_LINES = 20
+_FORK_TIMEOUT_S = 10.0
+_ORPHANS_END_S = 1.0
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class Child:
-    """A worker process, its channel and its output. Only the pool's watcher thread calls the ``on_…`` methods."""
+    """A child process, its channel and its output. Only the pool's watcher thread calls the ``on_…`` methods.
+
+    Args:
+        pid: of the process, a child of this one.
+        wait: reaps it and returns its exit code, the negative of the signal that killed it.
+        channel: its messages.
+        output_fd: what it prints.
+        log: called with each line of that.
+    """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], channel: Channel, output_fd: int, log: Callable[[Child, str], None]
+        self, pid: int, wait: Callable[[], int], channel: Channel, output_fd: int, log: Callable[[Child, str], None]
     ) -> None:
-        self.pid = process.pid
-        self.pidfd = os.pidfd_open(process.pid)
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
         self.channel = channel
         self.output_fd = output_fd
         self.inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -42,46 +54,57 @@ class Child:
         """Set when the pool has also taken its memory back."""
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self.waiting = False
-        """Its imports are done and it has nothing to load yet."""
+        """Its imports are done, and it has nothing to load yet or forks workers."""
         self.lost_code = ""
         """Why the pool killed it; empty = not reported."""
         self.output_ended = False
-        self._process = process
+        self._wait = wait
         self._log = log
         self._partial = b""
         self._second, self._lines = 0, 0
         self._lock = threading.Lock()
 
     @classmethod
-    def start(cls, config: WorkerConfig, log: Callable[[Child, str], None]) -> Child:
-        """Start a process, on a thread that lives as long as the process should.
+    def start_server(cls, config: WorkerConfig, log: Callable[[Child, str], None]) -> Child:
+        """Start the server that forks workers, on a thread that lives as long as the process should.
 
-        When the *thread* that started it ends, the kernel kills it: that is how ``PR_SET_PDEATHSIG`` works.
+        When the *thread* that started it ends, the kernel kills it: that is how ``PR_SET_PDEATHSIG`` works. This process becomes
+        the parent of whatever is orphaned below it, so of workers.
 
         Raises :class:`PrepareError` ``WORKER_START_FAILED``.
         """
-        ours, theirs = Channel.pair()
-        output, child_output = os.pipe()
-        os.set_blocking(output, False)
-        try:
-            process = subprocess.Popen(
-                [config.worker_python or sys.executable, "-m", "vla_policy_node.worker", str(theirs.fileno())],
-                env=worker_environment(os.environ, config.paths, config.threads),
-                cwd="/",  # -m puts the current folder before the library
-                stdin=subprocess.DEVNULL,
-                stdout=child_output,
-                stderr=child_output,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # no Ctrl-C of the node's terminal, and a group of its own to kill
-            )
-        except OSError as e:
-            ours.close()
-            os.close(output)
-            raise PrepareError("WORKER_START_FAILED", f"{config.worker_python or sys.executable}: {e.strerror}") from e
-        finally:
-            theirs.close()
-            os.close(child_output)
-        return cls(process, ours, output, log)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        python = config.worker_python or sys.executable
+        with _ends() as (ours, theirs, output, their_output):
+            try:
+                process = subprocess.Popen(
+                    [python, "-m", "vla_policy_node.worker.server", str(theirs.fileno())],
+                    env=worker_environment(os.environ, config.paths, config.threads),
+                    cwd="/",  # -m puts the current folder before the library
+                    stdin=subprocess.DEVNULL,
+                    stdout=their_output,
+                    stderr=their_output,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # no Ctrl-C of the node's terminal, and a group of its own to kill
+                )
+            except OSError as e:
+                raise PrepareError("WORKER_START_FAILED", f"{python}: {e.strerror}") from e
+            return cls(process.pid, process.wait, ours, output, log)
+
+    def fork_worker(self, log: Callable[[Child, str], None]) -> Child:
+        """Let this server fork a worker. Raises :class:`PrepareError` ``WORKER_START_FAILED``."""
+        with _ends() as (ours, theirs, output, their_output):
+            try:
+                self.channel.send({"type": "fork"}, [theirs.fileno(), their_output])
+                theirs.close()  # so that its end is seen here
+                started = ours.receive(_FORK_TIMEOUT_S)
+            except ChannelClosedError as e:
+                raise PrepareError("WORKER_START_FAILED", f"process {self.pid}, which forks workers, has failed") from e
+            if started is None:
+                text = f"process {self.pid} has forked no worker in {_FORK_TIMEOUT_S:g} s"
+                raise PrepareError("WORKER_START_FAILED", text)
+            pid = int(started[0]["pid"])
+            return Child(pid, lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), ours, output, log)
 
     def kill(self, code: str = "") -> None:
         """End it and whatever it started, at once."""
@@ -131,7 +154,8 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)  # its number is not reused before it is reaped
         while self.on_output():
             pass
-        status = self._process.wait()
+        status = self._wait()
+        self._reap_orphans()
         self.channel.close()
         os.close(self.output_fd)
         text = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
@@ -141,6 +165,14 @@ class Child:
             self.alive = False
             os.close(self.pidfd)
         return text
+
+    def _reap_orphans(self) -> None:
+        """Reap what it had started, which was killed with it."""
+        end_s = time.monotonic() + _ORPHANS_END_S
+        with contextlib.suppress(ChildProcessError):
+            while time.monotonic() < end_s:
+                if os.waitpid(-self.pid, os.WNOHANG)[0] == 0:
+                    time.sleep(0.001)
 
     def finish(self, text: str) -> None:
         """Report the end to its preparation."""
@@ -159,3 +191,20 @@ class Child:
             self._log(self, line)
         elif self._lines == _LINES_PER_S + 1:
             self._log(self, f"(more than {_LINES_PER_S} lines a second: the rest of this second is left out)")
+
+
+@contextlib.contextmanager
+def _ends() -> Iterator[tuple[Channel, Channel, int, int]]:
+    """Make a channel and a pipe: our ends, which an error closes, and those of a process, which are closed afterwards."""
+    ours, theirs = Channel.pair()
+    output, their_output = os.pipe()
+    os.set_blocking(output, False)
+    try:
+        yield ours, theirs, output, their_output
+    except BaseException:
+        ours.close()
+        os.close(output)
+        raise
+    finally:
+        theirs.close()
+        os.close(their_output)

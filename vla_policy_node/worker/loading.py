@@ -82,6 +82,27 @@ def check_requirements(requires: Mapping[str, str]) -> None:
             )
 
 
+def import_ahead(begin: Mapping[str, Any]) -> None:
+    """Import what the next policy probably needs; what cannot be imported is logged, and fails the load if it is needed.
+
+    Args:
+        begin: ``imports`` (modules), ``policy_type`` (empty: none), ``policy_modules``, ``device``.
+    """
+    for name in begin["imports"]:
+        try:
+            importlib.import_module(name)
+        except Exception as e:
+            sys.stderr.write(f"not imported ahead: {name}: {type(e).__name__}: {e}\n")
+    if not begin["policy_type"]:
+        return
+    try:
+        module = importlib.import_module(find_policy_module(begin["policy_type"], begin["policy_modules"]))
+        if hasattr(module, "preload"):
+            module.preload(begin["device"])
+    except Exception as e:
+        sys.stderr.write(f"policy type {begin['policy_type']} not imported ahead: {type(e).__name__}: {e}\n")
+
+
 def versions() -> dict[str, str]:
     """Return what a reader of the log wants to know of this interpreter: its own version, and those of torch and LeRobot."""
     found = {name: installed_version(name) for name in ("torch", "lerobot")}

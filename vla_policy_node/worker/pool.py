@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vla_policy_node.worker.api import MAX_GENERATIONS, Generation, PrepareError
 from vla_policy_node.worker.child import Child
 from vla_policy_node.worker.memory import WeightArena, WeightArenas
 from vla_policy_node.worker.plan import Plan, Recording, check_history, golden_memory, make_plan, plan_memory
+from vla_policy_node.worker.supply import Supply
 from vla_policy_node.worker.watcher import Watcher
 
 Progress = Callable[[str, float], None]
@@ -35,7 +37,6 @@ _POLL_S = 0.05  # how soon a cancellation is noticed
 _END_TIMEOUT_S = (
     5.0  # a killed process normally takes milliseconds; one in the kernel's hands (a GPU driver) may take longer
 )
-_SPARE_BACKOFF_S = (1.0, 60.0)  # after a spare died: first and longest wait
 
 
 @dataclass(eq=False)
@@ -78,21 +79,17 @@ class WorkerPool:
         self._watcher = Watcher(
             self._on_message, self._on_exit, self._tick, lambda text: self._emit("LOG", text, os.getpid())
         )
+        self._supply = Supply(config, self._watcher, self._emit)
         self._preparing = threading.Lock()
         self._lock = threading.Lock()  # protects everything below
         self._residents: dict[Child, _Resident] = {}
-        self._spare: Child | None = None
-        self._spare_due_s: float | None = None  # monotonic
-        self._spare_backoff_s = _SPARE_BACKOFF_S[0]
-        self._policy_type = ""
         self._last_id = 0
         self._closed = False
 
     def start(self, policy_type: str = "") -> None:
         """Start watching, and the spare worker; ``policy_type`` is the type whose module it imports ahead."""
-        self._policy_type = policy_type
+        self._supply.start(policy_type)
         self._watcher.start()
-        self.ensure_spare()
 
     def prepare(
         self,
@@ -126,8 +123,9 @@ class WorkerPool:
             on_progress("QUEUED", 0.0)
             self._raise_if_over(cancelled, deadline_s)
             bundle, adapted, plan = self._open(bundle_dir, digest, recording)
-            self._raise_if_over(cancelled, deadline_s)
-            resident, spare_used, merge_s = self._begin(bundle, adapted, plan, shadow)
+            raise_if_over = partial(self._raise_if_over, cancelled, deadline_s)
+            raise_if_over()
+            resident, spare_used, merge_s = self._begin(bundle, adapted, plan, shadow, raise_if_over)
             try:
                 generation = self._finish(resident, bundle, spare_used, merge_s, on_progress, cancelled, deadline_s)
                 (resident.weights if adapted is None else resident.base or resident.weights).holds = (
@@ -139,7 +137,7 @@ class WorkerPool:
             on_progress("READY", 1.0)
             return generation
         finally:
-            self._schedule_spare(self._config.spare_delay_s)
+            self._supply.schedule_spare(self._config.spare_delay_s)
             self._preparing.release()
 
     def release(self, generation: Generation) -> None:
@@ -161,7 +159,7 @@ class WorkerPool:
 
     def ensure_spare(self) -> None:
         """Start the spare now rather than after ``spare_delay_s`` (a swap is over)."""
-        self._schedule_spare(0.0)
+        self._supply.schedule_spare(0.0)
 
     def close(self) -> None:
         """End every worker and wait for it. A preparation under way ends with CLOSED."""
@@ -169,6 +167,7 @@ class WorkerPool:
             if self._closed:
                 return
             self._closed = True
+        self._supply.close()
         self._watcher.stop()  # kills and reaps them all
         over = self._preparing.acquire(timeout=_END_TIMEOUT_S)  # a preparation under way notices and cleans up
         with self._lock:
@@ -212,15 +211,19 @@ class WorkerPool:
         return weights, base
 
     def _begin(
-        self, bundle: Bundle, adapted: Adapted | None, plan: Plan, shadow: Arena | None
+        self,
+        bundle: Bundle,
+        adapted: Adapted | None,
+        plan: Plan,
+        shadow: Arena | None,
+        raise_if_over: Callable[[], None],
     ) -> tuple[_Resident, bool, float]:
         """Give the plan to the spare worker, or to a new one; return also how long merging an adapter took [s]."""
         begun_s = time.monotonic()
         weights, base = self._take_memory(bundle, adapted, plan)
         merge_s = time.monotonic() - begun_s if adapted is not None else 0.0
         try:
-            self._policy_type = bundle.manifest.policy_type
-            child, spare_used = self._watcher.call(self._take_child)
+            child, spare_used = self._supply.take(bundle.manifest.policy_type, raise_if_over)
         except BaseException:
             self._weights.give_back(weights, base)
             raise
@@ -355,77 +358,12 @@ class WorkerPool:
         resident.chunks.close()
         resident.requests.close()
 
-    # -- spare
-
-    def _take_child(self) -> tuple[Child, bool]:
-        """On the watcher's thread, as everything that starts a worker: no spare is being started just now."""
-        with self._lock:
-            child, self._spare, self._spare_due_s = self._spare, None, None
-            if child is not None and child.alive:
-                return child, child.waiting
-        return self._spawn(), False
-
-    def _spawn(self) -> Child:
-        """On the watcher's thread, which lives as long as the workers do."""
-        child = Child.start(self._config, lambda child, line: self._emit("LOG", line, child.pid))
-        self._watcher.add(child)
-        begin = {
-            "nice": self._config.nice,
-            "imports": list(self._config.imports),
-            "policy_type": self._policy_type,
-            "policy_modules": dict(self._config.policy_modules),
-            "device": self._config.device,
-        }
-        try:
-            child.channel.send(begin)
-        except ChannelClosedError:
-            child.kill()  # its exit is reported like any other
-        return child
-
-    def _schedule_spare(self, delay_s: float) -> None:
-        with self._lock:
-            if self._config.spare and self._spare is None and not self._closed:
-                self._spare_due_s = time.monotonic() + delay_s
-        self._watcher.wake()
-
-    def _start_spare_if_due(self, now: float) -> float | None:
-        """Return seconds until the next spare is due."""
-        with self._lock:
-            due = self._spare_due_s
-            if due is None or self._closed or self._spare is not None:
-                return None
-            if now < due:
-                return due - now
-            self._spare_due_s = None
-        try:
-            child = self._spawn()
-        except PrepareError as e:
-            self._emit("LOG", f"no spare worker: {e}", os.getpid())
-            self._retry_spare(now)
-            return 0.0
-        with self._lock:
-            self._spare = child
-            if self._closed:
-                child.kill()
-        return None
-
-    def _retry_spare(self, now: float) -> None:
-        with self._lock:
-            self._spare_due_s = now + self._spare_backoff_s
-            self._spare_backoff_s = min(2 * self._spare_backoff_s, _SPARE_BACKOFF_S[1])
-
     # -- watching, on the watcher's thread
 
     def _on_message(self, child: Child, message: dict[str, Any]) -> None:
         kind = message.get("type")
         if kind == "spare":
-            with self._lock:
-                child.waiting = True
-                is_spare = child is self._spare
-                self._spare_backoff_s = _SPARE_BACKOFF_S[0]
-            if is_spare:
-                has = ", ".join(f"{name} {version}" for name, version in message["versions"].items())
-                self._emit("SPARE_READY", f"a spare worker is ready: {has}", child.pid)
+            self._supply.heard(child, message)
         elif kind == "chunk_error":
             with self._lock:
                 resident = self._residents.get(child)
@@ -445,16 +383,11 @@ class WorkerPool:
                 lost = None if resident.released or self._closed else resident.generation
                 if resident.released:
                     del self._residents[child]
-            was_spare = child is self._spare
-            if was_spare:
-                self._spare = None
         if child.lost_code == "WORKER_HUNG":
             text = f"owed a chunk for more than {self._config.inference_timeout_s:g} s and was killed"
         if lost is not None:
             self._emit("LOST", f"worker {child.pid} {text}", child.pid, lost, child.lost_code or "WORKER_DIED")
-        elif was_spare and not self._closed:
-            self._emit("LOG", f"spare worker {child.pid} {text}", child.pid)
-            self._retry_spare(time.monotonic())
+        self._supply.ended(child, text)
 
     def _tick(self) -> float | None:
         """Kill what hangs, start what is due; return how long nothing needs to be looked at [s]."""
@@ -467,7 +400,7 @@ class WorkerPool:
                 if self._is_hung(resident, now):
                     resident.child.kill("WORKER_HUNG")
         period = min(max(self._config.inference_timeout_s / 5, 0.02), 0.5) if residents else None
-        due = self._start_spare_if_due(now)
+        due = self._supply.tick(now)
         waits = [wait for wait in (period, due) if wait is not None]
         return min(waits) if waits else None
 

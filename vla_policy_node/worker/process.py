@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker process: ``python -m vla_policy_node.worker FD``, FD being its end of the channel to the node.
+"""A worker process: forked by ``server.py``, or ``python -m vla_policy_node.worker.process FD``.
+
+FD is its end of the channel to the node.
 
 Threads, because Linux keeps a nice level for each thread and takes privilege to lower one again:
 
@@ -15,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import importlib
 import json
 import mmap
 import os
@@ -43,7 +44,7 @@ from vla_policy_node.worker.golden import record, replay
 from vla_policy_node.worker.history import repeated
 from vla_policy_node.worker.inference import FEATURE, WARM_UP_INFERENCES, ChunkError, InferenceLoop, infer, reset
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _REPORT_PERIOD_S = 1.0
 _PROGRESS_STEP = 0.01
 # Where each state begins and ends in the progress of the whole.
@@ -109,12 +110,8 @@ class Worker:
 
     def _shadow(self, loop: InferenceLoop) -> None:
         """Answer what is asked in shadow, behind whatever acts."""
-        self._be_nice()
+        raise_nice_level(self._nice)
         loop.run_in_shadow(self._acts.is_set)
-
-    def _be_nice(self) -> None:
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + self._nice))
 
     def _listen(self) -> None:
         try:
@@ -132,8 +129,8 @@ class Worker:
         try:
             begin, _ = self._inbox.get()
             self._nice = begin["nice"]
-            self._be_nice()
-            self._import_ahead(begin)
+            raise_nice_level(self._nice)
+            loading.import_ahead(begin)
             self._send({"type": "spare", "versions": loading.versions()}, block=True)
             loaded.set_result(Loaded(self, *self._inbox.get()))
         except WorkerError as e:
@@ -142,22 +139,6 @@ class Worker:
             loaded.set_exception(_caused(WorkerError("OUT_OF_MEMORY", "no memory left while loading"), e))
         except BaseException as e:
             loaded.set_exception(_caused(WorkerError("LOAD_FAILED", f"{type(e).__name__}: {e}"), e))
-
-    def _import_ahead(self, begin: dict[str, Any]) -> None:
-        """Import what the next policy probably needs; what cannot be imported is logged, and fails the load if it is needed."""
-        for name in begin["imports"]:
-            try:
-                importlib.import_module(name)
-            except Exception as e:
-                sys.stderr.write(f"not imported ahead: {name}: {type(e).__name__}: {e}\n")
-        if not begin["policy_type"]:
-            return
-        try:
-            module = importlib.import_module(loading.find_policy_module(begin["policy_type"], begin["policy_modules"]))
-            if hasattr(module, "preload"):
-                module.preload(begin["device"])
-        except Exception as e:
-            sys.stderr.write(f"policy type {begin['policy_type']} not imported ahead: {type(e).__name__}: {e}\n")
 
     def _warm_up(self, generation: Loaded) -> float:
         """Infer in the thread that will do so from now on; return the median time, the first left out [ms]."""
@@ -308,15 +289,27 @@ def _caused(error: WorkerError, cause: BaseException) -> WorkerError:
     return error
 
 
-def main() -> None:
-    """Begin a worker."""
+def raise_nice_level(by: int) -> None:
+    """Let the calling thread, and no other, stand back behind whatever acts."""
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + by))
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process with its parent."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(
-            "500"
-        )  # when memory runs out, a worker goes before the control loop
-    Worker(Channel.from_fd(int(sys.argv[1]))).run()
+
+
+def run_worker(channel_fd: int) -> NoReturn:
+    """Be a worker: a child of the node's, at its own end of a channel."""
+    die_with_parent()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NAME, b"policy_worker")
+    with contextlib.suppress(OSError):  # when memory runs out, a worker goes before the control loop
+        Path("/proc/self/oom_score_adj").write_text("500")
+    channel = Channel.from_fd(channel_fd)
+    channel.send({"type": "started", "pid": os.getpid()})
+    Worker(channel).run()
 
 
 if __name__ == "__main__":
-    main()
+    run_worker(int(sys.argv[1]))

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where workers come from: ``python -m vla_policy_node.worker.server FD``, FD being its end of the channel to the node.
+
+It imports once what policies need; after that it forks a worker in milliseconds whenever the node asks for one. Workers share
+the memory of interpreter and libraries with it, page by page, until they write to it.
+
+It forks twice, and the process between ends at once, so that a worker becomes a child of the node, which is a *subreaper*
+(``prctl(2)``). The node sees, reaps and outlives its workers as if it had started them, and the end of the server costs none.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+
+from vla_policy_node.ipc.channel import Channel, ChannelClosedError
+from vla_policy_node.worker import loading
+from vla_policy_node.worker.process import die_with_parent, raise_nice_level, run_worker
+
+_THREAD_END_S = 1.0  # a joined thread may take a moment to leave the kernel's list
+
+
+def main() -> None:
+    """Import, say so, and fork workers until the node ends."""
+    own_threads = _threads()  # numpy's, which close and come again around a fork by themselves
+    die_with_parent()
+    node = os.getppid()
+    channel = Channel.from_fd(int(sys.argv[1]))
+    begin, _ = channel.receive(None) or ({}, [])
+    forks = begin["device"] == "cpu"  # no other device can be used on both sides of a fork
+    if forks:
+        importing = threading.Thread(target=_import, args=(begin,))
+        importing.start()  # a thread, because a nice level cannot be lowered again
+        importing.join()
+        forks = _only(own_threads)
+        gc.collect()
+        gc.freeze()  # a collection in a worker would write to, and so copy, all that is shared
+    channel.send({"type": "spare", "versions": loading.versions()})
+    while True:
+        try:
+            received = channel.receive(None)
+        except ChannelClosedError:
+            os._exit(0)
+        assert received is not None
+        _, (worker_channel, output) = received
+        between = os.fork()
+        if between == 0:
+            _begin_worker(node, channel, worker_channel, output, forks)
+        os.close(worker_channel)
+        os.close(output)
+        os.waitpid(between, 0)
+
+
+def _import(begin: dict[str, object]) -> None:
+    raise_nice_level(int(str(begin["nice"])))
+    loading.import_ahead(begin)
+
+
+def _threads() -> int:
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
+
+
+def _only(own_threads: int) -> bool:
+    """Whether no import has left a thread behind: it would be missing in a worker, with the locks that it holds."""
+    end_s = time.monotonic() + _THREAD_END_S
+    while (left := _threads()) > own_threads and time.monotonic() < end_s:
+        time.sleep(0.001)
+    if left > own_threads:
+        sys.stderr.write("an import has started threads: each worker imports on its own\n")
+    return left <= own_threads
+
+
+def _begin_worker(node: int, server: Channel, worker_channel: int, output: int, forks: bool) -> None:
+    """In the process between: fork the worker and end. In the worker: wait until it is the node's child, then work."""
+    between = os.getpid()
+    try:
+        if os.fork():
+            os._exit(0)
+        os.setsid()  # a group of its own to kill
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
+        server.close()
+        while os.getppid() == between:
+            time.sleep(0.0001)
+        if os.getppid() != node:
+            os._exit(0)  # it has ended meanwhile
+        if not forks:
+            os.set_inheritable(worker_channel, True)
+            os.execv(sys.executable, [sys.executable, "-m", "vla_policy_node.worker.process", str(worker_channel)])
+        np.random.seed()  # else all workers would draw the same numbers
+        run_worker(worker_channel)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
