@@ -104,9 +104,9 @@ FAILURES: list[tuple[dict[str, Any], str]] = [
     ({"images": {"observation.images.top": (4, 6)}}, "OBSERVATION_MISMATCH"),
     ({"golden_error": 0.002}, "GOLDEN_MISMATCH"),
     ({"golden_error": float(np.finfo(np.float32).max)}, "GOLDEN_MISMATCH"),
-    ({"nan_at_call": -6}, "GOLDEN_MISMATCH"),  # calls before READY: two golden ones, four to warm up
-    ({"raise_at_call": -5}, "GOLDEN_MISMATCH"),
-    ({"crash_at_call": -5}, "WORKER_DIED"),
+    ({"nan_at_call": -5}, "GOLDEN_MISMATCH"),  # calls before READY: two golden ones, three to warm up
+    ({"raise_at_call": -4}, "GOLDEN_MISMATCH"),
+    ({"crash_at_call": -4}, "WORKER_DIED"),
     ({"nan_at_call": -1, "golden": False}, "WARM_UP_FAILED"),
     ({"raise_at_call": -2, "golden": False}, "WARM_UP_FAILED"),
     ({"wrong_shape_at_call": -2, "golden": False}, "WARM_UP_FAILED"),

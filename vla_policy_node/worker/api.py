@@ -53,9 +53,9 @@ class Timings:
     """What a preparation took."""
 
     load_s: float = 0.0
-    """Reading weights into memory and building the policy [s]."""
+    """Reading weights into memory, comparing them with the manifest meanwhile, and building the policy [s]."""
     digest_s: float = 0.0
-    """Comparing the loaded tensors, and the bundle's other files, with the manifest [s]."""
+    """Comparing the bundle's other files with the manifest [s]."""
     golden_s: float = 0.0
     """Replaying the golden observations [s]; 0 without golden file."""
     warm_up_s: float = 0.0

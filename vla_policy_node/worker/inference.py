@@ -21,7 +21,7 @@ from vla_policy_node.policies.base import FloatArray, Policy
 from vla_policy_node.worker.history import look_back
 
 Array = npt.NDArray[Any]
-WARM_UP_INFERENCES = 4
+WARM_UP_INFERENCES = 3
 """Before READY, in the inference thread; the first is left out of the latency estimate."""
 FEATURE = "feature:"
 """Prefix of the features' fields in the observation's layout."""

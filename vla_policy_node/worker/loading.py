@@ -17,10 +17,12 @@ import os
 import platform
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,7 +30,7 @@ from typing import Any
 from vla_policy_node.errors import WorkerError
 from vla_policy_node.policies.base import Policy, PolicySpec, TensorView
 
-READ_BYTES = 16 << 20  # progress is reported after each
+READ_BYTES = 1 << 20  # hashed while the processor's cache still holds them
 LEROBOT_TYPES = ("act", "diffusion", "vqbet", "smolvla", "pi0", "pi05")
 """Policy types of ``vla_policy_node.policies.lerobot``, where LeRobot is installed."""
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -136,25 +138,36 @@ def _release(version: str) -> list[int]:
 
 
 def read_weights(bundle_dir: Path, files: list[dict[str, Any]], arena: memoryview, fraction: Fraction) -> None:
-    """Read every tensor to its offset in ``arena``.
+    """Read every tensor to its offset in ``arena`` and compare its SHA-256, taken there, with the manifest's.
 
-    Raises :class:`WorkerError` ``LOAD_FAILED`` when a file is missing or too short.
+    As many tensors at a time as the process may use processors, four at most: their threads inherit this one's nice level.
+
+    Raises :class:`WorkerError` ``LOAD_FAILED`` when a file is missing or too short, ``DIGEST_TENSOR``.
     """
     total = sum(t["nbytes"] for f in files for t in f["tensors"]) or 1
-    done = 0
+    done, lock = 0, threading.Lock()
+
+    def read(fd: int, path: Path, tensor: dict[str, Any]) -> None:
+        nonlocal done
+        view = arena[tensor["offset"] : tensor["offset"] + tensor["nbytes"]]
+        digest, filled = hashlib.sha256(), 0
+        while filled < len(view):
+            count = os.preadv(fd, [view[filled : filled + READ_BYTES]], tensor["start"] + filled)
+            if count == 0:
+                raise WorkerError("LOAD_FAILED", f"{path}: ended inside tensor {tensor['name']!r}")
+            digest.update(view[filled : filled + count])
+            filled += count
+            with lock:
+                done += count
+                fraction(done / total)
+        if digest.hexdigest() != tensor["sha256"]:
+            raise WorkerError("DIGEST_TENSOR", f"{path}: tensor {tensor['name']!r} is not the one the manifest lists")
+
+    threads = min(4, len(os.sched_getaffinity(0)))
     for file in files:
         path = bundle_dir / file["path"]
-        with _opened(path) as fd:
-            for tensor in file["tensors"]:
-                view = arena[tensor["offset"] : tensor["offset"] + tensor["nbytes"]]
-                filled = 0
-                while filled < len(view):
-                    count = os.preadv(fd, [view[filled : filled + READ_BYTES]], tensor["start"] + filled)
-                    if count == 0:
-                        raise WorkerError("LOAD_FAILED", f"{path}: ended inside tensor {tensor['name']!r}")
-                    filled += count
-                    done += count
-                    fraction(done / total)
+        with _opened(path) as fd, ThreadPoolExecutor(threads, "reader") as executor:
+            list(executor.map(partial(read, fd, path), file["tensors"]))  # the first of what they raise
 
 
 def view_weights(entries: list[dict[str, Any]], arena: memoryview) -> dict[str, TensorView]:
@@ -169,24 +182,6 @@ def add_aliases(files: list[dict[str, Any]], tensors: dict[str, TensorView]) -> 
     """Give tied tensors their other names."""
     for file in files:
         tensors.update({alias: tensors[name] for alias, name in file["aliases"].items()})
-
-
-def check_tensors(files: list[dict[str, Any]], tensors: Mapping[str, TensorView], threads: int) -> None:
-    """Compare each tensor's SHA-256, taken where it will be used, with the manifest's.
-
-    Raises :class:`WorkerError` ``DIGEST_TENSOR``.
-    """
-    expected = {t["name"]: (t["sha256"], f["path"]) for f in files for t in f["tensors"]}
-
-    def digest(name: str) -> str:
-        return hashlib.sha256(tensors[name].data).hexdigest()
-
-    with ThreadPoolExecutor(
-        threads, "digest"
-    ) as executor:  # hashlib lets other threads run; they inherit this one's nice level
-        for (name, (wanted, path)), found in zip(expected.items(), executor.map(digest, expected), strict=True):
-            if found != wanted:
-                raise WorkerError("DIGEST_TENSOR", f"{path}: tensor {name!r} is not the one the manifest lists")
 
 
 def check_files(bundle_dir: Path, files: list[dict[str, Any]]) -> None:

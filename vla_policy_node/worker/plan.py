@@ -137,7 +137,6 @@ def make_plan(
         "policy_type": bundle.manifest.policy_type,
         "policy_modules": dict(config.policy_modules),
         "device": config.device,
-        "threads": config.threads,
         "spec": {
             "horizon": bundle.config.chunk_size,
             "execute": bundle.config.n_action_steps,

@@ -216,8 +216,6 @@ class Loaded:
             tensors = loading.view_weights(entries, memoryview(_map_own(weights_fd, plan["weights_bytes"])))
         with watch("digest"):
             progress("DIGEST", 0.0)
-            if not there:
-                loading.check_tensors(plan["weights"], tensors, plan["threads"])
             loading.check_files(bundle_dir, plan["files"])
         for fd in changed_fds:
             changed = memoryview(_map_own(fd, plan["changed_bytes"]))
