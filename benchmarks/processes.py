@@ -150,9 +150,8 @@ class Beside(ABC):
 class PeakMemory(Beside):
     """Largest memory of a process and its descendants while ``with`` lasts [bytes], sampled every 50 ms.
 
-    Anonymous and shared-memory pages of all processes, and the file pages of the process that maps most of them: libraries that
-    several map are there once. (Proportional set sizes would say the same to the page, but reading them walks page tables and
-    makes the processes late that are being measured.)
+    The sum of their proportional set sizes: a page that n processes map counts 1/n in each. Reading these walks page tables and
+    makes the processes late, so count no ticks meanwhile.
     """
 
     def __init__(self, pid: int) -> None:
@@ -165,12 +164,18 @@ class PeakMemory(Beside):
         for sample in itertools.count():
             if sample % _LOOK_AROUND_SAMPLES == 0:  # asking for children takes longer than asking for sizes
                 below = descendants(self._pid)
-            pages = [found for found in map(resident, below) if found is not None]
-            if pages:
-                total = sum(anonymous + shared for anonymous, shared, _ in pages) + max(file for _, _, file in pages)
-                self.peak = max(self.peak, total)
+            self.peak = max(self.peak, sum(map(proportional, below)))
             if self._over.wait(_SAMPLE_S):
                 return
+
+
+def proportional(pid: int) -> int:
+    """Return a process's proportional set size [bytes]; 0 if it has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
 def descendants(pid: int) -> list[int]:

@@ -55,15 +55,15 @@ class Measurement:
         """End the process and start it with the other policy, three times; a rollback is a restart as well."""
         first, *others = [(100, FIRST), (100, SECOND), (200, FIRST), (200, SECOND)]
         host, record = self._peer("restart", *first)
-        host.hear(120.0)
+        with PeakMemory(host.pid) as memory:
+            host.hear(120.0)
         for rate_hz, version in others:
             begin_s = time.monotonic()
             host.kill()
             host.close()
             last_ms = read_record(record, JOINTS)[0][-1] / 1e6
             host, record = self._peer("restart", rate_hz, version)
-            with PeakMemory(host.pid) as memory:
-                acted_s = float(host.hear(120.0)["acted_s"])
+            acted_s = float(host.hear(120.0)["acted_s"])
             acted_ms, gap_ms, period_ms = (acted_s - begin_s) * 1e3, acted_s * 1e3 - last_ms, 1e3 / rate_hz
             if version == FIRST:
                 self.rollbacks.row(RESTART, "100 Hz").add(acted_ms=acted_ms)
@@ -83,6 +83,7 @@ class Measurement:
                     host.ask(do="restart_loop", folder=self._bundle(rate_hz, FIRST), rate_hz=rate_hz)
                 self._idle(host, name, rate_hz)
                 self._exchange(host, name, rate_hz, SECOND)
+                self._weigh(host, name, rate_hz, SECOND)
 
     def ours(self) -> None:
         """Replace without and with a spare worker, each taken back; a process of its own for each rate."""
@@ -94,16 +95,23 @@ class Measurement:
                 self._exchange(host, COLD, rate_hz, SECOND, spare=False)
                 host.ask(do="wait_for_spare")
                 self._exchange(host, SPARE, rate_hz, THIRD, spare=True)
+                host.ask(do="wait_for_spare")
+                self._weigh(host, SPARE, rate_hz, SECOND)
 
     def _exchange(self, host: Host, name: str, rate_hz: int, version: str, *, spare: bool = False) -> None:
         condition = f"{rate_hz} Hz"
-        with PeakMemory(host.pid) as memory:
-            found = self._count(host, rate_hz, do="swap", folder=self._bundle(rate_hz, version))
+        found = self._count(host, rate_hz, do="swap", folder=self._bundle(rate_hz, version))
         if bool(found.pop("spare_used", spare)) != spare:
             raise RuntimeError(f"{name}: whether a spare worker was there is not as it should be")
-        self.swaps.row(name, condition).add(**found, memory_mb=memory.peak / 1e6)
+        self.swaps.row(name, condition).add(**found)
         found = self._count(host, rate_hz, do="rollback", folder=self._bundle(rate_hz, FIRST))
         self.rollbacks.row(name, condition).add(**found)
+
+    def _weigh(self, host: Host, name: str, rate_hz: int, version: str) -> None:
+        """Replace once more for the memory alone: looking at it makes a loop late."""
+        with PeakMemory(host.pid) as memory:
+            host.ask(timeout_s=120.0, do="swap", folder=self._bundle(rate_hz, version), watch_s=0.0)
+        self.swaps.row(name, f"{rate_hz} Hz").add(memory_mb=memory.peak / 1e6)
 
     def _idle(self, host: Host, name: str, rate_hz: int) -> None:
         self.idle.row(name, f"{rate_hz} Hz").add(**self._count(host, rate_hz, do="idle"))
