@@ -71,6 +71,9 @@ class PolicyNodeConfig:
     fifo_priority: int = setting(
         10, "SCHED_FIFO priority of the control process where allowed; 0 = leave the scheduler alone", 0, 90
     )
+    control_cpus: str = setting(
+        "", "Processors for the control process where allowed, such as 3 or 2,6-7; empty = any of the node's"
+    )
     trial_lease_s: float = setting(
         10.0, "A trial ends when the manager was silent this long, unless the request gives another [s]", 0.5, 3600.0
     )

@@ -159,6 +159,7 @@ class PolicyEngine:
             sink=sink,
             on_event=lambda event: self._events.put(lambda: self._on_control(event)),
             fifo_priority=config.fifo_priority or None,
+            cpus=config.control_cpus,
         )
         self._pool = WorkerPool(
             worker_config(config, contract),
@@ -217,7 +218,7 @@ class PolicyEngine:
         """
         self.observations.set_instruction(self._instruction)
         started = self._control.start()
-        LOG.info("control process %s: fifo=%s mlock=%s", started.get("pid"), started.get("fifo"), started.get("mlock"))
+        self._say_started(started)
         path = self._start_path()
         self._pool.start(self._policy_type(path))
         self._supervisor.start()
@@ -231,6 +232,18 @@ class PolicyEngine:
             self._report_error(
                 "NO_POLICY", "the store is empty and there is no model_path: waiting for a first install"
             )
+
+    def _say_started(self, started: dict[str, Any]) -> None:
+        """Log what the machine granted the control process, and warn of what it refused."""
+        LOG.info("control process %s: fifo=%s mlock=%s", started["pid"], started["fifo"], started["mlock"])
+        config = self.config
+        for refused, what in (
+            (started["fifo"] < config.fifo_priority, f"SCHED_FIFO {config.fifo_priority} (fifo_priority)"),
+            (not started["mlock"], "locked memory"),
+            (not started["pinned"], f"processors {config.control_cpus} (control_cpus)"),
+        ):
+            if refused:
+                LOG.warning("the machine refuses the control process %s: ticks may be late; ask the doctor", what)
 
     def _start_path(self) -> Path | None:
         candidates = []

@@ -29,7 +29,7 @@ class Robot:
     On a machine that stalls for a second it does not hold, and no hold is latched: observations, chunks and holds last longer.
     """
 
-    def __init__(self, folder: Path, **changes: Any) -> None:
+    def __init__(self, folder: Path, *, cpus: str = "", **changes: Any) -> None:
         self.contract = contract(**{"max_age_ms": MAX_AGE_MS, "timeout_s": 60.0, **changes})
         self.path = folder / "commands"
         self._channels = len(self.contract.channels)
@@ -40,6 +40,7 @@ class Robot:
             self.observation,
             sink={"kind": "record", "path": str(self.path)},
             on_event=self.events.append,
+            cpus=cpus,
         )
         self.workers: dict[int, tuple[Worker, Any]] = {}
         self.measured = np.zeros(self._channels)

@@ -195,6 +195,8 @@ def test_a_node_that_does_not_read_events_does_not_block_a_tick(tmp_path: Path) 
                 "contract": contract_text(),
                 "contract_path": "rig.yaml",
                 "fifo_priority": None,
+                "cpus": "",
+                "cpus": "",
                 "sink": {"kind": "record", "path": str(tmp_path / "commands")},
                 "status_slots": 16,
                 "operator_slots": 4,
@@ -248,3 +250,28 @@ def test_the_control_process_imports_neither_torch_nor_rclpy() -> None:
         "import sys; import vla_policy_node.control.process; print([m for m in ('torch', 'rclpy') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_it_runs_on_the_processors_that_are_named_and_says_if_it_may_not(make: Any) -> None:
+    mine = max(os.sched_getaffinity(0))
+    for cpus, pinned, allowed in ((f"{mine}", True, {mine}), ("1000-1001", False, os.sched_getaffinity(0))):
+        started = make(cpus=cpus).start()
+        assert started["pinned"] is pinned
+        assert os.sched_getaffinity(started["pid"]) == allowed
+    with refused("CONTROL_CONFIGURATION"):
+        make(cpus="2-three").start()
+
+
+def test_a_tick_takes_no_new_page_of_memory(make: Any) -> None:
+    """Pages that a tick touches for the first time are the kernel's to find, and that takes as long as it takes."""
+    robot = make()
+    robot.run(0.1)
+
+    def counts() -> tuple[int, int]:
+        fields = Path(f"/proc/{robot.client.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[7]), robot.client.status().ticks
+
+    before, first = counts()
+    robot.wait(lambda: counts()[1] >= first + 300)
+    after, last = counts()
+    assert after - before < (last - first) / 10, (before, after, first, last)

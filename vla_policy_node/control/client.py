@@ -100,9 +100,10 @@ class ControlClient:
         sink: Mapping[str, Any],
         on_event: Callable[[Event], None],
         fifo_priority: int | None = 20,
+        cpus: str = "",
     ) -> None:
         self._contract, self._observation, self._sink = contract, observation, dict(sink)
-        self._on_event, self._fifo_priority = on_event, fifo_priority
+        self._on_event, self._fifo_priority, self._cpus = on_event, fifo_priority, cpus
         slots = max(_LEAST_STATUS_SLOTS, round(_STATUS_S * contract.rate_hz))  # who reads each tick may be late
         self._status: Arena | None = Arena.create(
             control_status_layout(len(contract.channels)), slots, "vla_control_status"
@@ -122,7 +123,7 @@ class ControlClient:
     # -- life ------------------------------------------------------------------------------------------------------
 
     def start(self, timeout_s: float = 10.0) -> Event:
-        """Start the child and return its STARTED event (``pid, fifo, mlock``).
+        """Start the child and return its STARTED event (``pid, fifo, mlock, pinned``).
 
         Raises :class:`ControlError` with the child's code (COMMAND_TOPIC_LOCKED, CONTRACT_…), CONTROL_START_TIMEOUT, or CLOSED.
         """
@@ -154,6 +155,7 @@ class ControlClient:
                 "contract_path": str(self._contract.path),
                 "sink": self._sink,
                 "fifo_priority": self._fifo_priority,
+                "cpus": self._cpus,
                 "observation": {"layout": self._observation.layout.to_json(), "slots": self._observation.slots},
                 "status_slots": status.slots,
                 "operator_slots": operator.slots,

@@ -3,7 +3,7 @@
 
 | ``type`` | fields |
 |---|---|
-| ``STARTED`` | ``pid, fifo`` (priority, 0 = not allowed), ``mlock, rate_hz`` |
+| ``STARTED`` | ``pid, fifo`` (priority, 0 = not allowed), ``mlock``, ``pinned`` (to ``control_cpus``) |
 | ``START_FAILED`` | ``error_code, message``; the process ends |
 | ``ENABLED``, ``DISABLED`` | |
 | ``ENABLE_FAILED`` | ``error_code`` (COMMAND_TOPIC_TAKEN), ``message`` |

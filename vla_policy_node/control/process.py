@@ -10,7 +10,13 @@ from types import FrameType
 from typing import Any
 
 from vla_policy_node.contract.model import parse_contract
-from vla_policy_node.control.realtime import freeze_garbage_collector, lock_memory, take_fifo_for_process
+from vla_policy_node.control.realtime import (
+    freeze_garbage_collector,
+    lock_memory,
+    parse_cpus,
+    take_cpus,
+    take_fifo_for_process,
+)
 from vla_policy_node.control.runner import Runner
 from vla_policy_node.control.sinks import NOWHERE, CommandSink, open_sink
 from vla_policy_node.errors import ControlError, PolicyNodeError
@@ -27,12 +33,13 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever sends it: the node decides what it means
     sink: CommandSink | None = None
     try:
-        runner, sink, config = _configure(channel)
+        runner, sink, config, pinned = _configure(channel)
         signal.signal(signal.SIGTERM, lambda signum, frame: _stop(runner, signum, frame))
         freeze_garbage_collector()
         priority = config.get("fifo_priority")
         fifo = take_fifo_for_process(int(priority)) if priority else 0
-        channel.send({"type": "STARTED", "pid": os.getpid(), "fifo": fifo, "mlock": lock_memory()})
+        started = {"pid": os.getpid(), "fifo": fifo, "mlock": lock_memory(), "pinned": pinned}
+        channel.send({"type": "STARTED", **started})
         runner.run()
     except ChannelClosedError:
         return 0  # the node has gone, however it went
@@ -48,11 +55,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _configure(channel: Channel) -> tuple[Runner, CommandSink, dict[str, Any]]:
+def _configure(channel: Channel) -> tuple[Runner, CommandSink, dict[str, Any], bool]:
     received = channel.receive(_CONFIGURE_TIMEOUT_S)
     if received is None:
         raise ControlError("CONTROL_CONFIGURATION", "no configuration came")
     config, fds = received
+    cpus = parse_cpus(config["cpus"])
+    pinned = not cpus or take_cpus(cpus)  # before the sink: threads of DDS inherit it
     contract = parse_contract(config["contract"], config["contract_path"])
     if config["sink"]["kind"] == NOWHERE:
         contract = contract.in_shadow()
@@ -61,7 +70,7 @@ def _configure(channel: Channel) -> tuple[Runner, CommandSink, dict[str, Any]]:
     status = Arena.attach(control_status_layout(len(contract.channels)), config["status_slots"], fds[1])
     operator = Arena.attach(operator_layout(len(contract.channels)), config["operator_slots"], fds[2])
     sink = open_sink(config["sink"], contract)
-    return Runner(contract, channel, observation, status, operator, sink), sink, config
+    return Runner(contract, channel, observation, status, operator, sink), sink, config, pinned
 
 
 def _stop(runner: Runner, signum: int, frame: FrameType | None) -> None:

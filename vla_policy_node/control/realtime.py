@@ -55,6 +55,24 @@ def take_fifo_for_process(priority: int) -> int:
     return priority
 
 
+def parse_cpus(text: str) -> set[int]:
+    """Return the processors that a list such as ``2,6-7`` names. Raises ValueError."""
+    found: set[int] = set()
+    for part in filter(None, text.replace(" ", "").split(",")):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def take_cpus(cpus: set[int]) -> bool:
+    """Let this process, with the threads it starts from now on, run on these processors only. Return whether that was allowed."""
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError:
+        return False
+    return True
+
+
 def lock_memory() -> bool:
     """Keep the process's memory in RAM. Return whether that was allowed.
 
