@@ -143,15 +143,15 @@ def _environment() -> dict[str, str]:
     return {name: base[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "_ROS_WHEELS_BOOTSTRAP_COMPLETE")}
 
 
-def measure(folder: Path, runs: int, fifo: bool, stop_at_s: float) -> list[Table]:
-    """Go through all ways, and that ``runs`` times, as long as there is time."""
+def measure(folder: Path, runs: int, fifo: bool, stop_at_s: float, *, peers: bool) -> list[Table]:
+    """Go through all ways, or ours alone, and that ``runs`` times, as long as there is time."""
     measurement = Measurement(folder, fifo)
     ways: list[Callable[[], None]] = [
         measurement.restart,
         lambda: measurement.peer("between"),
         lambda: measurement.peer("thread"),
         measurement.ours,
-    ]
+    ][0 if peers else -1 :]
     for _ in range(runs):  # A B C D, A B C D, …: what changes on the machine meanwhile meets all of them
         begin = time.monotonic()
         for way in ways:
@@ -175,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--large", action="store_true", help="500 million parameters, ours alone")
     parser.add_argument("--no-fifo", action="store_true", help="no loop, ours or theirs, asks for SCHED_FIFO")
     parser.add_argument(
         "--budget", type=float, default=190.0, help="begin no further run when it would take longer [s]"
@@ -184,16 +185,16 @@ def main() -> None:
     machine = describe()
     with tempfile.TemporaryDirectory(prefix="vla_ota_bench_") as name:
         make = [sys.executable, "-m", "benchmarks.transformer.make", name, *(str(rate) for rate in RATES_HZ)]
-        subprocess.run(make, check=True, timeout=120)
+        subprocess.run([*make, *(["--large"] if arguments.large else [])], check=True, timeout=300)
         size = (Path(name) / str(RATES_HZ[0]) / FIRST / "model.safetensors").stat().st_size
-        tables = measure(Path(name), arguments.runs, not arguments.no_fifo, stop_at_s)
+        tables = measure(Path(name), arguments.runs, not arguments.no_fifo, stop_at_s, peers=not arguments.large)
     settings = {
         "weights_bytes": size,
         "fifo_asked_for": not arguments.no_fifo,
         "watch_s": WATCH_S,
         "inference_threads": 1,
     }
-    finish("swap", arguments.out, machine, settings, tables)
+    finish("swap_large" if arguments.large else "swap", arguments.out, machine, settings, tables)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class PolicyNodeConfig:
         (), "Policy types of your own as type=module, beside installed entry points"
     )
     worker_imports: tuple[str, ...] = setting(
-        ("torch",), "Modules the spare worker imports ahead; those not found are left out"
+        ("torch",), "Modules imported ahead for all workers; those not found are left out"
     )
     spare_worker: bool = setting(
         True, "Keep a worker waiting with its imports done: an update is loaded sooner, and its memory is gone"

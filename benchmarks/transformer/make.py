@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes bundles of ``bench_transformer``: ``python -m benchmarks.transformer.make FOLDER RATE…`` → ``FOLDER/RATE/VERSION``."""
+"""Writes bundles of ``bench_transformer``: ``python -m benchmarks.transformer.make FOLDER RATE… [--large]``.
+
+Into ``FOLDER/RATE/VERSION``.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +25,8 @@ _INSTRUCTION = "reach the red block"
 _TOLERANCE_RAD = 1e-3
 
 
-def make(folder: Path, version: str, rates_hz: list[int], seed: int) -> None:
+def make(folder: Path, version: str, config: TransformerConfig, rates_hz: list[int], seed: int) -> None:
     """Write one version for each rate; the weights are one file with several names."""
-    config = TransformerConfig()
     torch.manual_seed(seed)
     model = Transformer(config).eval().requires_grad_(False)
     rng = np.random.default_rng(seed)
@@ -52,9 +54,14 @@ def make(folder: Path, version: str, rates_hz: list[int], seed: int) -> None:
 
 def main() -> None:
     """Write all versions and wait until they are on the disk."""
-    folder, rates_hz = Path(sys.argv[1]), [int(rate) for rate in sys.argv[2:]]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("rates_hz", type=int, nargs="+")
+    parser.add_argument("--large", action="store_true")
+    arguments = parser.parse_args()
+    config = TransformerConfig.large() if arguments.large else TransformerConfig()
     for seed, version in enumerate(VERSIONS):
-        make(folder, version, rates_hz, seed)
+        make(arguments.folder, version, config, arguments.rates_hz, seed)
     os.sync()
 
 

@@ -30,6 +30,11 @@ class TransformerConfig:
         """Read the sizes from a bundle's ``config.json``."""
         return cls(**{f.name: int(document[f.name]) for f in fields(cls)})
 
+    @classmethod
+    def large(cls) -> TransformerConfig:
+        """Return sizes that make 500 million parameters; its chunks are as long as its inferences need."""
+        return cls(horizon=800, execute=200, dim=1600, layers=16, heads=16)
+
     def to_json(self) -> dict[str, Any]:
         """Return a ``config.json`` with LeRobot's keys and the sizes."""
         joints = {"shape": [self.joints]}

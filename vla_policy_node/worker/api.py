@@ -27,7 +27,7 @@ class WorkerConfig:
     policy_modules: Mapping[str, str] = field(default_factory=dict)
     """Policy type → module; goes before entry points of group ``vla_ota.policies`` and ``vla_policy_node.policies.<type>``."""
     imports: tuple[str, ...] = ("torch",)
-    """Modules a spare worker imports ahead; those that are not there are left out."""
+    """Modules imported ahead for all workers; those that are not there are left out."""
     device: str = "cpu"
     """Handed to the policy's ``load``."""
     threads: int = 1
