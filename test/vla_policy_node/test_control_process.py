@@ -196,7 +196,6 @@ def test_a_node_that_does_not_read_events_does_not_block_a_tick(tmp_path: Path) 
                 "contract_path": "rig.yaml",
                 "fifo_priority": None,
                 "cpus": "",
-                "cpus": "",
                 "sink": {"kind": "record", "path": str(tmp_path / "commands")},
                 "status_slots": 16,
                 "operator_slots": 4,

@@ -141,7 +141,9 @@ def test_what_is_missing_is_named_with_what_is_there(
     assert refused.value.code == "BAG_TOPIC_MISSING"
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty folder", "empty", "no MCAP", "cut off", "overwritten"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "empty folder", "empty", "no MCAP", "cut off", "overwritten", "no schemas"]
+)
 def test_a_recording_that_cannot_be_read_is_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "a.mcap"
     record(path, robot() * 50)
@@ -150,6 +152,11 @@ def test_a_recording_that_cannot_be_read_is_refused(tmp_path: Path, damage: str)
         path.write_bytes(data[: len(data) // 2])
     elif damage == "overwritten":
         data[200 : len(data) // 2] = bytes(len(data) // 2 - 200)
+        path.write_bytes(data)
+    elif damage == "no schemas":  # zeros up to a record of the index are records of no known kind, which readers skip
+        summary_start = int.from_bytes(data[-28:-20], "little")
+        length = 9 + int.from_bytes(data[summary_start + 1 : summary_start + 9], "little")
+        data[summary_start : summary_start + length] = bytes(length)
         path.write_bytes(data)
     elif damage in ("empty", "no MCAP"):
         path.write_bytes(damage.encode() if damage == "no MCAP" else b"")

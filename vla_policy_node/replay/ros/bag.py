@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mcap.reader import make_reader
+from mcap.summary import Summary
 from rclpy.serialization import deserialize_message
 
 from vla_policy_node.contract.model import Contract
@@ -18,6 +19,15 @@ from vla_ros.interfaces import message_class
 
 _IMAGE, _COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 _STATUS_TYPE = "vla_ota/msg/PolicyStatus"
+
+
+def _is_damaged(summary: Summary) -> bool:
+    """Whether an index names channels or schemas that it lacks: a reader skips what was overwritten with zeros."""
+    channels = {channel for chunk in summary.chunk_indexes for channel in chunk.message_index_offsets}
+    schemas = {channel.schema_id for channel in summary.channels.values()} - {0}  # 0: it has none
+    found, counted = summary.channels.keys(), summary.statistics
+    lacks = not found if counted is None else counted.channel_count > len(found)
+    return bool(lacks or channels - found or schemas - summary.schemas.keys())
 
 
 class Bag:
@@ -36,6 +46,8 @@ class Bag:
                 summary = make_reader(stream).get_summary()
                 if summary is None:
                     raise ObservationError("BAG_UNREADABLE", f"{file}: it has no index: try `mcap recover`")
+                if _is_damaged(summary):
+                    raise ObservationError("BAG_UNREADABLE", f"{file}: its index is damaged: try `mcap recover`")
                 begins[file] = summary.statistics.message_start_time if summary.statistics is not None else 0
                 for channel in summary.channels.values():
                     if channel.message_encoding == "cdr" and channel.schema_id in summary.schemas:
