@@ -24,8 +24,8 @@ _LINE_BYTES = 4096
 _LINES_PER_S = 50
 _TAIL_LINES = 20
 _FORK_TIMEOUT_S = 10.0
-_ORPHANS_END_S = 1.0
 _PR_SET_CHILD_SUBREAPER = 36
+_adopting = threading.Lock()
 
 
 class Child:
@@ -68,12 +68,10 @@ class Child:
     def start_server(cls, config: WorkerConfig, log: Callable[[Child, str], None]) -> Child:
         """Start the server that forks workers, on a thread that lives as long as the process should.
 
-        When the *thread* that started it ends, the kernel kills it: that is how ``PR_SET_PDEATHSIG`` works. This process becomes
-        the parent of whatever is orphaned below it, so of workers.
+        When the *thread* that started it ends, the kernel kills it: that is how ``PR_SET_PDEATHSIG`` works.
 
         Raises :class:`PrepareError` ``WORKER_START_FAILED``.
         """
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
         python = config.worker_python or sys.executable
         with _ends() as (ours, theirs, output, their_output):
             try:
@@ -93,7 +91,7 @@ class Child:
 
     def fork_worker(self, log: Callable[[Child, str], None]) -> Child:
         """Let this server fork a worker. Raises :class:`PrepareError` ``WORKER_START_FAILED``."""
-        with _ends() as (ours, theirs, output, their_output):
+        with _adopting_orphans(), _ends() as (ours, theirs, output, their_output):
             try:
                 self.channel.send({"type": "fork"}, [theirs.fileno(), their_output])
                 theirs.close()  # so that its end is seen here
@@ -155,7 +153,6 @@ class Child:
         while self.on_output():
             pass
         status = self._wait()
-        self._reap_orphans()
         self.channel.close()
         os.close(self.output_fd)
         text = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
@@ -165,14 +162,6 @@ class Child:
             self.alive = False
             os.close(self.pidfd)
         return text
-
-    def _reap_orphans(self) -> None:
-        """Reap what it had started, which was killed with it."""
-        end_s = time.monotonic() + _ORPHANS_END_S
-        with contextlib.suppress(ChildProcessError):
-            while time.monotonic() < end_s:
-                if os.waitpid(-self.pid, os.WNOHANG)[0] == 0:
-                    time.sleep(0.001)
 
     def finish(self, text: str) -> None:
         """Report the end to its preparation."""
@@ -208,3 +197,15 @@ def _ends() -> Iterator[tuple[Channel, Channel, int, int]]:
     finally:
         theirs.close()
         os.close(their_output)
+
+
+@contextlib.contextmanager
+def _adopting_orphans() -> Iterator[None]:
+    """Become the parent of what is orphaned below this process, meanwhile: of a worker, when what forked it ends."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    with _adopting:
+        prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        try:
+            yield
+        finally:
+            prctl(_PR_SET_CHILD_SUBREAPER, 0)

@@ -5,7 +5,7 @@ It imports once what policies need; after that it forks a worker in milliseconds
 the memory of interpreter and libraries with it, page by page, until they write to it.
 
 It forks twice, and the process between ends at once, so that a worker becomes a child of the node, which is a *subreaper*
-(``prctl(2)``). The node sees, reaps and outlives its workers as if it had started them, and the end of the server costs none.
+(``prctl(2)``) meanwhile. The node sees, reaps and outlives its workers as if it had started them; the server's end costs none.
 """
 
 from __future__ import annotations
