@@ -26,7 +26,7 @@ class Recorded:
 
     def add(self, generation: int, actions: Any) -> None:
         def policy(plan: int) -> Any:
-            made = np.asarray(actions(plan) + (0.0, 1e-5 * plan), np.float32)  # no two chunks are alike
+            made = np.add(actions(plan), (0.0, 1e-5 * plan)).astype(np.float32)  # no two chunks are alike
             self.chunks.append(ChunkRecord(generation, plan, EXECUTE, made))
             return made
 
