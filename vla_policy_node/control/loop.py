@@ -466,8 +466,10 @@ class ControlLoop:
     def _watch_swap(self, look: Look) -> None:
         """Take in the new generation's answer; give up when it fails or time is over."""
         swap = self.pending
+        self.queue.not_before = 0
         if swap is None:
             return
+        chunk_before = swap.chunk
         stands = swap.at == "NOW" and (self.reasons.blocked or self._cause(look) or self._is_stuck)
         if stands or (self.operator.on and swap.is_open(look.episode, at_rest=self.at_rest)):
             self.swap_at_standstill(swap)
@@ -477,6 +479,11 @@ class ControlLoop:
         elif self.now_ns > swap.deadline_ns:
             state = f"holding: {self.reasons.reason}" if not self.running else "no boundary with its chunk ready"
             self.fail_swap("SWAP_TIMEOUT", f"the new generation did not act in time ({state})")
+        elif self.running and swap.may_choose and swap.chunk is not None:
+            if swap.chunk is not chunk_before:
+                in_time = (swap.deadline_ns - self.now_ns) // self.period_ns
+                swap.choose(self.queue, self.limiter.step, self.contract.latency_margin_ticks, in_time)
+            self.queue.not_before = swap.not_before
 
     @property
     def _is_stuck(self) -> bool:

@@ -7,7 +7,8 @@ that arrives after ``n`` ticks of motion begins with its action ``n``, and one t
 
 A chunk is executed for ``execute`` actions after its take-over; then the next one takes over if it is there, the old one's
 remaining actions serve if it is not, and after those the queue is dry (the tick is *starved*). At a take-over the overlap
-of both chunks is blended linearly.
+of both chunks is blended linearly. The first chunk of another generation may let the old one serve a little longer, until both
+lie nearest to each other (:meth:`ChunkQueue.calmest`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ class Chunk:
         """Whether there is an action for that plan tick."""
         return self.start <= plan < self.end
 
+    def sound_until(self, plan: int) -> int:
+        """Return the first plan tick from ``plan`` on whose action breaks a limit; ``end`` if none does."""
+        bad = np.flatnonzero(self.verdicts[max(0, plan - self.start) :])
+        return max(plan, self.start) + int(bad[0]) if bad.size else self.end
+
 
 @dataclass(frozen=True, eq=False)
 class Action:
@@ -65,6 +71,7 @@ class ChunkQueue:
         self.current: Chunk | None = None
         self.waiting: Chunk | None = None
         self.at_once = False  # the next chunk takes over as soon as it is there
+        self.not_before = 0  # plan tick that a swap has chosen: no chunk takes over before it, unless at once
         self._fading: Chunk | None = None
         self._took_over = 0
 
@@ -81,7 +88,9 @@ class ChunkQueue:
     @property
     def at_boundary(self) -> bool:
         """Whether the next chunk may take over now."""
-        return self.current is None or self.at_once or self.plan >= self.boundary or not self.current.has(self.plan)
+        if self.current is None or self.at_once or not self.current.has(self.plan):
+            return True
+        return self.plan >= max(self.boundary, self.not_before)
 
     @property
     def left(self) -> int:
@@ -96,6 +105,25 @@ class ChunkQueue:
         # Keep some of the rest for the blending with the chunk after this one.
         last = max(self.plan + 1, chunk.end - self.blend_ticks)
         self.boundary = min(self.plan + chunk.execute, last)
+
+    def calmest(self, chunk: Chunk, step: Floats, early: int, latest: int) -> int:
+        """Return the plan tick, from the boundary on, at which ``chunk`` lies nearest to the chunk that acts.
+
+        Channels are compared in units of ``step`` ``[C]``; of equal ticks the first counts. Every tick that may be chosen leaves
+        the acting chunk what is blended, and ``chunk`` its executed part and what is blended after that, or ``early`` ticks for
+        the chunk after it if that is more. None is later than ``latest`` or than one executed part after the boundary. Without
+        room for a choice it is the boundary, or now if that has passed.
+        """
+        first, old = max(self.plan, self.boundary), self.current
+        if old is None or self.at_once:
+            return self.plan
+        kept = self.blend_ticks + max(chunk.execute, early)
+        ends = (old.sound_until(first) - max(1, self.blend_ticks), chunk.sound_until(first) - kept)
+        last = min(*ends, first + old.execute, latest)
+        if last <= first:
+            return first
+        old_plan, new_plan = (c.actions[first - c.start : last + 1 - c.start] for c in (old, chunk))
+        return first + int(np.argmin((np.abs(new_plan - old_plan) / step).max(axis=1)))
 
     def peek(self) -> Action | None:
         """Return the action due now; ``None`` = dry. Lets the chunk that waits take over when it is its turn."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from vla_policy_node.control.generation import Generation
 from vla_policy_node.control.limits import REASONS
-from vla_policy_node.control.queue import Chunk
+from vla_policy_node.control.queue import Chunk, ChunkQueue
 
 Floats = npt.NDArray[np.float64]
 
@@ -20,6 +20,7 @@ EXPERIMENT = "EXPERIMENT"
 """The version was drawn for the episode that begins."""
 WAYS_BACK = ("ROLLBACK", "LEASE_EXPIRED", "WORKER_LOST")
 """Causes of a swap to what acted before, or in place of what was lost; the others are UPDATE and EXPERIMENT."""
+_DEADLINE_MARGIN_TICKS = 5  # a swap that chooses its tick leaves so many for ticks that come late
 _UNUSABLE = "the new generation's first chunk could not be used"
 
 
@@ -35,7 +36,13 @@ class PendingSwap:
     episode: int  # when it was asked for
     cause: str = UPDATE
     chunk: Chunk | None = None  # the new generation's first, judged
+    not_before: int = 0  # plan tick at which that chunk and the acting one lie nearest to each other (at: CHUNK)
     not_before_ns: int = 0  # its worker had no fresh observation: ask again then
+
+    @property
+    def may_choose(self) -> bool:
+        """Whether it may wait some ticks beyond its boundary for a smaller jump: a way back never does."""
+        return self.at == "CHUNK" and self.cause not in WAYS_BACK
 
     def is_open(self, episode: int, *, at_rest: bool) -> bool:
         """Whether the new generation is asked for chunks."""
@@ -77,6 +84,15 @@ class PendingSwap:
         if self.chunk is not None and not self.chunk.has(plan):
             self.chunk = None
         return None
+
+    def choose(self, queue: ChunkQueue, step: Floats, margin: int, in_time: int) -> None:
+        """Note the plan tick at which its chunk jumps least, in units of ``step`` ``[C]``.
+
+        ``margin``: ticks by which a chunk is asked for earlier than its latency says; ``in_time``: ticks until the deadline.
+        """
+        if self.chunk is not None:
+            early, latest = self.generation.latency_ticks + margin, queue.plan + in_time - _DEADLINE_MARGIN_TICKS
+            self.not_before = queue.calmest(self.chunk, step, early, latest)
 
     def _fault_of_outdated(self) -> tuple[str, str] | None:
         """Judge a chunk that came too late to act: a slow machine must not hide what the policy wants."""

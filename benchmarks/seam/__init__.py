@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a moving arm feels of a swap: ``python -m benchmarks.seam``."""
