@@ -13,7 +13,7 @@ from vla_checkpoint import CheckpointError
 from vla_ota_manager.acquire import STEPS, Acquirer, Callbacks, end_of, ref_of
 from vla_ota_manager.context import Context, log
 from vla_ota_manager.errors import CancelledError, OtaError, PolicyError, RefusedError
-from vla_ota_manager.fetch.fetcher import pause
+from vla_ota_manager.fetch.pace import pause
 from vla_ota_manager.port import PrepareResult
 from vla_ota_manager.records import Ref
 from vla_ota_manager.states import PIPELINE, UpdateState
