@@ -61,15 +61,19 @@ class Fetcher:
         """Raise ``FetchError`` unless the URL is below an allowed source."""
         self._http.allowed.check(url)
 
-    def manifest(self, url: Url, received: Received, cancelled: Cancelled, most_bytes: int = 0) -> bytes:
+    def manifest(
+        self, url: Url, received: Received, cancelled: Cancelled, most_bytes: int = 0, *, once: bool = False
+    ) -> bytes:
         """Fetch a manifest, or another file into memory, of at most ``most_bytes`` (0: ``max_manifest_bytes``).
+
+        ``once``: without retries.
 
         Raises:
             FetchError, CancelledError: see :meth:`Http.open`; MANIFEST_TOO_LARGE.
         """
         limit = most_bytes or self.config.max_manifest_bytes
         attempt = functools.partial(self._small, url, received, cancelled, limit)
-        return self._with_retries(attempt, cancelled, lambda: 0, self.config.retries)
+        return self._with_retries(attempt, cancelled, lambda: 0, 0 if once else self.config.retries)
 
     def blob(
         self,
