@@ -202,6 +202,23 @@ class Acquirer:
                 "VERSION_BLOCKED", f"was rolled back: {block.reason}; unblock_model allows it again", str(ref)
             )
 
+    # -- before the swap ----------------------------------------------------------------------------------------------------
+
+    def refuse_withdrawn(self, record: UpdateRecord, callbacks: Callbacks) -> None:
+        """Raise ``TrustError`` if an installed version is no longer signed. Who cannot be reached is not waited for."""
+        ref, url = ref_of(record), parse_url(record.update.manifest_url)
+        if self._signed is None:
+            return
+        data = read_bytes(self._store.path_of(ref) / MANIFEST_NAME, limits.MANIFEST_BYTES)
+        if self._is_own(url) and Manifest.parse(data).base is not None:
+            return
+        if silence := self._signed.check_again(ref, data, url, callbacks.interrupted):
+            callbacks.show(f"{ref} goes on, though it is not known whether it was taken back: {silence}")
+
+    def is_signed(self, ref: Ref) -> bool:
+        """Whether a version is signed by what the registry last said; nobody is asked. Without a trust root every one is."""
+        return self._signed is None or self._signed.signs(ref)
+
     # -- FETCHING -----------------------------------------------------------------------------------------------------------
 
     def _fetch(self, record: UpdateRecord, callbacks: Callbacks) -> tuple[UpdateRecord, str]:

@@ -57,6 +57,9 @@ class OtaConfig:
     )
     ca_file: str = setting("", "PEM file of certificate authorities for https; empty = the system's", path=True)
     proxy: str = setting("", "Proxy URL for http and https; empty = none (the environment is not looked at)")
+    fetch_connections: int = setting(
+        4, "Connections at a time for a file of more than 32 MiB, where the server gives parts of it", 1, 16
+    )
     bandwidth_bytes_s: int = setting(0, "Largest mean download rate [bytes/s]; 0 = no cap", 0)
     retries: int = setting(8, "Attempts in a row without progress after which a download fails", 0, 1000)
     backoff_s: float = setting(1.0, "First retry waits a random time up to this, doubled each time [s]", 0.0, 3600.0)

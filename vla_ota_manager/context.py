@@ -16,7 +16,7 @@ from vla_ota_manager.fetch import trust
 from vla_ota_manager.fetch.fetcher import Fetcher
 from vla_ota_manager.policy_gate import PolicyGate
 from vla_ota_manager.port import PolicyPort, PolicySnapshot
-from vla_ota_manager.records import EpisodeResult, Event, Score, Status, Update
+from vla_ota_manager.records import EpisodeResult, Event, Ref, Score, Status, Update
 from vla_ota_manager.states import PIPELINE, UpdateState, check_transition
 from vla_ota_manager.store.scrub import Scrubber
 from vla_ota_manager.store.state import SEEN_SIZE, Outcome, State
@@ -78,6 +78,8 @@ class Context:
         """Operator's commands that wait for the engine's thread."""
         self.calls: Callable[[], bool] = lambda: False
         """Whether something else needs the engine's thread now."""
+        self.is_signed: Callable[[Ref], bool] = lambda ref: True
+        """Whether a version is signed by what the registry last said."""
 
     # -- from other threads -------------------------------------------------------------------------------------------------
 
@@ -211,6 +213,12 @@ class Context:
             state.history = [*state.history, event][-self.config.history_size :]
         self.announce(event)
         return True
+
+    def after_going_back(self, message: str, target: Ref) -> str:
+        """Return how a rollback ended, in words; also that what it went to was taken back, because it stays all the same."""
+        if self.is_signed(target):
+            return message
+        return f"{message}; {target.version} is not signed (any more): deploy another version"
 
     def announce(self, event: Event) -> None:
         """Publish an event that changes no state."""

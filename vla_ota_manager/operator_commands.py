@@ -172,7 +172,7 @@ class Operator:
         else:
             absent = f"policy_node {self._ctx.gate.absence()} and will start with it"
             message = f"{target.version} is committed, {absent}: {record.reason}"
-        message = f"{message}; {way.skipped}" if way.skipped else message
+        message = self._ctx.after_going_back(f"{message}; {way.skipped}" if way.skipped else message, target)
         code = "OPERATOR_ROLLBACK" if self._store.state.update is not None else ""
         code = code if result.success else "POLICY_ABSENT"
         with self._ctx.transition(

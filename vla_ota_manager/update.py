@@ -13,7 +13,7 @@ from vla_checkpoint import CheckpointError
 from vla_ota_manager.acquire import STEPS, Acquirer, Callbacks, end_of, ref_of
 from vla_ota_manager.context import Context, log
 from vla_ota_manager.errors import CancelledError, OtaError, PolicyError, RefusedError
-from vla_ota_manager.fetch.fetcher import pause
+from vla_ota_manager.fetch.pace import pause
 from vla_ota_manager.port import PrepareResult
 from vla_ota_manager.records import Ref
 from vla_ota_manager.states import PIPELINE, UpdateState
@@ -30,6 +30,7 @@ class UpdatePipeline:
 
     def __init__(self, context: Context, acquirer: Acquirer) -> None:
         self._ctx, self._acquirer = context, acquirer
+        context.is_signed = acquirer.is_signed
         self._config = context.config
         self._store = context.store
         self._callbacks = Callbacks(context.interrupted, context.show, self._on_fetched, self._on_verified)
@@ -125,11 +126,19 @@ class UpdatePipeline:
                 deadline = time.monotonic() + self._config.policy_wait_s
             elif time.monotonic() > deadline:
                 raise PolicyError(result.error_code, result.message, "prepare_model")
-        self._wait_until_possible(record, time.monotonic() + self._config.policy_wait_s)
+        self._wait_for_the_swap(record)
         with self._ctx.transition(_S.SWAPPING) as draft:
             if self._ctx.cancelled():  # the last moment for it; see UpdateEngine.cancel
                 raise CancelledError("CANCELLED", "stopped on request")
             draft.trial = TrialRecord(ref, record.update.update_id, first_install=draft.committed is None)
+
+    def _wait_for_the_swap(self, record: UpdateRecord) -> None:
+        """Wait until a swap is possible and, by a look at the last moment, the version was not taken back."""
+        while True:
+            self._wait_until_possible(record, time.monotonic() + self._config.policy_wait_s)
+            self._acquirer.refuse_withdrawn(record, self._callbacks)
+            if not self._ctx.gate.hindrance():  # the look may have taken a while
+                return
 
     def _prepare(self, ref: Ref, *, skip_shadow: bool) -> PrepareResult:
         result = self._ctx.gate.prepare(ref, self._on_prepare, self._ctx.interrupted, skip_shadow=skip_shadow)

@@ -187,17 +187,18 @@ def _reply(
         return
     data = file.read_bytes() if behaviour.body is None else behaviour.body
     etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"' if behaviour.etag is None else behaviour.etag
-    start = 0 if behaviour.ignore_range else _start(headers, etag)
+    asked = None if behaviour.ignore_range else _range(headers, etag, len(data))
+    start, end = asked or (0, len(data))
     if start >= len(data) and start:
         handler.send_response(416)
         handler.send_header("Content-Range", f"bytes */{len(data)}")
         handler.send_header("Content-Length", "0")
         handler.end_headers()
         return
-    end = min(len(data), start + behaviour.part) if start and behaviour.part else len(data)
+    end = min(end, start + behaviour.part) if asked and behaviour.part else end
     body = data[start:end] + behaviour.extra
-    handler.send_response(206 if start else 200)
-    if start:
+    handler.send_response(206 if asked else 200)
+    if asked:
         true_range = f"bytes {start}-{end - 1}/{len(data)}"
         handler.send_header("Content-Range", behaviour.content_range or true_range)
     if etag:
@@ -238,10 +239,12 @@ def _send(handler: BaseHTTPRequestHandler, server: CheckpointServer, behaviour: 
         handler.wfile.write(b"0\r\n\r\n")
 
 
-def _start(headers: dict[str, str], etag: str) -> int:
-    match = re.fullmatch(r"bytes=(\d+)-", headers.get("range", ""))
-    condition = headers.get("if-range", "")
-    return int(match[1]) if match and condition in ("", etag) else 0
+def _range(headers: dict[str, str], etag: str, size: int) -> tuple[int, int] | None:
+    """Return from where to where a part is asked for; None: all is."""
+    match = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
+    if not match or headers.get("if-range", "") not in ("", etag):
+        return None
+    return int(match[1]), min(size, int(match[2]) + 1) if match[2] else size
 
 
 def publish_bundle(root: Path, bundle_dir: Path) -> str:

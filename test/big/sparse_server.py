@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A static web server that knows ranges and never holds a file in memory: ``python sparse_server.py FOLDER``.
 
-It says its port in one line, falls silent once where a line on its standard input says so (``PATH BYTES``), and when that input
-ends it says how many bytes of each path it has sent.
+It says its port in one line, falls silent once at the byte of a file that a line on its standard input names (``PATH BYTE``), and
+when that input ends it says how many bytes of each path it has sent.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ class Handler(BaseHTTPRequestHandler):
         if not path.is_relative_to(FOLDER) or not path.is_file():
             self.send_error(404)
             return
-        size, asked = path.stat().st_size, re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(asked[1]) if asked else 0
+        size, asked = path.stat().st_size, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start, end = (int(asked[1]), int(asked[2]) + 1 if asked[2] else size) if asked else (0, size)
         self.send_response(206 if asked else 200)
         if asked:
-            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
         self.send_header("ETag", f'"{path.name[:16]}"')
-        self.send_header("Content-Length", str(size - start))
+        self.send_header("Content-Length", str(end - start))
         self.end_headers()
-        stall = STALLS.pop(self.path, None)
+        stall = STALLS.pop(self.path) if start <= STALLS.get(self.path, -1) < end else None
         try:
             with path.open("rb") as file:
-                self._send(file.fileno(), start, size if stall is None else stall)
+                self._send(file.fileno(), start, end if stall is None else stall)
             if stall is not None:
                 ENDED.wait()
         except ConnectionError:  # the client was killed

@@ -18,11 +18,16 @@ from support.bundles import make_bundle
 from support.waits import wait_for
 
 from vla_checkpoint import FileEntry, Manifest, sha256_file
+from vla_ota_manager.store.blobs import BlobStore
+from vla_ota_manager.store.filesystem import Filesystem
+from vla_ota_manager.store.parts import PART_BYTES
 
 GIB = 1 << 30
 SIZES = (2 * GIB, 4 * GIB, 10 * GIB)
 """Of the shards' tensors [bytes]; the files are a header longer."""
-STOP = 9 * GIB // 2
+STOP = 9 * GIB // 2 + 12345
+AHEAD = 7 * PART_BYTES
+"""What four connections fetch behind a part that stalls [bytes]."""
 MOST_ABOVE_IDLE = 200 * 10**6
 _ZEROS = bytes(8 << 20)
 _HERE = Path(__file__).parent
@@ -101,7 +106,7 @@ def test_shards_of_2_4_and_10_gib_arrive_in_little_memory_and_no_byte_is_sent_tw
             server.stdin.write(f"{path} {STOP}\n")
             server.stdin.flush()
             assert said(server.stdout) == "noted\n"
-            second = fetch_in_two(tmp_path / "store", base, manifest.digest, largest.sha256)
+            second = fetch_in_two(tmp_path / "store", base, manifest.digest, largest)
             server.stdin.close()
             sent = json.loads(said(server.stdout))
         finally:
@@ -116,15 +121,20 @@ def test_shards_of_2_4_and_10_gib_arrive_in_little_memory_and_no_byte_is_sent_tw
     assert found["peak"] - found["idle"] < MOST_ABOVE_IDLE
 
 
-def fetch_in_two(store: Path, base: str, digest: str, largest: str) -> subprocess.CompletedProcess[str]:
-    """Kill a client when the largest file has come so far as the server sends it, and let another one complete the update."""
+def fetch_in_two(store: Path, base: str, digest: str, largest: FileEntry) -> subprocess.CompletedProcess[str]:
+    """Kill a client when one part of the largest file has stalled and all in the window have come; let another one go on."""
     url = f"{base}/pick_place/1.0.0/manifest.json"
     settings = {"store": str(store), "source": base, "manifest_url": url, "manifest_sha256": digest}
     command = [sys.executable, str(_HERE / "update_client.py"), json.dumps(settings)]
-    partial = store / "partial" / largest
+    blobs = BlobStore(store / "blobs/sha256", store / "partial", Filesystem())
+
+    def stands() -> bool:
+        known = blobs.info(largest.sha256, largest.size).parts
+        return known.front() == STOP and known.total == STOP + AHEAD
+
     with subprocess.Popen(command) as first:
         try:
-            wait_for(lambda: partial.exists() and partial.stat().st_size == STOP, "4.5 GiB of 10", timeout_s=900.0)
+            wait_for(stands, "4.5 GiB of 10, and what lies ahead", timeout_s=900.0)
         finally:
             first.kill()
     second = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vla_ota_manager.store.filesystem import AppendFile, Filesystem
+from vla_ota_manager.store.filesystem import AppendFile, Filesystem, ScatteredFile
 
 Choose = Callable[[int], int]
 """Returns a number from 0 to below its argument."""
@@ -72,6 +72,11 @@ class PowerLossFilesystem(Filesystem):
         """See Filesystem."""
         self.step()
         return _File(self, path, size)
+
+    def scatter(self, path: Path) -> ScatteredFile:
+        """See Filesystem."""
+        self.step()
+        return _Scattered(self, path)
 
     def seal(self, path: Path) -> None:
         """See Filesystem."""
@@ -142,6 +147,22 @@ class _File(AppendFile):
         assert isinstance(self._filesystem, PowerLossFilesystem)
         self._filesystem.step()
         super().write(data)
+
+
+class _Scattered(ScatteredFile):
+    """Likewise."""
+
+    def __init__(self, filesystem: PowerLossFilesystem, path: Path) -> None:
+        new = not path.exists()
+        super().__init__(filesystem, path)
+        if new:
+            filesystem.files[path.stat().st_ino] = _NOTHING, 0o600
+
+    def write(self, data: bytes, offset: int) -> None:
+        """See ScatteredFile."""
+        assert isinstance(self._filesystem, PowerLossFilesystem)
+        self._filesystem.step()
+        super().write(data, offset)
 
 
 class _Remains:
@@ -215,4 +236,11 @@ class _Remains:
         if data.startswith(flushed):
             part = max(part, len(flushed))
         ways: list[bytes] = [flushed, data, data[:part], data[:part] + bytes(len(data) - part)]
-        return ways[self._choose(len(ways))], mode
+        chosen = ways[self._choose(len(ways))]
+        if len(data) >= len(flushed) and not data.startswith(
+            flushed
+        ):  # written anywhere: what is as it was flushed stays
+            chosen = chosen + flushed[len(chosen) :]
+            same = zip(flushed, data, chosen, strict=False)
+            chosen = bytes(a if a == b else c for a, b, c in same) + chosen[len(flushed) :]
+        return chosen, mode

@@ -150,6 +150,77 @@ def test_what_was_taken_back_cannot_be_activated_anew_but_rolled_back_to(
     assert robot.current_version() == "1.1.0"
 
 
+def test_what_is_taken_back_while_its_update_waits_ends_before_it_acts(robot: Robot, registry: SignedRegistry) -> None:
+    update_id = waiting_to_be_swapped_in(robot, registry)
+    shutil.rmtree(robot.registry / "pick_place/1.1.0")
+    registry.sign()
+    assert robot.engine is not None
+    robot.engine.set_update_permitted(True)
+    robot.ended(update_id, _S.REJECTED, "TRUST_UNKNOWN_TARGET")
+    assert "SWAPPING" not in robot.trail(update_id) and robot.current_version() == "1.0.0"
+    assert robot.policy.look()["active"]["version"] == "1.0.0"
+
+
+def test_a_rollback_to_what_was_taken_back_is_carried_out_and_says_so(robot: Robot, registry: SignedRegistry) -> None:
+    robot.publish("1.1.0")
+    robot.publish("1.2.0")
+    registry.sign()
+    engine = robot.start()
+    robot.install("1.1.0")
+    shutil.rmtree(robot.registry / "pick_place/1.1.0")
+    registry.sign()
+    robot.install("1.2.0")
+    robot.server.behave("/", Behaviour(status=503))
+    reply = engine.rollback()
+    assert reply.success and reply.to_version == "1.1.0" and "not signed" in reply.message
+    assert "not signed" in engine.status().message
+    assert "not signed" not in engine.rollback("1.0.0").message
+
+
+def test_a_verdict_goes_back_to_what_was_taken_back_and_says_so(robot: Robot, registry: SignedRegistry) -> None:
+    robot.publish("1.1.0")
+    registry.sign()
+    robot.start()
+    robot.install("1.1.0")
+    shutil.rmtree(robot.registry / "pick_place/1.1.0")
+    robot.publish("1.2.0")
+    registry.sign()
+    robot.feeding = False
+    update_id = robot.offer("1.2.0")
+    robot.reach(_S.TRIAL)
+    robot.score(1.0, "hard_limit")
+    outcome = robot.ended(update_id, _S.ROLLED_BACK, "HARD_LIMIT")
+    assert "1.1.0 is not signed" in outcome.message and robot.current_version() == "1.1.0"
+
+
+@pytest.mark.parametrize("behaviour", [Behaviour(status=503), Behaviour(silent_s=3600.0)], ids=["refuses", "silent"])
+def test_a_registry_that_cannot_be_asked_again_holds_no_update_up(
+    robot: Robot, registry: SignedRegistry, behaviour: Behaviour
+) -> None:
+    robot.settings |= {"retries": 1000, "backoff_s": 3600.0, "connect_timeout_s": 0.2, "read_timeout_s": 0.5}
+    update_id = waiting_to_be_swapped_in(robot, registry)
+    robot.server.behave("/trust/", behaviour)
+    assert robot.engine is not None
+    robot.engine.set_update_permitted(True)
+    robot.ended(update_id, _S.COMMITTED)
+
+
+def waiting_to_be_swapped_in(robot: Robot, registry: SignedRegistry) -> str:
+    """Prepare 1.1.0, and withdraw the permission while that is done; return the update's id."""
+    robot.publish("1.1.0")
+    registry.sign()
+    robot.settings["require_permission"] = True
+    engine = robot.start()
+    engine.set_update_permitted(True)
+    robot.say(prepare_s=30.0)
+    update_id = robot.offer("1.1.0")
+    robot.reach(_S.PREPARING)
+    engine.set_update_permitted(False)
+    robot.say(prepare_s=0.0)
+    robot.until(lambda: "waits for update_permitted" in engine.status().message)
+    return update_id
+
+
 def test_an_older_version_acts_only_where_somebody_says_that_it_is_meant(
     robot: Robot, registry: SignedRegistry
 ) -> None:

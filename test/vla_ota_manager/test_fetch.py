@@ -13,18 +13,16 @@ import tracemalloc
 from contextlib import suppress
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.downloads import Bench, wait_until_nothing_is_left_behind
 from support.waits import wait_for
 
 from vla_ota_manager.config import OtaConfig
-from vla_ota_manager.errors import CancelledError, FetchError, OtaError
+from vla_ota_manager.errors import CancelledError, FetchError
 from vla_ota_manager.fetch import fetcher
 from vla_ota_manager.fetch.fetcher import Fetcher, Received
 from vla_ota_manager.fetch.source import parse_url
-from vla_ota_manager.store.blobs import BlobStore
-from vla_ota_manager.store.filesystem import Filesystem
 from vla_sim.checkpoint_server import Behaviour, CheckpointServer
 
 DATA = os.urandom(300_000)
@@ -32,46 +30,9 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 PATH = f"blobs/sha256/{DIGEST}"
 
 
-class Bench:
-    """A fetcher on an empty store, and a server that has one blob."""
-
-    def __init__(self, folder: Path, server: CheckpointServer) -> None:
-        self.folder, self.server = folder, server
-        (server.root / "blobs/sha256").mkdir(parents=True)
-        (server.root / PATH).write_bytes(DATA)
-        filesystem = Filesystem()
-        self.blobs = BlobStore(folder / "blobs/sha256", folder / "partial", filesystem)
-        filesystem.make_dir(self.blobs.blob_dir)
-        filesystem.make_dir(self.blobs.partial_dir)
-        self.received = Received()
-        self.cancelled = threading.Event()
-        self.largest_partial = 0
-
-    def fetch(self, *urls: str, size: int = len(DATA), digest: str = DIGEST, **settings: Any) -> None:
-        defaults: dict[str, Any] = {"retries": 3, "backoff_s": 0.01, "backoff_max_s": 0.02, "read_timeout_s": 10.0}
-        allowed = (self.server.base, self.folder.as_uri())
-        config = OtaConfig(store_dir="/unused", **{"allowed_sources": allowed, **defaults, **settings})
-        parsed = [parse_url(url) for url in urls or (self.server.url(PATH),)]
-        fetcher = Fetcher(config, self.blobs)
-        fetcher.blob(parsed, digest, size, self.received, self._on_progress, self.cancelled.is_set)
-
-    def _on_progress(self, offset: int) -> None:
-        self.largest_partial = max(self.largest_partial, offset)
-
-    def refused(self, *urls: str, **arguments: Any) -> OtaError:
-        with pytest.raises(OtaError) as caught:
-            self.fetch(*urls, **arguments)
-        assert not self.blobs.blob(DIGEST).exists()
-        return caught.value
-
-    @property
-    def complete(self) -> bool:
-        return self.blobs.blob(DIGEST).read_bytes() == DATA and self.blobs.claim(DIGEST, len(DATA))
-
-
 @pytest.fixture
 def bench(tmp_path: Path, server: CheckpointServer) -> Bench:
-    return Bench(tmp_path / "robot", server)
+    return Bench(tmp_path / "robot", server, DATA)
 
 
 def test_a_blob_arrives_read_only_and_is_not_fetched_again(bench: Bench) -> None:
@@ -280,16 +241,8 @@ def test_a_silent_server_is_given_up_and_the_rest_is_fetched_later(bench: Bench,
     assert bench.complete
 
 
-def fetching_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "vla_ota_fetch"]
-
-
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def wait_until_nothing_is_left_behind() -> None:
-    wait_for(lambda: not fetching_threads(), "the end of the fetching threads")
 
 
 def test_a_head_that_trickles_for_ever_is_given_up_and_leaves_no_thread_and_no_socket(bench: Bench) -> None:

@@ -19,7 +19,7 @@ from support.power_loss import PowerLoss, PowerLossFilesystem
 
 from vla_checkpoint import Manifest, load_manifest, sha256_bytes, verify_bundle
 from vla_ota_manager.records import Ref
-from vla_ota_manager.store import blobs
+from vla_ota_manager.store import blobs, parts
 from vla_ota_manager.store.filesystem import Filesystem
 from vla_ota_manager.store.state import Block
 from vla_ota_manager.store.store import Store
@@ -121,8 +121,10 @@ class Worker:
         sha256, size, piece = sha256_bytes(DOWNLOAD), len(DOWNLOAD), 1024
         if self.store.blobs.claim(sha256, size):
             return
-        offset, end = self.store.blobs.info(sha256, size).size, size if number % 2 else size // 2
+        offset, end = self.store.blobs.info(sha256, size).parts.front(), size if number % 2 else size // 2
         with self.disk.append(self.store.blobs.partial(sha256), offset) as file:
+            self.store.blobs.forget_parts(sha256)
+            file.flush()
             self.store.blobs.note(sha256, offset, '"tag"')
             while offset < end:
                 file.write(DOWNLOAD[offset : offset + piece])
@@ -133,6 +135,25 @@ class Worker:
             file.flush()
             self.store.blobs.note(sha256, offset, '"tag"')
         if offset == size:
+            self.store.blobs.finish(sha256)
+            self.promised.fetched = True
+
+    def fetch_parts(self, number: int) -> None:
+        """Download a file in several places by turns, flushing now and then; it is finished, or left for later."""
+        sha256, size, piece = sha256_bytes(DOWNLOAD), len(DOWNLOAD), 512
+        if self.store.blobs.claim(sha256, size):
+            return
+        known = self.store.blobs.info(sha256, size).parts
+        with self.store.blobs.open_parts(sha256, known) as file:
+            for turn in range(8 if number % 2 else 3):
+                file.flush()
+                self.store.blobs.note(sha256, known.front(), '"tag"', known)
+                for part in reversed(range(len(known.there))):
+                    start, end = known.reached(part), known.end(part)
+                    file.write(part, DOWNLOAD[start : min(end, start + piece * (1 + (part + turn) % 2))])
+            file.flush()
+            self.store.blobs.note(sha256, known.front(), '"tag"', known)
+        if known.total == size:
             self.store.blobs.finish(sha256)
             self.promised.fetched = True
 
@@ -151,7 +172,7 @@ def _verified(folder: Path) -> Manifest:
 
 OPERATIONS: tuple[Callable[[Worker, int], None], ...] = (
     Worker.adopt, Worker.install, Worker.roll_back, Worker.pin, Worker.unpin, Worker.retain, Worker.fetch,
-    Worker.forget_downloads, Worker.restart,
+    Worker.fetch_parts, Worker.forget_downloads, Worker.restart,
 )  # fmt: skip
 plans = st.lists(st.tuples(st.sampled_from(range(len(OPERATIONS))), st.integers(0, 3)), min_size=1, max_size=7)
 
@@ -195,15 +216,16 @@ def check(root: Path, promised: Promised) -> None:
         for ref in {*state.references(), *promised.pinned}:
             assert ref in on_disk, f"{ref} is gone"
         sha256, size = sha256_bytes(DOWNLOAD), len(DOWNLOAD)
-        there = store.blobs.info(sha256, size).size
+        there = store.blobs.info(sha256, size).parts
         if promised.fetched:
             assert store.blobs.claim(sha256, size), "it would be fetched again"
         if store.blobs.claim(sha256, size):
             assert store.blobs.blob(sha256).read_bytes() == DOWNLOAD
-        elif there:
-            assert store.blobs.partial(sha256).read_bytes()[:there] == DOWNLOAD[:there], (
-                "bytes that were never flushed count"
-            )
+        elif there.total:
+            data = store.blobs.partial(sha256).read_bytes()
+            for part in range(len(there.there)):
+                start, end = part * parts.PART_BYTES, there.reached(part)
+                assert data[start:end] == DOWNLOAD[start:end], "bytes that were never flushed count"
         assert not store.recovery_notes, store.recovery_notes
     finally:
         store.close()
@@ -219,6 +241,7 @@ def test_whatever_was_not_flushed_is_lost_what_was_acknowledged_is_there_and_who
 ) -> None:
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "PART_BYTES", 4096)
         steps = run(bundles, Path(folder) / "whole", plan)[0].steps
         disk, promised = run(bundles, Path(folder) / "cut", plan, 1 + int(where * steps))
         patch.setattr(blobs, "_BOOT_ID", Path(folder) / "another boot")

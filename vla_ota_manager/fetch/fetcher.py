@@ -6,19 +6,23 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 import random
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import CancelledError, FetchError, RefusedFetchError
 from vla_ota_manager.fetch.http import Cancelled, Connection, Http, Reply
+from vla_ota_manager.fetch.pace import Bandwidth, Patience, StallGuard, pause
+from vla_ota_manager.fetch.ranges import CONTENT_RANGE, Ranges, Source
 from vla_ota_manager.fetch.source import Url, parse_mirror, parse_url
+from vla_ota_manager.store import parts
 from vla_ota_manager.store.blobs import BlobStore
+from vla_ota_manager.store.parts import Parts, PartsFile
 
 _T = TypeVar("_T")
 _FLUSH_BYTES = 32 << 20  # at most this much is lost of a download at a power loss
@@ -26,7 +30,6 @@ _HASH_BYTES = 1 << 20
 _MIRROR_REST_S = 60.0
 """A mirror that failed is not asked for so long."""
 _log = logging.getLogger("vla_ota_manager")
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
 @dataclass
@@ -40,53 +43,6 @@ class Received:
         """Count bytes received over the network (or from a file URL)."""
         self.count += count
         self.on_change()
-
-
-class Bandwidth:
-    """Holds a mean rate by waiting; shared by all downloads of a manager."""
-
-    def __init__(self, bytes_s: int) -> None:
-        self._bytes_s = bytes_s
-        self._free_at = time.monotonic()
-
-    def spend(self, count: int, cancelled: Cancelled) -> None:
-        """Wait until ``count`` more bytes may be taken."""
-        if not self._bytes_s:
-            return
-        self._free_at = max(self._free_at, time.monotonic()) + count / self._bytes_s
-        pause(self._free_at - time.monotonic(), cancelled)
-
-
-class StallGuard:
-    """Raises when too little arrives in a window of time, however regularly it trickles."""
-
-    def __init__(self, config: OtaConfig, url: Url) -> None:
-        self._config, self._url = config, url
-        rate = config.bandwidth_bytes_s
-        self._least = (
-            min(config.stall_min_bytes, int(rate * config.stall_window_s / 2)) if rate else config.stall_min_bytes
-        )
-        self._begun, self._count = time.monotonic(), 0
-
-    def add(self, count: int) -> None:
-        """Count bytes that arrived."""
-        self._count += count
-        now = time.monotonic()
-        if now - self._begun < self._config.stall_window_s:
-            return
-        if self._count < self._least:
-            what = f"{self._count} bytes in {self._config.stall_window_s:g} s, at least {self._least} expected"
-            raise FetchError("STALLED", what, self._url.text, retryable=True)
-        self._begun, self._count = now, 0
-
-
-def pause(duration_s: float, cancelled: Cancelled) -> None:
-    """Sleep, but not through a cancellation."""
-    deadline = time.monotonic() + duration_s
-    while (left := deadline - time.monotonic()) > 0:
-        if cancelled():
-            raise CancelledError("CANCELLED", "stopped on request")
-        time.sleep(min(left, 0.1))
 
 
 class Fetcher:
@@ -105,15 +61,19 @@ class Fetcher:
         """Raise ``FetchError`` unless the URL is below an allowed source."""
         self._http.allowed.check(url)
 
-    def manifest(self, url: Url, received: Received, cancelled: Cancelled, most_bytes: int = 0) -> bytes:
+    def manifest(
+        self, url: Url, received: Received, cancelled: Cancelled, most_bytes: int = 0, *, once: bool = False
+    ) -> bytes:
         """Fetch a manifest, or another file into memory, of at most ``most_bytes`` (0: ``max_manifest_bytes``).
+
+        ``once``: without retries.
 
         Raises:
             FetchError, CancelledError: see :meth:`Http.open`; MANIFEST_TOO_LARGE.
         """
         limit = most_bytes or self.config.max_manifest_bytes
         attempt = functools.partial(self._small, url, received, cancelled, limit)
-        return self._with_retries(attempt, cancelled, lambda: 0, self.config.retries)
+        return self._with_retries(attempt, cancelled, lambda: 0, 0 if once else self.config.retries)
 
     def blob(
         self,
@@ -144,8 +104,8 @@ class Fetcher:
             return
         for index, url in enumerate(urls):
             try:
-                attempt = functools.partial(download.attempt, url)
-                self._with_retries(attempt, cancelled, lambda: download.offset, self.config.retries)
+                attempt = functools.partial(download.attempt, url, self.config.fetch_connections)
+                self._with_retries(attempt, cancelled, download.present, self.config.retries)
                 return
             except FetchError as e:
                 if e.code != "NOT_FOUND" or index == len(urls) - 1:
@@ -158,7 +118,9 @@ class Fetcher:
         parts = urlsplit(url.text)
         try:
             mirrored = parse_url(self._mirror + parts.path + (f"?{parts.query}" if parts.query else ""))
-            self._with_retries(lambda: download.attempt(mirrored), cancelled, lambda: download.offset, retries=1)
+            # one connection: it has the file from this network, or is fetching it from its beginning on
+            attempt = functools.partial(download.attempt, mirrored, 1)
+            self._with_retries(attempt, cancelled, download.present, retries=1)
         except FetchError as e:
             self._mirror_at = time.monotonic() + _MIRROR_REST_S
             _log.warning("the mirror is not used for %g s: %s", _MIRROR_REST_S, e)
@@ -181,22 +143,20 @@ class Fetcher:
             connection.__exit__()
         return bytes(data)
 
+    def patience(self, progress: Callable[[], int], retries: int | None = None) -> Patience:
+        """Return what decides about failures in a row; ``progress``: returns how far it is [bytes]."""
+        return Patience(self.config, self._rng, self.config.retries if retries is None else retries, progress)
+
     def _with_retries(
         self, attempt: Callable[[], _T], cancelled: Cancelled, progress: Callable[[], int], retries: int
     ) -> _T:
-        """Repeat ``attempt`` with exponential backoff and full jitter; progress of ``stall_min_bytes`` begins the count anew."""
-        failures, mark = 0, progress()
+        """Repeat ``attempt`` until it succeeds or patience ends."""
+        patience = self.patience(progress, retries)
         while True:
             try:
                 return attempt()
             except FetchError as e:
-                if progress() - mark >= self.config.stall_min_bytes:
-                    failures, mark = 0, progress()
-                if not e.retryable or failures >= retries:
-                    raise
-                ceiling = min(self.config.backoff_s * 2 ** min(failures, 30), self.config.backoff_max_s)
-                failures += 1
-                pause(max(self._rng.uniform(0.0, ceiling), e.retry_after_s), cancelled)
+                pause(patience.wait_s(e), cancelled)
 
 
 class _Download:
@@ -214,17 +174,27 @@ class _Download:
         self._f, self._sha256, self._size = fetcher, sha256, size
         self._received, self._on_progress, self._cancelled = received, on_progress, cancelled
         info = fetcher._blobs.info(sha256, size)
-        self._etag = info.etag
-        self.offset = info.size
-        self._resumed = self.offset > 0
-        self._hash = self._hash_partial()
+        self._etag, self._parts = info.etag, info.parts
+        self._resumed = info.size > 0
+        self._in_parts = size > parts.PART_BYTES
+        """Whether parts of it may be asked for at a time; not any more once a server did not do as asked."""
+        self._unflushed = 0
+        self._offset, self._hash = 0, hashlib.sha256()
+        """Up to where it is hashed, which is up to where everything is there; and the hash."""
+        if info.size:
+            with fetcher._blobs.partial(sha256).open("rb") as file:
+                self._hash_up_to(info.parts.front(), lambda offset, count: os.pread(file.fileno(), count, offset))
 
-    def attempt(self, url: Url) -> None:
+    def present(self) -> int:
+        """Return how much of it is on the disk [bytes]."""
+        return max(self._offset, self._parts.total)
+
+    def attempt(self, url: Url, connections: int) -> None:
         """Ask for what is missing; a server may answer with a part of it, then for the rest."""
         guard = StallGuard(self._f.config, url)
-        while self.offset < self._size:
-            self._request(url, guard)
-        with self._f._blobs.fs.append(self._f._blobs.partial(self._sha256), self.offset) as file:
+        while self._offset < self._size:
+            self._request(url, guard, connections)
+        with self._f._blobs.fs.append(self._f._blobs.partial(self._sha256), self._offset) as file:
             file.flush()
         actual = self._hash.hexdigest()
         if actual != self._sha256:
@@ -236,35 +206,45 @@ class _Download:
             raise RefusedFetchError("BLOB_DIGEST_MISMATCH", what, url.text, retryable=resumed)
         self._f._blobs.finish(self._sha256)
 
-    def _request(self, url: Url, guard: StallGuard) -> None:
+    def _request(self, url: Url, guard: StallGuard, connections: int) -> None:
+        scattered = connections > 1 or self._parts.total > self._offset
+        in_parts = self._in_parts and scattered and not url.is_file
+        wanted = self._parts.end(self._offset // parts.PART_BYTES) if in_parts else self._size
         headers = {}
-        if self.offset:
-            headers["Range"] = f"bytes={self.offset}-"
-            if self._etag:
-                headers["If-Range"] = self._etag
+        if self._offset or wanted < self._size:
+            headers["Range"] = f"bytes={self._offset}-{wanted - 1 if wanted < self._size else ''}"
+        if self._offset and self._etag:
+            headers["If-Range"] = self._etag
         connection, reply = self._f._http.open(url, headers, self._cancelled)
         try:
-            end = self._check_head(url, reply)
-            self._receive(url, connection, end, guard)
+            end = self._check_head(url, reply, wanted, asked="Range" in headers)
+            if in_parts and reply.status == 206:
+                self._receive_parts(url, connection, end, connections)
+            else:
+                self._receive(url, connection, end, guard)
         finally:
             connection.__exit__()
 
-    def _check_head(self, url: Url, reply: Reply) -> int:
-        """Decide from where to where in the blob the body counts; return its end. Refuse a body that is not the blob's."""
+    def _check_head(self, url: Url, reply: Reply, wanted: int, *, asked: bool) -> int:
+        """Decide from where to where in the blob the body counts; return its end. Refuse a body that is not the blob's.
+
+        ``wanted``: end of what was wanted; ``asked``: as a range.
+        """
         if reply.status == 416:
-            self._refuse_range(url, reply)
+            self._refuse_range(url, reply, asked)
+        etag = reply.headers.get("etag", "")
+        etag = etag if etag.startswith('"') else ""
         if reply.status == 206:
-            end = self._check_range(url, reply)
-            self._resumed = True
+            end = self._check_range(url, reply, wanted, asked)
+            self._resumed = self.present() > 0 or not etag
         else:
             end = self._size
             self._resumed = False
-            self._restart()  # the server ignored the range, or its copy has changed since
-        etag = reply.headers.get("etag", "")
-        self._etag = etag if etag.startswith('"') else ""
+            self._restart(in_parts=self._in_parts and not asked)  # the range was ignored, or the copy has changed since
+        self._etag = etag
         length = reply.headers.get("content-length")
-        if length is not None and (not length.isdigit() or int(length) != end - self.offset):
-            self._refuse_length(url, f"{length} bytes announced, {end - self.offset} of {self._size} expected", end)
+        if length is not None and (not length.isdigit() or int(length) != end - self._offset):
+            self._refuse_length(url, f"{length} bytes announced, {end - self._offset} of {self._size} expected", end)
         return end
 
     def _refuse_length(self, url: Url, what: str, end: int) -> None:
@@ -274,61 +254,134 @@ class _Download:
             raise RefusedFetchError("SIZE_MISMATCH", what, url.text)
         raise FetchError("CONTENT_RANGE_INVALID", what, url.text, retryable=True)
 
-    def _refuse_range(self, url: Url, reply: Reply) -> None:
+    def _refuse_range(self, url: Url, reply: Reply, asked: bool) -> None:
         announced = reply.headers.get("content-range", "")
-        if self.offset and announced in ("", f"bytes */{self._size}"):
+        if asked and announced in ("", f"bytes */{self._size}"):
             self._restart()  # a server that cannot do what was asked: once more from the beginning
             raise FetchError("CONTENT_RANGE_INVALID", "the server refuses the range", url.text, retryable=True)
         raise RefusedFetchError("SIZE_MISMATCH", f"{announced!r} announced, {self._size} bytes expected", url.text)
 
-    def _check_range(self, url: Url, reply: Reply) -> int:
+    def _check_range(self, url: Url, reply: Reply, wanted: int, asked: bool) -> int:
         """Return the end of the part that is sent: it may be shorter than what was asked for (RFC 9110, 15.3.7)."""
         announced = reply.headers.get("content-range", "")
-        match = _CONTENT_RANGE.fullmatch(announced)
+        match = CONTENT_RANGE.fullmatch(announced)
         if match is not None and match[3] not in ("*", str(self._size)):
             raise RefusedFetchError("SIZE_MISMATCH", f"{announced!r} announced, {self._size} bytes expected", url.text)
-        if match is None or not self.offset or not (self.offset == int(match[1]) <= int(match[2]) < self._size):
-            what = f"{announced!r} instead of bytes from {self.offset} on"
+        if match is None or not asked or not (self._offset == int(match[1]) <= int(match[2]) < wanted):
+            what = f"{announced!r} instead of bytes from {self._offset} on"
             self._restart()
             raise FetchError("CONTENT_RANGE_INVALID", what, url.text, retryable=True)
         return int(match[2]) + 1
 
+    # -- one connection -----------------------------------------------------------------------------------------------------
+
     def _receive(self, url: Url, connection: Connection, end: int, guard: StallGuard) -> None:
         blobs = self._f._blobs
-        with blobs.fs.append(blobs.partial(self._sha256), self.offset) as file:
-            blobs.note(self._sha256, self.offset, self._etag)
-            flushed = self.offset
+        with blobs.fs.append(blobs.partial(self._sha256), self._offset) as file:
+            blobs.forget_parts(self._sha256)
+            self._parts = Parts.beginning(self._size, self._offset)
+            file.flush()
+            blobs.note(self._sha256, self._offset, self._etag)
+            flushed = self._offset
             while chunk := connection.read():
                 self._received.add(len(chunk))
                 guard.add(len(chunk))
-                if len(chunk) > end - self.offset:
+                if len(chunk) > end - self._offset:
                     self._refuse_length(url, f"more arrives than the bytes up to {end} of {self._size}", end)
                 file.write(chunk)
                 self._hash.update(chunk)
-                self.offset += len(chunk)
+                self._offset += len(chunk)
                 blobs.fs.point("fetch.chunk")
-                if self.offset - flushed >= _FLUSH_BYTES:
+                if self._offset - flushed >= _FLUSH_BYTES:
                     file.flush()
-                    flushed = self.offset
+                    flushed = self._offset
                     blobs.note(self._sha256, flushed, self._etag)
-                self._on_progress(self.offset)
+                self._on_progress(self._offset)
                 self._f._bandwidth.spend(len(chunk), self._cancelled)
             file.flush()
-            blobs.note(self._sha256, self.offset, self._etag)
-        if self.offset < end:
-            raise FetchError("TRUNCATED", f"ended after {self.offset} of {self._size} bytes", url.text, retryable=True)
+            blobs.note(self._sha256, self._offset, self._etag)
+        if self._offset < end:
+            what = f"ended after {self._offset} of {self._size} bytes"
+            raise FetchError("TRUNCATED", what, url.text, retryable=True)
 
-    def _restart(self) -> None:
-        self.offset, self._etag, self._hash = 0, "", hashlib.sha256()
+    # -- several connections ------------------------------------------------------------------------------------------------
 
-    def _hash_partial(self) -> Any:
-        """Hash what is already there, once."""
-        digest, left = hashlib.sha256(), self.offset
-        if left:
-            with self._f._blobs.partial(self._sha256).open("rb") as file:
-                while left and (data := file.read(min(left, _HASH_BYTES))):
-                    digest.update(data)
-                    left -= len(data)
-                    if self._cancelled():
-                        raise CancelledError("CANCELLED", "stopped on request")
-        return digest
+    def _receive_parts(self, url: Url, connection: Connection, end: int, connections: int) -> None:
+        """Receive the part at the front over a connection that is open, and others over further ones, until all is there.
+
+        A connection that fails leaves its part to the others. If it is the only one, or too many fail, the download does.
+        """
+        if self._parts.front() != self._offset:
+            self._parts = Parts.beginning(self._size, self._offset)
+        patience = self._f.patience(self.present)
+        ranges, more_at_s = Ranges(self._f._http, Source(url, self._size, self._etag)), 0.0
+        with self._f._blobs.open_parts(self._sha256, self._parts) as file:
+            self._flush(file)
+            ranges.begin(self._offset // parts.PART_BYTES, self._offset, end, connection)
+            try:
+                while self._offset < self._size:
+                    self._begin_more(ranges, connections if time.monotonic() >= more_at_s else 1)
+                    part, news = ranges.take(self._cancelled)
+                    if isinstance(news, bytes):
+                        self._take_in(file, part, news)
+                    elif news is not None:
+                        more_at_s = time.monotonic() + self._tolerate(news, part, ranges, patience)
+            finally:
+                ranges.stop()
+            self._flush(file)
+
+    def _begin_more(self, ranges: Ranges, most: int) -> None:
+        """Ask for parts that nobody has asked for, the first ones first: what is far ahead would wait long to be hashed."""
+        first = self._offset // parts.PART_BYTES
+        for part in range(first, min(first + 2 * most, len(self._parts.there))):
+            if len(ranges.busy) >= most:
+                return
+            start, end = self._parts.reached(part), self._parts.end(part)
+            if part not in ranges.busy and start < end:
+                ranges.begin(part, start, end)
+
+    def _take_in(self, file: PartsFile, part: int, data: bytes) -> None:
+        self._received.add(len(data))
+        at_front = self._parts.reached(part) == self._offset
+        file.write(part, data)
+        if at_front:
+            self._hash.update(data)
+            self._offset += len(data)
+        self._hash_up_to(self._parts.front(self._offset), file.read)
+        self._f._blobs.fs.point("fetch.chunk")
+        self._unflushed += len(data)
+        if self._unflushed >= _FLUSH_BYTES:
+            self._flush(file)
+        self._on_progress(self.present())
+        self._f._bandwidth.spend(len(data), self._cancelled)
+
+    def _flush(self, file: PartsFile) -> None:
+        file.flush()
+        self._unflushed = 0
+        self._f._blobs.note(self._sha256, self._offset, self._etag, self._parts)
+
+    def _tolerate(self, error: Exception, part: int, ranges: Ranges, patience: Patience) -> float:
+        """Return how long no further connection is opened [s]; raise what is the download's failure."""
+        if not isinstance(error, FetchError):
+            raise error
+        if error.code == "CONTENT_RANGE_INVALID":
+            self._in_parts = False
+            raise error
+        if not ranges.busy and part not in ranges.further:
+            raise error
+        wait_s = patience.wait_s(error)
+        _log.info("fewer connections for %.1f s: %s", wait_s, error)
+        return wait_s
+
+    def _restart(self, *, in_parts: bool = False) -> None:
+        """Begin anew; by default with one connection: a server did not do as asked, or what is there cannot be trusted."""
+        self._offset, self._etag, self._hash = 0, "", hashlib.sha256()
+        self._parts, self._in_parts = Parts.beginning(self._size, 0), in_parts
+
+    def _hash_up_to(self, end: int, read: Callable[[int, int], bytes]) -> None:
+        """Hash what is on the disk from where the hash is to ``end``; ``read``: returns bytes of an offset and a count."""
+        while self._offset < end and (data := read(self._offset, min(_HASH_BYTES, end - self._offset))):
+            self._hash.update(data)
+            self._offset += len(data)
+            if self._cancelled():
+                raise CancelledError("CANCELLED", "stopped on request")

@@ -58,7 +58,8 @@ class Connection:
         self.url = url
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "vla_ota", **headers}
         self._config = config
-        self._cancelled = cancelled
+        self.cancelled = cancelled
+        """Asked by whoever waits in :meth:`head` or :meth:`read`."""
         # with a bandwidth cap, small enough for several chunks a second
         quarter = config.bandwidth_bytes_s // 4 or CHUNK_BYTES
         self._chunk_bytes = max(_LEAST_CHUNK_BYTES, min(CHUNK_BYTES, quarter))
@@ -99,7 +100,7 @@ class Connection:
 
     def _take(self, deadline: float) -> Reply | bytes | None:
         while True:
-            if self._cancelled():
+            if self.cancelled():
                 raise CancelledError("CANCELLED", "stopped on request", self.url.text)
             try:
                 item = self._queue.get(timeout=_POLL_S)

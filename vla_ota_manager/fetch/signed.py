@@ -25,7 +25,7 @@ from tuf.api.exceptions import (
     RepositoryError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import Metadata, Root, TargetFile, Timestamp
+from tuf.api.metadata import Metadata, Root, TargetFile, Targets, Timestamp
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from vla_checkpoint import CheckpointError
@@ -71,7 +71,9 @@ class SignedVersions:
         self._root = _read_root(root)
         self._keep, self._fs, self._fetcher, self._wall_clock = keep, filesystem, fetcher, wall_clock
 
-    def check(self, ref: Ref, manifest: bytes, url: Url, received: Received, cancelled: Cancelled) -> None:
+    def check(
+        self, ref: Ref, manifest: bytes, url: Url, received: Received, cancelled: Cancelled, *, once: bool = False
+    ) -> None:
         """Refuse a manifest that is not signed as this version by what the repository says now.
 
         Args:
@@ -80,13 +82,14 @@ class SignedVersions:
             url: where it came from.
             received: counts the payload.
             cancelled: asked several times a second.
+            once: a server that does not answer is not asked again.
 
         Raises:
             TrustError: TRUST_SIGNATURE, TRUST_ROLLBACK, TRUST_METADATA, TRUST_UNKNOWN_TARGET; as OutdatedTrustError
                 TRUST_EXPIRED, TRUST_CLOCK.
             FetchError, CancelledError: see ``Fetcher.manifest``.
         """
-        found = self.find(target_path(ref.name, ref.version), join_url(url, _PLACE), received, cancelled)
+        found = self.find(target_path(ref.name, ref.version), join_url(url, _PLACE), received, cancelled, once=once)
         if found is None:
             raise TrustError("TRUST_UNKNOWN_TARGET", "is not signed, or was taken back", str(ref))
         try:
@@ -96,7 +99,29 @@ class SignedVersions:
                 "TRUST_UNKNOWN_TARGET", f"another manifest is signed as this version: {e}", str(ref)
             ) from e
 
-    def find(self, path: str, base: Url, received: Received, cancelled: Cancelled) -> TargetFile | None:
+    def check_again(self, ref: Ref, manifest: bytes, url: Url, cancelled: Cancelled) -> str:
+        """Refuse likewise what was taken back since it was checked; return why nobody could be asked, "" if somebody was."""
+        place = join_url(url, _PLACE)
+        if place.is_file and not place.path.is_dir():
+            return f"{place.text} is not there"  # a stick that was pulled out
+        try:
+            self.check(ref, manifest, url, Received(), cancelled, once=True)
+        except FetchError as e:
+            return str(e)
+        return ""
+
+    def signs(self, ref: Ref) -> bool:
+        """Whether a version is signed by what was last verified. True also where that cannot be told from the disk alone."""
+        try:
+            targets = Metadata[Targets].from_bytes(self.kept()["targets.json"].encode()).signed
+        except (KeyError, RepositoryError, OSError):
+            return True  # nothing was verified yet, or the disk fails: a way back must not
+        found = targets.targets.get(target_path(ref.name, ref.version))
+        return targets.delegations is not None or (found is not None and found.hashes.get("sha256") == ref.digest)
+
+    def find(
+        self, path: str, base: Url, received: Received, cancelled: Cancelled, *, once: bool = False
+    ) -> TargetFile | None:
         """Refresh what this robot knows from the metadata at ``base``, and return a target; None = there is none.
 
         What was verified is kept, also if what came after it was refused.
@@ -107,7 +132,7 @@ class SignedVersions:
             _unpack(kept, folder)
             try:
                 with self._refusals(base):
-                    lines = _Lines(self._fetcher, received, cancelled)
+                    lines = _Lines(self._fetcher, received, cancelled, once)
                     updater = Updater(name, base.text, fetcher=lines, config=_LIMITS, bootstrap=self._root)
                     updater.refresh()
                     self._check_clock(folder)
@@ -160,13 +185,13 @@ class SignedVersions:
 class _Lines(FetcherInterface):
     """The manager's HTTP client: allowed sources, bounds, retries, cancellation."""
 
-    def __init__(self, fetcher: Fetcher, received: Received, cancelled: Cancelled) -> None:
-        self._fetcher, self._received, self._cancelled = fetcher, received, cancelled
+    def __init__(self, fetcher: Fetcher, received: Received, cancelled: Cancelled, once: bool) -> None:
+        self._fetcher, self._received, self._cancelled, self._once = fetcher, received, cancelled, once
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
         """Return a file of at most ``max_length`` bytes."""
         try:
-            return self._fetcher.manifest(parse_url(url), self._received, self._cancelled, max_length)
+            return self._fetcher.manifest(parse_url(url), self._received, self._cancelled, max_length, once=self._once)
         except FetchError as e:
             if e.code == "NOT_FOUND":
                 raise DownloadHTTPError(e.message, 404) from e

@@ -20,6 +20,7 @@ from vla_checkpoint.files import Cancel
 from vla_ota_manager.records import DIGEST, check_digest
 from vla_ota_manager.store.damage import file_problem
 from vla_ota_manager.store.filesystem import Filesystem
+from vla_ota_manager.store.parts import Parts, PartsFile
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -28,10 +29,15 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class PartialInfo:
     """What is known of a partial download."""
 
-    size: int
-    """Bytes that can be relied upon [bytes]."""
+    parts: Parts
+    """What can be relied upon."""
     etag: str
     """Strong validator of the server's copy; empty = none."""
+
+    @property
+    def size(self) -> int:
+        """All that can be relied upon [bytes]."""
+        return self.parts.total
 
 
 class BlobStore:
@@ -68,25 +74,54 @@ class BlobStore:
         partial = self.partial(sha256)
         with suppress(OSError):
             if _is_sealed(partial, size):
-                return PartialInfo(size, "")
+                return PartialInfo(Parts.beginning(size, size), "")
             if not partial.lstat().st_mode & 0o222:  # sealed, of another size: its bytes belong to a blob as well
                 self.discard(sha256)
         try:
             present = partial.lstat()
             note = json.loads(self._note(sha256).read_bytes())
             flushed, boot, etag = int(note["flushed"]), str(note["boot_id"]), str(note["etag"])
+            counts = list(note.get("parts", ()))
         except (OSError, ValueError, TypeError, KeyError):
             # bytes without a note: their hash decides in the end, and they cost nothing to keep
-            return PartialInfo(min(_size(partial), size), "")
+            return PartialInfo(Parts.beginning(size, _size(partial)), "")
         if not stat.S_ISREG(present.st_mode):
-            return PartialInfo(0, "")
-        usable = present.st_size if boot == _boot_id() else min(flushed, present.st_size)
-        return PartialInfo(min(usable, size), etag)
+            return PartialInfo(Parts.beginning(size, 0), "")
+        if boot == _boot_id():
+            written, usable = self._written(sha256, size, present.st_size), present.st_size
+        else:
+            written, usable = Parts.counted(size, counts, present.st_size), min(flushed, present.st_size)
+        return PartialInfo(written or Parts.beginning(size, usable), etag)
 
-    def note(self, sha256: str, flushed: int, etag: str) -> None:
-        """Write down how much of a partial download is flushed [bytes], and the server's validator."""
+    def _written(self, sha256: str, size: int, present: int) -> Parts | None:
+        """Return what a process of this boot has written in several places; None if it wrote from the beginning on."""
+        try:
+            return Parts.from_table(size, self._table(sha256).read_bytes(), present)
+        except OSError:
+            return None
+
+    def note(self, sha256: str, flushed: int, etag: str, parts: Parts | None = None) -> None:
+        """Write down how much of a partial download is flushed, and the server's validator.
+
+        Args:
+            sha256: which.
+            flushed: so much of it from the beginning on [bytes].
+            etag: the validator.
+            parts: what is flushed, if that is more.
+        """
         document = {"flushed": flushed, "etag": etag, "boot_id": _boot_id()}
+        if parts is not None:
+            document["parts"] = parts.there
         self.fs.write_file(self._note(sha256), json.dumps(document).encode(), "partial_note")
+
+    def open_parts(self, sha256: str, parts: Parts) -> PartsFile:
+        """Open a download that grows in several places, of which ``parts`` is there."""
+        return PartsFile(self.fs, self.partial(sha256), self._table(sha256), parts)
+
+    def forget_parts(self, sha256: str) -> None:
+        """Say that a download has nothing behind a gap any more."""
+        if self._table(sha256).exists():
+            self.fs.unlink(self._table(sha256), "partial.table")
 
     def finish(self, sha256: str) -> None:
         """Name a complete, hashed and flushed download."""
@@ -95,11 +130,13 @@ class BlobStore:
         self.fs.point("blob.sealed")
         self._publish(sha256)
         self.fs.unlink(self._note(sha256), "blob.note")
+        self.forget_parts(sha256)
 
     def discard(self, sha256: str) -> None:
         """Throw a partial download away."""
         self.fs.unlink(self.partial(sha256), "partial.discard")
         self.fs.unlink(self._note(sha256), "partial.discard_note")
+        self.forget_parts(sha256)
 
     def drop(self, sha256: str) -> None:
         """Forget a blob whose content turned out to be damaged; versions that link to it keep their own name."""
@@ -172,6 +209,9 @@ class BlobStore:
 
     def _note(self, sha256: str) -> Path:
         return self.partial_dir / f"{check_digest(sha256)}.note"
+
+    def _table(self, sha256: str) -> Path:
+        return self.partial_dir / f"{check_digest(sha256)}.parts"
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

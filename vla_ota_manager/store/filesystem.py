@@ -64,6 +64,42 @@ class AppendFile:
         self.close()
 
 
+class ScatteredFile:
+    """A file that is written and read anywhere; unbuffered, so that a killed process leaves what it wrote."""
+
+    def __init__(self, filesystem: Filesystem, path: Path) -> None:
+        self._filesystem = filesystem
+        self.path = path
+        with _wrapped(path):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Write ``data`` at ``offset``."""
+        view = memoryview(data)
+        with _wrapped(self.path):
+            while view:
+                written = os.pwrite(self._fd, view, offset)
+                view, offset = view[written:], offset + written
+
+    def read(self, count: int, offset: int) -> bytes:
+        """Return at most ``count`` bytes from ``offset`` on; empty at the end."""
+        with _wrapped(self.path):
+            return os.pread(self._fd, count, offset)
+
+    def truncate(self, size: int) -> None:
+        """Cut off what lies behind ``size``."""
+        with _wrapped(self.path):
+            os.ftruncate(self._fd, size)
+
+    def flush(self) -> None:
+        """Return when everything written so far is on the disk."""
+        self._filesystem._flush(self._fd, self.path)
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._fd)
+
+
 class Filesystem:
     """Writes of the store. An argument ``point`` is the prefix of the names of the points that a method passes."""
 
@@ -107,6 +143,10 @@ class Filesystem:
     def append(self, path: Path, size: int) -> AppendFile:
         """Open ``path`` to write from offset ``size`` on; what lies behind is cut off."""
         return AppendFile(self, path, size)
+
+    def scatter(self, path: Path) -> ScatteredFile:
+        """Open ``path`` to write and read anywhere in it."""
+        return ScatteredFile(self, path)
 
     def seal(self, path: Path) -> None:
         """Make a finished file read-only, flushed: that it is says that its content is complete."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vla_checkpoint import CancelledCheckError
 from vla_ota_manager.errors import CancelledError, StoreError
-from vla_ota_manager.fetch.fetcher import Bandwidth
+from vla_ota_manager.fetch.pace import Bandwidth
 from vla_ota_manager.records import check_version
 from vla_ota_manager.store.damage import find_damage
 from vla_ota_manager.store.store import Store

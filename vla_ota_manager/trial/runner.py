@@ -375,6 +375,7 @@ class TrialRunner:
                 how = "warm" if result.warm else "cold"
                 took = f"back to {target.version} ({how}) in {time.monotonic() - way.begun:.3f} s"
             message = f"{trial.reason}; {took}" + (f"; {way.skipped}" if target != committed else "")
+            message = self._ctx.after_going_back(message, target)
             self._close(_S.ROLLED_BACK, trial.code, message, block=trial.block, back_to=target)
             return
         self._ctx.show_asked(f"going back to {way.ref}: {result.error_code} {result.message}")
