@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import random
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
+from vla_checkpoint.arrival import ArrivalDigest
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import CancelledError, FetchError, RefusedFetchError
 from vla_ota_manager.fetch.http import Cancelled, Connection, Http, Reply
@@ -100,6 +100,8 @@ class Fetcher:
         self._mirror_at = 0.0  # not before [s, monotonic]
         self._bandwidth = Bandwidth(config.bandwidth_bytes_s)
         self._rng = rng or random.Random()
+        self.arrived: dict[str, str] = {}
+        """SHA-256 of every safetensors file that was fetched and hashed → SHA-256 of its header, for ``verify_bundle``."""
 
     def check(self, url: Url) -> None:
         """Raise ``FetchError`` unless the URL is below an allowed source."""
@@ -234,6 +236,8 @@ class _Download:
             self._f._blobs.discard(self._sha256)
             what = f"hashes to {actual}, promised {self._sha256}"
             raise RefusedFetchError("BLOB_DIGEST_MISMATCH", what, url.text, retryable=resumed)
+        if self._hash.header:
+            self._f.arrived[self._sha256] = self._hash.header
         self._f._blobs.finish(self._sha256)
 
     def _request(self, url: Url, guard: StallGuard) -> None:
@@ -319,11 +323,11 @@ class _Download:
             raise FetchError("TRUNCATED", f"ended after {self.offset} of {self._size} bytes", url.text, retryable=True)
 
     def _restart(self) -> None:
-        self.offset, self._etag, self._hash = 0, "", hashlib.sha256()
+        self.offset, self._etag, self._hash = 0, "", ArrivalDigest()
 
-    def _hash_partial(self) -> Any:
+    def _hash_partial(self) -> ArrivalDigest:
         """Hash what is already there, once."""
-        digest, left = hashlib.sha256(), self.offset
+        digest, left = ArrivalDigest(), self.offset
         if left:
             with self._f._blobs.partial(self._sha256).open("rb") as file:
                 while left and (data := file.read(min(left, _HASH_BYTES))):
