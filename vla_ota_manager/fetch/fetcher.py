@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 from vla_checkpoint.arrival import ArrivalDigest
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import CancelledError, FetchError, RefusedFetchError
+from vla_ota_manager.fetch.flushing import Flusher
 from vla_ota_manager.fetch.http import Cancelled, Connection, Http, Reply
 from vla_ota_manager.fetch.source import Url, parse_mirror, parse_url
 from vla_ota_manager.store.blobs import BlobStore
 
 _T = TypeVar("_T")
-_FLUSH_BYTES = 32 << 20  # at most this much is lost of a download at a power loss
 _HASH_BYTES = 1 << 20
 _MIRROR_REST_S = 60.0
 """A mirror that failed is not asked for so long."""
@@ -299,9 +299,8 @@ class _Download:
 
     def _receive(self, url: Url, connection: Connection, end: int, guard: StallGuard) -> None:
         blobs = self._f._blobs
-        with blobs.fs.append(blobs.partial(self._sha256), self.offset) as file:
+        with blobs.fs.append(blobs.partial(self._sha256), self.offset) as file, Flusher(file.flush) as flusher:
             blobs.note(self._sha256, self.offset, self._etag)
-            flushed = self.offset
             while chunk := connection.read():
                 self._received.add(len(chunk))
                 guard.add(len(chunk))
@@ -311,14 +310,10 @@ class _Download:
                 self._hash.update(chunk)
                 self.offset += len(chunk)
                 blobs.fs.point("fetch.chunk")
-                if self.offset - flushed >= _FLUSH_BYTES:
-                    file.flush()
-                    flushed = self.offset
-                    blobs.note(self._sha256, flushed, self._etag)
+                flusher.wrote(len(chunk), functools.partial(blobs.note, self._sha256, self.offset, self._etag))
                 self._on_progress(self.offset)
                 self._f._bandwidth.spend(len(chunk), self._cancelled)
-            file.flush()
-            blobs.note(self._sha256, self.offset, self._etag)
+            flusher.finish(functools.partial(blobs.note, self._sha256, self.offset, self._etag))
         if self.offset < end:
             raise FetchError("TRUNCATED", f"ended after {self.offset} of {self._size} bytes", url.text, retryable=True)
 
