@@ -97,7 +97,7 @@ def ours(settings: dict[str, Any]) -> None:
         url = parse_url(settings["base_url"] + entry.path)
         fetcher.blob([url], entry.sha256, entry.size, received, lambda done: None, _never)
     with store.staged(manifest) as staged:
-        verify_bundle(staged, expected_digest=manifest.digest)
+        verify_bundle(staged, expected_digest=manifest.digest, arrived=fetcher.arrived)
         store.install(staged, manifest)
     store.blobs.release(set())
     store.close()

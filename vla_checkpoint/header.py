@@ -28,7 +28,7 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType({
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
 })  # fmt: skip
 
-_LENGTH_BYTES = 8
+LENGTH_BYTES = 8
 _FIELDS = frozenset({"dtype", "shape", "data_offsets"})
 _METADATA_KEY = "__metadata__"
 
@@ -79,14 +79,14 @@ def read_header(path: PathLike) -> Header:
     """
     with open_regular(path) as file:
         size = file_size(file)
-        if size < _LENGTH_BYTES:
+        if size < LENGTH_BYTES:
             raise HeaderError("HEADER_FILE_SIZE", path, f"{size} bytes are too few for a safetensors file")
-        prefix = bytearray(_LENGTH_BYTES)
+        prefix = bytearray(LENGTH_BYTES)
         read_exactly(file, path, memoryview(prefix))
         length = int.from_bytes(prefix, "little")
         if length > limits.HEADER_BYTES:
             raise HeaderError("HEADER_LIMIT", path, f"header of {length} bytes, at most {limits.HEADER_BYTES} allowed")
-        if length > size - _LENGTH_BYTES:
+        if length > size - LENGTH_BYTES:
             raise HeaderError("HEADER_FILE_SIZE", path, f"header of {length} bytes in a file of {size}")
         data = bytearray(length)
         read_exactly(file, path, memoryview(data))
@@ -103,7 +103,7 @@ def parse_header(data: bytes, path: PathLike, *, file_size: int) -> Header:
     metadata = _check_metadata(document.pop(_METADATA_KEY, {}), path)
     if len(document) > limits.TENSORS:
         raise HeaderError("HEADER_LIMIT", path, f"{len(document)} tensors, at most {limits.TENSORS} allowed")
-    data_start = _LENGTH_BYTES + len(data)
+    data_start = LENGTH_BYTES + len(data)
     infos = [_check_tensor(name, entry, data_start, path) for name, entry in document.items()]
     infos.sort(key=lambda info: (info.start, info.end))
     position = data_start

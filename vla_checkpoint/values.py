@@ -39,5 +39,8 @@ def count_not_finite(dtype: str, data: bytes | bytearray | memoryview) -> int:
         return 0
     unsigned, mask, value = _NOT_FINITE[dtype]
     bits = np.frombuffer(data, dtype=unsigned)
+    sign = 1 << (8 * bits.itemsize - 1)
+    if mask == value < sign and bits.view(f"<i{bits.itemsize}").max() < value and bits.max() < sign | value:
+        return 0  # neither a positive nor a negative one: two reductions, and no array is made
     scalar = bits.dtype.type
     return int(np.count_nonzero((bits & scalar(mask)) == scalar(value)))

@@ -374,6 +374,7 @@ class Acquirer:
                     folder,
                     expected_digest=digest,
                     scan_values=self._config.scan_values,
+                    arrived=self._fetcher.arrived,
                     progress=progress,
                     cancel=callbacks.interrupted,
                 )

@@ -42,6 +42,7 @@ class Bench:
         self.received = Received()
         self.cancelled = threading.Event()
         self.largest_partial = 0
+        self.arrived: dict[str, str] = {}
 
     def fetch(self, *urls: str, size: int = -1, digest: str = "", **settings: Any) -> None:
         defaults: dict[str, Any] = {"retries": 3, "backoff_s": 0.01, "backoff_max_s": 0.02, "read_timeout_s": 10.0}
@@ -50,6 +51,7 @@ class Bench:
         parsed = [parse_url(url) for url in urls or (self.server.url(self.path),)]
         size, digest = len(self.data) if size < 0 else size, digest or self.digest
         fetcher = Fetcher(config, self.blobs)
+        self.arrived = fetcher.arrived
         fetcher.blob(parsed, digest, size, self.received, self._on_progress, self.cancelled.is_set)
 
     def _on_progress(self, offset: int) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import os
 import random
@@ -14,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from vla_checkpoint.arrival import ArrivalDigest
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import CancelledError, FetchError, RefusedFetchError
+from vla_ota_manager.fetch.flushing import Flusher
 from vla_ota_manager.fetch.http import Cancelled, Connection, Http, Reply
 from vla_ota_manager.fetch.pace import Bandwidth, Patience, StallGuard, pause
 from vla_ota_manager.fetch.ranges import CONTENT_RANGE, Ranges, Source
@@ -25,7 +26,6 @@ from vla_ota_manager.store.blobs import BlobStore
 from vla_ota_manager.store.parts import Parts, PartsFile
 
 _T = TypeVar("_T")
-_FLUSH_BYTES = 32 << 20  # at most this much is lost of a download at a power loss
 _HASH_BYTES = 1 << 20
 _MIRROR_REST_S = 60.0
 """A mirror that failed is not asked for so long."""
@@ -56,6 +56,8 @@ class Fetcher:
         self._mirror_at = 0.0  # not before [s, monotonic]
         self._bandwidth = Bandwidth(config.bandwidth_bytes_s)
         self._rng = rng or random.Random()
+        self.arrived: dict[str, str] = {}
+        """SHA-256 of every safetensors file that was fetched and hashed → SHA-256 of its header, for ``verify_bundle``."""
 
     def check(self, url: Url) -> None:
         """Raise ``FetchError`` unless the URL is below an allowed source."""
@@ -178,8 +180,7 @@ class _Download:
         self._resumed = info.size > 0
         self._in_parts = size > parts.PART_BYTES
         """Whether parts of it may be asked for at a time; not any more once a server did not do as asked."""
-        self._unflushed = 0
-        self._offset, self._hash = 0, hashlib.sha256()
+        self._offset, self._hash = 0, ArrivalDigest()
         """Up to where it is hashed, which is up to where everything is there; and the hash."""
         if info.size:
             with fetcher._blobs.partial(sha256).open("rb") as file:
@@ -204,6 +205,8 @@ class _Download:
             self._f._blobs.discard(self._sha256)
             what = f"hashes to {actual}, promised {self._sha256}"
             raise RefusedFetchError("BLOB_DIGEST_MISMATCH", what, url.text, retryable=resumed)
+        if self._hash.header:
+            self._f.arrived[self._sha256] = self._hash.header
         self._f._blobs.finish(self._sha256)
 
     def _request(self, url: Url, guard: StallGuard, connections: int) -> None:
@@ -277,12 +280,11 @@ class _Download:
 
     def _receive(self, url: Url, connection: Connection, end: int, guard: StallGuard) -> None:
         blobs = self._f._blobs
-        with blobs.fs.append(blobs.partial(self._sha256), self._offset) as file:
+        with blobs.fs.append(blobs.partial(self._sha256), self._offset) as file, Flusher(file.flush) as flusher:
             blobs.forget_parts(self._sha256)
             self._parts = Parts.beginning(self._size, self._offset)
             file.flush()
             blobs.note(self._sha256, self._offset, self._etag)
-            flushed = self._offset
             while chunk := connection.read():
                 self._received.add(len(chunk))
                 guard.add(len(chunk))
@@ -292,14 +294,10 @@ class _Download:
                 self._hash.update(chunk)
                 self._offset += len(chunk)
                 blobs.fs.point("fetch.chunk")
-                if self._offset - flushed >= _FLUSH_BYTES:
-                    file.flush()
-                    flushed = self._offset
-                    blobs.note(self._sha256, flushed, self._etag)
+                flusher.wrote(len(chunk), functools.partial(blobs.note, self._sha256, self._offset, self._etag))
                 self._on_progress(self._offset)
                 self._f._bandwidth.spend(len(chunk), self._cancelled)
-            file.flush()
-            blobs.note(self._sha256, self._offset, self._etag)
+            flusher.finish(functools.partial(blobs.note, self._sha256, self._offset, self._etag))
         if self._offset < end:
             what = f"ended after {self._offset} of {self._size} bytes"
             raise FetchError("TRUNCATED", what, url.text, retryable=True)
@@ -315,20 +313,20 @@ class _Download:
             self._parts = Parts.beginning(self._size, self._offset)
         patience = self._f.patience(self.present)
         ranges, more_at_s = Ranges(self._f._http, Source(url, self._size, self._etag)), 0.0
-        with self._f._blobs.open_parts(self._sha256, self._parts) as file:
-            self._flush(file)
+        with self._f._blobs.open_parts(self._sha256, self._parts) as file, Flusher(file.flush) as flusher:
+            flusher.finish(self._noting())
             ranges.begin(self._offset // parts.PART_BYTES, self._offset, end, connection)
             try:
                 while self._offset < self._size:
                     self._begin_more(ranges, connections if time.monotonic() >= more_at_s else 1)
                     part, news = ranges.take(self._cancelled)
                     if isinstance(news, bytes):
-                        self._take_in(file, part, news)
+                        self._take_in(file, flusher, part, news)
                     elif news is not None:
                         more_at_s = time.monotonic() + self._tolerate(news, part, ranges, patience)
             finally:
                 ranges.stop()
-            self._flush(file)
+            flusher.finish(self._noting())
 
     def _begin_more(self, ranges: Ranges, most: int) -> None:
         """Ask for parts that nobody has asked for, the first ones first: what is far ahead would wait long to be hashed."""
@@ -340,7 +338,7 @@ class _Download:
             if part not in ranges.busy and start < end:
                 ranges.begin(part, start, end)
 
-    def _take_in(self, file: PartsFile, part: int, data: bytes) -> None:
+    def _take_in(self, file: PartsFile, flusher: Flusher, part: int, data: bytes) -> None:
         self._received.add(len(data))
         at_front = self._parts.reached(part) == self._offset
         file.write(part, data)
@@ -349,16 +347,14 @@ class _Download:
             self._offset += len(data)
         self._hash_up_to(self._parts.front(self._offset), file.read)
         self._f._blobs.fs.point("fetch.chunk")
-        self._unflushed += len(data)
-        if self._unflushed >= _FLUSH_BYTES:
-            self._flush(file)
+        flusher.wrote(len(data), self._noting())
         self._on_progress(self.present())
         self._f._bandwidth.spend(len(data), self._cancelled)
 
-    def _flush(self, file: PartsFile) -> None:
-        file.flush()
-        self._unflushed = 0
-        self._f._blobs.note(self._sha256, self._offset, self._etag, self._parts)
+    def _noting(self) -> Callable[[], None]:
+        """Return what writes down how far the download is now, all parts of it."""
+        parts_now = Parts(self._size, list(self._parts.there))
+        return functools.partial(self._f._blobs.note, self._sha256, self._offset, self._etag, parts_now)
 
     def _tolerate(self, error: Exception, part: int, ranges: Ranges, patience: Patience) -> float:
         """Return how long no further connection is opened [s]; raise what is the download's failure."""
@@ -375,7 +371,7 @@ class _Download:
 
     def _restart(self, *, in_parts: bool = False) -> None:
         """Begin anew; by default with one connection: a server did not do as asked, or what is there cannot be trusted."""
-        self._offset, self._etag, self._hash = 0, "", hashlib.sha256()
+        self._offset, self._etag, self._hash = 0, "", ArrivalDigest()
         self._parts, self._in_parts = Parts.beginning(self._size, 0), in_parts
 
     def _hash_up_to(self, end: int, read: Callable[[int, int], bytes]) -> None:

@@ -32,7 +32,7 @@ from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import CancelledError, FetchError, RefusedFetchError
 from vla_ota_manager.fetch.source import AllowedSources, Url, parse_url
 
-CHUNK_BYTES = 128 << 10
+CHUNK_BYTES = 512 << 10
 _LEAST_CHUNK_BYTES = 4 << 10
 _QUEUED_CHUNKS = 4
 _POLL_S = 0.1
