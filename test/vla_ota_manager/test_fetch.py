@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import socket
@@ -20,11 +19,10 @@ from support.downloads import Bench, wait_until_nothing_is_left_behind
 from support.waits import wait_for
 
 from vla_ota_manager.config import OtaConfig
-from vla_ota_manager.errors import CancelledError, FetchError, StoreError
-from vla_ota_manager.fetch import fetcher, flushing, http
+from vla_ota_manager.errors import CancelledError, FetchError
+from vla_ota_manager.fetch import fetcher
 from vla_ota_manager.fetch.fetcher import Fetcher, Received
 from vla_ota_manager.fetch.source import parse_url
-from vla_ota_manager.store.filesystem import Filesystem
 from vla_sim.checkpoint_server import Behaviour, CheckpointServer
 
 DATA = os.urandom(300_000)
@@ -310,78 +308,6 @@ def test_after_a_reboot_only_what_was_flushed_is_relied_upon(bench: Bench) -> No
     bench.blobs.partial(DIGEST).write_bytes(damaged)
     bench.fetch()
     assert bench.complete and bench.server.requests[-1][1]["range"] == "bytes=65536-"
-
-
-class SlowDisk(Filesystem):
-    """A disk that flushes slowly, and knows up to where; from its ``fails_at``-th flush of a download on it is full."""
-
-    def __init__(self, fails_at: int = 10**6) -> None:
-        self.flushed, self.flushes, self._fails_at = 0, 0, fails_at
-
-    def _flush(self, fd: int, path: Path) -> None:
-        size = os.fstat(fd).st_size
-        if path.name == DIGEST:
-            self.flushes += 1
-            time.sleep(0.02)
-            if self.flushes >= self._fails_at:
-                raise StoreError("DISK_FULL", "no space left", str(path))
-        super()._flush(fd, path)
-        if path.name == DIGEST:
-            self.flushed = size
-
-
-def flushed_by_note(bench: Bench) -> int:
-    return int(json.loads((bench.blobs.partial_dir / f"{DIGEST}.note").read_bytes())["flushed"])
-
-
-def test_while_a_disk_flushes_bytes_arrive_and_a_power_loss_never_costs_more_than_two_flushes(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chunk, disk = 4096, SlowDisk()
-    monkeypatch.setattr(http, "CHUNK_BYTES", chunk)
-    monkeypatch.setattr(flushing, "FLUSH_BYTES", 32 << 10)
-    bench.blobs.fs = disk
-    beside: list[int] = []
-
-    def look(offset: int) -> None:
-        noted = flushed_by_note(bench)
-        assert noted <= disk.flushed, "a note was ahead of the disk"
-        assert offset - noted <= 2 * ((32 << 10) + chunk)
-        beside.append(offset - disk.flushed)
-
-    monkeypatch.setattr(bench, "_on_progress", look)
-    bench.fetch()
-    assert bench.complete and disk.flushes >= 9 and max(beside) > 32 << 10
-
-
-def test_a_flush_that_fails_behind_the_scenes_ends_the_download_with_its_code(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "CHUNK_BYTES", 4096)
-    monkeypatch.setattr(flushing, "FLUSH_BYTES", 32 << 10)
-    disk = bench.blobs.fs = SlowDisk(fails_at=4)
-    assert bench.refused().code == "DISK_FULL"
-    assert 64 << 10 <= flushed_by_note(bench) <= disk.flushed
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vla_ota_flush")]
-    bench.blobs.fs = Filesystem()
-    bench.fetch()
-    assert bench.complete
-
-
-def test_the_header_of_a_safetensors_file_is_known_however_often_its_download_was_cut(bench: Bench) -> None:
-    header = b'{"w":{"dtype":"U8","shape":[200000],"data_offsets":[0,200000]}}'
-    data = len(header).to_bytes(8, "little") + header + DATA[:200_000]
-    digest = hashlib.sha256(data).hexdigest()
-    path = f"blobs/sha256/{digest}"
-    (bench.server.root / path).write_bytes(data)
-    for cut in (5, 40, 100_000):
-        bench.server.behave(path, Behaviour(fail_after=cut), times=1)
-        bench.refused(bench.server.url(path), size=len(data), digest=digest, retries=0)
-        assert not bench.arrived
-    bench.fetch(bench.server.url(path), size=len(data), digest=digest)
-    assert bench.arrived == {digest: hashlib.sha256(data[: 8 + len(header)]).hexdigest()}
-    bench.fetch()
-    assert not bench.arrived, "what is no safetensors file"
 
 
 def test_a_blob_that_is_damaged_as_a_partial_download_is_fetched_anew(bench: Bench) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-FLUSH_BYTES = 16 << 20
-"""After so many bytes the next flush begins, and the one before has ended: twice as much is lost at a power loss, at most."""
+FLUSH_BYTES = 15 << 20
+"""After so many bytes the next flush begins, and the one before has ended: less than 32 MiB are lost at a power loss."""
 
 
 class Flusher:
@@ -29,7 +29,7 @@ class Flusher:
 
         Args:
             count: how many [bytes].
-            note: writes down what is there now; called behind the flush, in the other thread.
+            note: writes down what was there at this moment; called behind the flush, in the other thread.
 
         Raises:
             StoreError: the flush before failed, or its note.
