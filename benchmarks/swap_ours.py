@@ -47,10 +47,13 @@ class ObservedEngine(PolicyEngine):
 
     def wait_for_spare(self, timeout_s: float = 60.0) -> None:
         """Start the spare worker now rather than some seconds after a swap, and wait until its imports are done."""
-        self._spare_ready.clear()
         self._pool.ensure_spare()
         if not self._spare_ready.wait(timeout_s):
             raise TimeoutError("no spare worker came")
+
+    def forget_spare(self) -> None:
+        """The spare worker, if there is one, is about to be taken."""
+        self._spare_ready.clear()
 
     def begin_counting(self) -> None:
         """Count anew."""
@@ -113,6 +116,7 @@ class Program:
         active = self._engine.generations.residents.active
         assert active is not None
         self._digest = active.digest
+        self._engine.forget_spare()
         return self._swap(SwapRequest(bundle_path=folder, at="CHUNK"), watch_s)
 
     def rollback(self, folder: str, watch_s: float) -> dict[str, float]:
