@@ -274,3 +274,18 @@ def test_a_tick_takes_no_new_page_of_memory(make: Any) -> None:
     robot.wait(lambda: counts()[1] >= first + 300)
     after, last = counts()
     assert after - before < (last - first) / 10, (before, after, first, last)
+
+
+def test_the_first_swap_imports_nothing_on_a_tick(
+    make: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An import takes milliseconds, and numpy has functions that import on their first call."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # each import is a line of the control process's output
+    robot = make()
+    robot.run(0.1)
+    assert "import time:" in capfd.readouterr().err
+    robot.add(2, 0.11)
+    robot.client.activate(2, "CHUNK", "second", 60.0)
+    swapped = robot.wait(lambda: [e for e in robot.events if e["type"] == "SWAPPED" and e["swap_id"] == "second"])
+    assert swapped[0]["acted"] and swapped[0]["typical_step"] >= 0.0
+    assert capfd.readouterr().err == ""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -92,8 +93,9 @@ class CommandHistory:
         self._count = 0
 
     def typical_step(self, channel: int) -> float:
-        """Return the 99th percentile of the channel's steps from tick to tick; 0 without at least two commands."""
+        """Return the step from tick to tick that 99 % of the channel's do not exceed; 0 without at least two commands."""
         if self._count < 2:
             return 0.0
         order = (self._next - self._count + np.arange(self._count)) % len(self._ring)
-        return float(np.percentile(np.abs(np.diff(self._ring[order, channel])), 99))
+        steps = np.sort(np.abs(np.diff(self._ring[order, channel])))  # not np.percentile: its first call takes 9 ms
+        return float(steps[math.ceil(0.99 * len(steps)) - 1])
