@@ -23,7 +23,8 @@ from vla_policy_node.worker.environment import worker_environment
 _LINE_BYTES = 4096
 _LINES_PER_S = 50
 _TAIL_LINES = 20
-_FORK_TIMEOUT_S = 10.0
+FORK_TIMEOUT_S = 30.0
+"""A server executes an interpreter where it cannot fork: that takes a while on a cold disk."""
 _PR_SET_CHILD_SUBREAPER = 36
 _adopting = threading.Lock()
 
@@ -55,6 +56,8 @@ class Child:
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self.waiting = False
         """Its imports are done, and it has nothing to load yet or forks workers."""
+        self.versions: dict[str, str] = {}
+        """What its interpreter has, once ``waiting``."""
         self.lost_code = ""
         """Why the pool killed it; empty = not reported."""
         self.output_ended = False
@@ -90,16 +93,19 @@ class Child:
             return cls(process.pid, process.wait, ours, output, log)
 
     def fork_worker(self, log: Callable[[Child, str], None]) -> Child:
-        """Let this server fork a worker. Raises :class:`PrepareError` ``WORKER_START_FAILED``."""
+        """Let this server fork a worker; waits for it, so on no thread that others wait for.
+
+        Raises :class:`PrepareError` ``WORKER_START_FAILED``.
+        """
         with _adopting_orphans(), _ends() as (ours, theirs, output, their_output):
             try:
                 self.channel.send({"type": "fork"}, [theirs.fileno(), their_output])
                 theirs.close()  # so that its end is seen here
-                started = ours.receive(_FORK_TIMEOUT_S)
+                started = ours.receive(FORK_TIMEOUT_S)
             except ChannelClosedError as e:
                 raise PrepareError("WORKER_START_FAILED", f"process {self.pid}, which forks workers, has failed") from e
             if started is None:
-                text = f"process {self.pid} has forked no worker in {_FORK_TIMEOUT_S:g} s"
+                text = f"process {self.pid} has forked no worker in {FORK_TIMEOUT_S:g} s"
                 raise PrepareError("WORKER_START_FAILED", text)
             pid = int(started[0]["pid"])
             return Child(pid, lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), ours, output, log)

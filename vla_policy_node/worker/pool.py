@@ -169,6 +169,7 @@ class WorkerPool:
             self._closed = True
         self._supply.close()
         self._watcher.stop()  # kills and reaps them all
+        self._supply.join()
         over = self._preparing.acquire(timeout=_END_TIMEOUT_S)  # a preparation under way notices and cleans up
         with self._lock:
             residents = list(self._residents.values())

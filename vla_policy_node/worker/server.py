@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,14 @@ def main() -> None:
     node = os.getppid()
     channel = Channel.from_fd(int(sys.argv[1]))
     begin, _ = channel.receive(None) or ({}, [])
+    sources: dict[str, int] = {}
     forks = begin["device"] == "cpu"  # no other device can be used on both sides of a fork
     if forks:
         importing = threading.Thread(target=_import, args=(begin,))
         importing.start()  # a thread, because a nice level cannot be lowered again
         importing.join()
         forks = _only(own_threads)
+        sources = _sources()
         gc.collect()
         gc.freeze()  # a collection in a worker would write to, and so copy, all that is shared
     channel.send({"type": "spare", "versions": loading.versions()})
@@ -50,6 +53,9 @@ def main() -> None:
             os._exit(0)
         assert received is not None
         _, (worker_channel, output) = received
+        if forks and _sources(sources) != sources:
+            sys.stderr.write("what was imported has changed on the disk: each worker imports on its own\n")
+            forks = False
         between = os.fork()
         if between == 0:
             _begin_worker(node, channel, worker_channel, output, forks)
@@ -61,6 +67,18 @@ def main() -> None:
 def _import(begin: dict[str, object]) -> None:
     raise_nice_level(int(str(begin["nice"])))
     loading.import_ahead(begin)
+
+
+def _sources(of: Iterable[str] = ()) -> dict[str, int]:
+    """Return when each file ``of`` these, or of all modules that are imported, was changed [ns]; 0 = it is not there."""
+    files = of or {file for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    found = {}
+    for file in files:
+        try:
+            found[file] = Path(file).stat().st_mtime_ns
+        except OSError:
+            found[file] = 0
+    return found
 
 
 def _threads() -> int:
