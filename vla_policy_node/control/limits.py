@@ -57,6 +57,11 @@ class Limiter:
         """Whether the policy's stream jumps by more than ``step`` from one tick to the next."""
         return bool((np.abs(target - last) > self._step).any())
 
+    def used(self, jumps: Floats) -> Floats:
+        """Return the part of the accepted step that each jump ``[..., C]`` uses, by its worst channel; > 1 = :meth:`too_far`."""
+        part: Floats = (np.abs(jumps) / self._step).max(axis=-1)
+        return part
+
     def explain(self, action: Floats, last: Floats | None) -> Violation:
         """Say which channel of a refused action broke which bound (the first that did)."""
         for i, value in enumerate(action.tolist()):

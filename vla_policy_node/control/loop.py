@@ -482,7 +482,7 @@ class ControlLoop:
         elif self.running and swap.may_choose and swap.chunk is not None:
             if swap.chunk is not chunk_before:
                 in_time = (swap.deadline_ns - self.now_ns) // self.period_ns
-                swap.choose(self.queue, self.limiter.step, self.contract.latency_margin_ticks, in_time)
+                swap.choose(self.queue, self.contract.latency_margin_ticks, in_time)
             self.queue.not_before = swap.not_before
 
     @property

@@ -7,8 +7,8 @@ that arrives after ``n`` ticks of motion begins with its action ``n``, and one t
 
 A chunk is executed for ``execute`` actions after its take-over; then the next one takes over if it is there, the old one's
 remaining actions serve if it is not, and after those the queue is dry (the tick is *starved*). At a take-over the overlap
-of both chunks is blended linearly. The first chunk of another generation may let the old one serve a little longer, until both
-lie nearest to each other (:meth:`ChunkQueue.calmest`).
+of both chunks is blended linearly. The first chunk of another generation may let the old one serve a little longer, until
+the way from one to the other is smoothest (:meth:`ChunkQueue.calmest`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vla_policy_node.control.limits import OK
+from vla_policy_node.control.limits import OK, Limiter
 
 Floats = npt.NDArray[np.float64]
 
@@ -106,13 +106,14 @@ class ChunkQueue:
         last = max(self.plan + 1, chunk.end - self.blend_ticks)
         self.boundary = min(self.plan + chunk.execute, last)
 
-    def calmest(self, chunk: Chunk, step: Floats, early: int, latest: int) -> int:
-        """Return the plan tick, from the boundary on, at which ``chunk`` lies nearest to the chunk that acts.
+    def calmest(self, chunk: Chunk, limiter: Limiter, early: int, latest: int) -> int:
+        """Return the plan tick, from the boundary on, from which the largest step of the fade to ``chunk`` is smallest.
 
-        Channels are compared in units of ``step`` ``[C]``; of equal ticks the first counts. Every tick that may be chosen leaves
-        the acting chunk what is blended, and ``chunk`` its executed part and what is blended after that, or ``early`` ticks for
-        the chunk after it if that is more. None is later than ``latest`` or than one executed part after the boundary. Without
-        room for a choice it is the boundary, or now if that has passed.
+        Steps are counted in parts of what ``limiter``, that of ``chunk``, accepts; of equal ticks the first counts. Every
+        tick that may be chosen leaves the acting chunk what is blended, and ``chunk`` its executed part and what is blended
+        after that, or ``early`` ticks for the chunk after it if that is more. None is later than ``latest`` or than one
+        executed part after the boundary. Without room for a choice, or if every fade has a step that is not accepted, it is
+        the boundary, or now if that has passed.
         """
         first, old = max(self.plan, self.boundary), self.current
         if old is None or self.at_once:
@@ -120,10 +121,25 @@ class ChunkQueue:
         kept = self.blend_ticks + max(chunk.execute, early)
         ends = (old.sound_until(first) - max(1, self.blend_ticks), chunk.sound_until(first) - kept)
         last = min(*ends, first + old.execute, latest)
-        if last <= first:
+        # While the acting chunk still fades in, its own actions are not what is commanded.
+        if last <= first or first <= self._took_over + self.blend_ticks:
             return first
-        old_plan, new_plan = (c.actions[first - c.start : last + 1 - c.start] for c in (old, chunk))
-        return first + int(np.argmin((np.abs(new_plan - old_plan) / step).max(axis=1)))
+        fades = self._fades(chunk, old, np.arange(first, last + 1))
+        largest = limiter.used(np.diff(fades, axis=1)).max(axis=1)
+        best = int(np.argmin(largest))
+        return first + best if largest[best] <= 1.0 else first
+
+    def _fades(self, chunk: Chunk, old: Chunk, ticks: npt.NDArray[np.int64]) -> Floats:
+        """Return the fade from ``old`` to ``chunk`` that begins at each of ``ticks`` ``[N]``.
+
+        ``[N, blend + 2, C]``: the action before it, the blended ones, the action after it.
+        """
+        at = ticks[:, None] + np.arange(-1, self.blend_ticks + 1)
+        weight = (np.arange(self.blend_ticks + 2) / (self.blend_ticks + 1))[:, None]  # 0 and 1 at the ends
+        new_plan = chunk.actions[np.maximum(at - chunk.start, 0)]
+        old_plan = old.actions[np.minimum(at - old.start, len(old.actions) - 1)]
+        fades: Floats = weight * new_plan + (1.0 - weight) * old_plan
+        return fades
 
     def peek(self) -> Action | None:
         """Return the action due now; ``None`` = dry. Lets the chunk that waits take over when it is its turn."""

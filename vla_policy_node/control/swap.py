@@ -36,7 +36,7 @@ class PendingSwap:
     episode: int  # when it was asked for
     cause: str = UPDATE
     chunk: Chunk | None = None  # the new generation's first, judged
-    not_before: int = 0  # plan tick at which that chunk and the acting one lie nearest to each other (at: CHUNK)
+    not_before: int = 0  # plan tick from which the way from the acting chunk to that one is smoothest (at: CHUNK)
     not_before_ns: int = 0  # its worker had no fresh observation: ask again then
 
     @property
@@ -85,14 +85,14 @@ class PendingSwap:
             self.chunk = None
         return None
 
-    def choose(self, queue: ChunkQueue, step: Floats, margin: int, in_time: int) -> None:
-        """Note the plan tick at which its chunk jumps least, in units of ``step`` ``[C]``.
+    def choose(self, queue: ChunkQueue, margin: int, in_time: int) -> None:
+        """Note the plan tick from which the way to its chunk is smoothest.
 
         ``margin``: ticks by which a chunk is asked for earlier than its latency says; ``in_time``: ticks until the deadline.
         """
         if self.chunk is not None:
             early, latest = self.generation.latency_ticks + margin, queue.plan + in_time - _DEADLINE_MARGIN_TICKS
-            self.not_before = queue.calmest(self.chunk, step, early, latest)
+            self.not_before = queue.calmest(self.chunk, self.generation.limiter, early, latest)
 
     def _fault_of_outdated(self) -> tuple[str, str] | None:
         """Judge a chunk that came too late to act: a slow machine must not hide what the policy wants."""
