@@ -10,6 +10,7 @@ It forks twice, and the process between ends at once, so that a worker becomes a
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -26,6 +27,10 @@ from vla_policy_node.worker import loading
 from vla_policy_node.worker.process import die_with_parent, raise_nice_level, run_worker
 
 _THREAD_END_S = 1.0  # a joined thread may take a moment to leave the kernel's list
+_FORK_SAFE = {"jemalloc_bg_thd"}
+"""Threads, by name, that end and come again around a fork by themselves: jemalloc's, which pyarrow brings."""
+_BARE = "--bare"
+"""Argument of a server that imports nothing, since it cannot fork: what it imported would be there in vain."""
 
 
 def main() -> None:
@@ -34,17 +39,7 @@ def main() -> None:
     die_with_parent()
     node = os.getppid()
     channel = Channel.from_fd(int(sys.argv[1]))
-    begin, _ = channel.receive(None) or ({}, [])
-    sources: dict[str, int] = {}
-    forks = begin["device"] == "cpu"  # no other device can be used on both sides of a fork
-    if forks:
-        importing = threading.Thread(target=_import, args=(begin,))
-        importing.start()  # a thread, because a nice level cannot be lowered again
-        importing.join()
-        forks = _only(own_threads)
-        sources = _sources()
-        gc.collect()
-        gc.freeze()  # a collection in a worker would write to, and so copy, all that is shared
+    sources = {} if _BARE in sys.argv else _import_ahead(channel, own_threads)
     channel.send({"type": "spare", "versions": loading.versions()})
     while True:
         try:
@@ -53,15 +48,33 @@ def main() -> None:
             os._exit(0)
         assert received is not None
         _, (worker_channel, output) = received
-        if forks and _sources(sources) != sources:
+        if sources and _sources(sources) != sources:
             sys.stderr.write("what was imported has changed on the disk: each worker imports on its own\n")
-            forks = False
+            sources = {}
         between = os.fork()
         if between == 0:
-            _begin_worker(node, channel, worker_channel, output, forks)
+            _begin_worker(node, channel, worker_channel, output, forks=bool(sources))
         os.close(worker_channel)
         os.close(output)
         os.waitpid(between, 0)
+
+
+def _import_ahead(channel: Channel, own_threads: int) -> dict[str, int]:
+    """Import what the node names. Return the files of all that is imported; none = workers cannot be forked from it."""
+    begin, _ = channel.receive(None) or ({}, [])
+    if begin["device"] != "cpu":  # no other device can be used on both sides of a fork
+        return {}
+    importing = threading.Thread(target=_import, args=(begin,))
+    importing.start()  # a thread, because a nice level cannot be lowered again
+    importing.join()
+    if not _only(own_threads):
+        sys.stderr.write("an import has started threads: each worker imports on its own\n")
+        os.set_inheritable(channel.fileno(), True)
+        arguments = ["-m", "vla_policy_node.worker.server", str(channel.fileno()), _BARE]
+        os.execv(sys.executable, [sys.executable, *arguments])
+    gc.collect()
+    gc.freeze()  # a collection in a worker would write to, and so copy, all that is shared
+    return _sources()
 
 
 def _import(begin: dict[str, object]) -> None:
@@ -82,7 +95,11 @@ def _sources(of: Iterable[str] = ()) -> dict[str, int]:
 
 
 def _threads() -> int:
-    return sum(1 for _ in Path("/proc/self/task").iterdir())
+    count = 0
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            count += (task / "comm").read_text().strip() not in _FORK_SAFE
+    return count
 
 
 def _only(own_threads: int) -> bool:
@@ -90,12 +107,10 @@ def _only(own_threads: int) -> bool:
     end_s = time.monotonic() + _THREAD_END_S
     while (left := _threads()) > own_threads and time.monotonic() < end_s:
         time.sleep(0.001)
-    if left > own_threads:
-        sys.stderr.write("an import has started threads: each worker imports on its own\n")
     return left <= own_threads
 
 
-def _begin_worker(node: int, server: Channel, worker_channel: int, output: int, forks: bool) -> None:
+def _begin_worker(node: int, server: Channel, worker_channel: int, output: int, *, forks: bool) -> None:
     """In the process between: fork the worker and end. In the worker: wait until it is the node's child, then work."""
     between = os.getpid()
     try:
