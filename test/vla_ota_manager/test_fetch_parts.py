@@ -120,6 +120,73 @@ def test_where_further_connections_are_refused_one_fetches_everything(bench: Ben
     assert len(bench.ranges) == len(RANGES) + 3
 
 
+class OneAfterTheOther(CheckpointServer):
+    """Refuses with ``refusal`` whoever asks for what lies behind what it has sent so far; sends nothing before it has."""
+
+    refusal = 0
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.refused: list[int] = []
+        self._asked, self._once = threading.local(), threading.Event()
+
+    def note(self, path: str, headers: dict[str, str]) -> None:
+        super().note(path, headers)
+        self._asked.start = int(headers.get("range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+
+    def take(self, path: str) -> Behaviour:
+        if self._asked.start <= self.served[path]:
+            return super().take(path)
+        self.refused.append(self._asked.start)
+        self._once.set()
+        return Behaviour(status=self.refusal)
+
+    def count(self, path: str, size: int) -> None:
+        self._once.wait(60.0)
+        super().count(path, size)
+
+
+@pytest.fixture
+def one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Bench, OneAfterTheOther]]:
+    monkeypatch.setattr(parts, "PART_BYTES", PART)
+    (tmp_path / "files").mkdir()
+    with OneAfterTheOther(tmp_path / "files") as server:
+        yield Bench(tmp_path / "robot", server, DATA), server
+
+
+@pytest.mark.parametrize("refusal", [403, 404, 509])
+def test_where_further_connections_are_refused_for_good_one_fetches_the_rest(
+    one_after_the_other: tuple[Bench, OneAfterTheOther], refusal: int
+) -> None:
+    bench, server = one_after_the_other
+    server.refusal = refusal
+    bench.fetch(retries=0)
+    assert bench.complete and bench.served == bench.received.count == len(DATA)
+    assert 1 <= len(server.refused) == len(set(server.refused))  # asked once, and not again
+    assert str(bench.ranges[-1]).endswith("-")  # in one request
+
+
+def test_after_a_refusal_for_good_one_connection_goes_on_also_in_the_next_attempt(
+    one_after_the_other: tuple[Bench, OneAfterTheOther],
+) -> None:
+    bench, server = one_after_the_other
+    server.refusal = 403
+    server.behave(bench.path, Behaviour(), times=1)
+    server.behave(bench.path, Behaviour(fail_after=1000), times=3)
+    bench.fetch()
+    assert bench.complete and bench.served == len(DATA)
+    assert len(server.refused) == len(set(server.refused))
+
+
+def test_further_connections_that_are_refused_again_and_again_do_not_end_the_download(
+    one_after_the_other: tuple[Bench, OneAfterTheOther],
+) -> None:
+    bench, server = one_after_the_other
+    server.refusal = 503
+    bench.fetch(retries=0)
+    assert bench.complete and bench.served == len(DATA)
+
+
 def test_when_every_connection_fails_the_download_does(bench: Bench) -> None:
     bench.server.behave(bench.path, Behaviour(fail_after=10), times=1)
     bench.server.behave(bench.path, Behaviour(status=503))

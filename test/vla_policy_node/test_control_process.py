@@ -20,6 +20,7 @@ from support.control_robot import HORIZON, Robot
 from support.refusals import refused
 from support.waits import TIMEOUT_S, wait_for
 
+from vla_policy_node.control.realtime import parse_cpus
 from vla_policy_node.errors import ControlError
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.channel import Channel
@@ -257,8 +258,18 @@ def test_it_runs_on_the_processors_that_are_named_and_says_if_it_may_not(make: A
         started = make(cpus=cpus).start()
         assert started["pinned"] is pinned
         assert os.sched_getaffinity(started["pid"]) == allowed
-    with refused("CONTROL_CONFIGURATION"):
-        make(cpus="2-three").start()
+
+
+@pytest.mark.parametrize("cpus", ["2-three", "5-2", "0-", "-3", "0-9999999999", "4096", "1,,2", ",", "1 2", "\u0663"])
+def test_a_list_of_processors_that_names_none_or_too_many_is_refused_with_its_text(make: Any, cpus: str) -> None:
+    with refused("CONTROL_CONFIGURATION") as caught:
+        make(cpus=cpus).start()
+    assert f"control_cpus {cpus!r}" in str(caught.value)
+
+
+def test_a_list_of_processors_may_have_ranges_and_spaces() -> None:
+    assert parse_cpus(" 2, 6-8,4095") == {2, 6, 7, 8, 4095}
+    assert parse_cpus("") == parse_cpus(" ") == set()
 
 
 def test_a_tick_takes_no_new_page_of_memory(make: Any) -> None:

@@ -180,6 +180,8 @@ class _Download:
         self._resumed = info.size > 0
         self._in_parts = size > parts.PART_BYTES
         """Whether parts of it may be asked for at a time; not any more once a server did not do as asked."""
+        self._alone = False
+        """Whether a further connection was refused for good: one goes on."""
         self._offset, self._hash = 0, ArrivalDigest()
         """Up to where it is hashed, which is up to where everything is there; and the hash."""
         if info.size:
@@ -192,9 +194,9 @@ class _Download:
 
     def attempt(self, url: Url, connections: int) -> None:
         """Ask for what is missing; a server may answer with a part of it, then for the rest."""
-        guard = StallGuard(self._f.config, url)
+        self._guard = StallGuard(self._f.config, url)
         while self._offset < self._size:
-            self._request(url, guard, connections)
+            self._request(url, 1 if self._alone else connections)
         with self._f._blobs.fs.append(self._f._blobs.partial(self._sha256), self._offset) as file:
             file.flush()
         actual = self._hash.hexdigest()
@@ -209,8 +211,8 @@ class _Download:
             self._f.arrived[self._sha256] = self._hash.header
         self._f._blobs.finish(self._sha256)
 
-    def _request(self, url: Url, guard: StallGuard, connections: int) -> None:
-        scattered = connections > 1 or self._parts.total > self._offset
+    def _request(self, url: Url, connections: int) -> None:
+        scattered = connections > 1 or not self._unbroken()
         in_parts = self._in_parts and scattered and not url.is_file
         wanted = self._parts.end(self._offset // parts.PART_BYTES) if in_parts else self._size
         headers = {}
@@ -224,7 +226,7 @@ class _Download:
             if in_parts and reply.status == 206:
                 self._receive_parts(url, connection, end, connections)
             else:
-                self._receive(url, connection, end, guard)
+                self._receive(url, connection, end)
         finally:
             connection.__exit__()
 
@@ -278,7 +280,7 @@ class _Download:
 
     # -- one connection -----------------------------------------------------------------------------------------------------
 
-    def _receive(self, url: Url, connection: Connection, end: int, guard: StallGuard) -> None:
+    def _receive(self, url: Url, connection: Connection, end: int) -> None:
         blobs = self._f._blobs
         with blobs.fs.append(blobs.partial(self._sha256), self._offset) as file, Flusher(file.flush) as flusher:
             blobs.forget_parts(self._sha256)
@@ -287,7 +289,7 @@ class _Download:
             blobs.note(self._sha256, self._offset, self._etag)
             while chunk := connection.read():
                 self._received.add(len(chunk))
-                guard.add(len(chunk))
+                self._guard.add(len(chunk))
                 if len(chunk) > end - self._offset:
                     self._refuse_length(url, f"more arrives than the bytes up to {end} of {self._size}", end)
                 file.write(chunk)
@@ -305,9 +307,10 @@ class _Download:
     # -- several connections ------------------------------------------------------------------------------------------------
 
     def _receive_parts(self, url: Url, connection: Connection, end: int, connections: int) -> None:
-        """Receive the part at the front over a connection that is open, and others over further ones, until all is there.
+        """Receive the part at the front over a connection that is open, and others over further ones.
 
-        A connection that fails leaves its part to the others. If it is the only one, or too many fail, the download does.
+        A further connection that fails leaves its part to the others. The download fails with the connection that was opened
+        first, while no other was. Return when all is there, or when one request can ask for the rest.
         """
         if self._parts.front() != self._offset:
             self._parts = Parts.beginning(self._size, self._offset)
@@ -317,8 +320,9 @@ class _Download:
             flusher.finish(self._noting())
             ranges.begin(self._offset // parts.PART_BYTES, self._offset, end, connection)
             try:
-                while self._offset < self._size:
-                    self._begin_more(ranges, connections if time.monotonic() >= more_at_s else 1)
+                while self._offset < self._size and not (self._alone and not ranges.busy and self._unbroken()):
+                    further = not self._alone and time.monotonic() >= more_at_s
+                    self._begin_more(ranges, connections if further else 1)
                     part, news = ranges.take(self._cancelled)
                     if isinstance(news, bytes):
                         self._take_in(file, flusher, part, news)
@@ -327,6 +331,11 @@ class _Download:
             finally:
                 ranges.stop()
             flusher.finish(self._noting())
+        self._guard = StallGuard(self._f.config, url)  # each part had one of its own
+
+    def _unbroken(self) -> bool:
+        """Return whether nothing is there behind the first gap."""
+        return self._parts.total <= self._offset
 
     def _begin_more(self, ranges: Ranges, most: int) -> None:
         """Ask for parts that nobody has asked for, the first ones first: what is far ahead would wait long to be hashed."""
@@ -363,9 +372,14 @@ class _Download:
         if error.code == "CONTENT_RANGE_INVALID":
             self._in_parts = False
             raise error
-        if not ranges.busy and part not in ranges.further:
+        further = part in ranges.further
+        if not ranges.busy and not further:
             raise error
-        wait_s = patience.wait_s(error)
+        if further and not error.retryable:
+            self._alone = True
+            _log.info("one connection from now on: %s", error)
+            return 0.0
+        wait_s = patience.backoff_s(error) if further else patience.wait_s(error)
         _log.info("fewer connections for %.1f s: %s", wait_s, error)
         return wait_s
 

@@ -75,11 +75,20 @@ class Patience:
 
     def wait_s(self, error: FetchError) -> float:
         """Return how long to wait after a failure [s]; raise it if it is no use."""
-        config = self._config
-        if self._progress() - self._mark >= config.stall_min_bytes:
-            self._failures, self._mark = 0, self._progress()
+        self._begin_anew()
         if not error.retryable or self._failures >= self._retries:
             raise error
+        return self.backoff_s(error)
+
+    def backoff_s(self, error: FetchError) -> float:
+        """Count a failure that ends nothing; return how long to wait after it [s]."""
+        self._begin_anew()
+        config = self._config
         ceiling = min(config.backoff_s * 2 ** min(self._failures, 30), config.backoff_max_s)
         self._failures += 1
         return max(self._rng.uniform(0.0, ceiling), error.retry_after_s)
+
+    def _begin_anew(self) -> None:
+        """Begin the count anew if there was progress."""
+        if self._progress() - self._mark >= self._config.stall_min_bytes:
+            self._failures, self._mark = 0, self._progress()

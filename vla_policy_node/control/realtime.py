@@ -7,11 +7,14 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import resource
 import threading
 from pathlib import Path
 
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
+_CPUS = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
+_CPU_LIMIT = 4096
 
 
 def freeze_garbage_collector() -> None:
@@ -56,11 +59,14 @@ def take_fifo_for_process(priority: int) -> int:
 
 
 def parse_cpus(text: str) -> set[int]:
-    """Return the processors that a list such as ``2,6-7`` names. Raises ValueError."""
+    """Return the processors that a list such as ``2,6-7`` names; none for an empty text. Raises ValueError."""
     found: set[int] = set()
-    for part in filter(None, text.replace(" ", "").split(",")):
-        first, _, last = part.partition("-")
-        found |= set(range(int(first), int(last or first) + 1))
+    for part in text.split(",") if text.strip() else ():
+        match = _CPUS.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not first <= last < _CPU_LIMIT:
+            raise ValueError(f"control_cpus {text!r} is no list of processors below {_CPU_LIMIT} such as 3 or 2,6-7")
+        found |= set(range(first, last + 1))
     return found
 
 
