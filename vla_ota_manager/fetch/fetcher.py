@@ -327,7 +327,7 @@ class _Download:
                     if isinstance(news, bytes):
                         self._take_in(file, flusher, part, news)
                     elif news is not None:
-                        more_at_s = time.monotonic() + self._tolerate(news, part, ranges, patience)
+                        more_at_s = max(more_at_s, time.monotonic() + self._tolerate(news, part, ranges, patience))
             finally:
                 ranges.stop()
             flusher.finish(self._noting())
