@@ -42,7 +42,7 @@ class Recorded:
 
 @pytest.fixture
 def run() -> Any:
-    """A run with one swap; the plans meet at ``boundary + 4``, which is returned too."""
+    """A run with one swap; the plans are one for a fade from ``boundary + 4`` on, which is returned too."""
     recorded = Recorded()
     try:
         rig = recorded.rig
@@ -53,8 +53,13 @@ def run() -> Any:
         while rig.loop.queue.boundary - rig.loop.queue.plan != 8:
             recorded.tick(1)
         meet = rig.loop.queue.boundary + 4
-        there = np.array([0.001 * meet, 0.0])
-        recorded.add(2, lambda plan: there + np.outer(plan - meet + np.arange(HORIZON), (0.004, 0.0)))
+
+        def actions(plan: int) -> Any:
+            at = plan + np.arange(HORIZON)
+            away = np.maximum(0, np.maximum(meet - at, at - meet - BLEND))
+            return np.outer(0.001 * at + 0.005 * away, (1.0, 0.0))
+
+        recorded.add(2, actions)
         rig.activate(2, "CHUNK")
         recorded.tick(40)
         yield recorded, meet
@@ -67,7 +72,7 @@ def test_a_swap_is_found_with_its_boundary_and_the_jump_at_both_ticks(run: Any) 
     (switch,) = switches(recorded.ticks, recorded.chunks, recorded.rig.contract)
     assert (switch.plan, switch.boundary, switch.generation) == (meet, meet - 4, 2)
     assert switch.chosen.apart == pytest.approx(0.0, abs=1e-3)
-    assert switch.at_boundary.apart == pytest.approx(0.012, abs=1e-6)
+    assert switch.at_boundary.apart == pytest.approx(0.02, abs=1e-6)
     assert 0.0 < switch.chosen.change < switch.at_boundary.change < STEP
 
 

@@ -116,7 +116,7 @@ def test_a_swap_that_cannot_be_done_says_why_and_the_robot_keeps_its_policy(
 def test_prepare_model_gives_feedback_and_its_result_is_activated_by_digest(lent_rig: PolicyRig) -> None:
     rig, bundle = lent_rig, lent_rig.folder / "prepared"
     first = rig.status.wait()
-    manifest = scripted_bundle(bundle, "1.1.0")
+    manifest = scripted_bundle(bundle, "1.1.0", load_sleep_s=2.0)  # feedback is repeated each second
     goal = rig.ros.send_goal(PrepareModel, "policy_node/prepare_model", PrepareModel.Goal(bundle_path=str(bundle)))
     result = goal.result()
     assert result.success, result.message

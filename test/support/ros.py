@@ -42,6 +42,7 @@ from support.waits import TIMEOUT_S, wait_for
 from vla_ros import qos
 from vla_ros.runtime import await_callbacks
 
+_UNKNOWN_NODE = "_NODE_NAME_UNKNOWN_"  # of an endpoint that was discovered before its node
 _ONLY_ASKS, _ASK_AGAIN_S = (GetParameters, GetState, ListModels), 4.0
 
 
@@ -217,9 +218,16 @@ class RosHarness:
         publisher = self.on_executor(lambda: self.node.create_publisher(message_type, topic, profile))
         if readers:
             wait_for(lambda: publisher.get_subscription_count() >= readers, f"{readers} subscription(s) of {topic}")
-            for reader in self.node.get_subscriptions_info_by_topic(publisher.topic_name):
-                self.known_to(f"{reader.node_namespace.rstrip('/')}/{reader.node_name}")
+            for node in wait_for(lambda: self._readers(publisher.topic_name), f"the nodes that subscribe to {topic}"):
+                self.known_to(node)
         return publisher
+
+    def _readers(self, topic: str) -> set[str]:
+        """Return the nodes that subscribe to a topic; none while the name of one is not known yet."""
+        found = self.node.get_subscriptions_info_by_topic(topic)
+        if any(reader.node_name == _UNKNOWN_NODE for reader in found):
+            return set()
+        return {f"{reader.node_namespace.rstrip('/')}/{reader.node_name}" for reader in found}
 
     def withdraw(self, publisher: Any) -> None:
         """Take a publisher out of the graph, and with it what it has latched."""

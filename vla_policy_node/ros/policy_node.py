@@ -59,6 +59,7 @@ from vla_ros.stamps import ago
 
 LOG = logging.getLogger("vla_policy_node")
 
+_FEEDBACK_PERIOD_S = 1.0
 _STATUS_POLL_S = 0.05
 _START_WAIT_S, _START_WAIT_MAX_S = 0.5, 30.0  # before autostart is tried again; doubled each time
 _PASSING = ("COMMAND_TOPIC_LOCKED", "COMMAND_TOPIC_TAKEN", "CONTROL_START_TIMEOUT")
@@ -435,9 +436,18 @@ class PolicyNode(LifecycleNode):
 
     def _prepare_model(self, goal: ServerGoalHandle) -> PrepareModel.Result:
         result = PrepareModel.Result()
+        feedback, said_s = PrepareModel.Feedback(state="QUEUED"), 0.0
 
         def on_progress(state: str, fraction: float) -> None:
-            goal.publish_feedback(PrepareModel.Feedback(state=state, progress=float(fraction)))
+            nonlocal feedback, said_s
+            feedback, said_s = PrepareModel.Feedback(state=state, progress=float(fraction)), time.monotonic()
+            goal.publish_feedback(feedback)
+
+        def cancelled() -> bool:
+            # A client misses what is said before it hears that its goal was accepted.
+            if time.monotonic() - said_s > _FEEDBACK_PERIOD_S:
+                on_progress(feedback.state, feedback.progress)
+            return bool(goal.is_cancel_requested)
 
         try:
             engine = self._require_engine()
@@ -446,7 +456,7 @@ class PolicyNode(LifecycleNode):
                 request.bundle_path,
                 request.digest,
                 on_progress,
-                lambda: goal.is_cancel_requested,
+                cancelled,
                 skip_shadow=request.skip_shadow,
             )
             self._preparations_refused.over()
