@@ -40,7 +40,8 @@ def no_gap(rig: EngineRig, start: int) -> np.ndarray:
 
 
 def test_swaps_in_motion_cost_no_tick_and_their_reports_add_up(tmp_path: Path, witness: Witness) -> None:
-    digests = bundles(tmp_path, "1.0.0", "1.1.0")
+    digests = bundles(tmp_path, "1.0.0")
+    digests["1.1.0"] = scripted_bundle(tmp_path / "1.1.0", "1.1.0", load_sleep_s=1.0).digest
     with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0")) as rig:
         rig.wait_running("1.0.0")
         rig.wait_for(lambda: len(rig.reports) == 1, "the report of the start")
