@@ -7,6 +7,7 @@ import os
 import select
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -134,3 +135,14 @@ class FreePolicy:
                 "actions": waves(times, self._joints),
             }
         )
+
+
+class Quiet:
+    """A listener of an engine, with nothing to do."""
+
+    def on_change(self) -> None: ...
+    def on_score(self, score: Any) -> None: ...
+    def on_outcome(self, outcome: Any, active: Any) -> None: ...
+    def on_report(self, report: Any) -> None: ...
+    def on_steps(self, *what: Any) -> None: ...
+    def on_shadow_actions(self, shown: Any) -> None: ...

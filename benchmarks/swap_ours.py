@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.processes import say
-from benchmarks.robot import contract
+from benchmarks.robot import Quiet, contract
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.engine import PolicyEngine
 from vla_policy_node.generations.swapping import ROLLBACK, SwapRequest
@@ -24,17 +24,6 @@ from vla_policy_node.worker.api import WorkerEvent
 
 _JOINTS = 7
 _SPAN = "bench"
-
-
-class _Quiet:
-    """A listener with nothing to do."""
-
-    def on_change(self) -> None: ...
-    def on_score(self, score: Any) -> None: ...
-    def on_outcome(self, outcome: Any, active: Any) -> None: ...
-    def on_report(self, report: Any) -> None: ...
-    def on_steps(self, *what: Any) -> None: ...
-    def on_shadow_actions(self, shown: Any) -> None: ...
 
 
 class ObservedEngine(PolicyEngine):
@@ -93,7 +82,7 @@ class Program:
         )
         robot_contract = contract(settings["rate_hz"], _JOINTS)
         sink = {"kind": "record", "path": settings["record"]}
-        self._engine = ObservedEngine(config, robot_contract, sink=sink, listener=_Quiet())
+        self._engine = ObservedEngine(config, robot_contract, sink=sink, listener=Quiet())
         self._over = threading.Event()
         self._robot = threading.Thread(target=self._feed, daemon=True)
         self._robot.start()

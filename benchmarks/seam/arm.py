@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.robot import Quiet
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract.model import load_contract
 from vla_policy_node.control.client import Tick
@@ -42,17 +43,6 @@ class ChunkRecord:
     actions: npt.NDArray[np.float32]
 
 
-class _Quiet:
-    """A listener with nothing to do."""
-
-    def on_change(self) -> None: ...
-    def on_score(self, score: Any) -> None: ...
-    def on_outcome(self, outcome: Any, active: Any) -> None: ...
-    def on_report(self, report: Any) -> None: ...
-    def on_steps(self, *what: Any) -> None: ...
-    def on_shadow_actions(self, shown: Any) -> None: ...
-
-
 class _Engine(PolicyEngine):
     def ticks(self, after: int) -> tuple[int, list[Tick]]:
         """See ``ControlClient.ticks``."""
@@ -71,7 +61,7 @@ class MovingArm:
         )
         self.contract = load_contract(_CONTRACT)
         sink = {"kind": "record", "path": str(record)}
-        self.engine = _Engine(config, self.contract, sink=sink, listener=_Quiet())
+        self.engine = _Engine(config, self.contract, sink=sink, listener=Quiet())
         self.ticks: list[Tick] = []
         self.chunks: list[ChunkRecord] = []
         self.joints: list[tuple[float, Floats]] = []  # monotonic time [s], measured positions [rad]

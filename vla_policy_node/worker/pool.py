@@ -363,7 +363,7 @@ class WorkerPool:
 
     def _on_message(self, child: Child, message: dict[str, Any]) -> None:
         kind = message.get("type")
-        if kind == "spare":
+        if kind == "imported":
             self._supply.heard(child, message)
         elif kind == "chunk_error":
             with self._lock:

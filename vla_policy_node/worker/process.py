@@ -131,7 +131,7 @@ class Worker:
             self._nice = begin["nice"]
             raise_nice_level(self._nice)
             loading.import_ahead(begin)
-            self._send({"type": "spare", "versions": loading.versions()}, block=True)
+            self._send({"type": "imported", "versions": loading.versions()}, block=True)
             loaded.set_result(Loaded(self, *self._inbox.get()))
         except WorkerError as e:
             loaded.set_exception(e)

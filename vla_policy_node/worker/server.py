@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def main() -> None:
     node = os.getppid()
     channel = Channel.from_fd(int(sys.argv[1]))
     sources = {} if _BARE in sys.argv else _import_ahead(channel, own_threads)
-    channel.send({"type": "spare", "versions": loading.versions()})
+    channel.send({"type": "imported", "versions": loading.versions()})
     while True:
         try:
             received = channel.receive(None)
@@ -77,8 +78,8 @@ def _import_ahead(channel: Channel, own_threads: int) -> dict[str, int]:
     return _sources()
 
 
-def _import(begin: dict[str, object]) -> None:
-    raise_nice_level(int(str(begin["nice"])))
+def _import(begin: dict[str, Any]) -> None:
+    raise_nice_level(begin["nice"])
     loading.import_ahead(begin)
 
 
