@@ -7,6 +7,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,26 @@ def contract(rate_hz: float, joints: int) -> Contract:
             channels="\n".join(_CHANNEL.format(i=i) for i in range(joints)),
         )
     )
+
+
+def pictures(cameras: int) -> Any:
+    """Return what takes the pictures of so many cameras once they come (``ros.pictures.Pictures``); ``None`` without any."""
+    if not cameras:
+        return None
+    from benchmarks.ros.pictures import Pictures  # most programs run without ROS
+
+    found = Pictures(cameras)
+    found.wait()
+    return found
+
+
+def taking(pictures: Any, count: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Return what was counted, and the rate at which pictures were taken meanwhile [1/s]."""
+    if pictures is None:
+        return count()
+    before, begin_s = pictures.taken, time.monotonic()
+    found = count()
+    return {**found, "pictures_s": (pictures.taken - before) / (time.monotonic() - begin_s)}
 
 
 def waves(times: npt.NDArray[np.float64], joints: int) -> npt.NDArray[np.float32]:
@@ -137,12 +158,11 @@ class FreePolicy:
         )
 
 
-class Quiet:
-    """A listener of an engine, with nothing to do."""
+class _Quiet:
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *what: None
 
-    def on_change(self) -> None: ...
-    def on_score(self, score: Any) -> None: ...
-    def on_outcome(self, outcome: Any, active: Any) -> None: ...
-    def on_report(self, report: Any) -> None: ...
-    def on_steps(self, *what: Any) -> None: ...
-    def on_shadow_actions(self, shown: Any) -> None: ...
+
+def quiet() -> Any:
+    """Return a listener of an engine, with nothing to do."""
+    return _Quiet()

@@ -8,6 +8,7 @@ five ways: three as others do it (``swap_peers.py``), two as we do (``swap_ours.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -35,21 +36,33 @@ IDLE = (
     ("missed", "ticks missed", ".0f"),
     ("machines", "and by the witness too", ".0f"),
     ("worst_ms", "worst late, ms", ".1f"),
+    ("witness_ms", "the witness's, ms", ".1f"),
     ("starved", "starved", ".0f"),
 )
 COLUMNS = (*IDLE, ("acted_ms", "on disk → first action, ms", ".0f"), ("memory_mb", "peak memory, MB", ".0f"))
 BACK = (*IDLE, ("acted_ms", "asked → first action, ms", ".0f"))
+PARTS = (
+    ("load_ms", "read and built, ms", ".0f"),
+    ("golden_ms", "golden observations, ms", ".0f"),
+    ("warm_up_ms", "warmed up, ms", ".0f"),
+    ("rest_ms", "the rest: first chunk and boundary, ms", ".0f"),
+)
+CAMERA_HZ = 30
 
 
 class Measurement:
     """The tables, and how each way fills them."""
 
-    def __init__(self, folder: Path, fifo: bool) -> None:
-        self._folder, self._fifo = folder, fifo
+    def __init__(self, folder: Path, fifo: bool, cameras: int) -> None:
+        self._folder, self._fifo, self._cameras = folder, fifo, cameras
         self._records = 0
         self.swaps = Table(f"A new policy under a running loop, to {WATCH_S:g} s after its first action", COLUMNS)
         self.rollbacks = Table(f"Back to the policy before, to {WATCH_S:g} s after its first action", BACK)
-        self.idle = Table(f"The same loops with nothing being replaced, {WATCH_S:g} s", IDLE)
+        self.parts = Table(
+            "From the disk to the first action; ours compares every byte with the manifest meanwhile", PARTS
+        )
+        taken = (("pictures_s", "pictures taken /s", ".0f"),) if cameras else ()
+        self.idle = Table(f"The same loops with nothing being replaced, {WATCH_S:g} s", (*IDLE, *taken))
 
     def restart(self) -> None:
         """End the process and start it with the other policy, three times; a rollback is a restart as well."""
@@ -104,6 +117,8 @@ class Measurement:
         if bool(found.pop("spare_used", spare)) != spare:
             raise RuntimeError(f"{name}: whether a spare worker was there is not as it should be")
         self.swaps.row(name, condition).add(**found)
+        known_ms = sum(found.get(part, 0.0) for part, _, _ in PARTS)
+        self.parts.row(name, condition).add(**found, rest_ms=found["acted_ms"] - known_ms)
         found = self._count(host, rate_hz, do="rollback", folder=self._bundle(rate_hz, FIRST))
         self.rollbacks.row(name, condition).add(**found)
 
@@ -122,7 +137,8 @@ class Measurement:
             begin_s = time.monotonic()
             found = host.ask(timeout_s=120.0, watch_s=WATCH_S, **question)
             machines = witness.share(int(found["missed"]), begin_s)
-        return {**found, "missed": found["missed"] - machines, "machines": machines}
+            witness_ms = max((late.late_s for late in witness.late(begin_s)), default=0.0) * 1e3
+        return {**found, "missed": found["missed"] - machines, "machines": machines, "witness_ms": witness_ms}
 
     def _peer(self, way: str, rate_hz: int, version: str) -> tuple[Host, str]:
         settings = {"way": way, **self._settings(rate_hz, version)}
@@ -131,7 +147,8 @@ class Measurement:
     def _settings(self, rate_hz: int, version: str) -> dict[str, Any]:
         self._records += 1
         record = str(self._folder / f"commands-{self._records}")
-        return {"rate_hz": rate_hz, "folder": self._bundle(rate_hz, version), "record": record, "fifo": self._fifo}
+        folder = self._bundle(rate_hz, version)
+        return {"rate_hz": rate_hz, "folder": folder, "record": record, "fifo": self._fifo, "cameras": self._cameras}
 
     def _bundle(self, rate_hz: int, version: str) -> str:
         return str(self._folder / str(rate_hz) / version)
@@ -143,18 +160,15 @@ def _environment() -> dict[str, str]:
     return {name: base[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "_ROS_WHEELS_BOOTSTRAP_COMPLETE")}
 
 
-def measure(folder: Path, runs: int, fifo: bool, stop_at_s: float, *, peers: bool) -> list[Table]:
+def measure(folder: Path, arguments: argparse.Namespace, stop_at_s: float) -> list[Table]:
     """Go through all ways, or ours alone, and that ``runs`` times, as long as there is time."""
-    measurement = Measurement(folder, fifo)
-    ways: list[Callable[[], None]] = [
-        measurement.restart,
-        lambda: measurement.peer("between"),
-        lambda: measurement.peer("thread"),
-        measurement.ours,
-    ][0 if peers else -1 :]
-    for _ in range(runs):  # A B C D, A B C D, …: what changes on the machine meanwhile meets all of them
+    measurement = Measurement(folder, not arguments.no_fifo, arguments.cameras)
+    peers: list[Callable[[], None]] = [lambda: measurement.peer("between"), lambda: measurement.peer("thread")]
+    if not arguments.cameras:  # what it costs to start a node that takes pictures is not the question
+        peers.insert(0, measurement.restart)
+    for _ in range(arguments.runs):  # A B C D, A B C D, …: what changes on the machine meanwhile meets all of them
         begin = time.monotonic()
-        for way in ways:
+        for way in [*([] if arguments.large else peers), measurement.ours]:
             way()
         if time.monotonic() + (time.monotonic() - begin) > stop_at_s:
             break
@@ -167,7 +181,15 @@ def measure(folder: Path, runs: int, fifo: bool, stop_at_s: float, *, peers: boo
     ):
         for peer in (RESTART, *PEERS.values()):
             table.note_ratio(metric, peer, SPARE, what)
-    return [swaps, rollbacks, measurement.idle]
+    return [swaps, measurement.parts, rollbacks, measurement.idle]
+
+
+def _pictures(cameras: int, folder: str) -> contextlib.AbstractContextManager[object]:
+    """Let cameras send their pictures, in a domain of its own."""
+    if not cameras:
+        return contextlib.nullcontext()
+    os.environ |= {"ROS_DOMAIN_ID": str(81 + os.getpid() % 20), "ROS_LOG_DIR": folder}  # of every process
+    return Host("benchmarks.ros.camera", {"cameras": cameras, "rate_hz": CAMERA_HZ})
 
 
 def main() -> None:
@@ -176,6 +198,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--large", action="store_true", help="500 million parameters, ours alone")
+    parser.add_argument("--cameras", type=int, default=0, help="so many 640×480 cameras stream into each process")
     parser.add_argument("--no-fifo", action="store_true", help="no loop, ours or theirs, asks for SCHED_FIFO")
     parser.add_argument(
         "--budget", type=float, default=190.0, help="begin no further run when it would take longer [s]"
@@ -187,14 +210,17 @@ def main() -> None:
         make = [sys.executable, "-m", "benchmarks.transformer.make", name, *(str(rate) for rate in RATES_HZ)]
         subprocess.run([*make, *(["--large"] if arguments.large else [])], check=True, timeout=300)
         size = (Path(name) / str(RATES_HZ[0]) / FIRST / "model.safetensors").stat().st_size
-        tables = measure(Path(name), arguments.runs, not arguments.no_fifo, stop_at_s, peers=not arguments.large)
+        with _pictures(arguments.cameras, name):
+            tables = measure(Path(name), arguments, stop_at_s)
     settings = {
         "weights_bytes": size,
         "fifo_asked_for": not arguments.no_fifo,
+        "cameras": f"{arguments.cameras} × 640×480 RGB at {CAMERA_HZ} Hz",
         "watch_s": WATCH_S,
         "inference_threads": 1,
     }
-    finish("swap_large" if arguments.large else "swap", arguments.out, machine, settings, tables)
+    name = "_".join(["swap", *(["large"] if arguments.large else []), *(["cameras"] if arguments.cameras else [])])
+    finish(name, arguments.out, machine, settings, tables)
 
 
 if __name__ == "__main__":

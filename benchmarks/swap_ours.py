@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.processes import say
-from benchmarks.robot import Quiet, contract
+from benchmarks.robot import contract, pictures, quiet, taking
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.engine import PolicyEngine
 from vla_policy_node.generations.swapping import ROLLBACK, SwapRequest
@@ -82,7 +82,8 @@ class Program:
         )
         robot_contract = contract(settings["rate_hz"], _JOINTS)
         sink = {"kind": "record", "path": settings["record"]}
-        self._engine = ObservedEngine(config, robot_contract, sink=sink, listener=Quiet())
+        self._engine = ObservedEngine(config, robot_contract, sink=sink, listener=quiet())
+        self._pictures = pictures(settings["cameras"])
         self._over = threading.Event()
         self._robot = threading.Thread(target=self._feed, daemon=True)
         self._robot.start()
@@ -93,7 +94,7 @@ class Program:
     def idle(self, watch_s: float) -> dict[str, float]:
         """Count for a while in which nothing is replaced."""
         self._engine.begin_counting()
-        return self._engine.counts(watch_s)
+        return taking(self._pictures, lambda: self._engine.counts(watch_s))
 
     def wait_for_spare(self) -> dict[str, float]:
         """Let a spare worker wait."""
@@ -128,6 +129,8 @@ class Program:
     def close(self) -> None:
         """End every process."""
         self._engine.close()
+        if self._pictures is not None:
+            self._pictures.close()
         self._over.set()
         self._robot.join(5.0)
 
@@ -155,7 +158,7 @@ def _wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 60.0)
 
 
 def main() -> None:
-    """``python -m benchmarks.swap_ours '{"folder", "root", "rate_hz", "record", "fifo"}'``."""
+    """``python -m benchmarks.swap_ours '{"folder", "root", "rate_hz", "record", "fifo", "cameras"}'``."""
     logging.getLogger("vla_policy_node").setLevel(logging.ERROR)  # what is worth a warning is in the counts
     program = Program(json.loads(sys.argv[1]))
     try:

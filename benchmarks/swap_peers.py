@@ -28,6 +28,7 @@ import safetensors.torch
 import torch
 
 from benchmarks.processes import say
+from benchmarks.robot import pictures, taking
 from benchmarks.transformer import STATE, TransformerPolicy
 from benchmarks.transformer.model import Transformer, TransformerConfig
 from vla_policy_node.control.counters import Counters
@@ -70,6 +71,7 @@ class Peer:
     def __init__(self, loaded: Loaded, rate_hz: float, record: str, fifo: bool) -> None:
         self.loaded = loaded
         self.load_at_boundary = ""  # a folder that the loop is to load by itself
+        self.load_s = 0.0  # how long that took
         self.at_once = False  # the next chunk takes over as soon as it is there
         self.acting = ""  # folder of the policy whose action went out last
         self.acted_s = 0.0  # when that policy's first action went out
@@ -141,8 +143,9 @@ class Peer:
                 schedule.resync(time.monotonic_ns())  # nothing was due before the first chunk
             self._ask()
             if self.load_at_boundary and self._plan >= self._boundary:
+                begin_s = time.monotonic()
                 self.loaded, self.load_at_boundary = from_pretrained(self.load_at_boundary), ""
-                self._answer, self.at_once = None, True
+                self._answer, self.at_once, self.load_s = None, True, time.monotonic() - begin_s
 
     def _act(self) -> bool:
         """Put the next action out, the last one again if there is none; return whether there was one."""
@@ -178,6 +181,7 @@ class Program:
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings, self._way = settings, settings["way"]
         torch.set_num_threads(1)
+        self._pictures = pictures(settings["cameras"])
         self._peer = self._start(from_pretrained(settings["folder"]), settings["rate_hz"])
         self._before: Loaded | None = None
 
@@ -190,8 +194,12 @@ class Program:
     def idle(self, watch_s: float) -> dict[str, float]:
         """Count for a while in which nothing is replaced."""
         self._peer.begin_window()
-        time.sleep(watch_s)
-        return self._peer.counts()
+
+        def count() -> dict[str, float]:
+            time.sleep(watch_s)
+            return self._peer.counts()
+
+        return taking(self._pictures, count)
 
     def restart_loop(self, folder: str, rate_hz: float) -> dict[str, float]:
         """Begin again at another rate, with another policy (not measured)."""
@@ -207,11 +215,15 @@ class Program:
         if self._way == "between":
             self._before = None
             peer.load_at_boundary = folder
-        else:
-            loaded = from_pretrained(folder)
-            loaded.policy.predict_chunk({STATE: np.zeros(loaded.policy.spec.action_dim, np.float32)}, "")  # warm up
-            peer.loaded = loaded
-        return self._end(folder, begin_s, watch_s)
+            found = self._end(folder, begin_s, watch_s)
+            return {**found, "load_ms": peer.load_s * 1e3}
+        loaded = from_pretrained(folder)
+        loaded_s = time.monotonic()
+        loaded.policy.predict_chunk({STATE: np.zeros(loaded.policy.spec.action_dim, np.float32)}, "")
+        warm_s = time.monotonic()
+        peer.loaded = loaded
+        found = self._end(folder, begin_s, watch_s)
+        return {**found, "load_ms": (loaded_s - begin_s) * 1e3, "warm_up_ms": (warm_s - loaded_s) * 1e3}
 
     def rollback(self, folder: str, watch_s: float) -> dict[str, float]:
         """Go back to the policy before as fast as this way can."""
@@ -226,6 +238,8 @@ class Program:
     def close(self) -> None:
         """End."""
         self._peer.close()
+        if self._pictures is not None:
+            self._pictures.close()
 
     def _begin(self) -> float:
         self._peer.begin_window()
@@ -239,7 +253,7 @@ class Program:
 
 
 def main() -> None:
-    """``python -m benchmarks.swap_peers '{"way", "folder", "rate_hz", "record", "fifo"}'``."""
+    """``python -m benchmarks.swap_peers '{"way", "folder", "rate_hz", "record", "fifo", "cameras"}'``."""
     program = Program(json.loads(sys.argv[1]))
     say(acted_s=program._peer.acted_s)
     for line in sys.stdin:

@@ -7,7 +7,6 @@ parses a large manifest now and then in plain Python; the garbage collector is a
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import threading
@@ -15,47 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import rclpy
-from rclpy.executors import ExternalShutdownException
-from sensor_msgs.msg import Image
-
 from benchmarks.observed import ControlInThread, ObservedControl
 from benchmarks.processes import say
 from benchmarks.results import percentile
 from benchmarks.robot import FreePolicy, contract
+from benchmarks.ros.pictures import Pictures
 from vla_checkpoint import Manifest
-from vla_ros import qos
 from vla_sim.witness import FIFO_PRIORITY, Witness
 
 _SETTLE_S = 0.3
-
-
-class Cameras:
-    """Subscribes to the cameras and makes each picture as small as a policy wants it."""
-
-    def __init__(self, cameras: int) -> None:
-        self._node = rclpy.create_node("bench_host")
-        self.taken = 0
-        for i in range(cameras):
-            self._node.create_subscription(Image, f"camera_{i}", self._take, qos.SENSORS)
-        self._thread = threading.Thread(target=self._spin, name="executor", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop: a thread that is inside rclpy when the interpreter ends would abort the process."""
-        rclpy.try_shutdown()
-        self._thread.join(10.0)
-        self._node.destroy_node()
-
-    def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            rclpy.spin(self._node)
-
-    def _take(self, message: Image) -> None:
-        picture = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
-        self.newest = picture[::2, ::2].copy()
-        self.taken += 1
 
 
 class Work:
@@ -73,7 +40,7 @@ class Work:
             time.sleep(self._period_s)
 
 
-def run(way: str, rate_hz: float, joints: int, duration_s: float, domain_id: int, cameras: Cameras) -> dict[str, Any]:
+def run(way: str, rate_hz: float, joints: int, duration_s: float, domain_id: int, pictures: Pictures) -> dict[str, Any]:
     """Run a loop for ``duration_s`` and return its lateness."""
     spec = contract(rate_hz, joints)
     sink = {"kind": "ros", "node_name": "bench_control", "namespace": "", "domain_id": domain_id}
@@ -89,7 +56,7 @@ def run(way: str, rate_hz: float, joints: int, duration_s: float, domain_id: int
         control.wait_for("RUNNING")
         time.sleep(_SETTLE_S)
         with Witness(rate_hz, priority) as witness:
-            begin_ns, pictures = time.monotonic_ns(), cameras.taken
+            begin_ns, taken = time.monotonic_ns(), pictures.taken
             time.sleep(duration_s)
             ticks = control.between(begin_ns, time.monotonic_ns())
             machines = witness.share(ticks.missed, begin_ns / 1e9)
@@ -100,7 +67,7 @@ def run(way: str, rate_hz: float, joints: int, duration_s: float, domain_id: int
             "missed": ticks.missed - machines,
             "machines": machines,
             "ticks": len(ticks.late_ms),
-            "pictures_s": (cameras.taken - pictures) / duration_s,
+            "pictures_s": (pictures.taken - taken) / duration_s,
             "fifo": started["fifo"],
         }
     finally:
@@ -111,18 +78,18 @@ def run(way: str, rate_hz: float, joints: int, duration_s: float, domain_id: int
 def main() -> None:
     """``python -m benchmarks.ros.loop_host '{"domain_id", "cameras", "manifest", "work_period_s"}'``."""
     settings = json.loads(sys.argv[1])
-    rclpy.init(args=[])
-    cameras = Cameras(settings["cameras"])
+    pictures = Pictures(settings["cameras"])
     work = Work(Path(settings["manifest"]).read_bytes(), settings["work_period_s"])
+    pictures.wait()
     deadline = time.monotonic() + 15.0
-    while cameras.taken < 10 or work.done < 1:
+    while work.done < 1:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{cameras.taken} pictures came")
+            raise TimeoutError("no manifest was parsed")
         time.sleep(0.05)
     say(ready=True)
     for line in sys.stdin:
-        say(**run(domain_id=settings["domain_id"], cameras=cameras, **json.loads(line)))
-    cameras.close()
+        say(**run(domain_id=settings["domain_id"], pictures=pictures, **json.loads(line)))
+    pictures.close()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.robot import Quiet
+from benchmarks.robot import quiet
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract.model import load_contract
 from vla_policy_node.control.client import Tick
@@ -61,7 +61,7 @@ class MovingArm:
         )
         self.contract = load_contract(_CONTRACT)
         sink = {"kind": "record", "path": str(record)}
-        self.engine = _Engine(config, self.contract, sink=sink, listener=Quiet())
+        self.engine = _Engine(config, self.contract, sink=sink, listener=quiet())
         self.ticks: list[Tick] = []
         self.chunks: list[ChunkRecord] = []
         self.joints: list[tuple[float, Floats]] = []  # monotonic time [s], measured positions [rad]

@@ -25,6 +25,7 @@ from support.worker_robot import STATE, WorkerRobot, gone, thread_levels
 from vla_checkpoint import build_manifest, load_manifest, write_manifest
 from vla_policy_node.policies.base import FeatureSpec
 from vla_policy_node.worker.api import PrepareError
+from vla_policy_node.worker.inference import WARM_UP_INFERENCES
 from vla_policy_node.worker.loading import version_fits
 
 
@@ -104,9 +105,9 @@ FAILURES: list[tuple[dict[str, Any], str]] = [
     ({"images": {"observation.images.top": (4, 6)}}, "OBSERVATION_MISMATCH"),
     ({"golden_error": 0.002}, "GOLDEN_MISMATCH"),
     ({"golden_error": float(np.finfo(np.float32).max)}, "GOLDEN_MISMATCH"),
-    ({"nan_at_call": -5}, "GOLDEN_MISMATCH"),  # calls before READY: two golden ones, three to warm up
-    ({"raise_at_call": -4}, "GOLDEN_MISMATCH"),
-    ({"crash_at_call": -4}, "WORKER_DIED"),
+    ({"nan_at_call": -4}, "GOLDEN_MISMATCH"),  # calls before READY: two golden ones, two to warm up
+    ({"raise_at_call": -3}, "GOLDEN_MISMATCH"),
+    ({"crash_at_call": -3}, "WORKER_DIED"),
     ({"nan_at_call": -1, "golden": False}, "WARM_UP_FAILED"),
     ({"raise_at_call": -2, "golden": False}, "WARM_UP_FAILED"),
     ({"wrong_shape_at_call": -2, "golden": False}, "WARM_UP_FAILED"),
@@ -262,9 +263,11 @@ def test_another_digest_than_the_wanted_one_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["load", "golden", "warm_up"])
 def test_a_cancelled_preparation_ends_although_the_policy_does_not(tmp_path: Path, where: str) -> None:
-    behaviour = {"load": {"load_sleep_s": 3600.0}, "golden": {"hang_at_call": -6}, "warm_up": {"spin_at_call": -1}}[
-        where
-    ]
+    behaviour = {
+        "load": {"load_sleep_s": 3600.0},
+        "golden": {"hang_at_call": -2 - WARM_UP_INFERENCES},  # the first of two
+        "warm_up": {"spin_at_call": -1},
+    }[where]
     scripted_bundle(tmp_path / "good")
     scripted_bundle(tmp_path / "slow", **behaviour)
     stop = threading.Event()

@@ -97,7 +97,6 @@ class CommandHistory:
         if self._count < 2:
             return 0.0
         order = (self._next - self._count + np.arange(self._count)) % len(self._ring)
-        steps = np.sort(
-            np.abs(np.diff(self._ring[order, channel]))
-        )  # np.percentile imports numpy.ma, on its first call
+        # np.percentile would import numpy.ma, on its first call.
+        steps = np.sort(np.abs(np.diff(self._ring[order, channel])))
         return float(steps[math.ceil(0.99 * len(steps)) - 1])

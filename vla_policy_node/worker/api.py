@@ -61,7 +61,7 @@ class Timings:
     warm_up_s: float = 0.0
     """Warm-up inferences [s]."""
     inference_ms: float = 0.0
-    """Median of the warm-up inferences but the first [ms]."""
+    """The shortest of the warm-up inferences [ms]."""
     spare_used: bool = False
     """Whether a spare worker was waiting."""
     golden_difference: float = 0.0
