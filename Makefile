@@ -33,8 +33,11 @@ demo-flywheel: setup-dev ## robots fail at a new colour, an operator corrects, t
 	@$(RUN) python -m vla_sim.fleet.flywheel --out build/demo-flywheel
 
 test: setup-dev ## the whole test suite on real ROS 2: files side by side, then what counts ticks by itself
-	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
+	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone and not long"
 	@$(RUN) python -m pytest -q -m alone $$(grep -rlE 'witness: Witness|mark.alone' test --include 'test_*.py')
+
+test-long: setup-dev ## the tests that train networks or measure for a minute
+	@$(RUN) python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m long $$(grep -rl mark.long test --include 'test_*.py')
 
 test-lerobot: setup-dev ## real LeRobot checkpoints in the workers, equal to LeRobot's own actions (makes .venv-lerobot: 8 GB)
 	@scripts/setup_lerobot.sh

@@ -6,9 +6,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks.fleet import __main__ as bench
 from benchmarks.fleet import document, origin
 from benchmarks.update.finetunes import Size
+
+pytestmark = pytest.mark.long
 
 
 def test_a_fleet_of_twenty_is_measured_beside_an_echo_and_polling(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from vla_ota.srv import EndEpisode, StartEpisode
 
 from vla_ros import qos
 
+pytestmark = pytest.mark.long
+
 
 def contract_with_camera() -> str:
     """The ideal robot's contract with a camera, at the base's rate; limits that stop no policy, for this one is untrained."""

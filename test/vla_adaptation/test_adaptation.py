@@ -28,6 +28,8 @@ from vla_checkpoint import load_manifest, verify_bundle
 from vla_ota_manager.records import Update
 from vla_ota_manager.states import UpdateState
 
+pytestmark = pytest.mark.long
+
 TOP = Path(__file__).resolve().parents[2]
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import safetensors.numpy
 from support.refusals import refused
 
@@ -17,6 +18,8 @@ from vla_learning.workers import Workers
 from vla_sim.arm import BLOCK_COLOURS, Arm
 from vla_sim.bundle import SHIPPED_BUNDLE, load_policy
 from vla_sim.observation import observe
+
+pytestmark = pytest.mark.long
 
 
 def test_the_exercise_compares_every_way_on_the_same_episodes_and_writes_its_plot(tmp_path: Path) -> None:

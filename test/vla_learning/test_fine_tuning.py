@@ -33,6 +33,8 @@ from vla_learning.training.sealing import add_golden, seal
 from vla_learning.training.tiny_vla import Settings, fine_tune
 from vla_policy_node.policies.base import FeatureSpec, Policy
 
+pytestmark = pytest.mark.long
+
 TOP = Path(__file__).resolve().parents[2]
 QUICK = Settings(steps=100, batch=32, learning_rate=3e-3, checkpoint_every=20)
 FEATURES = {STATE: FeatureSpec((2,), "float32"), CAMERA: FeatureSpec((32, 32, 3), "uint8")}

@@ -19,6 +19,8 @@ from vla_sim.bundle import load_policy
 from vla_sim.expert import goal_point
 from vla_sim.kinematics import tip_position
 
+pytestmark = pytest.mark.long
+
 TINY = TrajectorySettings(weeks=1, episodes=6, earlier=3, measured_old=4, measured_new=4, steps=2, batch=4, seed=5)
 
 

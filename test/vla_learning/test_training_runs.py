@@ -24,6 +24,8 @@ from vla_learning.simulate.operator import Recording, run
 from vla_sim.arm import Arm
 from vla_sim.bundle import SHIPPED_BUNDLE
 
+pytestmark = pytest.mark.long
+
 GATE = ["--gate", "episodes_old=24", "--gate", "episodes_new=16", "--gate", "margin_old=0.35"]
 QUICK = [*GATE, "--set", "steps=120", "--set", "batch=16", "--set", "learning_rate=2e-4"]
 
