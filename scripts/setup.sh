@@ -81,8 +81,9 @@ if [ "$(cat install/.vla_ota_built 2>/dev/null)" != "$built" ]; then
   say "building the ROS package (log: build/colcon.log)"
   [ $ros = pypi ] && export AMENT_PREFIX_PATH="$PWD/.venv" CMAKE_PREFIX_PATH="$PWD/.venv"
   export PATH="$PWD/.venv/bin:$PATH"
+  export MAKEFLAGS="-j$(nproc)"  # colcon's own (-j -l) compiles one file at a time while the machine has other work
   quietly build/colcon.log colcon build --symlink-install --cmake-args \
-    "-DPython3_EXECUTABLE=$PWD/.venv/bin/python" -DCMAKE_BUILD_TYPE=Release -Wno-dev
+    "-DPython3_EXECUTABLE=$PWD/.venv/bin/python" -DCMAKE_BUILD_TYPE=Release "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG" -Wno-dev
   echo "$built" >install/.vla_ota_built
 fi
 say "ready"
