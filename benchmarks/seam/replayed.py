@@ -71,7 +71,9 @@ def switches(ticks: Sequence[Tick], records: Sequence[ChunkRecord], contract: Co
 
 def _chunk(record: ChunkRecord, limiter: Limiter) -> Chunk:
     actions = record.actions.astype(np.float64)
-    return Chunk(record.generation, record.start, record.execute, actions, limiter.judge(actions), 0)
+    verdicts = limiter.judge(actions)
+    takes_s = limiter.takes_s(actions, verdicts)
+    return Chunk(record.generation, record.start, record.execute, actions, verdicts, 0, takes_s)
 
 
 def _same(values: Floats, tick: Tick) -> bool:

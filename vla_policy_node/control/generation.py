@@ -126,7 +126,8 @@ class Generation:
             text = f"the chunk holds NaN or infinity: {self.limiter.names[channel]}"
             return Answer(None, "NAN", Violation("NAN", channel, math.nan, math.nan, text))
         verdicts = self.limiter.judge(actions)
-        return Answer(Chunk(self.id, int(record["tick"]), self.execute, actions, verdicts, asked_ns), "")
+        takes_s = self.limiter.takes_s(actions, verdicts)
+        return Answer(Chunk(self.id, int(record["tick"]), self.execute, actions, verdicts, asked_ns, takes_s), "")
 
     def close(self) -> None:
         """Forget the memory and close the descriptors."""

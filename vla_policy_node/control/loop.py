@@ -58,7 +58,7 @@ class ControlLoop:
         self.limiter = Limiter([c.limits for c in contract.channels], names)
         self.queue = ChunkQueue(contract.blend_ticks)
         self.reasons = Reasons(auto_resume=contract.auto_resume)
-        self.commanded = Commanded(contract.channels, self.period_ns, round(contract.rate_hz))
+        self.commanded = Commanded(contract.channels, self.period_ns, round(contract.rate_hz), contract.rest_ticks)
         self.enabled = self.running = self.motion_disabled = False
         self.active: Generation | None = None
         self.lost = False  # the generation that acted has gone: only a swap at NOW is taken
@@ -162,13 +162,16 @@ class ControlLoop:
         if action is None:
             self.hold("OBSERVATION_STALE" if self._worker_is_blind else "STARVED")
             return None
-        violation = self._violates(action)
-        if violation is not None:
-            self.latch(violation.reason, violation)
-            return None
-        assert self.command is not None
-        since_s = self.commanded.since_s(self.now_ns)
-        command, self.clamped = self.limiter_in_use.shorten(action.values, self.command, since_s)
+        before, since_s = self.command, self.commanded.since_s(self.now_ns)
+        assert before is not None
+        if action.values is action.raw and before is action.raw_before and action.takes_s <= since_s:
+            command = action.values  # the usual tick: every limit was held when the chunk was judged, but the time it takes
+        else:
+            violation = self._violates(action)
+            if violation is not None:
+                self.latch(violation.reason, violation)
+                return None
+            command, self.clamped = self.limiter_in_use.shorten(action.values, before, since_s)
         self._last_target = self.policy_action = action.values
         self.generation = action.generation
         self.chunks += int(action.takes_over)
@@ -232,7 +235,7 @@ class ControlLoop:
     @property
     def at_rest(self) -> bool:
         """Whether the command has been at rest for ``rest_ticks``, or the policy does not act."""
-        return not self.running or self.commanded.resting_ticks >= self.contract.rest_ticks
+        return not self.running or self.commanded.has_rested(self.contract.rest_ticks)
 
     # -- start: from the measured state ----------------------------------------------------------------------------
 

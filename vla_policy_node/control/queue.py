@@ -13,7 +13,9 @@ the way from one to the other is smoothest (:meth:`ChunkQueue.calmest`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,11 @@ class Chunk:
     actions: Floats  # [H, C], physical units
     verdicts: npt.NDArray[np.uint8]  # [H], of Limiter.judge
     asked_ns: int
+    takes_s: Sequence[float]  # [H], of Limiter.takes_s
+    rows: list[Floats] = field(init=False)  # [H] of [C], the actions one by one: always the same objects
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", list(self.actions))
 
     @property
     def end(self) -> int:
@@ -49,15 +56,15 @@ class Chunk:
         return max(plan, self.start) + int(bad[0]) if bad.size else self.end
 
 
-@dataclass(frozen=True, eq=False)
-class Action:
+class Action(NamedTuple):
     """One action to take."""
 
     generation: int
     values: Floats  # [C], blended
-    raw: Floats  # [C], as the policy gave it
+    raw: Floats  # [C], as the policy gave it: ``values`` itself unless it is blended
     raw_before: Floats | None  # [C], the action before it in its chunk
     verdict: int
+    takes_s: float  # from ``raw_before`` to ``raw``, see Limiter.takes_s
     takes_over: bool  # first action of its chunk
 
 
@@ -165,11 +172,12 @@ class ChunkQueue:
         index = self.plan - chunk.start
         values = self._blended(chunk, self._fading, self.plan - self._took_over)
         first = self.plan == self._took_over
-        before = chunk.actions[index - 1] if index else None
-        return Action(chunk.generation, values, chunk.actions[index], before, int(chunk.verdicts[index]), first)
+        raw, before = chunk.rows[index], chunk.rows[index - 1] if index else None
+        verdict, takes_s = int(chunk.verdicts[index]), chunk.takes_s[index]
+        return Action(chunk.generation, values, raw, before, verdict, takes_s, first)
 
     def _blended(self, chunk: Chunk, old: Chunk | None, since: int) -> Floats:
-        new: Floats = chunk.actions[self.plan - chunk.start]
+        new = chunk.rows[self.plan - chunk.start]
         if old is None or since >= self.blend_ticks or not old.has(self.plan):
             return new
         index = self.plan - old.start

@@ -101,8 +101,9 @@ class Runner:
             self._loop.stand_still()
 
     def _observe(self) -> Look:
-        read = self._observation.read(_LOOKED_AT)
-        if read is not None:  # else: being overwritten; the last look serves, and ages
+        new = self._observation.newest != self._look.observation
+        read = self._observation.read(_LOOKED_AT) if new else None
+        if read is not None:  # else: nothing new, or being overwritten; the last look serves, and ages
             r = read[1]
             self._look = Look(
                 int(r["stamp_ns"]),
@@ -114,10 +115,9 @@ class Runner:
                 read[0],
             )
         operated = self._operator.read() if self._loop.operator.on else None
-        if operated is not None:
-            action, received_ns = operated[1]["action"], int(operated[1]["received_ns"])
-            self._look = replace(self._look, operator=action, operator_ns=received_ns)
-        return self._look
+        if operated is None:
+            return self._look
+        return replace(self._look, operator=operated[1]["action"], operator_ns=int(operated[1]["received_ns"]))
 
     def _report_swap(self, now_ns: int) -> None:
         loop = self._loop
