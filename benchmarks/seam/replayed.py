@@ -58,7 +58,7 @@ def switches(ticks: Sequence[Tick], records: Sequence[ChunkRecord], contract: Co
     for plan, tick in enumerate(acted):  # the plan clock counts the actions taken
         queue.plan = plan
         action = queue.peek()
-        if action is not None and action.generation == tick.generation and _same(action.values, tick):
+        if action is not None and action.chunk.generation == tick.generation and _same(action.values, tick):
             continue
         old, boundary = queue.current, queue.boundary
         new = _taken_over(queue, chunks, tick)

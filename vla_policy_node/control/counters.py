@@ -22,11 +22,13 @@ class Counters:
     def add(self, late_ns: int, period_ns: int, skipped: int, *, starved: bool, clamped: bool) -> None:
         """Count a tick and the ``skipped`` ones after it, which are missed by definition."""
         self.ticks += 1 + skipped
-        self.missed += int(late_ns > period_ns) + skipped
-        self.starved += int(starved)
-        self.clamped += int(clamped)
+        self.missed += (late_ns > period_ns) + skipped
+        self.starved += starved
+        self.clamped += clamped
         self.worst_late_ns = max(self.worst_late_ns, late_ns)
         self.histogram[bisect_right(_BOUNDS_NS, late_ns)] += 1
+        if not skipped:
+            return
         # A skipped tick was as late as the time that had passed since its deadline, at least.
         for k in range(1, min(skipped, 1000) + 1):
             self.histogram[bisect_right(_BOUNDS_NS, max(0, late_ns - k * period_ns))] += 1

@@ -10,8 +10,7 @@ starts from the measured state; an action has one generation; while an operator 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +32,7 @@ Floats = npt.NDArray[np.float64]
 _RETRY_TICKS = 5  # before a worker that had no fresh observation is asked again
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """What the loop needs of the newest observation record (``observation_layout``)."""
 
     stamp_ns: int
@@ -164,8 +162,8 @@ class ControlLoop:
             return None
         before, since_s = self.command, self.commanded.since_s(self.now_ns)
         assert before is not None
-        if action.values is action.raw and before is action.raw_before and action.takes_s <= since_s:
-            command = action.values  # the usual tick: every limit was held when the chunk was judged, but the time it takes
+        if action.takes_s_after(before) <= since_s:
+            command = action.values  # the usual tick: its chunk was judged, and there is time for this step of it
         else:
             violation = self._violates(action)
             if violation is not None:
@@ -173,7 +171,7 @@ class ControlLoop:
                 return None
             command, self.clamped = self.limiter_in_use.shorten(action.values, before, since_s)
         self._last_target = self.policy_action = action.values
-        self.generation = action.generation
+        self.generation = action.chunk.generation
         self.chunks += int(action.takes_over)
         self.queue.advance()
         self.commanded.put(command, self.now_ns)
@@ -211,13 +209,13 @@ class ControlLoop:
         """Note what the policy wanted on this tick; it is not commanded, and so not judged."""
         wanted = self.queue.peek()
         if wanted is not None:
-            self.policy_action, self.generation = wanted.values, wanted.generation
+            self.policy_action, self.generation = wanted.values, wanted.chunk.generation
             self.queue.advance()
 
     def _violates(self, action: Action) -> Violation | None:
-        limiter = self.limiter_in_use
-        if action.verdict != OK:
-            return limiter.explain(action.raw, action.raw_before)
+        limiter, chunk, index = self.limiter_in_use, action.chunk, action.index
+        if chunk.verdicts[index] != OK:
+            return limiter.explain(chunk.rows[index], chunk.rows[index - 1] if index else None)
         if self._last_target is not None and limiter.too_far(action.values, self._last_target):
             return limiter.explain(action.values, self._last_target)
         return None

@@ -13,6 +13,7 @@ the way from one to the other is smoothest (:meth:`ChunkQueue.calmest`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -37,14 +38,11 @@ class Chunk:
     asked_ns: int
     takes_s: Sequence[float]  # [H], of Limiter.takes_s
     rows: list[Floats] = field(init=False)  # [H] of [C], the actions one by one: always the same objects
+    end: int = field(init=False)  # plan tick after the last action
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", list(self.actions))
-
-    @property
-    def end(self) -> int:
-        """Plan tick after the last action."""
-        return self.start + len(self.actions)
+        object.__setattr__(self, "end", self.start + len(self.actions))
 
     def has(self, plan: int) -> bool:
         """Whether there is an action for that plan tick."""
@@ -59,13 +57,19 @@ class Chunk:
 class Action(NamedTuple):
     """One action to take."""
 
-    generation: int
-    values: Floats  # [C], blended
-    raw: Floats  # [C], as the policy gave it: ``values`` itself unless it is blended
-    raw_before: Floats | None  # [C], the action before it in its chunk
-    verdict: int
-    takes_s: float  # from ``raw_before`` to ``raw``, see Limiter.takes_s
+    chunk: Chunk
+    index: int  # in the chunk
+    values: Floats  # [C], blended, or the chunk's own row
     takes_over: bool  # first action of its chunk
+
+    def takes_s_after(self, command: Floats) -> float:
+        """Return the time that it takes after ``command`` [s], which its chunk was judged by; infinity: it is to be judged itself.
+
+        That is so unless both it and ``command``, the action before it, are the chunk's own (``Limiter.takes_s``).
+        """
+        rows, index = self.chunk.rows, self.index
+        own = self.values is rows[index] and command is rows[index - 1]
+        return self.chunk.takes_s[index] if own else math.inf
 
 
 class ChunkQueue:
@@ -156,9 +160,11 @@ class ChunkQueue:
                 self.take_over(waiting)
             else:
                 self.waiting = None
-        if self.current is None or not self.current.has(self.plan):
+        chunk, plan = self.current, self.plan
+        if chunk is None or not chunk.has(plan):
             return None
-        return self._action(self.current)
+        since = plan - self._took_over
+        return Action(chunk, plan - chunk.start, self._blended(chunk, self._fading, since), since == 0)
 
     def preview(self, chunk: Chunk) -> Floats:
         """Return the first action that ``chunk`` would give if it took over now, blended with the one that acts."""
@@ -167,14 +173,6 @@ class ChunkQueue:
     def advance(self) -> None:
         """The action was taken."""
         self.plan += 1
-
-    def _action(self, chunk: Chunk) -> Action:
-        index = self.plan - chunk.start
-        values = self._blended(chunk, self._fading, self.plan - self._took_over)
-        first = self.plan == self._took_over
-        raw, before = chunk.rows[index], chunk.rows[index - 1] if index else None
-        verdict, takes_s = int(chunk.verdicts[index]), chunk.takes_s[index]
-        return Action(chunk.generation, values, raw, before, verdict, takes_s, first)
 
     def _blended(self, chunk: Chunk, old: Chunk | None, since: int) -> Floats:
         new = chunk.rows[self.plan - chunk.start]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -117,7 +116,7 @@ class Runner:
         operated = self._operator.read() if self._loop.operator.on else None
         if operated is None:
             return self._look
-        return replace(self._look, operator=operated[1]["action"], operator_ns=int(operated[1]["received_ns"]))
+        return self._look._replace(operator=operated[1]["action"], operator_ns=int(operated[1]["received_ns"]))
 
     def _report_swap(self, now_ns: int) -> None:
         loop = self._loop

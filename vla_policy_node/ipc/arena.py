@@ -31,7 +31,7 @@ VERSION = 1
 IN_PROGRESS = (1 << 64) - 1
 _HEADER_BYTES = 4096
 _HEADER = struct.Struct("<QIIQQ")  # magic, version, slots, slot bytes, layout hash
-_NEWEST = 64  # offset of the newest sequence number, on a cache line of its own
+_NEWEST = 64 // 8  # which 64-bit word is the newest sequence number, on a cache line of its own
 _SLOT_HEAD = 64
 
 
@@ -51,17 +51,17 @@ class Field:
 
 
 class Layout:
-    """A record of named arrays, each aligned to 64 bytes."""
+    """A record of named arrays, aligned to 64 bytes; small ones to 8, so that they share cache lines."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = tuple(fields)
         self.offsets: dict[str, int] = {}
         offset = 0
         for field in self.fields:
-            self.offsets[field.name] = offset
             size = int(np.dtype(field.dtype).itemsize * np.prod(field.shape, dtype=np.int64))
-            offset += -(-size // 64) * 64
-        self.size = offset
+            self.offsets[field.name] = _aligned(offset, 64 if size >= 64 else 8)
+            offset = self.offsets[field.name] + size
+        self.size = _aligned(offset, 64)
 
     def views(self, buffer: memoryview) -> dict[str, Array]:
         """Return the record's arrays as views of ``buffer`` (at least ``size`` bytes)."""
@@ -90,6 +90,10 @@ class Layout:
         return value
 
 
+def _aligned(offset: int, to: int) -> int:
+    return -(-offset // to) * to
+
+
 class Arena:
     """A ring of records in a memfd. Create it in one process, :meth:`attach` in others."""
 
@@ -110,11 +114,21 @@ class Arena:
             raise ArenaError("arena header does not fit its layout")
         self._fence = threading.Lock()
         self._fence.acquire()
-        view = memoryview(self._map)
-        self._newest = np.frombuffer(view, np.uint64, 1, _NEWEST)
-        starts = [_HEADER_BYTES + i * self._slot_bytes for i in range(slots)]
-        self._seq = [np.frombuffer(view, np.uint64, 1, s) for s in starts]
-        self._records = [layout.views(view[s + _SLOT_HEAD : s + self._slot_bytes]) for s in starts]
+        # One object for all slots: the objects of a slot would be out of every cache when its turn comes.
+        self._words = memoryview(self._map).cast("Q")  # for the marks
+        self._fields = {field.name: self._over_slots(field) for field in layout.fields}
+
+    def _over_slots(self, field: Field) -> Array:
+        """Return a field of every slot, ``[slots, …]``."""
+        within = np.empty(field.shape, field.dtype).strides
+        start = _HEADER_BYTES + _SLOT_HEAD + self.layout.offsets[field.name]
+        shape, strides = (self.slots, *field.shape), (self._slot_bytes, *within)
+        array: Array = np.ndarray(shape, field.dtype, self._map, start, strides)
+        return array
+
+    def _mark(self, slot: int) -> int:
+        """Return which of the words is the slot's mark."""
+        return (_HEADER_BYTES + slot * self._slot_bytes) // 8
 
     @classmethod
     def create(cls, layout: Layout, slots: int = 4, name: str = "vla_ota") -> Arena:
@@ -131,26 +145,27 @@ class Arena:
     @property
     def newest(self) -> int:
         """Sequence number of the newest record, 0 = none yet."""
-        return int(self._newest[0])
+        return self._words[_NEWEST]
 
     def write(self, values: dict[str, Array | float | int]) -> int:
         """Publish a record and return its sequence number (1, 2, …). One writer only.
 
         Every field must be given: a slot holds what was in it a round of the ring ago.
         """
-        seq = int(self._newest[0]) + 1
+        fields, words = self._fields, self._words
+        if values.keys() != fields.keys():
+            raise ValueError(f"fields {sorted(values.keys() ^ fields.keys())} are missing or unknown")
+        seq = words[_NEWEST] + 1
         slot = seq % self.slots
-        if values.keys() != self._records[slot].keys():
-            raise ValueError(f"fields {sorted(values.keys() ^ self._records[slot].keys())} are missing or unknown")
-        self._seq[slot][0] = IN_PROGRESS
+        mark = self._mark(slot)
+        words[mark] = IN_PROGRESS
         self._barrier()
-        record = self._records[slot]
         for name, value in values.items():
-            record[name][...] = value
+            fields[name][slot] = value
         self._barrier()
-        self._seq[slot][0] = seq
+        words[mark] = seq
         self._barrier()
-        self._newest[0] = seq
+        words[_NEWEST] = seq
         return seq
 
     def read(
@@ -161,16 +176,16 @@ class Arena:
         A few tries are enough: the writer would have to come round the whole ring during each copy.
         """
         for _ in range(4):
-            wanted = int(self._newest[0]) if seq is None else seq
+            wanted = self._words[_NEWEST] if seq is None else seq
             if wanted == 0:
                 return None
             slot = wanted % self.slots
-            if int(self._seq[slot][0]) == wanted:
-                record = self._records[slot]
+            mark = self._mark(slot)
+            if self._words[mark] == wanted:
                 self._barrier()
-                copies = {name: record[name].copy() for name in (names or record)}
+                copies = {name: self._fields[name][slot].copy() for name in (names or self._fields)}
                 self._barrier()
-                if int(self._seq[slot][0]) == wanted:
+                if self._words[mark] == wanted:
                     return wanted, copies
             if seq is not None:
                 return None
@@ -182,7 +197,7 @@ class Arena:
 
     def close(self) -> None:
         """Forget the memory. The memfd itself lives as long as some process maps it or holds its descriptor."""
-        self._records, self._seq = [], []
-        del self._newest
+        self._fields = {}
+        self._words.release()
         self._map.close()
         os.close(self.fd)
