@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -84,29 +86,25 @@ class CommandHistory:
     """The last commands ``[n, C]``: how large a step is usual, counted over the last ``length`` of those ``kept``."""
 
     def __init__(self, length: int, channels: int, kept: int = 0) -> None:
-        self._length = max(length, 2)
-        self._ring = np.full((max(self._length, kept), channels), np.nan)
-        self._next = self._count = 0
+        self._length, self._channels = max(length, 2), channels
+        self._commands: deque[Floats] = deque(maxlen=max(self._length, kept))
 
     def add(self, command: Floats) -> None:
         """Remember a command."""
-        self._ring[self._next] = command
-        self._next = (self._next + 1) % len(self._ring)
-        self._count = min(self._count + 1, len(self._ring))
+        self._commands.append(command)
 
     def clear(self) -> None:
         """Commands were interrupted."""
-        self._count = 0
+        self._commands.clear()
 
     def last(self, count: int) -> Floats:
         """Return the last ``count`` commands ``[n, C]``, oldest first, or as many as there are since the last interruption."""
-        count = min(count, self._count)
-        commands: Floats = self._ring[(self._next - count + np.arange(count)) % len(self._ring)]
-        return commands
+        first = max(0, len(self._commands) - count)
+        return np.array([*islice(self._commands, first, None)]).reshape(-1, self._channels)
 
     def typical_step(self, channel: int) -> float:
         """Return the step from tick to tick that 99 % of the channel's do not exceed; 0 without at least two commands."""
-        if self._count < 2:
+        if len(self._commands) < 2:
             return 0.0
         # np.percentile imports numpy.ma, on its first call.
         steps = np.sort(np.abs(np.diff(self.last(self._length)[:, channel])))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from typing import Any
 
@@ -17,7 +18,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.ticks = self.missed = self.starved = self.clamped = self.worst_late_ns = 0
-        self.histogram = [0] * (len(_BOUNDS_NS) + 1)
+        self.histogram = array("Q", bytes(8 * (len(_BOUNDS_NS) + 1)))
 
     def add(self, late_ns: int, period_ns: int, skipped: int, *, starved: bool, clamped: bool) -> None:
         """Count a tick and the ``skipped`` ones after it, which are missed by definition."""

@@ -108,8 +108,8 @@ class ControlLoop:
         plan = self.queue.plan
         command = self._act(look)
         self._ask(look, plan)
-        self._give_up_waiting()
         if not self.running:
+            self._give_up_waiting()
             self._announcer.hold(self._where())
         return command
 
@@ -260,7 +260,7 @@ class ControlLoop:
         return True
 
     def _begin_to_act(self) -> None:
-        self._last_target = None
+        self._last_target = self._waiting_ns = None
         self.running, self._converging, self._stop = True, False, None
         self.reasons.cause = ""
         self._announcer.resumed((self.now_ns - self._hold_ns) / 1e9, self._where())
@@ -374,7 +374,7 @@ class ControlLoop:
     def _give_up_waiting(self) -> None:
         """Latch a hold that lasts longer than ``hold_timeout_s``: people do not expect the robot to move by itself after that."""
         reason = self.reasons.reason
-        may_pass = not self.running and not self.reasons.blocked and HOLDS[reason].latch is Latch.IF_IT_LASTS
+        may_pass = not self.reasons.blocked and HOLDS[reason].latch is Latch.IF_IT_LASTS
         if not may_pass or self.contract.auto_resume:
             self._waiting_ns = None
         elif self._waiting_ns is None:

@@ -140,11 +140,11 @@ class Runner:
 
     def _write_status(self, tick: int, now_ns: int, *, published: bool) -> None:
         loop, counters = self._loop, self._counters
-        values: dict[str, Any] = {
+        values: dict[str, float | bytes] = {
             "tick": tick,
             "stamp_ns": now_ns,
             "mode": _MODE[loop.mode],
-            "latched": int(bool(loop.reasons.latched)),
+            "latched": bool(loop.reasons.latched),
             "hold_reason": 0 if loop.running else _REASON[loop.reasons.reason],
             "generation": loop.generation,
             "ticks": counters.ticks,
@@ -152,15 +152,15 @@ class Runner:
             "starved": counters.starved,
             "clamped": counters.clamped,
             "worst_late_ns": counters.worst_late_ns,
-            "histogram": counters.histogram,
-            "command": self._nowhere if loop.command is None else loop.command,
+            "histogram": counters.histogram.tobytes(),
+            "command": (self._nowhere if loop.command is None else loop.command).tobytes(),
             "chunks": loop.chunks,
-            "published": int(published),
-            "policy_action": self._nowhere if loop.policy_action is None else loop.policy_action,
+            "published": published,
+            "policy_action": (self._nowhere if loop.policy_action is None else loop.policy_action).tobytes(),
             "observation": self._look.observation,
             "episode": self._look.episode,
         }
-        self._status.write(values)
+        self._status.write_packed(values)
 
     def _listen(self, now_ns: int) -> None:
         for _ in range(_MESSAGES_A_TICK):

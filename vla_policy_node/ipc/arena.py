@@ -13,6 +13,7 @@ sequentially consistent there), for every observer of the memory.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
@@ -62,6 +63,7 @@ class Layout:
             self.offsets[field.name] = _aligned(offset, 64 if size >= 64 else 8)
             offset = self.offsets[field.name] + size
         self.size = _aligned(offset, 64)
+        self.names = [field.name for field in self.fields]
 
     def views(self, buffer: memoryview) -> dict[str, Array]:
         """Return the record's arrays as views of ``buffer`` (at least ``size`` bytes)."""
@@ -71,6 +73,16 @@ class Layout:
             )
             for f in self.fields
         }
+
+    def packed(self) -> struct.Struct:
+        """Return the record as one structure: a number for each scalar, bytes for each array."""
+        text, end = "<", 0
+        for field in self.fields:
+            dtype, offset = np.dtype(field.dtype), self.offsets[field.name]
+            size = dtype.itemsize * math.prod(field.shape)
+            text += f"{offset - end}x" + (f"{size}s" if field.shape else dtype.char.replace("l", "q").replace("L", "Q"))
+            end = offset + size
+        return struct.Struct(text)
 
     def to_json(self) -> list[list[Any]]:
         """Return a JSON form that :meth:`from_json` reads."""
@@ -92,6 +104,10 @@ class Layout:
 
 def _aligned(offset: int, to: int) -> int:
     return -(-offset // to) * to
+
+
+def _copied(field: Array, slot: int) -> Any:
+    return field.item(slot) if field.ndim == 1 else field[slot].copy()
 
 
 class Arena:
@@ -116,6 +132,7 @@ class Arena:
         self._fence.acquire()
         # One object for all slots: the objects of a slot would be out of every cache when its turn comes.
         self._words = memoryview(self._map).cast("Q")  # for the marks
+        self._packed = layout.packed()
         self._fields = {field.name: self._over_slots(field) for field in layout.fields}
 
     def _over_slots(self, field: Field) -> Array:
@@ -126,9 +143,9 @@ class Arena:
         array: Array = np.ndarray(shape, field.dtype, self._map, start, strides)
         return array
 
-    def _mark(self, slot: int) -> int:
-        """Return which of the words is the slot's mark."""
-        return (_HEADER_BYTES + slot * self._slot_bytes) // 8
+    def _start(self, slot: int) -> int:
+        """Return where a slot begins, with its mark."""
+        return _HEADER_BYTES + slot * self._slot_bytes
 
     @classmethod
     def create(cls, layout: Layout, slots: int = 4, name: str = "vla_ota") -> Arena:
@@ -152,20 +169,35 @@ class Arena:
 
         Every field must be given: a slot holds what was in it a round of the ring ago.
         """
-        fields, words = self._fields, self._words
+        fields = self._fields
         if values.keys() != fields.keys():
             raise ValueError(f"fields {sorted(values.keys() ^ fields.keys())} are missing or unknown")
-        seq = words[_NEWEST] + 1
-        slot = seq % self.slots
-        mark = self._mark(slot)
-        words[mark] = IN_PROGRESS
-        self._barrier()
+        seq, slot = self._begin()
         for name, value in values.items():
             fields[name][slot] = value
+        return self._publish(seq, slot)
+
+    def write_packed(self, values: dict[str, float | bytes]) -> int:
+        """Do what :meth:`write` does in one step. Fields are in the layout's order, arrays are bytes of their dtype and size."""
+        if list(values) != self.layout.names:
+            raise ValueError(f"fields {list(values)} are not the layout's")
+        seq, slot = self._begin()
+        self._packed.pack_into(self._map, self._start(slot) + _SLOT_HEAD, *values.values())
+        return self._publish(seq, slot)
+
+    def _begin(self) -> tuple[int, int]:
+        """Mark the slot of the next record as in progress; return its sequence number and the slot."""
+        seq = self._words[_NEWEST] + 1
+        slot = seq % self.slots
+        self._words[self._start(slot) // 8] = IN_PROGRESS
         self._barrier()
-        words[mark] = seq
+        return seq, slot
+
+    def _publish(self, seq: int, slot: int) -> int:
         self._barrier()
-        words[_NEWEST] = seq
+        self._words[self._start(slot) // 8] = seq
+        self._barrier()
+        self._words[_NEWEST] = seq
         return seq
 
     def read(
@@ -180,10 +212,10 @@ class Arena:
             if wanted == 0:
                 return None
             slot = wanted % self.slots
-            mark = self._mark(slot)
+            mark = self._start(slot) // 8
             if self._words[mark] == wanted:
                 self._barrier()
-                copies = {name: self._fields[name][slot].copy() for name in (names or self._fields)}
+                copies = {name: _copied(self._fields[name], slot) for name in (names or self._fields)}
                 self._barrier()
                 if self._words[mark] == wanted:
                     return wanted, copies
