@@ -54,6 +54,11 @@ class Spans:
     def __init__(self) -> None:
         self._open: dict[str, tuple[Counters, int | None]] = {}
 
+    @property
+    def any_open(self) -> bool:
+        """Whether anything is to be counted."""
+        return bool(self._open)
+
     def begin(self, span_id: str) -> None:
         """Start counting. A span of that name that is open is kept."""
         if span_id not in self._open:
@@ -78,8 +83,6 @@ class Spans:
 
     def ended(self, now_ns: int) -> list[tuple[str, Counters]]:
         """Take out the spans whose end has come."""
-        if not self._open:
-            return []
         done = [(k, c) for k, (c, end) in self._open.items() if end is not None and now_ns >= end]
         for key, _ in done:
             del self._open[key]

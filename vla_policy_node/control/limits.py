@@ -61,7 +61,8 @@ class Limiter:
         inside = ((actions >= self.low) & (actions <= self.high)).all(axis=1) & (verdicts == OK)
         takes_s = np.full(len(actions), math.inf)
         takes_s[1:] = (np.abs(np.diff(actions, axis=0)) / self.rate).max(axis=1)
-        return np.where(inside, takes_s, math.inf).tolist()
+        found: list[float] = np.where(inside, takes_s, math.inf).tolist()
+        return found
 
     def too_far(self, target: Floats, last: Floats) -> bool:
         """Whether the policy's stream jumps by more than ``step`` from one tick to the next."""
@@ -98,9 +99,7 @@ class Limiter:
         ``previous`` is the last command (or the measured state); ``dt_s`` the time since, at most one period.
         """
         reach = self.rate * dt_s
-        if (
-            (np.abs(target - previous) <= reach).all() and (target >= self.low).all() and (target <= self.high).all()
-        ):
+        if (np.abs(target - previous) <= reach).all() and (target >= self.low).all() and (target <= self.high).all():
             return target, False
         inside = np.minimum(np.maximum(target, self.low), self.high)
         command = previous + np.minimum(np.maximum(inside - previous, -reach), reach)

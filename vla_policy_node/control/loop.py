@@ -105,9 +105,10 @@ class ControlLoop:
         self._follow_episode(look.episode)
         self._collect(self.active)
         self._watch_swap(look)
-        plan = self.queue.plan
-        command = self._act(look)
-        self._ask(look, plan)
+        plan, cause = self.queue.plan, self._cause(look)
+        command = self._act(look, cause)
+        if not cause and not self.reasons.blocked:
+            self._ask(look, plan)
         if not self.running:
             self._give_up_waiting()
             self._announcer.hold(self._where())
@@ -124,8 +125,7 @@ class ControlLoop:
             return "HOLDING"
         return "OPERATOR" if self.operator.on else "RUNNING"
 
-    def _act(self, look: Look) -> Floats | None:
-        cause = self._cause(look)
+    def _act(self, look: Look, cause: str) -> Floats | None:
         if cause or self.reasons.blocked:
             before = "" if self.reasons.cause == "NO_POLICY" else self.reasons.cause  # there is one now
             self.hold(cause or before or "STARTUP")
@@ -213,9 +213,9 @@ class ControlLoop:
             self.queue.advance()
 
     def _violates(self, action: Action) -> Violation | None:
-        limiter, chunk, index = self.limiter_in_use, action.chunk, action.index
-        if chunk.verdicts[index] != OK:
-            return limiter.explain(chunk.rows[index], chunk.rows[index - 1] if index else None)
+        limiter, chunk, row = self.limiter_in_use, action.chunk, action.row
+        if chunk.verdicts[row] != OK:
+            return limiter.explain(chunk.rows[row], chunk.rows[row - 1] if row else None)
         if self._last_target is not None and limiter.too_far(action.values, self._last_target):
             return limiter.explain(action.values, self._last_target)
         return None
@@ -444,7 +444,7 @@ class ControlLoop:
 
     def _ask(self, look: Look, plan: int) -> None:
         """Ask for the next chunk when it is time; while a swap is pending both generations."""
-        if self.reasons.blocked or self._cause(look) or (self.operator.on and not self.running):
+        if self.operator.on and not self.running:
             return
         queue, margin, reset = self.queue, self.contract.latency_margin_ticks, self._reset
         if self.active is not None and queue.waiting is None and self.now_ns >= self._not_before_ns:

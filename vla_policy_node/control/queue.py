@@ -58,18 +58,18 @@ class Action(NamedTuple):
     """One action to take."""
 
     chunk: Chunk
-    index: int  # in the chunk
+    row: int  # of the chunk
     values: Floats  # [C], blended, or the chunk's own row
     takes_over: bool  # first action of its chunk
 
     def takes_s_after(self, command: Floats) -> float:
-        """Return the time that it takes after ``command`` [s], which its chunk was judged by; infinity: it is to be judged itself.
+        """Return the time that it takes after ``command`` at the largest velocity [s], as its chunk was judged.
 
-        That is so unless both it and ``command``, the action before it, are the chunk's own (``Limiter.takes_s``).
+        Infinity unless it and ``command`` are this row of the chunk and the one before: then it is to be judged by itself.
         """
-        rows, index = self.chunk.rows, self.index
-        own = self.values is rows[index] and command is rows[index - 1]
-        return self.chunk.takes_s[index] if own else math.inf
+        rows, row = self.chunk.rows, self.row
+        own = self.values is rows[row] and command is rows[row - 1]
+        return self.chunk.takes_s[row] if own else math.inf
 
 
 class ChunkQueue:

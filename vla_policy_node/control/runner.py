@@ -82,11 +82,12 @@ class Runner:
         late_ns, skipped = schedule.finish(done_ns)
         if not loop.enabled or loop.motion_disabled:
             late_ns = skipped = 0  # no command was due
-        for counters in (self._counters, self._spans):
+        for counters in (self._counters, self._spans) if self._spans.any_open else (self._counters,):
             counters.add(late_ns, schedule.period_ns, skipped, starved=loop.starved, clamped=loop.clamped)
         self._report_swap(done_ns)
-        for span_id, counts in self._spans.ended(done_ns):
-            self._events.put({"type": "SPAN", "span_id": span_id, **counts.to_json()})
+        if self._spans.any_open:
+            for span_id, counts in self._spans.ended(done_ns):
+                self._events.put({"type": "SPAN", "span_id": span_id, **counts.to_json()})
         self._write_status(tick, done_ns, published=command is not None)
         if tick >= self._next_look_around:
             self._next_look_around = tick + self._look_around_ticks

@@ -143,9 +143,9 @@ class Arena:
         array: Array = np.ndarray(shape, field.dtype, self._map, start, strides)
         return array
 
-    def _start(self, slot: int) -> int:
-        """Return where a slot begins, with its mark."""
-        return _HEADER_BYTES + slot * self._slot_bytes
+    def _start(self, seq: int) -> int:
+        """Return where a record's slot begins, with its mark."""
+        return _HEADER_BYTES + seq % self.slots * self._slot_bytes
 
     @classmethod
     def create(cls, layout: Layout, slots: int = 4, name: str = "vla_ota") -> Arena:
@@ -172,30 +172,31 @@ class Arena:
         fields = self._fields
         if values.keys() != fields.keys():
             raise ValueError(f"fields {sorted(values.keys() ^ fields.keys())} are missing or unknown")
-        seq, slot = self._begin()
+        seq, start = self._begin()
+        slot = seq % self.slots
         for name, value in values.items():
             fields[name][slot] = value
-        return self._publish(seq, slot)
+        return self._publish(seq, start)
 
     def write_packed(self, values: dict[str, float | bytes]) -> int:
         """Do what :meth:`write` does in one step. Fields are in the layout's order, arrays are bytes of their dtype and size."""
         if list(values) != self.layout.names:
             raise ValueError(f"fields {list(values)} are not the layout's")
-        seq, slot = self._begin()
-        self._packed.pack_into(self._map, self._start(slot) + _SLOT_HEAD, *values.values())
-        return self._publish(seq, slot)
+        seq, start = self._begin()
+        self._packed.pack_into(self._map, start + _SLOT_HEAD, *values.values())
+        return self._publish(seq, start)
 
     def _begin(self) -> tuple[int, int]:
-        """Mark the slot of the next record as in progress; return its sequence number and the slot."""
+        """Mark the slot of the next record as in progress; return its sequence number and where the slot begins."""
         seq = self._words[_NEWEST] + 1
-        slot = seq % self.slots
-        self._words[self._start(slot) // 8] = IN_PROGRESS
+        start = self._start(seq)
+        self._words[start // 8] = IN_PROGRESS
         self._barrier()
-        return seq, slot
+        return seq, start
 
-    def _publish(self, seq: int, slot: int) -> int:
+    def _publish(self, seq: int, start: int) -> int:
         self._barrier()
-        self._words[self._start(slot) // 8] = seq
+        self._words[start // 8] = seq
         self._barrier()
         self._words[_NEWEST] = seq
         return seq
@@ -211,8 +212,7 @@ class Arena:
             wanted = self._words[_NEWEST] if seq is None else seq
             if wanted == 0:
                 return None
-            slot = wanted % self.slots
-            mark = self._start(slot) // 8
+            slot, mark = wanted % self.slots, self._start(wanted) // 8
             if self._words[mark] == wanted:
                 self._barrier()
                 copies = {name: _copied(self._fields[name], slot) for name in (names or self._fields)}
