@@ -106,10 +106,6 @@ def _aligned(offset: int, to: int) -> int:
     return -(-offset // to) * to
 
 
-def _copied(field: Array, slot: int) -> Any:
-    return field.item(slot) if field.ndim == 1 else field[slot].copy()
-
-
 class Arena:
     """A ring of records in a memfd. Create it in one process, :meth:`attach` in others."""
 
@@ -215,7 +211,7 @@ class Arena:
             slot, mark = wanted % self.slots, self._start(wanted) // 8
             if self._words[mark] == wanted:
                 self._barrier()
-                copies = {name: _copied(self._fields[name], slot) for name in (names or self._fields)}
+                copies = {name: self._fields[name][slot].copy() for name in (names or self._fields)}
                 self._barrier()
                 if self._words[mark] == wanted:
                     return wanted, copies
