@@ -58,7 +58,7 @@ def switches(ticks: Sequence[Tick], records: Sequence[ChunkRecord], contract: Co
     for plan, tick in enumerate(acted):  # the plan clock counts the actions taken
         queue.plan = plan
         action = queue.peek()
-        if action is not None and action.generation == tick.generation and _same(action.values, tick):
+        if action is not None and action.chunk.generation == tick.generation and _same(action.values, tick):
             continue
         old, boundary = queue.current, queue.boundary
         new = _taken_over(queue, chunks, tick)
@@ -71,7 +71,9 @@ def switches(ticks: Sequence[Tick], records: Sequence[ChunkRecord], contract: Co
 
 def _chunk(record: ChunkRecord, limiter: Limiter) -> Chunk:
     actions = record.actions.astype(np.float64)
-    return Chunk(record.generation, record.start, record.execute, actions, limiter.judge(actions), 0)
+    verdicts = limiter.judge(actions)
+    takes_s = limiter.takes_s(actions, verdicts)
+    return Chunk(record.generation, record.start, record.execute, actions, verdicts, 0, takes_s)
 
 
 def _same(values: Floats, tick: Tick) -> bool:

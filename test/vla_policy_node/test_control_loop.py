@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
-from support.control_rig import HIGH, LOW, PER_TICK, START_TOLERANCE, ramp
+from support.control_rig import HIGH, LOW, PER_TICK, PERIOD_NS, START_TOLERANCE, ramp
 
 
 def test_the_first_command_starts_from_the_measured_state_and_moves_at_the_velocity_limit(make_rig: Any) -> None:
@@ -301,3 +303,46 @@ def test_the_first_chunk_of_a_new_episode_takes_over_at_once(make_rig: Any) -> N
     rig.episode += 1
     rig.tick(3)
     assert rig.loop.queue.current is not old
+
+
+def test_a_tick_keeps_no_memory_and_leaves_nothing_to_a_collector(make_rig: Any) -> None:
+    """The control process collects no garbage: what a tick takes goes back by itself, and the next one takes that again."""
+    rig = make_rig()
+    rig.run(ramp((0.0005, 0.0)), ticks=200)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getallocatedblocks()
+        rig.tick(500)
+        rig.published.clear()
+        kept = sys.getallocatedblocks() - before
+        cycles = gc.collect()
+    finally:
+        gc.enable()
+    assert rig.loop.running and not rig.of("HOLD")
+    assert kept < 100 and cycles < 50, (kept, cycles)
+
+
+@pytest.mark.parametrize("fault", ["position", "velocity", "soon"])
+def test_limits_are_kept_on_every_tick_of_a_chunk_that_was_judged_as_a_whole(make_rig: Any, fault: str) -> None:
+    """Steps of one chunk are taken as they are only while each fits into the limits and into the time since the last one."""
+    rig = make_rig(blend=0)
+    rows = np.outer(np.arange(20), (0.03, 0.0))  # three quarters of what a tick may do
+    if fault == "position":
+        rows[10:, 0] = np.linspace(0.3, HIGH + 0.05, 10)
+    if fault == "velocity":
+        rows[10:, 0] += 0.1
+    rig.start(lambda plan: rows, ticks=4)
+    before, step_ns = rig.published[-1], PERIOD_NS // 2 if fault == "soon" else PERIOD_NS
+    commands = [rig.tick(step_ns=step_ns) for _ in range(14)]
+    reach = PER_TICK / 2 if fault == "soon" else PER_TICK
+    assert np.abs(np.diff([before, *commands], axis=0)).max() <= reach + 1e-9
+    assert np.max(commands) <= HIGH
+
+
+def test_an_action_that_is_taken_as_it_is_is_the_policys_own_to_the_last_bit(make_rig: Any) -> None:
+    rig = make_rig()
+    rig.run(ramp((0.001, -0.003)), ticks=30)
+    for _ in range(40):
+        command = rig.tick()
+        assert (command == rig.loop.policy_action).all() and not rig.loop.clamped

@@ -315,7 +315,7 @@ def chunk(rows: Any, start: int = 0, execute: int = 4, bad: int | None = None) -
     verdicts = np.zeros(len(actions), np.uint8)
     if bad is not None:
         verdicts[bad] = LIMIT
-    return Chunk(1, start, execute, actions, verdicts, 0)
+    return Chunk(1, start, execute, actions, verdicts, 0, [np.inf] * len(actions))
 
 
 def limits(*steps: float) -> Limiter:

@@ -387,7 +387,7 @@ def test_the_seam_is_the_largest_change_in_units_of_the_step_limits() -> None:
 def chunk(start: int, rows: Any, verdicts: Any = None, execute: int = 4) -> Chunk:
     actions = np.asarray(rows, dtype=np.float64)[:, None]
     judged = np.zeros(len(actions), np.uint8) if verdicts is None else np.asarray(verdicts, np.uint8)
-    return Chunk(1, start, execute, actions, judged, 0)
+    return Chunk(1, start, execute, actions, judged, 0, [np.inf] * len(actions))
 
 
 def test_a_refused_action_of_the_old_chunk_is_not_blended_in() -> None:

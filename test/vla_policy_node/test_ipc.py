@@ -75,6 +75,24 @@ def test_a_record_with_a_missing_field_is_refused_and_nothing_is_published() -> 
     arena.close()
 
 
+def test_a_packed_record_reads_like_one_that_was_written_field_by_field() -> None:
+    layout = Layout(
+        [Field("flag", "uint8"), Field("stamp", "int64"), Field("row", "float64", (9,)), Field("last", "uint64")]
+    )
+    row = np.linspace(0.0, 1.0, 9)
+    arena = Arena.create(layout)
+    assert arena.write({"flag": 1, "stamp": -5, "row": row, "last": 2**63}) == 1
+    assert arena.write_packed({"flag": True, "stamp": -5, "row": row.tobytes(), "last": 2**63}) == 2
+    one, two = arena.read(seq=1), arena.read(seq=2)
+    assert one is not None and two is not None
+    for name in layout.names:
+        np.testing.assert_array_equal(one[1][name], two[1][name])
+    with pytest.raises(ValueError, match="layout"):
+        arena.write_packed({"stamp": -5, "flag": True, "row": row.tobytes(), "last": 1})
+    assert arena.newest == 2
+    arena.close()
+
+
 def test_memory_of_another_layout_is_refused() -> None:
     arena = Arena.create(LAYOUT)
     other = Layout([Field("number", "int64"), Field("block", "int32", (200, 7))])

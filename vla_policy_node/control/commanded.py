@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +20,10 @@ Floats = npt.NDArray[np.float64]
 class Commanded:
     """``value`` float64 ``[C]`` is the last command; ``None`` = the robot is not being commanded."""
 
-    def __init__(self, channels: Sequence[Channel], period_ns: int, history_ticks: int) -> None:
+    def __init__(self, channels: Sequence[Channel], period_ns: int, second_ticks: int, rest_ticks: int) -> None:
+        """``second_ticks``: ticks in a second; ``rest_ticks``: the most that :meth:`has_rested` is asked for."""
         self.value: Floats | None = None
-        self.resting_ticks = 0
-        self.history = CommandHistory(history_ticks, len(channels))
+        self.history = CommandHistory(second_ticks, len(channels), max(second_ticks, rest_ticks + 1))
         self._before: Floats | None = None
         self._at_ns = 0
         self._period_ns = period_ns
@@ -51,17 +53,22 @@ class Commanded:
     def put(self, command: Floats, now_ns: int) -> None:
         """Remember a command that is published now. There must be one before, or a start."""
         assert self.value is not None
-        motion = np.where(self._velocities, command, command - self.value)  # a velocity that does not change is motion
-        rests = bool((np.abs(motion) <= self._rest_step).all())
-        self.resting_ticks = self.resting_ticks + 1 if rests else 0
         self._before, self.value, self._at_ns = self.value, command, now_ns
         self.history.add(command)
 
     def clear(self) -> None:
         """Nothing is commanded from now on."""
         self.value = self._before = None
-        self.resting_ticks = 0
         self.history.clear()
+
+    def has_rested(self, ticks: int) -> bool:
+        """Whether the command has been at rest for so many ticks."""
+        commands = self.history.last(ticks + 1)
+        if len(commands) <= ticks:
+            return False
+        # A velocity that does not change is motion.
+        motion = np.where(self._velocities, commands[1:], np.diff(commands, axis=0))
+        return bool((np.abs(motion) <= self._rest_step).all())
 
     def since_s(self, now_ns: int) -> float:
         """Return the time since the last command, at most one period: what was missed is not made up for [s]."""
@@ -76,27 +83,29 @@ class Commanded:
 
 
 class CommandHistory:
-    """The last second of commands ``[n, C]``: how large a step is usual."""
+    """The last commands ``[n, C]``: how large a step is usual, counted over the last ``length`` of those ``kept``."""
 
-    def __init__(self, length: int, channels: int) -> None:
-        self._ring = np.full((max(length, 2), channels), np.nan)
-        self._next = self._count = 0
+    def __init__(self, length: int, channels: int, kept: int = 0) -> None:
+        self._length, self._channels = max(length, 2), channels
+        self._commands: deque[Floats] = deque(maxlen=max(self._length, kept))
 
     def add(self, command: Floats) -> None:
         """Remember a command."""
-        self._ring[self._next] = command
-        self._next = (self._next + 1) % len(self._ring)
-        self._count = min(self._count + 1, len(self._ring))
+        self._commands.append(command)
 
     def clear(self) -> None:
         """Commands were interrupted."""
-        self._count = 0
+        self._commands.clear()
+
+    def last(self, count: int) -> Floats:
+        """Return the last ``count`` commands ``[n, C]``, oldest first, or as many as there are since the last interruption."""
+        first = max(0, len(self._commands) - count)
+        return np.array([*islice(self._commands, first, None)]).reshape(-1, self._channels)
 
     def typical_step(self, channel: int) -> float:
         """Return the step from tick to tick that 99 % of the channel's do not exceed; 0 without at least two commands."""
-        if self._count < 2:
+        if len(self._commands) < 2:
             return 0.0
-        order = (self._next - self._count + np.arange(self._count)) % len(self._ring)
-        # np.percentile would import numpy.ma, on its first call.
-        steps = np.sort(np.abs(np.diff(self._ring[order, channel])))
+        # np.percentile imports numpy.ma, on its first call.
+        steps = np.sort(np.abs(np.diff(self.last(self._length)[:, channel])))
         return float(steps[math.ceil(0.99 * len(steps)) - 1])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from typing import Any
 
@@ -17,16 +18,18 @@ class Counters:
 
     def __init__(self) -> None:
         self.ticks = self.missed = self.starved = self.clamped = self.worst_late_ns = 0
-        self.histogram = [0] * (len(_BOUNDS_NS) + 1)
+        self.histogram = array("Q", bytes(8 * (len(_BOUNDS_NS) + 1)))
 
     def add(self, late_ns: int, period_ns: int, skipped: int, *, starved: bool, clamped: bool) -> None:
         """Count a tick and the ``skipped`` ones after it, which are missed by definition."""
         self.ticks += 1 + skipped
-        self.missed += int(late_ns > period_ns) + skipped
-        self.starved += int(starved)
-        self.clamped += int(clamped)
+        self.missed += (late_ns > period_ns) + skipped
+        self.starved += starved
+        self.clamped += clamped
         self.worst_late_ns = max(self.worst_late_ns, late_ns)
         self.histogram[bisect_right(_BOUNDS_NS, late_ns)] += 1
+        if not skipped:
+            return
         # A skipped tick was as late as the time that had passed since its deadline, at least.
         for k in range(1, min(skipped, 1000) + 1):
             self.histogram[bisect_right(_BOUNDS_NS, max(0, late_ns - k * period_ns))] += 1
@@ -50,6 +53,11 @@ class Spans:
 
     def __init__(self) -> None:
         self._open: dict[str, tuple[Counters, int | None]] = {}
+
+    @property
+    def any_open(self) -> bool:
+        """Whether anything is to be counted."""
+        return bool(self._open)
 
     def begin(self, span_id: str) -> None:
         """Start counting. A span of that name that is open is kept."""
@@ -75,8 +83,6 @@ class Spans:
 
     def ended(self, now_ns: int) -> list[tuple[str, Counters]]:
         """Take out the spans whose end has come."""
-        if not self._open:
-            return []
         done = [(k, c) for k, (c, end) in self._open.items() if end is not None and now_ns >= end]
         for key, _ in done:
             del self._open[key]

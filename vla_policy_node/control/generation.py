@@ -53,7 +53,8 @@ class Generation:
         self.refused = 0
         self._relative = relative if relative.any() else None
         self._period_ns = period_ns
-        self._latencies = deque([int(latency_s * 1e9)], maxlen=_LATENCIES_KEPT)
+        self._latencies: deque[int] = deque(maxlen=_LATENCIES_KEPT)
+        self._took(int(latency_s * 1e9))
         self._chunks, self._requests = handle.attach_chunks(), handle.attach_requests()
         self._seen = self._chunks.newest  # what lies there now was not asked for by this loop
         record = self._requests.read(["request"])
@@ -64,10 +65,10 @@ class Generation:
         self._writable = select.poll()
         self._writable.register(handle.eventfd, select.POLLOUT)
 
-    @property
-    def latency_ticks(self) -> int:
+    def _took(self, latency_ns: int) -> None:
+        self._latencies.append(latency_ns)
+        self.latency_ticks = math.ceil(max(self._latencies) / self._period_ns)
         """Ticks from request to chunk: the longest of the last round trips, rounded up."""
-        return math.ceil(max(self._latencies) / self._period_ns)
 
     def can_ask(self, now_ns: int) -> bool:
         """Whether no request is open, or the open one is so old that its chunk would be refused."""
@@ -106,7 +107,7 @@ class Generation:
         waited_ns, asked_ns = now_ns - self.asked_ns, self.asked_ns
         self.asked_ns = 0
         if int(record["error"]) == 0:
-            self._latencies.append(waited_ns)
+            self._took(waited_ns)
         answer = self._answer(record, asked_ns)
         if int(record["error"]) == 0 and waited_ns > self.horizon * self._period_ns:
             self.outdated = answer
@@ -126,7 +127,8 @@ class Generation:
             text = f"the chunk holds NaN or infinity: {self.limiter.names[channel]}"
             return Answer(None, "NAN", Violation("NAN", channel, math.nan, math.nan, text))
         verdicts = self.limiter.judge(actions)
-        return Answer(Chunk(self.id, int(record["tick"]), self.execute, actions, verdicts, asked_ns), "")
+        takes_s = self.limiter.takes_s(actions, verdicts)
+        return Answer(Chunk(self.id, int(record["tick"]), self.execute, actions, verdicts, asked_ns, takes_s), "")
 
     def close(self) -> None:
         """Forget the memory and close the descriptors."""

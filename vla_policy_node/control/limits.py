@@ -53,6 +53,17 @@ class Limiter:
             inside[1:] &= (np.abs(np.diff(actions, axis=0)) <= self._step).all(axis=1)
         return np.where(finite, np.where(inside, OK, LIMIT), NAN).astype(np.uint8)
 
+    def takes_s(self, actions: Floats, verdicts: npt.NDArray[np.uint8]) -> list[float]:
+        """Return how long each action of a chunk ``[H, C]`` takes from the one before it at the largest velocity [s].
+
+        Infinity: it can be commanded only within limits, if at all, or there is none before it.
+        """
+        inside = ((actions >= self.low) & (actions <= self.high)).all(axis=1) & (verdicts == OK)
+        takes_s = np.full(len(actions), math.inf)
+        takes_s[1:] = (np.abs(np.diff(actions, axis=0)) / self.rate).max(axis=1)
+        found: list[float] = np.where(inside, takes_s, math.inf).tolist()
+        return found
+
     def too_far(self, target: Floats, last: Floats) -> bool:
         """Whether the policy's stream jumps by more than ``step`` from one tick to the next."""
         return bool((np.abs(target - last) > self._step).any())
@@ -88,6 +99,8 @@ class Limiter:
         ``previous`` is the last command (or the measured state); ``dt_s`` the time since, at most one period.
         """
         reach = self.rate * dt_s
+        if (np.abs(target - previous) <= reach).all() and (target >= self.low).all() and (target <= self.high).all():
+            return target, False
         inside = np.minimum(np.maximum(target, self.low), self.high)
         command = previous + np.minimum(np.maximum(inside - previous, -reach), reach)
         return command, bool((np.abs(command - target) > 1e-9).any())

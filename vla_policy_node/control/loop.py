@@ -10,8 +10,7 @@ starts from the measured state; an action has one generation; while an operator 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +32,7 @@ Floats = npt.NDArray[np.float64]
 _RETRY_TICKS = 5  # before a worker that had no fresh observation is asked again
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """What the loop needs of the newest observation record (``observation_layout``)."""
 
     stamp_ns: int
@@ -58,7 +56,7 @@ class ControlLoop:
         self.limiter = Limiter([c.limits for c in contract.channels], names)
         self.queue = ChunkQueue(contract.blend_ticks)
         self.reasons = Reasons(auto_resume=contract.auto_resume)
-        self.commanded = Commanded(contract.channels, self.period_ns, round(contract.rate_hz))
+        self.commanded = Commanded(contract.channels, self.period_ns, round(contract.rate_hz), contract.rest_ticks)
         self.enabled = self.running = self.motion_disabled = False
         self.active: Generation | None = None
         self.lost = False  # the generation that acted has gone: only a swap at NOW is taken
@@ -107,11 +105,12 @@ class ControlLoop:
         self._follow_episode(look.episode)
         self._collect(self.active)
         self._watch_swap(look)
-        plan = self.queue.plan
-        command = self._act(look)
-        self._ask(look, plan)
-        self._give_up_waiting()
+        plan, cause = self.queue.plan, self._cause(look)
+        command = self._act(look, cause)
+        if not cause and not self.reasons.blocked:
+            self._ask(look, plan)
         if not self.running:
+            self._give_up_waiting()
             self._announcer.hold(self._where())
         return command
 
@@ -126,8 +125,7 @@ class ControlLoop:
             return "HOLDING"
         return "OPERATOR" if self.operator.on else "RUNNING"
 
-    def _act(self, look: Look) -> Floats | None:
-        cause = self._cause(look)
+    def _act(self, look: Look, cause: str) -> Floats | None:
         if cause or self.reasons.blocked:
             before = "" if self.reasons.cause == "NO_POLICY" else self.reasons.cause  # there is one now
             self.hold(cause or before or "STARTUP")
@@ -162,15 +160,18 @@ class ControlLoop:
         if action is None:
             self.hold("OBSERVATION_STALE" if self._worker_is_blind else "STARVED")
             return None
-        violation = self._violates(action)
-        if violation is not None:
-            self.latch(violation.reason, violation)
-            return None
-        assert self.command is not None
-        since_s = self.commanded.since_s(self.now_ns)
-        command, self.clamped = self.limiter_in_use.shorten(action.values, self.command, since_s)
+        before, since_s = self.command, self.commanded.since_s(self.now_ns)
+        assert before is not None
+        if action.takes_s_after(before) <= since_s:
+            command = action.values  # the usual tick: its chunk was judged, and there is time for this step of it
+        else:
+            violation = self._violates(action)
+            if violation is not None:
+                self.latch(violation.reason, violation)
+                return None
+            command, self.clamped = self.limiter_in_use.shorten(action.values, before, since_s)
         self._last_target = self.policy_action = action.values
-        self.generation = action.generation
+        self.generation = action.chunk.generation
         self.chunks += int(action.takes_over)
         self.queue.advance()
         self.commanded.put(command, self.now_ns)
@@ -208,13 +209,13 @@ class ControlLoop:
         """Note what the policy wanted on this tick; it is not commanded, and so not judged."""
         wanted = self.queue.peek()
         if wanted is not None:
-            self.policy_action, self.generation = wanted.values, wanted.generation
+            self.policy_action, self.generation = wanted.values, wanted.chunk.generation
             self.queue.advance()
 
     def _violates(self, action: Action) -> Violation | None:
-        limiter = self.limiter_in_use
-        if action.verdict != OK:
-            return limiter.explain(action.raw, action.raw_before)
+        limiter, chunk, row = self.limiter_in_use, action.chunk, action.row
+        if chunk.verdicts[row] != OK:
+            return limiter.explain(chunk.rows[row], chunk.rows[row - 1] if row else None)
         if self._last_target is not None and limiter.too_far(action.values, self._last_target):
             return limiter.explain(action.values, self._last_target)
         return None
@@ -232,7 +233,7 @@ class ControlLoop:
     @property
     def at_rest(self) -> bool:
         """Whether the command has been at rest for ``rest_ticks``, or the policy does not act."""
-        return not self.running or self.commanded.resting_ticks >= self.contract.rest_ticks
+        return not self.running or self.commanded.has_rested(self.contract.rest_ticks)
 
     # -- start: from the measured state ----------------------------------------------------------------------------
 
@@ -259,7 +260,7 @@ class ControlLoop:
         return True
 
     def _begin_to_act(self) -> None:
-        self._last_target = None
+        self._last_target = self._waiting_ns = None
         self.running, self._converging, self._stop = True, False, None
         self.reasons.cause = ""
         self._announcer.resumed((self.now_ns - self._hold_ns) / 1e9, self._where())
@@ -373,7 +374,7 @@ class ControlLoop:
     def _give_up_waiting(self) -> None:
         """Latch a hold that lasts longer than ``hold_timeout_s``: people do not expect the robot to move by itself after that."""
         reason = self.reasons.reason
-        may_pass = not self.running and not self.reasons.blocked and HOLDS[reason].latch is Latch.IF_IT_LASTS
+        may_pass = not self.reasons.blocked and HOLDS[reason].latch is Latch.IF_IT_LASTS
         if not may_pass or self.contract.auto_resume:
             self._waiting_ns = None
         elif self._waiting_ns is None:
@@ -443,7 +444,7 @@ class ControlLoop:
 
     def _ask(self, look: Look, plan: int) -> None:
         """Ask for the next chunk when it is time; while a swap is pending both generations."""
-        if self.reasons.blocked or self._cause(look) or (self.operator.on and not self.running):
+        if self.operator.on and not self.running:
             return
         queue, margin, reset = self.queue, self.contract.latency_margin_ticks, self._reset
         if self.active is not None and queue.waiting is None and self.now_ns >= self._not_before_ns:

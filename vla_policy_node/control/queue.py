@@ -13,7 +13,10 @@ the way from one to the other is smoothest (:meth:`ChunkQueue.calmest`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +36,13 @@ class Chunk:
     actions: Floats  # [H, C], physical units
     verdicts: npt.NDArray[np.uint8]  # [H], of Limiter.judge
     asked_ns: int
+    takes_s: Sequence[float]  # [H], of Limiter.takes_s
+    rows: list[Floats] = field(init=False)  # [H] of [C], the actions one by one: always the same objects
+    end: int = field(init=False)  # plan tick after the last action
 
-    @property
-    def end(self) -> int:
-        """Plan tick after the last action."""
-        return self.start + len(self.actions)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", list(self.actions))
+        object.__setattr__(self, "end", self.start + len(self.actions))
 
     def has(self, plan: int) -> bool:
         """Whether there is an action for that plan tick."""
@@ -49,16 +54,22 @@ class Chunk:
         return max(plan, self.start) + int(bad[0]) if bad.size else self.end
 
 
-@dataclass(frozen=True, eq=False)
-class Action:
+class Action(NamedTuple):
     """One action to take."""
 
-    generation: int
-    values: Floats  # [C], blended
-    raw: Floats  # [C], as the policy gave it
-    raw_before: Floats | None  # [C], the action before it in its chunk
-    verdict: int
+    chunk: Chunk
+    row: int  # of the chunk
+    values: Floats  # [C], blended, or the chunk's own row
     takes_over: bool  # first action of its chunk
+
+    def takes_s_after(self, command: Floats) -> float:
+        """Return the time that it takes after ``command`` at the largest velocity [s], as its chunk was judged.
+
+        Infinity unless it and ``command`` are this row of the chunk and the one before: then it is to be judged by itself.
+        """
+        rows, row = self.chunk.rows, self.row
+        own = self.values is rows[row] and command is rows[row - 1]
+        return self.chunk.takes_s[row] if own else math.inf
 
 
 class ChunkQueue:
@@ -149,9 +160,11 @@ class ChunkQueue:
                 self.take_over(waiting)
             else:
                 self.waiting = None
-        if self.current is None or not self.current.has(self.plan):
+        chunk, plan = self.current, self.plan
+        if chunk is None or not chunk.has(plan):
             return None
-        return self._action(self.current)
+        since = plan - self._took_over
+        return Action(chunk, plan - chunk.start, self._blended(chunk, self._fading, since), since == 0)
 
     def preview(self, chunk: Chunk) -> Floats:
         """Return the first action that ``chunk`` would give if it took over now, blended with the one that acts."""
@@ -161,15 +174,8 @@ class ChunkQueue:
         """The action was taken."""
         self.plan += 1
 
-    def _action(self, chunk: Chunk) -> Action:
-        index = self.plan - chunk.start
-        values = self._blended(chunk, self._fading, self.plan - self._took_over)
-        first = self.plan == self._took_over
-        before = chunk.actions[index - 1] if index else None
-        return Action(chunk.generation, values, chunk.actions[index], before, int(chunk.verdicts[index]), first)
-
     def _blended(self, chunk: Chunk, old: Chunk | None, since: int) -> Floats:
-        new: Floats = chunk.actions[self.plan - chunk.start]
+        new = chunk.rows[self.plan - chunk.start]
         if old is None or since >= self.blend_ticks or not old.has(self.plan):
             return new
         index = self.plan - old.start

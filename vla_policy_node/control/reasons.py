@@ -49,6 +49,6 @@ class Reasons:
 
     def resume_by_itself(self, now_ns: int) -> None:
         """End a latched hold if the contract allows that; never one that only people can end."""
-        waited = now_ns - self._latched_ns >= AUTO_RESUME_DELAY_NS
-        if self._auto_resume and waited and self.latched and HOLDS[self.latched].by_contract:
+        may_end = self._auto_resume and self.latched and HOLDS[self.latched].by_contract
+        if may_end and now_ns - self._latched_ns >= AUTO_RESUME_DELAY_NS:
             self.resume()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,11 +82,12 @@ class Runner:
         late_ns, skipped = schedule.finish(done_ns)
         if not loop.enabled or loop.motion_disabled:
             late_ns = skipped = 0  # no command was due
-        for counters in (self._counters, self._spans):
+        for counters in (self._counters, self._spans) if self._spans.any_open else (self._counters,):
             counters.add(late_ns, schedule.period_ns, skipped, starved=loop.starved, clamped=loop.clamped)
         self._report_swap(done_ns)
-        for span_id, counts in self._spans.ended(done_ns):
-            self._events.put({"type": "SPAN", "span_id": span_id, **counts.to_json()})
+        if self._spans.any_open:
+            for span_id, counts in self._spans.ended(done_ns):
+                self._events.put({"type": "SPAN", "span_id": span_id, **counts.to_json()})
         self._write_status(tick, done_ns, published=command is not None)
         if tick >= self._next_look_around:
             self._next_look_around = tick + self._look_around_ticks
@@ -101,8 +101,9 @@ class Runner:
             self._loop.stand_still()
 
     def _observe(self) -> Look:
-        read = self._observation.read(_LOOKED_AT)
-        if read is not None:  # else: being overwritten; the last look serves, and ages
+        new = self._observation.newest != self._look.observation
+        read = self._observation.read(_LOOKED_AT) if new else None
+        if read is not None:  # else: nothing new, or being overwritten; the last look serves, and ages
             r = read[1]
             self._look = Look(
                 int(r["stamp_ns"]),
@@ -114,10 +115,9 @@ class Runner:
                 read[0],
             )
         operated = self._operator.read() if self._loop.operator.on else None
-        if operated is not None:
-            action, received_ns = operated[1]["action"], int(operated[1]["received_ns"])
-            self._look = replace(self._look, operator=action, operator_ns=received_ns)
-        return self._look
+        if operated is None:
+            return self._look
+        return self._look._replace(operator=operated[1]["action"], operator_ns=int(operated[1]["received_ns"]))
 
     def _report_swap(self, now_ns: int) -> None:
         loop = self._loop
@@ -141,11 +141,11 @@ class Runner:
 
     def _write_status(self, tick: int, now_ns: int, *, published: bool) -> None:
         loop, counters = self._loop, self._counters
-        values: dict[str, Any] = {
+        values: dict[str, float | bytes] = {
             "tick": tick,
             "stamp_ns": now_ns,
             "mode": _MODE[loop.mode],
-            "latched": int(bool(loop.reasons.latched)),
+            "latched": bool(loop.reasons.latched),
             "hold_reason": 0 if loop.running else _REASON[loop.reasons.reason],
             "generation": loop.generation,
             "ticks": counters.ticks,
@@ -153,15 +153,15 @@ class Runner:
             "starved": counters.starved,
             "clamped": counters.clamped,
             "worst_late_ns": counters.worst_late_ns,
-            "histogram": counters.histogram,
-            "command": self._nowhere if loop.command is None else loop.command,
+            "histogram": counters.histogram.tobytes(),
+            "command": (self._nowhere if loop.command is None else loop.command).tobytes(),
             "chunks": loop.chunks,
-            "published": int(published),
-            "policy_action": self._nowhere if loop.policy_action is None else loop.policy_action,
+            "published": published,
+            "policy_action": (self._nowhere if loop.policy_action is None else loop.policy_action).tobytes(),
             "observation": self._look.observation,
             "episode": self._look.episode,
         }
-        self._status.write(values)
+        self._status.write_packed(values)
 
     def _listen(self, now_ns: int) -> None:
         for _ in range(_MESSAGES_A_TICK):

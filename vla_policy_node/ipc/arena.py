@@ -13,6 +13,7 @@ sequentially consistent there), for every observer of the memory.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
@@ -31,7 +32,7 @@ VERSION = 1
 IN_PROGRESS = (1 << 64) - 1
 _HEADER_BYTES = 4096
 _HEADER = struct.Struct("<QIIQQ")  # magic, version, slots, slot bytes, layout hash
-_NEWEST = 64  # offset of the newest sequence number, on a cache line of its own
+_NEWEST = 64 // 8  # which 64-bit word is the newest sequence number, on a cache line of its own
 _SLOT_HEAD = 64
 
 
@@ -51,17 +52,18 @@ class Field:
 
 
 class Layout:
-    """A record of named arrays, each aligned to 64 bytes."""
+    """A record of named arrays, aligned to 64 bytes; small ones to 8, so that they share cache lines."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = tuple(fields)
         self.offsets: dict[str, int] = {}
         offset = 0
         for field in self.fields:
-            self.offsets[field.name] = offset
             size = int(np.dtype(field.dtype).itemsize * np.prod(field.shape, dtype=np.int64))
-            offset += -(-size // 64) * 64
-        self.size = offset
+            self.offsets[field.name] = _aligned(offset, 64 if size >= 64 else 8)
+            offset = self.offsets[field.name] + size
+        self.size = _aligned(offset, 64)
+        self.names = [field.name for field in self.fields]
 
     def views(self, buffer: memoryview) -> dict[str, Array]:
         """Return the record's arrays as views of ``buffer`` (at least ``size`` bytes)."""
@@ -71,6 +73,16 @@ class Layout:
             )
             for f in self.fields
         }
+
+    def packed(self) -> struct.Struct:
+        """Return the record as one structure: a number for each scalar, bytes for each array."""
+        text, end = "<", 0
+        for field in self.fields:
+            dtype, offset = np.dtype(field.dtype), self.offsets[field.name]
+            size = dtype.itemsize * math.prod(field.shape)
+            text += f"{offset - end}x" + (f"{size}s" if field.shape else dtype.char.replace("l", "q").replace("L", "Q"))
+            end = offset + size
+        return struct.Struct(text)
 
     def to_json(self) -> list[list[Any]]:
         """Return a JSON form that :meth:`from_json` reads."""
@@ -88,6 +100,10 @@ class Layout:
         for byte in repr(self.to_json()).encode():
             value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
         return value
+
+
+def _aligned(offset: int, to: int) -> int:
+    return -(-offset // to) * to
 
 
 class Arena:
@@ -110,11 +126,22 @@ class Arena:
             raise ArenaError("arena header does not fit its layout")
         self._fence = threading.Lock()
         self._fence.acquire()
-        view = memoryview(self._map)
-        self._newest = np.frombuffer(view, np.uint64, 1, _NEWEST)
-        starts = [_HEADER_BYTES + i * self._slot_bytes for i in range(slots)]
-        self._seq = [np.frombuffer(view, np.uint64, 1, s) for s in starts]
-        self._records = [layout.views(view[s + _SLOT_HEAD : s + self._slot_bytes]) for s in starts]
+        # One object for all slots: the objects of a slot would be out of every cache when its turn comes.
+        self._words = memoryview(self._map).cast("Q")  # for the marks
+        self._packed = layout.packed()
+        self._fields = {field.name: self._over_slots(field) for field in layout.fields}
+
+    def _over_slots(self, field: Field) -> Array:
+        """Return a field of every slot, ``[slots, …]``."""
+        within = np.empty(field.shape, field.dtype).strides
+        start = _HEADER_BYTES + _SLOT_HEAD + self.layout.offsets[field.name]
+        shape, strides = (self.slots, *field.shape), (self._slot_bytes, *within)
+        array: Array = np.ndarray(shape, field.dtype, self._map, start, strides)
+        return array
+
+    def _start(self, seq: int) -> int:
+        """Return where a record's slot begins, with its mark."""
+        return _HEADER_BYTES + seq % self.slots * self._slot_bytes
 
     @classmethod
     def create(cls, layout: Layout, slots: int = 4, name: str = "vla_ota") -> Arena:
@@ -131,26 +158,43 @@ class Arena:
     @property
     def newest(self) -> int:
         """Sequence number of the newest record, 0 = none yet."""
-        return int(self._newest[0])
+        return self._words[_NEWEST]
 
     def write(self, values: dict[str, Array | float | int]) -> int:
         """Publish a record and return its sequence number (1, 2, …). One writer only.
 
         Every field must be given: a slot holds what was in it a round of the ring ago.
         """
-        seq = int(self._newest[0]) + 1
+        fields = self._fields
+        if values.keys() != fields.keys():
+            raise ValueError(f"fields {sorted(values.keys() ^ fields.keys())} are missing or unknown")
+        seq, start = self._begin()
         slot = seq % self.slots
-        if values.keys() != self._records[slot].keys():
-            raise ValueError(f"fields {sorted(values.keys() ^ self._records[slot].keys())} are missing or unknown")
-        self._seq[slot][0] = IN_PROGRESS
-        self._barrier()
-        record = self._records[slot]
         for name, value in values.items():
-            record[name][...] = value
+            fields[name][slot] = value
+        return self._publish(seq, start)
+
+    def write_packed(self, values: dict[str, float | bytes]) -> int:
+        """Do what :meth:`write` does in one step. Fields are in the layout's order, arrays are bytes of their dtype and size."""
+        if list(values) != self.layout.names:
+            raise ValueError(f"fields {list(values)} are not the layout's")
+        seq, start = self._begin()
+        self._packed.pack_into(self._map, start + _SLOT_HEAD, *values.values())
+        return self._publish(seq, start)
+
+    def _begin(self) -> tuple[int, int]:
+        """Mark the slot of the next record as in progress; return its sequence number and where the slot begins."""
+        seq = self._words[_NEWEST] + 1
+        start = self._start(seq)
+        self._words[start // 8] = IN_PROGRESS
         self._barrier()
-        self._seq[slot][0] = seq
+        return seq, start
+
+    def _publish(self, seq: int, start: int) -> int:
         self._barrier()
-        self._newest[0] = seq
+        self._words[start // 8] = seq
+        self._barrier()
+        self._words[_NEWEST] = seq
         return seq
 
     def read(
@@ -161,16 +205,15 @@ class Arena:
         A few tries are enough: the writer would have to come round the whole ring during each copy.
         """
         for _ in range(4):
-            wanted = int(self._newest[0]) if seq is None else seq
+            wanted = self._words[_NEWEST] if seq is None else seq
             if wanted == 0:
                 return None
-            slot = wanted % self.slots
-            if int(self._seq[slot][0]) == wanted:
-                record = self._records[slot]
+            slot, mark = wanted % self.slots, self._start(wanted) // 8
+            if self._words[mark] == wanted:
                 self._barrier()
-                copies = {name: record[name].copy() for name in (names or record)}
+                copies = {name: self._fields[name][slot].copy() for name in (names or self._fields)}
                 self._barrier()
-                if int(self._seq[slot][0]) == wanted:
+                if self._words[mark] == wanted:
                     return wanted, copies
             if seq is not None:
                 return None
@@ -182,7 +225,7 @@ class Arena:
 
     def close(self) -> None:
         """Forget the memory. The memfd itself lives as long as some process maps it or holds its descriptor."""
-        self._records, self._seq = [], []
-        del self._newest
+        self._fields = {}
+        self._words.release()
         self._map.close()
         os.close(self.fd)
