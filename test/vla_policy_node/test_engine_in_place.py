@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.engine_rig import EngineRig
 from support.refusals import refused
-from support.scripted import adapter_bundle, base_bundle, scripted_bundle
+from support.scripted import BALLAST, adapter_bundle, base_bundle, scripted_bundle
 from support.waits import TIMEOUT_S
 
 from vla_policy_node.errors import PolicyNodeError
@@ -321,13 +321,13 @@ def test_what_was_on_trial_does_not_act_again_when_the_way_back_fails(tmp_path: 
 
 
 def test_an_adapter_and_its_base_take_turns_in_the_memory_of_one(tmp_path: Path) -> None:
-    base = base_bundle(tmp_path / "base")
-    adapter_bundle(tmp_path / "adapter", "1.1.0", base, 1)
-    with EngineRig(tmp_path, model_path=str(tmp_path / "base"), load_in_place=True) as rig:
-        rig.wait_running()
+    adapter_bundle(tmp_path, "1.1.0", base_bundle(tmp_path), 1)
+    with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0"), load_in_place=True) as rig:
+        rig.wait_running("1.0.0")
         arenas = rig.engine._pool._weights._arenas
-        largest = max(a.size for a in arenas)
-        for name in ("adapter", "base", "adapter"):
-            rig.engine.swap(SwapRequest(bundle_path=str(tmp_path / name), at="NOW"))
-            rig.wait_running()
-            assert sum(a.size >= largest for a in arenas) == 1
+        base_size = max(arena.size for arena in arenas)
+        assert base_size >= BALLAST.nbytes
+        for version in ("1.1.0", "1.0.0", "1.1.0"):
+            rig.engine.swap(SwapRequest(bundle_path=str(tmp_path / version), at="NOW"))
+            rig.wait_running(version)
+            assert sum(arena.size for arena in arenas) < 1.5 * base_size
