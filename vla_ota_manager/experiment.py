@@ -141,7 +141,9 @@ class ExperimentRunner:
             return
         snapshot = self._ctx.gate.policy()
         if snapshot is not None and snapshot.load_in_place:
-            self.end("OUT_OF_MEMORY", "policy_node has room for one version (load_in_place), and an experiment needs two")
+            self.end(
+                "OUT_OF_MEMORY", "policy_node has room for one version (load_in_place), and an experiment needs two"
+            )
             return
         self._ctx.show(f"experiment {record.experiment}: policy_node loads {missing}")
         result = self._ctx.gate.prepare(

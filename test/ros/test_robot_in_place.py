@@ -19,9 +19,10 @@ IN_PLACE = {"load_in_place": True, "load_timeout_s": 120.0}
 def robot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RobotRig]:
     """A robot that was empty and has installed 1.0.0. It never rests: updates come at once, and the hold brings it to rest."""
     manager = {"swap_at": "NOW"}
-    with claim_domain() as domain, RobotRig(
-        domain, tmp_path_factory.mktemp("robot"), manager=manager, kept=True
-    ) as rig:
+    with (
+        claim_domain() as domain,
+        RobotRig(domain, tmp_path_factory.mktemp("robot"), manager=manager, kept=True) as rig,
+    ):
         rig.start_policy(**IN_PLACE)
         rig.start_manager()
         rig.install("1.0.0")

@@ -22,7 +22,7 @@ from vla_checkpoint.manifest import Manifest, load_manifest
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.client import ControlClient
-from vla_policy_node.control.swap import EXPERIMENT, WAYS_BACK
+from vla_policy_node.control.swap import EXPERIMENT
 from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.generations.in_place import InPlace, Wanted, manifest_of
 from vla_policy_node.generations.lease import TrialLease
