@@ -56,9 +56,7 @@ def test_a_missing_policy_is_reported_also_while_motion_is_disabled() -> None:
 
 
 def test_a_load_in_place_is_not_taken_for_a_missing_policy() -> None:
-    found = only(
-        examine(state=PolicyStatus.STATE_HOLDING, hold_reason="LOADING_IN_PLACE")
-    )
+    found = only(examine(state=PolicyStatus.STATE_HOLDING, hold_reason="LOADING_IN_PLACE"))
     assert found.code == "POLICY_HOLDING" and found.text.startswith("LOADING_IN_PLACE: ")
 
 
