@@ -116,12 +116,12 @@ class Program:
     def _swap(self, request: SwapRequest, watch_s: float) -> dict[str, float]:
         self._engine.begin_counting()
         begin_s = time.monotonic()
-        resident, report = self._engine.swap(request)
+        _, report = self._engine.swap(request)
         assert report is not None
         counts = self._engine.counts(watch_s)
         parts = {}
         if not report.warm:
-            timings = resident.generation.timings
+            timings = report.timings
             parts = {f"{k}_ms": getattr(timings, f"{k}_s") * 1e3 for k in ("load", "digest", "golden", "warm_up")}
             parts["spare_used"] = float(timings.spare_used)
         return {"acted_ms": (report.acted_s - begin_s) * 1e3, **parts, **counts}

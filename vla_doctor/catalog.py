@@ -258,8 +258,8 @@ RULES = {
     # -- machine
     "MEMORY_SHORT": Rule(
         "FAIL",
-        "Memory does not suffice for two loaded policies and the reserve: an update would fail or get something killed.",
-        "free {missing_mib:.0f} MiB, use smaller policies, or lower --memory-reserve-bytes if you know better",
+        "Memory does not suffice for two policies (one with load_in_place) and the reserve: an update would fail.",
+        "free {missing_mib:.0f} MiB, use smaller policies, set load_in_place, or lower --memory-reserve-bytes if you know better",
     ),
     "FIFO_REFUSED": Rule(
         "WARN",

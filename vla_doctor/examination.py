@@ -220,7 +220,12 @@ def _judge_machine(
     findings = worker.check_worker(probe, policy.parameters)
     bundle = max(storage.largest_bundle(store) if store else 0, _bundle_size(ours["model_path"]))
     findings += machine.check_memory(
-        available_bytes(), bundle, probe.peak_bytes, _resident(policy), settings.memory_reserve_bytes
+        available_bytes(),
+        bundle,
+        probe.peak_bytes,
+        _resident(policy),
+        settings.memory_reserve_bytes,
+        generations=1 if ours["load_in_place"] else 2,
     )
     priority = ours["fifo_priority"]
     findings += machine.check_privileges(machine.probe_privileges(priority), priority)
@@ -241,4 +246,5 @@ def _resident(policy: NodeSeen) -> int:
     status = policy.status.samples.last if policy.status is not None else None
     if status is None:
         return 0
-    return len({d for d in (status.active_digest, status.standby_digest, status.prepared_digest) if d})
+    prepared = "" if status.load_in_place else status.prepared_digest
+    return len({d for d in (status.active_digest, status.standby_digest, prepared) if d})

@@ -27,8 +27,10 @@ _EARLIEST_S = 1735689600.0  # 2025-01-01: no robot with this package had its clo
 # -- memory and privileges --------------------------------------------------------------------------------------------------
 
 
-def check_memory(available: int, bundle: int, worker: int, resident: int, reserve: int) -> list[Finding]:
-    """Judge whether two loaded policies fit.
+def check_memory(
+    available: int, bundle: int, worker: int, resident: int, reserve: int, *, generations: int = 2
+) -> list[Finding]:
+    """Judge whether as many loaded policies fit as the policy node is to hold.
 
     Args:
         available: what can be taken without swapping [bytes].
@@ -36,15 +38,16 @@ def check_memory(available: int, bundle: int, worker: int, resident: int, reserv
         worker: an interpreter with its imports [bytes].
         resident: generations that the policy node has loaded already.
         reserve: to stay free [bytes].
+        generations: that are in memory at a time: 2, or 1 with `load_in_place`.
     """
     what = "memory"
-    missing = max(0, 2 - resident)
+    missing = max(0, generations - resident)
     needed = missing * (bundle + worker) + reserve
     size = f"{bundle // MIB} MiB (largest bundle)" if bundle else "unknown size (no bundle yet)"
-    more = {1: "one more policy", 2: "two policies"}.get(missing)
-    load = (
-        f"{more} of {size}, {worker // MIB} MiB for each one's process" if more else "two policies are loaded already"
-    )
+    one = "one policy" if generations == 1 else "one more policy"
+    more = {1: one, 2: "two policies"}.get(missing)
+    there = "one policy is" if generations == 1 else "two policies are"
+    load = f"{more} of {size}, {worker // MIB} MiB for each one's process" if more else f"{there} loaded already"
     text = f"{available // MIB} MiB available, {needed // MIB} needed: {load}, {reserve // MIB} MiB reserve"
     if needed > available:
         return [problem("MEMORY_SHORT", what, text, missing_mib=(needed - available) / MIB)]

@@ -45,7 +45,7 @@ def _check_policy_status(what: str, node: NodeSeen) -> list[Finding]:
     if status.state == UNCONFIGURED:
         return []  # the lifecycle state says it
     found: list[Finding] = []
-    without_policy = not status.active_version
+    without_policy = not status.active_version and status.hold_reason != "LOADING_IN_PLACE"  # there will be one soon
     error = f"{status.error_code}: {status.message}" if status.error_code else ""
     if status.state == ERROR:
         found.append(problem("POLICY_ERROR", what, status.message or "the control process does not run"))

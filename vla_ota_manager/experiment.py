@@ -139,6 +139,12 @@ class ExperimentRunner:
         """Let policy_node load what is missing beside the version that acts."""
         if time.monotonic() < self._next_try:
             return
+        snapshot = self._ctx.gate.policy()
+        if snapshot is not None and snapshot.load_in_place:
+            self.end(
+                "OUT_OF_MEMORY", "policy_node has room for one version (load_in_place), and an experiment needs two"
+            )
+            return
         self._ctx.show(f"experiment {record.experiment}: policy_node loads {missing}")
         result = self._ctx.gate.prepare(
             missing,

@@ -78,7 +78,7 @@ class PolicyGate:
         What is to go on trial and has crashed since it was prepared is not prepared again: the policy node's code says so.
 
         Raises:
-            PolicyError: with the reply's code and fault, if it cannot be prepared.
+            PolicyError: with the reply's code and fault, if it cannot be prepared, or not be loaded in place.
         """
         snapshot = self.policy()
         warm = snapshot is not None and snapshot.is_resident(ref.digest)
@@ -105,7 +105,20 @@ class PolicyGate:
         return self._port.prepare(path, ref.digest, on_progress, interrupted, timeout_s, skip_shadow=skip_shadow)
 
     def _swap(self, ref: Ref, request: SwapRequest, interrupted: Callable[[], bool]) -> SwapResult:
+        snapshot = self.policy()
+        in_place = snapshot is not None and snapshot.load_in_place and not snapshot.is_resident(ref.digest)
+        if in_place:
+            self._show(f"policy_node loads {ref} in place of what acts, and the robot holds meanwhile")
+        load_s = self._config.prepare_timeout_s if in_place else 0.0
+
+        def over() -> bool:
+            if in_place:
+                self._report()
+            return interrupted()
+
         self._store.fs.point("port.before_swap")
-        result = self._port.swap(replace(request, digest=ref.digest), interrupted)
+        result = self._port.swap(replace(request, digest=ref.digest, load_s=load_s), over)
         self._store.fs.point("port.after_swap")
+        if in_place and result.fault is Fault.BUNDLE:  # it is loaded only now: refused as by a preparation
+            raise PolicyError(result.error_code, result.message, f"load {ref} in place", result.fault)
         return result

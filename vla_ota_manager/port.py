@@ -30,6 +30,8 @@ class PolicySnapshot:
     active_version: str = ""
     standby_digest: str = ""
     prepared_digest: str = ""
+    load_in_place: bool = False
+    """There is room for one version: a swap loads in the place of what acts, and what is prepared was only checked on disk."""
     holding: bool = False
     hold_latched: bool = False
     hold_reason: str = ""
@@ -60,7 +62,8 @@ class PolicySnapshot:
 
     def is_resident(self, digest: str) -> bool:
         """Whether a swap to this bundle needs no loading."""
-        return bool(digest) and digest in (self.active_digest, self.standby_digest, self.prepared_digest)
+        prepared = "" if self.load_in_place else self.prepared_digest
+        return bool(digest) and digest in (self.active_digest, self.standby_digest, prepared)
 
 
 def absence(snapshot: PolicySnapshot | None) -> str:
@@ -91,6 +94,8 @@ class SwapRequest:
     lease_s: float = 0.0
     cause: str = "UPDATE"
     timeout_s: float = 30.0
+    load_s: float = 0.0
+    """Longest time beyond that which loading in place may take [s]; 0: nothing is loaded for it."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,9 @@ class PolicyNodeConfig:
     spare_worker: bool = setting(
         True, "Keep a worker waiting with its imports done: an update is loaded sooner, and its memory is gone"
     )
+    load_in_place: bool = setting(
+        False, "Room for one policy: another one is loaded in its place, at rest, and the robot holds meanwhile"
+    )
     worker_threads: int = setting(1, "Threads of the policy's own computations in a worker", 1, 256)
     load_timeout_s: float = setting(300.0, "Longest preparation of a bundle [s]", 0.1, 86400.0)
     inference_timeout_s: float = setting(5.0, "A worker that owes a chunk this long counts as hung [s]", 0.05, 600.0)

@@ -34,7 +34,7 @@ from vla_policy_node.errors import ControlError, duration
 from vla_policy_node.generations.generations import Generations
 from vla_policy_node.generations.lease import TrialLease
 from vla_policy_node.generations.recovery import Recovery
-from vla_policy_node.generations.residents import Resident
+from vla_policy_node.generations.residents import OnDisk, Resident
 from vla_policy_node.generations.swapping import Report, SwapRequest
 from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.ipc.layouts import OBSERVATION_HZ
@@ -84,8 +84,9 @@ class Snapshot:
     boot_id: str
     active: Resident | None
     standby: Resident | None
-    prepared: Resident | None
+    prepared: Resident | OnDisk | None
     on_trial: bool
+    load_in_place: bool
     shadow_only: bool
     control: ControlStatus | None
     control_alive: bool
@@ -134,6 +135,7 @@ def worker_config(config: PolicyNodeConfig, contract: Contract) -> WorkerConfig:
         imports=config.worker_imports,
         device=config.device,
         threads=config.worker_threads,
+        generations=1 if config.load_in_place else 2,
         spare=config.spare_worker,
         load_timeout_s=config.load_timeout_s,
         inference_timeout_s=config.inference_timeout_s,
@@ -219,6 +221,8 @@ class PolicyEngine:
         self.observations.set_instruction(self._instruction)
         started = self._control.start()
         self._say_started(started)
+        if self.config.load_in_place and self.config.shadow_chunks:
+            LOG.warning("load_in_place: there is no room for a shadow; shadow_chunks counts only while nothing acts")
         path = self._start_path()
         self._pool.start(self._policy_type(path))
         self._supervisor.start()
@@ -321,7 +325,7 @@ class PolicyEngine:
         cancelled: Callable[[], bool],
         *,
         skip_shadow: bool = False,
-    ) -> Resident:
+    ) -> Resident | OnDisk:
         """Load a bundle beside the running one; see :meth:`Generations.prepare`."""
         return self.generations.prepare(
             bundle_path,
@@ -331,7 +335,7 @@ class PolicyEngine:
             shadow=None if skip_shadow else self._shadow,
         )
 
-    def swap(self, request: SwapRequest) -> tuple[Resident, Report | None]:
+    def swap(self, request: SwapRequest) -> tuple[Resident | OnDisk, Report | None]:
         """Activate a generation; see :meth:`Generations.swap`."""
         resident, report = self.generations.swap(
             request,
@@ -524,7 +528,7 @@ class PolicyEngine:
         kind = event.get("type")
         active = self.generations.residents.active
         self._journal.note(event, active.version if active is not None else "")
-        if kind in ("SWAPPED", "SWAP_FAILED", "SPAN"):
+        if kind in ("SWAPPED", "SWAP_FAILED", "VACATED", "SPAN"):
             if event.get("error_code") in _CHUNK_FAULTS and (fault := self._faults.get(int(event["generation"]))):
                 event = {**event, "message": f"the new generation's first chunk: {fault}"}
             self.generations.on_control_event(event)
@@ -619,6 +623,7 @@ class PolicyEngine:
             standby=standby,
             prepared=prepared,
             on_trial=on_trial,
+            load_in_place=self.config.load_in_place,
             shadow_only=self.config.shadow_only,
             control=status,
             control_alive=alive and not silent,

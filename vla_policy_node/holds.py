@@ -41,6 +41,12 @@ HOLDS = {
         Latch.NEVER,
         then="after an activation it stands for `STARTUP`, which it becomes when there is a policy",
     ),
+    "LOADING_IN_PLACE": Hold(
+        "another version is loaded in place of the one that acted: this robot has room for one (`load_in_place`)",
+        "wait; `message` or the answer to the swap says what failed",
+        Latch.NEVER,
+        then="acts again by itself when the load went well; if it fails, with the version before, loaded again",
+    ),
     "STARTUP": Hold(
         "the node was started or activated, and waits for a resume; after it, for the first action",
         "see that nobody is in the way; if it stays after a resume, look at the observations",

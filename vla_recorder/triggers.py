@@ -7,8 +7,11 @@ from typing import Any
 
 from vla_recorder.blackbox import Cause
 
-ORDINARY_HOLDS = frozenset({"NO_POLICY", "STARTUP", "NO_EPISODE", "MOTION_REENABLED", "NO_OPERATOR_ACTION"})
-"""Holds that belong to a normal day: a start, a robot without a task. Their recordings would push out those of faults."""
+ORDINARY_HOLDS = frozenset(
+    {"NO_POLICY", "LOADING_IN_PLACE", "STARTUP", "NO_EPISODE", "MOTION_REENABLED", "NO_OPERATOR_ACTION"}
+)
+"""Holds that belong to a normal day: a start, an update where there is room for one policy, a robot without a task. Their
+recordings would push out those of faults."""
 UNCONFIGURED, INACTIVE, RUNNING, HOLDING, MOTION_DISABLED, ERROR, OPERATOR = range(7)
 """``vla_ota/PolicyStatus``: STATE_*."""
 _BACK = ("ROLLBACK", "LEASE_EXPIRED", "WORKER_LOST")

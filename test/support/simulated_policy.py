@@ -41,7 +41,7 @@ class SimulatedPolicy:
             "unconfigured": "", "error": ["", "", 0.0], "motion": True, "asked": 0,
             "refuse_prepare": "", "refuse_swap": "", "prepare_s": 0.0, "swap_s": 0.0,
             "crashed": {}, "crashes_at_swap": "", "episode": "", "fails_to_prepare": {}, "shadowed": [], "shows_shadow": False,
-            "experiment": "",
+            "experiment": "", "load_in_place": False, "fails_to_load": {},
             "digests": [], "draw_error": ["", ""],
         }  # fmt: skip
         if not path.exists():
@@ -88,6 +88,7 @@ class SimulatedPolicy:
             active_version=active.get("version", ""),
             standby_digest=(document["standby"] or {}).get("digest", ""),
             prepared_digest=(document["prepared"] or {}).get("digest", ""),
+            load_in_place=document["load_in_place"],
             holding=bool(document["holding"]),
             hold_latched=bool(document["holding"]),
             hold_reason=document["holding"],
@@ -175,6 +176,9 @@ class SimulatedPolicy:
         expected, active = request.expected_active_digest, document["active"] or {}
         if expected and active.get("digest") != expected:
             return _not_swapped("EXPECTATION_FAILED", "another one acts")
+        failures = document["fails_to_load"].get((self._resident(document, request.digest) or {})["version"])
+        if document["load_in_place"] and failures:
+            return _not_swapped(failures.pop(0), "fails as told")
         return None
 
     def _swap(self, document: Document, request: SwapRequest) -> SwapResult:

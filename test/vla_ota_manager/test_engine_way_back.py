@@ -215,6 +215,17 @@ def test_a_policy_node_that_is_busy_or_absent_is_asked_again_and_nothing_is_skip
     assert not any("cannot be loaded" in event.message for event in updated.events)
 
 
+@pytest.mark.parametrize(("code", "version"), [("GOLDEN_MISMATCH", "1.0.0"), ("WORKER_DIED", "1.1.0")])
+def test_a_version_that_cannot_be_loaded_in_place_is_skipped_like_one_that_cannot_be_prepared(
+    updated: Robot, code: str, version: str
+) -> None:
+    update_id = updated.try_next()
+    updated.say(standby=None, load_in_place=True, fails_to_load={"1.1.0": [code] * 2})
+    updated.score(1.0, "hard_limit")
+    updated.ended(update_id, S.ROLLED_BACK, "HARD_LIMIT")
+    assert updated.policy.look()["active"]["version"] == version and updated.current_version() == version
+
+
 @pytest.mark.parametrize(("failures", "version"), [(2, "1.1.0"), (3, "1.0.0")])
 def test_what_may_be_the_machines_fault_is_tried_three_times(updated: Robot, failures: int, version: str) -> None:
     update_id = updated.try_next()

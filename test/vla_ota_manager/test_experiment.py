@@ -73,6 +73,19 @@ def test_it_is_joined_when_both_versions_are_loaded_and_the_status_names_them(jo
     assert active(joined) == B, "a stage of a rollout changes how often it is drawn, and nothing else"
 
 
+def test_a_robot_with_room_for_one_version_takes_no_part(tmp_path: Path, server: CheckpointServer) -> None:
+    robot = Robot(tmp_path, server)
+    robot.adopt(A)
+    robot.publish(B)
+    robot.start()
+    robot.install(B, UpdateState.INSTALLED, activate=False)
+    robot.say(load_in_place=True)
+    reply = assign(robot)
+    assert not reply.success and reply.error_code == "OUT_OF_MEMORY" and "load_in_place" in reply.message
+    assert active(robot) == A and "prepare 1.1.0" not in robot.policy.look()["log"]
+    robot.stop()
+
+
 def test_it_survives_restarts_of_manager_and_policy_node_and_both_versions_stay_on_disk(joined: Robot) -> None:
     joined.policy.draw(B)
     joined.stop()

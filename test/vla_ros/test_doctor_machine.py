@@ -33,6 +33,14 @@ def test_policies_that_are_loaded_already_are_not_asked_for_again() -> None:
     assert codes(machine.check_memory(99 * MIB, resident=2, **need)) == ["MEMORY_SHORT"]
 
 
+def test_a_robot_that_loads_in_place_needs_the_memory_of_one_policy() -> None:
+    need = {"bundle": 1000 * MIB, "worker": 300 * MIB, "reserve": 100 * MIB, "generations": 1}
+    assert codes(machine.check_memory(1400 * MIB, resident=0, **need)) == [""]
+    assert codes(machine.check_memory(1400 * MIB - 1, resident=0, **need)) == ["MEMORY_SHORT"]
+    loaded = machine.check_memory(100 * MIB, resident=1, **need)[0]
+    assert loaded.code == "" and "one policy is loaded already" in loaded.text
+
+
 def test_what_the_user_may_not_do_comes_with_the_limits_line_for_that_user() -> None:
     found = machine.check_privileges(machine.Privileges(fifo=False, memlock_bytes=8 * MIB), 10)
     assert codes(found) == ["FIFO_REFUSED", "MEMLOCK_LOW"]

@@ -55,6 +55,11 @@ def test_a_missing_policy_is_reported_also_while_motion_is_disabled() -> None:
     assert only(examine(state=PolicyStatus.STATE_MOTION_DISABLED)).text.startswith("NO_POLICY: ")
 
 
+def test_a_load_in_place_is_not_taken_for_a_missing_policy() -> None:
+    found = only(examine(state=PolicyStatus.STATE_HOLDING, hold_reason="LOADING_IN_PLACE"))
+    assert found.code == "POLICY_HOLDING" and found.text.startswith("LOADING_IN_PLACE: ")
+
+
 @pytest.mark.parametrize("lifecycle", ["inactive", "activating", "configuring", "errorprocessing"])
 def test_a_policy_node_that_is_not_active_is_said_to_command_nothing(lifecycle: str) -> None:
     found = examine(lifecycle, state=PolicyStatus.STATE_INACTIVE, active_version="1.0.0")

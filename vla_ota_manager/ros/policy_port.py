@@ -222,15 +222,15 @@ class RosPolicyPort:
             trial_lease_s=request.lease_s,
             cause=request.cause,
         )
-        future = None
+        future, longest_s = None, request.timeout_s + request.load_s + REPLY_S
         try:
             self._await_server(self._swap.service_is_ready, cancelled)
             future = self._swap.call_async(message)
-            reply = wait(future, self._give_up(cancelled, request.timeout_s + REPLY_S))
+            reply = wait(future, self._give_up(cancelled, longest_s))
         except GivenUpError as e:
             if future is not None:
                 self._swap.remove_pending_request(future)
-            late = "SWAP_TIMEOUT", f"no reply within {request.timeout_s + REPLY_S:g} s", Fault.BUSY
+            late = "SWAP_TIMEOUT", f"no reply within {longest_s:g} s", Fault.BUSY
             code, text, fault = self._given_up(e.reason, late)
             return SwapResult(False, code, text, fault=fault)
         if reply.success:
@@ -327,6 +327,7 @@ def _snapshot(status: PolicyStatus, age_s: float, report: SwapReport | None) -> 
         active_version=status.active_version,
         standby_digest=status.standby_digest,
         prepared_digest=status.prepared_digest,
+        load_in_place=status.load_in_place,
         holding=status.holding,
         hold_latched=status.hold_latched,
         hold_reason=status.hold_reason,

@@ -244,9 +244,25 @@ class ControlClient:
             raise ControlError("SWAP_BOUNDARY_UNKNOWN", f"at={at!r}, must be one of {', '.join(AT)}")
         message: dict[str, Any] = {"type": "activate", "generation": generation, "at": at, "swap_id": swap_id}
         message |= {"timeout_s": timeout_s, "cause": cause}
-        seen = self._observation.read(["episode"])  # the loop may hear of an episode before it reads this message
-        episode = int(seen[1]["episode"]) if seen is not None else 0
-        self._send({**message, "asked_ns": time.monotonic_ns(), "episode": episode})
+        self._send({**message, "asked_ns": time.monotonic_ns(), "episode": self._episode()})
+
+    def vacate(self, at: str, swap_id: str, timeout_s: float, cause: str) -> None:
+        """Let the acting generation leave at ``at`` (EPISODE, REST or NOW); the loop holds LOADING_IN_PLACE from then on.
+
+        The answer is an event VACATED or SWAP_FAILED with ``swap_id``. The hold ends with the next activation, or by
+        :meth:`loading_failed`.
+        """
+        message = {"type": "vacate", "at": at, "swap_id": swap_id, "timeout_s": timeout_s, "cause": cause}
+        self._send({**message, "episode": self._episode()})
+
+    def loading_failed(self) -> None:
+        """Nothing could be loaded in the place that was made: hold NO_POLICY, until a policy and a resume come."""
+        self._send({"type": "loading_failed"})
+
+    def _episode(self) -> int:
+        """Return the episode that the loop sees or is about to: it may hear of one before it reads a message."""
+        seen = self._observation.read(["episode"])
+        return int(seen[1]["episode"]) if seen is not None else 0
 
     def cancel_activation(self, swap_id: str) -> None:
         """Take a pending swap back: SWAP_FAILED CANCELLED, unless it has happened already."""

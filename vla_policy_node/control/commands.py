@@ -15,6 +15,7 @@ from vla_policy_node.control.generation import Generation
 from vla_policy_node.control.limits import Limiter
 from vla_policy_node.control.loop import ControlLoop
 from vla_policy_node.control.swap import UPDATE, PendingSwap
+from vla_policy_node.control.vacancy import Vacancy
 from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.ipc.arena import ArenaError
 from vla_policy_node.ipc.generation import GenerationHandle
@@ -34,6 +35,8 @@ class Commands:
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
             "remove_generation": self._remove,
             "activate": self._activate,
+            "vacate": self._vacate,
+            "loading_failed": lambda m: loop.give_up_loading(),
             "cancel_activation": self._cancel,
             "enable": self._enable,
             "episode_missing": self._episode_missing,
@@ -98,6 +101,8 @@ class Commands:
         if loop.active is generation:
             loop.active, loop.lost = None, True
             loop.latch("WORKER_LOST")
+            if loop.vacancy is not None:
+                loop.vacate(loop.vacancy)  # nothing acts: there is no boundary to wait for
         del self._generations[generation.id]
         generation.close()
 
@@ -147,7 +152,26 @@ class Commands:
         if loop.motion_disabled and not (at_once and loop.may_swap_without_motion(cause)):
             raise ControlError("MOTION_DISABLED", "no swap while motion is disabled")
 
+    def _vacate(self, message: dict[str, Any]) -> None:
+        """Let the acting generation leave at a boundary, so that another can be loaded in its place."""
+        loop, at, swap_id = self._loop, _text(message, "at"), _text(message, "swap_id")
+        timeout_ns = int(min(float(message["timeout_s"]), _MAX_TIMEOUT_S) * 1e9)
+        episode, cause = int(message.get("episode", loop.episode or 0)), _text(message, "cause")
+        vacancy = Vacancy(swap_id, at, loop.now_ns + timeout_ns, episode, cause)
+        if at not in ("EPISODE", "REST", "NOW"):
+            raise ValueError(f"at={at!r}")
+        if loop.motion_disabled and not vacancy.is_way_back:
+            loop.vacancy = vacancy
+            loop.fail_vacancy("MOTION_DISABLED", "no swap while motion is disabled")
+        elif at == "NOW" or loop.active is None or not loop.enabled or loop.motion_disabled:
+            loop.vacate(vacancy)
+        else:
+            loop.vacancy = vacancy
+
     def _cancel(self, message: dict[str, Any]) -> None:
+        vacancy = self._loop.vacancy
+        if vacancy is not None and vacancy.swap_id == message["swap_id"]:
+            self._loop.fail_vacancy("CANCELLED", "the swap was taken back")
         pending = self._loop.pending
         if pending is not None and pending.swap_id == message["swap_id"]:
             self._loop.fail_swap("CANCELLED", "the swap was taken back")
@@ -162,6 +186,7 @@ class Commands:
         loop = self._loop
         if not message["enabled"]:
             loop.fail_swap("INACTIVE", "the node was deactivated")
+            loop.stop_waiting_to_vacate("INACTIVE", "the node was deactivated")
             loop.stand_still()
             loop.enabled = loop.motion_disabled = False
             loop.emit({"type": "DISABLED"})

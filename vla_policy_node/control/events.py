@@ -9,6 +9,7 @@
 | ``ENABLE_FAILED`` | ``error_code`` (COMMAND_TOPIC_TAKEN), ``message`` |
 | ``SWAPPED`` | ``swap_id, generation, previous, at, tick, latency_s, acted, seam_jump, seam_channel, typical_step``, counts |
 | ``SWAP_FAILED`` | ``swap_id, generation, error_code, message``: the old generation goes on |
+| ``VACATED`` | ``swap_id, generation, tick``: that generation has left; the loop holds LOADING_IN_PLACE |
 | ``SPAN`` | ``span_id`` and the counts: of a swap one second after it, of others when they end |
 | ``HOLD`` | ``reason`` (never NO_POLICY), ``latched, tick, generation, message``; if known ``channel, value, limit`` |
 | ``RESUMED`` | ``reason, held_s, tick, generation``: the first action after a hold went out |

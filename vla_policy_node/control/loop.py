@@ -25,6 +25,7 @@ from vla_policy_node.control.operator import Operator
 from vla_policy_node.control.queue import Action, Chunk, ChunkQueue
 from vla_policy_node.control.reasons import Reasons
 from vla_policy_node.control.swap import WAYS_BACK, PendingSwap
+from vla_policy_node.control.vacancy import Vacancy
 from vla_policy_node.holds import HOLDS, Latch
 
 Floats = npt.NDArray[np.float64]
@@ -61,6 +62,8 @@ class ControlLoop:
         self.active: Generation | None = None
         self.lost = False  # the generation that acted has gone: only a swap at NOW is taken
         self.pending: PendingSwap | None = None
+        self.vacancy: Vacancy | None = None  # asked for, not due yet
+        self.loading = False  # another generation is loaded in place of the one that acted
         # Not reported yet: the swap, the generation and the command before it.
         self.swapped: tuple[PendingSwap, int, Floats | None] | None = None
         self.generation = 0  # of the last action taken
@@ -105,6 +108,7 @@ class ControlLoop:
         self._follow_episode(look.episode)
         self._collect(self.active)
         self._watch_swap(look)
+        self._watch_vacancy(look)
         plan, cause = self.queue.plan, self._cause(look)
         command = self._act(look, cause)
         if not cause and not self.reasons.blocked:
@@ -147,7 +151,7 @@ class ControlLoop:
     def _cause(self, look: Look) -> str:
         """Return why the policy cannot act whatever its chunks are."""
         if self.active is None and self.pending is None and not self.operator.on:
-            return "NO_POLICY"
+            return "LOADING_IN_PLACE" if self.loading else "NO_POLICY"
         if not look.valid or abs(self.now_ns - look.stamp_ns) > self._max_age_ns:
             return "OBSERVATION_STALE"
         return ""
@@ -408,6 +412,7 @@ class ControlLoop:
             self.swap_at_standstill(self.pending)
         else:
             self.fail_swap("MOTION_DISABLED", "motion was disabled before the swap")
+        self.stop_waiting_to_vacate("MOTION_DISABLED", "motion was disabled before the swap")
 
     def _where(self) -> dict[str, Any]:
         return {"tick": self.tick_number, "generation": 0 if self.active is None else self.active.id}
@@ -519,7 +524,7 @@ class ControlLoop:
         previous = 0 if self.active is None else self.active.id
         if self.active is not None:
             self.active.forget()
-        self.active, self.lost, self.pending = swap.generation, False, None
+        self.active, self.lost, self.loading, self.pending = swap.generation, False, False, None
         self.chunks, self._reset, self._worker_is_blind = 0, False, False
         self.swapped = (swap, previous, self.command)
         self.queue.waiting = None
@@ -531,6 +536,8 @@ class ControlLoop:
     def swap_at_standstill(self, swap: PendingSwap) -> None:
         """Move the pointer while nothing acts: the next start is with the new generation."""
         self._move_pointer(swap)
+        if self.reasons.cause == "LOADING_IN_PLACE":
+            self.reasons.cause = "STARTUP"
         self.forget_plans()
 
     def fail_swap(self, code: str, text: str) -> None:
@@ -544,3 +551,41 @@ class ControlLoop:
             self.queue.at_once = True  # the new episode still goes by the plan of the one before
         event = {"type": "SWAP_FAILED", "swap_id": swap.swap_id, "generation": swap.generation.id}
         self.emit({**event, "error_code": code, "message": text})
+
+    # -- another generation is loaded in place of the one that acts ------------------------------------------------
+
+    def _watch_vacancy(self, look: Look) -> None:
+        vacancy = self.vacancy
+        if vacancy is None:
+            return
+        if vacancy.is_due(look.episode, at_rest=self.at_rest):
+            self.vacate(vacancy)
+        elif self.now_ns > vacancy.deadline_ns:
+            self.fail_vacancy("SWAP_TIMEOUT", f"no boundary ({vacancy.at}) came in time; nothing was loaded")
+
+    def vacate(self, vacancy: Vacancy) -> None:
+        """Nothing acts from now on: the loop holds LOADING_IN_PLACE until a generation is activated, or none can be."""
+        previous = 0 if self.active is None else self.active.id
+        if self.active is not None:
+            self.active.forget()
+        self.vacancy, self.active, self.lost, self.loading = None, None, True, True
+        self.emit({"type": "VACATED", "swap_id": vacancy.swap_id, "generation": previous, "tick": self.tick_number})
+
+    def stop_waiting_to_vacate(self, code: str, text: str) -> None:
+        """The robot stands from now on: a way back need not wait any longer, an update does not come."""
+        if self.vacancy is not None and self.vacancy.is_way_back:
+            self.vacate(self.vacancy)
+        else:
+            self.fail_vacancy(code, text)
+
+    def fail_vacancy(self, code: str, text: str) -> None:
+        """Give up what waits to be loaded in place, if anything does; the acting generation goes on."""
+        vacancy, self.vacancy = self.vacancy, None
+        if vacancy is not None:
+            failed = {"type": "SWAP_FAILED", "swap_id": vacancy.swap_id, **self._where()}
+            self.emit({**failed, "error_code": code, "message": text})
+
+    def give_up_loading(self) -> None:
+        """Neither another generation nor the one that acted could be loaded: hold, and act again after a resume only."""
+        self.loading = False
+        self.latch("STARTUP")

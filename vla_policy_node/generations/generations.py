@@ -24,12 +24,21 @@ from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.client import ControlClient
 from vla_policy_node.control.swap import EXPERIMENT
 from vla_policy_node.errors import ControlError, PolicyNodeError
+from vla_policy_node.generations.in_place import InPlace, Wanted, manifest_of
 from vla_policy_node.generations.lease import TrialLease
-from vla_policy_node.generations.residents import Resident, Residents
-from vla_policy_node.generations.swapping import ROLLBACK, WORKER_LOST, Pending, Report, SwapError, SwapRequest
+from vla_policy_node.generations.residents import OnDisk, Resident, Residents
+from vla_policy_node.generations.swapping import (
+    ROLLBACK,
+    WORKER_LOST,
+    Pending,
+    Report,
+    SwapError,
+    SwapRequest,
+    Vacated,
+)
 from vla_policy_node.shadow.judge import ShadowReport
 from vla_policy_node.shadow.session import Shadow
-from vla_policy_node.worker.api import MAX_GENERATIONS, PrepareError
+from vla_policy_node.worker.api import PrepareError
 from vla_policy_node.worker.pool import Progress, WorkerPool
 
 AFTER_SWAP_S = 1.0  # a report's span ends this long after the swap
@@ -69,8 +78,11 @@ class Generations:
         self._losses: dict[str, tuple[str, str]] = {}
         self._closed = False
         self.residents = Residents()
+        self._in_place = InPlace(self, control, pool)
+        self._on_disk: OnDisk | None = None  # prepared, as far as that goes without loading it
         self.lease: TrialLease | None = None
         self._unproven: set[str] = set()  # digests of what acted on a lease and was not committed since
+        self._before: Resident | OnDisk | None = None  # what the active one was loaded in place of
         self._last_active: Resident | None = None  # also after it was lost, for the report
 
     def close(self) -> None:
@@ -79,11 +91,17 @@ class Generations:
             self._closed = True
         self._fail_all("CLOSED", "the node is shutting down")
 
-    def parts(self) -> tuple[Resident | None, Resident | None, Resident | None, bool]:
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    def parts(self) -> tuple[Resident | None, Resident | None, Resident | OnDisk | None, bool]:
         """Return active, standby and prepared generation, and whether the active one is on trial, all of one moment."""
         with self._lock:
             residents = self.residents
-            return residents.active, residents.standby, residents.prepared, self.lease is not None
+            prepared = residents.prepared or self._on_disk
+            return residents.active, residents.standby, prepared, self.lease is not None
 
     def control_lost(self) -> None:
         """The control process has gone: no swap can happen any more."""
@@ -95,6 +113,7 @@ class Generations:
             self._reports.clear()
         for pending in waiting:
             pending.fail(code, message)
+        self._in_place.fail(code, message)
 
     # -- prepare ---------------------------------------------------------------------------------------------------
 
@@ -107,26 +126,44 @@ class Generations:
         cancelled: Callable[[], bool] = lambda: False,
         wait: bool = False,
         shadow: Shadow | None = None,
-    ) -> Resident:
+    ) -> Resident | OnDisk:
         """Load, check and warm up a bundle, and let it go through its shadow; nothing changes for the robot. Blocks.
+
+        Where there is no room for it beside what acts (``load_in_place``), it is checked on disk and not loaded.
 
         ``wait``: until another preparation is over, rather than be refused. ``shadow``: ``None`` = without it.
 
         Raises SwapError, ContractError, CheckpointError or PrepareError, each with a code.
         """
-        with self._only_preparation(wait, cancelled):
+        with self.only_preparation(wait, cancelled):
             path = self._inside_roots(bundle_path)
             manifest = self._read_manifest(path, digest)
             with self._lock:
                 resident = self.residents.find(manifest.digest)
+                acts = self.residents.active is not None
             if resident is not None:
                 return resident
             self._contract.check_manifest(manifest)
+            if self._config.load_in_place and acts:
+                return self._check_on_disk(path, manifest, on_progress, cancelled)
             self._make_room()
             return self._load(path, manifest, on_progress, cancelled, shadow)
 
+    def _check_on_disk(
+        self, path: Path, manifest: Manifest, on_progress: Progress, cancelled: Callable[[], bool]
+    ) -> OnDisk:
+        with self._lock:
+            self._on_disk = None
+        checked = self._in_place.check(path, manifest, on_progress, cancelled)
+        with self._lock:
+            self._on_disk = checked
+            self._losses.pop(checked.digest, None)
+        self._on_change()
+        return checked
+
     @contextlib.contextmanager
-    def _only_preparation(self, wait: bool, cancelled: Callable[[], bool]) -> Iterator[None]:
+    def only_preparation(self, wait: bool, cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Keep every other preparation away. Raises SwapError PREPARE_IN_PROGRESS, or waits and raises PrepareError CANCELLED."""
         while not self._preparing.acquire(timeout=_POLL_S if wait else 0.0):
             if not wait:
                 raise SwapError("PREPARE_IN_PROGRESS", "another bundle is being prepared")
@@ -203,7 +240,7 @@ class Generations:
     def _make_room(self) -> None:
         """Let go of what was prepared before or stands by, unless a trial or a pending swap needs it."""
         with self._lock:
-            leaving = self.residents.in_the_way(MAX_GENERATIONS)
+            leaving = self.residents.in_the_way(1 if self._config.load_in_place else 2)
             if self.lease is not None and self.residents.standby in leaving:
                 raise SwapError("TRIAL_RUNNING", "the standby is what the running trial falls back to")
             if any(pending.target in leaving for pending in self._asked.values()):
@@ -239,7 +276,7 @@ class Generations:
         motion_allowed: Callable[[], bool] = lambda: True,
         cancelled: Callable[[], bool] = lambda: False,
         shadow: Shadow | None = None,
-    ) -> tuple[Resident, Report | None]:
+    ) -> tuple[Resident | OnDisk, Report | None]:
         """Do what SwapModel asks; blocks until the new generation acts. ``None``: it did already.
 
         ``shadow``: what an update goes through that is loaded for it; a rollback never does.
@@ -249,7 +286,7 @@ class Generations:
         asked = request.checked(self._config.swap_timeout_s, self._config.trial_lease_s)
         self._check_swap(asked, motion_allowed)
         with self._lock:
-            resident = self.residents.find(asked.digest) if asked.digest else None
+            resident = self._prepared(asked.digest) if asked.digest else None
         if resident is None:
             if not asked.bundle_path:
                 raise self._missing(asked.digest)
@@ -264,12 +301,20 @@ class Generations:
                     if asked.trial:
                         self._renew_lease(resident, asked.trial_lease_s)
                     return resident, None
+            if isinstance(resident, OnDisk):
+                wanted = Wanted(resident, asked.at, asked.cause, asked.timeout_s, asked.trial, asked.trial_lease_s)
+                report = self._in_place.replace(wanted, motion_allowed=motion_allowed, cancelled=cancelled)
+                return resident, report
             report = self._activate(
                 resident, asked.at, asked.cause, asked.timeout_s, trial=asked.trial, lease_s=asked.trial_lease_s
             )
             return resident, report
         finally:
             self._swapping.release()
+
+    def _prepared(self, digest: str) -> Resident | OnDisk | None:
+        on_disk = self._on_disk
+        return self.residents.find(digest) or (on_disk if on_disk is not None and on_disk.digest == digest else None)
 
     def _missing(self, digest: str) -> SwapError:
         """Say why a bundle is not in memory: who asks for it may not want what has crashed to be loaded again."""
@@ -292,7 +337,9 @@ class Generations:
                 "EXPECTATION_FAILED", f"active is {active.digest if active else 'nothing'}, expected was {expected}"
             )
 
-    def activate_now(self, resident: Resident, cause: str, *, instead_of: int, at: str = "NOW") -> Report | None:
+    def activate_now(
+        self, resident: Resident | OnDisk, cause: str, *, instead_of: int, at: str = "NOW"
+    ) -> Report | None:
         """A swap that the node itself decides on; a pending one makes way.
 
         ``instead_of``: generation that must be the active one still (0 = none is); else nothing is done and ``None`` returned.
@@ -304,11 +351,15 @@ class Generations:
                 waiting = list(self._asked)
             for swap_id in waiting:
                 self._control.cancel_activation(swap_id)
+            self._in_place.cancel()
         try:
             with self._lock:
                 active = self.residents.active
             if (active.id if active is not None else 0) != instead_of:
                 return None
+            if isinstance(resident, OnDisk):
+                wanted = Wanted(resident, at, cause, self._config.swap_timeout_s)
+                return self._in_place.replace(wanted, cancelled=lambda: self._closed)
             return self._activate(resident, at, cause, self._config.swap_timeout_s, trial=False, lease_s=0.0)
         finally:
             self._swapping.release()
@@ -364,6 +415,7 @@ class Generations:
         trial: bool,
         lease_s: float,
         begin: Callable[[], None] = lambda: None,
+        vacated: Vacated | None = None,
     ) -> Report:
         """Let a generation act from the next boundary on; ``begin`` is called once that is asked for."""
         with self._lock:
@@ -371,7 +423,7 @@ class Generations:
                 raise self._missing(resident.digest)
             prepared = self._spans.get(resident.id, "")
             span = prepared or f"swap-{uuid.uuid4().hex}"
-            pending = Pending("", resident, at, cause, timeout_s, trial, lease_s, span, warm=not prepared)
+            pending = Pending("", resident, at, cause, timeout_s, trial, lease_s, span, not prepared, vacated=vacated)
             if self.residents.active is None or (pending.may_hurry and not self._moves()):
                 pending.at = "NOW"  # there is no boundary to wait for
         if not prepared:
@@ -421,11 +473,65 @@ class Generations:
         except PolicyNodeError as e:
             pending.fail(e.code, e.message)
 
+    # -- in place of what acts (called by InPlace) -----------------------------------------------------------------
+
+    def acting(self) -> tuple[Resident | None, TrialLease | None]:
+        """Return what acts and the lease it is on, of one moment."""
+        with self._lock:
+            return self.residents.active, self.lease
+
+    def leave(self) -> tuple[Resident | None, TrialLease | None]:
+        """Forget what acted, its lease too, and end its worker: its memory is free. Returns both."""
+        with self._lock:
+            active, lease = self.residents.active, self.lease
+            self.lease = None
+            if active is not None:
+                self._forget(active)
+        if active is not None:
+            self._pool.release(active.generation)
+        self._on_change()
+        return active, lease
+
+    def load(self, bundle: OnDisk, cancelled: Callable[[], bool]) -> Resident:
+        """Load a bundle while nothing acts. Raises what :meth:`prepare` raises."""
+        manifest = manifest_of(bundle)
+        self._contract.check_manifest(manifest)
+        self._make_room()
+        return self._load(bundle.path, manifest, lambda state, fraction: None, cancelled, None)
+
+    def let_act_in_place(
+        self, resident: Resident, cause: str, timeout_s: float, vacated: Vacated, lease_s: float | None
+    ) -> Report:
+        """Let a generation act in the place that was made; ``lease_s``: on trial. Raises SwapError, ControlError."""
+        timeout_s = max(timeout_s, self._config.swap_timeout_s)  # the load is too dear to be lost to a late chunk
+        trial = lease_s is not None
+        return self._activate(resident, "NOW", cause, timeout_s, trial=trial, lease_s=lease_s or 0.0, vacated=vacated)
+
+    def give_up(self, former: Resident, lease: TrialLease | None, why: str) -> None:
+        """Nothing could be loaded in the place of a generation: it is as if it had been lost."""
+        with self._lock:
+            prepared = self.residents.prepared
+        if prepared is not None:
+            self._drop(prepared)
+        self._on_change()
+        self._on_active_lost(former, lease, why)
+
+    def _vacated_late(self) -> None:
+        """What acted has left, and nobody waits for that any more: it is loaded again like one that was lost."""
+        active, _ = self.acting()
+        if active is not None:
+            active.generation.kill()
+
     # -- what the control process says -----------------------------------------------------------------------------
 
     def on_control_event(self, event: dict[str, Any]) -> None:
-        """Take SWAPPED, SWAP_FAILED and SPAN events of the control process."""
+        """Take SWAPPED, SWAP_FAILED, VACATED and SPAN events of the control process."""
         kind = event.get("type")
+        if self._in_place.on_event(event):
+            return
+        if kind == "VACATED":
+            self._vacated_late()
+            return
         if kind == "SPAN":
             with self._lock:
                 report = self._reports.pop(str(event.get("span_id")), None)
@@ -461,6 +567,8 @@ class Generations:
                 self._forget(displaced)
             report = pending.make_report(self._last_active, event)
             self._last_active = target
+            if self._on_disk is not None and self._on_disk.digest == target.digest:
+                self._on_disk = None
             self._set_lease(target, pending)
             self._spans.pop(target.id, None)
             self._reports[pending.span_id] = report
@@ -489,9 +597,10 @@ class Generations:
 
     def _set_lease(self, active: Resident, pending: Pending) -> None:
         self.lease = None
+        self._before = pending.vacated.fallback if pending.vacated else None
         if pending.trial:
             self._unproven.add(active.digest)
-            fallback = self.residents.standby
+            fallback = self._before if self._config.load_in_place else self.residents.standby
             drawn, now_s = pending.cause == EXPERIMENT, time.monotonic()
             self.lease = TrialLease(active.id, active.digest, fallback, pending.lease_s, now_s, drawn)
 
@@ -503,7 +612,8 @@ class Generations:
             self.lease.drawn = drawn
         elif self.lease is None:
             self._unproven.add(active.digest)
-            self.lease = TrialLease(active.id, active.digest, self.residents.standby, lease_s, now, drawn)
+            fallback = self._before if self._config.load_in_place else self.residents.standby
+            self.lease = TrialLease(active.id, active.digest, fallback, lease_s, now, drawn)
         self._on_change()
 
     def on_manager_status(self, trial_digest: str, committed_digest: str, drawn_digest: str = "") -> None:
@@ -541,9 +651,9 @@ class Generations:
 
     @property
     def swap_pending(self) -> bool:
-        """Whether the control process owes the answer to a swap."""
+        """Whether the control process owes the answer to a swap, or something is loaded in place."""
         with self._lock:
-            return bool(self._asked)
+            return bool(self._asked) or self._in_place.under_way
 
     def lease_over(self, lease: TrialLease) -> bool:
         """Whether a lease that ran out still matters: it was neither renewed nor ended since."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vla_policy_node.generations.residents import Resident
+from vla_policy_node.generations.residents import OnDisk, Resident
 
 
 @dataclass(eq=False)
@@ -18,7 +18,7 @@ class TrialLease:
 
     generation: int
     digest: str
-    fallback: Resident | None  # what acted before and takes over again; its worker may have gone meanwhile
+    fallback: Resident | OnDisk | None  # what acted before and takes over again; its worker may have gone meanwhile
     lease_s: float
     renewed_s: float
     drawn: bool = False  # for an experiment, not on trial

@@ -23,7 +23,7 @@ from vla_policy_node.control.swap import UPDATE
 from vla_policy_node.errors import UNCLEAR, PolicyNodeError, fault_of
 from vla_policy_node.generations.generations import Generations
 from vla_policy_node.generations.lease import TrialLease
-from vla_policy_node.generations.residents import Resident
+from vla_policy_node.generations.residents import OnDisk, Resident
 from vla_policy_node.generations.swapping import LEASE_EXPIRED, WORKER_LOST
 from vla_policy_node.worker.api import PrepareError
 from vla_ros.fault import Fault
@@ -129,7 +129,7 @@ class Recovery:
         """An automatic swap has happened in an episode: what was drawn for it acts."""
         self._swaps = (episode, (self._swaps[1] if self._swaps[0] == episode else 0) + 1)
 
-    def _swap(self, resident: Resident, cause: str, *, instead_of: int, at: str = "NOW") -> None:
+    def _swap(self, resident: Resident | OnDisk, cause: str, *, instead_of: int, at: str = "NOW") -> None:
         episode = self._current_episode()
         if self._generations.activate_now(resident, cause, instead_of=instead_of, at=at) is not None:
             self.count_swap(episode)
@@ -162,11 +162,11 @@ class Recovery:
             lease.try_again(time.monotonic() + _RETRY_S)
             raise
 
-    def _in_memory(self, resident: Resident) -> Resident:
+    def _in_memory(self, resident: Resident | OnDisk) -> Resident | OnDisk:
         """Return the generation, or another of the same bundle if its worker has gone."""
         return self._generations.residents.find(resident.digest) or self._load(resident)
 
-    def _load(self, resident: Resident) -> Resident:
+    def _load(self, resident: Resident | OnDisk) -> Resident | OnDisk:
         return self._generations.prepare(resident.path, resident.digest, cancelled=self._closing.is_set, wait=True)
 
     # -- loss ------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ class Recovery:
         text = "; ".join(reasons) or idle
         raise PolicyNodeError("POLICY_LOST", f"{lost.version} was lost ({why}; {text}): holding")
 
-    def _candidates(self, lost: Resident, lease: TrialLease | None) -> Iterator[Callable[[], Resident]]:
+    def _candidates(self, lost: Resident, lease: TrialLease | None) -> Iterator[Callable[[], Resident | OnDisk]]:
         """Yield what may act in place of a lost generation, best first."""
         if lease is not None and lease.fallback is not None:
             fallback = lease.fallback

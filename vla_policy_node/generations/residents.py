@@ -34,6 +34,24 @@ class Resident:
         return self.generation.handle.digest
 
 
+@dataclass(frozen=True)
+class OnDisk:
+    """A bundle that is loaded when it is to act: it was checked on disk, or has acted from there (``load_in_place``)."""
+
+    version: str
+    digest: str
+    path: Path
+    checked_s: float = 0.0
+    """What the check took [s]."""
+    id: int = 0
+    """No generation yet."""
+
+    @classmethod
+    def of(cls, resident: Resident) -> OnDisk:
+        """The folder that a generation was loaded from."""
+        return cls(resident.version, resident.digest, resident.path)
+
+
 class Residents:
     """At most one generation in each part. Not thread-safe: the engine calls it under its lock."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from vla_policy_node.control.client import AT
 from vla_policy_node.control.swap import EXPERIMENT, UPDATE, WAYS_BACK
 from vla_policy_node.errors import PolicyNodeError, duration
-from vla_policy_node.generations.residents import Resident
+from vla_policy_node.generations.residents import OnDisk, Resident
 from vla_policy_node.shadow.judge import ShadowReport
 from vla_policy_node.worker.api import Timings
 
@@ -70,6 +70,8 @@ class Report:
     timings: Timings = field(default_factory=Timings)
     shadow: ShadowReport = field(default_factory=ShadowReport)
     swap_latency_s: float = 0.0
+    in_place: bool = False
+    held_s: float = 0.0
     missed: int = 0
     starved: int = 0
     worst_late_ms: float = 0.0
@@ -89,6 +91,18 @@ class Report:
         )
 
 
+@dataclass(frozen=True)
+class Vacated:
+    """What acted has left so that another can be loaded in its place."""
+
+    at: str
+    """The boundary at which it left."""
+    since_s: float
+    """Monotonic [s]."""
+    fallback: Resident | OnDisk | None
+    """What a trial of the other one falls back to."""
+
+
 @dataclass
 class Pending:
     """A swap that the control process was asked for and has not answered yet."""
@@ -103,6 +117,7 @@ class Pending:
     span_id: str
     warm: bool
     done: threading.Event = field(default_factory=threading.Event)
+    vacated: Vacated | None = None
     report: Report | None = None
     error: SwapError | None = None
 
@@ -120,15 +135,18 @@ class Pending:
 
     def make_report(self, previous: Resident | None, event: dict[str, Any]) -> Report:
         """The report at the moment of the swap; its span is still running."""
+        now_s = time.monotonic()
         return Report(
-            acted_s=time.monotonic(),
+            acted_s=now_s,
             from_version=previous.version if previous else "",
             to_version=self.target.version,
             from_digest=previous.digest if previous else "",
             to_digest=self.target.digest,
             generation=self.target.id,
             cause=self.cause,
-            at=self.at,
+            at=self.vacated.at if self.vacated else self.at,
+            in_place=self.vacated is not None,
+            held_s=now_s - self.vacated.since_s if self.vacated else 0.0,
             warm=self.warm,
             timings=Timings() if self.warm else self.target.generation.timings,
             shadow=ShadowReport() if self.warm else self.target.shadow,

@@ -7,6 +7,7 @@ import time
 
 from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
+from vla_ota.action import PrepareModel
 from vla_ota.msg import AnomalyScore, EpisodeOutcome, ModelStatus, PolicyStatus, PolicySteps, SwapReport
 from vla_ota.msg import ShadowActions as ShadowActionsMessage
 
@@ -14,7 +15,7 @@ from vla_policy_node.contract.model import Contract
 from vla_policy_node.draws import Assignment
 from vla_policy_node.engine import Score, Snapshot
 from vla_policy_node.episodes import Episode, Outcome
-from vla_policy_node.generations.residents import Resident
+from vla_policy_node.generations.residents import OnDisk, Resident
 from vla_policy_node.generations.swapping import Report
 from vla_policy_node.holds import explain
 from vla_policy_node.shadow.follower import ShadowActions
@@ -88,6 +89,8 @@ def swap_report(value: Report, stamp: Time) -> SwapReport:
         shadow_divergence=value.shadow.divergence,
         shadow_channel=value.shadow.channel,
         swap_latency_s=value.swap_latency_s,
+        in_place=value.in_place,
+        held_s=value.held_s,
         missed_ticks=value.missed,
         starved_ticks=value.starved,
         worst_late_ms=value.worst_late_ms,
@@ -96,6 +99,20 @@ def swap_report(value: Report, stamp: Time) -> SwapReport:
         seam_channel=value.seam_channel,
         tick_histogram=list(value.histogram),
     )
+
+
+def fill_prepared(result: PrepareModel.Result, prepared: Resident | OnDisk) -> None:
+    """Tell of a preparation that succeeded."""
+    result.success = True
+    result.version, result.digest, result.generation = prepared.version, prepared.digest, prepared.id
+    if isinstance(prepared, OnDisk):
+        result.digest_s = prepared.checked_s
+        result.message = "checked on disk; swap_model loads it in place of what acts, and the robot holds meanwhile"
+        return
+    timings = prepared.generation.timings
+    result.load_s, result.digest_s = timings.load_s, timings.digest_s
+    result.golden_s, result.warm_up_s = timings.golden_s, timings.warm_up_s
+    result.shadow_s, result.message = prepared.shadow.seconds, str(prepared.shadow)
 
 
 def shadow_actions(value: ShadowActions, contract: Contract, stamp: Time) -> ShadowActionsMessage:
@@ -145,6 +162,7 @@ def status(value: Snapshot, rate_hz: float, stamp: Time) -> PolicyStatus:
         generation=value.active.id if value.active else 0,
         shadow_only=value.shadow_only,
         on_trial=value.on_trial,
+        load_in_place=value.load_in_place,
         motion_enabled=value.motion_permitted,
         control_rate_hz=rate_hz,
         inference_ms=value.inference_ms,
@@ -159,7 +177,7 @@ def status(value: Snapshot, rate_hz: float, stamp: Time) -> PolicyStatus:
         message=value.message or ("loading the policy" if value.loading else ""),
     )
     for part in ("active", "standby", "prepared"):
-        resident: Resident | None = getattr(value, part)
+        resident: Resident | OnDisk | None = getattr(value, part)
         if resident is not None:
             setattr(message, f"{part}_version", resident.version)
             setattr(message, f"{part}_digest", resident.digest)

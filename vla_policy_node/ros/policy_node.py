@@ -460,12 +460,7 @@ class PolicyNode(LifecycleNode):
                 skip_shadow=request.skip_shadow,
             )
             self._preparations_refused.over()
-            timings = resident.generation.timings
-            result.success = True
-            result.version, result.digest, result.generation = resident.version, resident.digest, resident.id
-            result.load_s, result.digest_s = timings.load_s, timings.digest_s
-            result.golden_s, result.warm_up_s = timings.golden_s, timings.warm_up_s
-            result.shadow_s, result.message = resident.shadow.seconds, str(resident.shadow)
+            messages.fill_prepared(result, resident)
             goal.succeed()
         except EXPECTED_ERRORS as e:
             result.error_code, result.message = _code_of(e), str(e)

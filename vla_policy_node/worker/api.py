@@ -12,9 +12,6 @@ from vla_policy_node.errors import WorkerError
 from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.policies.base import PolicySpec
 
-MAX_GENERATIONS = 2
-"""Generations in memory at a time: the active one and one more."""
-
 
 @dataclass(frozen=True)
 class WorkerConfig:
@@ -32,6 +29,8 @@ class WorkerConfig:
     """Handed to the policy's ``load``."""
     threads: int = 1
     """Threads of the policy's computations (OpenMP, MKL, OpenBLAS)."""
+    generations: int = 2
+    """In memory at a time: the active one and one more; 1 = another one is loaded in place of the active one."""
     load_timeout_s: float = 300.0
     """Longest preparation [s]."""
     inference_timeout_s: float = 5.0

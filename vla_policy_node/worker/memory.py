@@ -70,14 +70,23 @@ class WeightArenas:
             self._taken += 1
             return arena
 
-    def take_base(self, digest: str, size: int) -> WeightArena:
-        """Return the arena that holds a base (``holds`` says so), or a free one for it. Raises as :meth:`take`."""
+    def take_adapter(self, digest: str, base_size: int, size: int) -> tuple[WeightArena, WeightArena]:
+        """Return a free arena for what an adapter changes, and the one that holds its base (``holds`` says so) or will.
+
+        The base comes first: the largest free arena is for it, or holds it already. Raises as :meth:`take`.
+        """
         with self._lock:
-            held = next((arena for arena in self._arenas if arena.holds == digest), None)
-            if held is None:
-                return self._free(size)
-            held.users += 1
-            return held
+            base = next((arena for arena in self._arenas if arena.holds == digest), None)
+            if base is None:
+                base = self._free(base_size)
+            else:
+                base.users += 1
+        try:
+            return self.take(size), base
+        except PrepareError:
+            with self._lock:
+                base.users -= 1
+            raise
 
     def _free(self, size: int) -> WeightArena:
         size = max(_PAGE, size)
@@ -90,7 +99,7 @@ class WeightArenas:
         if growth + self._reserve_bytes > available:
             raise PrepareError(
                 "OUT_OF_MEMORY",
-                f"a second generation needs {growth >> 20} MiB more for its weights, and {self._reserve_bytes >> 20} MiB "
+                f"the generation needs {growth >> 20} MiB more for its weights, and {self._reserve_bytes >> 20} MiB "
                 f"must stay free; {available >> 20} MiB are available",
             )
         if growth:
@@ -99,7 +108,9 @@ class WeightArenas:
         return arena
 
     def holds_two(self) -> bool:
-        """Whether two generations are in memory, or another one as large as the one there fits beside it."""
+        """Whether two generations are in memory, or another one as large as the one there may and does fit beside it."""
+        if self._count < 2:
+            return False
         with self._lock:
             used, free = ([a.size for a in self._arenas if bool(a.users) is state] for state in (True, False))
             taken = self._taken

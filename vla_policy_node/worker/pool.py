@@ -23,8 +23,9 @@ from vla_policy_node.ipc.generation import CHUNK_SLOTS, REQUEST_SLOTS, Generatio
 from vla_policy_node.ipc.layouts import chunk_layout, request_layout
 from vla_policy_node.policies.base import FeatureSpec, PolicySpec
 from vla_policy_node.worker.adapter import Adapted, find_base, write_changes
-from vla_policy_node.worker.api import MAX_GENERATIONS, Generation, PrepareError, Timings, WorkerConfig, WorkerEvent
+from vla_policy_node.worker.api import Generation, PrepareError, Timings, WorkerConfig, WorkerEvent
 from vla_policy_node.worker.child import Child
+from vla_policy_node.worker.files import check_files
 from vla_policy_node.worker.memory import WeightArena, WeightArenas
 from vla_policy_node.worker.plan import Plan, Recording, check_history, golden_memory, make_plan, plan_memory
 from vla_policy_node.worker.supply import Supply
@@ -75,7 +76,7 @@ class WorkerPool:
     ) -> None:
         self._config, self._observation, self._features = config, observation, dict(features)
         self._on_event = on_event
-        self._weights = WeightArenas(MAX_GENERATIONS, config.memory_reserve_bytes)
+        self._weights = WeightArenas(config.generations, config.memory_reserve_bytes)
         self._watcher = Watcher(
             self._on_message, self._on_exit, self._tick, lambda text: self._emit("LOG", text, os.getpid())
         )
@@ -140,6 +141,23 @@ class WorkerPool:
             self._supply.schedule_spare(self._config.spare_delay_s)
             self._preparing.release()
 
+    def check(
+        self,
+        bundle_dir: Path,
+        *,
+        digest: str = "",
+        on_progress: Progress = lambda state, fraction: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> float:
+        """Check a bundle as far as that goes without loading it, every byte of its files too; return how long it took [s].
+
+        Runs at a raised nice level. Raises PrepareError.
+        """
+        begun_s = time.monotonic()
+        bundle, _, _ = self._open(bundle_dir, digest, None)
+        check_files(bundle, self._config.nice, lambda fraction: on_progress("DIGEST", fraction), cancelled)
+        return time.monotonic() - begun_s
+
     def release(self, generation: Generation) -> None:
         """End a generation's worker and close its descriptors; no event follows. Harmless when repeated."""
         with self._lock:
@@ -199,10 +217,8 @@ class WorkerPool:
         """Return the arena of a generation, and that of its base; what an adapter changes is in the first one then."""
         if adapted is None:
             return self._weights.take(plan.weights_bytes), None
-        weights = self._weights.take(plan.changed_bytes)
-        base: WeightArena | None = None
+        weights, base = self._weights.take_adapter(adapted.base.digest, plan.weights_bytes, plan.changed_bytes)
         try:
-            base = self._weights.take_base(adapted.base.digest, plan.weights_bytes)
             there = bool(base.holds)
             plan.document["weights_are_there"] = there
             write_changes(bundle, adapted, plan.document, base.fd if there else None, weights.fd, self._config.nice)
