@@ -45,7 +45,9 @@ class PolicyNodeConfig:
         "", "A vla_ota_worker_host, as name:port, on which policies run instead of here; empty = they run here"
     )
     worker_tls: str = setting(
-        "", "Folder with ca.pem, cert.pem and key.pem for the line to worker_host, which must be of the same CA", path=True
+        "",
+        "Folder with ca.pem, cert.pem and key.pem for the line to worker_host, which must be of the same CA",
+        path=True,
     )
     worker_silence_s: float = setting(
         1.0, "A line to worker_host on which nothing was heard for so long counts as lost [s]", 0.1, 60.0

@@ -19,7 +19,9 @@ from vla_policy_node.worker.environment import PACKAGE_ROOT, worker_environment
 def make_ca(folder: Path) -> None:
     """Make a CA, and a folder ``robot`` and one ``host`` with what each needs."""
     folder.mkdir(parents=True)
-    _openssl(folder, "req", "-x509", *_NEW_KEY, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=room", "-days", "2")
+    _openssl(
+        folder, "req", "-x509", *_NEW_KEY, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=room", "-days", "2"
+    )
     for name in ("robot", "host"):
         place = folder / name
         place.mkdir()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files that robots have sent, by SHA-256: a bundle that was here before is not sent again.
 
-Under the cache's folder: ``blobs/<sha256>``, and ``sessions/`` with a folder of hard links for each bundle that is loaded. The files
-used least recently make room. A robot's bundle is opened from its links as from a store, with every check.
+Under the cache's folder: ``blobs/<sha256>``, and ``sessions/`` with a folder of hard links for each bundle that is loaded. The
+files used least recently make room. A robot's bundle is opened from its links as from a store, with every check.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from vla_policy_node.worker.pool import WorkerPool
 from vla_ros.start import REFUSED
 
 _MAX_CONNECTIONS = 8
+_ACCEPT_AGAIN_S = 0.1
 _INFERENCE_TIMEOUT_S = 60.0  # the robot, which knows its own, ends its connection earlier
 
 
@@ -48,7 +50,12 @@ class Host:
         self._pool.start()
         try:
             while True:
-                sock, address = listener.accept()
+                try:
+                    sock, address = listener.accept()
+                except OSError as e:  # whoever came has gone again
+                    LOG.warning("%s", e)
+                    time.sleep(_ACCEPT_AGAIN_S)
+                    continue
                 if self._free.acquire(blocking=False):
                     name = f"{address[0]}:{address[1]}"
                     threading.Thread(target=self._serve, args=(sock, name), name=name, daemon=True).start()
@@ -132,7 +139,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="device of the policies as torch names it, for example cuda:0")
     parser.add_argument("--threads", type=int, default=1, help="threads of a policy's own computations; default: 1")
     parser.add_argument(
-        "--policy-module", action="append", default=[], type=_pair, metavar="TYPE=MODULE", help="a policy type of your own"
+        "--policy-module",
+        action="append",
+        default=[],
+        type=_pair,
+        metavar="TYPE=MODULE",
+        help="a policy type of your own",
     )
     parser.add_argument("--worker-path", action="append", default=[], metavar="DIR", help="folder for its module")
     return parser.parse_args()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames between a robot's worker and a worker host: TCP, mutual TLS 1.3, heartbeats both ways.
 
-A frame is a header, big-endian ``magic[4] version:u16 kind:u16 length:u32``, and ``length`` bytes: a JSON object, a file's bytes, or
-arrays in the memory layout of ``messages.py`` (little-endian). No length is believed before it was compared with what that kind of
-frame may have. Never a pickle.
+A frame is a header, big-endian ``magic[4] version:u16 kind:u16 length:u32``, and ``length`` bytes: a JSON object, a file's bytes,
+or arrays in the memory layout of ``messages.py`` (little-endian). No length is believed before it was compared with what that
+kind of frame may have. Never a pickle.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Line:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
         self._socket = sock
-        self._limits = dict(_LIMITS)
+        self._limits, self._kept = dict(_LIMITS), dict[Kind, bytearray]()
         self._out: deque[memoryview] = deque()
         self.queued = 0
         """Bytes that are not sent yet."""
@@ -116,8 +116,8 @@ class Line:
         self.tolerate(PREPARING_SILENCE_S)
 
     def expect(self, kind: Kind, size: int) -> None:
-        """Accept frames of a kind with exactly ``size`` bytes."""
-        self._limits[kind] = size
+        """Accept frames of a kind with exactly ``size`` bytes; each is overwritten by the next: touched memory is fast."""
+        self._limits[kind], self._kept[kind] = size, bytearray(size)
 
     def fileno(self) -> int:
         """For poll."""
@@ -161,12 +161,18 @@ class Line:
         return frames
 
     def finish(self, timeout_s: float = 1.0) -> None:
-        """Send what waits, let the other side close, and close."""
+        """Send what waits, let the other side close, and close; what still comes is not looked at, but read.
+
+        A connection that is closed with bytes unread is reset, and what was sent last may not arrive.
+        """
         end_s = time.monotonic() + timeout_s
-        with contextlib.suppress(LineError):
+        with contextlib.suppress(LineError, OSError):
             while time.monotonic() < end_s:
+                self._write()
                 self.wait(0.1)
-                self.exchange()
+                with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    if not self._socket.recv(DATA_BYTES):
+                        break
         self.close()
 
     def close(self) -> None:
@@ -211,7 +217,7 @@ class Line:
         """A header, or a frame's body, is there."""
         if self._kind is None:
             self._kind, length = self._checked(self._body)
-            self._body = bytearray(length)
+            self._body = self._kept.get(self._kind) or bytearray(length)
         else:
             self._greeted = True
             if self._kind is not Kind.HEARTBEAT:
@@ -236,7 +242,7 @@ class Line:
 def _lost(error: OSError) -> LineError:
     """TLS that fails is a refusal: in version 1.3 a client hears of it when it reads."""
     if isinstance(error, ssl.SSLError) and not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-        return LineError("WORKER_HOST_REFUSED", f"TLS: {error.reason or error}")
+        return LineError("WORKER_HOST_REFUSED", f"the handshake failed: {error.reason or error}")
     return LineError("WORKER_HOST_LOST", str(error.strerror or error))
 
 

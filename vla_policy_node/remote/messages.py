@@ -37,12 +37,18 @@ def observation_frame(features: Mapping[str, FeatureSpec], history: int) -> Layo
     return Layout([*fixed, *shown])
 
 
-def packed(layout: Layout, values: Mapping[str, npt.NDArray[Any] | float | int]) -> bytearray:
-    """Return a record as a frame's body; every field must be given."""
-    body = bytearray(layout.size)
-    for name, view in layout.views(memoryview(body)).items():
-        view[...] = values[name]
-    return body
+class Record:
+    """A frame's body with arrays, which is used again and again: it must have been sent before."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.body = bytearray(layout.size)
+        self._views = layout.views(memoryview(self.body))
+
+    def fill(self, values: Mapping[str, npt.NDArray[Any] | float | int]) -> bytearray:
+        """Return the body with these values; every field must be given."""
+        for name, view in self._views.items():
+            view[...] = values[name]
+        return self.body
 
 
 def features_to_json(features: Mapping[str, FeatureSpec]) -> dict[str, Any]:
@@ -54,17 +60,19 @@ def features_of(document: Any) -> dict[str, FeatureSpec]:
     """Return the features that a peer names. Raises LineError REMOTE_PROTOCOL."""
     if not isinstance(document, dict) or not 0 < len(document) <= MAX_FEATURES:
         raise broken("no features, or too many")
-    found, size = {}, 0
-    for name, value in document.items():
-        dtype, shape = value if isinstance(value, list) and len(value) == 2 else (None, None)
-        known = isinstance(dtype, str) and dtype in _DTYPES and isinstance(shape, list) and 0 < len(shape) <= 4
-        if not known or any(type(n) is not int or not 0 < n <= MAX_OBSERVATION_BYTES for n in shape):
-            raise broken(f"feature {name[:80]!r} is {str(value)[:80]}")
-        size += math.prod(shape) * _DTYPES[dtype]
-        found[name] = FeatureSpec(tuple(shape), dtype)
+    found = {str(name): _feature(name, value) for name, value in document.items()}
+    size = sum(math.prod(feature.shape) * _DTYPES[feature.dtype] for feature in found.values())
     if size > MAX_OBSERVATION_BYTES:
         raise broken(f"an observation of {size} bytes, at most {MAX_OBSERVATION_BYTES}")
     return found
+
+
+def _feature(name: str, value: Any) -> FeatureSpec:
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[1], list) and 0 < len(value[1]) <= 4:
+        dtype, shape = value
+        if dtype in tuple(_DTYPES) and all(type(n) is int and 0 < n <= MAX_OBSERVATION_BYTES for n in shape):
+            return FeatureSpec(tuple(shape), dtype)
+    raise broken(f"feature {name[:80]!r} is {str(value)[:80]}")
 
 
 def number(document: Mapping[str, Any], key: str, low: float, high: float) -> float:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The robot's end: a policy that is somewhere else. It lives in a worker like any other, which holds no weights and no torch.
 
-So shadow, requests, resets, ages and the chunk's stamps are the worker's own: its warm-up and each ``inference_ns`` are round trips, and a
-lost line is a lost worker.
+So shadow, requests, resets, ages and the chunk's stamps are the worker's own: its warm-up and each ``inference_ns`` are round
+trips, and a lost line is a lost worker.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,13 +23,13 @@ import numpy as np
 from vla_policy_node.errors import WorkerError
 from vla_policy_node.ipc.layouts import CHUNK_ERRORS, chunk_layout
 from vla_policy_node.policies.base import FeatureSpec, FloatArray, Observation, PolicySpec
-from vla_policy_node.remote.line import DATA_BYTES, Frame, Kind, Line, LineError, broken, connect, parse
+from vla_policy_node.remote.line import DATA_BYTES, Frame, Kind, Line, broken, connect, parse
 from vla_policy_node.remote.messages import (
+    Record,
     encoded,
     features_to_json,
     number,
     observation_frame,
-    packed,
     spec_of,
     text,
 )
@@ -54,10 +54,8 @@ class RemotePolicy:
         """What the host's part of the preparation took [s]."""
         self.golden_difference = number(ready, "golden_difference", 0.0, 1e300)
         self._line, self._lock = line, threading.Lock()
-        self._frame, self._chunk = (
-            observation_frame(spec.observation, spec.history),
-            chunk_layout(spec.horizon, spec.action_dim),
-        )
+        self._frame = Record(observation_frame(spec.observation, spec.history))
+        self._chunk = chunk_layout(spec.horizon, spec.action_dim)
         line.expect(Kind.CHUNK, self._chunk.size)
         self._asked, self._episode, self._reset = 0, 0, False
         threading.Thread(target=self._keep, name="line", daemon=True).start()
@@ -76,7 +74,7 @@ class RemotePolicy:
             "instruction": encoded(instruction),
         }
         shown = {FEATURE + k: np.reshape(observation[k], (-1, *v.shape)) for k, v in self.spec.observation.items()}
-        body = packed(self._frame, values | shown)
+        body = self._frame.fill(values | shown)
         try:
             with self._lock:
                 self._line.send(Kind.OBSERVATION, body)
@@ -105,9 +103,11 @@ class RemotePolicy:
 
     def _keep(self) -> None:
         """Keep the line while nothing is asked."""
+        poll = select.poll()
+        poll.register(self._line.fileno(), select.POLLIN)
         try:
             while True:
-                self._line.wait(_WAIT_S)
+                poll.poll(self._line.heartbeat_s * 1e3)
                 with self._lock:
                     for frame in self._line.exchange():
                         raise _failure(frame)

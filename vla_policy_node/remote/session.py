@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -23,10 +24,10 @@ from vla_policy_node.remote.cache import Cache, Claim
 from vla_policy_node.remote.line import DATA_BYTES, Frame, Kind, Line, LineError, broken, parse
 from vla_policy_node.remote.messages import (
     SILENCE_S,
+    Record,
     features_of,
     number,
     observation_frame,
-    packed,
     spec_to_json,
     text,
 )
@@ -37,7 +38,7 @@ LOG = logging.getLogger("vla_policy_node.remote")
 _SLOT_WAIT_S = 15.0  # a generation whose robot vanished is still being ended
 _WAIT_S = 1.0
 _CHUNK_POLL_S = 0.001  # a chunk arrives without a wake-up
-_TEXT_WAIT_S = 0.1  # what went wrong comes another way than the chunk that did not
+_TEXT_WAIT_S = 0.5  # what went wrong comes another way than the chunk that did not
 _STALE = ("DIGEST_FILE", "DIGEST_TENSOR", "BUNDLE_FILE_SIZE")
 """What was cached is not what it was."""
 
@@ -76,11 +77,9 @@ class Session:
         os.close(self._wake)
 
     def _say_failed(self, code: str, message: str) -> None:
-        try:
+        with contextlib.suppress(LineError):  # it may be the line that is lost
             self._line.send_json(Kind.FAILED, {"code": code, "message": message[:4000]})
             self._line.finish()
-        except LineError:
-            pass  # it is the line that is lost
 
     def _serve(self) -> None:
         hello = parse(self._receive(Kind.HELLO))
@@ -173,10 +172,8 @@ class Session:
     def exchange(self, timeout_s: float) -> list[Frame]:
         """Wait for frames or events. Raises LineError."""
         self._line.wait(timeout_s, self._wake)
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        except BlockingIOError:
-            pass
         return self._line.exchange()
 
     def events(self, generation: Generation) -> Iterator[WorkerEvent]:
@@ -198,22 +195,22 @@ class _Answering:
     def __init__(self, session: Session, generation: Generation, observation: Arena) -> None:
         self._session, self._generation, self._observation = session, generation, observation
         spec, handle = generation.spec, generation.handle
-        self._frame, self._chunk = (
-            observation_frame(spec.observation, spec.history),
-            chunk_layout(spec.horizon, spec.action_dim),
-        )
+        self._frame = observation_frame(spec.observation, spec.history)
+        self._chunk = Record(chunk_layout(spec.horizon, spec.action_dim))
         self._requests, self._chunks = handle.attached()
         self._period_ns = int(1e9 / generation.manifest.action.rate_hz)
         fields = (f for f in observation.layout.fields if f.name.startswith("feature:"))
-        self._nothing = {f.name: np.zeros(f.shape, f.dtype) for f in fields}  # of features that the policy does not look at
-        self._asked, self._error_text = 0, ""
+        self._nothing = {
+            f.name: np.zeros(f.shape, f.dtype) for f in fields
+        }  # of features that the policy does not look at
+        self._asked, self._error_text, self._dead_s = 0, "", 0.0
         session.line.expect(Kind.OBSERVATION, self._frame.size)
 
     def run(self) -> None:
         """Answer until the line is lost (LineError), or the worker (WorkerError)."""
         try:
             while True:
-                frames = self._session.exchange(_CHUNK_POLL_S if self._asked else _WAIT_S)
+                frames = self._session.exchange(_CHUNK_POLL_S if self._asked or self._dead_s else _WAIT_S)
                 for kind, body in frames:
                     if kind is not Kind.OBSERVATION or self._asked:
                         raise broken(f"an unexpected frame {kind.name}")
@@ -254,7 +251,11 @@ class _Answering:
                 raise WorkerError(event.code, event.message)
             if event.kind == "CHUNK_ERROR":
                 self._error_text = event.message
-        if not self._generation.alive:
+        if self._generation.alive:
+            return
+        now_s = time.monotonic()  # what it died of comes with its event, a moment later
+        self._dead_s = self._dead_s or now_s
+        if now_s - self._dead_s > _TEXT_WAIT_S:
             raise WorkerError("WORKER_DIED", f"worker {self._generation.pid} has ended")
 
     def _answer(self) -> None:
@@ -271,7 +272,7 @@ class _Answering:
             found = {"request": self._asked, "error": error, "text": self._error_text[-4000:]}
             line.send_json(Kind.NO_CHUNK, found)
         else:
-            line.send(Kind.CHUNK, packed(self._chunk, read[1]))
+            line.send(Kind.CHUNK, self._chunk.fill(read[1]))
         self._asked, self._error_text = 0, ""
 
 

@@ -131,7 +131,9 @@ def make_plan(
         PrepareError: REMOTE_UNSUPPORTED.
     """
     if config.remote is not None and (adapted is not None or recording is not None):
-        raise PrepareError("REMOTE_UNSUPPORTED", "a worker host loads full bundles, and replays golden observations only")
+        raise PrepareError(
+            "REMOTE_UNSUPPORTED", "a worker host loads full bundles, and replays golden observations only"
+        )
     weights, offset = lay_out(bundle if adapted is None else adapted.base)
     changed, changed_bytes = lay_out_changes({} if adapted is None else adapted.changes)
     golden = bundle.golden() if recording is None else recording.golden

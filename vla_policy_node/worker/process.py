@@ -189,7 +189,6 @@ class Loaded:
     """A loaded and replayed policy; built in the loader thread."""
 
     def __init__(self, worker: Worker, message: dict[str, Any], fds: list[int]) -> None:
-        watch, progress = worker.watch, worker.progress
         shadow_fd = fds.pop() if message["shadow"] else None
         plan_fd, weights_fd, observation_fd, *others = fds
         handle_fds, golden_fd, changed_fds = others[:3], others[3], others[4:]
