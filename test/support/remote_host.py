@@ -42,7 +42,7 @@ def _openssl(folder: Path, *arguments: str) -> None:
 
 
 class RemoteHost:
-    """``with`` starts the program and ends it; what it logs is in a file."""
+    """``with`` starts the program and ends it; what it logs is in a file. Started again, it has the same port."""
 
     def __init__(self, folder: Path, *options: str, silence_s: float = 20.0) -> None:
         """``silence_s``: longer than a machine stalls, unless the test is about silence."""
@@ -57,18 +57,19 @@ class RemoteHost:
     def __enter__(self) -> RemoteHost:
         modules = [f"--policy-module={name}={module}" for name, module in POLICY_MODULES.items()]
         command = [
-            sys.executable, "-m", "vla_policy_node.remote.host", "--tls", str(self.tls / "host"), "--port", "0",
+            sys.executable, "-m", "vla_policy_node.remote.host", "--tls", str(self.tls / "host"), "--port", str(self.port),
             "--address", "127.0.0.1", "--cache", str(self._folder / "cache"), "--worker-path", TEST_FOLDER,
             *modules, *self._options,
         ]  # fmt: skip
         environment = worker_environment(os.environ)
+        begin = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env=environment, cwd=PACKAGE_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self._begin = len(self.log)
         try:
-            wait_for(lambda: "listens on port" in self.log or self.process.poll() is not None, "the host")
+            wait_for(lambda: "listens on port" in self.log[begin:] or self.process.poll() is not None, "the host")
+            assert self.process.poll() is None, self.log
             self.port = int(self.log.rpartition("listens on port ")[2].split()[0])
         except BaseException:
             self.kill()

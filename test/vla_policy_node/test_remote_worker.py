@@ -16,8 +16,8 @@ from support.engine_rig import EngineRig
 from support.refusals import refused
 from support.remote_host import RemoteHost, make_ca
 from support.scripted import adapter_bundle, base_bundle, scripted_bundle
-from support.waits import wait_for
-from support.worker_robot import STATE, WorkerRobot, gone
+from support.waits import TIMEOUT_S, wait_for
+from support.worker_robot import STATE, WorkerRobot
 
 from vla_checkpoint.digest import sha256_bytes
 from vla_policy_node.generations.swapping import SwapRequest
@@ -254,4 +254,5 @@ def test_a_robot_moves_changes_its_policy_and_survives_its_host_over_the_line(
             host.kill()
             rig.wait_for(lambda: "hold: WORKER_LOST" in caplog.text, "the hold")
             rig.wait_for(lambda: rig.snapshot.active is None, "nothing to act")
-            assert gone(host.process.pid)
+            with host:
+                rig.wait_running("1.1.0", 2 * TIMEOUT_S)

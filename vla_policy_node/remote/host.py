@@ -31,6 +31,7 @@ from vla_ros.start import REFUSED
 
 _MAX_CONNECTIONS = 8
 _ACCEPT_AGAIN_S = 0.1
+_LOOK_UP_S = 0.5  # a signal that another thread took does not end this one's wait
 _INFERENCE_TIMEOUT_S = 60.0  # the robot, which knows its own, ends its connection earlier
 
 
@@ -48,10 +49,13 @@ class Host:
     def run(self, listener: socket.socket) -> None:
         """Serve until an exception comes; the workers end with it."""
         self._pool.start()
+        listener.settimeout(_LOOK_UP_S)
         try:
             while True:
                 try:
                     sock, address = listener.accept()
+                except TimeoutError:
+                    continue
                 except OSError as e:  # whoever came has gone again
                     LOG.warning("%s", e)
                     time.sleep(_ACCEPT_AGAIN_S)
