@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
+import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,7 @@ from support.worker_robot import STATE, WorkerRobot
 from vla_checkpoint.digest import sha256_bytes
 from vla_policy_node.generations.swapping import SwapRequest
 from vla_policy_node.policies.base import FeatureSpec
-from vla_policy_node.remote.line import Frame, Kind, Line, connect, parse
+from vla_policy_node.remote.line import Frame, Kind, Line, connect, parse, tls_context
 from vla_policy_node.worker.api import Remote
 
 IMAGE = "observation.images.front"
@@ -31,6 +35,12 @@ FEATURES = {STATE: FeatureSpec((2,), "float32"), IMAGE: FeatureSpec((48, 64, 3),
 
 def remote_robot(remote: Remote, **config: Any) -> WorkerRobot:
     return WorkerRobot(spare=False, remote=remote, imports=("vla_policy_node.remote.robot",), **config)
+
+
+def frame(kind: Kind, body: dict[str, Any] | bytes) -> bytes:
+    """Return a frame's bytes, whatever is in it."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return struct.pack(">4sHHI", b"VLAR", 1, kind, len(data)) + data
 
 
 def failure(line: Line) -> dict[str, Any]:
@@ -70,7 +80,9 @@ def test_a_bundle_acts_over_the_line_exactly_as_it_acts_here(tmp_path: Path, hos
 def test_the_episode_the_words_and_a_history_reach_the_host_and_a_second_load_sends_nothing(
     tmp_path: Path, host: RemoteHost
 ) -> None:
-    scripted_bundle(tmp_path / "a", n_obs_steps=3, rate_hz=25.0, repeats=True, echo=True, golden=False)
+    scripted_bundle(
+        tmp_path / "a", n_obs_steps=3, rate_hz=25.0, repeats=True, echo=True, print_resets=True, golden=False
+    )
     with remote_robot(host.remote) as robot:
         for load in range(2):
             generation = robot.pool.prepare(tmp_path / "a")
@@ -82,7 +94,11 @@ def test_the_episode_the_words_and_a_history_reach_the_host_and_a_second_load_se
                 )
             answer = robot.answer(generation, robot.request(generation))
             assert answer is not None and list(answer["actions"][:3, 0]) == [1.0, 2.0, 3.0]
-            assert f"'take {load}' [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]" in host.log
+            shown = f"'take {load}' [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]"
+            wait_for(lambda shown=shown: shown in host.log, "what the policy was shown")
+            resets = host.log.count(" reset ")
+            assert robot.answer(generation, robot.request(generation, reset=True)) is not None
+            wait_for(lambda resets=resets: host.log.count(" reset ") > resets, "the reset")
             robot.pool.release(generation)
     assert host.log.count(": receives model.safetensors") == 1
 
@@ -256,3 +272,68 @@ def test_a_robot_moves_changes_its_policy_and_survives_its_host_over_the_line(
             rig.wait_for(lambda: rig.snapshot.active is None, "nothing to act")
             with host:
                 rig.wait_running("1.1.0", 2 * TIMEOUT_S)
+
+
+def test_what_was_used_least_recently_makes_room_and_what_is_loaded_stays(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        ballast = random.standard_normal(300_000).astype(np.float32)
+        scripted_bundle(tmp_path / name, more_tensors={"ballast": ballast})
+    with RemoteHost(tmp_path, "--cache-gib", "0.003") as host, remote_robot(host.remote) as robot:  # two of them
+        kept = robot.pool.prepare(tmp_path / "a")
+        for number, name in enumerate(("b", "c", "b"), 2):
+            robot.pool.release(robot.pool.prepare(tmp_path / name))
+            assert host.log.count(": receives model.safetensors") == number
+        robot.pool.release(kept)
+        robot.assert_works(robot.pool.prepare(tmp_path / "a"))
+        assert host.log.count(": receives model.safetensors") == 4
+
+
+HONEST = {
+    "features": {STATE: ["float32", [2]]}, "horizon": 100, "execute": 8, "action_dim": 2, "uses_instruction": True,
+    "history": 1, "golden_difference": 0.0, "seconds": {"load": 0, "digest": 0, "golden": 0, "warm_up": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "REMOTE_PROTOCOL"),
+        (b"VLAR\0\1\0\6\xff\xff\xff\xff", "REMOTE_PROTOCOL"),  # 4 GiB of READY
+        (frame(Kind.READY, b"[" * 60000), "REMOTE_PROTOCOL"),
+        (frame(Kind.READY, {}), "REMOTE_PROTOCOL"),
+        (frame(Kind.READY, {**HONEST, "horizon": 1 << 20, "action_dim": 1 << 20}), "REMOTE_PROTOCOL"),
+        (frame(Kind.READY, {**HONEST, "seconds": {"load": "long"}}), "REMOTE_PROTOCOL"),
+        (frame(Kind.READY, {**HONEST, "horizon": 50}), "SPEC_MISMATCH"),
+        (frame(Kind.READY, {**HONEST, "features": {"x": ["uint8", [1]]}}), "OBSERVATION_MISMATCH"),
+        (frame(Kind.WANT, {"sha256": "../../etc/passwd"}), "REMOTE_PROTOCOL"),
+        (frame(Kind.FAILED, {"code": "not a code", "message": ""}), "REMOTE_PROTOCOL"),
+        (frame(Kind.CHUNK, b"\0" * 64), "REMOTE_PROTOCOL"),
+        (frame(Kind.READY, HONEST) + frame(Kind.NO_CHUNK, {"request": 7, "error": "NAN", "text": ""}), "WORKER_DIED"),
+        (b"", "WORKER_HOST_LOST"),
+    ],
+)
+def test_whatever_a_host_says_the_node_goes_on_with_a_coded_refusal(tmp_path: Path, answer: bytes, code: str) -> None:
+    scripted_bundle(tmp_path / "a")
+    make_ca(tmp_path / "tls")
+    context = tls_context(str(tmp_path / "tls" / "host"), server=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with context.wrap_socket(listener.accept()[0], server_side=True) as sock:
+                sock.sendall(frame(Kind.HEARTBEAT, b""))
+                sock.recv(1)  # it has begun to speak
+                sock.sendall(answer)
+                with contextlib.suppress(OSError):
+                    while answer and sock.recv(1 << 16):
+                        pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        remote = Remote(f"127.0.0.1:{listener.getsockname()[1]}", str(tmp_path / "tls" / "robot"), 20.0)
+        with remote_robot(remote) as robot:
+            with refused(code):
+                robot.pool.prepare(tmp_path / "a")
+            assert not robot.pool.generations()
+        thread.join(TIMEOUT_S)
+        assert not thread.is_alive()

@@ -199,19 +199,28 @@ class Line:
         budget = _READ_BYTES
         while budget > 0:
             if self._filled < len(self._body):
-                try:
-                    count = self._socket.recv_into(memoryview(self._body)[self._filled :])
-                except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                    break
-                except OSError as e:
-                    raise _lost(e) from e
+                count = self._receive(may_end=bool(frames))  # what came before the end counts; the end is met again
                 if count == 0:
-                    raise LineError("WORKER_HOST_LOST", "the connection was closed")
+                    break
                 self._filled += count
                 budget -= count
             if self._filled == len(self._body):
                 self._complete(frames)
         return frames, budget < _READ_BYTES
+
+    def _receive(self, *, may_end: bool) -> int:
+        """Return how many bytes came; 0 = none are there. Raises LineError at the end, unless it ``may_end``."""
+        try:
+            count = self._socket.recv_into(memoryview(self._body)[self._filled :])
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
+        except OSError as e:
+            if may_end:
+                return 0
+            raise _lost(e) from e
+        if count == 0 and not may_end:
+            raise LineError("WORKER_HOST_LOST", "the connection was closed")
+        return count
 
     def _complete(self, frames: list[Frame]) -> None:
         """A header, or a frame's body, is there."""
