@@ -61,7 +61,10 @@ def probe_worker(
     """Start the interpreter that ``parameters`` of the policy node name, in a worker's environment, and let it import."""
     settings = with_defaults(PolicyNodeConfig, parameters)
     python = settings["worker_python"] or sys.executable
-    command = [python, "-c", _PROBE, settings["device"], *modules]
+    device = settings["device"]
+    if settings["worker_host"]:  # which has the policies' modules and device
+        device, modules = "cpu", ("numpy",)
+    command = [python, "-c", _PROBE, device, *modules]
     try:
         done = subprocess.run(
             command,

@@ -41,6 +41,17 @@ class PolicyNodeConfig:
     worker_imports: tuple[str, ...] = setting(
         ("torch",), "Modules imported ahead for all workers; those not found are left out"
     )
+    worker_host: str = setting(
+        "", "A vla_ota_worker_host, as name:port, on which policies run instead of here; empty = they run here"
+    )
+    worker_tls: str = setting(
+        "",
+        "Folder with ca.pem, cert.pem and key.pem for the line to worker_host, which must be of the same CA",
+        path=True,
+    )
+    worker_silence_s: float = setting(
+        1.0, "A line to worker_host on which nothing was heard for so long counts as lost [s]", 0.1, 60.0
+    )
     spare_worker: bool = setting(
         True, "Keep a worker waiting with its imports done: an update is loaded sooner, and its memory is gone"
     )

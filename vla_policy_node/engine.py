@@ -45,7 +45,7 @@ from vla_policy_node.scores import ChunkScorer
 from vla_policy_node.shadow.follower import Follower, ShadowActions
 from vla_policy_node.shadow.session import Shadow
 from vla_policy_node.steps import StepLog, Steps
-from vla_policy_node.worker.api import Generation, WorkerConfig, WorkerEvent
+from vla_policy_node.worker.api import Generation, Remote, WorkerConfig, WorkerEvent
 from vla_policy_node.worker.pool import Progress, WorkerPool
 from vla_ros.plain import plain
 
@@ -128,18 +128,20 @@ class Listener(Protocol):
 def worker_config(config: PolicyNodeConfig, contract: Contract) -> WorkerConfig:
     """Return what the pool needs of the node's settings. Raises ValueError for a policy module that is not type=module."""
     modules = dict(item.split("=", 1) for item in config.policy_modules)
+    remote = Remote(config.worker_host, config.worker_tls, config.worker_silence_s) if config.worker_host else None
     return WorkerConfig(
         worker_python=config.worker_python,
         paths=config.worker_paths,
         policy_modules=modules,
-        imports=config.worker_imports,
-        device=config.device,
+        imports=config.worker_imports if remote is None else ("vla_policy_node.remote.robot",),
+        device=config.device if remote is None else "cpu",
         threads=config.worker_threads,
         generations=1 if config.load_in_place else 2,
-        spare=config.spare_worker,
+        spare=config.spare_worker and remote is None,  # one that only speaks to a host is forked in milliseconds
         load_timeout_s=config.load_timeout_s,
         inference_timeout_s=config.inference_timeout_s,
         observation_max_age_s=contract.observation_max_age_s,
+        remote=remote,
     )
 
 

@@ -57,6 +57,7 @@ adaptation = partial(_run, "vla_adaptation.ros.adaptation", interrupted=0)
 sim_robot = partial(_run, "vla_sim.ros.sim_robot", interrupted=0)
 doctor = partial(_run, "vla_doctor.ros.doctor", interrupted=130)
 # … and of commands
+worker_host = partial(_run, "vla_policy_node.remote.host", interrupted=130)
 vla_checkpoint = partial(_run, "vla_policy_node.desk.cli", interrupted=130)
 vla_contract = partial(_run, "vla_contract.cli", interrupted=130)
 vla_replay = partial(_run, "vla_policy_node.replay.ros.cli", interrupted=130)

@@ -117,3 +117,10 @@ def test_a_device_that_torch_does_not_know_fails() -> None:
     parameters = {"device": "no_such_device:0"}
     found = worker.check_worker(worker.probe_worker(parameters), parameters)
     assert codes(found) == ["WORKER_DEVICE"] and "no_such_device" in found[0].text
+
+
+def test_a_robot_whose_policies_run_on_a_worker_host_needs_neither_torch_nor_the_device() -> None:
+    parameters = {"device": "no_such_device:0", "worker_host": "10.0.0.7:7447"}
+    probe = worker.probe_worker(parameters)
+    assert codes(worker.check_worker(probe, parameters)) == [""]
+    assert probe.answer is not None and list(probe.answer["versions"]) == ["numpy"]

@@ -35,6 +35,8 @@ EXPECTED_ERRORS = (PolicyNodeError, PrepareError, CheckpointError)
 _POLL_S = 0.05
 _RETRY_S = 1.0  # a lease's way back that could not be taken
 _START_WAITS_S = (1.0, 3.0, 10.0)  # before the first load is tried again
+_HOST_WAITS_S = (1.0, 3.0, 10.0, 30.0, 60.0)  # a worker host may have to be started again
+_HOST_AWAY = frozenset({"WORKER_HOST_LOST", "WORKER_HOST_UNREACHABLE"})
 
 
 class Recovery:
@@ -167,6 +169,26 @@ class Recovery:
         return self._generations.residents.find(resident.digest) or self._load(resident)
 
     def _load(self, resident: Resident | OnDisk) -> Resident | OnDisk:
+        """Load a bundle; a worker host that is away is waited for while nothing else can act."""
+        for wait_s in _HOST_WAITS_S:
+            try:
+                return self._prepare(resident)
+            except PolicyNodeError as e:
+                if e.code not in _HOST_AWAY or not self._waits_without_policy(wait_s):
+                    raise
+        return self._prepare(resident)
+
+    def _waits_without_policy(self, wait_s: float) -> bool:
+        """Wait; false at once when there is something that acts or may do so, or the node is closing."""
+        end_s = time.monotonic() + wait_s
+        while time.monotonic() < end_s:
+            standby = self._generations.proven_standby()
+            there = self._generations.residents.active is not None or (standby and standby.generation.alive)
+            if there or self._closing.wait(_POLL_S):
+                return False
+        return True
+
+    def _prepare(self, resident: Resident | OnDisk) -> Resident | OnDisk:
         return self._generations.prepare(resident.path, resident.digest, cancelled=self._closing.is_set, wait=True)
 
     # -- loss ------------------------------------------------------------------------------------------------------

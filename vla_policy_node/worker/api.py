@@ -14,6 +14,18 @@ from vla_policy_node.policies.base import PolicySpec
 
 
 @dataclass(frozen=True)
+class Remote:
+    """Where policies run, if not here; the worker then only speaks to it."""
+
+    host: str
+    """``name:port`` of a ``vla_ota_worker_host``."""
+    tls: str
+    """Folder with ``ca.pem``, ``cert.pem`` and ``key.pem``."""
+    silence_s: float = 1.0
+    """A line on which nothing was heard for so long is lost [s]."""
+
+
+@dataclass(frozen=True)
 class WorkerConfig:
     """How workers are started and judged."""
 
@@ -45,6 +57,8 @@ class WorkerConfig:
     """Wait after a preparation before the next spare is started, so that a swap goes undisturbed [s]."""
     memory_reserve_bytes: int = 256 << 20
     """Memory that must stay available beyond a new generation's weights [bytes]."""
+    remote: Remote | None = None
+    """``None``: policies run in the workers."""
 
 
 @dataclass(frozen=True)

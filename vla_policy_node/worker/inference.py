@@ -50,6 +50,8 @@ def infer(policy: Policy, observation: Mapping[str, Array], instruction: str) ->
     spec = policy.spec
     try:
         chunk = policy.predict_chunk(observation, instruction)
+    except ChunkError:
+        raise  # a remote policy's
     except (Exception, SystemExit) as e:
         raise ChunkError("POLICY_FAILED", traceback.format_exc(limit=-8)) from e
     shape = (spec.horizon, spec.action_dim)

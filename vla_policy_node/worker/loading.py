@@ -131,6 +131,11 @@ def version_fits(version: str, wanted: str) -> bool:
     return True
 
 
+def is_code(code: object) -> bool:
+    """Whether something has the form of an error's code."""
+    return isinstance(code, str) and _CODE.fullmatch(code) is not None
+
+
 def _release(version: str) -> list[int]:
     """``2.10.0+cu128`` → [2, 10, 0]."""
     match = _RELEASE.match(version)
@@ -268,9 +273,9 @@ def _policy_errors(what: str) -> Iterator[None]:
         code = getattr(e, "code", None)
         if isinstance(e, MemoryError) or "can't allocate memory" in str(e) or "out of memory" in str(e):
             code = "OUT_OF_MEMORY"  # torch's are RuntimeErrors, on the CPU and on a GPU
-        elif not isinstance(code, str) or not _CODE.fullmatch(code):
+        elif not is_code(code):
             code = "LOAD_FAILED"
-        raise WorkerError(code, f"{what}: {type(e).__name__}: {e}") from e
+        raise WorkerError(str(code), f"{what}: {type(e).__name__}: {e}") from e
 
 
 class Stopwatch:

@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ class Plan:
     changed_bytes: int
     """Of the base's weights that an adapter changes; 0: it is no adapter."""
     golden: Golden | None
+    observation: Arena
     recording: Recording | None = None
 
 
@@ -127,11 +128,18 @@ def make_plan(
 
     Raises:
         CheckpointError: the golden file is unusable.
+        PrepareError: REMOTE_UNSUPPORTED.
     """
+    if config.remote is not None and (adapted is not None or recording is not None):
+        raise PrepareError(
+            "REMOTE_UNSUPPORTED", "a worker host loads full bundles, and replays golden observations only"
+        )
     weights, offset = lay_out(bundle if adapted is None else adapted.base)
     changed, changed_bytes = lay_out_changes({} if adapted is None else adapted.changes)
     golden = bundle.golden() if recording is None else recording.golden
     others = [{"path": f.path, "sha256": f.sha256} for f in bundle.manifest.files if f.path not in bundle.weight_files]
+    if config.remote is not None:  # the host reads them
+        weights, offset, golden, others = [], 0, None, []
     document = {
         "bundle_dir": str(bundle.path),
         "policy_type": bundle.manifest.policy_type,
@@ -158,8 +166,9 @@ def make_plan(
             "period_s": 1.0 / bundle.manifest.action.rate_hz,
         },
         "golden": None if golden is None else {**_describe(golden), "record": recording is not None},
+        "remote": None if config.remote is None else {**asdict(config.remote), "digest": bundle.digest},
     }
-    return Plan(document, offset, changed_bytes, golden, recording)
+    return Plan(document, offset, changed_bytes, golden, observation, recording)
 
 
 def _aliases(header: Header) -> dict[str, str]:

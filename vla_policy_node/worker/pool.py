@@ -89,7 +89,7 @@ class WorkerPool:
 
     def start(self, policy_type: str = "") -> None:
         """Start watching, and the spare worker; ``policy_type`` is the type whose module it imports ahead."""
-        self._supply.start(policy_type)
+        self._supply.start(policy_type if self._config.remote is None else "")
         self._watcher.start()
 
     def prepare(
@@ -102,6 +102,7 @@ class WorkerPool:
         timeout_s: float | None = None,
         recording: Recording | None = None,
         shadow: Arena | None = None,
+        observation: Arena | None = None,
     ) -> Generation:
         """Load a bundle in a worker of its own and prove it; blocks until it is READY.
 
@@ -113,6 +114,7 @@ class WorkerPool:
             timeout_s: longest preparation [s]; ``None`` = ``load_timeout_s``.
             recording: gets the policy's answers; the bundle's golden observations are then not replayed.
             shadow: what it observes, at a raised nice level, until :meth:`Generation.end_shadow`; laid out as the robot's arena.
+            observation: what it observes in place of the pool's arena.
 
         Raises:
             PrepareError: the worker is gone by then and its memory is back.
@@ -123,7 +125,7 @@ class WorkerPool:
         try:
             on_progress("QUEUED", 0.0)
             self._raise_if_over(cancelled, deadline_s)
-            bundle, adapted, plan = self._open(bundle_dir, digest, recording)
+            bundle, adapted, plan = self._open(bundle_dir, digest, recording, observation or self._observation)
             raise_if_over = partial(self._raise_if_over, cancelled, deadline_s)
             raise_if_over()
             resident, spare_used, merge_s = self._begin(bundle, adapted, plan, shadow, raise_if_over)
@@ -199,12 +201,14 @@ class WorkerPool:
 
     # -- preparing, on the caller's thread
 
-    def _open(self, bundle_dir: Path, digest: str, recording: Recording | None) -> tuple[Bundle, Adapted | None, Plan]:
+    def _open(
+        self, bundle_dir: Path, digest: str, recording: Recording | None, observation: Arena
+    ) -> tuple[Bundle, Adapted | None, Plan]:
         try:
             bundle = open_bundle(bundle_dir, expected_digest=digest or None)
             check_history(bundle)
             adapted = find_base(bundle)
-            plan = make_plan(bundle, self._config, self._observation, adapted=adapted, recording=recording)
+            plan = make_plan(bundle, self._config, observation, adapted=adapted, recording=recording)
             return bundle, adapted, plan
         except CheckpointError as e:
             raise PrepareError(e.code, str(e)) from e
@@ -240,7 +244,8 @@ class WorkerPool:
         weights, base = self._take_memory(bundle, adapted, plan)
         merge_s = time.monotonic() - begun_s if adapted is not None else 0.0
         try:
-            child, spare_used = self._supply.take(bundle.manifest.policy_type, raise_if_over)
+            policy_type = bundle.manifest.policy_type if self._config.remote is None else ""  # "": nothing to import
+            child, spare_used = self._supply.take(policy_type, raise_if_over)
         except BaseException:
             self._weights.give_back(weights, base)
             raise
@@ -276,7 +281,7 @@ class WorkerPool:
         golden = golden_memory(plan.golden) if plan.recording is None else os.dup(plan.recording.fd)
         weights = [resident.weights.fd] if resident.base is None else [resident.base.fd, resident.weights.fd]
         memory = [plan_memory(plan), golden]
-        fds = [memory[0], weights[0], self._observation.fd, *handle_fds, golden, *weights[1:]]
+        fds = [memory[0], weights[0], plan.observation.fd, *handle_fds, golden, *weights[1:]]
         message = {"type": "load", "handle": fields, "shadow": 0 if shadow is None else shadow.slots}
         try:
             resident.child.channel.send(message, fds if shadow is None else [*fds, shadow.fd])

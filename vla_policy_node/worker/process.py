@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,7 +38,7 @@ from vla_policy_node.errors import WorkerError
 from vla_policy_node.ipc.arena import Arena, Layout
 from vla_policy_node.ipc.channel import Channel, ChannelClosedError, ChannelFullError
 from vla_policy_node.ipc.generation import GenerationHandle
-from vla_policy_node.policies.base import Policy
+from vla_policy_node.policies.base import FeatureSpec, Policy
 from vla_policy_node.worker import loading
 from vla_policy_node.worker.golden import record, replay
 from vla_policy_node.worker.history import repeated
@@ -157,8 +158,10 @@ class Worker:
     def progress(self, state: str, fraction: float) -> None:
         """Tell the node how far the preparation is, in small steps only."""
         low, high = _SPAN[state]
-        whole = low + (high - low) * fraction
-        shown = "LOADING" if state == "BUILD" else state
+        self.show("LOADING" if state == "BUILD" else state, low + (high - low) * fraction)
+
+    def show(self, shown: str, whole: float) -> None:
+        """The same, with the share of the whole."""
         if shown != self._progress[0] or whole - self._progress[1] >= _PROGRESS_STEP:
             self._progress = (shown, whole)
             self._send({"type": "progress", "state": shown, "fraction": whole})
@@ -185,7 +188,6 @@ class Loaded:
     """A loaded and replayed policy; built in the loader thread."""
 
     def __init__(self, worker: Worker, message: dict[str, Any], fds: list[int]) -> None:
-        watch, progress = worker.watch, worker.progress
         shadow_fd = fds.pop() if message["shadow"] else None
         plan_fd, weights_fd, observation_fd, *others = fds
         handle_fds, golden_fd, changed_fds = others[:3], others[3], others[4:]
@@ -200,6 +202,21 @@ class Loaded:
         self.shadow = None if shadow_fd is None else Arena.attach(layout, message["shadow"], shadow_fd)
         self._golden, self._instructions = _map_golden(plan["golden"], golden_fd), [""]
 
+        fields = [f for f in self.observation.layout.fields if f.name.startswith(FEATURE)]
+        features = {f.name.removeprefix(FEATURE): FeatureSpec(f.shape, f.dtype) for f in fields}
+        self.golden_difference = 0.0
+        if plan["remote"] is None:
+            self.policy = self._load(worker, bundle_dir, weights_fd, changed_fds)
+        else:
+            os.close(weights_fd)
+            self.policy = self._load_there(worker, bundle_dir, features)
+        loading.check_spec(self.policy.spec, plan["spec"], {k: (v.dtype, v.shape) for k, v in features.items()})
+        if plan["golden"] is not None:
+            self._replay(worker)
+
+    def _load(self, worker: Worker, bundle_dir: Path, weights_fd: int, changed_fds: list[int]) -> Policy:
+        """Read the bundle and build its policy."""
+        plan, watch, progress = self.plan, worker.watch, worker.progress
         with watch("load"):
             progress("LOADING", 0.0)
             module = loading.find_policy_module(plan["policy_type"], plan["policy_modules"])
@@ -222,13 +239,18 @@ class Loaded:
         loading.add_aliases(plan["weights"], tensors)
         with watch("load"):
             progress("BUILD", 0.0)
-            self.policy: Policy = loading.build_policy(module, bundle_dir, tensors, plan["device"])
-            fields = [f for f in self.observation.layout.fields if f.name.startswith(FEATURE)]
-            features = {f.name.removeprefix(FEATURE): (f.dtype, f.shape) for f in fields}
-            loading.check_spec(self.policy.spec, plan["spec"], features)
-        self.golden_difference = 0.0
-        if plan["golden"] is not None:
-            self._replay(worker)
+            return loading.build_policy(module, bundle_dir, tensors, plan["device"])
+
+    def _load_there(self, worker: Worker, bundle_dir: Path, features: Mapping[str, FeatureSpec]) -> Policy:
+        """Let a host do so."""
+        from vla_policy_node.remote.robot import open_policy
+
+        begin_s = time.monotonic()
+        policy = open_policy(self.plan["remote"], bundle_dir, features, worker.show)
+        there, seconds = policy.seconds, worker.watch.seconds
+        seconds.update(there, load=time.monotonic() - begin_s - sum(there.values()) + there["load"])
+        self.golden_difference = policy.golden_difference
+        return policy
 
     def example(self) -> tuple[dict[str, npt.NDArray[Any]], str]:
         """An observation to warm up with: a golden one, else the robot's newest, else zeros."""
