@@ -70,9 +70,7 @@ def mapping(name: str) -> set[int]:
 
 def loading(rig: EngineRig) -> None:
     """Wait until the robot holds for a load in place, and the node knows that nothing acts."""
-    rig.wait_for(
-        lambda: rig.control.hold_reason == "LOADING_IN_PLACE" and rig.snapshot.active is None, "the hold"
-    )
+    rig.wait_for(lambda: rig.control.hold_reason == "LOADING_IN_PLACE" and rig.snapshot.active is None, "the hold")
 
 
 def in_background(call: Callable[[], object]) -> tuple[threading.Thread, list[str]]:

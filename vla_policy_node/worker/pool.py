@@ -156,7 +156,7 @@ class WorkerPool:
         Runs at a raised nice level. Raises PrepareError.
         """
         begun_s = time.monotonic()
-        bundle, _, _ = self._open(bundle_dir, digest, None)
+        bundle, _, _ = self._open(bundle_dir, digest, None, self._observation)
         check_files(bundle, self._config.nice, lambda fraction: on_progress("DIGEST", fraction), cancelled)
         return time.monotonic() - begun_s
 
