@@ -2,8 +2,8 @@
 """Makes ACT policies by LeRobot's classes, in LeRobot's interpreter: ``python -m benchmarks.swap_lerobot_make FOLDER``.
 
 LeRobot's default network with random weights (52 million parameters; nothing is downloaded), on seven joints and a small picture.
-``FOLDER/VERSION/pretrained_model`` is what ``save_pretrained`` writes; ``FOLDER/VERSION/golden.npz`` has observations and LeRobot's
-chunks for them. A version shows in its actions: joint 0 of every action is :data:`MARKS` of it.
+``FOLDER/VERSION/pretrained_model`` is what ``save_pretrained`` writes; ``FOLDER/VERSION/golden.npz`` has observations and
+LeRobot's chunks for them. A version shows in its actions: joint 0 of every action is :data:`MARKS` of it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def make(folder: Path, mark: float, seed: int) -> None:
     states = rng.uniform(-0.1, 0.1, (2, JOINTS)).astype(np.float32)
     pictures = rng.integers(0, 256, (2, CAMERA_PX, CAMERA_PX, 3), dtype=np.uint8)
     chunks = [chunk(policy, before, after, *observed) for observed in zip(states, pictures, strict=True)]
-    np.savez(folder / "golden.npz", **{STATE: states, PICTURE: pictures, ACTION: np.stack(chunks)})
+    golden: dict[str, Any] = {STATE: states, PICTURE: pictures, ACTION: np.stack(chunks)}
+    np.savez(folder / "golden.npz", **golden)
 
 
 def chunk(policy: ACTPolicy, before: Any, after: Any, state: Any, picture: Any) -> Any:

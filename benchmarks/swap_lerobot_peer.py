@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """LeRobot's own asynchronous inference, asked to replace its policy: the measured program of the peer in ``swap_lerobot.py``.
 
-It runs in LeRobot's interpreter. The server is LeRobot's program (``lerobot.async_inference.policy_server``) as it is, in a process
-of its own; the client is LeRobot's ``RobotClient``, in this one, with a robot of LeRobot's interface that only takes actions. Its
-queue, its weighted averages, its chunk threshold of one half and its calls to the server are LeRobot's, and in LeRobot's places: an
-observation is sent inside the control loop, and the loop waits until the server has it. Two things differ, both in its favour:
+It runs in LeRobot's interpreter. The server is LeRobot's program (``lerobot.async_inference.policy_server``) as it is, in a
+process of its own; the client is LeRobot's ``RobotClient``, in this one, with a robot of LeRobot's interface that only takes
+actions. Its queue, its weighted averages, its chunk threshold of one half and its calls to the server are LeRobot's, in LeRobot's
+places: an observation is sent inside the control loop, which waits until the server has it. Three things differ, all in its favour:
 
-* the loop sleeps to absolute deadlines, and under SCHED_FIFO where that is allowed, as the other peers' loops do. LeRobot's sleeps
-  the rest of a period after its work, so that it drifts;
-* a swap is ``RobotClient.start()`` from beside the loop with the other checkpoint's path, but without the handshake ``Ready`` before
-  the instructions. LeRobot has no other way to new instructions than a new client. A second handshake would replace the queue
-  on which ``GetActions`` waits, for up to two seconds.
+* the loop sleeps to absolute deadlines, and under SCHED_FIFO where that is allowed, as the other peers' loops do. LeRobot's
+  sleeps the rest of a period after its work, so that it drifts;
+* the garbage of LeRobot's imports is collected before the loop begins; else a tick of its first second would wait for that.
+  What is collected later is as it comes, in both processes;
+* a swap is ``RobotClient.start()`` from beside the loop with the other checkpoint's path, but without the handshake ``Ready``
+  before the instructions. LeRobot has no other way to new instructions than a new client. A second handshake would replace the
+  queue on which ``GetActions`` waits, for up to two seconds.
 
 Client and server talk in pickles, by LeRobot's code, on 127.0.0.1 alone. Nothing here reads or makes one.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -45,15 +48,16 @@ from vla_policy_node.control.schedule import Schedule
 _NAMES = [f"j{i}.pos" for i in range(JOINTS)]
 _SWING_RAD, _SWING_HZ = 3.0, 0.5
 _TIMEOUT_S = 60.0
+_SETTLE_S = 2.0
 
 
 @RobotConfig.register_subclass("bench_arm")
 @dataclass(kw_only=True)
-class BenchArmConfig(RobotConfig):
+class BenchArmConfig(RobotConfig):  # type: ignore[misc]
     """Nothing to set."""
 
 
-class BenchArm(Robot):
+class BenchArm(Robot):  # type: ignore[misc]
     """Takes actions and notes when their sign changed: whose they are.
 
     It reports joints that swing, whatever it is told: the server leaves out an observation whose joints are within 1 of the last.
@@ -103,13 +107,26 @@ class BenchArm(Robot):
         return action
 
 
+class Errors(logging.Handler):
+    """Keeps the errors that LeRobot's client logs, and goes on after."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one."""
+        self.texts.append(record.getMessage())
+
+
 class Client(RobotClient):  # type: ignore[misc]
     """LeRobot's client, its loop on absolute deadlines and counted."""
 
     def __init__(self, config: RobotClientConfig, fifo: bool) -> None:
         super().__init__(config)
         self.window = Counters()
-        self.failure = ""
+        self.errors = Errors()
+        self.logger.addHandler(self.errors)
         self._fifo = fifo
 
     def instruct(self, folder: str) -> None:
@@ -134,8 +151,8 @@ class Client(RobotClient):  # type: ignore[misc]
                 self.control_loop_action(verbose)
             late_ns, skipped = schedule.finish(time.monotonic_ns())
             self.window.add(late_ns, period_ns, skipped, starved=starved, clamped=False)
-            if self._ready_to_send_observation() and self.control_loop_observation(task, verbose) is None:
-                self.failure = "an observation was not sent"
+            if self._ready_to_send_observation():
+                self.control_loop_observation(task, verbose)
 
 
 class WithoutHandshake:
@@ -170,12 +187,11 @@ class Program:
         self._client = Client(config, settings["fifo"])
         self._client.instruct(settings["folder"])
         self._client.stub = WithoutHandshake(self._client.stub)
-        receiving = threading.Thread(target=self._client.receive_actions, daemon=True)
-        moving = threading.Thread(target=self._client.control_loop, args=("",), daemon=True)
-        self._threads = [receiving, moving]
-        for thread in self._threads:
-            thread.start()
+        gc.collect()
+        threading.Thread(target=self._client.receive_actions, daemon=True).start()
+        threading.Thread(target=self._client.control_loop, args=("",), daemon=True).start()
         self._wait_acting(settings["folder"])
+        time.sleep(_SETTLE_S)  # the server's first inferences are slow
 
     def idle(self, watch_s: float) -> dict[str, float]:
         """Count for a while in which nothing is replaced."""
@@ -204,8 +220,8 @@ class Program:
 
     def _counts(self, after_s: float) -> dict[str, float]:
         time.sleep(after_s)
-        if self._client.failure:
-            raise RuntimeError(self._client.failure)
+        if self._client.errors.texts:
+            raise RuntimeError(self._client.errors.texts[0])
         window = self._client.window
         return {"missed": window.missed, "starved": window.starved, "worst_ms": window.worst_late_ns / 1e6}
 

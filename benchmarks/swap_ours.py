@@ -164,7 +164,10 @@ def _wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 60.0)
 
 
 def main() -> None:
-    """``python -m benchmarks.swap_ours '{"folder", "root", "rate_hz", "record", "fifo", "cameras"}'``; also "worker_python", "camera_px"."""
+    """``python -m benchmarks.swap_ours '{"folder", "root", "rate_hz", "record", "fifo", "cameras"}'``.
+
+    Beside these, ``worker_python`` names the workers' interpreter, and ``camera_px`` is the side of a policy's picture.
+    """
     logging.getLogger("vla_policy_node").setLevel(logging.ERROR)  # what is worth a warning is in the counts
     program = Program(json.loads(sys.argv[1]))
     try:
