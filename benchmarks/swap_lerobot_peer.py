@@ -4,7 +4,7 @@
 It runs in LeRobot's interpreter. The server is LeRobot's program (``lerobot.async_inference.policy_server``) as it is, in a
 process of its own; the client is LeRobot's ``RobotClient``, in this one, with a robot of LeRobot's interface that only takes
 actions. Its queue, its weighted averages, its chunk threshold of one half and its calls to the server are LeRobot's, in LeRobot's
-places: an observation is sent inside the control loop, which waits until the server has it. Three things differ, all in its favour:
+places: an observation is sent inside the control loop, which waits until the server has it. Three things differ, in its favour:
 
 * the loop sleeps to absolute deadlines, and under SCHED_FIFO where that is allowed, as the other peers' loops do. LeRobot's
   sleeps the rest of a period after its work, so that it drifts;
