@@ -65,8 +65,9 @@ lint: setup-dev ## ruff and mypy
 bench: setup-dev ## control loop, swap and download against other ways of doing it; tables, and build/bench/*.json
 	@$(RUN) python -m benchmarks --out build/bench
 
-bench-swap: setup-dev ## a new policy under a running loop beside other ways, five times; build/bench/swap.json
+bench-swap: setup-dev ## a new policy under a running loop beside other ways, five times; build/bench/swap*.json
 	@$(RUN) python -m benchmarks.swap --out build/bench --runs 5 --budget 900
+	@$(RUN) python -m benchmarks.swap_lerobot --out build/bench --runs 5 --budget 900
 
 bench-fleet: setup-dev ## 100 to 10,000 robots, faults, bytes; build/bench/fleet.json; QUICK=1: small; DOCS=1: into docs/fleet.md
 	@PYTHONPATH=test $(RUN) python -m benchmarks.fleet --replicas --out build/bench $(if $(QUICK),--quick) $(if $(DOCS),--docs docs)

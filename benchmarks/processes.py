@@ -41,16 +41,33 @@ def _die_with_parent() -> None:
 
 
 class Host:
-    """``with Host("benchmarks.swap_peer", settings) as host``: a module as a process, asked by :meth:`ask`."""
+    """``with Host("benchmarks.swap_peers", settings) as host``: a module as a process, asked by :meth:`ask`.
 
-    def __init__(self, module: str, settings: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> None:
+    Args:
+        module: speaks JSON lines.
+        settings: its one argument.
+        environment: variables beside this process's; with another ``python``, all that it gets.
+        python: its interpreter; empty = this one.
+        directory: where it runs; ``None`` = here.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        settings: Mapping[str, Any],
+        environment: Mapping[str, str] | None = None,
+        *,
+        python: str = "",
+        directory: Path | None = None,
+    ) -> None:
         self.module = module
         self.started_s = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, json.dumps(settings)],
+            [python or sys.executable, "-m", module, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **(environment or {})},
+            env={**({} if python else os.environ), **(environment or {})},
+            cwd=directory,
             start_new_session=True,  # all that it starts can be ended with it
             preexec_fn=_die_with_parent,
         )

@@ -28,7 +28,7 @@ observations:
     channel: {{topic: joint_states, type: sensor_msgs/msg/JointState}}
     align: {{strategy: hold, timeline: receive}}
     select: [{measured}]
-actions:
+{camera}actions:
   action:
     channel: {{topic: commands, type: std_msgs/msg/Float64MultiArray}}
     select: [{places}]
@@ -42,6 +42,11 @@ safety:
   channels:
 {channels}
 """
+_CAMERA = """  observation.images.top:
+    channel: {topic: camera, type: sensor_msgs/msg/Image}
+    align: {strategy: hold, timeline: receive}
+    apply: [resize: [SIDE, SIDE]]
+"""
 _CHANNEL = """    - name: j{i}
       unit: rad
       mode: absolute
@@ -54,14 +59,15 @@ _CHANNEL = """    - name: j{i}
       rest_step: 0.001"""
 
 
-def contract(rate_hz: float, joints: int) -> Contract:
-    """Return the contract of an arm with so many joints."""
+def contract(rate_hz: float, joints: int, camera_px: int = 0) -> Contract:
+    """Return the contract of an arm with so many joints, and a camera whose pictures have so many rows and columns."""
     return parse_contract(
         _CONTRACT.format(
             robot_type=ROBOT_TYPE,
             rate_hz=rate_hz,
             measured=", ".join(f"position.j{i}" for i in range(joints)),
             places=", ".join(f"data.{i}" for i in range(joints)),
+            camera=_CAMERA.replace("SIDE", str(camera_px)) if camera_px else "",
             channels="\n".join(_CHANNEL.format(i=i) for i in range(joints)),
         )
     )

@@ -102,7 +102,7 @@ class Measurement:
         """Replace without and with a spare worker, each taken back; a process of its own for each rate."""
         for rate_hz in RATES_HZ:
             settings = {**self._settings(rate_hz, FIRST), "root": str(self._folder / str(rate_hz))}
-            with Host("benchmarks.swap_ours", settings, _environment()) as host:
+            with Host("benchmarks.swap_ours", settings, environment()) as host:
                 host.hear(120.0)
                 self._idle(host, "ours", rate_hz)
                 self._exchange(host, COLD, rate_hz, SECOND, spare=False)
@@ -142,7 +142,7 @@ class Measurement:
 
     def _peer(self, way: str, rate_hz: int, version: str) -> tuple[Host, str]:
         settings = {"way": way, **self._settings(rate_hz, version)}
-        return Host("benchmarks.swap_peers", settings, _environment()), settings["record"]
+        return Host("benchmarks.swap_peers", settings, environment()), settings["record"]
 
     def _settings(self, rate_hz: int, version: str) -> dict[str, Any]:
         self._records += 1
@@ -154,7 +154,7 @@ class Measurement:
         return str(self._folder / str(rate_hz) / version)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """One thread for computations, as our workers have; the ROS wheels do not start the interpreter twice."""
     base = worker_environment(os.environ)
     return {name: base[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "_ROS_WHEELS_BOOTSTRAP_COMPLETE")}

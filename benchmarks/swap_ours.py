@@ -77,10 +77,12 @@ class Program:
             bundle_roots=(settings["root"],),
             policy_modules=("bench_transformer=benchmarks.transformer",),
             instruction="reach the red block",
+            worker_python=settings.get("worker_python", ""),
             fifo_priority=10 if settings["fifo"] else 0,
             shadow_chunks=0,  # the others have none
         )
-        robot_contract = contract(settings["rate_hz"], _JOINTS)
+        self._camera_px = int(settings.get("camera_px", 0))
+        robot_contract = contract(settings["rate_hz"], _JOINTS, self._camera_px)
         sink = {"kind": "record", "path": settings["record"]}
         self._engine = ObservedEngine(config, robot_contract, sink=sink, listener=quiet())
         self._pictures = pictures(settings["cameras"])
@@ -141,12 +143,16 @@ class Program:
     def _feed(self) -> None:
         """The robot: always at the last command."""
         names, position = [f"j{i}" for i in range(_JOINTS)], np.zeros(_JOINTS)
+        px = self._camera_px
+        picture = SimpleNamespace(encoding="rgb8", height=px, width=px, step=3 * px, data=bytes(3 * px * px))
         while not self._over.wait(0.01):
             status = self._engine.snapshot().control
             if status is not None and np.all(np.isfinite(status.command)):
                 position = status.command
             message = SimpleNamespace(name=names, position=position.tolist(), velocity=[], effort=[])
             self._engine.observations.receive("observation.state", 0, message)
+            if px:
+                self._engine.observations.receive("observation.images.top", 0, picture)
 
 
 def _wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
@@ -158,7 +164,10 @@ def _wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 60.0)
 
 
 def main() -> None:
-    """``python -m benchmarks.swap_ours '{"folder", "root", "rate_hz", "record", "fifo", "cameras"}'``."""
+    """``python -m benchmarks.swap_ours '{"folder", "root", "rate_hz", "record", "fifo", "cameras"}'``.
+
+    Beside these, ``worker_python`` names the workers' interpreter, and ``camera_px`` is the side of a policy's picture.
+    """
     logging.getLogger("vla_policy_node").setLevel(logging.ERROR)  # what is worth a warning is in the counts
     program = Program(json.loads(sys.argv[1]))
     try:

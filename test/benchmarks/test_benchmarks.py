@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -96,3 +97,11 @@ def test_percentiles_are_by_nearest_rank() -> None:
     assert percentile([3.0], 0.99) == 3.0
     assert spread([], ".1f") == "–"
     assert math.isclose(percentile([1.0, 2.0], 0.5), 1.0)
+
+
+def test_without_lerobots_server_its_bench_says_what_is_missing_and_measures_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.swap_lerobot", "--out", str(tmp_path)]
+    environment = {**os.environ, "VLA_OTA_LEROBOT_PYTHON": sys.executable}
+    done = subprocess.run(command, env=environment, check=True, timeout=110, capture_output=True, text=True)
+    assert "No module named 'lerobot'" in done.stdout and done.stdout.count("\n") == 1
+    assert not list(tmp_path.iterdir())
