@@ -123,3 +123,40 @@ def test_an_operator_goes_on_while_another_is_loaded(make_rig: Any) -> None:
     assert hold_reason(rig) == "NO_OPERATOR_ACTION"
     rig.send("take_over", on=False)
     assert hold_reason(rig) == "LOADING_IN_PLACE"
+
+
+def test_a_late_chunk_in_the_middle_of_a_motion_is_no_rest(make_rig: Any) -> None:
+    rig = make_rig(max_decel=2.0)
+    rig.run(ramp((0.02, 0.0)), ticks=15)
+    rig.latency = 25
+    rig.tick(3)
+    vacate(rig, timeout_s=60.0)
+    for _ in range(40):
+        rig.tick()
+        if not rig.loop.running:
+            break
+    assert rig.loop.reasons.reason == "STARVED"
+    rig.tick(2)
+    assert not rig.of("VACATED") and rig.loop.vacancy is not None
+    rig.latency = 100  # no chunk comes: the hold brings it to rest, and it may leave
+    rig.tick(40)
+    assert rig.of("VACATED")
+
+
+def test_what_has_left_gives_no_further_action(make_rig: Any) -> None:
+    operated = make_rig()
+    operated.run(ramp((0.002, 0.0)), ticks=15)
+    operated.send("take_over", on=True)
+    operated.operator = operated.measured.copy()
+    operated.tick(5)
+    assert operated.loop.running and operated.loop.policy_action is not None
+    vacate(operated, at="NOW")
+    operated.tick()
+    assert operated.loop.running and operated.loop.policy_action is None, "the operator goes on, the policy does not"
+    pending = make_rig()
+    pending.run(ramp((0.002, 0.0)), ticks=15)
+    pending.add(2, "OBSERVATION_STALE")
+    pending.activate(2, "EPISODE")
+    vacate(pending, at="NOW")
+    pending.tick()
+    assert not pending.loop.running

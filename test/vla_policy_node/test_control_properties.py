@@ -68,6 +68,8 @@ operations = st.one_of(
     st.tuples(st.just("push"), st.floats(-1.5, 1.5), st.floats(-1.5, 1.5)),
     st.tuples(st.just("blind"), st.booleans()),
     st.tuples(st.just("frozen"), st.booleans()),
+    st.tuples(st.just("vacate"), st.sampled_from(["EPISODE", "REST", "NOW"]), st.sampled_from(["UPDATE", "ROLLBACK"])),
+    st.tuples(st.just("loading_failed")),
     st.tuples(st.just("take_over"), st.booleans()),
     st.tuples(st.just("operate"), st.floats(-0.25, 0.25), st.floats(-0.25, 0.25)),
     st.tuples(st.just("operate"), st.floats(-0.25, 0.25), st.floats(-0.25, 0.25)),
@@ -86,6 +88,7 @@ class Watcher:
         self.blind = False
         self.enabled = True
         self.operated = False
+        self.wanted: Any = None  # action of the last tick, if the policy acted
 
     def apply(self, operation: tuple[Any, ...]) -> None:  # noqa: C901  (one branch an operation)
         kind, *args = operation
@@ -111,6 +114,10 @@ class Watcher:
             rig.workers.pop(args[0]).close()
         elif kind == "activate":
             rig.activate(args[0], args[1], swap_id=f"{len(rig.events)}")
+        elif kind == "vacate":
+            rig.send("vacate", at=args[0], cause=args[1], swap_id="v", timeout_s=0.5, episode=rig.episode)
+        elif kind == "loading_failed":
+            rig.send("loading_failed")
         elif kind == "hold":
             rig.hold(args[0])
             self.latched = True
@@ -182,6 +189,7 @@ class Watcher:
             assert not self.people
             if not self.auto:
                 assert not self.latched
+        self.compare(command, measured, min(step_ns, PERIOD_NS) / 1e9)
         if rig.loop.mode == "OPERATOR":  # the command goes towards what the operator sent, and nowhere else
             assert rig.operator is not None and np.isfinite(rig.operator).all()
             before = measured if self.last is None else self.last
@@ -192,6 +200,22 @@ class Watcher:
             self.latched = True
             assert not acted
         self.last = command
+
+    def compare(self, command: Any, measured: Any, dt_s: float) -> None:
+        """Judge a policy's action anew, with nothing but the acting generation's limits, and bound it; whatever the loop did."""
+        wanted_before, self.wanted = self.wanted, None
+        limiter, wanted = self.rig.loop.limiter_in_use, self.rig.loop.policy_action
+        if self.rig.loop.mode != "RUNNING" or wanted is None:
+            return
+        self.wanted = wanted
+        assert np.isfinite(wanted).all()
+        if wanted_before is not None:
+            assert (np.abs(wanted - wanted_before) <= limiter.step + 2e-6).all()
+        before = np.clip(measured, LOW, HIGH) if self.last is None else self.last
+        reach = limiter.rate * dt_s
+        bounded = before + np.clip(np.clip(wanted, limiter.low, limiter.high) - before, -reach, reach)
+        assert np.allclose(command, bounded, rtol=0.0, atol=EPS)
+        assert self.rig.loop.clamped == (np.abs(bounded - wanted) > EPS).any()
 
 
 @settings(
@@ -217,6 +241,59 @@ def test_no_sequence_of_inputs_makes_an_unsafe_command(
         rig.begin()
         for operation in [("tick", 8, PERIOD_NS), *sequence, ("tick", 30, PERIOD_NS)]:
             watcher.apply(operation)
+    finally:
+        rig.close()
+
+
+def wandering(seed: int, amplitude: float) -> Any:
+    """A policy whose chunks fit together or not, cross limits or not, and now and then hold what no robot may be sent."""
+
+    def chunk(plan: int) -> Any:
+        noise = np.random.default_rng([seed, plan])
+        actions = 0.3 * np.sin(0.05 * (plan + np.arange(20)))[:, None] + noise.uniform(-amplitude, amplitude, (20, 2))
+        if noise.random() < 0.1:
+            actions[noise.integers(20), noise.integers(2)] = noise.choice([np.nan, 1.08, 3e38, -0.9])
+        return actions
+
+    return chunk
+
+
+wanderings = st.builds(wandering, st.integers(0, 99), st.sampled_from([0.0, 0.01, 0.02, 0.05, 0.15]))
+motions = st.one_of(
+    ticks,
+    st.tuples(st.just("tick"), st.integers(1, 5), st.sampled_from([PERIOD_NS // 3, PERIOD_NS - 7, 3 * PERIOD_NS])),
+    swap,
+    st.tuples(st.just("policy"), generations, wanderings),
+    st.tuples(st.just("latency"), st.integers(1, 25)),
+    st.tuples(st.just("hold"), st.just("WORKER_LOST")),
+    st.tuples(st.just("operate"), st.floats(-0.25, 0.25), st.floats(-0.25, 0.25)),
+    st.tuples(st.just("vacate"), st.sampled_from(["REST", "NOW"]), st.just("UPDATE")),
+    st.tuples(st.just("episode")),
+)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, database=None, derandomize=True)
+@given(
+    st.lists(motions, min_size=10, max_size=40),
+    st.lists(wanderings, min_size=3, max_size=3),
+    generations,
+    st.integers(0, 5),
+)
+def test_each_action_that_is_commanded_keeps_every_limit_of_the_generation_that_acts(
+    sequence: list[tuple[Any, ...]], policies: list[Any], first: int, blend: int
+) -> None:
+    rig = Rig(motion=True, blend=blend)
+    try:
+        watcher = Watcher(rig, auto=False)
+        rig.motion_ns = rig.now_ns + 10**14
+        bounds = (None, [{"high": 0.2}, {"low": -0.2}], [{"step": 0.012}, {"rate": 1.5}])
+        for generation, limits in enumerate(bounds, 1):
+            rig.add(generation, policies[generation - 1], limits=limits)
+        rig.activate(first, "NOW")
+        rig.begin()
+        for operation in sequence:
+            for each in (("tick", 8, PERIOD_NS), operation, ("take_over", False), ("resume",)):
+                watcher.apply(each)
     finally:
         rig.close()
 

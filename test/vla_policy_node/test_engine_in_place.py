@@ -208,6 +208,32 @@ def test_a_bundle_that_is_damaged_on_disk_is_refused_before_anything_happens(tmp
         assert rig.snapshot.active is active and rig.snapshot.prepared is None
 
 
+def test_a_bundle_whose_folder_has_gone_since_it_was_checked_does_not_stop_the_robot(tmp_path: Path) -> None:
+    still(tmp_path, "1.0.0")
+    new = still(tmp_path, "1.1.0")
+    with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0"), load_in_place=True) as rig:
+        rig.wait_running("1.0.0")
+        active = rig.snapshot.active
+        rig.engine.prepare(str(tmp_path / "1.1.0"), "", lambda *_: None, bool)
+        shutil.rmtree(tmp_path / "1.1.0")
+        with refused("FILE_MISSING"):
+            rig.engine.swap(SwapRequest(digest=new, at="NOW"))
+        assert rig.snapshot.active is active and rig.control.hold_reason != "LOADING_IN_PLACE"
+
+
+def test_a_node_that_is_shutting_down_lets_nothing_leave(tmp_path: Path) -> None:
+    still(tmp_path, "1.0.0")
+    new = still(tmp_path, "1.1.0")
+    with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0"), load_in_place=True) as rig:
+        rig.wait_running("1.0.0")
+        active = rig.snapshot.active
+        rig.engine.prepare(str(tmp_path / "1.1.0"), "", lambda *_: None, bool)
+        rig.engine.generations.close()
+        with refused("CLOSED"):
+            rig.engine.swap(SwapRequest(digest=new, at="NOW"))
+        assert rig.snapshot.active is active and active is not None and active.generation.alive
+
+
 def test_when_neither_can_be_loaded_the_robot_holds_and_the_status_says_why(tmp_path: Path) -> None:
     still(tmp_path, "1.0.0")
     new = still(tmp_path, "1.1.0", load_sleep_s=LOAD_S, golden_error=1.0)

@@ -558,7 +558,9 @@ class ControlLoop:
         vacancy = self.vacancy
         if vacancy is None:
             return
-        if vacancy.is_due(look.episode, at_rest=self.at_rest):
+        # A hold for one late chunk is no rest: it may be in the middle of a motion.
+        at_rest = self.command is None or self.commanded.has_rested(self.contract.rest_ticks)
+        if vacancy.is_due(look.episode, at_rest=at_rest):
             self.vacate(vacancy)
         elif self.now_ns > vacancy.deadline_ns:
             self.fail_vacancy("SWAP_TIMEOUT", f"no boundary ({vacancy.at}) came in time; nothing was loaded")
@@ -566,8 +568,7 @@ class ControlLoop:
     def vacate(self, vacancy: Vacancy) -> None:
         """Nothing acts from now on: the loop holds LOADING_IN_PLACE until a generation is activated, or none can be."""
         previous = 0 if self.active is None else self.active.id
-        if self.active is not None:
-            self.active.forget()
+        self.forget_plans()  # else what has left would go on, while an operator acts or a swap is pending
         self.vacancy, self.active, self.lost, self.loading = None, None, True, True
         self.emit({"type": "VACATED", "swap_id": vacancy.swap_id, "generation": previous, "tick": self.tick_number})
 

@@ -10,7 +10,7 @@ from vla_policy_node.control.swap import UPDATE, WAYS_BACK
 
 @dataclass(frozen=True)
 class Vacancy:
-    """``at``: EPISODE = next start of an episode; REST = command at rest, or nothing acts; NOW = at once."""
+    """``at``: EPISODE = next start of an episode; REST = command at rest, or nothing is commanded; NOW = at once."""
 
     swap_id: str
     at: str

@@ -104,6 +104,7 @@ class InPlace:
             with self._generations.only_preparation(wait=True, cancelled=cancelled):
                 acting, lease = self._generations.acting()
                 fallback = None if acting is None else lease.fallback if lease is not None else OnDisk.of(acting)
+                manifest_of(wanted.bundle)  # a folder that has gone must not stop the robot
                 self._vacate(wanted, cancelled)
                 former, lease = self._generations.leave()  # it may have been lost meanwhile
                 vacated = Vacated(wanted.boundary, time.monotonic(), fallback)
@@ -120,6 +121,8 @@ class InPlace:
         """Let the acting generation leave. Raises SwapError, ControlError: it goes on acting."""
         waiting = self._waiting = _Waiting()
         try:
+            if self._generations.closed:  # from now on :meth:`fail` is heard
+                raise SwapError("CLOSED", "the node is shutting down")
             self._control.vacate(wanted.boundary, waiting.swap_id, wanted.timeout_s, wanted.cause)
             end_s = time.monotonic() + wanted.timeout_s + _ANSWER_S
             while not waiting.done.wait(_POLL_S) and time.monotonic() < end_s:
