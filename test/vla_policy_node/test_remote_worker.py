@@ -291,13 +291,17 @@ class Relay:
     def cut(self, number: int) -> None:
         """End the connection that was made as the n-th."""
         for end in self._lines[number]:
-            end.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Let nobody in any more."""
         self.passes.set()
         self._listener.shutdown(socket.SHUT_RDWR)  # ends the wait in accept
         self._listener.close()
+        for ends in self._lines:
+            for end in ends:
+                end.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -341,6 +345,20 @@ def test_a_line_that_is_lost_in_two_steps_and_comes_back_leaves_the_robot_with_i
             relay.passes.set()
             rig.wait_running("1.0.0" if on_trial else "1.1.0")
     assert "POLICY_LOST" not in caplog.text
+
+
+def test_a_host_that_is_killed_in_a_trial_and_comes_back_leaves_the_robot_with_what_acted_before(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    scripted_bundle(tmp_path / "b", "1.1.0")
+    with RemoteHost(tmp_path) as host:
+        settings = {"worker_host": host.address, "worker_tls": host.remote.tls, "worker_silence_s": 20.0}
+        with EngineRig(tmp_path, model_path=str(tmp_path / "a"), **settings) as rig:
+            rig.wait_running("1.0.0")
+            rig.engine.swap(SwapRequest(bundle_path=str(tmp_path / "b"), trial=True, trial_lease_s=3600.0))
+            rig.wait_running("1.1.0")
+            host.kill()
+            with host:
+                rig.wait_running("1.0.0")
 
 
 def test_a_robot_whose_host_loads_for_another_one_waits_its_turn(tmp_path: Path, host: RemoteHost) -> None:
