@@ -41,11 +41,11 @@ from vla_policy_node.ipc.layouts import OBSERVATION_HZ
 from vla_policy_node.journal import Journal
 from vla_policy_node.observation import ObservationBuffer, encode_instruction
 from vla_policy_node.operator_actions import OperatorActions
+from vla_policy_node.remote.line import name_and_port, tls_context
 from vla_policy_node.scores import ChunkScorer
 from vla_policy_node.shadow.follower import Follower, ShadowActions
 from vla_policy_node.shadow.session import Shadow
 from vla_policy_node.steps import StepLog, Steps
-from vla_policy_node.remote.line import name_and_port, tls_context
 from vla_policy_node.worker.api import Generation, Remote, WorkerConfig, WorkerEvent
 from vla_policy_node.worker.pool import Progress, WorkerPool
 from vla_ros.plain import plain

@@ -163,7 +163,7 @@ def test_a_host_that_is_killed_or_silent_is_a_lost_worker_although_nothing_was_a
         generation = robot.pool.prepare(tmp_path / "a")
         os.kill(host.process.pid, how)
         event = robot.wait_for(lambda e: e.kind == "LOST")
-        assert event.generation is generation and "WORKER_HOST_LOST" in event.message
+        assert (event.generation, event.code) == (generation, "WORKER_HOST_LOST")
         assert ("closed" if how == signal.SIGKILL else "nothing was heard") in event.message
 
 
@@ -340,14 +340,16 @@ def test_a_line_that_is_lost_in_two_steps_and_comes_back_leaves_the_robot_with_i
             relay.lets_in = False
             relay.passes.clear()
             relay.cut(1)
-            rig.wait_for(lambda: caplog.text.count("exit code 1: WORKER_HOST_LOST") == 2, "the end of both")
+            rig.wait_for(lambda: caplog.text.count("exit code 3: WORKER_HOST_LOST") == 2, "the end of both")
             relay.lets_in = True
             relay.passes.set()
             rig.wait_running("1.0.0" if on_trial else "1.1.0")
     assert "POLICY_LOST" not in caplog.text
 
 
-def test_a_host_that_is_killed_in_a_trial_and_comes_back_leaves_the_robot_with_what_acted_before(tmp_path: Path) -> None:
+def test_a_host_that_is_killed_in_a_trial_and_comes_back_leaves_the_robot_with_what_acted_before(
+    tmp_path: Path,
+) -> None:
     scripted_bundle(tmp_path / "a", "1.0.0")
     scripted_bundle(tmp_path / "b", "1.1.0")
     with RemoteHost(tmp_path) as host:
@@ -359,6 +361,39 @@ def test_a_host_that_is_killed_in_a_trial_and_comes_back_leaves_the_robot_with_w
             host.kill()
             with host:
                 rig.wait_running("1.0.0")
+
+
+def test_a_line_that_drops_more_often_than_a_policy_may_be_reloaded_leaves_the_robot_with_it(
+    tmp_path: Path, host: RemoteHost
+) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    with contextlib.closing(Relay(host.port)) as relay:
+        settings = {"worker_host": relay.address, "worker_tls": host.remote.tls, "worker_silence_s": 20.0}
+        with EngineRig(tmp_path, model_path=str(tmp_path / "a"), reload_attempts=1, **settings) as rig:
+            for number in range(3):
+                rig.wait_running("1.0.0")
+                former = rig.snapshot.active
+                relay.cut(number)
+                rig.wait_for(lambda former=former: rig.snapshot.active is not former, "the loss")
+            rig.wait_running("1.0.0")
+
+
+def test_a_line_that_is_lost_in_shadow_is_not_the_new_versions_fault(tmp_path: Path, host: RemoteHost) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    scripted_bundle(tmp_path / "b", "1.1.0")
+    with contextlib.closing(Relay(host.port)) as relay:
+        settings = {"worker_host": relay.address, "worker_tls": host.remote.tls, "worker_silence_s": 20.0}
+        settings |= {"shadow_chunks": 10000, "load_timeout_s": 600.0}
+        with EngineRig(tmp_path, model_path=str(tmp_path / "a"), **settings) as rig:
+            rig.wait_running("1.0.0")
+
+            def lose(state: str, fraction: float) -> None:
+                if state == "SHADOW":
+                    relay.cut(1)
+
+            with refused("WORKER_HOST_LOST"):
+                rig.engine.prepare(str(tmp_path / "b"), "", lose, lambda: False)
+            rig.wait_running("1.0.0")
 
 
 def test_a_robot_whose_host_loads_for_another_one_waits_its_turn(tmp_path: Path, host: RemoteHost) -> None:

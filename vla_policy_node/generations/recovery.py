@@ -25,7 +25,7 @@ from vla_policy_node.generations.generations import Generations
 from vla_policy_node.generations.lease import TrialLease
 from vla_policy_node.generations.residents import OnDisk, Resident
 from vla_policy_node.generations.swapping import LEASE_EXPIRED, WORKER_LOST
-from vla_policy_node.worker.api import PrepareError
+from vla_policy_node.worker.api import HOST_LOST, PrepareError
 from vla_ros.fault import Fault
 
 LOG = logging.getLogger("vla_policy_node")
@@ -37,7 +37,7 @@ _RETRY_S = 1.0  # a lease's way back that could not be taken
 _START_WAITS_S = (1.0, 3.0, 10.0)  # before the first load is tried again
 _HOST_WAITS_S = (1.0, 3.0, 10.0, 30.0, 60.0)  # a worker host may have to be started again
 _LINE_WAITS = 1.5  # times worker_silence_s: so much later than one of a host's lines is another one found lost
-_HOST_AWAY = frozenset({"WORKER_HOST_LOST", "WORKER_HOST_UNREACHABLE"})
+_HOST_AWAY = frozenset({HOST_LOST, "WORKER_HOST_UNREACHABLE"})
 
 
 class Recovery:
@@ -209,7 +209,7 @@ class Recovery:
             self._deferred = self._current_episode(), lambda: self._after_loss(lost, lease, why)
             return
         reasons = []
-        for candidate in self._candidates(lost, lease):
+        for candidate in self._candidates(lost, lease, why):
             if self._closing.is_set():
                 return
             try:
@@ -223,13 +223,15 @@ class Recovery:
         text = "; ".join(reasons) or idle
         raise PolicyNodeError("POLICY_LOST", f"{lost.version} was lost ({why}; {text}): holding")
 
-    def _candidates(self, lost: Resident, lease: TrialLease | None) -> Iterator[Callable[[], Resident | OnDisk]]:
+    def _candidates(
+        self, lost: Resident, lease: TrialLease | None, why: str
+    ) -> Iterator[Callable[[], Resident | OnDisk]]:
         """Yield what may act in place of a lost generation, best first."""
         if lease is not None and lease.fallback is not None:
             fallback = lease.fallback
             yield lambda: self._in_memory(fallback)
             return  # never what is on trial again: it has just failed
-        if self._may_reload(lost.digest):
+        if why.startswith(f"{HOST_LOST}:") or self._may_reload(lost.digest):  # a line says nothing of a policy
             yield lambda: self._load(lost)
         standby = self._generations.proven_standby()
         if standby is not None:

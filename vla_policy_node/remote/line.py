@@ -280,7 +280,12 @@ def name_and_port(address: str) -> tuple[str, int]:
     """Return the parts of ``name:port``, of ``[::1]:port`` without the brackets. Raises LineError WORKER_HOST_INVALID."""
     name, _, port = address.rpartition(":")
     bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
-    if not bare or (":" in bare and bare == name) or re.fullmatch("[0-9]{1,5}", port) is None or not 0 < int(port) < 65536:
+    if (
+        not bare
+        or (":" in bare and bare == name)
+        or re.fullmatch("[0-9]{1,5}", port) is None
+        or not 0 < int(port) < 65536
+    ):
         raise LineError("WORKER_HOST_INVALID", f"worker_host {address!r} is not name:port")
     return bare, int(port)
 

@@ -111,7 +111,9 @@ class Session:
         except PrepareError as e:
             if fault_of(e.code) is not Fault.BUNDLE or not claim.drop_damaged(self._keep):
                 raise
-            LOG.warning("%s: files in the cache were damaged, and are sent again: %s: %s", self._name, e.code, e.message)
+            LOG.warning(
+                "%s: files in the cache were damaged, and are sent again: %s: %s", self._name, e.code, e.message
+            )
         return self._load(self._receive_files(claim, manifest), digest, observation)
 
     def _receive_files(self, claim: Claim, manifest: bytes) -> Path:
@@ -135,7 +137,9 @@ class Session:
             except PrepareError as e:
                 if self._lost is not None:
                     raise self._lost from e
-                if e.code == "PREPARE_IN_PROGRESS":  # another robot's: this one ends its wait itself, at its load_timeout_s
+                if (
+                    e.code == "PREPARE_IN_PROGRESS"
+                ):  # another robot's: this one ends its wait itself, at its load_timeout_s
                     end_s = time.monotonic() + _SLOT_WAIT_S
                 elif e.code != "NO_FREE_SLOT" or time.monotonic() > end_s:
                     raise
