@@ -31,6 +31,7 @@ from vla_policy_node.generations.swapping import SwapRequest
 from vla_policy_node.policies.base import FeatureSpec
 from vla_policy_node.remote.line import Frame, Kind, Line, connect, parse, tls_context
 from vla_policy_node.worker.api import Remote
+from vla_policy_node.worker.inference import WARM_UP_INFERENCES
 
 IMAGE = "observation.images.front"
 FEATURES = {STATE: FeatureSpec((2,), "float32"), IMAGE: FeatureSpec((48, 64, 3), "uint8")}
@@ -124,8 +125,8 @@ def test_two_generations_are_there_at_once_and_a_third_takes_the_place_of_one_th
 
 
 def test_a_policy_that_fails_over_there_is_told_here_and_goes_on(tmp_path: Path, host: RemoteHost) -> None:
-    # three warm-up inferences over the line come after the host's own
-    scripted_bundle(tmp_path / "a", raise_at_call=3, nan_at_call=4)
+    # the warm-up over the line comes after the host's own
+    scripted_bundle(tmp_path / "a", raise_at_call=WARM_UP_INFERENCES, nan_at_call=WARM_UP_INFERENCES + 1)
     with remote_robot(host.remote) as robot:
         generation = robot.pool.prepare(tmp_path / "a")
         assert robot.chunk(generation)["error"] == "POLICY_FAILED"
@@ -139,7 +140,8 @@ def test_a_policy_that_fails_over_there_is_told_here_and_goes_on(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "words"), [({"exit_at_call": 3}, "exit code 7"), ({"crash_at_call": 3}, "SIGSEGV")]
+    ("behaviour", "words"),
+    [({"exit_at_call": WARM_UP_INFERENCES}, "exit code 7"), ({"crash_at_call": WARM_UP_INFERENCES}, "SIGSEGV")],
 )
 def test_a_worker_that_dies_over_there_is_a_lost_worker_here_with_its_cause(
     tmp_path: Path, host: RemoteHost, behaviour: dict[str, Any], words: str
