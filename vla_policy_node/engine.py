@@ -41,6 +41,7 @@ from vla_policy_node.ipc.layouts import OBSERVATION_HZ
 from vla_policy_node.journal import Journal
 from vla_policy_node.observation import ObservationBuffer, encode_instruction
 from vla_policy_node.operator_actions import OperatorActions
+from vla_policy_node.remote.line import name_and_port, tls_context
 from vla_policy_node.scores import ChunkScorer
 from vla_policy_node.shadow.follower import Follower, ShadowActions
 from vla_policy_node.shadow.session import Shadow
@@ -126,8 +127,14 @@ class Listener(Protocol):
 
 
 def worker_config(config: PolicyNodeConfig, contract: Contract) -> WorkerConfig:
-    """Return what the pool needs of the node's settings. Raises ValueError for a policy module that is not type=module."""
+    """Return what the pool needs of the node's settings.
+
+    Raises ValueError for a policy module that is not type=module; WorkerError WORKER_HOST_INVALID, WORKER_TLS_INVALID.
+    """
     modules = dict(item.split("=", 1) for item in config.policy_modules)
+    if config.worker_host or config.worker_tls:  # wrong ones must not wait for the first load to be found
+        name_and_port(config.worker_host)
+        tls_context(config.worker_tls, server=False)
     remote = Remote(config.worker_host, config.worker_tls, config.worker_silence_s) if config.worker_host else None
     return WorkerConfig(
         worker_python=config.worker_python,
@@ -153,6 +160,7 @@ class PolicyEngine:
     ) -> None:
         if config.shadow_only:  # without permission, and without a way to the robot
             contract, sink = contract.in_shadow(), {"kind": NOWHERE}
+        workers = worker_config(config, contract)  # first: it may refuse
         self.config, self.contract, self._listener = config, contract, listener
         self.boot_id = uuid.uuid4().hex
         self.observations = ObservationBuffer(contract)
@@ -166,7 +174,7 @@ class PolicyEngine:
             cpus=config.control_cpus,
         )
         self._pool = WorkerPool(
-            worker_config(config, contract),
+            workers,
             self.observations.arena,
             contract.features,
             lambda event: self._events.put(lambda: self._on_worker(event)),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.engine_rig import EngineRig
+from support.engine_rig import EngineRig, contract_text
 from support.refusals import refused
 from support.remote_host import RemoteHost, make_ca
 from support.scripted import adapter_bundle, base_bundle, scripted_bundle
@@ -24,6 +24,9 @@ from support.waits import TIMEOUT_S, wait_for
 from support.worker_robot import STATE, WorkerRobot
 
 from vla_checkpoint.digest import sha256_bytes
+from vla_policy_node.config import PolicyNodeConfig
+from vla_policy_node.contract.model import parse_contract
+from vla_policy_node.engine import worker_config
 from vla_policy_node.generations.swapping import SwapRequest
 from vla_policy_node.policies.base import FeatureSpec
 from vla_policy_node.remote.line import Frame, Kind, Line, connect, parse, tls_context
@@ -122,7 +125,7 @@ def test_two_generations_are_there_at_once_and_a_third_takes_the_place_of_one_th
 
 
 def test_a_policy_that_fails_over_there_is_told_here_and_goes_on(tmp_path: Path, host: RemoteHost) -> None:
-    # The warm-up inferences over the line come after the host's own.
+    # The warm-up over the line comes after the host's own.
     scripted_bundle(tmp_path / "a", raise_at_call=WARM_UP_INFERENCES, nan_at_call=WARM_UP_INFERENCES + 1)
     with remote_robot(host.remote) as robot:
         generation = robot.pool.prepare(tmp_path / "a")
@@ -162,7 +165,7 @@ def test_a_host_that_is_killed_or_silent_is_a_lost_worker_although_nothing_was_a
         generation = robot.pool.prepare(tmp_path / "a")
         os.kill(host.process.pid, how)
         event = robot.wait_for(lambda e: e.kind == "LOST")
-        assert event.generation is generation and "WORKER_HOST_LOST" in event.message
+        assert (event.generation, event.code) == (generation, "WORKER_HOST_LOST")
         assert ("closed" if how == signal.SIGKILL else "nothing was heard") in event.message
 
 
@@ -215,7 +218,7 @@ def test_a_stranger_is_not_let_in_and_a_strange_host_is_not_believed(tmp_path: P
         ),  # not its certificate's name
         (Remote(host.address, str(tmp_path)), "WORKER_TLS_INVALID"),
         (Remote("127.0.0.1:1", str(host.tls / "robot")), "WORKER_HOST_UNREACHABLE"),
-        (Remote("nowhere", str(host.tls / "robot")), "WORKER_HOST_UNREACHABLE"),
+        (Remote("nowhere", str(host.tls / "robot")), "WORKER_HOST_INVALID"),
     )
     for remote, code in robots:
         with remote_robot(remote) as robot, refused(code):
@@ -274,6 +277,192 @@ def test_a_robot_moves_changes_its_policy_and_survives_its_host_over_the_line(
             rig.wait_for(lambda: rig.snapshot.active is None, "nothing to act")
             with host:
                 rig.wait_running("1.1.0", 2 * TIMEOUT_S)
+
+
+class Relay:
+    """Forwards connections to a host; each can be cut, all silenced, and no new one let in: what a network does."""
+
+    def __init__(self, port: int) -> None:
+        self._to, self._lines = port, list[tuple[socket.socket, socket.socket]]()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.lets_in, self.passes = True, threading.Event()
+        self.passes.set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self, number: int) -> None:
+        """End the connection that was made as the n-th."""
+        for end in self._lines[number]:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self.passes.set()
+        self._listener.shutdown(socket.SHUT_RDWR)  # ends the wait in accept
+        self._listener.close()
+        for ends in self._lines:
+            for end in ends:
+                end.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near = self._listener.accept()[0]
+                if not self.lets_in:
+                    near.close()
+                    continue
+                far = socket.create_connection(("127.0.0.1", self._to))
+                self._lines.append((near, far))
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._forward, args=ends, daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                self.passes.wait()
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("on_trial", [False, True])
+def test_a_line_that_is_lost_in_two_steps_and_comes_back_leaves_the_robot_with_its_proven_policy(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, on_trial: bool
+) -> None:
+    # what stands by is still there for a while when what acts is lost: its line is found dead a little later
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    scripted_bundle(tmp_path / "b", "1.1.0")
+    with RemoteHost(tmp_path) as host, contextlib.closing(Relay(host.port)) as relay:
+        settings = {"worker_host": relay.address, "worker_tls": host.remote.tls, "worker_silence_s": 5.0}
+        with EngineRig(tmp_path, model_path=str(tmp_path / "a"), **settings) as rig:
+            rig.wait_running("1.0.0")
+            rig.engine.swap(SwapRequest(bundle_path=str(tmp_path / "b"), trial=on_trial, trial_lease_s=3600.0))
+            rig.wait_running("1.1.0")
+            relay.lets_in = False
+            relay.passes.clear()
+            relay.cut(1)
+            rig.wait_for(lambda: caplog.text.count("exit code 3: WORKER_HOST_LOST") == 2, "the end of both")
+            relay.lets_in = True
+            relay.passes.set()
+            rig.wait_running("1.0.0" if on_trial else "1.1.0")
+    assert "POLICY_LOST" not in caplog.text
+
+
+def test_a_host_that_is_killed_in_a_trial_and_comes_back_leaves_the_robot_with_what_acted_before(
+    tmp_path: Path,
+) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    scripted_bundle(tmp_path / "b", "1.1.0")
+    with RemoteHost(tmp_path) as host:
+        settings = {"worker_host": host.address, "worker_tls": host.remote.tls, "worker_silence_s": 20.0}
+        with EngineRig(tmp_path, model_path=str(tmp_path / "a"), **settings) as rig:
+            rig.wait_running("1.0.0")
+            rig.engine.swap(SwapRequest(bundle_path=str(tmp_path / "b"), trial=True, trial_lease_s=3600.0))
+            rig.wait_running("1.1.0")
+            host.kill()
+            with host:
+                rig.wait_running("1.0.0")
+
+
+def test_a_line_that_drops_more_often_than_a_policy_may_be_reloaded_leaves_the_robot_with_it(
+    tmp_path: Path, host: RemoteHost
+) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    with contextlib.closing(Relay(host.port)) as relay:
+        settings = {"worker_host": relay.address, "worker_tls": host.remote.tls, "worker_silence_s": 20.0}
+        with EngineRig(tmp_path, model_path=str(tmp_path / "a"), reload_attempts=1, **settings) as rig:
+            for number in range(3):
+                rig.wait_running("1.0.0")
+                former = rig.snapshot.active
+                relay.cut(number)
+                rig.wait_for(lambda former=former: rig.snapshot.active is not former, "the loss")
+            rig.wait_running("1.0.0")
+
+
+def test_a_line_that_is_lost_in_shadow_is_not_the_new_versions_fault(tmp_path: Path, host: RemoteHost) -> None:
+    scripted_bundle(tmp_path / "a", "1.0.0")
+    scripted_bundle(tmp_path / "b", "1.1.0")
+    with contextlib.closing(Relay(host.port)) as relay:
+        settings = {"worker_host": relay.address, "worker_tls": host.remote.tls, "worker_silence_s": 20.0}
+        settings |= {"shadow_chunks": 10000, "load_timeout_s": 600.0}
+        with EngineRig(tmp_path, model_path=str(tmp_path / "a"), **settings) as rig:
+            rig.wait_running("1.0.0")
+
+            def lose(state: str, fraction: float) -> None:
+                if state == "SHADOW":
+                    relay.cut(1)
+
+            with refused("WORKER_HOST_LOST"):
+                rig.engine.prepare(str(tmp_path / "b"), "", lose, lambda: False)
+            rig.wait_running("1.0.0")
+
+
+def test_a_robot_whose_host_loads_for_another_one_waits_its_turn(tmp_path: Path, host: RemoteHost) -> None:
+    scripted_bundle(tmp_path / "slow", load_sleep_s=18.0)
+    scripted_bundle(tmp_path / "a")
+    with remote_robot(host.remote) as first, remote_robot(host.remote) as second:
+        thread = threading.Thread(target=first.pool.prepare, args=(tmp_path / "slow",))
+        thread.start()
+        wait_for(lambda: host.log.count("receives model.safetensors") == 1, "the upload")
+        second.assert_works(second.pool.prepare(tmp_path / "a"))
+        thread.join(TIMEOUT_S)
+        assert len(first.pool.generations()) == 1
+
+
+def test_a_file_that_went_bad_on_the_hosts_disk_is_sent_again_and_not_the_bundles_fault(
+    tmp_path: Path, host: RemoteHost
+) -> None:
+    scripted_bundle(tmp_path / "a")
+    with remote_robot(host.remote) as robot:
+        robot.pool.release(robot.pool.prepare(tmp_path / "a"))
+        for blob in (tmp_path / "cache" / "blobs").iterdir():  # as after a power loss
+            blob.write_bytes(bytes(blob.stat().st_size))
+        robot.assert_works(robot.pool.prepare(tmp_path / "a"))
+        for blob in (tmp_path / "cache" / "blobs").iterdir():
+            blob.write_bytes(b"")
+        robot.assert_works(robot.pool.prepare(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"worker_host": "nowhere"}, "WORKER_HOST_INVALID"),
+        ({"worker_host": "10.0.0.7:"}, "WORKER_HOST_INVALID"),
+        ({"worker_host": ":7447"}, "WORKER_HOST_INVALID"),
+        ({"worker_host": "10.0.0.7:99999"}, "WORKER_HOST_INVALID"),
+        ({"worker_host": "https://10.0.0.7:7447"}, "WORKER_HOST_INVALID"),
+        ({"worker_host": ""}, "WORKER_HOST_INVALID"),
+        ({"worker_tls": ""}, "WORKER_TLS_INVALID"),
+        ({"worker_tls": "{}/none"}, "WORKER_TLS_INVALID"),
+        ({"worker_tls": "{}/no_key"}, "WORKER_TLS_INVALID"),
+        ({"worker_tls": "{}/other_key"}, "WORKER_TLS_INVALID"),
+        ({"worker_tls": "{}/no_pem"}, "WORKER_TLS_INVALID"),
+        ({}, ""),
+        ({"worker_host": "[::1]:7447"}, ""),
+    ],
+)
+def test_a_mistyped_host_or_folder_is_refused_before_anything_is_loaded(
+    tmp_path: Path, settings: dict[str, str], code: str
+) -> None:
+    make_ca(tmp_path / "tls")
+    for name in ("no_key", "other_key", "no_pem"):
+        shutil.copytree(tmp_path / "tls" / "robot", tmp_path / name)
+    (tmp_path / "no_key" / "key.pem").unlink()
+    shutil.copy(tmp_path / "tls" / "host" / "key.pem", tmp_path / "other_key")
+    (tmp_path / "no_pem" / "ca.pem").write_text("hello\n")
+    given = {"worker_host": "10.0.0.7:7447", "worker_tls": "{}/tls/robot"} | settings
+    config = PolicyNodeConfig(**{key: value.format(tmp_path) for key, value in given.items()})
+    with refused(code) if code else contextlib.nullcontext():
+        assert worker_config(config, parse_contract(contract_text())).remote is not None
+
+
+def test_a_connection_that_is_accepted_and_closed_is_a_host_that_is_away(tmp_path: Path, host: RemoteHost) -> None:
+    scripted_bundle(tmp_path / "a")
+    with contextlib.closing(Relay(host.port)) as relay:
+        relay.lets_in = False
+        with remote_robot(Remote(relay.address, host.remote.tls)) as robot, refused("WORKER_HOST_UNREACHABLE"):
+            robot.pool.prepare(tmp_path / "a")
 
 
 def test_what_was_used_least_recently_makes_room_and_what_is_loaded_stays(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ class Generations:
             died = not generation.alive  # its LOST event may have come before anybody knew it
         if died:
             self._drop(resident)
-            raise PrepareError("WORKER_DIED", f"the worker of {path} ended as it became ready")
+            raise PrepareError(generation.died_code, f"the worker of {path} ended as it became ready")
         self._on_change()
         return resident
 

@@ -25,7 +25,7 @@ from vla_policy_node.generations.generations import Generations
 from vla_policy_node.generations.lease import TrialLease
 from vla_policy_node.generations.residents import OnDisk, Resident
 from vla_policy_node.generations.swapping import LEASE_EXPIRED, WORKER_LOST
-from vla_policy_node.worker.api import PrepareError
+from vla_policy_node.worker.api import HOST_LOST, PrepareError
 from vla_ros.fault import Fault
 
 LOG = logging.getLogger("vla_policy_node")
@@ -36,7 +36,8 @@ _POLL_S = 0.05
 _RETRY_S = 1.0  # a lease's way back that could not be taken
 _START_WAITS_S = (1.0, 3.0, 10.0)  # before the first load is tried again
 _HOST_WAITS_S = (1.0, 3.0, 10.0, 30.0, 60.0)  # a worker host may have to be started again
-_HOST_AWAY = frozenset({"WORKER_HOST_LOST", "WORKER_HOST_UNREACHABLE"})
+_LINE_WAITS = 1.5  # times worker_silence_s: so much later than one of a host's lines is another one found lost
+_HOST_AWAY = frozenset({HOST_LOST, "WORKER_HOST_UNREACHABLE"})
 
 
 class Recovery:
@@ -169,22 +170,26 @@ class Recovery:
         return self._generations.residents.find(resident.digest) or self._load(resident)
 
     def _load(self, resident: Resident | OnDisk) -> Resident | OnDisk:
-        """Load a bundle; a worker host that is away is waited for while nothing else can act."""
+        """Load a bundle; a worker host that is away is waited for while nothing else can act.
+
+        What stands by is on the same host: it is believed once its own line would have been found silent.
+        """
+        believed_s = time.monotonic() + _LINE_WAITS * self._config.worker_silence_s
         for wait_s in _HOST_WAITS_S:
             try:
                 return self._prepare(resident)
             except PolicyNodeError as e:
-                if e.code not in _HOST_AWAY or not self._waits_without_policy(wait_s):
+                if e.code not in _HOST_AWAY or not self._waits_without_policy(wait_s, believed_s):
                     raise
         return self._prepare(resident)
 
-    def _waits_without_policy(self, wait_s: float) -> bool:
-        """Wait; false at once when there is something that acts or may do so, or the node is closing."""
+    def _waits_without_policy(self, wait_s: float, believed_s: float) -> bool:
+        """Wait; false at once when there is something that acts or (from ``believed_s`` on) may do so, or the node is closing."""
         end_s = time.monotonic() + wait_s
         while time.monotonic() < end_s:
             standby = self._generations.proven_standby()
-            there = self._generations.residents.active is not None or (standby and standby.generation.alive)
-            if there or self._closing.wait(_POLL_S):
+            may = standby is not None and standby.generation.alive and time.monotonic() > believed_s
+            if may or self._generations.residents.active is not None or self._closing.wait(_POLL_S):
                 return False
         return True
 
@@ -204,7 +209,7 @@ class Recovery:
             self._deferred = self._current_episode(), lambda: self._after_loss(lost, lease, why)
             return
         reasons = []
-        for candidate in self._candidates(lost, lease):
+        for candidate in self._candidates(lost, lease, why):
             if self._closing.is_set():
                 return
             try:
@@ -218,13 +223,15 @@ class Recovery:
         text = "; ".join(reasons) or idle
         raise PolicyNodeError("POLICY_LOST", f"{lost.version} was lost ({why}; {text}): holding")
 
-    def _candidates(self, lost: Resident, lease: TrialLease | None) -> Iterator[Callable[[], Resident | OnDisk]]:
+    def _candidates(
+        self, lost: Resident, lease: TrialLease | None, why: str
+    ) -> Iterator[Callable[[], Resident | OnDisk]]:
         """Yield what may act in place of a lost generation, best first."""
         if lease is not None and lease.fallback is not None:
             fallback = lease.fallback
             yield lambda: self._in_memory(fallback)
             return  # never what is on trial again: it has just failed
-        if self._may_reload(lost.digest):
+        if why.startswith(f"{HOST_LOST}:") or self._may_reload(lost.digest):  # a line says nothing of a policy
             yield lambda: self._load(lost)
         standby = self._generations.proven_standby()
         if standby is not None:

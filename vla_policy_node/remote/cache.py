@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from vla_checkpoint.manifest import FileEntry, Manifest
@@ -22,6 +22,7 @@ from vla_checkpoint.paths import MANIFEST_NAME
 from vla_policy_node.errors import WorkerError
 
 FULL = "WORKER_CACHE_FULL"
+_READ_BYTES = 1 << 20
 
 
 class Cache:
@@ -108,6 +109,7 @@ class Claim:
     def assemble(self, manifest: bytes) -> Path:
         """Return a folder with the bundle. Raises WorkerError WORKER_CACHE_FULL."""
         bundle = self._folder / "bundle"
+        shutil.rmtree(bundle, ignore_errors=True)
         try:
             bundle.mkdir()
             (bundle / MANIFEST_NAME).write_bytes(manifest)
@@ -119,7 +121,19 @@ class Claim:
             raise WorkerError(FULL, f"{bundle}: {e.strerror}") from e
         return bundle
 
-    def forget(self) -> None:
-        """The files here are not what they were: let them be sent again."""
+    def drop_damaged(self, keep: Callable[[], None]) -> bool:
+        """Forget files that are not what they were, for example after a power loss; whether there were any.
+
+        ``keep`` is called again and again, and may raise.
+        """
+        found = False
         for entry in self._manifest.files:
-            (self._blobs / entry.sha256).unlink(missing_ok=True)
+            path, digest = self._blobs / entry.sha256, hashlib.sha256()
+            with contextlib.suppress(OSError), path.open("rb") as file:  # what cannot be read is damaged, too
+                while data := file.read(_READ_BYTES):
+                    digest.update(data)
+                    keep()
+            if digest.hexdigest() != entry.sha256:
+                path.unlink(missing_ok=True)
+                found = True
+        return found

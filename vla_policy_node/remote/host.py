@@ -32,7 +32,7 @@ from vla_ros.start import REFUSED
 _MAX_CONNECTIONS = 8
 _ACCEPT_AGAIN_S = 0.1
 _LOOK_UP_S = 0.5  # a signal that another thread took does not end this one's wait
-_INFERENCE_TIMEOUT_S = 60.0  # the robot, which knows its own, ends its connection earlier
+_LOAD_TIMEOUT_S, _INFERENCE_TIMEOUT_S = 86400.0, 600.0  # the robot, which knows its own, ends its connection earlier
 
 
 class Host:
@@ -107,6 +107,7 @@ def main() -> int:
         policy_modules=dict(options.policy_module),
         device=options.device,
         threads=options.threads,
+        load_timeout_s=_LOAD_TIMEOUT_S,
         inference_timeout_s=_INFERENCE_TIMEOUT_S,
     )
     try:

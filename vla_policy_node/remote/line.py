@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import select
 import socket
 import ssl
@@ -18,7 +19,7 @@ import time
 from collections import deque
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from vla_policy_node.errors import WorkerError
 
@@ -250,9 +251,14 @@ class Line:
 
 def _lost(error: OSError) -> LineError:
     """TLS that fails is a refusal: in version 1.3 a client hears of it when it reads."""
-    if isinstance(error, ssl.SSLError) and not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+    if _is_refusal(error):
         return LineError("WORKER_HOST_REFUSED", f"the handshake failed: {error.reason or error}")
     return LineError("WORKER_HOST_LOST", str(error.strerror or error))
+
+
+def _is_refusal(error: Exception) -> TypeGuard[ssl.SSLError]:
+    """A connection that only ends is none: what forwards to a host that is away accepts it and closes it."""
+    return isinstance(error, ssl.SSLError) and not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
 
 
 def tls_context(folder: str, *, server: bool) -> ssl.SSLContext:
@@ -270,23 +276,35 @@ def tls_context(folder: str, *, server: bool) -> ssl.SSLContext:
     return context
 
 
+def name_and_port(address: str) -> tuple[str, int]:
+    """Return the parts of ``name:port``, of ``[::1]:port`` without the brackets. Raises LineError WORKER_HOST_INVALID."""
+    name, _, port = address.rpartition(":")
+    bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
+    if (
+        not bare
+        or (":" in bare and bare == name)
+        or re.fullmatch("[0-9]{1,5}", port) is None
+        or not 0 < int(port) < 65536
+    ):
+        raise LineError("WORKER_HOST_INVALID", f"worker_host {address!r} is not name:port")
+    return bare, int(port)
+
+
 def connect(address: str, folder: str) -> Line:
     """Connect to a host at ``name:port``, and wait for its greeting. Blocks.
 
-    Raises LineError: WORKER_TLS_INVALID, WORKER_HOST_UNREACHABLE, WORKER_HOST_REFUSED, WORKER_HOST_LOST.
+    Raises LineError: WORKER_TLS_INVALID, WORKER_HOST_INVALID, WORKER_HOST_UNREACHABLE, WORKER_HOST_REFUSED, WORKER_HOST_LOST.
     """
-    context = tls_context(folder, server=False)
-    name, _, port = address.rpartition(":")
-    name = name.strip("[]")
+    context, (name, port) = tls_context(folder, server=False), name_and_port(address)
     try:
-        raw = socket.create_connection((name, int(port)), CONNECT_TIMEOUT_S)
-    except (OSError, ValueError, OverflowError) as e:
+        raw = socket.create_connection((name, port), CONNECT_TIMEOUT_S)
+    except (OSError, ValueError) as e:
         raise LineError("WORKER_HOST_UNREACHABLE", f"worker_host {address!r}: {e}") from e
     try:
         line = Line(context.wrap_socket(raw, server_hostname=name), CONNECT_TIMEOUT_S)
     except (OSError, ValueError) as e:
         raw.close()
-        code = "WORKER_HOST_REFUSED" if isinstance(e, ssl.SSLError) else "WORKER_HOST_UNREACHABLE"
+        code = "WORKER_HOST_REFUSED" if _is_refusal(e) else "WORKER_HOST_UNREACHABLE"
         raise LineError(code, f"worker_host {address!r}: {e}") from e
     try:
         line.greet()

@@ -33,6 +33,7 @@ from vla_policy_node.remote.messages import (
     spec_of,
     text,
 )
+from vla_policy_node.worker.api import HOST_LOST, HOST_LOST_STATUS
 from vla_policy_node.worker.inference import FEATURE, ChunkError
 from vla_policy_node.worker.loading import is_code
 
@@ -230,4 +231,4 @@ def _end(error: WorkerError) -> NoReturn:
     """End the process, which is the worker; its last line says why."""
     sys.stderr.write(f"{error.code}: {error.message}\n")
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(HOST_LOST_STATUS if error.code == HOST_LOST else 1)

@@ -11,13 +11,14 @@ import queue
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vla_checkpoint.errors import CheckpointError
 from vla_checkpoint.manifest import FileEntry, Manifest
-from vla_policy_node.errors import WorkerError
+from vla_policy_node.errors import WorkerError, fault_of
 from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.layouts import CHUNK_ERRORS, OBSERVATION_SLOTS, chunk_layout, observation_layout
 from vla_policy_node.remote.cache import Cache, Claim
@@ -33,14 +34,13 @@ from vla_policy_node.remote.messages import (
 )
 from vla_policy_node.worker.api import Generation, PrepareError, WorkerEvent
 from vla_policy_node.worker.pool import WorkerPool
+from vla_ros.fault import Fault
 
 LOG = logging.getLogger("vla_policy_node.remote")
 _SLOT_WAIT_S = 15.0  # a generation whose robot vanished is still being ended
 _WAIT_S = 1.0
 _CHUNK_POLL_S = 0.001  # a chunk arrives without a wake-up
 _TEXT_WAIT_S = 0.5  # what went wrong comes another way than the chunk that did not
-_STALE = ("DIGEST_FILE", "DIGEST_TENSOR", "BUNDLE_FILE_SIZE")
-"""What was cached is not what it was."""
 
 
 class Session:
@@ -106,10 +106,24 @@ class Session:
     # -- preparing
 
     def _prepare(self, claim: Claim, manifest: bytes, digest: str, observation: Arena) -> Generation:
+        try:
+            return self._load(self._receive_files(claim, manifest), digest, observation)
+        except PrepareError as e:
+            if fault_of(e.code) is not Fault.BUNDLE or not claim.drop_damaged(self._keep):
+                raise
+            LOG.warning(
+                "%s: files in the cache were damaged, and are sent again: %s: %s", self._name, e.code, e.message
+            )
+        return self._load(self._receive_files(claim, manifest), digest, observation)
+
+    def _receive_files(self, claim: Claim, manifest: bytes) -> Path:
+        """Return the bundle's folder."""
         for entry in claim.missing():
             LOG.info("%s: receives %s (%d bytes)", self._name, entry.path, entry.size)
             claim.store(entry, self._parts(entry))
-        folder = claim.assemble(manifest)
+        return claim.assemble(manifest)
+
+    def _load(self, folder: Path, digest: str, observation: Arena) -> Generation:
         end_s = time.monotonic() + _SLOT_WAIT_S
         while True:
             try:
@@ -123,12 +137,13 @@ class Session:
             except PrepareError as e:
                 if self._lost is not None:
                     raise self._lost from e
-                if e.code in _STALE:
-                    claim.forget()
-                if e.code not in ("NO_FREE_SLOT", "PREPARE_IN_PROGRESS") or time.monotonic() > end_s:
+                if (
+                    e.code == "PREPARE_IN_PROGRESS"
+                ):  # another robot's: this one ends its wait itself, at its load_timeout_s
+                    end_s = time.monotonic() + _SLOT_WAIT_S
+                elif e.code != "NO_FREE_SLOT" or time.monotonic() > end_s:
                     raise
-            if self._is_lost():
-                raise self._lost or broken("lost")
+            self._keep()
             self._line.wait(0.1)
 
     def _parts(self, entry: FileEntry) -> Iterator[bytearray]:
@@ -157,6 +172,11 @@ class Session:
             self._line.send_json(Kind.PROGRESS, {"state": state, "fraction": fraction})
         except LineError as e:
             self._lost = e
+
+    def _keep(self) -> None:
+        """Keep the line. Raises LineError."""
+        if self._is_lost() and self._lost is not None:
+            raise self._lost
 
     def _is_lost(self) -> bool:
         """Keep the line; whether it is of no use any more."""

@@ -95,7 +95,7 @@ class Stage:
         ``limits``: those of its bundle (``Contract.bundle_limits``).
 
         Raises PrepareError SHADOW_DIVERGED, SHADOW_LIMIT, SHADOW_TOO_SLOW, SHADOW_FAILED, SHADOW_INCOMPLETE, WORKER_DIED,
-        CANCELLED.
+        WORKER_HOST_LOST, CANCELLED.
         """
         node, channels = self._node, self._node.contract.channels
         tightened = [c.limits.tightened(own) for c, own in zip(channels, limits, strict=True)]
@@ -131,7 +131,7 @@ class Stage:
             if self._cancelled():
                 raise PrepareError("CANCELLED", "cancelled on request")
             if not candidate.alive:
-                raise PrepareError("WORKER_DIED", f"worker {candidate.pid} ended in shadow")
+                raise PrepareError(candidate.died_code, f"worker {candidate.pid} ended in shadow")
             if node.active() is not active:
                 raise _changed()
             if waited_s > patience_s:

@@ -12,6 +12,9 @@ from vla_policy_node.errors import WorkerError
 from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.policies.base import PolicySpec
 
+HOST_LOST, HOST_LOST_STATUS = "WORKER_HOST_LOST", 3
+"""How a worker that only speaks to a host ends when the line is lost."""
+
 
 @dataclass(frozen=True)
 class Remote:
@@ -91,6 +94,7 @@ class Generation:
     timings: Timings
     pid: int
     _alive: Callable[[], bool]
+    _died_code: Callable[[], str]
     _kill: Callable[[], None]
     _end_shadow: Callable[[], None]
 
@@ -104,6 +108,11 @@ class Generation:
         """False once its process has ended."""
         return self._alive()
 
+    @property
+    def died_code(self) -> str:
+        """Once it is not alive: WORKER_DIED, or WORKER_HOST_LOST if it was the line to a host."""
+        return self._died_code()
+
     def kill(self) -> None:
         """End its process at once; a LOST event follows."""
         self._kill()
@@ -111,7 +120,7 @@ class Generation:
     def end_shadow(self) -> None:
         """From now on it answers at the node's own level and on the robot's newest observation; returns when it does.
 
-        Raises PrepareError WORKER_DIED, LOAD_TIMEOUT.
+        Raises PrepareError WORKER_DIED, WORKER_HOST_LOST, LOAD_TIMEOUT.
         """
         self._end_shadow()
 
@@ -126,7 +135,7 @@ class WorkerEvent:
     generation: Generation | None = None
     """LOST and CHUNK_ERROR: the generation concerned."""
     code: str = ""
-    """LOST: WORKER_DIED or WORKER_HUNG. CHUNK_ERROR: one of ``ipc.layouts.CHUNK_ERRORS``."""
+    """LOST: WORKER_DIED, WORKER_HUNG or WORKER_HOST_LOST. CHUNK_ERROR: one of ``ipc.layouts.CHUNK_ERRORS``."""
 
 
 class PrepareError(WorkerError):

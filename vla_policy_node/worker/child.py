@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from vla_policy_node.ipc.channel import Channel, ChannelClosedError
@@ -60,6 +60,10 @@ class Child:
         """What its interpreter has, once ``waiting``."""
         self.lost_code = ""
         """Why the pool killed it; empty = not reported."""
+        self.died_codes: Mapping[int, str] = {}
+        """Exit status → what it means, beside WORKER_DIED."""
+        self.died_code = "WORKER_DIED"
+        """Once it is not ``alive``."""
         self.output_ended = False
         self._wait = wait
         self._log = log
@@ -164,6 +168,7 @@ class Child:
         text = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
         if self.tail and status >= 0:
             text += f": {self.tail[-1]}"
+        self.died_code = self.died_codes.get(status, self.died_code)
         with self._lock:
             self.alive = False
             os.close(self.pidfd)

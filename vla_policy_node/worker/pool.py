@@ -23,7 +23,15 @@ from vla_policy_node.ipc.generation import CHUNK_SLOTS, REQUEST_SLOTS, Generatio
 from vla_policy_node.ipc.layouts import chunk_layout, request_layout
 from vla_policy_node.policies.base import FeatureSpec, PolicySpec
 from vla_policy_node.worker.adapter import Adapted, find_base, write_changes
-from vla_policy_node.worker.api import Generation, PrepareError, Timings, WorkerConfig, WorkerEvent
+from vla_policy_node.worker.api import (
+    HOST_LOST,
+    HOST_LOST_STATUS,
+    Generation,
+    PrepareError,
+    Timings,
+    WorkerConfig,
+    WorkerEvent,
+)
 from vla_policy_node.worker.child import Child
 from vla_policy_node.worker.files import check_files
 from vla_policy_node.worker.memory import WeightArena, WeightArenas
@@ -249,6 +257,8 @@ class WorkerPool:
         except BaseException:
             self._weights.give_back(weights, base)
             raise
+        if self._config.remote is not None:
+            child.died_codes = {HOST_LOST_STATUS: HOST_LOST}
         horizon, execute, action_dim = (int(plan.document["spec"][key]) for key in ("horizon", "execute", "action_dim"))
         chunks = Arena.create(chunk_layout(horizon, action_dim), CHUNK_SLOTS, "vla_ota_chunks")
         requests = Arena.create(request_layout(), REQUEST_SLOTS, "vla_ota_requests")
@@ -314,7 +324,8 @@ class WorkerPool:
             elif kind == "failed":
                 raise PrepareError(message["code"], message["message"])
             elif kind == "exit":
-                raise PrepareError("WORKER_DIED", f"worker {resident.child.pid} {message['text']} while loading")
+                text = f"worker {resident.child.pid} {message['text']} while loading"
+                raise PrepareError(resident.child.died_code, text)
             elif kind == "ready":
                 return self._admit(resident, bundle, message, spare_used, merge_s)
 
@@ -347,13 +358,14 @@ class WorkerPool:
             timings,
             child.pid,
             lambda: child.alive,
+            lambda: child.died_code,
             child.kill,
             lambda: _end_shadow(child),
         )
         with self._lock:
             # From here on the watcher reports a death; one that it saw before is in the inbox.
             if not child.alive:
-                raise PrepareError("WORKER_DIED", f"worker {child.pid} ended as it became ready")
+                raise PrepareError(child.died_code, f"worker {child.pid} ended as it became ready")
             resident.generation = generation
         return generation
 
@@ -408,7 +420,7 @@ class WorkerPool:
         if child.lost_code == "WORKER_HUNG":
             text = f"owed a chunk for more than {self._config.inference_timeout_s:g} s and was killed"
         if lost is not None:
-            self._emit("LOST", f"worker {child.pid} {text}", child.pid, lost, child.lost_code or "WORKER_DIED")
+            self._emit("LOST", f"worker {child.pid} {text}", child.pid, lost, child.lost_code or child.died_code)
         self._supply.ended(child, text)
 
     def _tick(self) -> float | None:
@@ -458,4 +470,4 @@ def _end_shadow(child: Child) -> None:
         except queue.Empty:
             raise PrepareError("LOAD_TIMEOUT", f"worker {child.pid} did not leave its shadow in time") from None
         if message["type"] == "exit":
-            raise PrepareError("WORKER_DIED", f"worker {child.pid} {message['text']} in shadow")
+            raise PrepareError(child.died_code, f"worker {child.pid} {message['text']} in shadow")
