@@ -23,7 +23,8 @@
     └── CancelledError       CANCELLED
 
 Why a version was rolled back is no error but travels as a code too: HARD_LIMIT HEARTBEAT_LOST SCORES_WORSE SUCCESS_WORSE
-TRIAL_ATTEMPTS LEASE_EXPIRED WORKER_LOST POLICY_RESTARTED SWAPPED_AWAY SUPERSEDED OPERATOR_ROLLBACK. INTERNAL_ERROR is a defect.
+TRIAL_ATTEMPTS LEASE_EXPIRED WORKER_LOST WORKER_HOST_LOST POLICY_RESTARTED SWAPPED_AWAY SUPERSEDED OPERATOR_ROLLBACK.
+INTERNAL_ERROR is a defect.
 SCORE_INVALID stands in the log and the diagnostics only: a score or an outcome was dropped. VERSION_DAMAGED is an event: a
 version on disk is damaged.
 

@@ -21,6 +21,8 @@ from vla_ros.fault import Fault
 ENDED = "ENDED"
 """Code of an experiment that whoever assigned it has ended; with any other the robot has left it, and does not join it again."""
 _VERDICTS = ("HARD_LIMIT", "WORKER_LOST")
+_ENDS = (*_VERDICTS, "WORKER_HOST_LOST")
+"""Codes of policy_node that end it; a verdict also blocks B."""
 _RETRY_S = 1.0
 _TRIES = 3
 _POLL_S = 0.05
@@ -129,7 +131,7 @@ class ExperimentRunner:
             return "SWAPPED_AWAY", f"{record.a.version} is no longer the committed version"
         if snapshot is None:
             return None
-        if snapshot.experiment == record.experiment and snapshot.draw_error_code in _VERDICTS:
+        if snapshot.experiment == record.experiment and snapshot.draw_error_code in _ENDS:
             return snapshot.draw_error_code, snapshot.draw_message
         if snapshot.active_digest not in ("", record.a.digest, record.b.digest):
             return "SWAPPED_AWAY", f"somebody else let policy_node swap to {snapshot.active_version}"

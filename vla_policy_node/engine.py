@@ -46,7 +46,7 @@ from vla_policy_node.scores import ChunkScorer
 from vla_policy_node.shadow.follower import Follower, ShadowActions
 from vla_policy_node.shadow.session import Shadow
 from vla_policy_node.steps import StepLog, Steps
-from vla_policy_node.worker.api import Generation, Remote, WorkerConfig, WorkerEvent
+from vla_policy_node.worker.api import HOST_LOST, Generation, Remote, WorkerConfig, WorkerEvent
 from vla_policy_node.worker.pool import Progress, WorkerPool
 from vla_ros.plain import plain
 
@@ -565,7 +565,8 @@ class PolicyEngine:
 
     def _on_active_lost(self, resident: Resident, lease: TrialLease | None, why: str) -> None:
         if lease is not None and lease.drawn and not lease.failed:
-            self.draws.stop("WORKER_LOST", f"{resident.version}: {why}")
+            code = HOST_LOST if why.startswith(HOST_LOST) else "WORKER_LOST"
+            self.draws.stop(code, f"{resident.version}: {why}")
         self._recovery.worker_lost(resident, lease, why)
 
     def _on_hold(self, event: dict[str, Any]) -> None:

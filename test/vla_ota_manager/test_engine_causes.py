@@ -54,6 +54,22 @@ def test_what_a_policy_did_is_the_reason_and_not_that_its_worker_was_ended_for_i
     check(on_trial, verdict, f"policy_node says {code}: {text}")
 
 
+@pytest.mark.parametrize("code", ["WORKER_HOST_LOST", "WORKER_HOST_UNREACHABLE"])
+@pytest.mark.parametrize("most", [10, 1])
+def test_a_lost_line_to_the_worker_host_rolls_back_and_blocks_only_when_it_comes_again(
+    robot: Robot, code: str, most: int
+) -> None:
+    robot.settings = {"min_trial_chunks": 1000, "max_trial_attempts": most}
+    robot.try_out()
+    robot.until(lambda: "chunks" in robot.engine.status().trial_message)
+    robot.policy.go_wrong(code, "nothing was heard for 1 s")
+    robot.policy.lose_worker()
+    outcome = robot.ended("u-1.1.0", S.ROLLED_BACK, "WORKER_HOST_LOST")
+    assert f"policy_node says {code}" in outcome.message
+    assert robot.engine.status().blocked == (("1.1.0",) if most == 1 else ())
+    assert most == 1 or list(robot.engine.store.state.attempts.values()) == [1]
+
+
 def test_a_broken_limit_is_named_by_the_status_that_comes_after_its_score(
     on_trial: Robot, monkeypatch: pytest.MonkeyPatch
 ) -> None:

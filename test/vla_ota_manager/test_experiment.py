@@ -108,12 +108,14 @@ def test_its_end_leaves_a_and_a_late_end_of_another_one_changes_nothing(joined: 
     assert end(joined).success and assign(joined).success, "both may be asked again"
 
 
-@pytest.mark.parametrize("code", ["HARD_LIMIT", "WORKER_LOST"])
-def test_what_b_must_not_do_ends_it_and_blocks_b(joined: Robot, code: str) -> None:
+@pytest.mark.parametrize(("code", "blocked"), [("HARD_LIMIT", (B,)), ("WORKER_LOST", (B,)), ("WORKER_HOST_LOST", ())])
+def test_what_b_must_not_do_ends_it_and_blocks_b_but_a_lost_line_does_not(
+    joined: Robot, code: str, blocked: tuple[str, ...]
+) -> None:
     joined.policy.draw(B)
     joined.say(draw_error=[code, "as told"])
     left(joined, code)
-    assert joined.engine is not None and joined.engine.status().blocked == (B,)
+    assert joined.engine is not None and joined.engine.status().blocked == blocked
 
 
 @pytest.mark.parametrize("acts", [A, B])

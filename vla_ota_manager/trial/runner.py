@@ -31,6 +31,9 @@ _REPORT_S = 5.0
 """How long a change that nobody asked for waits for the swap's report, which says why and comes a second after it [s]."""
 _NAMED_S = 0.5
 """How long a broken limit waits for the status that names it, a moment after its score [s]; the robot holds meanwhile."""
+_HOST_ERRORS = frozenset({"WORKER_HOST_LOST", "WORKER_HOST_UNREACHABLE", "WORKER_HOST_REFUSED"})
+_NOT_ITS_OWN = frozenset({"HEARTBEAT_LOST", "LEASE_EXPIRED", "POLICY_RESTARTED", "WORKER_HOST_LOST"})
+"""Ends of a trial that do not say whether the version is at fault."""
 _POLICY_ERRORS = frozenset({"LIMIT", "NAN", "POLICY_FAILED", "WRONG_SHAPE"})
 """Errors for which policy_node ends a worker: the policy is at fault, and not the process."""
 
@@ -143,8 +146,7 @@ class TrialRunner:
         if result.success:
             self._begin(trial, result)
         elif result.error_code == "WORKER_LOST":
-            code, text = self._loss()
-            self.roll_back(code, text or f"it acted, and its worker was lost: {result.message}", block=True, at="NOW")
+            self._roll_back_lost(f"it acted, and its worker was lost: {result.message}")
         elif not result.may_succeed_later or now > begun + max(self._config.policy_wait_s, self._config.swap_timeout_s):
             self._close(_S.FAILED, result.error_code or "SWAP_FAILED", f"policy_node did not swap: {result.message}")
         elif result.error_code == "SWAP_TIMEOUT":
@@ -219,15 +221,20 @@ class TrialRunner:
             self._save_evidence(judge, now)
 
     def _carry_out(self, trial: TrialRecord, verdict: Verdict) -> None:
-        """Carry a rollback verdict out. A lost heartbeat does not say why, so it blocks the version only when it comes again."""
-        block = verdict.code != "HEARTBEAT_LOST" or self._count_attempt(trial) >= self._config.max_trial_attempts
+        """Carry a rollback verdict out."""
         code, reason = verdict.code, verdict.message
         if code in ("HARD_LIMIT", "WORKER_LOST"):
             deadline = time.monotonic() + _NAMED_S
             while not (text := self._reported_error()[1]) and time.monotonic() < deadline:
                 self._ctx.wait(_GAP_S)
             code, reason = self._loss()[0] if code == "WORKER_LOST" else code, text or reason
-        self.roll_back(code, reason, block=block, at="NOW" if verdict.at_once else "")
+        self.roll_back(code, reason, block=self._blocks(trial, code), at="NOW" if verdict.at_once else "")
+
+    def _blocks(self, trial: TrialRecord, code: str) -> bool:
+        """Whether that end of a trial blocks the version: what may have had another cause does so only when it comes again."""
+        if code == "SWAPPED_AWAY":
+            return False
+        return code not in _NOT_ITS_OWN or self._count_attempt(trial) >= self._config.max_trial_attempts
 
     def _count_attempt(self, trial: TrialRecord) -> int:
         """Count an unclean end of a trial of this version; return how many there have been."""
@@ -298,13 +305,19 @@ class TrialRunner:
     def _loss(self) -> tuple[str, str]:
         """Return the verdict on a version that has lost its worker, and why, if policy_node has reported it."""
         code, text = self._reported_error()
+        if code in _HOST_ERRORS:
+            return "WORKER_HOST_LOST", text
         return "HARD_LIMIT" if code in _POLICY_ERRORS else "WORKER_LOST", text
+
+    def _roll_back_lost(self, otherwise: str) -> None:
+        """Roll back a version that has lost its worker. ``otherwise``: the reason if policy_node has reported none."""
+        code, text = self._loss()
+        self.roll_back(code, text or otherwise, block=self._blocks(_of(self._store.state), code), at="NOW")
 
     def _loaded_again(self, cause: str) -> None:
         """It acts as another generation: its worker was lost; or somebody else swapped, then the trial is entered anew."""
         if cause == "WORKER_LOST":
-            code, text = self._loss()
-            self.roll_back(code, text or "its worker was lost and had to be started again", block=True, at="NOW")
+            self._roll_back_lost("its worker was lost and had to be started again")
         else:
             self._enter_anew()
 
@@ -317,12 +330,9 @@ class TrialRunner:
             self._judge = None
 
     def _note_left(self, trial: TrialRecord, snapshot: PolicySnapshot, cause: str) -> None:
-        attempts = self._store.state.attempts.get(trial.ref.digest, 0)
-        if cause in ("LEASE_EXPIRED", "POLICY_RESTARTED"):
-            attempts = self._count_attempt(trial)
-        block = cause == "WORKER_LOST" or attempts >= self._config.max_trial_attempts
         runs = snapshot.active_version or snapshot.active_digest[:12]
         code, text = self._loss() if cause == "WORKER_LOST" else (cause, "")
+        block = self._blocks(trial, code)
         what = {
             "WORKER_LOST": f"{text or 'its worker was lost'}; policy_node went back to {runs}",
             "LEASE_EXPIRED": f"ota_manager was silent for the lease of {self._config.trial_lease_s:g} s; {runs} acts",
