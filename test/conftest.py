@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 import support.one_thread  # noqa: F401  (before anything that imports numpy)
 from support import dds_profile
-from support.kept import KEPT
+from support.kept import KEPT, children
 
 from vla_sim.dds import claim_domain, remove_orphans
 from vla_sim.witness import Witness
@@ -53,20 +53,12 @@ def _has_children() -> bool:
     return True
 
 
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, task.read_text().split())
-    return found
-
-
 def _descendants(spared: set[int] = frozenset()) -> dict[int, str]:  # type: ignore[assignment]
     """Return pid → command line of this process's living descendants, without zombies, ``spared`` and what descends from them."""
     found: dict[int, str] = {}
     frontier = [os.getpid()] if _has_children() else []
     while frontier:
-        frontier = [child for pid in frontier for child in _children(pid) if child not in spared]
+        frontier = [child for pid in frontier for child in children(pid) if child not in spared]
         for pid in frontier:
             with contextlib.suppress(OSError):
                 if (Path(f"/proc/{pid}") / "stat").read_text().rpartition(")")[2].split()[0] != "Z":

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.kept import children
 from support.robot_rig import RobotRig
 from support.waits import wait_for
 from vla_ota.msg import PolicyStatus
@@ -82,13 +83,6 @@ def start(robot: RobotRig, version: str) -> None:
     robot.wait_acting(version)
 
 
-def processes_of(pid: int) -> set[int]:
-    """Return the children of a process."""
-    return {
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    }
-
-
 def alive(pid: int) -> bool:
     try:
         return (Path(f"/proc/{pid}") / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -99,10 +93,10 @@ def alive(pid: int) -> bool:
 def kill_policy(robot: RobotRig) -> None:
     """SIGKILL the node process; its control process and workers end by themselves."""
     assert robot.policy is not None
-    children = processes_of(robot.policy.process.pid)
-    assert len(children) >= 2
+    own = children(robot.policy.process.pid)
+    assert len(own) >= 2
     robot.policy.kill()
-    wait_for(lambda: not any(alive(pid) for pid in children), "the end of the node's processes")
+    wait_for(lambda: not any(alive(pid) for pid in own), "the end of the node's processes")
     robot.wait_commands()
     assert robot.current() == robot.committed
 

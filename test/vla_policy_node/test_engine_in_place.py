@@ -3,6 +3,7 @@ is in memory at any time, and whatever fails, what acted before acts again or th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.engine_rig import EngineRig
+from support.kept import children
 from support.refusals import refused
 from support.scripted import BALLAST, adapter_bundle, base_bundle, scripted_bundle
 from support.waits import TIMEOUT_S
@@ -56,15 +58,10 @@ class Watch:
 def mapping(name: str) -> set[int]:
     """Return the children of this process that have mapped the memory of that name."""
     found = set()
-    children = {
-        int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
-    }
-    for pid in children:
-        try:
+    for pid in children():
+        with contextlib.suppress(OSError):  # it has ended
             if name in Path(f"/proc/{pid}/maps").read_text():
                 found.add(pid)
-        except OSError:  # it has ended
-            continue
     return found
 
 

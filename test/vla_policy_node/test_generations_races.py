@@ -95,7 +95,8 @@ class PlayedPool:
         handle = GenerationHandle(number, manifest.version, manifest.digest, 16, 8, 2, 8, 8, -1, -1, -1)
         spec = PolicySpec({"observation.state": FeatureSpec((2,), "float32")}, 16, 8, 2)
         timings = Timings(load_s=1.0)
-        return Generation(handle, manifest, spec, timings, 0, lambda: number in self.alive, lambda: None, lambda: None)
+        alive, died, nothing = (lambda: number in self.alive), (lambda: "WORKER_DIED"), (lambda: None)
+        return Generation(handle, manifest, spec, timings, 0, alive, died, nothing, nothing)
 
     def release(self, generation: Generation) -> None:
         self.alive.discard(generation.id)

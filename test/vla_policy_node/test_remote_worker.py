@@ -524,7 +524,7 @@ def test_whatever_a_host_says_the_node_goes_on_with_a_coded_refusal(tmp_path: Pa
 
         thread = threading.Thread(target=serve)
         thread.start()
-        remote = Remote(f"127.0.0.1:{listener.getsockname()[1]}", str(tmp_path / "tls" / "robot"), 20.0)
+        remote = Remote(f"127.0.0.1:{listener.getsockname()[1]}", str(tmp_path / "tls" / "robot"), 5.0)
         with remote_robot(remote) as robot:
             with refused(code):
                 robot.pool.prepare(tmp_path / "a")

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from support.kept import children
 from support.scripted import TEST_FOLDER, scripted_bundle
 from support.waits import wait_for
 from support.worker_robot import WorkerRobot, gone
@@ -17,11 +18,6 @@ TORCH_SHARED_BYTES = 50 << 20
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def children() -> set[int]:
-    tasks = Path("/proc/self/task").iterdir()
-    return {int(word) for task in tasks for word in (task / "children").read_text().split()}
 
 
 def server_of(robot: WorkerRobot) -> int:
