@@ -143,8 +143,10 @@ def _programs(folder: Path) -> Path:
     installed = Path(found.submodule_search_locations[0]).resolve() / "pginstall"
     if all(parent.stat().st_mode & 0o005 == 0o005 for parent in installed.parents):
         return installed / "bin"
-    copied = folder / "pginstall"
+    copied, libraries = folder / "pgserver" / "pginstall", installed.parent.with_name("pgserver.libs")
     shutil.copytree(installed, copied, symlinks=True)
+    if libraries.is_dir():  # the programs look for them there
+        shutil.copytree(libraries, folder / libraries.name)
     folder.chmod(0o755)
     return copied / "bin"
 
