@@ -20,7 +20,7 @@ from lerobot.policies.act.modeling_act import ACTPolicy
 from lerobot.policies.factory import make_pre_post_processors
 
 MARKS = {"1.0.0": 0.1, "1.1.0": -0.1, "1.2.0": -0.1}
-JOINTS, CAMERA_PX, CHUNK, EXECUTED = 7, 96, 100, 25
+JOINTS, CAMERA_PX, CHUNK, EXECUTED = 7, 96, 100, 50
 STATE, PICTURE, ACTION = "observation.state", "observation.images.top", "action"
 _SPREAD = 0.1
 
