@@ -36,6 +36,13 @@ def say(**message: Any) -> None:
     sys.stdout.flush()
 
 
+def answer(program: Any) -> None:
+    """In a measured program: call the method that each question's ``do`` names, and say what it returns, until input ends."""
+    for line in sys.stdin:
+        question = json.loads(line)
+        say(**getattr(program, question.pop("do"))(**question))
+
+
 def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

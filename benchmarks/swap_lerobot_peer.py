@@ -39,7 +39,7 @@ from lerobot.robots.config import RobotConfig
 from lerobot.robots.robot import Robot
 from lerobot.transport import services_pb2
 
-from benchmarks.processes import say
+from benchmarks.processes import answer, say
 from benchmarks.swap_lerobot_make import CAMERA_PX, CHUNK, JOINTS, MARKS
 from vla_policy_node.control.counters import Counters
 from vla_policy_node.control.realtime import take_fifo
@@ -60,7 +60,7 @@ class BenchArmConfig(RobotConfig):  # type: ignore[misc]
 class BenchArm(Robot):  # type: ignore[misc]
     """Takes actions and notes when their sign changed: whose they are.
 
-    It reports joints that swing, whatever it is told: the server leaves out an observation whose joints are within 1 of the last.
+    Its joints swing by themselves, because LeRobot's server leaves out an observation whose joints are within 1 of the last.
     """
 
     config_class = BenchArmConfig
@@ -265,9 +265,7 @@ def main() -> None:
     program = Program(json.loads(sys.argv[1]))
     try:
         say(acted=True)
-        for line in sys.stdin:
-            question = json.loads(line)
-            say(**getattr(program, question.pop("do"))(**question))
+        answer(program)
     finally:
         program.close()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.processes import say
+from benchmarks.processes import answer, say
 from benchmarks.robot import contract, pictures, quiet, taking
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.engine import PolicyEngine
@@ -172,9 +172,7 @@ def main() -> None:
     program = Program(json.loads(sys.argv[1]))
     try:
         say(acted=True)
-        for line in sys.stdin:
-            question = json.loads(line)
-            say(**getattr(program, question.pop("do"))(**question))
+        answer(program)
     finally:
         program.close()
 

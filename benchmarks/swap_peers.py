@@ -27,7 +27,7 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 
-from benchmarks.processes import say
+from benchmarks.processes import answer, say
 from benchmarks.robot import pictures, taking
 from benchmarks.transformer import STATE, TransformerPolicy
 from benchmarks.transformer.model import Transformer, TransformerConfig
@@ -256,9 +256,7 @@ def main() -> None:
     """``python -m benchmarks.swap_peers '{"way", "folder", "rate_hz", "record", "fifo", "cameras"}'``."""
     program = Program(json.loads(sys.argv[1]))
     say(acted_s=program._peer.acted_s)
-    for line in sys.stdin:
-        question = json.loads(line)
-        say(**getattr(program, question.pop("do"))(**question))
+    answer(program)
     program.close()
 
 
