@@ -72,7 +72,8 @@ class Commanded:
 
     def since_s(self, now_ns: int) -> float:
         """Return the time since the last command, at most one period: what was missed is not made up for [s]."""
-        return min(self._period_ns, now_ns - self._at_ns) / 1e9
+        since_ns = now_ns - self._at_ns
+        return (since_ns if since_ns < self._period_ns else self._period_ns) / 1e9
 
     @property
     def velocity(self) -> Floats:

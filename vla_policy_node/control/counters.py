@@ -26,7 +26,8 @@ class Counters:
         self.missed += (late_ns > period_ns) + skipped
         self.starved += starved
         self.clamped += clamped
-        self.worst_late_ns = max(self.worst_late_ns, late_ns)
+        if late_ns > self.worst_late_ns:
+            self.worst_late_ns = late_ns
         self.histogram[bisect_right(_BOUNDS_NS, late_ns)] += 1
         if not skipped:
             return

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from vla_policy_node.contract.model import Contract
 from vla_policy_node.control.announcer import Announcer
 from vla_policy_node.control.commanded import Commanded
-from vla_policy_node.control.generation import Generation
+from vla_policy_node.control.generation import Answer, Generation
 from vla_policy_node.control.hold import Stop
 from vla_policy_node.control.limits import OK, Limiter, Violation
 from vla_policy_node.control.operator import Operator
@@ -105,10 +105,16 @@ class ControlLoop:
             self.motion_disabled = False
             self.emit({"type": "MOTION_ENABLED", "tick": tick})
         self.reasons.resume_by_itself(now_ns)
-        self._follow_episode(look.episode)
-        self._collect(self.active)
-        self._watch_swap(look)
-        self._watch_vacancy(look)
+        if look.episode != self.episode:
+            self._follow_episode(look.episode)
+        answer = None if self.active is None else self.active.poll(now_ns)
+        if answer is not None:
+            self._take_in(answer)
+        self.queue.not_before = 0
+        if self.pending is not None:
+            self._watch_swap(self.pending, look)
+        if self.vacancy is not None:
+            self._watch_vacancy(self.vacancy, look)
         plan, cause = self.queue.plan, self._cause(look)
         command = self._act(look, cause)
         if not cause and not self.reasons.blocked:
@@ -138,7 +144,8 @@ class ControlLoop:
             if command is not None:
                 return command
         elif self.running:
-            self._swap_if_due(look)
+            if self.pending is not None:
+                self._swap_if_due(self.pending, look)
             command = self._take()
             if command is not None:
                 return command
@@ -420,8 +427,6 @@ class ControlLoop:
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def _follow_episode(self, episode: int) -> None:
-        if episode == self.episode:
-            return
         first, self.episode = self.episode is None, episode
         self.emit({"type": "EPISODE", "episode": episode, "tick": self.tick_number})
         if first:
@@ -431,11 +436,8 @@ class ControlLoop:
         # The old plan serves until the first chunk of the new episode is there, which is the new generation's if one waits.
         self.queue.at_once = self.pending is None or self.pending.at != "EPISODE"
 
-    def _collect(self, generation: Generation | None) -> None:
-        """Take in the acting generation's answer."""
-        answer = None if generation is None else generation.poll(self.now_ns)
-        if answer is None:
-            return
+    def _take_in(self, answer: Answer) -> None:
+        """Let the acting generation's chunk wait for its turn, or see to its failure."""
         if answer.chunk is not None:
             self._worker_is_blind = False
             self.queue.offer(answer.chunk)
@@ -469,12 +471,8 @@ class ControlLoop:
 
     # -- swaps -----------------------------------------------------------------------------------------------------
 
-    def _watch_swap(self, look: Look) -> None:
+    def _watch_swap(self, swap: PendingSwap, look: Look) -> None:
         """Take in the new generation's answer; give up when it fails or time is over."""
-        swap = self.pending
-        self.queue.not_before = 0
-        if swap is None:
-            return
         chunk_before = swap.chunk
         stands = swap.at == "NOW" and (self.reasons.blocked or self._cause(look) or self._is_stuck)
         if stands or (self.operator.on and swap.is_open(look.episode, at_rest=self.at_rest)):
@@ -496,9 +494,8 @@ class ControlLoop:
         """Whether it holds for what no chunk can change."""
         return not self.running and self.reasons.cause in ("OBSERVATION_STALE", "OUTSIDE_LIMITS")
 
-    def _swap_if_due(self, look: Look) -> None:
-        swap = self.pending
-        if swap is None or swap.chunk is None:
+    def _swap_if_due(self, swap: PendingSwap, look: Look) -> None:
+        if swap.chunk is None:
             return
         if not swap.is_due(look.episode, at_rest=self.at_rest, at_boundary=self.queue.at_boundary):
             return
@@ -554,10 +551,7 @@ class ControlLoop:
 
     # -- another generation is loaded in place of the one that acts ------------------------------------------------
 
-    def _watch_vacancy(self, look: Look) -> None:
-        vacancy = self.vacancy
-        if vacancy is None:
-            return
+    def _watch_vacancy(self, vacancy: Vacancy, look: Look) -> None:
         # A hold for one late chunk is no rest: it may be in the middle of a motion.
         at_rest = self.command is None or self.commanded.has_rested(self.contract.rest_ticks)
         if vacancy.is_due(look.episode, at_rest=at_rest):

@@ -21,7 +21,7 @@ from vla_policy_node.ipc.arena import Arena
 from vla_policy_node.ipc.channel import Channel, ChannelClosedError
 from vla_policy_node.ipc.layouts import MODES
 
-_LOOKED_AT = ("stamp_ns", "valid", "measured", "measured_ns", "motion_ns", "episode")
+_LOOKED_AT = ("stamp_ns", "valid", "measured", "measured_ns", "motion_ns", "episode")  # in the layout's order
 _MESSAGES_A_TICK = 8
 _SPAN_AFTER_SWAP_NS = 1_000_000_000
 _MODE = {name: i for i, name in enumerate(MODES)}
@@ -42,6 +42,7 @@ class Runner:
     ) -> None:
         self._channel, self._observation, self._status, self._sink = channel, observation, status, sink
         self._operator = operator
+        self._looked_at = observation.layout.packed(_LOOKED_AT)
         self._events = EventQueue(channel)
         self._loop = ControlLoop(contract, self._emit)
         self._counters, self._spans = Counters(), Spans()
@@ -82,11 +83,13 @@ class Runner:
         late_ns, skipped = schedule.finish(done_ns)
         if not loop.enabled or loop.motion_disabled:
             late_ns = skipped = 0  # no command was due
-        for counters in (self._counters, self._spans) if self._spans.any_open else (self._counters,):
-            counters.add(late_ns, schedule.period_ns, skipped, starved=loop.starved, clamped=loop.clamped)
+        self._counters.add(late_ns, schedule.period_ns, skipped, starved=loop.starved, clamped=loop.clamped)
+        spans = self._spans
+        if spans.any_open:
+            spans.add(late_ns, schedule.period_ns, skipped, starved=loop.starved, clamped=loop.clamped)
         self._report_swap(done_ns)
-        if self._spans.any_open:
-            for span_id, counts in self._spans.ended(done_ns):
+        if spans.any_open:
+            for span_id, counts in spans.ended(done_ns):
                 self._events.put({"type": "SPAN", "span_id": span_id, **counts.to_json()})
         self._write_status(tick, done_ns, published=command is not None)
         if tick >= self._next_look_around:
@@ -102,18 +105,10 @@ class Runner:
 
     def _observe(self) -> Look:
         new = self._observation.newest != self._look.observation
-        read = self._observation.read(_LOOKED_AT) if new else None
+        read = self._observation.read_packed(self._looked_at) if new else None
         if read is not None:  # else: nothing new, or being overwritten; the last look serves, and ages
-            r = read[1]
-            self._look = Look(
-                int(r["stamp_ns"]),
-                bool(r["valid"]),
-                r["measured"],
-                int(r["measured_ns"]),
-                int(r["motion_ns"]),
-                int(r["episode"]),
-                read[0],
-            )
+            seq, (stamp_ns, valid, measured, measured_ns, motion_ns, episode) = read
+            self._look = Look(stamp_ns, bool(valid), np.frombuffer(measured), measured_ns, motion_ns, episode, seq)
         operated = self._operator.read() if self._loop.operator.on else None
         if operated is None:
             return self._look
@@ -140,28 +135,27 @@ class Runner:
             self._spans.end(event["swap_id"], self._loop.now_ns)
 
     def _write_status(self, tick: int, now_ns: int, *, published: bool) -> None:
-        loop, counters = self._loop, self._counters
-        values: dict[str, float | bytes] = {
-            "tick": tick,
-            "stamp_ns": now_ns,
-            "mode": _MODE[loop.mode],
-            "latched": bool(loop.reasons.latched),
-            "hold_reason": 0 if loop.running else _REASON[loop.reasons.reason],
-            "generation": loop.generation,
-            "ticks": counters.ticks,
-            "missed": counters.missed,
-            "starved": counters.starved,
-            "clamped": counters.clamped,
-            "worst_late_ns": counters.worst_late_ns,
-            "histogram": counters.histogram.tobytes(),
-            "command": (self._nowhere if loop.command is None else loop.command).tobytes(),
-            "chunks": loop.chunks,
-            "published": published,
-            "policy_action": (self._nowhere if loop.policy_action is None else loop.policy_action).tobytes(),
-            "observation": self._look.observation,
-            "episode": self._look.episode,
-        }
-        self._status.write_packed(values)
+        loop, counters, command = self._loop, self._counters, self._loop.command
+        self._status.write_packed(  # in the order of control_status_layout
+            tick,
+            now_ns,
+            _MODE[loop.mode],
+            bool(loop.reasons.latched),
+            0 if loop.running else _REASON[loop.reasons.reason],
+            loop.generation,
+            counters.ticks,
+            counters.missed,
+            counters.starved,
+            counters.clamped,
+            counters.worst_late_ns,
+            counters.histogram.tobytes(),
+            (self._nowhere if command is None else command).tobytes(),
+            loop.chunks,
+            published,
+            (self._nowhere if loop.policy_action is None else loop.policy_action).tobytes(),
+            self._look.observation,
+            self._look.episode,
+        )
 
     def _listen(self, now_ns: int) -> None:
         for _ in range(_MESSAGES_A_TICK):

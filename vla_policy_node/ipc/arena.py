@@ -18,14 +18,15 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
+_T = TypeVar("_T")
 
 MAGIC = 0x564C_4141_5245_4E41  # "VLAARENA"
 VERSION = 1
@@ -63,7 +64,6 @@ class Layout:
             self.offsets[field.name] = _aligned(offset, 64 if size >= 64 else 8)
             offset = self.offsets[field.name] + size
         self.size = _aligned(offset, 64)
-        self.names = [field.name for field in self.fields]
 
     def views(self, buffer: memoryview) -> dict[str, Array]:
         """Return the record's arrays as views of ``buffer`` (at least ``size`` bytes)."""
@@ -74,10 +74,12 @@ class Layout:
             for f in self.fields
         }
 
-    def packed(self) -> struct.Struct:
-        """Return the record as one structure: a number for each scalar, bytes for each array."""
+    def packed(self, names: Sequence[str] | None = None) -> struct.Struct:
+        """Return the record, or these fields of it, as one structure: a number for each scalar, bytes for each array."""
         text, end = "<", 0
         for field in self.fields:
+            if names is not None and field.name not in names:
+                continue
             dtype, offset = np.dtype(field.dtype), self.offsets[field.name]
             size = dtype.itemsize * math.prod(field.shape)
             text += f"{offset - end}x" + (f"{size}s" if field.shape else dtype.char.replace("l", "q").replace("L", "Q"))
@@ -174,12 +176,10 @@ class Arena:
             fields[name][slot] = value
         return self._publish(seq, start)
 
-    def write_packed(self, values: dict[str, float | bytes]) -> int:
-        """Do what :meth:`write` does in one step. Fields are in the layout's order, arrays are bytes of their dtype and size."""
-        if list(values) != self.layout.names:
-            raise ValueError(f"fields {list(values)} are not the layout's")
+    def write_packed(self, *values: float | bytes) -> int:
+        """Do what :meth:`write` does in one step. Values are in the layout's order, arrays are bytes of their dtype and size."""
         seq, start = self._begin()
-        self._packed.pack_into(self._map, start + _SLOT_HEAD, *values.values())
+        self._packed.pack_into(self._map, start + _SLOT_HEAD, *values)
         return self._publish(seq, start)
 
     def _begin(self) -> tuple[int, int]:
@@ -200,21 +200,31 @@ class Arena:
     def read(
         self, names: Sequence[str] | None = None, *, seq: int | None = None
     ) -> tuple[int, dict[str, Array]] | None:
-        """Return ``(seq, copies)`` of the newest record, or of ``seq``; ``None`` if it is not there (any more).
+        """Return ``(seq, copies)`` of the newest record, or of ``seq``; ``None`` if it is not there (any more)."""
+        fields = self._fields
 
-        A few tries are enough: the writer would have to come round the whole ring during each copy.
-        """
+        def copy(seq: int) -> dict[str, Array]:
+            return {name: fields[name][seq % self.slots].copy() for name in (names or fields)}
+
+        return self._read(copy, seq)
+
+    def read_packed(self, record: struct.Struct) -> tuple[int, tuple[Any, ...]] | None:
+        """Do what :meth:`read` does in one step, with the fields of a ``layout.packed``."""
+        return self._read(lambda seq: record.unpack_from(self._map, self._start(seq) + _SLOT_HEAD), None)
+
+    def _read(self, copy: Callable[[int], _T], seq: int | None) -> tuple[int, _T] | None:
+        """A few tries are enough: the writer would have to come round the whole ring during each copy."""
         for _ in range(4):
             wanted = self._words[_NEWEST] if seq is None else seq
             if wanted == 0:
                 return None
-            slot, mark = wanted % self.slots, self._start(wanted) // 8
+            mark = self._start(wanted) // 8
             if self._words[mark] == wanted:
                 self._barrier()
-                copies = {name: self._fields[name][slot].copy() for name in (names or self._fields)}
+                copied = copy(wanted)
                 self._barrier()
                 if self._words[mark] == wanted:
-                    return wanted, copies
+                    return wanted, copied
             if seq is not None:
                 return None
         return None
