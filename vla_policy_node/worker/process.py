@@ -143,10 +143,11 @@ class Worker:
     def _warm_up(self, generation: Loaded) -> float:
         """Infer in the thread that will do so from now on; return the shortest time [ms]."""
         policy, times = generation.policy, []
+        count = WARM_UP_INFERENCES - (generation.plan["golden"] is not None)
         with self.watch("warm_up"):
             try:
-                for i in range(WARM_UP_INFERENCES):
-                    self.progress("WARM_UP", i / WARM_UP_INFERENCES)
+                for i in range(count):
+                    self.progress("WARM_UP", i / count)
                     begin = time.monotonic()
                     infer(policy, *generation.example())
                     times.append(time.monotonic() - begin)
