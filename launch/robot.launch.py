@@ -32,8 +32,9 @@ from vla_ros.start import REFUSED
 SHARE = Path(get_package_share_directory("vla_ota"))
 TRUTH = ["true", "false", "True", "False"]
 LEVELS = ["debug", "info", "warn", "error", "fatal"]
-PATHS = ("contract", "params_file", "model_path", "store_root", "store_dir", "fastdds_profile")
+PATHS = ("contract", "params_file", "model_path", "store_root", "store_dir", "worker_tls", "fastdds_profile")
 """Arguments in which ~ is the home folder: a shell does not see it after :=."""
+WORKERS = ("worker_python", "policy_modules", "worker_paths", "worker_host", "worker_tls")
 _NAMESPACE = re.compile(r"/?([A-Za-z_]\w*(/[A-Za-z_]\w*)*)?", re.ASCII)
 
 ARGUMENTS = [
@@ -79,6 +80,16 @@ ARGUMENTS = [
         "worker_paths",
         default_value="",
         description="Folders that policies of your own are imported from, separated by spaces; empty = what params_file says",
+    ),
+    DeclareLaunchArgument(
+        "worker_host",
+        default_value="",
+        description="vla_ota_worker_host on which policies run, name:port; empty = what params_file says, as a rule here",
+    ),
+    DeclareLaunchArgument(
+        "worker_tls",
+        default_value="",
+        description="Folder with ca.pem, cert.pem and key.pem for worker_host; empty = what params_file says",
     ),
     DeclareLaunchArgument(
         "shadow_only",
@@ -200,7 +211,7 @@ def robot(context: LaunchContext) -> list[Action]:
     manager: dict[str, Any] = {**stored}
     if given("model_path"):
         policy["model_path"] = manager["factory_bundle"] = given("model_path")
-    policy |= _workers({name: given(name) for name in ("worker_python", "policy_modules", "worker_paths")})
+    policy |= _workers({name: given(name) for name in WORKERS})
     policy |= {"shadow_only": True} if truth("shadow_only") else {}
     if given("allowed_sources"):
         manager["allowed_sources"] = given("allowed_sources").split()

@@ -255,6 +255,11 @@ RULES = {
     "WORKER_PATH_MISSING": Rule(
         "FAIL", "A folder of worker_paths is not there.", "correct worker_paths of policy_node"
     ),
+    "WORKER_HOST": Rule(
+        "FAIL",
+        "The worker host, on which this robot's policies run, does not let it in; the text says why.",
+        "see {cause} in docs/errors.md: start vla_ota_worker_host there, or correct worker_host and worker_tls of policy_node",
+    ),
     # -- machine
     "MEMORY_SHORT": Rule(
         "FAIL",

@@ -218,10 +218,11 @@ def _judge_machine(
     store = Path(folder).expanduser() if folder else None
     probe = worker.probe_worker(policy.parameters)
     findings = worker.check_worker(probe, policy.parameters)
+    findings += worker.check_worker_host(ours["worker_host"], ours["worker_tls"])
     bundle = max(storage.largest_bundle(store) if store else 0, _bundle_size(ours["model_path"]))
     findings += machine.check_memory(
         available_bytes(),
-        bundle,
+        0 if ours["worker_host"] else bundle,
         probe.peak_bytes,
         _resident(policy),
         settings.memory_reserve_bytes,

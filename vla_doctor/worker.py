@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the workers' interpreter can import what a policy needs: it is started, niced, and asked."""
+"""Whether the workers' interpreter can import what a policy needs: it is started, niced, and asked. And the worker host."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 from vla_doctor.findings import Finding, ok, problem
 from vla_doctor.seen import with_defaults
 from vla_policy_node.config import PolicyNodeConfig
+from vla_policy_node.remote.line import LineError, connect
 from vla_policy_node.worker.environment import worker_environment
 
 MODULES = ("numpy", "safetensors", "torch")
@@ -107,3 +108,14 @@ def check_worker(probe: WorkerProbe, parameters: Mapping[str, Any] | None) -> li
         found.append(problem("WORKER_DEVICE", what, f"{settings['device']}: {device}"))
     versions = ", ".join(f"{name} {version}" for name, version in probe.answer["versions"].items())
     return found or [ok(what, f"{probe.python}: Python {probe.answer['python']}, {versions}")]
+
+
+def check_worker_host(address: str, tls: str) -> list[Finding]:
+    """Connect to the host on which the robot's policies run, ``name:port``, with the folder ``tls``; none if there is none."""
+    if not address:
+        return []
+    try:
+        connect(address, tls).close()
+    except LineError as e:
+        return [problem("WORKER_HOST", "worker host", f"{e.code}: {e.message}", cause=e.code)]
+    return [ok("worker host", f"{address} lets this robot in")]

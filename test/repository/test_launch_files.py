@@ -130,3 +130,9 @@ def test_what_a_policy_of_ones_own_needs_is_given_as_arguments(robot: Any) -> No
     assert policy["worker_paths"] == [str(Path.home() / "ws" / "policies"), "/opt/more"]
     assert policy["policy_modules"] == ["a=b.c", "d=e"]
     assert not {"worker_paths", "policy_modules"} & launched(robot)[0].parameters[2].keys()
+
+
+def test_the_machine_that_policies_run_on_is_given_as_arguments(robot: Any) -> None:
+    policy = launched(robot, worker_host="10.0.0.7:7447", worker_tls="~/tls")[0].parameters[2]
+    assert (policy["worker_host"], policy["worker_tls"]) == ("10.0.0.7:7447", str(Path.home() / "tls"))
+    assert not {"worker_host", "worker_tls"} & launched(robot)[0].parameters[2].keys()

@@ -24,6 +24,7 @@ from support.waits import TIMEOUT_S, wait_for
 from support.worker_robot import STATE, WorkerRobot
 
 from vla_checkpoint.digest import sha256_bytes
+from vla_doctor.worker import check_worker_host
 from vla_policy_node.config import PolicyNodeConfig
 from vla_policy_node.contract.model import parse_contract
 from vla_policy_node.engine import worker_config
@@ -223,7 +224,10 @@ def test_a_stranger_is_not_let_in_and_a_strange_host_is_not_believed(tmp_path: P
     for remote, code in robots:
         with remote_robot(remote) as robot, refused(code):
             robot.pool.prepare(tmp_path / "a")
+        (finding,) = check_worker_host(remote.host, remote.tls)
+        assert finding.code == "WORKER_HOST" and finding.text.startswith(code)
     assert "receives" not in host.log
+    assert [finding.code for finding in check_worker_host(host.address, str(host.tls / "robot"))] == [""]
 
 
 def test_the_host_outlives_whatever_bytes_come_and_says_what_is_wrong(tmp_path: Path, host: RemoteHost) -> None:
