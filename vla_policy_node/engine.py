@@ -34,7 +34,7 @@ from vla_policy_node.errors import ControlError, duration
 from vla_policy_node.generations.generations import Generations
 from vla_policy_node.generations.lease import TrialLease
 from vla_policy_node.generations.recovery import Recovery
-from vla_policy_node.generations.residents import OnDisk, Resident
+from vla_policy_node.generations.residents import Loss, OnDisk, Resident
 from vla_policy_node.generations.swapping import Report, SwapRequest
 from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.ipc.layouts import OBSERVATION_HZ
@@ -563,9 +563,9 @@ class PolicyEngine:
             self._operator_answers.put(event)
         self._listener.on_change()
 
-    def _on_active_lost(self, resident: Resident, lease: TrialLease | None, why: str) -> None:
+    def _on_active_lost(self, resident: Resident, lease: TrialLease | None, why: Loss) -> None:
         if lease is not None and lease.drawn and not lease.failed:
-            code = HOST_LOST if why.startswith(HOST_LOST) else "WORKER_LOST"
+            code = HOST_LOST if why.code == HOST_LOST else "WORKER_LOST"
             self.draws.stop(code, f"{resident.version}: {why}")
         self._recovery.worker_lost(resident, lease, why)
 
@@ -606,7 +606,7 @@ class PolicyEngine:
             why = fault or why
         if resident is not None:
             self._report_error(code, f"{resident.version}: {why}")
-            self.generations.lost(generation, f"{code}: {why}")
+            self.generations.lost(generation, Loss(code, why))
 
     def _report_error(self, code: str, message: str) -> None:
         message = message.removeprefix(f"{code}: ")

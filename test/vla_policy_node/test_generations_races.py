@@ -24,7 +24,7 @@ from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.generations import generations as module
 from vla_policy_node.generations.generations import Generations
 from vla_policy_node.generations.recovery import Recovery
-from vla_policy_node.generations.residents import Resident
+from vla_policy_node.generations.residents import Loss, Resident
 from vla_policy_node.generations.swapping import SwapRequest
 from vla_policy_node.ipc.generation import GenerationHandle
 from vla_policy_node.policies.base import FeatureSpec, PolicySpec
@@ -182,7 +182,7 @@ class Stage:
 
     def dies(self, resident: Resident) -> None:
         self.pool.alive.discard(resident.id)
-        self.generations.lost(resident.id, "WORKER_DIED: it was killed")
+        self.generations.lost(resident.id, Loss("WORKER_DIED", "it was killed"))
 
     @staticmethod
     def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:

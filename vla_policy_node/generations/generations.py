@@ -26,7 +26,7 @@ from vla_policy_node.control.swap import EXPERIMENT
 from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.generations.in_place import InPlace, Wanted, manifest_of
 from vla_policy_node.generations.lease import TrialLease
-from vla_policy_node.generations.residents import OnDisk, Resident, Residents
+from vla_policy_node.generations.residents import Loss, OnDisk, Resident, Residents
 from vla_policy_node.generations.swapping import (
     ROLLBACK,
     WORKER_LOST,
@@ -48,8 +48,8 @@ _STOOD_STILL = ("MOTION_DISABLED", "GENERATION_LOST", "INACTIVE")  # refused bec
 
 LOG = logging.getLogger("vla_policy_node")
 
-LossListener = Callable[[Resident, "TrialLease | None", str], None]
-"""Called when the active generation has gone, with the lease it was on and why it went (``CODE: text``)."""
+LossListener = Callable[[Resident, "TrialLease | None", Loss], None]
+"""Called when the active generation has gone, with the lease it was on and why it went."""
 
 
 class Generations:
@@ -75,7 +75,7 @@ class Generations:
         self._reports: dict[str, Report] = {}  # span id -> a report that waits for its counts
         self._spans: dict[int, str] = {}  # generation -> span of its preparation, until a report tells it
         # Digest -> code and why, of bundles whose worker ended since they were prepared last.
-        self._losses: dict[str, tuple[str, str]] = {}
+        self._losses: dict[str, tuple[str, Loss]] = {}
         self._closed = False
         self.residents = Residents()
         self._in_place = InPlace(self, control, pool)
@@ -319,7 +319,7 @@ class Generations:
     def _missing(self, digest: str) -> SwapError:
         """Say why a bundle is not in memory: who asks for it may not want what has crashed to be loaded again."""
         with self._lock:
-            code, why = self._losses.get(digest, ("NOT_PREPARED", ""))
+            code, why = self._losses.get(digest, ("NOT_PREPARED", None))
         what = {
             WORKER_LOST: f"{digest} acted until its worker was lost ({why})",
             "GENERATION_LOST": f"the worker of {digest} ended while another generation acted ({why})",
@@ -507,7 +507,7 @@ class Generations:
         trial = lease_s is not None
         return self._activate(resident, "NOW", cause, timeout_s, trial=trial, lease_s=lease_s or 0.0, vacated=vacated)
 
-    def give_up(self, former: Resident, lease: TrialLease | None, why: str) -> None:
+    def give_up(self, former: Resident, lease: TrialLease | None, why: Loss) -> None:
         """Nothing could be loaded in the place of a generation: it is as if it had been lost."""
         with self._lock:
             prepared = self.residents.prepared
@@ -585,7 +585,7 @@ class Generations:
             report.swap_latency_s * 1e3,
         )
         if died:
-            why = self._losses.get(target.digest, ("", "its worker has ended"))[1]
+            _, why = self._losses.get(target.digest, ("", Loss("WORKER_DIED", "its worker has ended")))
             self.lost(target.id, why)
             pending.fail(WORKER_LOST, f"{target.version} was lost as it took over ({why})")
         else:
@@ -662,11 +662,8 @@ class Generations:
 
     # -- loss ------------------------------------------------------------------------------------------------------
 
-    def lost(self, generation: int, why: str) -> Resident | None:
-        """A worker has gone. Returns its generation, ``None`` if it was not ours; calls ``on_active_lost`` if it acted.
-
-        ``why``: ``CODE: text``, for the next request for that bundle.
-        """
+    def lost(self, generation: int, why: Loss) -> Resident | None:
+        """A worker has gone. Returns its generation, ``None`` if it was not ours; calls ``on_active_lost`` if it acted."""
         with self._lock:
             resident = self.residents.by_id(generation)
             if resident is None:

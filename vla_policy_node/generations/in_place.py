@@ -24,7 +24,7 @@ from vla_policy_node.control.client import ControlClient
 from vla_policy_node.control.swap import UPDATE, WAYS_BACK
 from vla_policy_node.errors import ControlError, PolicyNodeError
 from vla_policy_node.generations.lease import TrialLease
-from vla_policy_node.generations.residents import OnDisk, Resident
+from vla_policy_node.generations.residents import Loss, OnDisk, Resident
 from vla_policy_node.generations.swapping import ROLLBACK, Report, SwapError, Vacated
 from vla_policy_node.worker.pool import Progress, WorkerPool
 
@@ -159,7 +159,7 @@ class InPlace:
         self, wanted: Wanted, vacated: Vacated, former: Resident | None, lease: TrialLease | None, error: BaseException
     ) -> None:
         """Load again what acted before; if that fails, or it must not act again, hold and let the recovery see to it."""
-        generations, why = self._generations, _text(error)
+        generations, why = self._generations, _loss(error)
         if generations.closed:
             return
         failed_way_back = lease is not None and wanted.cause in WAYS_BACK
@@ -171,7 +171,7 @@ class InPlace:
                 generations.let_act_in_place(resident, ROLLBACK, wanted.timeout_s, vacated, lease_s)
                 return
             except _ERRORS as e:
-                why = f"{why}; and {former.version} could not be loaded again: {_text(e)}"
+                why = Loss(why.code, f"{why.text}; and {former.version} could not be loaded again: {_loss(e)}")
         with contextlib.suppress(ControlError):
             self._control.loading_failed()
         if former is not None:  # else it was lost before, and the recovery knows
@@ -213,5 +213,5 @@ def manifest_of(bundle: OnDisk) -> Manifest:
     return manifest
 
 
-def _text(error: BaseException) -> str:
-    return f"{getattr(error, 'code', '') or type(error).__name__}: {error}"
+def _loss(error: BaseException) -> Loss:
+    return Loss(getattr(error, "code", "") or type(error).__name__, str(error))

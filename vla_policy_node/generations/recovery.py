@@ -23,7 +23,7 @@ from vla_policy_node.control.swap import UPDATE
 from vla_policy_node.errors import UNCLEAR, PolicyNodeError, fault_of
 from vla_policy_node.generations.generations import Generations
 from vla_policy_node.generations.lease import TrialLease
-from vla_policy_node.generations.residents import OnDisk, Resident
+from vla_policy_node.generations.residents import Loss, OnDisk, Resident
 from vla_policy_node.generations.swapping import LEASE_EXPIRED, WORKER_LOST
 from vla_policy_node.worker.api import HOST_LOST, PrepareError
 from vla_ros.fault import Fault
@@ -63,7 +63,7 @@ class Recovery:
         """The manager fell silent in a trial: what acted before acts again. Or an experiment is over."""
         self._submit(lambda: self._after_lease(lease))
 
-    def worker_lost(self, resident: Resident, lease: TrialLease | None, why: str) -> None:
+    def worker_lost(self, resident: Resident, lease: TrialLease | None, why: Loss) -> None:
         """The acting generation has gone."""
         self._submit(lambda: self._after_loss(resident, lease, why))
 
@@ -198,7 +198,7 @@ class Recovery:
 
     # -- loss ------------------------------------------------------------------------------------------------------
 
-    def _after_loss(self, lost: Resident, lease: TrialLease | None, why: str) -> None:
+    def _after_loss(self, lost: Resident, lease: TrialLease | None, why: Loss) -> None:
         while self._generations.swap_pending and not self._closing.wait(_POLL_S):
             pass  # a swap that was under way comes now, or fails
         if self._generations.residents.active is not None:
@@ -224,14 +224,14 @@ class Recovery:
         raise PolicyNodeError("POLICY_LOST", f"{lost.version} was lost ({why}; {text}): holding")
 
     def _candidates(
-        self, lost: Resident, lease: TrialLease | None, why: str
+        self, lost: Resident, lease: TrialLease | None, why: Loss
     ) -> Iterator[Callable[[], Resident | OnDisk]]:
         """Yield what may act in place of a lost generation, best first."""
         if lease is not None and lease.fallback is not None:
             fallback = lease.fallback
             yield lambda: self._in_memory(fallback)
             return  # never what is on trial again: it has just failed
-        if why.startswith(f"{HOST_LOST}:") or self._may_reload(lost.digest):  # a line says nothing of a policy
+        if why.code == HOST_LOST or self._may_reload(lost.digest):  # a line says nothing of a policy
             yield lambda: self._load(lost)
         standby = self._generations.proven_standby()
         if standby is not None:

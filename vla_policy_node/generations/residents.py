@@ -5,9 +5,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from vla_policy_node.shadow.judge import ShadowReport
 from vla_policy_node.worker.api import Generation
+
+
+class Loss(NamedTuple):
+    """Why a generation has gone."""
+
+    code: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.text}"
 
 
 @dataclass(frozen=True, eq=False)
