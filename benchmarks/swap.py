@@ -15,12 +15,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from benchmarks.machine import describe
 from benchmarks.processes import Host, PeakMemory
-from benchmarks.results import Table, finish
+from benchmarks.results import Table, finish, percentile
 from vla_policy_node.control.sinks import read_record
 from vla_policy_node.worker.environment import worker_environment
 from vla_sim.witness import FIFO_PRIORITY, Witness
@@ -37,6 +41,7 @@ IDLE = (
     ("machines", "and by the witness too", ".0f"),
     ("worst_ms", "worst late, ms", ".1f"),
     ("witness_ms", "the witness's, ms", ".1f"),
+    ("beyond_ms", "worst beyond the witness's, ms", ".1f"),
     ("starved", "starved", ".0f"),
 )
 COLUMNS = (*IDLE, ("acted_ms", "on disk → first action, ms", ".0f"), ("memory_mb", "peak memory, MB", ".0f"))
@@ -47,6 +52,13 @@ PARTS = (
     ("warm_up_ms", "warmed up, ms", ".0f"),
     ("rest_ms", "the rest: first chunk and boundary, ms", ".0f"),
 )
+IDLE_S = 3.0
+LATE = (
+    ("idle_ms", "p99.9 late, nothing replaced, ms", ".2f"),
+    ("swap_ms", "p99.9 late, in swaps and ways back, ms", ".2f"),
+    ("grows_ms", "more, ms", ".2f"),
+    ("ticks", "ticks in swaps", ".0f"),
+)
 CAMERA_HZ = 30
 
 
@@ -55,14 +67,15 @@ class Measurement:
 
     def __init__(self, folder: Path, fifo: bool, cameras: int) -> None:
         self._folder, self._fifo, self._cameras = folder, fifo, cameras
-        self._records = 0
+        self._records, self._record = 0, ""
+        self._late: dict[tuple[str, str], tuple[list[float], list[float]]] = {}  # idle, in swaps [ms]
         self.swaps = Table(f"A new policy under a running loop, to {WATCH_S:g} s after its first action", COLUMNS)
         self.rollbacks = Table(f"Back to the policy before, to {WATCH_S:g} s after its first action", BACK)
         self.parts = Table(
             "From the disk to the first action; ours compares every byte with the manifest meanwhile", PARTS
         )
         taken = (("pictures_s", "pictures taken /s", ".0f"),) if cameras else ()
-        self.idle = Table(f"The same loops with nothing being replaced, {WATCH_S:g} s", (*IDLE, *taken))
+        self.idle = Table(f"The same loops with nothing being replaced, {IDLE_S:g} s", (*IDLE, *taken))
 
     def restart(self) -> None:
         """End the process and start it with the other policy, three times; a rollback is a restart as well."""
@@ -113,13 +126,13 @@ class Measurement:
 
     def _exchange(self, host: Host, name: str, rate_hz: int, version: str, *, spare: bool = False) -> None:
         condition = f"{rate_hz} Hz"
-        found = self._count(host, rate_hz, do="swap", folder=self._bundle(rate_hz, version))
+        found = self._count(host, name, rate_hz, do="swap", folder=self._bundle(rate_hz, version))
         if bool(found.pop("spare_used", spare)) != spare:
             raise RuntimeError(f"{name}: whether a spare worker was there is not as it should be")
         self.swaps.row(name, condition).add(**found)
         known_ms = sum(found.get(part, 0.0) for part, _, _ in PARTS)
         self.parts.row(name, condition).add(**found, rest_ms=found["acted_ms"] - known_ms)
-        found = self._count(host, rate_hz, do="rollback", folder=self._bundle(rate_hz, FIRST))
+        found = self._count(host, name, rate_hz, do="rollback", folder=self._bundle(rate_hz, FIRST))
         self.rollbacks.row(name, condition).add(**found)
 
     def _weigh(self, host: Host, name: str, rate_hz: int, version: str) -> None:
@@ -129,16 +142,24 @@ class Measurement:
         self.swaps.row(name, f"{rate_hz} Hz").add(memory_mb=memory.peak / 1e6)
 
     def _idle(self, host: Host, name: str, rate_hz: int) -> None:
-        self.idle.row(name, f"{rate_hz} Hz").add(**self._count(host, rate_hz, do="idle"))
+        self.idle.row(name, f"{rate_hz} Hz").add(**self._count(host, name, rate_hz, do="idle"))
 
-    def _count(self, host: Host, rate_hz: int, **question: str) -> dict[str, float]:
+    def _count(self, host: Host, name: str, rate_hz: int, **question: str) -> dict[str, float]:
         """Ask with a witness beside the loop; ticks that it missed too are the machine's."""
+        idle = question["do"] == "idle"
         with Witness(rate_hz, FIFO_PRIORITY if self._fifo else 0) as witness:
             begin_s = time.monotonic()
-            found = host.ask(timeout_s=120.0, watch_s=WATCH_S, **question)
+            found = host.ask(timeout_s=120.0, watch_s=IDLE_S if idle else WATCH_S, **question)
+            stamps_ns = read_record(self._record, JOINTS)[0]
+            stamps_ns = stamps_ns[stamps_ns >= begin_s * 1e9]
+            late_ms = lateness_ms(stamps_ns, rate_hz)
+            beyond_ms = max(map(partial(_beyond, witness), stamps_ns, late_ms))
             machines = witness.share(int(found["missed"]), begin_s)
             witness_ms = max((late.late_s for late in witness.late(begin_s)), default=0.0) * 1e3
-        return {**found, "missed": found["missed"] - machines, "machines": machines, "witness_ms": witness_ms}
+        loop = "ours" if name in (COLD, SPARE) else name
+        self._late.setdefault((loop, f"{rate_hz} Hz"), ([], []))[0 if idle else 1].extend(late_ms)
+        seen = {"machines": machines, "witness_ms": witness_ms, "beyond_ms": beyond_ms}
+        return {**found, "missed": found["missed"] - machines, **seen}
 
     def _peer(self, way: str, rate_hz: int, version: str) -> tuple[Host, str]:
         settings = {"way": way, **self._settings(rate_hz, version)}
@@ -146,12 +167,40 @@ class Measurement:
 
     def _settings(self, rate_hz: int, version: str) -> dict[str, Any]:
         self._records += 1
-        record = str(self._folder / f"commands-{self._records}")
+        record = self._record = str(self._folder / f"commands-{self._records}")
         folder = self._bundle(rate_hz, version)
         return {"rate_hz": rate_hz, "folder": folder, "record": record, "fifo": self._fifo, "cameras": self._cameras}
 
+    def late(self) -> Table:
+        """Return the lateness of single ticks, all runs together."""
+        table = Table(
+            "Late ticks of all runs together; one that is later than 3/4 of a period is not told from an early one",
+            LATE,
+        )
+        for (name, condition), (idle, swaps) in self._late.items():
+            quiet, busy = percentile(idle, 0.999), percentile(swaps, 0.999)
+            table.row(name, condition).add(idle_ms=quiet, swap_ms=busy, grows_ms=busy - quiet, ticks=len(swaps))
+        return table
+
     def _bundle(self, rate_hz: int, version: str) -> str:
         return str(self._folder / str(rate_hz) / version)
+
+
+def lateness_ms(stamps_ns: npt.NDArray[np.int64], rate_hz: float) -> list[float]:
+    """Return how late each command was, against the least late one [ms]; deadlines are a period apart."""
+    parts = (stamps_ns - stamps_ns[0]) * (rate_hz / 1e9) % 1.0
+    middle = float(np.median((parts + 0.5) % 1.0)) - 0.5  # the first one is as punctual as most
+    late = (parts - middle + 0.25) % 1.0
+    found: list[float] = ((late - late.min()) * (1e3 / rate_hz)).tolist()
+    return found
+
+
+def _beyond(witness: Witness, stamp_ns: int, late_ms: float) -> float:
+    """Return by how much a tick was later than the witness at that time [ms]."""
+    if late_ms < 1.0:  # the witness writes down no less
+        return late_ms
+    stamp_s = stamp_ns / 1e9
+    return late_ms - max((late.late_s * 1e3 for late in witness.late(stamp_s - late_ms / 1e3, stamp_s)), default=0.0)
 
 
 def environment() -> dict[str, str]:
@@ -181,7 +230,7 @@ def measure(folder: Path, arguments: argparse.Namespace, stop_at_s: float) -> li
     ):
         for peer in (RESTART, *PEERS.values()):
             table.note_ratio(metric, peer, SPARE, what)
-    return [swaps, measurement.parts, rollbacks, measurement.idle]
+    return [swaps, measurement.parts, rollbacks, measurement.idle, measurement.late()]
 
 
 def _pictures(cameras: int, folder: str) -> contextlib.AbstractContextManager[object]:
