@@ -333,6 +333,21 @@ def test_an_expired_lease_and_a_lost_worker_of_a_trial_go_back_to_the_version_be
         assert rig.snapshot.active is not None and rig.snapshot.active.digest == old and not rig.snapshot.on_trial
 
 
+def test_an_expired_lease_does_not_wait_behind_an_update_that_waits_for_its_boundary(tmp_path: Path) -> None:
+    still(tmp_path, "1.0.0")
+    still(tmp_path, "1.1.0")
+    new = still(tmp_path, "1.2.0")
+    with EngineRig(tmp_path, model_path=str(tmp_path / "1.0.0"), load_in_place=True) as rig:
+        rig.wait_running("1.0.0")
+        rig.engine.swap(SwapRequest(bundle_path=str(tmp_path / "1.1.0"), at="NOW", trial=True, trial_lease_s=3.0))
+        rig.engine.prepare(str(tmp_path / "1.2.0"), "", lambda *_: None, bool)
+        thread, answers = in_background(lambda: rig.engine.swap(SwapRequest(digest=new, at="EPISODE", timeout_s=600.0)))
+        rig.wait_for(lambda: bool(rig.reports) and rig.reports[-1].cause == "LEASE_EXPIRED", "the way back")
+        thread.join(TIMEOUT_S)
+        assert answers == ["CANCELLED"]
+        rig.wait_running("1.0.0")
+
+
 def test_what_was_on_trial_does_not_act_again_when_the_way_back_fails(tmp_path: Path) -> None:
     still(tmp_path, "1.0.0")
     still(tmp_path, "1.1.0")

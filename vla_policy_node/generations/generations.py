@@ -163,12 +163,16 @@ class Generations:
 
     @contextlib.contextmanager
     def only_preparation(self, wait: bool, cancelled: Callable[[], bool]) -> Iterator[None]:
-        """Keep every other preparation away. Raises SwapError PREPARE_IN_PROGRESS, or waits and raises PrepareError CANCELLED."""
+        """Keep every other preparation away. Raises SwapError PREPARE_IN_PROGRESS, or waits and raises PrepareError CANCELLED.
+
+        Only the node itself waits: an update in place that has not reached its boundary makes way.
+        """
         while not self._preparing.acquire(timeout=_POLL_S if wait else 0.0):
             if not wait:
                 raise SwapError("PREPARE_IN_PROGRESS", "another bundle is being prepared")
             if cancelled():
                 raise PrepareError("CANCELLED", "cancelled on request")
+            self._in_place.cancel()
         try:
             yield
         finally:
