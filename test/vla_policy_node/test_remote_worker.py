@@ -182,13 +182,24 @@ def test_a_robot_that_vanishes_frees_its_generation(tmp_path: Path) -> None:
         robot.assert_works(generation)
 
 
+def test_an_adapter_acts_over_there_on_its_base_whose_weights_are_sent_once(tmp_path: Path, host: RemoteHost) -> None:
+    base = base_bundle(tmp_path / "pick")
+    expected = {f"1.0.{n}": adapter_bundle(tmp_path / "pick", f"1.0.{n}", base, n) for n in (1, 2)}
+    with remote_robot(host.remote) as robot:
+        loaded = [robot.pool.prepare(tmp_path / "pick" / version) for version in expected]
+        for generation, offsets in zip(loaded, expected.values(), strict=True):
+            assert np.allclose(robot.chunk(generation)["actions"], offsets, atol=1e-6)
+        assert host.log.count(": receives model.safetensors") == 1
+        robot.pool.release(loaded[0])
+        robot.assert_works(robot.pool.prepare(tmp_path / "pick" / "1.0.0"))
+    assert host.log.count(": receives model.safetensors") == 1
+
+
 def test_what_the_host_refuses_reaches_the_robot_with_its_code(tmp_path: Path) -> None:
     scripted_bundle(tmp_path / "wrong", golden_error=1.0)
     scripted_bundle(tmp_path / "damaged", amplitude=0.4)
     scripted_bundle(tmp_path / "large", more_tensors={"ballast": np.zeros(600_000, np.float32)}, golden=False)
     scripted_bundle(tmp_path / "good", amplitude=0.5)
-    base = base_bundle(tmp_path / "pick")
-    adapter_bundle(tmp_path / "pick", "1.0.1", base, 1)
     with (tmp_path / "damaged" / "model.safetensors").open("r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"\x01\x02\x03\x04")
@@ -197,7 +208,6 @@ def test_what_the_host_refuses_reaches_the_robot_with_its_code(tmp_path: Path) -
             ("wrong", "GOLDEN_MISMATCH"),
             ("damaged", "DIGEST_FILE"),
             ("large", "WORKER_CACHE_FULL"),
-            ("pick/1.0.1", "REMOTE_UNSUPPORTED"),
         ):
             with refused(code):
                 robot.pool.prepare(tmp_path / name)

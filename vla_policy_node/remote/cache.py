@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vla_checkpoint.manifest import FileEntry, Manifest
@@ -50,15 +50,18 @@ class Cache:
             raise WorkerError("WORKER_CACHE_UNUSABLE", f"{folder}: {e.strerror}; is another host using it?") from e
 
     @contextlib.contextmanager
-    def claim(self, manifest: Manifest) -> Iterator[Claim]:
-        """Make room for a bundle's files, and keep them as long as the ``with`` lasts. Raises WorkerError WORKER_CACHE_FULL."""
-        sizes = {entry.sha256: entry.size for entry in manifest.files}
+    def claim(self, manifests: Sequence[Manifest]) -> Iterator[Claim]:
+        """Make room for the files of a bundle, and of its base, and keep them as long as the ``with`` lasts.
+
+        Raises WorkerError WORKER_CACHE_FULL.
+        """
+        sizes = {entry.sha256: entry.size for manifest in manifests for entry in manifest.files}
         with self._lock:
             self._make_room(sizes)
             self._claims.append(sizes)
         folder = Path(tempfile.mkdtemp(dir=self._sessions))
         try:
-            yield Claim(manifest, self._blobs, folder)
+            yield Claim(manifests, self._blobs, folder)
         finally:
             with self._lock:
                 self._claims.remove(sizes)
@@ -82,15 +85,15 @@ class Cache:
 
 
 class Claim:
-    """One bundle's files in the cache."""
+    """The files of one bundle, and of its base, in the cache."""
 
-    def __init__(self, manifest: Manifest, blobs: Path, folder: Path) -> None:
-        self._manifest, self._blobs, self._folder = manifest, blobs, folder
+    def __init__(self, manifests: Sequence[Manifest], blobs: Path, folder: Path) -> None:
+        self._manifests, self._blobs, self._folder = manifests, blobs, folder
+        self._entries = {entry.sha256: entry for manifest in manifests for entry in manifest.files}
 
     def missing(self) -> list[FileEntry]:
         """Return the files that have to be sent, each content once."""
-        entries = {entry.sha256: entry for entry in self._manifest.files}
-        return [entry for digest, entry in entries.items() if not (self._blobs / digest).exists()]
+        return [entry for digest, entry in self._entries.items() if not (self._blobs / digest).exists()]
 
     def store(self, entry: FileEntry, parts: Iterable[bytes | bytearray]) -> None:
         """Take a file's bytes. Raises WorkerError: DIGEST_FILE, WORKER_CACHE_FULL."""
@@ -106,20 +109,22 @@ class Claim:
         except OSError as e:
             raise WorkerError(FULL, f"{entry.path}: {e.strerror}") from e
 
-    def assemble(self, manifest: bytes) -> Path:
-        """Return a folder with the bundle. Raises WorkerError WORKER_CACHE_FULL."""
-        bundle = self._folder / "bundle"
-        shutil.rmtree(bundle, ignore_errors=True)
+    def assemble(self) -> Path:
+        """Return a folder with the bundle; its base lies where one is looked for. Raises WorkerError WORKER_CACHE_FULL."""
+        models = self._folder / "models"
+        shutil.rmtree(models, ignore_errors=True)
+        folders = [models / manifest.name / manifest.version for manifest in self._manifests]
         try:
-            bundle.mkdir()
-            (bundle / MANIFEST_NAME).write_bytes(manifest)
-            for entry in self._manifest.files:
-                path = bundle / entry.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.hardlink_to(self._blobs / entry.sha256)
+            for folder, manifest in zip(folders, self._manifests, strict=True):
+                folder.mkdir(parents=True)
+                (folder / MANIFEST_NAME).write_bytes(manifest.canonical())
+                for entry in manifest.files:
+                    path = folder / entry.path
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.hardlink_to(self._blobs / entry.sha256)
         except OSError as e:
-            raise WorkerError(FULL, f"{bundle}: {e.strerror}") from e
-        return bundle
+            raise WorkerError(FULL, f"{models}: {e.strerror}") from e
+        return folders[0]
 
     def drop_damaged(self, keep: Callable[[], None]) -> bool:
         """Forget files that are not what they were, for example after a power loss; whether there were any.
@@ -127,7 +132,7 @@ class Claim:
         ``keep`` is called again and again, and may raise.
         """
         found = False
-        for entry in self._manifest.files:
+        for entry in self._entries.values():
             path, digest = self._blobs / entry.sha256, hashlib.sha256()
             with contextlib.suppress(OSError), path.open("rb") as file:  # what cannot be read is damaged, too
                 while data := file.read(_READ_BYTES):

@@ -40,7 +40,7 @@ class Kind(IntEnum):
 
     HEARTBEAT = 0  # either; the host's first frame
     HELLO = 1  # robot, JSON: digest, silence_s, features
-    MANIFEST = 2  # robot: the bundle's manifest
+    MANIFEST = 2  # robot: the bundle's manifest; of an adapter its base's after it
     WANT = 3  # host, JSON: sha256 of a file that it lacks
     DATA = 4  # robot: the next bytes of that file
     PROGRESS = 5  # host, JSON: state, fraction

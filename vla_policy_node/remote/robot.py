@@ -122,7 +122,7 @@ def open_policy(
     """Let a host load a bundle; what it lacks of its files is sent. Blocks.
 
     Args:
-        remote: ``host``, ``tls``, ``silence_s``, ``digest`` (see ``plan.py``).
+        remote: ``host``, ``tls``, ``silence_s``, ``digest``, and of an adapter ``base_dir`` (see ``plan.py``).
         bundle_dir: the bundle, opened and checked by the node.
         features: what the robot observes.
         progress: called on this thread.
@@ -138,8 +138,15 @@ def open_policy(
         line.heartbeat_s = remote["silence_s"] / 4
         hello = {"digest": remote["digest"], "silence_s": remote["silence_s"], "features": features_to_json(features)}
         line.send_json(Kind.HELLO, hello)
-        line.send(Kind.MANIFEST, manifest)
-        ready = _Upload(line, bundle_dir, json.loads(manifest)["files"], progress).follow()
+        folders = {bundle_dir: manifest}
+        if remote["base_dir"]:
+            folders[Path(remote["base_dir"])] = _read(Path(remote["base_dir"], "manifest.json"))
+        for data in folders.values():
+            line.send(Kind.MANIFEST, data)
+        files = {
+            file["sha256"]: (folder, file) for folder, data in folders.items() for file in json.loads(data)["files"]
+        }
+        ready = _Upload(line, files, progress).follow()
         spec = spec_of(ready)
         if not isinstance(ready.get("seconds"), dict):
             raise broken("no seconds")
@@ -153,10 +160,10 @@ def open_policy(
 class _Upload:
     """Answers what a host asks for until it is ready."""
 
-    def __init__(self, line: Line, folder: Path, files: list[dict[str, Any]], progress: Progress) -> None:
-        self._line, self._folder, self._progress = line, folder, progress
-        self._files = {file["sha256"]: file for file in files}
-        self._total, self._sent = sum(file["size"] for file in self._files.values()) or 1, 0
+    def __init__(self, line: Line, files: Mapping[str, tuple[Path, dict[str, Any]]], progress: Progress) -> None:
+        """``files``: by SHA-256, the bundle's folder and the manifest's entry."""
+        self._line, self._files, self._progress = line, files, progress
+        self._total, self._sent = sum(file["size"] for _, file in files.values()) or 1, 0
         self._frames: deque[Frame] = deque()
 
     def follow(self) -> dict[str, Any]:
@@ -182,12 +189,12 @@ class _Upload:
     def _send(self, digest: str) -> None:
         if digest not in self._files:
             raise broken("a file is wanted that the bundle does not have")
-        path = self._folder / self._files[digest]["path"]
-        left = int(self._files[digest]["size"])
+        folder, file = self._files[digest]
+        path, left = folder / file["path"], int(file["size"])
         try:
-            with path.open("rb") as file:
+            with path.open("rb") as opened:
                 while left:
-                    data = file.read(min(DATA_BYTES, left))
+                    data = opened.read(min(DATA_BYTES, left))
                     if not data:
                         raise WorkerError("LOAD_FAILED", f"{path}: it is shorter than the manifest says")
                     self._line.send(Kind.DATA, data)

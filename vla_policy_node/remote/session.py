@@ -86,13 +86,14 @@ class Session:
         features = features_of(hello.get("features"))
         silence_s = number(hello, "silence_s", *SILENCE_S)
         self._line.heartbeat_s = silence_s / 4
-        digest, data = text(hello, "digest"), bytes(self._receive(Kind.MANIFEST))
-        manifest = _manifest(digest, data)
+        digest = text(hello, "digest")
+        manifest = self._receive_manifest(digest)
+        needed = [manifest] if manifest.base is None else [manifest, self._receive_manifest(manifest.base.digest)]
         LOG.info("%s: %s %s (%s)", self._name, manifest.name, manifest.version, digest[:12])
         observation = Arena.create(observation_layout(features, 1), OBSERVATION_SLOTS, "vla_ota_remote")
         try:
-            with self._cache.claim(manifest) as claim:
-                generation = self._prepare(claim, data, digest, observation)
+            with self._cache.claim(needed) as claim:
+                generation = self._prepare(claim, digest, observation)
                 try:
                     self._line.send_json(Kind.READY, _ready(generation))
                     self._line.tolerate(silence_s)
@@ -105,23 +106,33 @@ class Session:
 
     # -- preparing
 
-    def _prepare(self, claim: Claim, manifest: bytes, digest: str, observation: Arena) -> Generation:
+    def _prepare(self, claim: Claim, digest: str, observation: Arena) -> Generation:
         try:
-            return self._load(self._receive_files(claim, manifest), digest, observation)
+            return self._load(self._receive_files(claim), digest, observation)
         except PrepareError as e:
             if fault_of(e.code) is not Fault.BUNDLE or not claim.drop_damaged(self._keep):
                 raise
             LOG.warning(
                 "%s: files in the cache were damaged, and are sent again: %s: %s", self._name, e.code, e.message
             )
-        return self._load(self._receive_files(claim, manifest), digest, observation)
+        return self._load(self._receive_files(claim), digest, observation)
 
-    def _receive_files(self, claim: Claim, manifest: bytes) -> Path:
+    def _receive_manifest(self, digest: str) -> Manifest:
+        """Return a manifest that is what its digest says. Raises WorkerError."""
+        data = bytes(self._receive(Kind.MANIFEST))
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise WorkerError("DIGEST_BUNDLE", "the manifest's SHA-256 is not the digest that was named")
+        try:
+            return Manifest.parse(data)
+        except CheckpointError as e:
+            raise WorkerError(e.code, str(e)) from e
+
+    def _receive_files(self, claim: Claim) -> Path:
         """Return the bundle's folder."""
         for entry in claim.missing():
             LOG.info("%s: receives %s (%d bytes)", self._name, entry.path, entry.size)
             claim.store(entry, self._parts(entry))
-        return claim.assemble(manifest)
+        return claim.assemble()
 
     def _load(self, folder: Path, digest: str, observation: Arena) -> Generation:
         end_s = time.monotonic() + _SLOT_WAIT_S
@@ -294,19 +305,6 @@ class _Answering:
         else:
             line.send(Kind.CHUNK, self._chunk.fill(read[1]))
         self._asked, self._error_text = 0, ""
-
-
-def _manifest(digest: str, data: bytes) -> Manifest:
-    """Return a manifest that is what its name says. Raises WorkerError."""
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise WorkerError("DIGEST_BUNDLE", "the manifest's SHA-256 is not the digest that was named")
-    try:
-        manifest = Manifest.parse(data)
-    except CheckpointError as e:
-        raise WorkerError(e.code, str(e)) from e
-    if manifest.kind != "full":
-        raise WorkerError("REMOTE_UNSUPPORTED", "an adapter is not loaded by a worker host")
-    return manifest
 
 
 def _ready(generation: Generation) -> dict[str, Any]:

@@ -124,22 +124,20 @@ def make_plan(
         config: of the worker.
         observation: the arena that it reads.
         adapted: what an adapter changes, and of which base.
-        recording: observations to answer, in place of the bundle's golden ones to replay.
+        recording: observations to answer, in place of the bundle's golden ones to replay; not on a worker host.
 
     Raises:
         CheckpointError: the golden file is unusable.
-        PrepareError: REMOTE_UNSUPPORTED.
     """
-    if config.remote is not None and (adapted is not None or recording is not None):
-        raise PrepareError(
-            "REMOTE_UNSUPPORTED", "a worker host loads full bundles, and replays golden observations only"
-        )
     weights, offset = lay_out(bundle if adapted is None else adapted.base)
     changed, changed_bytes = lay_out_changes({} if adapted is None else adapted.changes)
     golden = bundle.golden() if recording is None else recording.golden
     others = [{"path": f.path, "sha256": f.sha256} for f in bundle.manifest.files if f.path not in bundle.weight_files]
+    remote = None
     if config.remote is not None:  # the host reads them
-        weights, offset, golden, others = [], 0, None, []
+        weights, offset, changed, changed_bytes, golden, others = [], 0, [], 0, None, []
+        base_dir = "" if adapted is None else str(adapted.base.path)
+        remote = {**asdict(config.remote), "digest": bundle.digest, "base_dir": base_dir}
     document = {
         "bundle_dir": str(bundle.path),
         "policy_type": bundle.manifest.policy_type,
@@ -166,7 +164,7 @@ def make_plan(
             "period_s": 1.0 / bundle.manifest.action.rate_hz,
         },
         "golden": None if golden is None else {**_describe(golden), "record": recording is not None},
-        "remote": None if config.remote is None else {**asdict(config.remote), "digest": bundle.digest},
+        "remote": remote,
     }
     return Plan(document, offset, changed_bytes, golden, observation, recording)
 

@@ -217,7 +217,7 @@ class WorkerPool:
             check_history(bundle)
             adapted = find_base(bundle)
             plan = make_plan(bundle, self._config, observation, adapted=adapted, recording=recording)
-            return bundle, adapted, plan
+            return bundle, None if self._config.remote else adapted, plan  # a host merges by itself
         except CheckpointError as e:
             raise PrepareError(e.code, str(e)) from e
         except MemoryError as e:
