@@ -16,17 +16,19 @@ import torch
 
 from benchmarks.transformer.model import Transformer, TransformerConfig
 from vla_policy_node.policies.base import FeatureSpec, FloatArray, Observation, Policy, PolicySpec, TensorView
-from vla_policy_node.policies.torch_tensors import assign_strictly
+from vla_policy_node.policies.torch_tensors import as_state_dict, load_strictly, open_device
 
+LETS_TENSORS_GO = True
 STATE = "observation.state"
+_CPU = torch.device("cpu")
 
 
 class TransformerPolicy:
     """A loaded model; see :class:`vla_policy_node.policies.base.Policy`."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, device: torch.device = _CPU) -> None:
         config = model.config
-        self._model = model
+        self._model, self._device = model, device
         self.spec = PolicySpec(
             {STATE: FeatureSpec((config.joints,), "float32")}, config.horizon, config.execute, config.joints
         )
@@ -42,7 +44,8 @@ class TransformerPolicy:
         words[: len(text)] = text
         with torch.inference_mode():
             state = torch.from_numpy(np.array(observation[STATE], np.float32))[None]
-            chunk: FloatArray = self._model(state, torch.from_numpy(words)[None])[0].numpy()
+            arguments = (state, torch.from_numpy(words)[None])
+            chunk: FloatArray = self._model(*(argument.to(self._device) for argument in arguments))[0].cpu().numpy()
         return chunk
 
 
@@ -51,12 +54,13 @@ def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Po
     config = TransformerConfig.from_json(json.loads((bundle_dir / "config.json").read_text()))
     with torch.device("meta"):
         model = Transformer(config)
-    assign_strictly(model, tensors)
-    return TransformerPolicy(model.to(device).eval().requires_grad_(False))
+    where = open_device(device)
+    load_strictly(model, as_state_dict(tensors), where, {})
+    return TransformerPolicy(model.eval().requires_grad_(False), where)
 
 
 def preload(device: str) -> None:
     """First use of the meta device imports much of torch."""
     with torch.device("meta"):
         torch.nn.Embedding(1, 1)
-    torch.zeros(1, device=device)
+    open_device(device)

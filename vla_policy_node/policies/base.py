@@ -7,7 +7,10 @@ memory carries physical units only. The module of a policy type offers
 * ``load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Policy``; an exception of its own with a ``code``
   reaches the status as it is (``policies/errors.py``);
 * optionally ``preload(device: str) -> None``: slow first-time work (lazy imports, a device's context) that a waiting worker does
-  ahead of any bundle.
+  ahead of any bundle;
+* optionally ``LETS_TENSORS_GO = True``: what a policy still needs of ``tensors`` when ``load`` has returned, it refers to: by
+  views, arrays or torch tensors, not by addresses. Where nothing refers to them any more, as on a GPU, their memory is used for
+  the next bundle.
 
 A policy that draws random numbers offers ``seed(seed: int) -> None`` beside :class:`Policy`'s methods: what it draws from then on
 depends on nothing else. Golden replay calls it before an observation whose expected chunk was made with that seed.
@@ -35,7 +38,7 @@ class TensorView:
     """One tensor's bytes where they lie in the weights' arena (no copy).
 
     ``dtype`` is the safetensors name (``BF16``, ``F32``, …); ``data`` is ``prod(shape) * itemsize`` bytes, C order, and
-    stays valid as long as the worker lives.
+    stays valid as long as the worker lives (with ``LETS_TENSORS_GO``: as long as anything refers to it).
     """
 
     dtype: str

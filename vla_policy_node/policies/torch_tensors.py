@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a tensor's bytes to a ``torch.Tensor`` without copying."""
+"""From a tensor's bytes to a ``torch.Tensor`` without copying, and to a module's weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from vla_policy_node.policies.base import TensorView
+from vla_policy_node.policies.device_slot import place
 from vla_policy_node.policies.errors import PolicyDeviceError, PolicyWeightsError
 
 TORCH_DTYPE: Mapping[str, torch.dtype] = {
@@ -76,24 +77,34 @@ def as_state_dict(tensors: Mapping[str, TensorView]) -> dict[str, torch.Tensor]:
     return state
 
 
-def assign_strictly(module: torch.nn.Module, tensors: Mapping[str, TensorView]) -> None:
-    """Give ``module`` (built on the meta device) its weights without a copy; every name and shape must match exactly.
+def load_strictly(
+    module: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
+    device: torch.device,
+    dtypes: Mapping[str, torch.dtype],
+) -> None:
+    """Make ``state``'s tensors the module's own and bring it to ``device``; every name and shape must match exactly.
 
-    Raises :class:`PolicyWeightsError` with the names that differ.
-    """
-    load_strictly(module, as_state_dict(tensors))
+    On the CPU a tensor is used where it lies, on a GPU all of them lie in one buffer.
 
-
-def load_strictly(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Make ``state``'s tensors the module's own, without a copy; every name and shape must match exactly.
+    Args:
+        module: built on the meta device or the CPU.
+        state: tensors on the CPU.
+        device: where the module infers.
+        dtypes: what a tensor is converted to, by its name; others stay what they are.
 
     Raises :class:`PolicyWeightsError` with the names that differ, or those of buffers that are in no checkpoint and were left on
     the meta device: the first inference would fail.
     """
+    if device.type == "cuda":
+        placed = place(state, dtypes, device)
+    else:
+        placed = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in state.items()}
     try:
-        module.load_state_dict(dict(state), strict=True, assign=True)
+        module.load_state_dict(placed, strict=True, assign=True)
     except RuntimeError as error:
         raise PolicyWeightsError(str(error)) from error
     left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if left:
         raise PolicyWeightsError(f"no weights for {left}")
+    module.to(device)  # buffers that are in no checkpoint; on a device of another kind everything

@@ -54,12 +54,14 @@ def build(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> P
     if config.type == "diffusion":
         config.n_action_steps = horizon  # it returns no more than it is to execute
     preprocess, postprocess = _processors(bundle_dir, config, device)
+    config.device = "cpu"  # pi0 takes memory for its network there, beside which the weights would have to fit
     with _from_bundle_or_cache(getattr(config, "vlm_model_name", "")), _Unfilled():
         policy = get_policy_class(config.type)(config)
-    own = policy.state_dict()
-    state = {k: v for k, v in as_state_dict(tensors).items() if k in own or not k.startswith(_OLD_STATISTICS)}
-    load_strictly(policy, {k: v.to(own[k].dtype) if k in own else v for k, v in state.items()})
-    policy.to(device).eval().requires_grad_(False)
+    config.device = torch.device(device).type
+    dtypes = {k: v.dtype for k, v in policy.state_dict().items()}
+    state = {k: v for k, v in as_state_dict(tensors).items() if k in dtypes or not k.startswith(_OLD_STATISTICS)}
+    load_strictly(policy, state, torch.device(device), dtypes)
+    policy.eval().requires_grad_(False)
     return Parts(policy, preprocess, postprocess, horizon, document.get("n_action_steps", horizon))
 
 

@@ -14,7 +14,9 @@ from vla_policy_node.policies.errors import PolicyInputError
 from vla_policy_node.policies.tiny_vla.configuration_tiny_vla import STATE, TinyVLAConfig
 from vla_policy_node.policies.tiny_vla.modeling_tiny_vla import TinyVLA
 from vla_policy_node.policies.tiny_vla.processor_tiny_vla import TinyVLAProcessor
-from vla_policy_node.policies.torch_tensors import assign_strictly, open_device
+from vla_policy_node.policies.torch_tensors import as_state_dict, load_strictly, open_device
+
+LETS_TENSORS_GO = True
 
 
 class TinyVLAPolicy:
@@ -73,8 +75,9 @@ def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Po
     processor = TinyVLAProcessor.from_files(config, bundle_dir)
     with torch.device("meta"):
         model = TinyVLA(config)
-    assign_strictly(model, tensors)
-    model.to(device=where, dtype=torch.float32).eval().requires_grad_(False)
+    state = as_state_dict(tensors)
+    load_strictly(model, state, where, {k: torch.float32 for k, v in state.items() if v.is_floating_point()})
+    model.eval().requires_grad_(False)
     return TinyVLAPolicy(model, processor, where)
 
 
