@@ -17,6 +17,7 @@ Keys of config.json:
 * random numbers: ``noise`` [physical unit]
 * ``from_state``: the sinusoid begins at t = 0 and is added to the observed state: the same observation gets the same answer
 * ``spoils_weights``: from call 0 on it writes to the memory of its weights
+* ``copies_weights``: it works with copies of its weights, as on a GPU; ``lets_go``: it says ``LETS_TENSORS_GO``
 * output: ``echo`` (what was observed), ``print_resets``, ``print_lines`` (so many a call)
 """
 
@@ -40,6 +41,7 @@ from vla_policy_node.policies.errors import PolicyWeightsError
 
 STATE = "observation.state"
 WEIGHTS = ("amplitude", "frequency", "offset", "phase")
+LETS_TENSORS_GO = False
 
 
 class ScriptedPolicy:
@@ -130,7 +132,9 @@ def preload(device: str) -> None:
 
 
 def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Policy:
+    global LETS_TENSORS_GO
     config = json.loads((bundle_dir / "config.json").read_text())
+    LETS_TENSORS_GO = config.get("lets_go", False)
     time.sleep(config.get("load_sleep_s", 0.0))
     if config.get("load_crash"):
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -153,6 +157,8 @@ def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Po
     if "mix.weight" in tensors:  # what adapters change: each channel's offset grows by its row's sum
         mix = np.frombuffer(tensors["mix.weight"].data, np.float32).reshape(tensors["mix.weight"].shape)
         weights["offset"] = weights["offset"] + mix.sum(axis=1)
+    if config.get("copies_weights"):
+        return ScriptedPolicy(config, {name: array.copy() for name, array in weights.items()})
     policy = ScriptedPolicy(config, weights)
     policy.in_memory = [np.frombuffer(tensors[name].data, np.float32) for name in WEIGHTS]
     return policy

@@ -1,4 +1,4 @@
-"""Writes two small untrained ``tiny_vla`` bundles: ``good``, and ``wrong``, whose golden chunks are another policy's.
+"""Writes small untrained ``tiny_vla`` bundles: ``good``, ``half`` (precision), ``wrong`` with another policy's golden chunks.
 
 ``python -m support.tiny_vla_bundles FOLDER``
 """
@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from support.bundles import JOINTS, plain_stats, write_json
 from vla_checkpoint import build_manifest, write_golden, write_manifest
+from vla_policy_node.policies.tiny_vla import TinyVLAPolicy
 from vla_policy_node.policies.tiny_vla.configuration_tiny_vla import TinyVLAConfig
 from vla_policy_node.policies.tiny_vla.modeling_tiny_vla import TinyVLA
-from vla_sim.bundle import load_policy, write_weights
+from vla_policy_node.policies.tiny_vla.processor_tiny_vla import TinyVLAProcessor
 
 CAMERA = "observation.images.top"
 STATE = "observation.state"
@@ -37,20 +39,23 @@ CONFIG = TinyVLAConfig(
 )
 
 
-def make(out: Path, golden_shift: float, version: str = "1.0.0", **config: Any) -> None:
-    """``config``: of the network, over that of ``CONFIG``."""
+def make(
+    out: Path, golden_shift: float, version: str = "1.0.0", dtype: torch.dtype = torch.float32, **config: Any
+) -> None:
+    """``dtype``: of the weights; ``config``: of the network, over that of ``CONFIG``."""
     changed = dataclasses.replace(CONFIG, **config)
     out.mkdir()
     write_json(out / "config.json", changed.to_json())
     write_json(out / "stats.json", {STATE: plain_stats(2), "action": plain_stats(2)})
     torch.manual_seed(0)
-    write_weights(out, {name: tensor.numpy() for name, tensor in TinyVLA(changed).state_dict().items()})
+    model = TinyVLA(changed).to(dtype)
+    safetensors.torch.save_file(model.state_dict(), out / "model.safetensors", {"format": "pt"})
     rng = np.random.default_rng(0)
     observations = {
         STATE: rng.standard_normal((2, 2), dtype=np.float32),
         CAMERA: rng.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8),
     }
-    policy = load_policy(out)
+    policy = TinyVLAPolicy(model.float().eval(), TinyVLAProcessor.from_files(changed, out), torch.device("cpu"))
     chunks = [
         policy.predict_chunk({name: array[i] for name, array in observations.items()}, instruction)
         for i, instruction in enumerate(INSTRUCTIONS)
@@ -66,4 +71,5 @@ def make(out: Path, golden_shift: float, version: str = "1.0.0", **config: Any) 
 
 if __name__ == "__main__":
     make(Path(sys.argv[1]) / "good", 0.0)
+    make(Path(sys.argv[1]) / "half", 0.0, dtype=torch.float16)
     make(Path(sys.argv[1]) / "wrong", 0.5)

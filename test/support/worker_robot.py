@@ -79,6 +79,11 @@ class WorkerRobot:
         """Wait for a spare worker (another than ``not_pid``) to have its imports done; return its process id."""
         return self.wait_for(lambda e: e.kind == "SPARE_READY" and e.pid != not_pid, timeout_s).pid
 
+    @property
+    def weights_bytes(self) -> int:
+        """Size of all memory that the pool keeps for weights."""
+        return sum(arena.size for arena in self.pool._weights._arenas)
+
     def observe(
         self,
         *,

@@ -36,7 +36,7 @@ def test_adapters_share_the_base_in_memory_and_only_they_are_read_and_kept(tmp_p
     first, second = (adapter_bundle(tmp_path, version, base, seed) for version, seed in (("1.0.1", 1), ("1.0.2", 2)))
     with WorkerRobot(spare=False) as robot:
         full = robot.pool.prepare(tmp_path / "1.0.0")
-        whole = sum(arena.size for arena in robot.pool._weights._arenas)
+        whole = robot.weights_bytes
         spoil(tmp_path / "1.0.0")  # of its files nothing but header and manifest is looked at any more
         one = robot.pool.prepare(tmp_path / "1.0.1")
         assert np.allclose(offsets(robot, one), first, atol=1e-6) and np.allclose(offsets(robot, full), (0.1, 0.2))
@@ -45,7 +45,7 @@ def test_adapters_share_the_base_in_memory_and_only_they_are_read_and_kept(tmp_p
         assert np.allclose(offsets(robot, two), second, atol=1e-6) and np.allclose(
             offsets(robot, one), first, atol=1e-6
         )
-        grown = sum(arena.size for arena in robot.pool._weights._arenas) - whole
+        grown = robot.weights_bytes - whole
         assert whole > BALLAST.nbytes and grown < BALLAST.nbytes / 10
         with refused("NO_FREE_SLOT"):
             robot.pool.prepare(tmp_path / "1.0.1")
@@ -71,6 +71,28 @@ def test_adapters_on_two_bases_are_in_memory_together(tmp_path: Path) -> None:
     with WorkerRobot(spare=False) as robot:
         for folder, version, acts in ((one, "1.0.1", first), (two, "1.0.2", second)):
             assert np.allclose(offsets(robot, robot.pool.prepare(folder / version)), acts, atol=1e-6)
+
+
+def test_a_base_that_was_let_go_is_still_there_for_an_adapter_until_other_weights_lie_there(tmp_path: Path) -> None:
+    one, two = tmp_path / "pick_place", tmp_path / "other"
+    copying = {"copies_weights": True, "lets_go": True}
+    base = base_bundle(one, **copying)
+    acts = adapter_bundle(one, "1.0.1", base, 1)
+    base_bundle(two, frequency_hz=0.3, **copying)
+    with WorkerRobot(spare=False) as robot:
+        full = robot.pool.prepare(one / "1.0.0")
+        spoil(one / "1.0.0")
+        adapted = robot.pool.prepare(one / "1.0.1")  # it keeps views: its base's weights stay
+        robot.pool.release(full)
+        other = robot.pool.prepare(two / "1.0.0")
+        assert np.allclose(offsets(robot, adapted), acts, atol=1e-6) and np.allclose(offsets(robot, other), (0.1, 0.2))
+        for generation in (adapted, other):
+            robot.pool.release(generation)
+        robot.pool.prepare(two / "1.0.0")
+        with refused(
+            "DIGEST_TENSOR"
+        ):  # until now the base's weights were in memory, and its spoilt file of no interest
+            robot.pool.prepare(one / "1.0.0")
 
 
 def test_what_a_policy_writes_to_its_weights_reaches_nobody_who_acts_on_them(tmp_path: Path) -> None:

@@ -415,3 +415,36 @@ def test_closing_ends_a_preparation(tmp_path: Path) -> None:
     assert codes in (["CLOSED"], ["WORKER_DIED"])
     with refused("CLOSED"):
         robot.pool.prepare(tmp_path / "slow")
+
+
+def test_weights_that_a_policy_has_let_go_make_room_for_the_next_ones(tmp_path: Path) -> None:
+    """What acts never worked with them again: that is as true while others lie in their place."""
+    copying = {"amplitude": 0.0, "copies_weights": True, "lets_go": True}
+    scripted_bundle(tmp_path / "a", "1.0.0", offset=0.1, **copying)
+    scripted_bundle(tmp_path / "b", "1.1.0", offset=0.2, **copying)
+    with WorkerRobot(spare=False) as robot:
+        for _ in range(2):
+            first = robot.pool.prepare(tmp_path / "a")
+            once = robot.weights_bytes
+            assert robot.pool.holds_two()
+            second = robot.pool.prepare(tmp_path / "b")
+            assert robot.weights_bytes == once
+            for generation, acts in ((first, 0.1), (second, 0.2)):
+                assert np.allclose(robot.chunk(generation)["actions"], acts)
+            with refused("NO_FREE_SLOT"):
+                robot.pool.prepare(tmp_path / "a")
+            for generation in (first, second):
+                robot.pool.release(generation)
+
+
+@pytest.mark.parametrize("behaviour", [{"copies_weights": True}, {"lets_go": True}], ids=["silent", "views"])
+def test_weights_that_a_policy_may_still_use_stay_its_own(tmp_path: Path, behaviour: dict[str, Any]) -> None:
+    """One says nothing, and may hold addresses; the other one has views, whatever it says."""
+    scripted_bundle(tmp_path / "a", "1.0.0", amplitude=0.0, offset=0.1, **behaviour)
+    scripted_bundle(tmp_path / "b", "1.1.0", amplitude=0.0, offset=0.2, **behaviour)
+    with WorkerRobot(spare=False) as robot:
+        first = robot.pool.prepare(tmp_path / "a")
+        once = robot.weights_bytes
+        robot.pool.prepare(tmp_path / "b")
+        assert robot.weights_bytes == 2 * once
+        assert np.allclose(robot.chunk(first)["actions"], 0.1)

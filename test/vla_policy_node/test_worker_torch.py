@@ -71,3 +71,17 @@ def test_a_device_that_torch_cannot_use_is_named_in_the_refusal(bundles: Path, d
     with WorkerRobot(FEATURES, imports=(), spare=False, device=device) as robot, refused("DEVICE_UNUSABLE") as refusal:
         robot.pool.prepare(bundles / "good")
     assert repr(device) in str(refusal.value)
+
+
+def test_weights_that_a_torch_policy_has_copied_make_room_for_the_next_ones(bundles: Path) -> None:
+    """As on a GPU: the CPU computes in float32, so of weights in half precision nothing is used where it lies."""
+    with WorkerRobot(FEATURES, imports=("torch",), spare=False) as robot:
+        robot.pool.prepare(bundles / "half")
+        once = robot.weights_bytes
+        robot.pool.prepare(bundles / "half")
+        assert robot.weights_bytes == once
+    with WorkerRobot(FEATURES, imports=("torch",), spare=False) as robot:
+        robot.pool.prepare(bundles / "good")
+        once = robot.weights_bytes
+        robot.pool.prepare(bundles / "good")
+        assert robot.weights_bytes == 2 * once, "the CPU uses float32 where it lies"

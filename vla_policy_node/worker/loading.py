@@ -203,15 +203,16 @@ def check_files(bundle_dir: Path, files: list[dict[str, Any]]) -> None:
             raise WorkerError("DIGEST_FILE", f"{bundle_dir / file['path']}: its SHA-256 is not the manifest's")
 
 
-def build_policy(module_name: str, bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Policy:
-    """Import the policy's module and let it build the policy.
+def build_policy(
+    module_name: str, bundle_dir: Path, tensors: Mapping[str, TensorView], device: str
+) -> tuple[Policy, bool]:
+    """Import the policy's module and let it build the policy; return also its ``LETS_TENSORS_GO``.
 
     Raises :class:`WorkerError` with the ``code`` of the policy's own error, else ``OUT_OF_MEMORY`` or ``LOAD_FAILED``.
     """
     with _policy_errors(f"policy module {module_name}"):
         module: ModuleType = importlib.import_module(module_name)
-        policy: Policy = module.load(bundle_dir, tensors, device)
-        return policy
+        return module.load(bundle_dir, tensors, device), getattr(module, "LETS_TENSORS_GO", False)
 
 
 def check_spec(

@@ -71,7 +71,7 @@ class WeightArenas:
             return arena
 
     def take_adapter(self, digest: str, base_size: int, size: int) -> tuple[WeightArena, WeightArena]:
-        """Return a free arena for what an adapter changes, and the one that holds its base (``holds`` says so) or will.
+        """Return the arena that holds an adapter's base (``holds`` says so) or will, and a free one for what it changes.
 
         The base comes first: the largest free arena is for it, or holds it already. Raises as :meth:`take`.
         """
@@ -82,7 +82,7 @@ class WeightArenas:
             else:
                 base.users += 1
         try:
-            return self.take(size), base
+            return base, self.take(size)
         except PrepareError:
             with self._lock:
                 base.users -= 1
@@ -116,15 +116,21 @@ class WeightArenas:
             taken = self._taken
         if taken != 1:
             return taken > 1
-        growth = max(0, max(used) - max(free, default=0))
+        growth = max(0, max(used, default=0) - max(free, default=0))
         return growth + self._reserve_bytes <= available_bytes()
 
-    def give_back(self, arena: WeightArena, base: WeightArena | None = None) -> None:
-        """Call when the process that mapped them has ended. ``base``: what it shared."""
+    def let_go(self, *arenas: WeightArena) -> None:
+        """Call when a generation's process has unmapped its arenas: it lives without them."""
+        with self._lock:
+            for arena in arenas:
+                arena.users -= 1
+
+    def give_back(self, *arenas: WeightArena) -> None:
+        """Call when the process of a generation has ended, with those of its arenas that it had not let go."""
         with self._lock:
             self._taken -= 1
-            for used in (arena, *([] if base is None else [base])):
-                used.users -= 1
+            for arena in arenas:
+                arena.users -= 1
 
     def close(self) -> None:
         """Free the memory (as soon as no process maps it any more)."""

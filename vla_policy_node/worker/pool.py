@@ -53,9 +53,8 @@ class _Resident:
     """A worker with what belongs to its bundle: one preparation, then one generation."""
 
     child: Child
-    weights: WeightArena
-    base: WeightArena | None
-    """What an adapter shares with others on its base."""
+    arenas: tuple[WeightArena, ...]
+    """Where a full bundle's weights are; for an adapter its base's, which others may share, and its own. Empty: let go."""
     handle: GenerationHandle
     chunks: Arena
     requests: Arena
@@ -137,11 +136,10 @@ class WorkerPool:
             raise_if_over = partial(self._raise_if_over, cancelled, deadline_s)
             raise_if_over()
             resident, spare_used, merge_s = self._begin(bundle, adapted, plan, shadow, raise_if_over)
+            whole = resident.arenas[0]
             try:
                 generation = self._finish(resident, bundle, spare_used, merge_s, on_progress, cancelled, deadline_s)
-                (resident.weights if adapted is None else resident.base or resident.weights).holds = (
-                    bundle.digest if adapted is None else adapted.base.digest
-                )
+                whole.holds = bundle.digest if adapted is None else adapted.base.digest
             except BaseException:
                 self._end(resident)
                 raise
@@ -223,21 +221,19 @@ class WorkerPool:
         except MemoryError as e:
             raise PrepareError("OUT_OF_MEMORY", f"{bundle_dir}: no memory left while reading it") from e
 
-    def _take_memory(
-        self, bundle: Bundle, adapted: Adapted | None, plan: Plan
-    ) -> tuple[WeightArena, WeightArena | None]:
-        """Return the arena of a generation, and that of its base; what an adapter changes is in the first one then."""
+    def _take_memory(self, bundle: Bundle, adapted: Adapted | None, plan: Plan) -> tuple[WeightArena, ...]:
+        """Return the arenas of a generation, as in :class:`_Resident`; what an adapter changes is in its one then."""
         if adapted is None:
-            return self._weights.take(plan.weights_bytes), None
-        weights, base = self._weights.take_adapter(adapted.base.digest, plan.weights_bytes, plan.changed_bytes)
+            return (self._weights.take(plan.weights_bytes),)
+        base, changes = self._weights.take_adapter(adapted.base.digest, plan.weights_bytes, plan.changed_bytes)
         try:
             there = bool(base.holds)
             plan.document["weights_are_there"] = there
-            write_changes(bundle, adapted, plan.document, base.fd if there else None, weights.fd, self._config.nice)
+            write_changes(bundle, adapted, plan.document, base.fd if there else None, changes.fd, self._config.nice)
         except BaseException:
-            self._weights.give_back(weights, base)
+            self._weights.give_back(base, changes)
             raise
-        return weights, base
+        return base, changes
 
     def _begin(
         self,
@@ -249,13 +245,13 @@ class WorkerPool:
     ) -> tuple[_Resident, bool, float]:
         """Give the plan to the spare worker, or to a new one; return also how long merging an adapter took [s]."""
         begun_s = time.monotonic()
-        weights, base = self._take_memory(bundle, adapted, plan)
+        arenas = self._take_memory(bundle, adapted, plan)
         merge_s = time.monotonic() - begun_s if adapted is not None else 0.0
         try:
             policy_type = bundle.manifest.policy_type if self._config.remote is None else ""  # "": nothing to import
             child, spare_used = self._supply.take(policy_type, raise_if_over)
         except BaseException:
-            self._weights.give_back(weights, base)
+            self._weights.give_back(*arenas)
             raise
         if self._config.remote is not None:
             child.died_codes = {HOST_LOST_STATUS: HOST_LOST}
@@ -277,7 +273,7 @@ class WorkerPool:
                 request_fd=requests.fd,
                 eventfd=os.eventfd(0),
             )
-            resident = _Resident(child, weights, base, handle, chunks, requests)
+            resident = _Resident(child, arenas, handle, chunks, requests)
             self._residents[child] = resident
         try:
             self._send_load(resident, plan, shadow)
@@ -289,9 +285,9 @@ class WorkerPool:
     def _send_load(self, resident: _Resident, plan: Plan, shadow: Arena | None) -> None:
         fields, handle_fds = resident.handle.to_message()
         golden = golden_memory(plan.golden) if plan.recording is None else os.dup(plan.recording.fd)
-        weights = [resident.weights.fd] if resident.base is None else [resident.base.fd, resident.weights.fd]
+        weights, *changes = (arena.fd for arena in resident.arenas)
         memory = [plan_memory(plan), golden]
-        fds = [memory[0], weights[0], plan.observation.fd, *handle_fds, golden, *weights[1:]]
+        fds = [memory[0], weights, plan.observation.fd, *handle_fds, golden, *changes]
         message = {"type": "load", "handle": fields, "shadow": 0 if shadow is None else shadow.slots}
         try:
             resident.child.channel.send(message, fds if shadow is None else [*fds, shadow.fd])
@@ -367,6 +363,9 @@ class WorkerPool:
             if not child.alive:
                 raise PrepareError(child.died_code, f"worker {child.pid} ended as it became ready")
             resident.generation = generation
+            if message["weights_are_free"]:
+                self._weights.let_go(*resident.arenas)
+                resident.arenas = ()
         return generation
 
     def _raise_if_over(self, cancelled: Callable[[], bool], deadline_s: float) -> None:
@@ -413,7 +412,7 @@ class WorkerPool:
         with self._lock:
             resident = self._residents.get(child)
             if resident is not None:
-                self._weights.give_back(resident.weights, resident.base)
+                self._weights.give_back(*resident.arenas)
                 lost = None if resident.released or self._closed else resident.generation
                 if resident.released:
                     del self._residents[child]

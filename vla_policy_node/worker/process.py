@@ -98,7 +98,7 @@ class Worker:
         spec = generation.policy.spec
         features = {name: [feature.dtype, list(feature.shape)] for name, feature in spec.observation.items()}
         ready = {"features": features, "uses_instruction": bool(spec.uses_instruction), "inference_ms": inference_ms}
-        ready["golden_difference"] = generation.golden_difference
+        ready |= {"golden_difference": generation.golden_difference, "weights_are_free": generation.weights_are_free}
         self._send({"type": "ready", **ready, "seconds": self.watch.seconds}, block=True)
         if generation.shadow is not None:
             thread = threading.Thread(target=self._shadow, args=(loop,), name="shadow", daemon=True)
@@ -206,6 +206,7 @@ class Loaded:
         fields = [f for f in self.observation.layout.fields if f.name.startswith(FEATURE)]
         features = {f.name.removeprefix(FEATURE): FeatureSpec(f.shape, f.dtype) for f in fields}
         self.golden_difference = 0.0
+        self.weights_are_free = False
         if plan["remote"] is None:
             self.policy = self._load(worker, bundle_dir, weights_fd, changed_fds)
         else:
@@ -230,17 +231,21 @@ class Loaded:
                 loading.read_weights(folder, plan["weights"], shared, lambda f: progress("LOADING", f))
                 shared.release()
             # What a policy writes to its weights stays its own: others act on them too, now or later.
-            tensors = loading.view_weights(entries, memoryview(_map_own(weights_fd, plan["weights_bytes"])))
+            maps = [_map_own(weights_fd, plan["weights_bytes"])]
+            tensors = loading.view_weights(entries, memoryview(maps[0]))
         with watch("digest"):
             progress("DIGEST", 0.0)
             loading.check_files(bundle_dir, plan["files"])
         for fd in changed_fds:
-            changed = memoryview(_map_own(fd, plan["changed_bytes"]))
-            tensors.update(loading.view_weights(plan["changed"], changed))
+            maps.append(_map_own(fd, plan["changed_bytes"]))
+            tensors.update(loading.view_weights(plan["changed"], memoryview(maps[-1])))
         loading.add_aliases(plan["weights"], tensors)
         with watch("load"):
             progress("BUILD", 0.0)
-            return loading.build_policy(module, bundle_dir, tensors, plan["device"])
+            policy, lets_go = loading.build_policy(module, bundle_dir, tensors, plan["device"])
+        del tensors
+        self.weights_are_free = lets_go and all(map(_unmapped, maps))
+        return policy
 
     def _load_there(self, worker: Worker, bundle_dir: Path, features: Mapping[str, FeatureSpec]) -> Policy:
         """Let a host do so."""
@@ -292,6 +297,15 @@ def _map_own(fd: int, size: int) -> mmap.mmap:
         return mmap.mmap(fd, size, mmap.MAP_PRIVATE)  # MAP_POPULATE would copy all of it at once
     finally:
         os.close(fd)
+
+
+def _unmapped(memory: mmap.mmap) -> bool:
+    """Unmap memory, unless something still refers to it."""
+    try:
+        memory.close()
+    except BufferError:
+        return False
+    return True
 
 
 def _map_golden(golden: dict[str, Any] | None, fd: int) -> dict[str, npt.NDArray[Any]]:
