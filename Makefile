@@ -43,6 +43,10 @@ test-lerobot: setup-dev ## real LeRobot checkpoints in the workers, equal to LeR
 	@scripts/setup_lerobot.sh
 	@$(RUN) python -m pytest -q test/lerobot
 
+VLA_OTA_CUDA_PYTHON ?= .venv/bin/python
+test-cuda: ## policies on an NVIDIA GPU; fails without one; VLA_OTA_CUDA_PYTHON names an interpreter with what it takes (docs/runtime.md)
+	@$(VLA_OTA_CUDA_PYTHON) -m pytest -q -c test/cuda/pytest.ini test/cuda
+
 test-browser: setup-dev ## the fleet server's page in real Chromium, clean by axe (Debian and Ubuntu: apt install chromium)
 	@$(RUN) python -m pytest -q test/browser
 

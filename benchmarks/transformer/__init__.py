@@ -18,13 +18,14 @@ from benchmarks.transformer.model import Transformer, TransformerConfig
 from vla_policy_node.policies.base import FeatureSpec, FloatArray, Observation, Policy, PolicySpec, TensorView
 from vla_policy_node.policies.torch_tensors import as_state_dict, load_strictly, open_device
 
-LETS_TENSORS_GO = True
 STATE = "observation.state"
 _CPU = torch.device("cpu")
 
 
 class TransformerPolicy:
     """A loaded model; see :class:`vla_policy_node.policies.base.Policy`."""
+
+    lets_tensors_go = True
 
     def __init__(self, model: Transformer, device: torch.device = _CPU) -> None:
         config = model.config

@@ -59,7 +59,7 @@ def test_make_test_and_colcon_run_every_folder_of_tests() -> None:
         r"foreach\(folder IN ITEMS ([\w ]+)\)\s+ament_add_pytest_test", (TOP / "CMakeLists.txt").read_text()
     )
     assert listed
-    own_targets = {"big", "browser", "lerobot", "vla_fleet_servers"}
+    own_targets = {"big", "browser", "cuda", "lerobot", "vla_fleet_servers"}
     folders = {path.parent.name for path in TOP.glob("test/*/test_*.py")} - own_targets
     assert sorted(listed[1].split()) == sorted(folders)
     settings = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]

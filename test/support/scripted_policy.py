@@ -17,7 +17,7 @@ Keys of config.json:
 * random numbers: ``noise`` [physical unit]
 * ``from_state``: the sinusoid begins at t = 0 and is added to the observed state: the same observation gets the same answer
 * ``spoils_weights``: from call 0 on it writes to the memory of its weights
-* ``copies_weights``: it works with copies of its weights, as on a GPU; ``lets_go``: it says ``LETS_TENSORS_GO``
+* ``copies_weights``: it works with copies of its weights, as on a GPU; ``lets_go``: it says ``lets_tensors_go``
 * output: ``echo`` (what was observed), ``print_resets``, ``print_lines`` (so many a call)
 """
 
@@ -41,7 +41,6 @@ from vla_policy_node.policies.errors import PolicyWeightsError
 
 STATE = "observation.state"
 WEIGHTS = ("amplitude", "frequency", "offset", "phase")
-LETS_TENSORS_GO = False
 
 
 class ScriptedPolicy:
@@ -55,6 +54,7 @@ class ScriptedPolicy:
         size = config["output_features"]["action"]["shape"][0]
         spec = PolicySpec(features, config["chunk_size"], config["n_action_steps"], size, history=config["n_obs_steps"])
         self.spec = dataclasses.replace(spec, **config.get("spec", {}))
+        self.lets_tensors_go = config.get("lets_go", False)
         self.in_memory: list[FloatArray] = []
         self._calls = 0  # of any kind
         self.resets = 0
@@ -132,9 +132,7 @@ def preload(device: str) -> None:
 
 
 def load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Policy:
-    global LETS_TENSORS_GO
     config = json.loads((bundle_dir / "config.json").read_text())
-    LETS_TENSORS_GO = config.get("lets_go", False)
     time.sleep(config.get("load_sleep_s", 0.0))
     if config.get("load_crash"):
         os.kill(os.getpid(), signal.SIGSEGV)

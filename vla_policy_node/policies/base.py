@@ -7,13 +7,14 @@ memory carries physical units only. The module of a policy type offers
 * ``load(bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Policy``; an exception of its own with a ``code``
   reaches the status as it is (``policies/errors.py``);
 * optionally ``preload(device: str) -> None``: slow first-time work (lazy imports, a device's context) that a waiting worker does
-  ahead of any bundle;
-* optionally ``LETS_TENSORS_GO = True``: what a policy still needs of ``tensors`` when ``load`` has returned, it refers to: by
-  views, arrays or torch tensors, not by addresses. Where nothing refers to them any more, as on a GPU, their memory is used for
-  the next bundle.
+  ahead of any bundle.
 
 A policy that draws random numbers offers ``seed(seed: int) -> None`` beside :class:`Policy`'s methods: what it draws from then on
 depends on nothing else. Golden replay calls it before an observation whose expected chunk was made with that seed.
+
+A policy may have the attribute ``lets_tensors_go``, true: what it still needs of ``tensors`` after ``load``, it refers to by
+views, arrays or torch tensors, not by addresses. Where nothing refers to them any more, as on a GPU, their memory is used for the
+next bundle.
 
 ``load``, ``preload`` and the golden replay run in a worker's low-priority thread; the warm-up runs in its main thread, the shadow
 in another low-priority one, and whatever acts in the main thread again. They come one after the other, never two at once; what
@@ -38,7 +39,7 @@ class TensorView:
     """One tensor's bytes where they lie in the weights' arena (no copy).
 
     ``dtype`` is the safetensors name (``BF16``, ``F32``, …); ``data`` is ``prod(shape) * itemsize`` bytes, C order, and
-    stays valid as long as the worker lives (with ``LETS_TENSORS_GO``: as long as anything refers to it).
+    stays valid as long as the worker lives (with ``lets_tensors_go``: as long as anything refers to it).
     """
 
     dtype: str

@@ -203,16 +203,15 @@ def check_files(bundle_dir: Path, files: list[dict[str, Any]]) -> None:
             raise WorkerError("DIGEST_FILE", f"{bundle_dir / file['path']}: its SHA-256 is not the manifest's")
 
 
-def build_policy(
-    module_name: str, bundle_dir: Path, tensors: Mapping[str, TensorView], device: str
-) -> tuple[Policy, bool]:
-    """Import the policy's module and let it build the policy; return also its ``LETS_TENSORS_GO``.
+def build_policy(module_name: str, bundle_dir: Path, tensors: Mapping[str, TensorView], device: str) -> Policy:
+    """Import the policy's module and let it build the policy.
 
     Raises :class:`WorkerError` with the ``code`` of the policy's own error, else ``OUT_OF_MEMORY`` or ``LOAD_FAILED``.
     """
     with _policy_errors(f"policy module {module_name}"):
         module: ModuleType = importlib.import_module(module_name)
-        return module.load(bundle_dir, tensors, device), getattr(module, "LETS_TENSORS_GO", False)
+        policy: Policy = module.load(bundle_dir, tensors, device)
+        return policy
 
 
 def check_spec(

@@ -242,9 +242,9 @@ class Loaded:
         loading.add_aliases(plan["weights"], tensors)
         with watch("load"):
             progress("BUILD", 0.0)
-            policy, lets_go = loading.build_policy(module, bundle_dir, tensors, plan["device"])
+            policy = loading.build_policy(module, bundle_dir, tensors, plan["device"])
         del tensors
-        self.weights_are_free = lets_go and all(map(_unmapped, maps))
+        self.weights_are_free = getattr(policy, "lets_tensors_go", False) and all(map(_unmapped, maps))
         return policy
 
     def _load_there(self, worker: Worker, bundle_dir: Path, features: Mapping[str, FeatureSpec]) -> Policy:

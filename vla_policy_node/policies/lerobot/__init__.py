@@ -21,11 +21,11 @@ from vla_policy_node.policies.base import FeatureSpec, FloatArray, Observation, 
 from vla_policy_node.policies.lerobot.building import Parts, build
 from vla_policy_node.policies.torch_tensors import open_device
 
-LETS_TENSORS_GO = True
-
 
 class LeRobotPolicy:
     """A loaded LeRobot policy; see :class:`vla_policy_node.policies.base.Policy`. It keeps nothing between chunks."""
+
+    lets_tensors_go = True
 
     def __init__(self, parts: Parts, device: str) -> None:
         config = parts.policy.config

@@ -16,11 +16,11 @@ from vla_policy_node.policies.tiny_vla.modeling_tiny_vla import TinyVLA
 from vla_policy_node.policies.tiny_vla.processor_tiny_vla import TinyVLAProcessor
 from vla_policy_node.policies.torch_tensors import as_state_dict, load_strictly, open_device
 
-LETS_TENSORS_GO = True
-
 
 class TinyVLAPolicy:
     """A loaded ``tiny_vla``; see :class:`vla_policy_node.policies.base.Policy`. It keeps nothing between chunks."""
+
+    lets_tensors_go = True
 
     def __init__(self, model: TinyVLA, processor: TinyVLAProcessor, device: torch.device) -> None:
         config = model.config
