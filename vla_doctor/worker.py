@@ -111,8 +111,8 @@ def check_worker(probe: WorkerProbe, parameters: Mapping[str, Any] | None) -> li
 
 
 def check_worker_host(address: str, tls: str) -> list[Finding]:
-    """Connect to the host on which the robot's policies run, ``name:port``, with the folder ``tls``; none if there is none."""
-    if not address:
+    """Connect to the host on which the robot's policies run, ``name:port``, with the folder ``tls``; neither = they run here."""
+    if not address and not tls:
         return []
     try:
         connect(address, tls).close()

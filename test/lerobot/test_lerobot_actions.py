@@ -58,12 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     assert Path(PYTHON).exists(), f"{PYTHON} is not there: run `make test-lerobot`, or set VLA_OTA_LEROBOT_PYTHON"
     out = tmp_path_factory.mktemp("lerobot")
     subprocess.run(
-        [
-            PYTHON,
-            Path(__file__).with_name("made_by_lerobot.py"),
-            out,
-            str(WARM_UP_INFERENCES - 1),
-        ],  # a golden one is the other
+        [PYTHON, Path(__file__).with_name("made_by_lerobot.py"), out, str(WARM_UP_INFERENCES)],
         env=worker_environment(os.environ, threads=1),
         check=True,
         timeout=600,

@@ -74,7 +74,7 @@ def scripted_bundle(
         execute=execute,
         tensors={**tensors, **(more_tensors or {})},
         golden=replayed,
-        calls_before_ready=WARM_UP_INFERENCES + (0 if replayed is None else len(replayed) - 1),
+        calls_before_ready=WARM_UP_INFERENCES + (0 if replayed is None else len(replayed) - (len(replayed) > 1)),
         ignored_tensors=sorted(more_tensors or {}) if ignore_more else [],
         **{"script_rate_hz": rate_hz, **behaviour},
     )

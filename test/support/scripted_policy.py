@@ -6,7 +6,8 @@ machine's monotonic clock: chunks fit together, also across generations with the
 
 Keys of config.json:
 
-* inference (call 0 is the first one after warm-up): ``sleep_s``, ``live_sleep_s`` (from call 0 on), ``crash_at_call``,
+* inference (call 0 is the first one after warm-up): ``sleep_s``, ``live_sleep_s`` (from call 0 on), ``warm_up_sleep_s`` (the last
+  call before it), ``crash_at_call``,
   ``exit_at_call``, ``hang_at_call``,
   ``spin_at_call`` (hangs with the interpreter's lock held), ``raise_at_call``, ``raise_always``, ``nan_at_call``,
   ``wrong_shape_at_call``, ``float64_at_call``, ``jump_at_call`` or ``jump_from_call`` with ``jump`` [physical unit],
@@ -77,6 +78,7 @@ class ScriptedPolicy:
         for name, feature in self.spec.observation.items():
             shape = feature.shape if self.spec.history == 1 else (self.spec.history, *feature.shape)
             assert observation[name].shape == shape and observation[name].dtype == feature.dtype
+        time.sleep(config.get("warm_up_sleep_s", 0.0) if call == -1 else 0.0)
         time.sleep(config.get("sleep_s", 0.0) if call < 0 else config.get("live_sleep_s", config.get("sleep_s", 0.0)))
         for _ in range(config.get("print_lines", 0)):
             print(f"call {call}", flush=True)

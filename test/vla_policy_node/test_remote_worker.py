@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from vla_policy_node.contract.model import parse_contract
 from vla_policy_node.engine import worker_config
 from vla_policy_node.generations.swapping import SwapRequest
 from vla_policy_node.policies.base import FeatureSpec
-from vla_policy_node.remote.line import Frame, Kind, Line, connect, parse, tls_context
+from vla_policy_node.remote.line import VERSION, Frame, Kind, Line, connect, parse, tls_context
 from vla_policy_node.worker.api import Remote
 from vla_policy_node.worker.inference import WARM_UP_INFERENCES
 
@@ -45,7 +46,7 @@ def remote_robot(remote: Remote, **config: Any) -> WorkerRobot:
 def frame(kind: Kind, body: dict[str, Any] | bytes) -> bytes:
     """Return a frame's bytes, whatever is in it."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return struct.pack(">4sHHI", b"VLAR", 1, kind, len(data)) + data
+    return struct.pack(">4sHHI", b"VLAR", VERSION, kind, len(data)) + data
 
 
 def failure(line: Line) -> dict[str, Any]:
@@ -183,15 +184,17 @@ def test_a_robot_that_vanishes_frees_its_generation(tmp_path: Path) -> None:
 
 
 def test_an_adapter_acts_over_there_on_its_base_whose_weights_are_sent_once(tmp_path: Path, host: RemoteHost) -> None:
-    base = base_bundle(tmp_path / "pick")
-    expected = {f"1.0.{n}": adapter_bundle(tmp_path / "pick", f"1.0.{n}", base, n) for n in (1, 2)}
+    base = base_bundle(tmp_path / "pick_place")
+    expected = {f"1.0.{n}": adapter_bundle(tmp_path / "pick_place", f"1.0.{n}", base, n) for n in (1, 2)}
     with remote_robot(host.remote) as robot:
-        loaded = [robot.pool.prepare(tmp_path / "pick" / version) for version in expected]
+        loaded = [robot.pool.prepare(tmp_path / "pick_place" / version) for version in expected]
         for generation, offsets in zip(loaded, expected.values(), strict=True):
             assert np.allclose(robot.chunk(generation)["actions"], offsets, atol=1e-6)
         assert host.log.count(": receives model.safetensors") == 1
         robot.pool.release(loaded[0])
-        robot.assert_works(robot.pool.prepare(tmp_path / "pick" / "1.0.0"))
+        adapter_bundle(tmp_path / "beside", base.version, base, 3)  # with the base's own name and version
+        robot.pool.release(robot.pool.prepare(tmp_path / "beside" / base.version))
+        robot.assert_works(robot.pool.prepare(tmp_path / "pick_place" / base.version))
     assert host.log.count(": receives model.safetensors") == 1
 
 
@@ -238,6 +241,8 @@ def test_a_stranger_is_not_let_in_and_a_strange_host_is_not_believed(tmp_path: P
         assert finding.code == "WORKER_HOST" and finding.text.startswith(code)
     assert "receives" not in host.log
     assert [finding.code for finding in check_worker_host(host.address, str(host.tls / "robot"))] == [""]
+    assert [finding.code for finding in check_worker_host("", str(host.tls / "robot"))] == ["WORKER_HOST"]
+    assert check_worker_host("", "") == []
 
 
 def test_the_host_outlives_whatever_bytes_come_and_says_what_is_wrong(tmp_path: Path, host: RemoteHost) -> None:
@@ -504,7 +509,7 @@ HONEST = {
     ("answer", "code"),
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "REMOTE_PROTOCOL"),
-        (b"VLAR\0\1\0\6\xff\xff\xff\xff", "REMOTE_PROTOCOL"),  # 4 GiB of READY
+        (b"VLAR\0\2\0\6\xff\xff\xff\xff", "REMOTE_PROTOCOL"),  # 4 GiB of READY
         (frame(Kind.READY, b"[" * 60000), "REMOTE_PROTOCOL"),
         (frame(Kind.READY, {}), "REMOTE_PROTOCOL"),
         (frame(Kind.READY, {**HONEST, "horizon": 1 << 20, "action_dim": 1 << 20}), "REMOTE_PROTOCOL"),
@@ -543,5 +548,26 @@ def test_whatever_a_host_says_the_node_goes_on_with_a_coded_refusal(tmp_path: Pa
             with refused(code):
                 robot.pool.prepare(tmp_path / "a")
             assert not robot.pool.generations()
+        thread.join(TIMEOUT_S)
+        assert not thread.is_alive()
+
+
+def test_a_host_that_never_ends_its_first_frame_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_ca(tmp_path / "tls")
+    context = tls_context(str(tmp_path / "tls" / "host"), server=True)
+    monkeypatch.setattr("vla_policy_node.remote.line.CONNECT_TIMEOUT_S", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def trickle() -> None:
+            with context.wrap_socket(listener.accept()[0], server_side=True) as sock, contextlib.suppress(OSError):
+                sock.sendall(frame(Kind.DATA, bytes(1 << 18))[:100])
+                for _ in range(round(10 * TIMEOUT_S)):
+                    sock.sendall(b"\0")
+                    time.sleep(0.1)
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        (finding,) = check_worker_host(f"127.0.0.1:{listener.getsockname()[1]}", str(tmp_path / "tls" / "robot"))
+        assert finding.code == "WORKER_HOST" and finding.text.startswith("WORKER_HOST_LOST")
         thread.join(TIMEOUT_S)
         assert not thread.is_alive()

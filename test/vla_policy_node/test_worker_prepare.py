@@ -93,6 +93,15 @@ def test_tensors_of_any_length_and_type_arrive_aligned_and_whole(tmp_path: Path,
         assert np.allclose(answer["actions"], [0.25, -0.5], atol=1e-6)
 
 
+def test_one_slow_inference_before_it_is_ready_is_not_the_estimate_of_its_latency(tmp_path: Path) -> None:
+    scripted_bundle(tmp_path / "a", warm_up_sleep_s=0.5)
+    scripted_bundle(tmp_path / "b", warm_up_sleep_s=0.5, golden=False)
+    with WorkerRobot(spare=False) as robot:
+        for name in "ab":
+            timings = robot.pool.prepare(tmp_path / name).timings
+            assert timings.warm_up_s >= 0.5 > 2e-3 * timings.inference_ms
+
+
 # what the bundle does, what the preparation says
 FAILURES: list[tuple[dict[str, Any], str]] = [
     ({"load_crash": True}, "WORKER_DIED"),

@@ -110,10 +110,11 @@ class Claim:
             raise WorkerError(FULL, f"{entry.path}: {e.strerror}") from e
 
     def assemble(self) -> Path:
-        """Return a folder with the bundle; its base lies where one is looked for. Raises WorkerError WORKER_CACHE_FULL."""
+        """Return a folder with the bundle; its base lies where it is looked for. Raises WorkerError WORKER_CACHE_FULL."""
         models = self._folder / "models"
         shutil.rmtree(models, ignore_errors=True)
-        folders = [models / manifest.name / manifest.version for manifest in self._manifests]
+        base = [models / manifest.name / manifest.version for manifest in self._manifests[1:]]
+        folders = [models / ".loaded" / "bundle", *base]  # no model's name begins with a dot
         try:
             for folder, manifest in zip(folders, self._manifests, strict=True):
                 folder.mkdir(parents=True)

@@ -23,7 +23,7 @@ from typing import Any, TypeGuard
 
 from vla_policy_node.errors import WorkerError
 
-MAGIC, VERSION = b"VLAR", 1
+MAGIC, VERSION = b"VLAR", 2
 _HEADER = struct.Struct(">4sHHI")
 DATA_BYTES = 1 << 18
 """Most bytes of a file in one frame."""
@@ -111,7 +111,10 @@ class Line:
 
     def greet(self) -> None:
         """Wait for the first frame, a heartbeat: until then a client does not know that it was let in. Raises LineError."""
+        end_s = time.monotonic() + CONNECT_TIMEOUT_S
         while not self._greeted:
+            if time.monotonic() > end_s:
+                raise LineError("WORKER_HOST_LOST", f"no whole frame came in {CONNECT_TIMEOUT_S:g} s")
             self.wait(1.0)
             self.exchange()
         self.tolerate(PREPARING_SILENCE_S)

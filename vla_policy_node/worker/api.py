@@ -77,7 +77,7 @@ class Timings:
     warm_up_s: float = 0.0
     """Warm-up inferences [s]."""
     inference_ms: float = 0.0
-    """The shortest of the warm-up inferences [ms]."""
+    """The shortest inference of golden observations and warm-up [ms]."""
     spare_used: bool = False
     """Whether a spare worker was waiting."""
     golden_difference: float = 0.0

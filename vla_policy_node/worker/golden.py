@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ def replay(
     action: FloatArray,
     instructions: Sequence[str],
     tolerance: Sequence[float],
-    seed: int | None = None,
+    seed: int | None,
+    times_s: list[float],
 ) -> float:
     """Infer every golden observation and compare; return the largest absolute difference, of whatever channel, in its unit.
 
@@ -34,13 +36,14 @@ def replay(
         instructions: N texts.
         tolerance: ``[A]``, largest allowed absolute difference per channel, in its unit.
         seed: given to the policy before each observation.
+        times_s: gets what each inference took [s].
 
     Raises :class:`WorkerError` ``GOLDEN_MISMATCH`` that names observation, step and channel.
     """
     allowed, largest = np.asarray(tolerance, dtype=np.float64), 0.0
     for n, instruction in enumerate(instructions):
         try:
-            chunk = _answer(policy, observations, n, instruction, seed)
+            chunk = _answer(policy, observations, n, instruction, seed, times_s)
         except ChunkError as e:
             raise WorkerError("GOLDEN_MISMATCH", f"golden observation {n}: {e.error}: {e.reason}") from e
         largest = max(largest, _compare(n, chunk, action[n], allowed))
@@ -52,7 +55,8 @@ def record(
     observations: Mapping[str, Array],
     action: FloatArray,
     instructions: Sequence[str],
-    seed: int | None = None,
+    seed: int | None,
+    times_s: list[float],
 ) -> None:
     """Infer every observation as :func:`replay` does, and write the chunks into ``action``.
 
@@ -60,18 +64,25 @@ def record(
     """
     for n, instruction in enumerate(instructions):
         try:
-            action[n] = _answer(policy, observations, n, instruction, seed)
+            action[n] = _answer(policy, observations, n, instruction, seed, times_s)
         except ChunkError as e:
             raise WorkerError(e.error, f"observation {n}: {e.reason}") from e
 
 
 def _answer(
-    policy: Policy, observations: Mapping[str, Array], n: int, instruction: str, seed: int | None
+    policy: Policy,
+    observations: Mapping[str, Array],
+    n: int,
+    instruction: str,
+    seed: int | None,
+    times_s: list[float],
 ) -> FloatArray:
     reset(policy, seed)
-    return infer(
-        policy, repeated({name: array[n] for name, array in observations.items()}, policy.spec.history), instruction
-    )
+    shown = repeated({name: array[n] for name, array in observations.items()}, policy.spec.history)
+    begin_s = time.monotonic()
+    chunk = infer(policy, shown, instruction)
+    times_s.append(time.monotonic() - begin_s)
+    return chunk
 
 
 def _compare(n: int, chunk: FloatArray, expected: FloatArray, allowed: npt.NDArray[np.float64]) -> float:

@@ -22,7 +22,7 @@ from vla_policy_node.worker.history import look_back
 
 Array = npt.NDArray[Any]
 WARM_UP_INFERENCES = 2
-"""Before READY; one less after golden observations. The first is slow, the other may be disturbed: the shorter one is used."""
+"""Before READY; one after two golden observations or more. Some are slow or disturbed: the shortest of all is the estimate."""
 FEATURE = "feature:"
 """Prefix of the features' fields in the observation's layout."""
 _SHADOW_POLL_S = 0.05  # how soon it notices that the shadow is over
