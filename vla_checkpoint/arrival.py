@@ -1,152 +1,114 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A weight file whose SHA-256 was checked while it arrived: what is left to check on the disk.
+"""A file that is scanned while it arrives, behind whoever writes it: when its last byte is there, little is left to do.
 
-Tensors follow each other without a gap from the header's end to the file's (:mod:`vla_checkpoint.header`). So where the
-header's bytes are those that arrived, by their SHA-256, and every tensor's bytes have the SHA-256 that the manifest says, every
-byte of the file was held against a digest, and hashing the file as a whole once more would find nothing else. (A manifest whose
-tensors are not those of its file is found as before: what arrived does not hold then.) Tensors can be hashed side by side,
-which a file cannot. Whatever does not hold is left to a full scan, which says what it is.
+What is scanned is read from the file, not from the network: it is what :func:`vla_checkpoint.scan.scan_file` would find
+afterwards. It stands for the file as long as that is the same one and nobody has written to it since. (Who writes to a file
+while this process downloads it, into a folder that is this process's own, is not found out; a worker compares every tensor when
+it loads it.)
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import threading
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 from vla_checkpoint import limits
-from vla_checkpoint.errors import FileError
-from vla_checkpoint.files import Cancel, PathLike, Progress, check_cancel, open_regular
-from vla_checkpoint.header import LENGTH_BYTES, Header, TensorInfo
-from vla_checkpoint.scan import BLOCK_BYTES
-from vla_checkpoint.values import count_not_finite
+from vla_checkpoint.errors import CancelledCheckError, HeaderError
+from vla_checkpoint.files import Cancel, check_cancel
+from vla_checkpoint.header import LENGTH_BYTES, Header, read_header
+from vla_checkpoint.scan import FileScan, scan_file
 
-_THREADS = 2
-
-
-class ArrivalDigest:
-    """The SHA-256 of a file that arrives in pieces, and of the safetensors header that it may begin with."""
-
-    def __init__(self) -> None:
-        self._whole = hashlib.sha256()
-        self._length = b""
-        self._left = LENGTH_BYTES
-        self.header = ""
-        """SHA-256 of the header and its length, once they have arrived; empty until then, and where there is none."""
-
-    def update(self, data: bytes) -> None:
-        """Take the next bytes."""
-        while self._left and data:
-            part, data = data[: self._left], data[self._left :]
-            self._whole.update(part)
-            self._left -= len(part)
-            if len(self._length) < LENGTH_BYTES:
-                self._length += part
-                length = int.from_bytes(self._length, "little")
-                if not self._left and length <= limits.HEADER_BYTES:
-                    self._left = length
-            elif not self._left:
-                self.header = self._whole.hexdigest()
-        self._whole.update(data)
-
-    def hexdigest(self) -> str:
-        """Return the SHA-256 of what has arrived so far as 64 lower-case hexadecimal digits."""
-        return self._whole.hexdigest()
+_POLL_S = 0.1
 
 
-def is_as_arrived(
-    path: PathLike,
-    header: Header,
-    header_sha256: str,
-    tensors: Mapping[str, str],
-    *,
-    values: bool = True,
-    progress: Progress | None = None,
-    cancel: Cancel | None = None,
-) -> bool:
-    """Whether a file has the header that arrived, the tensors of its manifest, and (``values``) no NaN or infinity.
+@dataclass(frozen=True)
+class Arrived:
+    """What a file was found to be while it arrived."""
 
-    Args:
-        path: the file ``header`` was read from.
-        header: its checked header.
-        header_sha256: :attr:`ArrivalDigest.header` of the file.
-        tensors: SHA-256 of each tensor.
-        values, progress, cancel: see :func:`vla_checkpoint.scan.scan_file`.
+    scan: FileScan
+    stamp: tuple[int, ...]
+    """See :func:`stamp`, when its last byte was there."""
 
-    Raises:
-        FileError: it cannot be read, or is shorter than its header says.
-        CancelledCheckError: ``cancel`` said so.
-    """
-    said: SimpleQueue[int] = SimpleQueue()
-    stop = threading.Event()
+    def is_still(self, path: Path) -> bool:
+        """Whether ``path`` names this very file and nobody has written to it since."""
+        with suppress(OSError):
+            return stamp(path) == self.stamp
+        return False
 
-    def hold(share: list[TensorInfo]) -> bool:
-        """Whether these tensors hold; says how many bytes it has done, and 0 at its end."""
-        buffer = memoryview(bytearray(BLOCK_BYTES))
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """Return which file it is, its size [bytes] and when it was written to last [ns]; neither links nor modes change that."""
+    entry = path.lstat()
+    return entry.st_dev, entry.st_ino, entry.st_size, entry.st_mtime_ns
+
+
+class Arrival:
+    """Scans a file of ``size`` bytes in two threads while it grows. :meth:`close` it in the end, whatever becomes of it."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path, self._size = path, size
+        self._there = self._wanted = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._found: Future[FileScan] = Future()
+        self._thread: threading.Thread | None = None
+
+    def reached(self, end: int) -> None:
+        """Say that the file is there, and everything before ``end`` [bytes] in it."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="vla_hash_arrival", daemon=True)
+            self._thread.start()
+        with self._changed:
+            self._there = end
+            if end >= self._wanted:
+                self._changed.notify()
+
+    def finish(self, cancel: Cancel) -> Arrived:
+        """Wait for what was found once all has been reached.
+
+        Raises:
+            FileError: it cannot be read.
+            CancelledCheckError: ``cancel`` said so; it is asked ten times a second.
+        """
+        found = stamp(self._path)
+        while True:
+            check_cancel(cancel, self._path)
+            with suppress(TimeoutError):
+                return Arrived(self._found.result(_POLL_S), found)
+
+    def close(self) -> None:
+        """Stop, and wait until nothing is read any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    # -- in the thread ------------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
         try:
-            for info in share:
-                one = hashlib.sha256()
-                for start in range(info.start, info.end, BLOCK_BYTES):
-                    view = buffer[: min(BLOCK_BYTES, info.end - start)]
-                    _read_at(file.fileno(), path, start, view)
-                    one.update(view)
-                    if stop.is_set() or (values and count_not_finite(info.dtype, view)):
-                        return False
-                    said.put(len(view))
-                if one.hexdigest() != tensors[info.name]:
-                    return False
-            return True
-        finally:
-            said.put(0)
+            self._found.set_result(scan_file(self._path, self._header(), wait=self._wait))
+        except BaseException as e:
+            self._found.set_exception(e)
 
-    with open_regular(path) as file:
-        beginning = memoryview(bytearray(header.data_start))
-        _read_at(file.fileno(), path, 0, beginning)
-        if (
-            hashlib.sha256(beginning).hexdigest() != header_sha256
-            or os.fstat(file.fileno()).st_size != header.file_size
-        ):
-            return False
-        with ThreadPoolExecutor(_THREADS, "vla_hash_tensors") as pool:
-            try:
-                running = [pool.submit(hold, share) for share in _shares(header)]
-                _follow(path, said, header.data_start, progress, cancel)
-            finally:
-                stop.set()
-        return all(share.result() for share in running)
+    def _wait(self, end: int) -> None:
+        with self._changed:
+            self._wanted = end
+            self._changed.wait_for(lambda: self._closed or self._there >= end)
+            if self._closed:
+                raise CancelledCheckError("CANCELLED", self._path, "nobody waits for it any more")
 
-
-def _follow(
-    path: PathLike, said: SimpleQueue[int], done: int, progress: Progress | None, cancel: Cancel | None
-) -> None:
-    """Pass on what the threads say, in the caller's thread, until the last has ended."""
-    ended = 0
-    while ended < _THREADS:
-        if progress is not None and done:
-            progress(done)
-        check_cancel(cancel, path)
-        done = said.get()
-        ended += not done
-
-
-def _shares(header: Header) -> list[list[TensorInfo]]:
-    """Deal tensors to the threads, the largest first and each to the one that has the least."""
-    shares: list[list[TensorInfo]] = [[] for _ in range(_THREADS)]
-    sizes = [0] * _THREADS
-    for info in sorted(header.tensors.values(), key=lambda info: info.nbytes, reverse=True):
-        least = sizes.index(min(sizes))
-        shares[least].append(info)
-        sizes[least] += info.nbytes
-    return shares
-
-
-def _read_at(fd: int, path: PathLike, offset: int, view: memoryview) -> None:
-    done = 0
-    while done < len(view):
-        count = os.preadv(fd, [view[done:]], offset + done)
-        if not count:
-            raise FileError("FILE_UNREADABLE", path, "ended while it was being read")
-        done += count
+    def _header(self) -> Header:
+        """Return the header once it has arrived; of another file than safetensors, one that says so."""
+        self._wait(min(LENGTH_BYTES, self._size))
+        with self._path.open("rb") as file:
+            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if length <= min(limits.HEADER_BYTES, self._size - LENGTH_BYTES):
+            self._wait(LENGTH_BYTES + length)
+            with suppress(HeaderError):
+                return read_header(self._path, size=self._size)
+        return Header({}, {}, self._size, self._size)

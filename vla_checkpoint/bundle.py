@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from vla_checkpoint import limits
 from vla_checkpoint.adapter import check_adapter_config
-from vla_checkpoint.arrival import is_as_arrived
+from vla_checkpoint.arrival import Arrived
 from vla_checkpoint.config import CONFIG_NAME, PolicyConfig, load_config
 from vla_checkpoint.digest import sha256_bytes, sha256_file
 from vla_checkpoint.errors import BundleError, ConfigError, DigestError
@@ -20,7 +20,7 @@ from vla_checkpoint.golden import GOLDEN_NAME, Golden, check_golden, read_golden
 from vla_checkpoint.header import Header, read_header
 from vla_checkpoint.manifest import Manifest
 from vla_checkpoint.paths import MANIFEST_NAME
-from vla_checkpoint.scan import check_values, scan_file
+from vla_checkpoint.scan import FileScan, check_values, scan_file
 from vla_checkpoint.shards import INDEX_NAME, check_shards, find_weight_files, read_index
 from vla_checkpoint.stats import Stats, load_stats
 
@@ -97,20 +97,17 @@ def verify_bundle(
     *,
     expected_digest: str | None = None,
     scan_values: bool = True,
-    arrived: Mapping[str, str] = MappingProxyType({}),
+    arrived: Mapping[str, Arrived] = MappingProxyType({}),
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Bundle:
-    """Check everything that can be checked without running the policy; each file is read once, in constant memory.
-
-    A weight file of ``arrived`` is held against digests of its header and tensors, which cover every byte of it, and not
-    hashed as a whole again (:mod:`vla_checkpoint.arrival`); if it does not hold, it is read once more to say why.
+    """Check everything that can be checked without running the policy; each file is read once at most, in constant memory.
 
     Args:
         path: the folder, or a link to it.
         expected_digest: what the manifest's SHA-256 must be.
         scan_values: also look for NaN and infinity in the tensors.
-        arrived: SHA-256 of files that the caller hashed while they arrived → SHA-256 of the header in them.
+        arrived: SHA-256 → what the caller found of that file while it arrived; it is not read again if it is the same still.
         progress: called with the bytes done since the last call; they add up to ``manifest.total_bytes``.
         cancel: asked before each file, and a few hundred times a gigabyte; true stops.
 
@@ -119,24 +116,23 @@ def verify_bundle(
     """
     bundle = open_bundle(path, expected_digest=expected_digest, cancel=cancel)
     for entry in bundle.manifest.files:
-        file = bundle.path / entry.path
+        file, known = bundle.path / entry.path, arrived.get(entry.sha256)
         header = bundle.headers.get(entry.path)
-        if header is None:
-            found = sha256_file(file, progress=progress, cancel=cancel)
-            if found != entry.sha256:
-                raise DigestError("DIGEST_FILE", file, f"SHA-256 is {found}, the manifest says {entry.sha256}")
-            continue
-        tensors = bundle.manifest.tensors.get(entry.path, {})
-        known = arrived.get(entry.sha256) if tensors else None
-        if known and is_as_arrived(file, header, known, tensors, values=scan_values, progress=progress, cancel=cancel):
-            continue
-        scan = scan_file(file, header, values=scan_values, progress=progress, cancel=cancel)
+        if known is not None and known.is_still(file):
+            scan = known.scan
+            if progress is not None:
+                progress(entry.size)
+        elif header is None:
+            scan = FileScan(sha256_file(file, progress=progress, cancel=cancel), {}, {})
+        else:
+            scan = scan_file(file, header, values=scan_values, progress=progress, cancel=cancel)
         if scan.sha256 != entry.sha256:  # first: a broken transfer must not be reported as bad weights
             raise DigestError("DIGEST_FILE", file, f"SHA-256 is {scan.sha256}, the manifest says {entry.sha256}")
-        for tensor, digest in tensors.items():
-            if scan.tensors[tensor] != digest:
+        for tensor, digest in bundle.manifest.tensors.get(entry.path, {}).items():
+            if scan.tensors.get(tensor) != digest:
                 raise DigestError("DIGEST_TENSOR", file, f"{tensor!r}: SHA-256 is not the manifest's")
-        check_values(file, scan)
+        if scan_values and header is not None:
+            check_values(file, scan)
     bundle.golden()
     return bundle
 

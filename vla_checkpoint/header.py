@@ -70,15 +70,19 @@ class Header:
         return self.file_size - self.data_start
 
 
-def read_header(path: PathLike) -> Header:
+def read_header(path: PathLike, *, size: int | None = None) -> Header:
     """Read and check the header of a safetensors file; reads no tensor data.
+
+    Args:
+        path: the file.
+        size: what it is going to have, if it is not complete yet [bytes].
 
     Raises:
         FileError: the file cannot be read.
         HeaderError: the header is malformed, or does not cover the file exactly.
     """
     with open_regular(path) as file:
-        size = file_size(file)
+        size = file_size(file) if size is None else size
         if size < LENGTH_BYTES:
             raise HeaderError("HEADER_FILE_SIZE", path, f"{size} bytes are too few for a safetensors file")
         prefix = bytearray(LENGTH_BYTES)

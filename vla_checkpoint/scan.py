@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -47,6 +47,7 @@ def scan_file(
     values: bool = True,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
+    wait: Callable[[int], None] | None = None,
 ) -> FileScan:
     """Read a safetensors file once, front to back.
 
@@ -56,6 +57,7 @@ def scan_file(
         values: whether to look for NaN and infinity.
         progress: called in the caller's thread with the bytes done since the last call.
         cancel: asked there after each block; true stops.
+        wait: called in the thread that reads, before it reads what lies before that offset; what it raises ends the scan.
 
     Raises:
         FileError: it cannot be read, or is shorter than its header says.
@@ -64,7 +66,7 @@ def scan_file(
     whole, one, bad = hashlib.sha256(), hashlib.sha256(), 0
     digests: dict[str, str] = {}
     not_finite: dict[str, int] = {}
-    with _read_ahead(path, header, whole) as blocks:
+    with _read_ahead(path, header, whole, wait) as blocks:
         for view, pieces in blocks:
             origin = pieces[0][1]
             for info, start, end in pieces:
@@ -120,7 +122,7 @@ def _blocks(header: Header) -> Iterator[list[Piece]]:
 
 @contextmanager
 def _read_ahead(
-    path: PathLike, header: Header, whole: hashlib._Hash
+    path: PathLike, header: Header, whole: hashlib._Hash, wait: Callable[[int], None] | None
 ) -> Iterator[Iterator[tuple[memoryview, list[Piece]]]]:
     """Yield what yields a file's blocks, each valid until the next is asked for; ``whole`` is complete at their end."""
     free: SimpleQueue[memoryview | None] = SimpleQueue()
@@ -135,6 +137,8 @@ def _read_ahead(
                     if (buffer := free.get()) is None:
                         return
                     view = buffer[: pieces[-1][2] - pieces[0][1]]
+                    if wait is not None:
+                        wait(pieces[-1][2])
                     read_exactly(file, path, view)
                     full.put((buffer, pieces))
                     whole.update(view)

@@ -350,6 +350,7 @@ class Acquirer:
                         self._salvage(manifest, callbacks)
                     return self._to_fetch(record, manifest), damage
                 self._store.install(staged, manifest)
+            self._fetcher.arrived.clear()  # a version that is verified once more is read once more
         elif not self._store.has(ref):
             return replace(record, state=_S.CHECKING), "the manifest is gone from the disk"
         elif damage := self._verify_folder(self._store.path_of(ref), record, callbacks):

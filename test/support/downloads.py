@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.waits import wait_for
+from vla_checkpoint.arrival import Arrived
 from vla_ota_manager.config import OtaConfig
 from vla_ota_manager.errors import OtaError
 from vla_ota_manager.fetch.fetcher import Fetcher, Received
@@ -42,7 +43,7 @@ class Bench:
         self.received = Received()
         self.cancelled = threading.Event()
         self.largest_partial = 0
-        self.arrived: dict[str, str] = {}
+        self.arrived: dict[str, Arrived] = {}
 
     def fetch(self, *urls: str, size: int = -1, digest: str = "", **settings: Any) -> None:
         defaults: dict[str, Any] = {"retries": 3, "backoff_s": 0.01, "backoff_max_s": 0.02, "read_timeout_s": 10.0}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both ways to check a weight file, whole and as it arrived, miss no byte and no value, agree, and need little memory."""
+"""A weight file that is scanned, afterwards or while it arrives: no byte and no value is missed, and little memory is needed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import json
 import os
 import threading
 import tracemalloc
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +19,7 @@ from support.bundles import make_bundle
 from support.safetensors_files import entry, write_raw
 
 from vla_checkpoint import CancelledCheckError, CheckpointError, read_header, verify_bundle
-from vla_checkpoint.arrival import ArrivalDigest, is_as_arrived
-from vla_checkpoint.header import Header
+from vla_checkpoint.arrival import Arrival, Arrived
 from vla_checkpoint.scan import BLOCK_BYTES, FileScan, scan_file
 
 WEIGHTS = "model.safetensors"
@@ -34,24 +32,39 @@ NOT_FINITE = {
 WIDTHS = {"F64": 8, "F32": 4, "C64": 4, "F16": 2, "BF16": 2}
 
 
-def arrived(path: Path) -> ArrivalDigest:
-    digest = ArrivalDigest()
-    digest.update(path.read_bytes())
-    return digest
+def arrived(path: Path) -> Arrived:
+    with arriving(path) as arrival:
+        return arrival.finish(lambda: False)
 
 
-def holds(path: Path, header: Header, known: FileScan, **settings: Any) -> bool:
-    return is_as_arrived(path, header, arrived(path).header, known.tensors, **settings)
+@contextmanager
+def arriving(path: Path) -> Iterator[Arrival]:
+    """A file that is all there."""
+    with closing(Arrival(path, path.stat().st_size)) as arrival:
+        arrival.reached(path.stat().st_size)
+        yield arrival
 
 
-def refusals(bundle: Path, known: dict[str, str]) -> list[str]:
-    """What each way says of a bundle that is not to be accepted."""
+def change(path: Path, data: bytes) -> None:
+    """Write to a file, at another time than before by its clock, which may be a coarse one."""
+    before = path.stat().st_mtime_ns
+    while path.stat().st_mtime_ns == before:
+        path.write_bytes(data)
+
+
+def refusals(bundle: Path, known: dict[str, Arrived]) -> list[str]:
+    """What is said of a bundle that is not to be accepted, without and with what was found while it arrived."""
     said = []
     for heard in ({}, known):
         with pytest.raises(CheckpointError) as caught:
             verify_bundle(bundle, arrived=heard)
         said.append(str(caught.value))
     return said
+
+
+def bytes_read() -> int:
+    """Return how much this process has read so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 @pytest.fixture
@@ -69,48 +82,84 @@ def bundle(tmp_path: Path) -> Path:
     return tmp_path / "b"
 
 
-def test_every_flipped_byte_of_header_padding_and_tensors_is_found_by_both_ways_and_named_alike(bundle: Path) -> None:
+def test_every_flipped_byte_of_header_padding_and_tensors_is_found_and_named_alike_whatever_was_found_before(
+    bundle: Path,
+) -> None:
     path = bundle / WEIGHTS
-    intact, stream = path.read_bytes(), arrived(path)
-    known = {stream.hexdigest(): stream.header}
+    intact, found = path.read_bytes(), arrived(path)
+    known = {found.scan.sha256: found}
     verify_bundle(bundle, arrived=known)
     for place in range(len(intact)):
         damaged = bytearray(intact)
         damaged[place] ^= 1 << place % 8
-        path.write_bytes(damaged)
+        change(path, damaged)
         whole, as_arrived = refusals(bundle, known)
         assert whole == as_arrived, place
         if place >= len(intact) - 25:
             assert whole.startswith("DIGEST_FILE"), place
-    path.write_bytes(intact)
+    change(path, intact)
     verify_bundle(bundle, arrived=known)
 
 
 def test_another_dtype_of_the_same_size_in_the_header_is_found(bundle: Path) -> None:
-    """No tensor's byte is another one: only the header's digest tells."""
+    """No tensor's byte is another one: only the file's digest tells."""
     path = bundle / WEIGHTS
-    intact, stream = path.read_bytes(), arrived(path)
-    path.write_bytes(intact.replace(b'"BF16"', b'"F16" '))
-    whole, as_arrived = refusals(bundle, {stream.hexdigest(): stream.header})
+    intact, found = path.read_bytes(), arrived(path)
+    change(path, intact.replace(b'"BF16"', b'"F16" '))
+    whole, as_arrived = refusals(bundle, {found.scan.sha256: found})
     assert whole == as_arrived and whole.startswith("DIGEST_FILE")
 
 
-@pytest.mark.parametrize("change", ["digest", "nan"])
+@pytest.mark.parametrize("wrong", ["digest", "nan"])
 def test_what_was_published_wrong_is_refused_with_its_own_code_though_it_arrived_whole(
-    bundle: Path, change: str
+    bundle: Path, wrong: str
 ) -> None:
     path, manifest = bundle / WEIGHTS, json.loads((bundle / "manifest.json").read_bytes())
-    if change == "nan":
+    if wrong == "nan":
         path.write_bytes(path.read_bytes()[:-2] + b"\xc0\x7f")
-    stream = arrived(path)
+    found = arrived(path)
     own = next(file for file in manifest["files"] if file["path"] == WEIGHTS)
-    own["sha256"] = stream.hexdigest()
-    last = path.read_bytes()[-6:] if change == "nan" else b"others"
+    own["sha256"] = found.scan.sha256
+    last = path.read_bytes()[-6:] if wrong == "nan" else b"others"
     manifest["tensors"][WEIGHTS]["h"] = hashlib.sha256(last).hexdigest()
     (bundle / "manifest.json").write_bytes(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode())
-    whole, as_arrived = refusals(bundle, {stream.hexdigest(): stream.header})
+    whole, as_arrived = refusals(bundle, {found.scan.sha256: found})
     assert whole == as_arrived
-    assert whole.startswith("VALUES_NOT_FINITE" if change == "nan" else "DIGEST_TENSOR")
+    assert whole.startswith("VALUES_NOT_FINITE" if wrong == "nan" else "DIGEST_TENSOR")
+    if wrong == "nan":
+        verify_bundle(bundle, arrived={found.scan.sha256: found}, scan_values=False)
+
+
+def test_a_file_that_arrived_is_not_read_again_under_any_name_and_mode_and_read_again_if_it_is_another_or_was_written_to(
+    tmp_path: Path,
+) -> None:
+    size = 4 * BLOCK_BYTES
+    weights = write_raw(tmp_path / WEIGHTS, {"w": entry("U8", [size], [0, size])}, bytes(size))
+    make_bundle(tmp_path / "b", files={WEIGHTS: weights.read_bytes()})
+    path, done = tmp_path / "b" / WEIGHTS, list[int]()
+    found = arrived(path)
+    known = {found.scan.sha256: found}
+    path.rename(tmp_path / "blob")
+    path.hardlink_to(tmp_path / "blob")
+    path.chmod(0o444)
+
+    def is_read() -> bool:
+        done.clear()
+        before = bytes_read()
+        manifest = verify_bundle(tmp_path / "b", arrived=known, progress=done.append).manifest
+        assert sum(done) == manifest.total_bytes
+        return bytes_read() - before > size
+
+    assert not is_read()
+    os.utime(path)
+    assert is_read()
+    found = arrived(path)
+    known = {found.scan.sha256: found}
+    assert not is_read()
+    path.unlink()
+    path.write_bytes((tmp_path / "blob").read_bytes())
+    os.utime(path, ns=(found.stamp[-1], found.stamp[-1]))
+    assert is_read()
 
 
 @pytest.mark.parametrize("dtype", NOT_FINITE)
@@ -124,14 +173,13 @@ def test_nan_and_infinity_at_the_ends_of_a_tensor_and_of_blocks_are_found_in_eve
     path = write_raw(tmp_path / WEIGHTS, header, b"abc" + bytes(size))
     parsed = read_header(path)
     clean = scan_file(path, parsed)
-    assert not clean.not_finite and holds(path, parsed, clean)
+    assert not clean.not_finite
     start = parsed.tensors["w"].start
     for offset in (0, BLOCK_BYTES - width, BLOCK_BYTES, size - width):
         for bits in NOT_FINITE[dtype]:
             write_at(path, start + offset, bits.to_bytes(width, "little"))
-            found = scan_file(path, parsed)
-            assert found.not_finite == {"w": 1}
-            assert not holds(path, parsed, found) and holds(path, parsed, found, values=False)
+            assert scan_file(path, parsed).not_finite == {"w": 1}
+            assert not scan_file(path, parsed, values=False).not_finite
         write_at(path, start + offset, bytes(width))
     assert scan_file(path, parsed) == clean
 
@@ -158,11 +206,7 @@ def test_digests_are_those_of_hashlib_however_tensors_lie_on_blocks(tmp_path: Pa
     }
     assert scan.tensors == expected
     assert sum(done) == path.stat().st_size
-    done.clear()
-    assert holds(path, parsed, scan, progress=done.append)
-    assert sum(done) == path.stat().st_size
-    for name in ("t1", "t3", "t5", "t1006"):
-        assert not is_as_arrived(path, parsed, arrived(path).header, {**expected, name: "0" * 64})
+    assert arrived(path).scan == scan
 
 
 def big(path: Path, size: int) -> Path:
@@ -172,70 +216,84 @@ def big(path: Path, size: int) -> Path:
     return path
 
 
-def both_ways(path: Path) -> list[Callable[..., Any]]:
-    """Return the checks of a file as it is now, to be run later."""
-    header = read_header(path)
-    known, beginning = scan_file(path, header).tensors, arrived(path).header
-    return [partial(scan_file, path, header), partial(is_as_arrived, path, header, beginning, known)]
+def scanned(path: Path) -> None:
+    scan_file(path, read_header(path))
 
 
-def test_memory_stays_bounded_whatever_the_size(tmp_path: Path) -> None:
-    for check in both_ways(big(tmp_path / WEIGHTS, 64 << 20)):
-        tracemalloc.start()
-        check()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 8 << 20
+@pytest.mark.parametrize("check", [scanned, arrived])
+def test_memory_stays_bounded_whatever_the_size(tmp_path: Path, check: Callable[[Path], object]) -> None:
+    path = big(tmp_path / WEIGHTS, 64 << 20)
+    tracemalloc.start()
+    check(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_the_caller_hears_of_progress_in_its_own_thread_and_can_stop_at_every_block(tmp_path: Path) -> None:
     threads = set(threading.enumerate())
-    for check in both_ways(big(tmp_path / WEIGHTS, 16 * BLOCK_BYTES)):
-        heard: list[tuple[int, int]] = []
+    heard: list[tuple[int, int]] = []
+    path = big(tmp_path / WEIGHTS, 16 * BLOCK_BYTES)
 
-        def progress(count: int, heard: list[tuple[int, int]] = heard) -> None:
-            heard.append((threading.get_ident(), count))
+    def progress(count: int) -> None:
+        heard.append((threading.get_ident(), count))
 
-        with pytest.raises(CancelledCheckError):
-            check(progress=progress, cancel=lambda heard=heard: len(heard) == 5)
-        assert len(heard) == 5 and {ident for ident, _ in heard} == {threading.get_ident()}
-        assert max(count for _, count in heard) <= BLOCK_BYTES
-        assert set(threading.enumerate()) == threads
+    with pytest.raises(CancelledCheckError):
+        scan_file(path, read_header(path), progress=progress, cancel=lambda: len(heard) == 5)
+    assert len(heard) == 5 and {ident for ident, _ in heard} == {threading.get_ident()}
+    assert max(count for _, count in heard) <= BLOCK_BYTES
+    assert set(threading.enumerate()) == threads
 
 
-def test_a_file_that_is_cut_or_grows_while_it_is_read_is_refused_and_nothing_hangs(tmp_path: Path) -> None:
+def test_a_file_that_is_cut_while_it_is_read_is_refused_and_nothing_hangs(tmp_path: Path) -> None:
     size = 16 * BLOCK_BYTES
-    for way in (0, 1):
-        path = big(tmp_path / WEIGHTS, size)
-        check = both_ways(path)[way]
+    path = big(tmp_path / WEIGHTS, size)
+    with pytest.raises(CheckpointError, match="FILE_UNREADABLE"):
+        scan_file(path, read_header(path), progress=lambda _: os.truncate(path, size // 2))
+    path = big(tmp_path / "another", size)
+    with closing(Arrival(path, path.stat().st_size)) as arrival:
+        arrival.reached(size // 2)
+        os.truncate(path, size // 4)
+        arrival.reached(2 * size)
         with pytest.raises(CheckpointError, match="FILE_UNREADABLE"):
-            check(progress=lambda _count, path=path: os.truncate(path, size // 2))
+            arrival.finish(lambda: False)
 
 
 def test_a_file_that_has_grown_since_its_header_was_read_is_hashed_as_it_is(tmp_path: Path) -> None:
     path = big(tmp_path / WEIGHTS, BLOCK_BYTES)
-    size, done = path.stat().st_size, list[int]()
-    scan, still_holds = both_ways(path)
+    header, size, done = read_header(path), path.stat().st_size, list[int]()
     os.truncate(path, size + 3 * BLOCK_BYTES)
-    assert scan(progress=done.append).sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and sum(done) == size
-    assert not still_holds()
+    scan = scan_file(path, header, progress=done.append)
+    assert scan.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and sum(done) == size
 
 
 @pytest.mark.parametrize("step", [1, 3, 7, 8, 9, 1000])
-def test_a_stream_has_the_digest_of_its_header_however_it_is_cut(bundle: Path, step: int) -> None:
-    data = (bundle / WEIGHTS).read_bytes()
-    digest = ArrivalDigest()
-    for start in range(0, len(data), step):
-        digest.update(data[start : start + step])
-    end = read_header(bundle / WEIGHTS).data_start
-    assert digest.header == hashlib.sha256(data[:end]).hexdigest()
-    assert digest.hexdigest() == hashlib.sha256(data).hexdigest()
+def test_what_is_found_while_a_file_grows_is_what_is_found_afterwards_however_it_grows(
+    bundle: Path, tmp_path: Path, step: int
+) -> None:
+    data, path = (bundle / WEIGHTS).read_bytes(), tmp_path / "growing"
+    with path.open("wb", buffering=0) as file, closing(Arrival(path, len(data))) as arrival:
+        for start in range(0, len(data), step):
+            arrival.reached(start)
+            file.write(data[start : start + step])
+        arrival.reached(len(data))
+        found = arrival.finish(lambda: False)
+    assert found.scan == scan_file(path, read_header(path)) and found.scan.tensors.keys() == {"mask", "none", "w", "h"}
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"{}", b'{"type": "act"}', bytes(7), b"\xff" * 64, b"\x09" + bytes(7) + b"12345678"]
 )
-def test_a_stream_that_is_no_safetensors_file_has_no_header(data: bytes) -> None:
-    digest = ArrivalDigest()
-    digest.update(data)
-    assert (digest.header, digest.hexdigest()) == ("", hashlib.sha256(data).hexdigest())
+def test_what_is_no_safetensors_file_is_hashed_alone(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "file").write_bytes(data)
+    assert arrived(tmp_path / "file").scan == FileScan(hashlib.sha256(data).hexdigest(), {}, {})
+
+
+def test_a_scan_whose_file_stops_growing_can_be_given_up_at_any_moment_and_leaves_no_thread(bundle: Path) -> None:
+    threads, path = set(threading.enumerate()), bundle / WEIGHTS
+    for there in (0, 5, 20, path.stat().st_size - 1):
+        with closing(Arrival(path, path.stat().st_size)) as arrival:
+            arrival.reached(there)
+            with pytest.raises(CancelledCheckError):
+                arrival.finish(iter([False, True]).__next__)
+        assert set(threading.enumerate()) == threads

@@ -15,6 +15,7 @@ import pytest
 from support.downloads import Bench
 from support.waits import wait_for
 
+from vla_checkpoint.scan import FileScan
 from vla_ota_manager.errors import StoreError
 from vla_ota_manager.fetch import flushing, http
 from vla_ota_manager.store import parts
@@ -108,7 +109,9 @@ def answering() -> int:
     return sum("process_request_thread" in thread.name for thread in threading.enumerate())
 
 
-def test_the_header_of_a_safetensors_file_is_known_however_often_its_download_was_cut(bench: Bench) -> None:
+def test_what_was_in_a_safetensors_file_is_known_when_it_is_there_however_often_its_download_was_cut(
+    bench: Bench,
+) -> None:
     header = b'{"w":{"dtype":"U8","shape":[200000],"data_offsets":[0,200000]}}'
     data = len(header).to_bytes(8, "little") + header + DATA[:200_000]
     digest = hashlib.sha256(data).hexdigest()
@@ -122,6 +125,8 @@ def test_the_header_of_a_safetensors_file_is_known_however_often_its_download_wa
         assert not bench.arrived
         bench.server.be_good()
     bench.fetch(bench.server.url(path), **arguments)
-    assert bench.arrived == {digest: hashlib.sha256(data[: 8 + len(header)]).hexdigest()}
+    found = bench.arrived[digest]
+    assert found.scan == FileScan(digest, {"w": hashlib.sha256(DATA[:200_000]).hexdigest()}, {})
+    assert found.is_still(bench.blobs.blob(digest))
     bench.fetch()
-    assert not bench.arrived, "what is no safetensors file has none"
+    assert bench.arrived[bench.digest].scan == FileScan(bench.digest, {}, {})

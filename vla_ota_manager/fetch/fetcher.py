@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from vla_checkpoint.arrival import ArrivalDigest
+from vla_checkpoint import CancelledCheckError, CheckpointError
+from vla_checkpoint.arrival import Arrival, Arrived
 from vla_ota_manager.config import OtaConfig
-from vla_ota_manager.errors import CancelledError, FetchError, RefusedFetchError
+from vla_ota_manager.errors import CancelledError, FetchError, RefusedFetchError, StoreError
 from vla_ota_manager.fetch.flushing import Flusher
 from vla_ota_manager.fetch.http import Cancelled, Connection, Http, Reply
 from vla_ota_manager.fetch.pace import Bandwidth, Patience, StallGuard, pause
@@ -26,7 +27,6 @@ from vla_ota_manager.store.blobs import BlobStore
 from vla_ota_manager.store.parts import Parts, PartsFile
 
 _T = TypeVar("_T")
-_HASH_BYTES = 1 << 20
 _MIRROR_REST_S = 60.0
 """A mirror that failed is not asked for so long."""
 _log = logging.getLogger("vla_ota_manager")
@@ -56,8 +56,8 @@ class Fetcher:
         self._mirror_at = 0.0  # not before [s, monotonic]
         self._bandwidth = Bandwidth(config.bandwidth_bytes_s)
         self._rng = rng or random.Random()
-        self.arrived: dict[str, str] = {}
-        """SHA-256 of every safetensors file that was fetched and hashed → SHA-256 of its header, for ``verify_bundle``."""
+        self.arrived: dict[str, Arrived] = {}
+        """SHA-256 of every file that was fetched → what was found in it meanwhile, for ``verify_bundle``."""
 
     def check(self, url: Url) -> None:
         """Raise ``FetchError`` unless the URL is below an allowed source."""
@@ -101,17 +101,17 @@ class Fetcher:
                 CONTENT_RANGE_INVALID.
             StoreError: DISK_FULL, STORE_IO.
         """
-        download = _Download(self, sha256, size, received, on_progress, cancelled)
-        if self._by_mirror(download, urls[0], cancelled):
-            return
-        for index, url in enumerate(urls):
-            try:
-                attempt = functools.partial(download.attempt, url, self.config.fetch_connections)
-                self._with_retries(attempt, cancelled, download.present, self.config.retries)
+        with closing(_Download(self, sha256, size, received, on_progress, cancelled)) as download:
+            if self._by_mirror(download, urls[0], cancelled):
                 return
-            except FetchError as e:
-                if e.code != "NOT_FOUND" or index == len(urls) - 1:
-                    raise
+            for index, url in enumerate(urls):
+                try:
+                    attempt = functools.partial(download.attempt, url, self.config.fetch_connections)
+                    self._with_retries(attempt, cancelled, download.present, self.config.retries)
+                    return
+                except FetchError as e:
+                    if e.code != "NOT_FOUND" or index == len(urls) - 1:
+                        raise
 
     def _by_mirror(self, download: _Download, url: Url, cancelled: Cancelled) -> bool:
         """Fetch what is at ``url`` from this site's mirror; return False if that is not possible."""
@@ -162,7 +162,7 @@ class Fetcher:
 
 
 class _Download:
-    """A blob on its way: its partial file and the hash of it, kept over attempts."""
+    """A blob on its way: its partial file and the scan of it, kept over attempts."""
 
     def __init__(
         self,
@@ -182,11 +182,14 @@ class _Download:
         """Whether parts of it may be asked for at a time; not any more once a server did not do as asked."""
         self._alone = False
         """Whether a further connection was refused for good: one goes on."""
-        self._offset, self._hash = 0, ArrivalDigest()
-        """Up to where it is hashed, which is up to where everything is there; and the hash."""
+        self._offset, self._arrival = info.parts.front(), Arrival(fetcher._blobs.partial(sha256), size)
+        """Up to where everything is there; and what scans it up to there."""
         if info.size:
-            with fetcher._blobs.partial(sha256).open("rb") as file:
-                self._hash_up_to(info.parts.front(), lambda offset, count: os.pread(file.fileno(), count, offset))
+            self._arrival.reached(self._offset)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._arrival.close()
 
     def present(self) -> int:
         """Return how much of it is on the disk [bytes]."""
@@ -195,21 +198,30 @@ class _Download:
     def attempt(self, url: Url, connections: int) -> None:
         """Ask for what is missing; a server may answer with a part of it, then for the rest."""
         self._guard = StallGuard(self._f.config, url)
+        if self._offset == self._size:  # empty, or a manager was killed behind its last byte
+            with self._f._blobs.fs.append(self._f._blobs.partial(self._sha256), self._size) as file:
+                file.flush()
+            self._arrival.reached(self._size)
         while self._offset < self._size:
             self._request(url, 1 if self._alone else connections)
-        with self._f._blobs.fs.append(self._f._blobs.partial(self._sha256), self._offset) as file:
-            file.flush()
-        actual = self._hash.hexdigest()
-        if actual != self._sha256:
+        arrived = self._finish_scan()
+        if arrived.scan.sha256 != self._sha256:
             # bytes of an earlier attempt may be damaged, or of another copy: once more from the beginning
             resumed, self._resumed = self._resumed, False
             self._restart()
             self._f._blobs.discard(self._sha256)
-            what = f"hashes to {actual}, promised {self._sha256}"
+            what = f"hashes to {arrived.scan.sha256}, promised {self._sha256}"
             raise RefusedFetchError("BLOB_DIGEST_MISMATCH", what, url.text, retryable=resumed)
-        if self._hash.header:
-            self._f.arrived[self._sha256] = self._hash.header
+        self._f.arrived[self._sha256] = arrived
         self._f._blobs.finish(self._sha256)
+
+    def _finish_scan(self) -> Arrived:
+        try:
+            return self._arrival.finish(self._cancelled)
+        except CancelledCheckError as e:
+            raise CancelledError("CANCELLED", "stopped on request") from e
+        except (CheckpointError, OSError) as e:
+            raise StoreError("STORE_IO", f"cannot be read: {e}", str(self._f._blobs.partial(self._sha256))) from e
 
     def _request(self, url: Url, connections: int) -> None:
         scattered = connections > 1 or not self._unbroken()
@@ -293,8 +305,7 @@ class _Download:
                 if len(chunk) > end - self._offset:
                     self._refuse_length(url, f"more arrives than the bytes up to {end} of {self._size}", end)
                 file.write(chunk)
-                self._hash.update(chunk)
-                self._offset += len(chunk)
+                self._move_to(self._offset + len(chunk))
                 blobs.fs.point("fetch.chunk")
                 flusher.wrote(len(chunk), functools.partial(blobs.note, self._sha256, self._offset, self._etag))
                 self._on_progress(self._offset)
@@ -349,12 +360,8 @@ class _Download:
 
     def _take_in(self, file: PartsFile, flusher: Flusher, part: int, data: bytes) -> None:
         self._received.add(len(data))
-        at_front = self._parts.reached(part) == self._offset
         file.write(part, data)
-        if at_front:
-            self._hash.update(data)
-            self._offset += len(data)
-        self._hash_up_to(self._parts.front(self._offset), file.read)
+        self._move_to(self._parts.front(self._offset))
         self._f._blobs.fs.point("fetch.chunk")
         flusher.wrote(len(data), self._noting())
         self._on_progress(self.present())
@@ -385,13 +392,12 @@ class _Download:
 
     def _restart(self, *, in_parts: bool = False) -> None:
         """Begin anew; by default with one connection: a server did not do as asked, or what is there cannot be trusted."""
-        self._offset, self._etag, self._hash = 0, "", ArrivalDigest()
+        self._arrival.close()
+        self._offset, self._etag = 0, ""
+        self._arrival = Arrival(self._f._blobs.partial(self._sha256), self._size)
         self._parts, self._in_parts = Parts.beginning(self._size, 0), in_parts
 
-    def _hash_up_to(self, end: int, read: Callable[[int, int], bytes]) -> None:
-        """Hash what is on the disk from where the hash is to ``end``; ``read``: returns bytes of an offset and a count."""
-        while self._offset < end and (data := read(self._offset, min(_HASH_BYTES, end - self._offset))):
-            self._hash.update(data)
-            self._offset += len(data)
-            if self._cancelled():
-                raise CancelledError("CANCELLED", "stopped on request")
+    def _move_to(self, offset: int) -> None:
+        """Say up to where everything is there now."""
+        self._offset = offset
+        self._arrival.reached(offset)
