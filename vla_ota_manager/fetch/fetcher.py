@@ -293,13 +293,14 @@ class _Download:
     # -- one connection -----------------------------------------------------------------------------------------------------
 
     def _receive(self, url: Url, connection: Connection, end: int) -> None:
-        blobs = self._f._blobs
+        blobs, chunk = self._f._blobs, connection.read()
         with blobs.fs.append(blobs.partial(self._sha256), self._offset) as file, Flusher(file.flush) as flusher:
             blobs.forget_parts(self._sha256)
             self._parts = Parts.beginning(self._size, self._offset)
-            file.flush()
-            blobs.note(self._sha256, self._offset, self._etag)
-            while chunk := connection.read():
+            if len(chunk) < self._size - self._offset or blobs.is_noted(self._sha256):  # else nothing is to go on from
+                file.flush()
+                self._noting()()
+            while chunk:
                 self._received.add(len(chunk))
                 self._guard.add(len(chunk))
                 if len(chunk) > end - self._offset:
@@ -307,13 +308,21 @@ class _Download:
                 file.write(chunk)
                 self._move_to(self._offset + len(chunk))
                 blobs.fs.point("fetch.chunk")
-                flusher.wrote(len(chunk), functools.partial(blobs.note, self._sha256, self._offset, self._etag))
+                flusher.wrote(len(chunk), self._noting())
                 self._on_progress(self._offset)
                 self._f._bandwidth.spend(len(chunk), self._cancelled)
-            flusher.finish(functools.partial(blobs.note, self._sha256, self._offset, self._etag))
+                chunk = connection.read()
+            flusher.finish(self._noting())
         if self._offset < end:
             what = f"ended after {self._offset} of {self._size} bytes"
             raise FetchError("TRUNCATED", what, url.text, retryable=True)
+
+    def _noting(self, *, scattered: bool = False) -> Callable[[], None]:
+        """Return what writes down how far the download is now (``scattered``: all parts of it), unless it is complete."""
+        if self._offset == self._size:
+            return lambda: None
+        parts_now = Parts(self._size, list(self._parts.there)) if scattered else None
+        return functools.partial(self._f._blobs.note, self._sha256, self._offset, self._etag, parts_now)
 
     # -- several connections ------------------------------------------------------------------------------------------------
 
@@ -328,7 +337,7 @@ class _Download:
         patience = self._f.patience(self.present)
         ranges, more_at_s = Ranges(self._f._http, Source(url, self._size, self._etag)), 0.0
         with self._f._blobs.open_parts(self._sha256, self._parts) as file, Flusher(file.flush) as flusher:
-            flusher.finish(self._noting())
+            flusher.finish(self._noting(scattered=True))
             ranges.begin(self._offset // parts.PART_BYTES, self._offset, end, connection)
             try:
                 while self._offset < self._size and not (self._alone and not ranges.busy and self._unbroken()):
@@ -341,7 +350,7 @@ class _Download:
                         more_at_s = max(more_at_s, time.monotonic() + self._tolerate(news, part, ranges, patience))
             finally:
                 ranges.stop()
-            flusher.finish(self._noting())
+            flusher.finish(self._noting(scattered=True))
         self._guard = StallGuard(self._f.config, url)  # each part had one of its own
 
     def _unbroken(self) -> bool:
@@ -363,14 +372,9 @@ class _Download:
         file.write(part, data)
         self._move_to(self._parts.front(self._offset))
         self._f._blobs.fs.point("fetch.chunk")
-        flusher.wrote(len(data), self._noting())
+        flusher.wrote(len(data), self._noting(scattered=True))
         self._on_progress(self.present())
         self._f._bandwidth.spend(len(data), self._cancelled)
-
-    def _noting(self) -> Callable[[], None]:
-        """Return what writes down how far the download is now, all parts of it."""
-        parts_now = Parts(self._size, list(self._parts.there))
-        return functools.partial(self._f._blobs.note, self._sha256, self._offset, self._etag, parts_now)
 
     def _tolerate(self, error: Exception, part: int, ranges: Ranges, patience: Patience) -> float:
         """Return how long no further connection is opened [s]; raise what is the download's failure."""

@@ -114,6 +114,10 @@ class BlobStore:
             document["parts"] = parts.there
         self.fs.write_file(self._note(sha256), json.dumps(document).encode(), "partial_note")
 
+    def is_noted(self, sha256: str) -> bool:
+        """Whether anything is written down about a partial download."""
+        return self._note(sha256).exists()
+
     def open_parts(self, sha256: str, parts: Parts) -> PartsFile:
         """Open a download that grows in several places, of which ``parts`` is there."""
         return PartsFile(self.fs, self.partial(sha256), self._table(sha256), parts)
@@ -129,7 +133,8 @@ class BlobStore:
         self.fs.seal(self.partial(sha256))
         self.fs.point("blob.sealed")
         self._publish(sha256)
-        self.fs.unlink(self._note(sha256), "blob.note")
+        if self.is_noted(sha256):
+            self.fs.unlink(self._note(sha256), "blob.note")
         self.forget_parts(sha256)
 
     def discard(self, sha256: str) -> None:
