@@ -78,7 +78,7 @@ def durable(settings: dict[str, Any]) -> None:
 
 
 def ours(settings: dict[str, Any]) -> None:
-    """Fetched, hashed meanwhile, flushed, linked, verified (every tensor's digest and values) and installed in a store."""
+    """Fetched, scanned meanwhile (every tensor's digest and values too), flushed, linked, verified and installed in a store."""
     from vla_checkpoint import verify_bundle
     from vla_ota_manager.config import OtaConfig
     from vla_ota_manager.fetch.fetcher import Fetcher, Received

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests into memory, blobs into the store: resumed, bounded, hashed while they arrive, never fetched twice."""
+"""Manifests into memory, blobs into the store: resumed, bounded, scanned while they arrive, never fetched twice."""
 
 from __future__ import annotations
 
@@ -358,7 +358,7 @@ class _Download:
         return self._parts.total <= self._offset
 
     def _begin_more(self, ranges: Ranges, most: int) -> None:
-        """Ask for parts that nobody has asked for, the first ones first: what is far ahead would wait long to be hashed."""
+        """Ask for parts that nobody has asked for, the first ones first: what is far ahead would wait long to be scanned."""
         first = self._offset // parts.PART_BYTES
         for part in range(first, min(first + 2 * most, len(self._parts.there))):
             if len(ranges.busy) >= most:

@@ -2,7 +2,7 @@
 """Parts of one file by several range requests at a time.
 
 Each part is received in a thread of its own, which may wait for a name, a head or a slow server. What arrives goes through one
-short queue to the caller's thread: that alone writes, hashes, counts and asks whether to go on. A full queue slows all down.
+short queue to the caller's thread: that alone writes, counts and asks whether to go on. A full queue slows all down.
 """
 
 from __future__ import annotations
