@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vla_checkpoint import limits
 from vla_checkpoint.errors import CancelledCheckError, HeaderError
-from vla_checkpoint.files import Cancel, check_cancel
+from vla_checkpoint.files import Cancel, check_cancel, open_regular
 from vla_checkpoint.header import LENGTH_BYTES, Header, read_header
 from vla_checkpoint.scan import FileScan, scan_file
 
@@ -70,7 +70,7 @@ class Arrival:
         """Wait for what was found once all has been reached.
 
         Raises:
-            FileError: it cannot be read.
+            FileError, OSError: it cannot be read.
             CancelledCheckError: ``cancel`` said so; it is asked ten times a second.
         """
         found = stamp(self._path)
@@ -105,8 +105,8 @@ class Arrival:
     def _header(self) -> Header:
         """Return the header once it has arrived; of another file than safetensors, one that says so."""
         self._wait(min(LENGTH_BYTES, self._size))
-        with self._path.open("rb") as file:
-            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        with open_regular(self._path) as file:
+            length = int.from_bytes(file.read(LENGTH_BYTES) or b"", "little")
         if length <= min(limits.HEADER_BYTES, self._size - LENGTH_BYTES):
             self._wait(LENGTH_BYTES + length)
             with suppress(HeaderError):
