@@ -10,6 +10,7 @@ it loads it.)
 from __future__ import annotations
 
 import threading
+from concurrent import futures
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,10 +75,9 @@ class Arrival:
             CancelledCheckError: ``cancel`` said so; it is asked ten times a second.
         """
         found = stamp(self._path)
-        while True:
+        while not futures.wait([self._found], _POLL_S).done:
             check_cancel(cancel, self._path)
-            with suppress(TimeoutError):
-                return Arrived(self._found.result(_POLL_S), found)
+        return Arrived(self._found.result(), found)
 
     def close(self) -> None:
         """Stop, and wait until nothing is read any more."""

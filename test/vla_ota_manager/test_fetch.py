@@ -310,9 +310,10 @@ def test_after_a_reboot_only_what_was_flushed_is_relied_upon(bench: Bench) -> No
     assert bench.complete and bench.server.requests[-1][1]["range"] == "bytes=65536-"
 
 
-def test_a_blob_that_is_damaged_as_a_partial_download_is_fetched_anew(bench: Bench) -> None:
-    bench.blobs.partial(DIGEST).write_bytes(os.urandom(50_000))
-    bench.fetch()
+@pytest.mark.parametrize("size", [50_000, len(DATA)])
+def test_a_blob_that_is_damaged_as_a_partial_download_is_fetched_anew_at_once(bench: Bench, size: int) -> None:
+    bench.blobs.partial(DIGEST).write_bytes(os.urandom(size))
+    bench.fetch(retries=0)
     assert bench.complete
 
 

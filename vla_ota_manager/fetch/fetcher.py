@@ -206,12 +206,14 @@ class _Download:
             self._request(url, 1 if self._alone else connections)
         arrived = self._finish_scan()
         if arrived.scan.sha256 != self._sha256:
-            # bytes of an earlier attempt may be damaged, or of another copy: once more from the beginning
             resumed, self._resumed = self._resumed, False
             self._restart()
             self._f._blobs.discard(self._sha256)
+            if resumed:  # bytes of an earlier attempt may be damaged, or of another copy: once more from the beginning
+                self.attempt(url, connections)
+                return
             what = f"hashes to {arrived.scan.sha256}, promised {self._sha256}"
-            raise RefusedFetchError("BLOB_DIGEST_MISMATCH", what, url.text, retryable=resumed)
+            raise RefusedFetchError("BLOB_DIGEST_MISMATCH", what, url.text)
         self._f.arrived[self._sha256] = arrived
         self._f._blobs.finish(self._sha256)
 
