@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,8 @@ import pytest
 
 from benchmarks import merge
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of transformers, about what it was built with
-    import peft  # noqa: F401
 
-
+@pytest.mark.filterwarnings("ignore")  # of transformers, about what it was built with
 def test_merges_are_exact_and_robust_rules_stand_two_bad_clients_of_ten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.special import bdtr, betaincinv
 
 from vla_evidence import observations_needed, proportion_lower_bound
 from vla_evidence.sequential.bounds import exceedance_limit, quantile_upper_bound
@@ -16,7 +16,8 @@ from vla_evidence.sequential.bounds import exceedance_limit, quantile_upper_boun
 @pytest.mark.parametrize("n", [1, 7, 50])
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.87, 0.99])
 def test_the_lower_bound_of_a_proportion_is_too_high_at_most_as_often_as_allowed(n: int, p: float) -> None:
-    wrong = sum(binom.pmf(k, n, p) for k in range(n + 1) if proportion_lower_bound(k, n, 0.95) > p)
+    probabilities = np.diff(bdtr(np.arange(n + 1.0), n, p), prepend=0.0)
+    wrong = sum(probabilities[k] for k in range(n + 1) if proportion_lower_bound(k, n, 0.95) > p)
     assert wrong <= 0.05 + 1e-12
 
 
@@ -24,6 +25,8 @@ def test_known_bounds_of_a_proportion() -> None:
     assert proportion_lower_bound(10, 10, 0.95) == pytest.approx(0.05 ** (1 / 10))
     assert proportion_lower_bound(0, 10, 0.95) == 0.0
     assert proportion_lower_bound(0, 0, 0.95) == 0.0
+    for k, n in ((1, 1), (1, 9), (870, 1000), (999, 1000), (4999, 5000)):
+        assert proportion_lower_bound(k, n, 0.95) == pytest.approx(betaincinv(k, n - k + 1, 0.05), rel=1e-9)
     for arguments in ((3, 2, 0.9), (-1, 2, 0.9), (1, 2, 1.0)):
         with pytest.raises(ValueError):
             proportion_lower_bound(*arguments)

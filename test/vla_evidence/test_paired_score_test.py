@@ -7,8 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
-from scipy.stats import multinomial
 
 from vla_evidence.errors import InputError
 from vla_evidence.sequential.paired_score_test import excluded_drop, paired_score_p_value
@@ -17,6 +15,8 @@ from vla_evidence.sequential.paired_score_test import excluded_drop, paired_scor
 @pytest.mark.parametrize(("losses_rate", "pairs"), [(0.06, 100), (0.1, 100), (0.12, 200)])
 def test_a_version_that_is_worse_by_the_margin_seldom_passes(losses_rate: float, pairs: int) -> None:
     """Exactly: the sum over every outcome that there can be."""
+    from scipy.stats import multinomial  # a second that few tests need
+
     margin, alpha = 0.05, 0.05
     rates = losses_rate - margin, losses_rate
     passes = 0.0
@@ -34,6 +34,8 @@ def test_a_version_that_is_worse_by_the_margin_seldom_passes(losses_rate: float,
 def test_the_variance_is_that_of_the_most_likely_rates_at_the_margin(
     wins: int, losses: int, pairs: int, margin: float
 ) -> None:
+    from scipy.optimize import minimize_scalar
+
     def unlikely(q: float) -> float:
         p = q - margin
         if not 0.0 < p < 1.0 or p + q >= 1.0:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
 
 from vla_evidence.sequential.score_test import constrained_rates, excluded_drop, score_p_value
 
@@ -36,6 +35,8 @@ def test_its_rates_are_the_most_likely_ones_that_differ_by_the_margin(counts: tu
 @pytest.mark.parametrize(("n0", "n1", "margin"), [(6840, 360, 0.10), (900, 300, 0.05), (400, 400, 0.02)])
 def test_the_error_at_the_margin_is_the_level(n0: int, n1: int, margin: float) -> None:
     """Exactly, by summing over all counts that are not very unlikely."""
+    from scipy.stats import binom  # a second that few tests need
+
     total, rate = 0.0, 0.87
     (low0, high0), (low1, high1) = (binom.interval(1 - 1e-9, n, p) for n, p in ((n0, rate), (n1, rate - margin)))
     x0, x1 = np.arange(low0, high0 + 1), np.arange(low1, high1 + 1)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from support.episodes import CAMERA, FEATURES, STATE, make_episode, meta
@@ -157,6 +156,8 @@ def test_a_buffer_in_which_no_old_episode_fits_is_refused(tmp_path: Path) -> Non
 
 def test_lerobots_own_reader_of_tasks_finds_them_by_instruction(tmp_path: Path) -> None:
     """LeRobot reads tasks with pandas and looks an instruction up in the index."""
+    import pandas as pd  # a second that no other test needs
+
     build_dataset(week(tmp_path / "e"), tmp_path / "d", BuildSettings())
     tasks = pd.read_parquet(tmp_path / "d" / "meta" / "tasks.parquet")
     assert int(tasks.loc["pick the blue block"].task_index) == 1 and tasks.iloc[0].name == "pick the red block"
