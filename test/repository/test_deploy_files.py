@@ -113,6 +113,7 @@ def test_the_image_has_every_package_that_the_server_imports() -> None:
     listed |= set(installs[1].split())
     code = (
         "import sys; import vla_fleet.cli.main, vla_fleet.server.run, vla_fleet.server.migrate, vla_learning.episodes.summary;"
+        "import scipy.special, vla_checkpoint.repository.metadata, vla_fleet.mirror.run, vla_fleet.storage.nats_bus;"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
     loaded = set(

@@ -20,7 +20,7 @@ from websockets.sync.client import connect
 
 from vla_fleet import protocol
 from vla_fleet.client import Client
-from vla_fleet.server import run
+from vla_fleet.serving import listen
 from vla_sim.fleet.simulated_robot import SimulatedRobot
 
 
@@ -207,7 +207,7 @@ def test_compression_keeps_little_of_a_line(server: FleetServer, client: Client,
 
 
 def test_a_connection_whose_other_end_takes_nothing_ends_after_a_minute() -> None:
-    with run._listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2], 40.0):
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2], 40.0):
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000  # [ms]

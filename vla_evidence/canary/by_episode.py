@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any
 
 from numpy.typing import ArrayLike
-from scipy.special import ndtri  # type: ignore[import-untyped]
 
 from vla_evidence.canary.config import CanaryConfig, Stage
 from vla_evidence.canary.endpoints import Comparison, Endpoint, Tally, shortfalls
@@ -158,7 +158,8 @@ class EpisodeComparison(Comparison):
         p = 1.0 if margin is None else self._p_value(tally, margin)
         if margin is None or not self._level < p < 0.5 or not self._stage.duration_s:
             return ""
-        growth = (float(ndtri(self._level)) / float(ndtri(p))) ** 2
+        quantile = NormalDist().inv_cdf
+        growth = (quantile(self._level) / quantile(p)) ** 2
         more = hours_text(LOOKS * self._stage.duration_s / 3600.0 * (growth - 1.0))
         return f"; if both rates stay as they are, about {more} more would show it"
 

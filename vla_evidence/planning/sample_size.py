@@ -11,9 +11,8 @@ Cluster Randomization Trials (2000).
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Literal
-
-from scipy.special import ndtri  # type: ignore[import-untyped]
 
 from vla_evidence.errors import InputError, check_margin, check_probability, check_rate
 
@@ -90,8 +89,8 @@ def _spreads(rate_a: float, rate_b: float, share: float) -> tuple[float, float]:
 def _z_power(power: float, alpha: float) -> float:
     if not check_probability("power", power) > alpha:
         raise InputError("INPUT_PROBABILITY", "power", f"{power} is not above α = {alpha}: a coin does as well")
-    return float(ndtri(power))
+    return NormalDist().inv_cdf(power)
 
 
 def _z(alpha: float, sides: Sides) -> float:
-    return -float(ndtri(check_probability("alpha", alpha) / sides))
+    return -NormalDist().inv_cdf(check_probability("alpha", alpha) / sides)

@@ -6,10 +6,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri  # type: ignore[import-untyped]
 
 from vla_evidence.analysis import Bar, Tick, no_bar
 from vla_evidence.errors import InputError, check_probability, check_rate
@@ -22,6 +22,7 @@ _UNITS_AT_ONCE, _MOST_UNITS = 1 << 20, 1 << 22
 _FEWEST_RUNS, _MOST_RUNS, _SIZING_RUNS = 2, 10_000_000, 4000
 _LARGEST_GROWTH = 4.0
 _FIRST_UNITS = 512
+_quantile = NormalDist().inv_cdf
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def sign_test_pairs(
     """
     check_runs(runs, seed)
     runs = max(runs, _SIZING_RUNS)
-    z_alpha, z_power = -float(ndtri(alpha / 2.0)), float(ndtri(check_probability("power", power)))
+    z_alpha, z_power = -_quantile(alpha / 2.0), _quantile(check_probability("power", power))
     pairs = first
     for step in range(3):
         if pairs > MAX_PAIRS:
@@ -179,6 +180,6 @@ def sign_test_pairs(
         reached, error = stopping.decided
         if reached >= power - error or step == 2:
             break
-        growth = ((z_alpha + z_power) / (z_alpha + float(ndtri(max(reached, alpha))))) ** 2
+        growth = ((z_alpha + z_power) / (z_alpha + _quantile(max(reached, alpha)))) ** 2
         pairs = math.ceil(pairs * min(growth, _LARGEST_GROWTH))
     return stopping

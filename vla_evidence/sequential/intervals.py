@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaln, xlog1py, xlogy  # type: ignore[import-untyped]
 
 _BISECTIONS = 64
 
@@ -57,6 +56,8 @@ def confidence_sequence(
     Returns:
         low, high: of the counts' shape; 0 and 1 where there is no observation.
     """
+    from scipy.special import betaln  # type: ignore[import-untyped]  # a third of a second of every start of a server
+
     k, n = np.broadcast_arrays(np.asarray(successes, dtype=np.float64), np.asarray(observations, dtype=np.float64))
     threshold = betaln(1.0 + k, 1.0 + n - k) + math.log(1.0 - confidence)  # outside: log-likelihood at p <= this
     rate = np.where(n > 0.0, k / np.where(n > 0.0, n, 1.0), 0.5)
@@ -67,6 +68,8 @@ def confidence_sequence(
 
 def _end(outside: Any, inside: Any, k: Any, n: Any, threshold: Any) -> NDArray[np.float64]:
     """Return the end of the interval between 0 or 1 and the observed rate: bisection; the log-likelihood is monotone there."""
+    from scipy.special import xlog1py, xlogy
+
     for _ in range(_BISECTIONS):
         middle = 0.5 * (outside + inside)
         excluded = xlogy(k, middle) + xlog1py(n - k, -middle) <= threshold

@@ -18,7 +18,6 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr  # type: ignore[import-untyped]
 
 _BISECTIONS = 40
 
@@ -58,6 +57,8 @@ def score_p_value(
     Returns:
         p: 1 where a group has no unit or nothing varies.
     """
+    from scipy.special import ndtr  # type: ignore[import-untyped]  # see intervals.py: not at a server's start
+
     (x0, x1), (n0, n1) = (np.asarray(v, float) for v in successes), (np.asarray(v, float) for v in units)
     known = (n0 > 0.0) & (n1 > 0.0)
     n0, n1 = np.where(known, n0, 1.0), np.where(known, n1, 1.0)

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]
 
 from vla_evidence.errors import InputError, shown
 
@@ -33,6 +32,8 @@ def linear(fraction: ArrayLike, alpha: float) -> NDArray[np.float64]:
 
 def obrien_fleming(fraction: ArrayLike, alpha: float) -> NDArray[np.float64]:
     """Return 2 - 2 Φ(z(1-α/2) / √t)."""
+    from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]  # see intervals.py: not at a server's start
+
     t = np.minimum(np.asarray(fraction, dtype=np.float64), 1.0)
     with np.errstate(divide="ignore"):
         return np.asarray(np.minimum(2.0 * ndtr(float(ndtri(alpha / 2.0)) / np.sqrt(t)), alpha))

@@ -14,7 +14,6 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr  # type: ignore[import-untyped]
 
 from vla_evidence.analysis import Bar, Tick, no_bar
 from vla_evidence.errors import InputError, check_probability
@@ -158,6 +157,8 @@ def _welch(a: Floats, b: Floats) -> float:
     va, vb = a.var(ddof=1) / a.size, b.var(ddof=1) / b.size
     if va + vb == 0.0:
         return 1.0
+    from scipy.special import stdtr  # type: ignore[import-untyped]  # see intervals.py: not at a server's start
+
     freedom = (va + vb) ** 2 / (va**2 / (a.size - 1) + vb**2 / (b.size - 1))
     return float(2.0 * stdtr(freedom, -abs(a.mean() - b.mean()) / np.sqrt(va + vb)))
 

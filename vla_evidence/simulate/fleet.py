@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv  # type: ignore[import-untyped]
 
 from vla_evidence.errors import InputError, check_probability
 
@@ -44,6 +43,8 @@ class FleetModel:
             check_probability("success rate", mean)
         if self.icc == 0.0:
             return np.broadcast_to(np.array(means)[:, None, None], (2, runs, self.robots))
+        from scipy.special import betaincinv  # type: ignore[import-untyped]  # see intervals.py
+
         rank = rng.random((runs, self.robots))
         strength = (1.0 - self.icc) / self.icc
         return np.stack([np.asarray(betaincinv(mean * strength, (1.0 - mean) * strength, rank)) for mean in means])

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri  # type: ignore[import-untyped]
 
 _LEAST_TO_COMPARE, _LEAST_TO_ADVANCE, _MARGIN = 100, 50, 0.02
 
@@ -46,7 +46,7 @@ def z_test(successes_a: Any, n_a: Any, successes_b: Any, n_b: Any, alpha: float 
     pooled = (successes_a + successes_b) / (n_a + n_b)
     spread = np.sqrt(pooled * (1.0 - pooled) * (1.0 / n_a + 1.0 / n_b))
     difference = np.abs(successes_b / n_b - successes_a / n_a)
-    return np.asarray(difference > -ndtri(alpha / 2.0) * spread)
+    return np.asarray(difference > -NormalDist().inv_cdf(alpha / 2.0) * spread)
 
 
 def should_advance(

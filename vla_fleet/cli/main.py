@@ -116,9 +116,9 @@ def mirror(
 
     Give each manager at the site the parameter mirror_url. A robot that cannot use the mirror fetches from the server.
     """
-    from vla_fleet.server.run import run_mirror
+    from vla_fleet.mirror.run import run  # as above
 
-    run_mirror(origin, data, host, port, round(max_gb * 1e9))
+    run(origin, data, host, port, round(max_gb * 1e9))
 
 
 def main() -> None:

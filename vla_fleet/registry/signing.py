@@ -12,20 +12,23 @@ import asyncio
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
-from securesystemslib.signer import Signer
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from tuf.api.metadata import TargetFile
 
 from vla_checkpoint import CheckpointError
-from vla_checkpoint.repository.keys import load_roots, load_signers
-from vla_checkpoint.repository.metadata import Repository, target, target_path
 from vla_fleet.clock import Clock
 from vla_fleet.errors import ConflictError, FleetError, MissingError
 from vla_fleet.storage.database import Database, put
 from vla_fleet.storage.tables import LeaseRow, TrustFileRow, VersionRow
+
+if TYPE_CHECKING:  # a server that signs nothing starts without what signs: half a second
+    from securesystemslib.signer import Signer
+    from tuf.api.metadata import TargetFile
+
+    from vla_checkpoint.repository.metadata import Repository
 
 LOOK_S = 60.0
 """How often it is looked whether something has to be signed again [s]."""
@@ -88,6 +91,8 @@ class Signing:
     async def _change(self, targets: bytes | None) -> None:
         if self._folder is None:
             return
+        from vla_checkpoint.repository.metadata import Repository
+
         roots, signers = self._keys(self._folder)
         async with self._database.begin() as session:
             # one signs at a time, also of several servers: whoever comes second sees what the first one signed
@@ -107,6 +112,8 @@ class Signing:
             await session.execute(delete(TrustFileRow).where(TrustFileRow.name.in_(gone)))
 
     async def _sign(self, session: AsyncSession, repository: Repository, signers: list[Signer]) -> None:
+        from vla_checkpoint.repository.metadata import target, target_path
+
         now = datetime.fromtimestamp(self._clock.now(), timezone.utc)
         wanted: Mapping[str, TargetFile] | None = None
         if repository.can_sign("targets", signers):
@@ -123,6 +130,8 @@ class Signing:
 
     def _keys(self, folder: Path) -> tuple[dict[str, bytes], list[Signer]]:
         """Read roots and keys, each time anew: a rotation needs no restart."""
+        from vla_checkpoint.repository.keys import load_roots, load_signers
+
         try:
             return load_roots(folder), list(load_signers(folder).values())
         except CheckpointError as e:

@@ -43,7 +43,6 @@ from vla_fleet.steering.leader import Leader
 from vla_fleet.storage.blobs import BlobStore, FilesBy, LocalBlobs
 from vla_fleet.storage.bus import Bus, LocalBus
 from vla_fleet.storage.database import Database, shared_secret
-from vla_fleet.storage.nats_bus import NatsBus
 from vla_fleet.storage.object_blobs import ObjectBlobs
 from vla_fleet.uploads.files import UploadFiles
 
@@ -97,7 +96,7 @@ class Rooms:
         self._files_url = f"{settings.public_url.rstrip('/')}/files"
         self.database = Database(settings.database or embedded(settings.data), self.clock)
         self.blobs, episodes, adapters = stores(settings)
-        self.bus: Bus = NatsBus(settings.bus) if settings.bus else LocalBus()
+        self.bus: Bus = nats_bus(settings.bus) if settings.bus else LocalBus()
         self.leader = Leader(self.database, self.clock, f"{socket.gethostname()[:40]} {secrets.token_hex(4)}")
         self.keys = Keys(self.database, self.clock)
         self.registry = Registry(self.database, self.blobs, self.clock)
@@ -140,7 +139,7 @@ class Rooms:
             await self.database.migrate()
             await self.database.close()
         if self.settings.bus:
-            bus = NatsBus(self.settings.bus)
+            bus = nats_bus(self.settings.bus)
             await bus.open()
             await bus.close()
         if self.settings.blobs:
@@ -201,6 +200,13 @@ class Rooms:
 
 async def _always() -> bool:
     return True
+
+
+def nats_bus(url: str) -> Bus:
+    """Return the bus of several servers."""
+    from vla_fleet.storage.nats_bus import NatsBus  # a tenth of a second that a single server does not need
+
+    return NatsBus(url)
 
 
 def embedded(data: Path) -> str:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vla-fleet serve`` and ``vla-fleet mirror``."""
+"""``vla-fleet serve``."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import sys
 from collections.abc import Callable
@@ -14,17 +13,14 @@ import uvicorn
 
 from vla_fleet import protocol
 from vla_fleet.errors import FleetError, InputError
-from vla_fleet.mirror.app import create_app as create_mirror
 from vla_fleet.server.app import create_app
 from vla_fleet.server.line_protocol import LineProtocol
 from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
-from vla_fleet.server.watch import configure_log
+from vla_fleet.serving import Server, configure_log, listen, name
 from vla_fleet.storage.blobs import FilesBy
 
 _SWITCH_INTERVAL_S = 0.0005
 """The database and forecasts work in threads; with the interpreter's 5 ms each statement waits so long for its turn."""
-_UNREAD_MS = 60_000
-"""A connection whose other end takes nothing for so long ends: else what waits for it would be kept for ever."""
 
 
 def run(
@@ -45,8 +41,8 @@ def run(
     make_rooms: Callable[[Settings], Rooms] = Rooms,
 ) -> None:
     """Serve until SIGINT or SIGTERM. ``make_rooms`` puts the server's parts together."""
-    with _listen(host, port) as listener:
-        url = public_url or f"{'https' if certificate else 'http'}://{_name(host)}:{listener.getsockname()[1]}"
+    with listen(host, port) as listener:
+        url = public_url or f"{'https' if certificate else 'http'}://{name(host)}:{listener.getsockname()[1]}"
         settings = Settings(
             data=data,
             public_url=url,
@@ -76,38 +72,9 @@ def run(
         configure_log()
         first = " of the server that started first" if database else ""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        _Server(config, f"vla-fleet serves {url}; the admin's key is in {data / ADMIN_KEY}{first}").run(
+        Server(config, f"vla-fleet serves {url}; the admin's key is in {data / ADMIN_KEY}{first}").run(
             sockets=[listener]
         )
-
-
-def run_mirror(origin: str, data: Path, host: str, port: int, max_bytes: int) -> None:
-    """Serve a mirror of ``origin`` until SIGINT or SIGTERM."""
-    if not origin.startswith(("http://", "https://")):
-        raise InputError("INPUT_INVALID", f"--origin: {origin!r} must begin with http:// or https://")
-    with _listen(host, port) as listener:
-        try:
-            app = create_mirror(origin, data, max_bytes)
-        except OSError as e:
-            raise FleetError("DATA_UNUSABLE", f"{data}: {e.strerror or e}; name a folder that can be written") from e
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
-        configure_log()
-        where = f"http://{_name(host)}:{listener.getsockname()[1]}"
-        _Server(config, f"vla-fleet mirrors {origin} at {where}").run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; raise FleetError ADDRESS_UNUSABLE."""
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)  # connections inherit it
-        return listener
-    except (OSError, OverflowError) as e:
-        raise FleetError("ADDRESS_UNUSABLE", f"{host}:{port}: {e}; choose another --host or --port") from e
-
-
-def _name(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _check(certificate: Path | None, key: Path | None) -> None:
@@ -125,16 +92,3 @@ def _check_files_by(settings: Settings) -> None:
         raise InputError(
             "INPUT_INVALID", f"--files-by {by.value}: {what}; use {'server' if not elsewhere else 'links'}"
         )
-
-
-class _Server(uvicorn.Server):
-    """Says that it serves once it does."""
-
-    def __init__(self, config: uvicorn.Config, ready: str) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            print(self._ready, flush=True)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
 from collections.abc import MutableMapping
 from typing import Any
@@ -20,22 +18,6 @@ MAX_BODY_BYTES = 8 << 20
 _UPLOADS = ("/v1/blobs/", "/v1/robot/")
 
 log = structlog.get_logger("vla_fleet")
-
-
-def configure_log() -> None:
-    """Write the log to stderr: for people if that is a terminal, else one JSON object a line."""
-    terminal = sys.stderr.isatty()
-    renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 class Watch:
