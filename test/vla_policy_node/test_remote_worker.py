@@ -20,7 +20,7 @@ import pytest
 from support.engine_rig import EngineRig, contract_text
 from support.refusals import refused
 from support.remote_host import RemoteHost, make_ca
-from support.scripted import adapter_bundle, base_bundle, scripted_bundle
+from support.scripted import TEST_FOLDER, adapter_bundle, base_bundle, scripted_bundle
 from support.waits import TIMEOUT_S, wait_for
 from support.worker_robot import STATE, WorkerRobot
 
@@ -37,6 +37,11 @@ from vla_policy_node.worker.inference import WARM_UP_INFERENCES
 
 IMAGE = "observation.images.front"
 FEATURES = {STATE: FeatureSpec((2,), "float32"), IMAGE: FeatureSpec((48, 64, 3), "uint8")}
+
+
+def torchless_host(folder: Path, *options: str, **settings: Any) -> RemoteHost:
+    """A host that does not find torch, whose import takes longer than most tests: their policies do without."""
+    return RemoteHost(folder, "--worker-path", str(Path(TEST_FOLDER) / "support" / "no_torch"), *options, **settings)
 
 
 def remote_robot(remote: Remote, **config: Any) -> WorkerRobot:
@@ -62,7 +67,7 @@ def failure(line: Line) -> dict[str, Any]:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[RemoteHost]:
-    with RemoteHost(tmp_path) as started:
+    with torchless_host(tmp_path) as started:
         yield started
 
 
@@ -163,7 +168,7 @@ def test_a_worker_that_dies_over_there_is_a_lost_worker_here_with_its_cause(
 def test_a_host_that_is_killed_or_silent_is_a_lost_worker_although_nothing_was_asked(tmp_path: Path, how: int) -> None:
     scripted_bundle(tmp_path / "a")
     silence_s = 3.0 if how == signal.SIGSTOP else 20.0
-    with RemoteHost(tmp_path, silence_s=silence_s) as host, remote_robot(host.remote) as robot:
+    with torchless_host(tmp_path, silence_s=silence_s) as host, remote_robot(host.remote) as robot:
         generation = robot.pool.prepare(tmp_path / "a")
         os.kill(host.process.pid, how)
         event = robot.wait_for(lambda e: e.kind == "LOST")
@@ -173,7 +178,7 @@ def test_a_host_that_is_killed_or_silent_is_a_lost_worker_although_nothing_was_a
 
 def test_a_robot_that_vanishes_frees_its_generation(tmp_path: Path) -> None:
     scripted_bundle(tmp_path / "a")
-    with RemoteHost(tmp_path, silence_s=3.0) as host, remote_robot(host.remote) as robot:
+    with torchless_host(tmp_path, silence_s=3.0) as host, remote_robot(host.remote) as robot:
         generation = robot.pool.prepare(tmp_path / "a")
         os.kill(generation.pid, signal.SIGSTOP)
         wait_for(lambda: "nothing was heard for 3 s" in host.log, "the host to notice")
@@ -206,7 +211,7 @@ def test_what_the_host_refuses_reaches_the_robot_with_its_code(tmp_path: Path) -
     with (tmp_path / "damaged" / "model.safetensors").open("r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"\x01\x02\x03\x04")
-    with RemoteHost(tmp_path, "--cache-gib", "0.002") as host, remote_robot(host.remote) as robot:
+    with torchless_host(tmp_path, "--cache-gib", "0.002") as host, remote_robot(host.remote) as robot:
         for name, code in (
             ("wrong", "GOLDEN_MISMATCH"),
             ("damaged", "DIGEST_FILE"),
@@ -352,7 +357,7 @@ def test_a_line_that_is_lost_in_two_steps_and_comes_back_leaves_the_robot_with_i
     # what stands by is still there for a while when what acts is lost: its line is found dead a little later
     scripted_bundle(tmp_path / "a", "1.0.0")
     scripted_bundle(tmp_path / "b", "1.1.0")
-    with RemoteHost(tmp_path) as host, contextlib.closing(Relay(host.port)) as relay:
+    with torchless_host(tmp_path) as host, contextlib.closing(Relay(host.port)) as relay:
         settings = {"worker_host": relay.address, "worker_tls": host.remote.tls, "worker_silence_s": 5.0}
         with EngineRig(tmp_path, model_path=str(tmp_path / "a"), **settings) as rig:
             rig.wait_running("1.0.0")
@@ -373,7 +378,7 @@ def test_a_host_that_is_killed_in_a_trial_and_comes_back_leaves_the_robot_with_w
 ) -> None:
     scripted_bundle(tmp_path / "a", "1.0.0")
     scripted_bundle(tmp_path / "b", "1.1.0")
-    with RemoteHost(tmp_path) as host:
+    with torchless_host(tmp_path) as host:
         settings = {"worker_host": host.address, "worker_tls": host.remote.tls, "worker_silence_s": 20.0}
         with EngineRig(tmp_path, model_path=str(tmp_path / "a"), **settings) as rig:
             rig.wait_running("1.0.0")
@@ -489,7 +494,7 @@ def test_what_was_used_least_recently_makes_room_and_what_is_loaded_stays(tmp_pa
     for name in ("a", "b", "c"):
         ballast = random.standard_normal(300_000).astype(np.float32)
         scripted_bundle(tmp_path / name, more_tensors={"ballast": ballast})
-    with RemoteHost(tmp_path, "--cache-gib", "0.003") as host, remote_robot(host.remote) as robot:  # two of them
+    with torchless_host(tmp_path, "--cache-gib", "0.003") as host, remote_robot(host.remote) as robot:  # two of them
         kept = robot.pool.prepare(tmp_path / "a")
         for number, name in enumerate(("b", "c", "b"), 2):
             robot.pool.release(robot.pool.prepare(tmp_path / name))
