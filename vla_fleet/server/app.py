@@ -33,18 +33,24 @@ class Refusal(BaseModel):
     """Of an upload: where to go on."""
 
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Refusal, "description": "The body cannot be read."},
-    401: {"model": Refusal, "description": "No key or token, or a wrong one."},
-    403: {"model": Refusal, "description": "The key's role does not allow it."},
-    404: {"model": Refusal, "description": "What the request names does not exist."},
-    409: {"model": Refusal, "description": "It contradicts what is there."},
-    413: {"model": Refusal, "description": "The body is too large."},
-    422: {"model": Refusal, "description": "The request does not say what it must."},
-    429: {"model": Refusal, "description": "Too many of them; see Retry-After."},
-    503: {"model": Refusal, "description": "What the server stands on does not answer; see Retry-After."},
-    507: {"model": Refusal, "description": "The server's disk is full."},
+_REFUSALS = {
+    400: "The body cannot be read.",
+    401: "No key or token, or a wrong one.",
+    403: "The key's role does not allow it.",
+    404: "What the request names does not exist.",
+    409: "It contradicts what is there.",
+    413: "The body is too large.",
+    422: "The request does not say what it must.",
+    429: "Too many of them; see Retry-After.",
+    503: "What the server stands on does not answer; see Retry-After.",
+    507: "The server's disk is full.",
 }
+_BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": _BODY} for status, text in _REFUSALS.items()
+}
+_NAMED: dict[int | str, dict[str, Any]] = {400: {"description": _REFUSALS[400], "model": Refusal}}
+"""FastAPI makes a validator of each model for each route, for nothing. So one router names it, and the others refer to it."""
 _CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "BODY_TOO_LARGE"}
 
 
@@ -67,7 +73,7 @@ def create_app(rooms: Rooms) -> FastAPI:
         async with rooms:
             yield
 
-    app = _App(title="vla_fleet", lifespan=lifespan, responses=_REFUSALS)
+    app = _App(title="vla_fleet", lifespan=lifespan, responses=_ANSWERS)
     app.state.rooms = rooms
     app.add_middleware(Watch, rooms=rooms)
     app.add_exception_handler(FleetError, _refuse)  # type: ignore[arg-type]
@@ -77,7 +83,7 @@ def create_app(rooms: Rooms) -> FastAPI:
     app.add_exception_handler(405, _refuse_http)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _fail)
     for part in (models, files, robots, uploads, episodes, adapters, rollouts, experiments, people):
-        app.include_router(part.router)
+        app.include_router(part.router, responses=_NAMED if part is models else None)
     add_page(app)
     return app
 
