@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import heapq
 import itertools
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -28,7 +30,8 @@ from vla_fleet.rollouts import rollouts
 from vla_fleet.server.app import create_app
 from vla_fleet.server.limits import Buckets
 from vla_fleet.server.line_protocol import LineProtocol
-from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings
+from vla_fleet.server.rooms import ADMIN_KEY, Rooms, Settings, embedded
+from vla_fleet.storage.database import Database
 
 _T = TypeVar("_T")
 _C = TypeVar("_C", bound=Clock)
@@ -80,6 +83,20 @@ def _no_wait_for_the_disk(connection: Any, _: Any) -> None:
     connection.execute("PRAGMA synchronous=OFF")
 
 
+@functools.cache
+def _empty_database() -> bytes:
+    """A database with every table: ten migrations, made once in a process and not by each of its servers."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = Database(embedded(Path(folder)), SystemClock())
+
+        async def make() -> None:
+            await database.migrate()
+            await database.close()
+
+        asyncio.run(make())
+        return Path(folder, "fleet.db").read_bytes()
+
+
 class ClockedServer(Generic[_C]):
     """The server on a clock. Use as a context manager."""
 
@@ -91,6 +108,8 @@ class ClockedServer(Generic[_C]):
         self.rooms = Rooms(Settings(data=data, public_url=self.url, **settings), clock)
         if not self.rooms.database.shared:  # SQLite
             event.listen(self.rooms.database.engine.sync_engine, "connect", _no_wait_for_the_disk)
+            if not (data / "fleet.db").exists():
+                (data / "fleet.db").write_bytes(_empty_database())
         config = uvicorn.Config(
             create_app(self.rooms), log_config=None, ws=LineProtocol, timeout_graceful_shutdown=2,
             timeout_keep_alive=120,  # a client that pauses between two requests does not meet a line that is just being closed
