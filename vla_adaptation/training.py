@@ -226,15 +226,22 @@ def main(arguments: Sequence[str]) -> int:
     take_bounds(parent, job.nice, job.max_memory_bytes)
     try:
         result = run(folder, job)
-    except (LearningError, CheckpointError) as e:
-        result = Result(code=e.code, message=str(e))
-    except (MemoryError, RuntimeError) as e:
-        if isinstance(e, RuntimeError) and "alloc" not in str(e):  # torch has no error of its own for memory
+    except (LearningError, CheckpointError, MemoryError, RuntimeError) as e:
+        if _lacks_memory(e):
+            text = f"the training process needs more than max_memory_bytes ({job.max_memory_bytes}); allow more"
+            result = Result(code="ADAPTATION_FAILED", message=f"ADAPTATION_FAILED: {text}")
+        elif isinstance(e, RuntimeError | MemoryError):
             raise
-        text = f"the training process needs more than max_memory_bytes ({job.max_memory_bytes}); allow more"
-        result = Result(code="ADAPTATION_FAILED", message=f"ADAPTATION_FAILED: {text}")
+        else:
+            result = Result(code=e.code, message=str(e))
     write(folder / RESULT, result)
     return 0
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether an error is about the bound on memory: neither torch nor a library that starts threads has one for that."""
+    cause = error.__cause__ or error
+    return isinstance(cause, MemoryError) or any(text in str(cause) for text in ("alloc", "temporarily unavailable"))
 
 
 if __name__ == "__main__":
