@@ -113,7 +113,7 @@ def scale_spread(feature: str, factor: float) -> Change:
 def displace(folder: Path) -> None:
     """An offset on every action, as of a policy for a robot whose joints have their zeros elsewhere."""
     weights = read_weights(folder)
-    weights["head.bias"] = (weights["head.bias"].astype(np.float32) + 0.8).astype(weights["head.bias"].dtype)
+    weights["head.bias"] = (weights["head.bias"].astype(np.float32) + 1.6).astype(weights["head.bias"].dtype)
     write_weights(folder, weights)
 
 
