@@ -147,7 +147,8 @@ def test_an_arm_is_given_policies_in_motion_undoes_a_bad_one_and_survives_the_lo
     assert status.previous_version == "1.0.0"
 
     other = robot.update("1.1.6")
-    assert (other.to_state, other.error_code) in [("REJECTED", "SHADOW_DIVERGED"), ("REJECTED", "SHADOW_LIMIT")]
+    refusals = [("REJECTED", "SHADOW_DIVERGED"), ("REJECTED", "SHADOW_LIMIT")]
+    assert (other.to_state, other.error_code) in refusals, robot.reports.messages[-1]
     assert robot.states("1.1.6")[-2:] == ["SHADOW", "REJECTED"]
     robot.wait_running("1.1.0")
 
