@@ -84,7 +84,7 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         "worker_host",
         default_value="",
-        description="vla_ota_worker_host on which policies run, name:port; empty = what params_file says, as a rule here",
+        description="vla_ota_worker_host on which policies run, name:port; empty = what params_file says (by default: here)",
     ),
     DeclareLaunchArgument(
         "worker_tls",

@@ -239,9 +239,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _lacks_memory(error: BaseException) -> bool:
-    """Whether an error is about the bound on memory: neither torch nor a library that starts threads has one for that."""
-    cause = error.__cause__ or error
-    return isinstance(cause, MemoryError) or any(text in str(cause) for text in ("alloc", "temporarily unavailable"))
+    """Whether an error is about the bound on memory: torch has no error of its own for that, nor has pyarrow for a thread."""
+    cause, text = error.__cause__ or error, str(error.__cause__ or error)
+    if isinstance(cause, RuntimeError) and "alloc" in text:
+        return True
+    return isinstance(cause, MemoryError) or "temporarily unavailable" in text
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def sign_test_pairs(
     """
     check_runs(runs, seed)
     runs = max(runs, _SIZING_RUNS)
-    z_alpha, z_power = -_quantile(alpha / 2.0), _quantile(check_probability("power", power))
+    z_alpha, z_power = -_quantile(check_probability("alpha", alpha) / 2.0), _quantile(check_probability("power", power))
     pairs = first
     for step in range(3):
         if pairs > MAX_PAIRS:

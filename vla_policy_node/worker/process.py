@@ -284,8 +284,7 @@ class Loaded:
             if golden["record"]:
                 record(*arguments, golden["seed"], self.golden_times_s)
             else:
-                rest = golden["tolerance"], golden["seed"], self.golden_times_s
-                self.golden_difference = replay(*arguments, *rest)
+                self.golden_difference = replay(*arguments, golden["tolerance"], golden["seed"], self.golden_times_s)
 
 
 def _map(fd: int, size: int) -> mmap.mmap:

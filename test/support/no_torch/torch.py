@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stands before torch on a path, for processes that are to begin at once: it is not there, they are told."""
+"""Hides torch, first on a path: processes that need no torch start at once without its import."""
 
 raise ImportError("left out of this test")
